@@ -1,0 +1,28 @@
+"""The exceptions that rap raises on purpose.
+
+A wrong set-up is refused before any work with one of these; one bad sample is
+never an exception but a quarantine code in the score table. ``MemoryError`` and
+``KeyboardInterrupt`` always pass through unchanged.
+"""
+
+from __future__ import annotations
+
+
+class RapError(Exception):
+    """Base of every error that rap raises on purpose."""
+
+
+class RapInputError(RapError, ValueError):
+    """The data handed in cannot be used: array shapes, data set, records."""
+
+
+class RapConfigError(RapError, ValueError):
+    """A setting is nonsense, or differs from the one a store was made with."""
+
+
+class RapStoreError(RapError, OSError):
+    """The score store cannot be read, written or locked."""
+
+
+class RapModelError(RapError, RuntimeError):
+    """The model cannot be driven: no attention to catch, degenerate rollouts."""
