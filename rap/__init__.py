@@ -1,0 +1,1 @@
+"""RAP: which few per cent of multimodal data teach a model to reason, and why."""
