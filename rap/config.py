@@ -17,6 +17,7 @@ COUNTERFACTUALS = ("drop", "blank", "noise", "shuffle")
 HEADS = ("mean", "max", "each")
 COLUMNS = ("response", "prompt", "all")
 RULES = ("budget", "paper")
+DIVERGENCES = ("js", "kl", "rkl", "jeffreys", "tv", "hellinger2")
 
 
 def _require(ok: bool, name: str, value: object, expected: str) -> None:
@@ -239,6 +240,11 @@ class ChooseConfig:
     """Replace trivial samples by the hardest that can still be solved (DRM)."""
     by: str | None = None
     """Column whose values get their own budget, e.g. ``"source"``."""
+    trivial: float = 0.0
+    """A survivor whose difficulty is at most this is trivial. The paper's 0 means
+    "always solved"; probabilities (evidence ``answer``) hardly ever reach it."""
+    divergence: str = "js"
+    """Which divergence is D when the evidence is ``logits``."""
 
     def __post_init__(self) -> None:
         _require(self.rule in RULES, "rule", self.rule, f"one of {RULES}")
@@ -265,4 +271,22 @@ class ChooseConfig:
             "lambda_a",
             self.lambda_a,
             "None or a number > 0",
+        )
+        _require(
+            self.rule == "budget" or self.by is None,
+            "by",
+            self.by,
+            "None with rule='paper', which has no budget to divide",
+        )
+        _require(
+            _is_finite(self.trivial) and 0 <= self.trivial < 1,
+            "trivial",
+            self.trivial,
+            "a number in [0, 1)",
+        )
+        _require(
+            self.divergence in DIVERGENCES,
+            "divergence",
+            self.divergence,
+            f"one of {DIVERGENCES}",
         )
