@@ -1,0 +1,65 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * CONTRACT: attention confidence of a response, from queries and keys.
+ *
+ *   A^h_ij = softmax_j(scale q_i . k_j), j <= i, query head h reading key head
+ *   h / (Hq / Hkv); w_ij = mean or maximum of A^h_ij over heads, or each head alone;
+ *   log psi_j = sum over rows i in I(j) of ln(sigma w_ij), divided by |I(j)| if
+ *   `normalise`; log psi = max of log psi_j over candidate columns j; ties: least j.
+ *   I(j): response rows i >= j, the first `window` of them if window > 0.
+ *   Candidates: columns of the response, the prompt or both, allowed by column_mask and
+ *   seen by at least min_rows rows. None: log psi = -inf, position = -1.
+ *   `renormalise`: a row of w is divided by its sum (OPERA's form; for the mean it is 1).
+ *   Means over response rows, from w rows that sum to 1: entropy -sum w ln w, mass of the
+ *   `top` largest, mass on image tokens.
+ *   Source: RAP (arXiv 2506.04755) section 3.2; method.md section 2.
+ *
+ * Shapes: q [Hq, L, D], k [Hkv, L, D] after rotary embedding, float32, bfloat16 or
+ * float16, last dimension contiguous; S samples packed along L by cu_seqlens. F = Hq
+ * for RAP_ACE_EACH, else 1. Answers: see rap_ace_args.
+ *
+ * How: response rows are taken in blocks; a head's scores for a block [rows, L] are
+ * multiplied (gemm.h), turned into weights and folded over heads in place, so neither
+ * L x L nor rows x L x H ever exists and each score is computed once. Given row
+ * log-sum-exps, single heads need no scores at all: sum_i ln A_ij is linear,
+ *   scale k_j . (sum_{i in I(j)} q_i) - sum_{i in I(j)} lse_i, O(L D) (ace_linear).
+ *
+ * Precision: scores and weights float32; sums over rows float64. A head-mean weight below
+ * 2^-126 counts as 2^-126 (ln = -87.3): log psi stays finite where float32 attention would
+ * be 0. Error at most 4x that of the float32 attention matrix, tests/test_ace.py.
+ *
+ * Limits: NaN in q or k makes the sample's log psi NaN. An empty response gives -inf and
+ * NaN statistics.
+ */
+#ifndef RAP_ACE_H
+#define RAP_ACE_H
+
+#include "../cpu.h"
+
+#define RAP_ACE_FLOOR 0x1p-126f
+#define RAP_ACE_TOP 64 /* largest `top` */
+
+enum { RAP_ACE_MEAN, RAP_ACE_MAX, RAP_ACE_EACH };
+enum { RAP_ACE_RESPONSE = 1, RAP_ACE_PROMPT = 2, RAP_ACE_ALL = 3 };
+enum { RAP_ACE_LOG_PSI, RAP_ACE_ENTROPY, RAP_ACE_TOP_MASS, RAP_ACE_IMAGE, RAP_ACE_OUTPUTS };
+
+typedef struct {
+    rap_array q, k;           /* [Hq, L, D], [Hkv, L, D] */
+    rap_array cu_seqlens;     /* int64 [S + 1] */
+    rap_array response_start; /* int64 [S], inside the sample */
+    rap_array column_mask;    /* bool [L]: true may be a candidate; or empty */
+    rap_array image_mask;     /* bool [L]; or empty */
+    rap_array lse;            /* float32 or float64 [Hq, L] of the scaled scores; or empty */
+    rap_array summary;        /* out float64 [OUTPUTS, S, F] */
+    rap_array position;       /* out int64 [S, F]: column inside the sample, -1: none */
+    rap_array psi;            /* out float64 [F, L]: log psi_j, -inf: no candidate */
+    double scale, sigma;
+    int64_t min_rows, window; /* window 0: all rows */
+    int heads, columns, top;
+    bool renormalise, normalise, stats;
+} rap_ace_args;
+
+bool rap_ace_check(const rap_ace_args *args, rap_error *err);
+bool rap_ace_cpu(const rap_ace_args *args, rap_exec *exec, rap_error *err);
+
+#endif

@@ -1,0 +1,324 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Keys are packed once. A task is (sample, field, group of row blocks); its column sums
+ * and statistics go to its own place and are added in the order of the groups by
+ * reduce_task, so the bits depend on each sample's shape alone: not on threads, and not
+ * on the samples packed beside it.
+ */
+#include "ace.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "../gemm/gemm.h"
+#include "../parallel.h"
+#include "../status.h"
+#include "ace_plan.h"
+
+/* --- one head of one block of rows --------------------------------------------------- */
+
+typedef struct {
+    int64_t row, n;  /* rows [row, row + n) of the sample */
+    int64_t key, ld; /* first key column computed; floats a row */
+    float *scores, *weights, *ln_row, *query;
+} block;
+
+static const float *
+query_rows(const ace_ctx *ctx, const ace_sample *s, const block *b, int64_t head, int64_t *ld)
+{
+    const rap_array *q = &ctx->a->q;
+    int64_t size = (int64_t)rap_dtype_size(q->dtype);
+    const char *at = (const char *)q->data
+                     + (head * q->stride[0] + (s->begin + b->row) * q->stride[1]) * size;
+
+    *ld = q->stride[1];
+    if (q->dtype == RAP_F32) {
+        return (const float *)at;
+    }
+    for (int64_t r = 0; r < b->n; r++) {
+        ctx->exec->kernels->widen(at + r * q->stride[1] * size, q->dtype, ctx->dim,
+                                  b->query + r * ctx->dim);
+    }
+    *ld = ctx->dim;
+    return b->query;
+}
+
+static void
+head_scores(const ace_ctx *ctx, const ace_sample *s, const block *b, int64_t head)
+{
+    const int64_t keys = b->row + b->n;
+    int64_t ld;
+    const float *q = query_rows(ctx, s, b, head, &ld);
+    const float *k = ctx->packed + s->packed_at + head / ctx->group * s->packed_size;
+
+    rap_ace_scores(ctx, q, ld, b->n, k, s, b->key, keys - b->key, b->scores, b->ld);
+}
+
+/* Row sum in float64 over chunks, so that long rows do not drift. */
+static double
+row_sum(const rap_kernels *kernels, float *s, int64_t n, float scale, float shift, bool keep)
+{
+    double sum = 0;
+
+    for (int64_t j = 0; j < n; j += RAP_ACE_CHUNK) {
+        int64_t m = RAP_MIN(RAP_ACE_CHUNK, n - j);
+
+        sum += keep ? kernels->ace_exp(s + j, m, scale, shift)
+                    : kernels->ace_sum_exp(s + j, m, scale, shift);
+    }
+    return sum;
+}
+
+static void
+fold_row(const ace_ctx *ctx, const ace_sample *s, const block *b, int64_t head, int64_t r,
+         bool first)
+{
+    const rap_kernels *kernels = ctx->exec->kernels;
+    const float scale = (float)ctx->a->scale;
+    const int64_t n = b->row + r + 1 - b->key;
+    float *scores = b->scores + r * b->ld, *weights = b->weights + r * b->ld;
+    const bool mean = ctx->a->heads == RAP_ACE_MEAN;
+    float shift;
+    double z = 1, ln_z;
+
+    if (ctx->a->lse.data != NULL) {
+        double lse = rap_ace_lse(ctx, head, s->begin + b->row + r);
+
+        shift = (float)lse;
+        ln_z = lse - shift;
+        if (mean) {
+            kernels->ace_exp(scores, n, scale, shift);
+            z = exp(ln_z);
+        }
+    }
+    else {
+        /* the largest of scale s_j: scale may be negative */
+        shift = scale >= 0 ? scale * kernels->ace_max(scores, n) : 0;
+        z = row_sum(kernels, scores, n, scale, shift, mean);
+        ln_z = log(z);
+    }
+    if (mean) {
+        kernels->ace_add(weights, scores, n, (float)(1 / (z * (double)ctx->hq)), first);
+    }
+    else {
+        kernels->ace_log_max(weights, scores, n, scale, shift, (float)ln_z, first);
+    }
+}
+
+/* --- what a finished row of weights gives -------------------------------------------- */
+
+static double
+top_mass(const rap_kernels *kernels, const float *w, int64_t n, int top)
+{
+    float best[RAP_ACE_TOP];
+    double mass = 0;
+    int have = 0;
+
+    for (int64_t begin = 0; begin < n; begin += 64) {
+        int64_t end = RAP_MIN(n, begin + 64);
+
+        if (have == top && kernels->ace_max(w + begin, end - begin) <= best[top - 1]) {
+            continue; /* most blocks hold nothing large */
+        }
+        for (int64_t j = begin; j < end; j++) {
+            int at = have < top ? have++ : top;
+
+            for (; at > 0 && best[at - 1] < w[j]; at--) {
+                if (at < top) {
+                    best[at] = best[at - 1];
+                }
+            }
+            if (at < top) {
+                best[at] = w[j];
+            }
+        }
+    }
+    for (int i = 0; i < have; i++) {
+        mass += best[i];
+    }
+    return mass;
+}
+
+static void
+add_columns(const ace_ctx *ctx, const ace_sample *s, const block *b, int64_t row,
+            const float *ln_w, double shift, double *column)
+{
+    const rap_ace_args *a = ctx->a;
+    const int64_t window = a->window > 0 ? a->window : s->length;
+
+    if ((a->columns & RAP_ACE_PROMPT) && row - s->start < window) {
+        ctx->exec->kernels->ace_columns(column, ln_w - b->key, s->start, shift);
+    }
+    if (a->columns & RAP_ACE_RESPONSE) {
+        int64_t first = RAP_MAX(s->start, row - window + 1);
+
+        ctx->exec->kernels->ace_columns(column + first, ln_w + first - b->key, row + 1 - first,
+                                        shift);
+    }
+}
+
+/* A row's weights, linear and in the log domain, and their sum. */
+typedef struct {
+    const float *linear, *ln;
+    double sum;
+} row_weights;
+
+static row_weights
+finish_weights(const ace_ctx *ctx, const block *b, int64_t r)
+{
+    const rap_kernels *kernels = ctx->exec->kernels;
+    const int64_t n = b->row + r + 1 - b->key;
+    float *weights = b->weights + r * b->ld, *scores = b->scores + r * b->ld;
+
+    if (ctx->a->heads == RAP_ACE_MEAN) {
+        kernels->ace_ln(b->ln_row, weights, n);
+        return (row_weights){weights, b->ln_row, 1};
+    }
+    if (!ctx->a->stats && !ctx->a->renormalise) {
+        return (row_weights){NULL, weights, 1};
+    }
+    memcpy(scores, weights, (size_t)n * sizeof(float));
+    return (row_weights){scores, weights, row_sum(kernels, scores, n, 1.0f, 0.0f, true)};
+}
+
+static void
+finish_row(const ace_ctx *ctx, const ace_sample *s, const block *b, int64_t r, double *sums)
+{
+    const rap_kernels *kernels = ctx->exec->kernels;
+    const int64_t row = b->row + r, n = row + 1 - b->key;
+    const row_weights w = finish_weights(ctx, b, r);
+    double *stats = sums + s->length;
+
+    add_columns(ctx, s, b, row, w.ln, ctx->a->renormalise ? log(w.sum) : 0, sums);
+    if (!ctx->a->stats) {
+        return;
+    }
+    stats[0] += log(w.sum) - kernels->ace_dot(w.linear, w.ln, n) / w.sum;
+    stats[1] += top_mass(kernels, w.linear, n, ctx->a->top) / w.sum;
+    if (ctx->image != NULL) {
+        stats[2] += kernels->ace_dot(w.linear, ctx->image + s->begin, n) / w.sum;
+    }
+}
+
+/* --- tasks --------------------------------------------------------------------------- */
+
+static void
+run_block(const ace_ctx *ctx, const ace_sample *s, int64_t field, int64_t number, int worker,
+          double *sums)
+{
+    const bool each = ctx->a->heads == RAP_ACE_EACH;
+    const int64_t first = each ? field : 0, last = each ? field + 1 : ctx->hq;
+    block b = {.row = s->start + number * s->block_rows, .key = 0, .ld = s->ld};
+
+    b.n = RAP_MIN(s->block_rows, s->length - b.row);
+    if (!ctx->needs_all && !(ctx->a->columns & RAP_ACE_PROMPT)) {
+        int64_t nr = ctx->exec->kernels->gemm_nr;
+        int64_t window = ctx->a->window > 0 ? ctx->a->window : s->length;
+
+        b.key = RAP_MAX(s->start, b.row - window + 1) / nr * nr;
+    }
+    b.scores = ctx->scratch + worker * ctx->scratch_size;
+    b.weights = b.scores + s->block_rows * s->ld;
+    b.ln_row = b.weights + s->block_rows * s->ld;
+    b.query = b.ln_row + s->ld;
+    for (int64_t head = first; head < last; head++) {
+        if (rap_should_stop(ctx->exec, worker)) {
+            return;
+        }
+        head_scores(ctx, s, &b, head);
+        for (int64_t r = 0; r < b.n; r++) {
+            fold_row(ctx, s, &b, head, r, head == first);
+        }
+    }
+    for (int64_t r = 0; r < b.n; r++) {
+        finish_row(ctx, s, &b, r, sums);
+    }
+}
+
+static void
+group_task(void *arg, int64_t task, int worker)
+{
+    const ace_ctx *ctx = arg;
+    const ace_sample *s = rap_ace_sample_of(ctx, task);
+    const int64_t local = task - s->task_at;
+    const int64_t field = local / s->groups, group = local % s->groups;
+    double *sums = ctx->sums + s->sums_at + local * (s->length + 3);
+
+    memset(sums, 0, (size_t)(s->length + 3) * sizeof(double));
+    if (ctx->linear) {
+        rap_ace_linear(ctx, s, field, ctx->scratch + worker * ctx->scratch_size, sums);
+        return;
+    }
+    /* interleaved: late blocks see more keys than early ones */
+    for (int64_t number = group; number < s->blocks; number += s->groups) {
+        run_block(ctx, s, field, number, worker, sums);
+    }
+}
+
+static double
+column_psi(const ace_ctx *ctx, const ace_sample *s, int64_t j, double sum)
+{
+    const rap_ace_args *a = ctx->a;
+    const int64_t at = s->begin + j, last = s->length - RAP_MAX(j, s->start);
+    const int64_t count = a->window > 0 ? RAP_MIN(a->window, last) : last;
+    const int kind = j < s->start ? RAP_ACE_PROMPT : RAP_ACE_RESPONSE;
+    const bool *mask = a->column_mask.data;
+
+    if (!(a->columns & kind) || count < a->min_rows
+        || (mask != NULL && !mask[at * a->column_mask.stride[0]]))
+    {
+        return -INFINITY;
+    }
+    sum += (double)count * log(a->sigma);
+    return a->normalise ? sum / (double)count : sum;
+}
+
+static void
+reduce_task(void *arg, int64_t task, int worker)
+{
+    const ace_ctx *ctx = arg;
+    const ace_sample *s = &ctx->sample[task / ctx->fields];
+    const int64_t field = task % ctx->fields, width = s->length + 3;
+    const double *sums = ctx->sums + s->sums_at + field * s->groups * width;
+    double *psi = (double *)ctx->a->psi.data + field * ctx->a->psi.stride[0] + s->begin;
+    double *out = (double *)ctx->a->summary.data + task;
+    const int64_t outputs = ctx->samples * ctx->fields, rows = s->length - s->start;
+    double best = -INFINITY;
+    int64_t position = -1;
+
+    (void)worker;
+    for (int64_t j = 0; j < width; j++) {
+        double sum = 0;
+
+        for (int64_t g = 0; g < s->groups; g++) {
+            sum += sums[g * width + j];
+        }
+        if (j >= s->length) {
+            bool known = rows > 0 && ctx->a->stats
+                         && (j - s->length < 2 || ctx->image != NULL);
+
+            out[(RAP_ACE_ENTROPY + j - s->length) * outputs] = known ? sum / (double)rows : NAN;
+            continue;
+        }
+        psi[j] = column_psi(ctx, s, j, sum);
+        if (psi[j] > best || (isnan(psi[j]) && !isnan(best))) {
+            best = psi[j];
+            position = isnan(best) ? -1 : j;
+        }
+    }
+    out[RAP_ACE_LOG_PSI * outputs] = best;
+    ((int64_t *)ctx->a->position.data)[task] = position;
+}
+
+bool
+rap_ace_cpu(const rap_ace_args *a, rap_exec *exec, rap_error *err)
+{
+    ace_ctx ctx = {0};
+    bool ok = rap_ace_plan(a, exec, &ctx, err)
+              && (ctx.linear || rap_ace_pack(&ctx, err))
+              && rap_parallel(exec, ctx.tasks, group_task, &ctx, err)
+              && rap_parallel(exec, ctx.samples * ctx.fields, reduce_task, &ctx, err);
+
+    rap_ace_plan_free(&ctx);
+    return ok;
+}

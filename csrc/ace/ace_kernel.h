@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Included once per instruction set: the steps of one row of attention. n keys, scores
+ * s_j = q_i . k_j; `shift` + `ln_z` is the row's log-sum-exp in two parts, so that
+ * rounding it to float32 does not move a whole row. Formulas: ace.h.
+ */
+
+static float
+ace_max(const float *x, int64_t n)
+{
+    float m = -INFINITY;
+
+#pragma omp simd reduction(max : m)
+    for (int64_t j = 0; j < n; j++) {
+        m = x[j] > m ? x[j] : m;
+    }
+    return m;
+}
+
+/* sum_j e^(scale s_j - shift) */
+static float
+ace_sum_exp(const float *s, int64_t n, float scale, float shift)
+{
+    float sum = 0;
+
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = 0; j < n; j++) {
+        sum += rap_expf(RAP_FMA(scale, s[j], -shift));
+    }
+    return sum;
+}
+
+/* The same, keeping the terms in s. */
+static float
+ace_exp(float *s, int64_t n, float scale, float shift)
+{
+    float sum = 0;
+
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = 0; j < n; j++) {
+        s[j] = rap_expf(RAP_FMA(scale, s[j], -shift));
+        sum += s[j];
+    }
+    return sum;
+}
+
+/* w_j (+)= factor e_j: the head mean */
+static void
+ace_add(float *restrict w, const float *restrict e, int64_t n, float factor, bool first)
+{
+    if (first) {
+#pragma omp simd
+        for (int64_t j = 0; j < n; j++) {
+            w[j] = factor * e[j];
+        }
+        return;
+    }
+#pragma omp simd
+    for (int64_t j = 0; j < n; j++) {
+        w[j] = RAP_FMA(factor, e[j], w[j]);
+    }
+}
+
+/* w_j = max(w_j, ln A_j): head maximum in the log domain; NaN wins */
+static void
+ace_log_max(float *restrict w, const float *restrict s, int64_t n, float scale, float shift,
+            float ln_z, bool first)
+{
+    if (first) {
+#pragma omp simd
+        for (int64_t j = 0; j < n; j++) {
+            w[j] = RAP_FMA(scale, s[j], -shift) - ln_z;
+        }
+        return;
+    }
+#pragma omp simd
+    for (int64_t j = 0; j < n; j++) {
+        float a = RAP_FMA(scale, s[j], -shift) - ln_z;
+
+        w[j] = w[j] > a || w[j] != w[j] ? w[j] : a;
+    }
+}
+
+/* ln w, w below RAP_ACE_FLOOR counting as it; NaN and inf become NaN */
+static void
+ace_ln(float *restrict ln_w, const float *restrict w, int64_t n)
+{
+#pragma omp simd
+    for (int64_t j = 0; j < n; j++) {
+        float x = w[j] < RAP_ACE_FLOOR ? RAP_ACE_FLOOR : w[j];
+
+        ln_w[j] = rap_logf(x) + (x - x);
+    }
+}
+
+/* column_j += ln w_j - shift */
+static void
+ace_columns(double *restrict column, const float *restrict ln_w, int64_t n, double shift)
+{
+#pragma omp simd
+    for (int64_t j = 0; j < n; j++) {
+        column[j] += (double)ln_w[j] - shift;
+    }
+}
+
+/* sum_j w_j x_j: entropy (x = ln w) and image mass (x = 0 or 1) */
+static float
+ace_dot(const float *w, const float *x, int64_t n)
+{
+    float sum = 0;
+
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = 0; j < n; j++) {
+        sum = RAP_FMA(w[j], x[j], sum);
+    }
+    return sum;
+}

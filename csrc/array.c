@@ -1,0 +1,378 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "array.h"
+
+#define NPY_NO_DEPRECATED_API NPY_1_25_API_VERSION
+#define NPY_TARGET_VERSION NPY_1_25_API_VERSION
+#include <numpy/arrayobject.h>
+
+#include "status.h"
+#include "third_party/dlpack.h"
+
+static int
+import_numpy(void)
+{
+    import_array1(-1);
+    return 0;
+}
+
+bool
+rap_array_setup(void)
+{
+    return import_numpy() == 0;
+}
+
+void
+rap_array_release(rap_array *view)
+{
+    if (view->release != NULL) {
+        view->release(view->owner);
+    }
+    *view = (rap_array){0};
+}
+
+/* --- checks every producer shares ---------------------------------------------------- */
+
+static bool
+fits(const char *name, rap_array *view, rap_error *err)
+{
+    int64_t size = 1;
+
+    for (int i = 0; i < view->ndim; i++) {
+        if (view->shape[i] != 0 && size > INT64_MAX / 8 / view->shape[i]) {
+            return rap_fail(err, RAP_EINPUT, "%s: too large", name);
+        }
+        size *= view->shape[i];
+    }
+    if ((uintptr_t)view->data % rap_dtype_size(view->dtype) != 0) {
+        return rap_fail(err, RAP_EINPUT, "%s: not aligned to its dtype", name);
+    }
+    return true;
+}
+
+static bool
+dimensions(const char *name, int64_t ndim, rap_array *view, rap_error *err)
+{
+    if (ndim < 0 || ndim > RAP_MAX_NDIM) {
+        return rap_fail(err, RAP_EINPUT, "%s: %lld dimensions, at most %d are taken", name,
+                        (long long)ndim, RAP_MAX_NDIM);
+    }
+    view->ndim = (int)ndim;
+    return true;
+}
+
+/* --- NumPy --------------------------------------------------------------------------- */
+
+static void
+release_object(void *owner)
+{
+    Py_DECREF((PyObject *)owner);
+}
+
+/* bfloat16 is no NumPy type of its own: ml_dtypes registers one, known by its name. */
+static bool
+is_bfloat16(PyArrayObject *array)
+{
+    PyObject *name = PyObject_GetAttrString((PyObject *)PyArray_DESCR(array), "name");
+    bool found = name != NULL && PyUnicode_CompareWithASCIIString(name, "bfloat16") == 0;
+
+    Py_XDECREF(name);
+    PyErr_Clear();
+    return found;
+}
+
+static bool
+numpy_dtype(PyArrayObject *array, const char *name, rap_array *view, rap_error *err)
+{
+    int type = PyArray_TYPE(array);
+
+    if (PyArray_ISBYTESWAPPED(array)) {
+        return rap_fail(err, RAP_ETYPE, "%s: byte order is not native", name);
+    }
+    switch (type) {
+    case NPY_FLOAT:
+        view->dtype = RAP_F32;
+        return true;
+    case NPY_HALF:
+        view->dtype = RAP_F16;
+        return true;
+    case NPY_DOUBLE:
+        view->dtype = RAP_F64;
+        return true;
+    case NPY_BOOL:
+        view->dtype = RAP_BOOL;
+        return true;
+    case NPY_LONG:
+    case NPY_LONGLONG:
+        view->dtype = RAP_I64;
+        return PyArray_ITEMSIZE(array) == 8
+               || rap_fail(err, RAP_ETYPE, "%s: expected 64-bit integers", name);
+    default:
+        view->dtype = RAP_BF16;
+        return (type >= NPY_USERDEF && is_bfloat16(array))
+               || rap_fail(err, RAP_ETYPE,
+                           "%s: dtype is not one of float32, float16, bfloat16, float64, "
+                           "int64, bool",
+                           name);
+    }
+}
+
+static bool
+from_numpy(PyArrayObject *array, const char *name, rap_array *view, rap_error *err)
+{
+    npy_intp itemsize = PyArray_ITEMSIZE(array);
+
+    if (!dimensions(name, PyArray_NDIM(array), view, err)
+        || !numpy_dtype(array, name, view, err))
+    {
+        return false;
+    }
+    for (int i = 0; i < view->ndim; i++) {
+        if (PyArray_STRIDE(array, i) % itemsize != 0) {
+            return rap_fail(err, RAP_EINPUT, "%s: strides are no multiple of the item size",
+                            name);
+        }
+        view->shape[i] = PyArray_DIM(array, i);
+        view->stride[i] = PyArray_STRIDE(array, i) / itemsize;
+    }
+    view->data = PyArray_DATA(array);
+    view->readonly = !PyArray_ISWRITEABLE(array);
+    Py_INCREF((PyObject *)array);
+    view->owner = array;
+    view->release = release_object;
+    return fits(name, view, err);
+}
+
+/* --- DLPack -------------------------------------------------------------------------- */
+
+static void
+release_dlpack(void *owner)
+{
+    DLManagedTensor *managed = owner;
+
+    if (managed->deleter != NULL) {
+        managed->deleter(managed);
+    }
+}
+
+static void
+release_dlpack_versioned(void *owner)
+{
+    DLManagedTensorVersioned *managed = owner;
+
+    if (managed->deleter != NULL) {
+        managed->deleter(managed);
+    }
+}
+
+static bool
+dlpack_dtype(DLDataType type, const char *name, rap_array *view, rap_error *err)
+{
+    static const struct {
+        unsigned char code, bits;
+        rap_dtype dtype;
+    } known[] = {{kDLFloat, 32, RAP_F32},   {kDLFloat, 16, RAP_F16}, {kDLFloat, 64, RAP_F64},
+                 {kDLBfloat, 16, RAP_BF16}, {kDLInt, 64, RAP_I64},   {kDLBool, 8, RAP_BOOL}};
+
+    for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++) {
+        if (type.code == known[i].code && type.bits == known[i].bits && type.lanes == 1) {
+            view->dtype = known[i].dtype;
+            return true;
+        }
+    }
+    return rap_fail(err, RAP_ETYPE,
+                    "%s: dtype is not one of float32, float16, bfloat16, float64, int64, bool",
+                    name);
+}
+
+static bool
+from_dltensor(const DLTensor *t, const char *name, rap_array *view, rap_error *err)
+{
+    int64_t dense = 1;
+
+    if (t->device.device_type != kDLCPU && t->device.device_type != kDLCUDAHost) {
+        return rap_fail(err, RAP_EINPUT,
+                        "%s is on device type %d: this build computes on the CPU; move it with "
+                        ".cpu()",
+                        name, (int)t->device.device_type);
+    }
+    if (!dimensions(name, t->ndim, view, err) || !dlpack_dtype(t->dtype, name, view, err)) {
+        return false;
+    }
+    for (int i = view->ndim - 1; i >= 0; i--) {
+        view->shape[i] = t->shape[i];
+        view->stride[i] = t->strides != NULL ? t->strides[i] : dense;
+        dense *= t->shape[i];
+    }
+    view->data = (char *)t->data + t->byte_offset;
+    return fits(name, view, err);
+}
+
+/* NULL with no Python error set when the object knows no __dlpack__. */
+static PyObject *
+ask_dlpack(PyObject *object)
+{
+    PyObject *method = PyObject_GetAttrString(object, "__dlpack__");
+    PyObject *empty = NULL, *kwargs = NULL, *capsule = NULL;
+
+    if (method == NULL) {
+        PyErr_Clear();
+        return NULL;
+    }
+    empty = PyTuple_New(0);
+    kwargs = Py_BuildValue("{s:(ii)}", "max_version", DLPACK_MAJOR_VERSION, 1);
+    if (empty != NULL && kwargs != NULL) {
+        capsule = PyObject_Call(method, empty, kwargs);
+        if (capsule == NULL && PyErr_ExceptionMatches(PyExc_TypeError)) {
+            PyErr_Clear(); /* a producer from before DLPack 1.0 */
+            capsule = PyObject_Call(method, empty, NULL);
+        }
+    }
+    Py_XDECREF(kwargs);
+    Py_XDECREF(empty);
+    Py_DECREF(method);
+    return capsule;
+}
+
+static bool
+from_capsule(PyObject *capsule, const char *name, rap_array *view, rap_error *err)
+{
+    if (PyCapsule_IsValid(capsule, "dltensor_versioned")) {
+        DLManagedTensorVersioned *managed
+            = PyCapsule_GetPointer(capsule, "dltensor_versioned");
+
+        if (managed->version.major != DLPACK_MAJOR_VERSION) {
+            return rap_fail(err, RAP_EINPUT, "%s: DLPack version %u is not known", name,
+                            (unsigned)managed->version.major);
+        }
+        PyCapsule_SetName(capsule, "used_dltensor_versioned");
+        view->owner = managed;
+        view->release = release_dlpack_versioned;
+        view->readonly = (managed->flags & DLPACK_FLAG_BITMASK_READ_ONLY) != 0;
+        return from_dltensor(&managed->dl_tensor, name, view, err);
+    }
+    if (PyCapsule_IsValid(capsule, "dltensor")) {
+        DLManagedTensor *managed = PyCapsule_GetPointer(capsule, "dltensor");
+
+        PyCapsule_SetName(capsule, "used_dltensor");
+        view->owner = managed;
+        view->release = release_dlpack;
+        return from_dltensor(&managed->dl_tensor, name, view, err);
+    }
+    return rap_fail(err, RAP_ETYPE, "%s: __dlpack__ gave no DLPack capsule", name);
+}
+
+/* --- buffer protocol ----------------------------------------------------------------- */
+
+static void
+release_buffer(void *owner)
+{
+    PyBuffer_Release(owner);
+    PyMem_Free(owner);
+}
+
+static bool
+buffer_dtype(const Py_buffer *buffer, const char *name, rap_array *view, rap_error *err)
+{
+    static const struct {
+        char code;
+        unsigned char size;
+        rap_dtype dtype;
+    } known[] = {{'f', 4, RAP_F32}, {'d', 8, RAP_F64}, {'e', 2, RAP_F16},
+                 {'l', 8, RAP_I64}, {'q', 8, RAP_I64}, {'?', 1, RAP_BOOL}};
+    const char *format = buffer->format != NULL ? buffer->format : "B";
+
+    for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++) {
+        if (format[0] == known[i].code && format[1] == '\0'
+            && buffer->itemsize == known[i].size)
+        {
+            view->dtype = known[i].dtype;
+            return true;
+        }
+    }
+    return rap_fail(err, RAP_ETYPE, "%s: buffer format '%.20s' is not supported", name, format);
+}
+
+static bool
+from_buffer(PyObject *object, const char *name, rap_array *view, rap_error *err)
+{
+    Py_buffer *buffer = PyMem_Malloc(sizeof(*buffer));
+
+    if (buffer == NULL) {
+        return rap_fail(err, RAP_EMEMORY, "out of memory");
+    }
+    if (PyObject_GetBuffer(object, buffer, PyBUF_RECORDS_RO) != 0) {
+        PyErr_Clear();
+        PyMem_Free(buffer);
+        return rap_fail(err, RAP_ETYPE,
+                        "%s: expected an array (NumPy, torch, DLPack or buffer protocol)", name);
+    }
+    view->owner = buffer;
+    view->release = release_buffer;
+    if (!dimensions(name, buffer->ndim, view, err) || !buffer_dtype(buffer, name, view, err)) {
+        return false;
+    }
+    for (int i = 0; i < view->ndim; i++) {
+        if (buffer->strides[i] % buffer->itemsize != 0) {
+            return rap_fail(err, RAP_EINPUT, "%s: strides are no multiple of the item size",
+                            name);
+        }
+        view->shape[i] = buffer->shape[i];
+        view->stride[i] = buffer->strides[i] / buffer->itemsize;
+    }
+    view->data = buffer->buf;
+    view->readonly = buffer->readonly != 0;
+    return fits(name, view, err);
+}
+
+/* ------------------------------------------------------------------------------------- */
+
+bool
+rap_array_from(PyObject *object, const char *name, bool optional, rap_array *view,
+               rap_error *err)
+{
+    static const char nothing[64] = {0};
+    PyObject *capsule = NULL;
+    bool ok = false;
+
+    if (object == NULL || object == Py_None) {
+        return optional || rap_fail(err, RAP_ETYPE, "%s: expected an array, got None", name);
+    }
+    if (PyArray_Check(object)) {
+        ok = from_numpy((PyArrayObject *)object, name, view, err);
+        goto done;
+    }
+    capsule = ask_dlpack(object);
+    if (capsule != NULL) {
+        ok = from_capsule(capsule, name, view, err);
+    }
+    else if (PyErr_Occurred()) {
+        rap_fail(err, RAP_EPYTHON, "%s", name);
+    }
+    else {
+        ok = from_buffer(object, name, view, err);
+    }
+    Py_XDECREF(capsule);
+done:
+    if (!ok) {
+        rap_array_release(view);
+    }
+    else if (view->data == NULL) {
+        view->data = (void *)nothing; /* empty tensors may have no memory at all */
+    }
+    return ok;
+}
+
+bool
+rap_array_out(PyObject *object, const char *name, rap_dtype dtype, rap_array *view,
+              rap_error *err)
+{
+    if (!rap_array_from(object, name, false, view, err)) {
+        return false;
+    }
+    if (view->dtype != dtype || view->readonly || view->ndim < 1
+        || (view->shape[view->ndim - 1] > 1 && view->stride[view->ndim - 1] != 1))
+    {
+        return rap_fail(err, RAP_ETYPE, "%s: expected a writable contiguous array", name);
+    }
+    return true;
+}

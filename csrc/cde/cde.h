@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * CONTRACT: divergences between two next-token distributions, row by row.
+ *
+ *   p1 = softmax(l1), p0 = softmax(l0) over V logits, natural logarithms;
+ *   kl = KL(p1 || p0), rkl = KL(p0 || p1), jeffreys = kl + rkl,
+ *   js (<= ln 2), tv (<= 1), hellinger2 = 1 - sum sqrt(p1 p0), entropies of both,
+ *   logp1, logp0: log-probability of a target token under each.
+ *   Source: method.md section 1; RAP (arXiv 2506.04755) section 3.1 gives D.
+ *
+ * Shapes: logits [T, V] in float32, bfloat16 or float16, last dimension contiguous, any
+ * row stride; or hidden [T, E] x head [V, E] (rap_linear_cde). Answers: float64 [T].
+ *
+ * One online sweep over blocks of RAP_CDE_BLOCK logits keeps, per branch, a running
+ * maximum m and Z = sum e^x, U = sum e^x x, and S1 = sum e^x1 (x1 - x0),
+ * S0 = sum e^x0 (x1 - x0), B = sum e^((x1 + x0)/2), with x = l - m:
+ *   kl = S1/Z1 - ln Z1 + ln Z0     rkl = ln Z1 - ln Z0 - S0/Z0
+ *   H = ln Z - U/Z                 hellinger2 = 1 - B / sqrt(Z1 Z0)
+ * js and tv need both log-sum-exps first: a second sweep (cde_mix), only if asked for.
+ *
+ * Precision: terms and a block's sums in float32, sums of blocks in float64. Error at
+ * most 4x that of the float32 log_softmax formula, held against float64 by
+ * tests/test_cde.py. A divergence whose rounding leaves it below 0 by less than
+ * RAP_CDE_SLACK is 0; anything more negative is left to be seen.
+ *
+ * Limits: -inf is a token outside the support (0 log 0 = 0; kl = inf where p1 > 0 = p0);
+ * NaN or +inf anywhere in a row makes that row NaN. V >= 1.
+ */
+#ifndef RAP_CDE_H
+#define RAP_CDE_H
+
+#include "../cpu.h"
+
+#define RAP_CDE_BLOCK 2048 /* two branches x 8 KiB: stays in L1 */
+#define RAP_CDE_SLACK 1e-5
+
+enum {
+    RAP_CDE_KL,
+    RAP_CDE_RKL,
+    RAP_CDE_JEFFREYS,
+    RAP_CDE_JS,
+    RAP_CDE_TV,
+    RAP_CDE_HELLINGER2,
+    RAP_CDE_ENTROPY1,
+    RAP_CDE_ENTROPY0,
+    RAP_CDE_LOGP1,
+    RAP_CDE_LOGP0,
+    RAP_CDE_OUTPUTS
+};
+
+/* Bits of `want`: which outputs. */
+#define RAP_CDE_BIT(output) (1u << (output))
+#define RAP_CDE_NEEDS_MIX (RAP_CDE_BIT(RAP_CDE_JS) | RAP_CDE_BIT(RAP_CDE_TV))
+#define RAP_CDE_NEEDS_ENTROPY (RAP_CDE_BIT(RAP_CDE_ENTROPY1) | RAP_CDE_BIT(RAP_CDE_ENTROPY0))
+
+typedef struct rap_cde_state {
+    double m1, m0; /* maxima so far; -inf before the first finite logit */
+    double z1, z0, s1, s0, u1, u0, b;
+    double target1, target0; /* logits of the target token; NaN until met */
+    double js, tv;           /* second sweep */
+} rap_cde_state;
+
+typedef struct {
+    rap_array logits1, logits0; /* [T, V] */
+    rap_array targets;          /* int64 [T], or data == NULL */
+    rap_array out;              /* float64 [OUTPUTS, T] */
+    unsigned want;
+} rap_cde_args;
+
+typedef struct {
+    rap_array hidden1, hidden0; /* [T, E] */
+    rap_array weight;           /* [V, E] */
+    rap_array bias;             /* [V], or data == NULL */
+    rap_array targets;          /* int64 [T], or data == NULL */
+    rap_array out;              /* float64 [OUTPUTS, T] */
+    double scale;               /* logits = softcap tanh(scale (h W^T + bias) / softcap) */
+    double softcap;             /* 0: none */
+    int64_t memory;             /* bytes of scratch, at most (one panel a thread at least) */
+    unsigned want;
+} rap_linear_cde_args;
+
+bool rap_cde_check(const rap_cde_args *args, rap_error *err);
+bool rap_cde_cpu(const rap_cde_args *args, rap_exec *exec, rap_error *err);
+bool rap_linear_cde_check(const rap_linear_cde_args *args, rap_error *err);
+bool rap_linear_cde_cpu(const rap_linear_cde_args *args, rap_exec *exec, rap_error *err);
+
+/* Shared by both drivers. */
+void rap_cde_start(rap_cde_state *state);
+void rap_cde_row(const rap_kernels *kernels, const rap_array *logits1,
+                 const rap_array *logits0, int64_t row, int64_t target, unsigned want,
+                 rap_cde_state *state);
+void rap_cde_finish(const rap_cde_state *state, unsigned want, double *out, int64_t stride);
+
+#endif

@@ -1,0 +1,224 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Included once per instruction set. cde_sweep folds one block of n <= RAP_CDE_BLOCK
+ * logits into the state; cde_mix adds one block to js and tv; cde_map turns raw products
+ * into logits. Formulas: cde.h.
+ */
+
+static inline __attribute__((always_inline)) void
+cde_block(const float *restrict l1, const float *restrict l0, int64_t n, float m1, float m0,
+          rap_cde_state *add, const bool entropy, const bool hellinger)
+{
+    float z1 = 0, z0 = 0, s1 = 0, s0 = 0, u1 = 0, u0 = 0, b = 0;
+
+#pragma omp simd reduction(+ : z1, z0, s1, s0, u1, u0, b)
+    for (int64_t v = 0; v < n; v++) {
+        float x1 = l1[v] - m1, x0 = l0[v] - m0;
+        float e1 = rap_expf(x1), e0 = rap_expf(x0);
+        float d = x1 - x0;
+
+        z1 += e1;
+        z0 += e0;
+        s1 = RAP_FMA(e1, d, s1);
+        s0 = RAP_FMA(e0, d, s0);
+        if (entropy) {
+            u1 = RAP_FMA(e1, x1, u1);
+            u0 = RAP_FMA(e0, x0, u0);
+        }
+        if (hellinger) {
+            b += rap_expf(0.5f * (x1 + x0));
+        }
+    }
+    *add = (rap_cde_state){.z1 = z1, .z0 = z0, .s1 = s1, .s0 = s0, .u1 = u1, .u0 = u0, .b = b};
+}
+
+/* The same in float64 for blocks that hold -inf: e log e = 0 where e = 0. */
+static void
+cde_block_exact(const float *l1, const float *l0, int64_t n, double m1, double m0,
+                rap_cde_state *add)
+{
+    *add = (rap_cde_state){0};
+    for (int64_t v = 0; v < n; v++) {
+        double x1 = l1[v] - m1, x0 = l0[v] - m0;
+        double e1 = exp(x1), e0 = exp(x0);
+
+        add->z1 += e1;
+        add->z0 += e0;
+        add->s1 += e1 == 0 ? 0 : e1 * (x1 - x0);
+        add->s0 += e0 == 0 ? 0 : e0 * (x1 - x0);
+        add->u1 += e1 == 0 ? 0 : e1 * x1;
+        add->u0 += e0 == 0 ? 0 : e0 * x0;
+        add->b += exp(0.5 * (x1 + x0));
+    }
+}
+
+static inline __attribute__((always_inline)) float
+cde_max(const float *x, int64_t n)
+{
+    float m = -INFINITY;
+
+#pragma omp simd reduction(max : m)
+    for (int64_t v = 0; v < n; v++) {
+        m = x[v] > m ? x[v] : m;
+    }
+    return m;
+}
+
+/* Moves the sums to larger maxima. While a maximum is -inf its branch has met no finite
+ * logit: its sums are 0 and its x were taken from 0. */
+static void
+cde_raise(rap_cde_state *st, double m1, double m0)
+{
+    double d1 = isinf(st->m1) ? 0 : m1 - st->m1, d0 = isinf(st->m0) ? 0 : m0 - st->m0;
+    double a1 = exp(-d1), a0 = exp(-d0), shift = d1 - d0;
+
+    st->s1 = isinf(st->s1) ? st->s1 : a1 * (st->s1 - shift * st->z1);
+    st->s0 = isinf(st->s0) ? st->s0 : a0 * (st->s0 - shift * st->z0);
+    st->u1 = a1 * (st->u1 - d1 * st->z1);
+    st->u0 = a0 * (st->u0 - d0 * st->z0);
+    st->z1 *= a1;
+    st->z0 *= a0;
+    st->b *= exp(-0.5 * (d1 + d0));
+    st->m1 = m1;
+    st->m0 = m0;
+}
+
+static void
+cde_sweep(const float *l1, const float *l0, int64_t n, unsigned want, rap_cde_state *st)
+{
+    const bool entropy = want & RAP_CDE_NEEDS_ENTROPY;
+    const bool hellinger = want & RAP_CDE_BIT(RAP_CDE_HELLINGER2);
+    double m1 = fmax(st->m1, cde_max(l1, n)), m0 = fmax(st->m0, cde_max(l0, n));
+    rap_cde_state add;
+
+    if (m1 > st->m1 || m0 > st->m0) {
+        cde_raise(st, m1, m0);
+    }
+    m1 = isinf(m1) && m1 < 0 ? 0 : m1;
+    m0 = isinf(m0) && m0 < 0 ? 0 : m0;
+    if (entropy && hellinger) {
+        cde_block(l1, l0, n, (float)m1, (float)m0, &add, true, true);
+    }
+    else if (entropy) {
+        cde_block(l1, l0, n, (float)m1, (float)m0, &add, true, false);
+    }
+    else if (hellinger) {
+        cde_block(l1, l0, n, (float)m1, (float)m0, &add, false, true);
+    }
+    else {
+        cde_block(l1, l0, n, (float)m1, (float)m0, &add, false, false);
+    }
+    if (!isfinite(add.s1 + add.s0 + add.u1 + add.u0)) {
+        cde_block_exact(l1, l0, n, m1, m0, &add);
+    }
+    st->z1 += add.z1;
+    st->z0 += add.z0;
+    st->s1 += add.s1;
+    st->s0 += add.s0;
+    st->u1 += add.u1;
+    st->u0 += add.u0;
+    st->b += add.b;
+}
+
+static inline __attribute__((always_inline)) void
+cde_mix_block(const float *restrict l1, const float *restrict l0, int64_t n, float m1,
+              float m0, float lnz1, float lnz0, float *js, float *tv, const bool want_js)
+{
+    float js_sum = 0, tv_sum = 0;
+
+#pragma omp simd reduction(+ : js_sum, tv_sum)
+    for (int64_t v = 0; v < n; v++) {
+        float a1 = (l1[v] - m1) - lnz1, a0 = (l0[v] - m0) - lnz0;
+        float p1 = rap_expf(a1), p0 = rap_expf(a0);
+
+        tv_sum += fabsf(p1 - p0);
+        if (want_js) {
+            float ln_mix = rap_logf(0.5f * (p1 + p0));
+
+            js_sum = RAP_FMA(p1, a1 - ln_mix, js_sum);
+            js_sum = RAP_FMA(p0, a0 - ln_mix, js_sum);
+        }
+    }
+    *js = js_sum;
+    *tv = tv_sum;
+}
+
+static void
+cde_mix_exact(const float *l1, const float *l0, int64_t n, double lse1, double lse0,
+              float *js, float *tv)
+{
+    double js_sum = 0, tv_sum = 0;
+
+    for (int64_t v = 0; v < n; v++) {
+        double a1 = l1[v] - lse1, a0 = l0[v] - lse0;
+        double p1 = exp(a1), p0 = exp(a0), ln_mix = log(0.5 * (p1 + p0));
+
+        tv_sum += fabs(p1 - p0);
+        js_sum += p1 == 0 ? 0 : p1 * (a1 - ln_mix);
+        js_sum += p0 == 0 ? 0 : p0 * (a0 - ln_mix);
+    }
+    *js = (float)js_sum;
+    *tv = (float)tv_sum;
+}
+
+static void
+cde_mix(const float *l1, const float *l0, int64_t n, unsigned want, rap_cde_state *st)
+{
+    double lnz1 = log(st->z1), lnz0 = log(st->z0);
+    float js, tv;
+
+    if (want & RAP_CDE_BIT(RAP_CDE_JS)) {
+        cde_mix_block(l1, l0, n, (float)st->m1, (float)st->m0, (float)lnz1, (float)lnz0, &js,
+                      &tv, true);
+    }
+    else {
+        cde_mix_block(l1, l0, n, (float)st->m1, (float)st->m0, (float)lnz1, (float)lnz0, &js,
+                      &tv, false);
+    }
+    if (!isfinite(js + tv)) {
+        cde_mix_exact(l1, l0, n, st->m1 + lnz1, st->m0 + lnz0, &js, &tv);
+    }
+    st->js += 0.5 * js;
+    st->tv += 0.5 * tv;
+}
+
+/* tanh through e^-2|x|; near 0, where that cancels, x + x^3 q(x^2). */
+static inline __attribute__((always_inline)) float
+cde_tanh(float x)
+{
+    float a = fabsf(x), x2 = x * x;
+    float e = rap_expf(-2.0f * a);
+    float far = copysignf((1.0f - e) / (1.0f + e), x);
+    float q = RAP_FMA(-5.70498872745e-3f, x2, 2.06390887954e-2f);
+
+    q = RAP_FMA(q, x2, -5.37397155531e-2f);
+    q = RAP_FMA(q, x2, 1.33314422036e-1f);
+    q = RAP_FMA(q, x2, -3.33332819422e-1f);
+    q = RAP_FMA(q * x2, x, x);
+    return a < 0.625f ? q : far;
+}
+
+static void
+cde_map(float *logits, int64_t n, const float *bias, float scale, float softcap)
+{
+    float inverse = softcap > 0 ? 1.0f / softcap : 0.0f;
+
+    if (bias != NULL) {
+#pragma omp simd
+        for (int64_t v = 0; v < n; v++) {
+            logits[v] += bias[v];
+        }
+    }
+    if (scale != 1.0f) {
+#pragma omp simd
+        for (int64_t v = 0; v < n; v++) {
+            logits[v] *= scale;
+        }
+    }
+    if (softcap > 0) {
+#pragma omp simd
+        for (int64_t v = 0; v < n; v++) {
+            logits[v] = softcap * cde_tanh(logits[v] * inverse);
+        }
+    }
+}

@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Included by each isa/kernels_<isa>.c after its target pragma: the loops of every room,
+ * then one const table. RAP_ISA_TABLE names it, RAP_MR x RAP_NR is the product's tile.
+ */
+#include "../hd.h"
+
+#include "widen_kernel.h"
+
+#include "../gemm/gemm_kernel.h"
+
+#include "../cde/cde_kernel.h"
+
+#include "../ace/ace_kernel.h"
+
+#include "../drm/drm_kernel.h"
+
+const rap_kernels RAP_ISA_TABLE = {
+    .name = RAP_ISA_NAME,
+    .widen = widen,
+    .gemm_nr = RAP_NR,
+    .gemm_pack = gemm_pack,
+    .gemm_panel = gemm_panel,
+    .cde_sweep = cde_sweep,
+    .cde_mix = cde_mix,
+    .cde_map = cde_map,
+    .ace_max = ace_max,
+    .ace_sum_exp = ace_sum_exp,
+    .ace_exp = ace_exp,
+    .ace_add = ace_add,
+    .ace_log_max = ace_log_max,
+    .ace_ln = ace_ln,
+    .ace_columns = ace_columns,
+    .ace_dot = ace_dot,
+    .drm_buckets_f64 = drm_buckets_f64,
+    .drm_buckets_f32 = drm_buckets_f32,
+};

@@ -1,0 +1,221 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * PyInit__C: method table, module state, multi-phase initialisation, limited API.
+ */
+#include "module.h"
+
+#include <stdlib.h>
+
+#include "array.h"
+#include "cde/cde.h"
+
+rap_state *
+rap_state_of(PyObject *module)
+{
+    return PyModule_GetState(module);
+}
+
+/* True when a signal handler raised (Ctrl-C). Runs on the calling thread only. */
+static bool
+poll_signals(void *arg)
+{
+    PyGILState_STATE gil = PyGILState_Ensure();
+    bool stop = PyErr_CheckSignals() != 0;
+
+    (void)arg;
+    PyGILState_Release(gil);
+    return stop;
+}
+
+PyThreadState *
+rap_begin(PyObject *module, int threads, int64_t bytes, rap_exec *exec)
+{
+    rap_state *state = rap_state_of(module);
+    bool small = bytes < RAP_GIL_BYTES;
+
+    *exec = (rap_exec){.threads = small ? 1 : RAP_MAX(1, threads),
+                       .pool = state->pool,
+                       .kernels = state->kernels,
+                       .poll = poll_signals};
+    atomic_init(&exec->stop, false);
+    return small ? NULL : PyEval_SaveThread();
+}
+
+void
+rap_end(PyThreadState *saved)
+{
+    if (saved != NULL) {
+        PyEval_RestoreThread(saved);
+    }
+}
+
+PyObject *
+rap_result(PyObject *module, const rap_error *err)
+{
+    switch (err->status) {
+    case RAP_OK:
+        Py_RETURN_NONE;
+    case RAP_EINPUT:
+        PyErr_SetString(rap_state_of(module)->input_error, err->text);
+        break;
+    case RAP_ETYPE:
+        PyErr_SetString(PyExc_TypeError, err->text);
+        break;
+    case RAP_EMEMORY:
+        PyErr_NoMemory();
+        break;
+    case RAP_EINTERRUPT:
+    case RAP_EPYTHON:
+        break; /* set by whoever met it */
+    }
+    return NULL;
+}
+
+/* --- module functions ---------------------------------------------------------------- */
+
+static PyObject *
+isa_names(PyObject *module, PyObject *unused)
+{
+    const char *names[4];
+    int n = rap_cpu_names(names, 4);
+    PyObject *list = PyList_New(n);
+
+    (void)module;
+    (void)unused;
+    for (int i = 0; list != NULL && i < n; i++) {
+        PyObject *name = PyUnicode_FromString(names[i]);
+
+        if (name == NULL || PyList_SetItem(list, i, name) != 0) {
+            Py_DECREF(list);
+            list = NULL;
+        }
+    }
+    return list;
+}
+
+static PyObject *
+isa(PyObject *module, PyObject *args)
+{
+    rap_state *state = rap_state_of(module);
+    const char *before = state->kernels->name, *name = NULL;
+    const rap_kernels *table;
+
+    if (!PyArg_ParseTuple(args, "|z:isa", &name)) {
+        return NULL;
+    }
+    if (name != NULL) {
+        table = rap_cpu_table(name);
+        if (table == NULL) {
+            return PyErr_Format(state->input_error, "no kernels called '%s' on this processor",
+                                name);
+        }
+        state->kernels = table;
+    }
+    return PyUnicode_FromString(before);
+}
+
+static PyMethodDef methods[] = {
+    {"cde", (PyCFunction)(void (*)(void))rap_py_cde, METH_VARARGS | METH_KEYWORDS,
+     PyDoc_STR("Divergences from logits; see rap.cde and csrc/cde/cde.h.")},
+    {"linear_cde", (PyCFunction)(void (*)(void))rap_py_linear_cde,
+     METH_VARARGS | METH_KEYWORDS,
+     PyDoc_STR("Divergences from hidden states; see rap.linear_cde and csrc/cde/cde.h.")},
+    {"ace", (PyCFunction)(void (*)(void))rap_py_ace, METH_VARARGS | METH_KEYWORDS,
+     PyDoc_STR("Attention confidence from q and k; see rap.ace and csrc/ace/ace.h.")},
+    {"drm", (PyCFunction)(void (*)(void))rap_py_drm, METH_VARARGS | METH_KEYWORDS,
+     PyDoc_STR("The k hardest samples; see rap.drm and csrc/drm/drm.h.")},
+    {"isa", isa, METH_VARARGS,
+     PyDoc_STR("isa(name=None) -> name of the kernel table in use before; sets it if given.")},
+    {"isa_names", isa_names, METH_NOARGS,
+     PyDoc_STR("Kernel tables this processor can run, best first.")},
+    {NULL, NULL, 0, NULL},
+};
+
+static int
+choose_kernels(rap_state *state)
+{
+    const char *name = getenv("RAP_ISA");
+
+    state->kernels = rap_cpu_table(name != NULL && name[0] != '\0' ? name : NULL);
+    if (state->kernels == NULL) {
+        PyErr_Format(PyExc_ImportError, "RAP_ISA=%s: no such kernels on this processor", name);
+        return -1;
+    }
+    return 0;
+}
+
+static int
+exec(PyObject *module)
+{
+    rap_state *state = rap_state_of(module);
+    PyObject *errors = PyImport_ImportModule("rap.errors");
+
+    if (errors == NULL) {
+        return -1;
+    }
+    state->input_error = PyObject_GetAttrString(errors, "RapInputError");
+    Py_DECREF(errors);
+    if (state->input_error == NULL || !rap_array_setup() || choose_kernels(state) != 0) {
+        return -1;
+    }
+    state->pool = rap_pool_new();
+    if (state->pool == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    if (PyModule_AddIntConstant(module, "GIL_BYTES", RAP_GIL_BYTES) != 0) {
+        return -1;
+    }
+    return PyModule_AddIntConstant(module, "CDE_OUTPUTS", RAP_CDE_OUTPUTS);
+}
+
+static int
+traverse(PyObject *module, visitproc visit, void *arg)
+{
+    rap_state *state = rap_state_of(module);
+
+    Py_VISIT(state->input_error);
+    return 0;
+}
+
+static int
+clear(PyObject *module)
+{
+    rap_state *state = rap_state_of(module);
+
+    Py_CLEAR(state->input_error);
+    return 0;
+}
+
+static void
+release(void *module)
+{
+    rap_state *state = rap_state_of(module);
+
+    clear(module);
+    rap_pool_free(state->pool);
+    state->pool = NULL;
+}
+
+static PyModuleDef_Slot slots[] = {
+    {Py_mod_exec, exec},
+    {0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "rap._C",
+    .m_doc = PyDoc_STR("RAP's kernels. Use rap.cde, rap.linear_cde, rap.ace, rap.drm."),
+    .m_size = sizeof(rap_state),
+    .m_methods = methods,
+    .m_slots = slots,
+    .m_traverse = traverse,
+    .m_clear = clear,
+    .m_free = release,
+};
+
+PyMODINIT_FUNC
+PyInit__C(void)
+{
+    return PyModuleDef_Init(&definition);
+}

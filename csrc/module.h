@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What every binding uses: the module's state, how a call runs, and the one place where
+ * a status becomes an exception.
+ */
+#ifndef RAP_MODULE_H
+#define RAP_MODULE_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "cpu.h"
+#include "parallel.h"
+
+/* Below this many bytes of input a call keeps the GIL and its own thread: releasing and
+ * waking costs more than the work. Exported as _C.GIL_BYTES. */
+#define RAP_GIL_BYTES 65536
+
+typedef struct {
+    PyObject *input_error; /* rap.errors.RapInputError */
+    struct rap_pool *pool;
+    const rap_kernels *kernels;
+} rap_state;
+
+rap_state *rap_state_of(PyObject *module);
+
+/* Fills exec for a call over `bytes` of input; gives up the GIL when it is worth it.
+ * No Python between begin and end. */
+PyThreadState *rap_begin(PyObject *module, int threads, int64_t bytes, rap_exec *exec);
+void rap_end(PyThreadState *saved);
+
+/* None, or the exception that err describes. */
+PyObject *rap_result(PyObject *module, const rap_error *err);
+
+/* Bindings, one a room. */
+PyObject *rap_py_cde(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *rap_py_linear_cde(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *rap_py_ace(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *rap_py_drm(PyObject *module, PyObject *args, PyObject *kwargs);
+
+#endif

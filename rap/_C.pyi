@@ -1,0 +1,47 @@
+from typing import Any
+
+GIL_BYTES: int
+CDE_OUTPUTS: int
+
+def cde(
+    logits1: Any, logits0: Any, targets: Any, out: Any, want: int, threads: int
+) -> None: ...
+def linear_cde(
+    hidden1: Any,
+    hidden0: Any,
+    weight: Any,
+    bias: Any,
+    targets: Any,
+    out: Any,
+    scale: float,
+    softcap: float,
+    memory: int,
+    want: int,
+    threads: int,
+) -> None: ...
+def ace(
+    q: Any,
+    k: Any,
+    cu_seqlens: Any,
+    response_start: Any,
+    column_mask: Any,
+    image_mask: Any,
+    lse: Any,
+    summary: Any,
+    position: Any,
+    psi: Any,
+    scale: float,
+    sigma: float,
+    min_rows: int,
+    window: int,
+    heads: int,
+    columns: int,
+    top: int,
+    renormalise: bool,
+    normalise: bool,
+    stats: bool,
+    threads: int,
+) -> None: ...
+def drm(difficulty: Any, gain: Any, eligible: Any, out: Any, threads: int) -> int: ...
+def isa(name: str | None = None) -> str: ...
+def isa_names() -> list[str]: ...

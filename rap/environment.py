@@ -1,0 +1,49 @@
+"""What rap would compute with here, and why: ``rap.info()``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+
+from . import _C
+from .ops import default_threads
+
+_OPTIONAL = ("torch", "transformers", "datasets", "trl", "math-verify", "pillow", "jinja2")
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _threads_source() -> str:
+    if os.environ.get("RAP_NUM_THREADS"):
+        return "RAP_NUM_THREADS"
+    return "torch's own number if torch is loaded, else the processors of this process"
+
+
+def info() -> dict[str, object]:
+    """What was chosen and why: versions, instruction set per kernel, threads, GPU.
+
+    A missing optional library is a sentence here and an error only when it is needed.
+    """
+    isa = _C.isa()
+    return {
+        "rap": _version("rap-select"),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "isa": {kernel: isa for kernel in ("cde", "linear_cde", "ace", "drm")},
+        "isa_available": _C.isa_names(),
+        "isa_source": "RAP_ISA" if os.environ.get("RAP_ISA") else "best of what this CPU has",
+        "threads": default_threads(),
+        "threads_source": _threads_source(),
+        "gpu": "no CUDA kernels in this build: arrays are computed on the CPU",
+        "packages": {
+            "numpy": _version("numpy"),
+            "pyarrow": _version("pyarrow"),
+            **{name: _version(name) or "not installed" for name in _OPTIONAL},
+        },
+    }

@@ -1,0 +1,423 @@
+"""The kernels for Python: rap.cde, rap.linear_cde, rap.ace, rap.drm.
+
+Arrays come in as NumPy, torch or any other DLPack producer; float32, bfloat16 or float16
+are read where they lie (a copy is made only when the last dimension is not contiguous).
+Answers come back in the caller's framework: NumPy in, NumPy out; torch in, torch out.
+The GIL is released; Ctrl-C is obeyed inside long calls; the bits do not depend on
+``threads``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import _C
+from .errors import RapConfigError, RapInputError
+
+CDE_OUTPUTS = (
+    "kl",
+    "rkl",
+    "jeffreys",
+    "js",
+    "tv",
+    "hellinger2",
+    "entropy1",
+    "entropy0",
+    "logp1",
+    "logp0",
+)
+_TARGETED = ("logp1", "logp0")
+_HEADS = {"mean": 0, "max": 1, "each": 2}
+_COLUMNS = {"response": 1, "prompt": 2, "all": 3}
+
+
+@dataclass(frozen=True, slots=True)
+class CdeResult:
+    """Per row [T], or per sample [S] with ``cu_seqlens``; float64, nats. None: not asked
+    for."""
+
+    kl: Any = None
+    """KL(p1 || p0), p1 from logits1: the distribution with the image."""
+    rkl: Any = None
+    """KL(p0 || p1)."""
+    jeffreys: Any = None
+    """kl + rkl."""
+    js: Any = None
+    """Jensen-Shannon divergence, at most ln 2."""
+    tv: Any = None
+    """Total variation, at most 1."""
+    hellinger2: Any = None
+    """Squared Hellinger distance 1 - sum sqrt(p1 p0), at most 1."""
+    entropy1: Any = None
+    entropy0: Any = None
+    logp1: Any = None
+    """Log-probability of the target token under p1."""
+    logp0: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class AceResult:
+    """Per sample [S] (``heads="each"``: [S, Hq]); float64."""
+
+    log_psi: Any
+    """ln of the confidence psi; -inf when no column has ``min_rows`` rows."""
+    position: Any
+    """int64: the winning column, counted inside the sample; -1 for none."""
+    attention_entropy: Any
+    """Mean entropy of the response's attention rows, nats."""
+    attention_top: Any
+    """Mean mass of the ``top`` largest weights of a row."""
+    image_mass: Any
+    """Mean mass on image tokens; NaN without ``image_mask``."""
+    log_psi_columns: Any
+    """ln psi_j for every column [L] ([Hq, L]); -inf where j is no candidate."""
+
+
+def default_threads() -> int:
+    """RAP_NUM_THREADS, else torch's own number if torch is loaded, else the processors
+    this process may use."""
+    text = os.environ.get("RAP_NUM_THREADS")
+    if text:
+        try:
+            return max(1, int(text))
+        except ValueError:
+            raise RapConfigError(f"RAP_NUM_THREADS = {text!r}: expected an integer") from None
+    torch = sys.modules.get("torch")
+    if torch is not None and hasattr(torch, "get_num_threads"):
+        return max(1, torch.get_num_threads())
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+
+
+def _threads(threads: int | None) -> int:
+    if threads is None:
+        return default_threads()
+    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+        raise RapConfigError(f"threads = {threads!r}: expected None or an integer >= 1")
+    return min(threads, 256)
+
+
+def _is_torch(x: object) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor)
+
+
+def _input(x: Any, contiguous: bool = False) -> Any:
+    """What _C can view: torch tensors detached, the last dimension contiguous (all of
+    them if asked)."""
+    if _is_torch(x):
+        x = x.detach() if x.requires_grad else x
+        if contiguous or (x.dim() and x.shape[-1] > 1 and x.stride(-1) != 1):
+            x = x.contiguous()
+        return x
+    if isinstance(x, (list, tuple)):
+        raise TypeError("expected an array (NumPy, torch or DLPack), got a list")
+    if isinstance(x, np.ndarray):
+        bad = x.ndim and x.shape[-1] > 1 and x.strides[-1] != x.itemsize
+        if bad or (contiguous and not x.flags.c_contiguous) or not x.flags.aligned:
+            x = np.ascontiguousarray(x)
+    return x
+
+
+def _host(x: Any, dtype: type, name: str) -> np.ndarray:
+    """A small array (offsets, masks, targets, weights) as contiguous NumPy."""
+    if _is_torch(x):
+        x = x.detach().cpu().numpy()
+    array = np.asarray(x)
+    if dtype is np.int64 and array.size and array.dtype.kind not in "iu":
+        raise RapInputError(f"{name}: expected integers, got {array.dtype}")
+    if dtype is np.bool_ and array.dtype != np.bool_:
+        raise RapInputError(f"{name}: expected booleans, got {array.dtype}")
+    return np.ascontiguousarray(array, dtype=dtype)
+
+
+def _answer(x: np.ndarray, like: Any) -> Any:
+    """x in the framework that `like` came from."""
+    if _is_torch(like):
+        return sys.modules["torch"].from_numpy(x)
+    return x
+
+
+def _offsets(cu_seqlens: Any, total: int) -> np.ndarray:
+    cu = _host(cu_seqlens, np.int64, "cu_seqlens")
+    if cu.ndim != 1 or len(cu) < 1 or cu[0] != 0 or cu[-1] != total or (np.diff(cu) < 0).any():
+        raise RapInputError(f"cu_seqlens: expected rising integers from 0 to {total}")
+    return cu
+
+
+def _wanted(want: Sequence[str] | None, targets: Any) -> tuple[str, ...]:
+    if want is None:
+        return tuple(n for n in CDE_OUTPUTS if targets is not None or n not in _TARGETED)
+    if isinstance(want, str):
+        want = (want,)
+    for name in want:
+        if name not in CDE_OUTPUTS:
+            raise RapConfigError(f"want = {name!r}: expected some of {CDE_OUTPUTS}")
+        if name in _TARGETED and targets is None:
+            raise RapConfigError(f"want = {name!r} needs targets")
+    return tuple(want)
+
+
+def _mask(wanted: tuple[str, ...]) -> int:
+    return sum(1 << CDE_OUTPUTS.index(name) for name in set(wanted))
+
+
+def _means(rows: np.ndarray, weights: Any, cu: np.ndarray) -> np.ndarray:
+    """Weighted mean of rows [T] over each sample [S]; NaN where weights sum to 0. A row
+    of weight 0 says nothing, whatever it holds."""
+    if weights is None:
+        weighted, w = rows, np.ones(len(rows))
+    else:
+        w = _host(weights, np.float64, "weights")
+        if w.shape != rows.shape or not np.isfinite(w).all() or (w < 0).any():
+            raise RapInputError(f"weights: expected finite numbers >= 0, [{len(rows)}]")
+        weighted = np.where(w > 0, rows, 0) * w
+    # every segment on its own: reduceat would let one sample's inf reach the next
+    total = np.array([w[a:b].sum() for a, b in zip(cu[:-1], cu[1:], strict=True)])
+    sums = np.array([weighted[a:b].sum() for a, b in zip(cu[:-1], cu[1:], strict=True)])
+    out = np.full(len(cu) - 1, np.nan)
+    np.divide(sums, total, out=out, where=total > 0)
+    return out
+
+
+def _cde_result(
+    out: np.ndarray, wanted: tuple[str, ...], weights: Any, cu_seqlens: Any, like: Any
+) -> CdeResult:
+    rows = {name: out[CDE_OUTPUTS.index(name)] for name in wanted}
+    if cu_seqlens is not None:
+        cu = _offsets(cu_seqlens, out.shape[1])
+        rows = {name: _means(x, weights, cu) for name, x in rows.items()}
+    elif weights is not None:
+        raise RapConfigError("weights need cu_seqlens: they weigh the means per sample")
+    return CdeResult(**{name: _answer(x, like) for name, x in rows.items()})
+
+
+def _rows(x: Any) -> int:
+    shape = getattr(x, "shape", ())
+    return int(shape[0]) if len(shape) else 0
+
+
+def cde(
+    logits1: Any,
+    logits0: Any,
+    *,
+    want: Sequence[str] | None = None,
+    targets: Any = None,
+    weights: Any = None,
+    cu_seqlens: Any = None,
+    threads: int | None = None,
+) -> CdeResult:
+    """Divergences between two next-token distributions, row by row.
+
+    logits1, logits0: [T, V], float32, bfloat16 or float16: with the image, and without.
+    want: names of ``CdeResult`` to compute; None is all that can be. Only what is asked
+    for is computed; ``js`` and ``tv`` cost a second sweep.
+    targets: int [T], the tokens that ``logp1`` and ``logp0`` are read for.
+    cu_seqlens: int [S + 1]: rows of S samples packed; answers are then means per sample,
+    weighted by ``weights`` [T] (>= 0) if given, NaN for a sample without weight.
+
+    -inf logits are tokens outside the support; a NaN or +inf makes its row NaN.
+    Raises TypeError (not an array, dtype), RapInputError (shapes, target range),
+    RapConfigError (unknown ``want``). Source: method.md section 1; csrc/cde/cde.h.
+    """
+    logits1, logits0 = _input(logits1), _input(logits0)
+    wanted = _wanted(want, targets)
+    out = np.empty((len(CDE_OUTPUTS), _rows(logits1)))
+    ids = None if targets is None else _host(targets, np.int64, "targets")
+    _C.cde(logits1, logits0, ids, out, _mask(wanted), _threads(threads))
+    return _cde_result(out, wanted, weights, cu_seqlens, logits1)
+
+
+def linear_cde(
+    hidden1: Any,
+    hidden0: Any,
+    weight: Any,
+    *,
+    bias: Any = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    want: Sequence[str] | None = None,
+    targets: Any = None,
+    weights: Any = None,
+    cu_seqlens: Any = None,
+    memory: int = 64 << 20,
+    threads: int | None = None,
+) -> CdeResult:
+    """``cde`` from hidden states and the language-model head; [T, V] is never held.
+
+    hidden1, hidden0: [T, E]; weight: [V, E]; bias: [V]; any of float32, bfloat16, float16.
+    logits = softcap * tanh(scale * (hidden @ weight.T + bias) / softcap); ``scale`` None
+    is 1 (Granite: 1 / logits_scaling; Cohere: logit_scale), ``softcap`` None is none
+    (Gemma: final_logit_softcapping). memory: bytes of scratch, about.
+
+    Other arguments, answers and errors as ``cde``. Source: method.md section 1.
+    """
+    hidden1, hidden0, weight = _input(hidden1), _input(hidden0), _input(weight)
+    if bias is not None:
+        bias = _input(bias, contiguous=True)
+    if softcap is not None and not softcap > 0:
+        raise RapConfigError(f"softcap = {softcap!r}: expected None or a number > 0")
+    wanted = _wanted(want, targets)
+    out = np.empty((len(CDE_OUTPUTS), _rows(hidden1)))
+    ids = None if targets is None else _host(targets, np.int64, "targets")
+    _C.linear_cde(
+        hidden1,
+        hidden0,
+        weight,
+        bias,
+        ids,
+        out,
+        1.0 if scale is None else float(scale),
+        0.0 if softcap is None else float(softcap),
+        int(memory),
+        _mask(wanted),
+        _threads(threads),
+    )
+    return _cde_result(out, wanted, weights, cu_seqlens, hidden1)
+
+
+def _choice(name: str, value: object, options: dict[str, int]) -> int:
+    if value not in options:
+        raise RapConfigError(f"{name} = {value!r}: expected one of {tuple(options)}")
+    return options[value]
+
+
+def ace(
+    q: Any,
+    k: Any,
+    *,
+    response_start: Any,
+    cu_seqlens: Any = None,
+    scale: float | None = None,
+    sigma: float = 2.0,
+    heads: str = "mean",
+    renormalise: bool = False,
+    normalise: bool = True,
+    min_rows: int = 8,
+    window: int | None = None,
+    columns: str = "response",
+    column_mask: Any = None,
+    image_mask: Any = None,
+    lse: Any = None,
+    top: int = 8,
+    stats: bool = True,
+    threads: int | None = None,
+) -> AceResult:
+    """How far one over-attended token dominates a response; never an [L, L] array.
+
+    q: [Hq, L, D], k: [Hkv, L, D] of the last decoder layer after rotary embedding,
+    float32, bfloat16 or float16; query head h reads key head h // (Hq / Hkv). One sample,
+    or S samples packed along L by ``cu_seqlens`` int [S + 1].
+    response_start: int or [S]: index of the first response token inside its sample.
+    scale: of the scores; None is D ** -0.5. sigma: scale of the weight in the logarithm.
+    heads: "mean" or "max" over heads, or "each" head on its own.
+    renormalise: divide each row by its sum after the head reduction (OPERA's form).
+    normalise: mean of the logarithms over a column's rows; False: their sum (published).
+    min_rows: columns seen by fewer response rows are no candidates (published: 1).
+    window: at most this many rows of a column, the first ones; None is all.
+    columns: candidates among "response", "prompt" or "all"; column_mask: bool [L], False
+    takes a column out (template and special tokens).
+    image_mask: bool [L]: image tokens, for ``image_mass``.
+    lse: float32 or float64 [Hq, L]: log-sum-exp of each row's scaled scores, if known;
+    with heads="each" and stats=False the cost then falls from O(L^2 D) to O(L D).
+    top: how many largest weights ``attention_top`` adds up, 1 to 64.
+    stats: False leaves entropy, top and image mass out (NaN) and saves their cost.
+
+    A response without a candidate column (shorter than min_rows) has log_psi = -inf; NaN
+    in q or k gives NaN. Head-mean weights below 2^-126 count as 2^-126.
+    Raises TypeError, RapInputError, RapConfigError. Source: method.md section 2, RAP
+    (arXiv 2506.04755) section 3.2; csrc/ace/ace.h.
+    """
+    q, k = _input(q), _input(k)
+    if len(getattr(q, "shape", ())) != 3 or len(getattr(k, "shape", ())) != 3:
+        raise RapInputError("q and k: expected arrays [heads, L, D]")
+    hq, total, dim = (int(n) for n in q.shape)
+    cu = _host([0, total] if cu_seqlens is None else cu_seqlens, np.int64, "cu_seqlens")
+    samples = max(0, cu.size - 1)
+    start = _host(response_start, np.int64, "response_start")
+    start = np.ascontiguousarray(np.broadcast_to(start, (samples,)) if start.ndim == 0 else start)
+    fields = hq if heads == "each" else 1
+    summary = np.empty((4, samples, fields))
+    position = np.empty((samples, fields), np.int64)
+    psi = np.empty((fields, total))
+    if window is not None and window < 1:
+        raise RapConfigError(f"window = {window!r}: expected None or an integer >= 1")
+    _C.ace(
+        q,
+        k,
+        cu,
+        start,
+        None if column_mask is None else _host(column_mask, np.bool_, "column_mask"),
+        None if image_mask is None else _host(image_mask, np.bool_, "image_mask"),
+        None if lse is None else _input(lse),
+        summary,
+        position,
+        psi,
+        float(dim**-0.5 if scale is None else scale),
+        float(sigma),
+        int(min_rows),
+        0 if window is None else int(window),
+        _choice("heads", heads, _HEADS),
+        _choice("columns", columns, _COLUMNS),
+        int(top),
+        bool(renormalise),
+        bool(normalise),
+        bool(stats),
+        _threads(threads),
+    )
+    if heads != "each":
+        summary, position, psi = summary[:, :, 0], position[:, 0], psi[0]
+    values = (summary[0], position, summary[1], summary[2], summary[3], psi)
+    return AceResult(*(_answer(np.ascontiguousarray(x), q) for x in values))
+
+
+def _scores(x: Any) -> Any:
+    """float32 and float64 as they are, anything else as float64."""
+    if _is_torch(x):
+        torch = sys.modules["torch"]
+        x = x if x.dtype in (torch.float32, torch.float64) else x.to(torch.float64)
+        return _input(x, contiguous=True)
+    x = np.asarray(x)
+    if x.dtype.kind == "O":
+        raise TypeError("expected numbers, got an array of objects")
+    if x.dtype not in (np.float32, np.float64):
+        x = x.astype(np.float64)
+    return _input(x, contiguous=True)
+
+
+def drm(
+    difficulty: Any,
+    k: int,
+    *,
+    eligible: Any = None,
+    gain: Any = None,
+    threads: int | None = None,
+) -> Any:
+    """Indices of the k hardest samples that can still be solved.
+
+    difficulty: [N] (1 - pass rate); candidates have 0 < difficulty < 1, are ``eligible``
+    (bool [N]) and have a ``gain`` [N] that is not NaN. Order: difficulty down, gain (D of
+    CDE) down, index up: total, hence deterministic. N up to 10^8 and beyond.
+
+    Returns int64 [<= k], hardest first. Raises TypeError, RapInputError, RapConfigError.
+    Source: method.md section 3, RAP (arXiv 2506.04755) section 3.3.
+    """
+    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 0:
+        raise RapConfigError(f"k = {k!r}: expected an integer >= 0")
+    scores = _scores(difficulty)
+    if len(scores.shape) != 1:
+        raise RapInputError(f"difficulty: expected [N], got {len(scores.shape)} dimensions")
+    out = np.empty(min(int(k), int(scores.shape[0])), np.int64)
+    found = _C.drm(
+        scores,
+        None if gain is None else _scores(gain),
+        None if eligible is None else _host(eligible, np.bool_, "eligible"),
+        out,
+        _threads(threads),
+    )
+    return _answer(out[:found], difficulty)

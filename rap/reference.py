@@ -1,0 +1,257 @@
+"""The kernels in float64 NumPy: the executable specification.
+
+Every function here has the name, the arguments and the answer of its twin in
+``rap.ops``; it is written to be read, not to be fast, and it may hold [L, L] arrays. The
+tests hold the kernels against it, the benchmarks refuse to time a kernel that disagrees
+with it. Mathematics: method.md sections 1 to 3, RAP (arXiv 2506.04755) section 3.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+Array = np.ndarray
+
+CDE_OUTPUTS = (
+    "kl",
+    "rkl",
+    "jeffreys",
+    "js",
+    "tv",
+    "hellinger2",
+    "entropy1",
+    "entropy0",
+    "logp1",
+    "logp0",
+)
+
+ACE_FLOOR = 2.0**-126  # a head-mean weight below this counts as this
+
+
+def _float64(x: ArrayLike) -> Array:
+    return np.asarray(x).astype(np.float64)
+
+
+def log_softmax(logits: ArrayLike) -> Array:
+    """Natural log-probabilities over the last axis; -inf logits stay -inf."""
+    x = _float64(logits)
+    shifted = x - x.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def _sum_p(p: Array, x: Array) -> Array:
+    """Sum of p x over the last axis with 0 * anything = 0."""
+    return np.where(p > 0, p * np.where(p > 0, x, 0), np.where(np.isnan(p), np.nan, 0)).sum(
+        axis=-1
+    )
+
+
+def sample_means(x: Array, weights: ArrayLike | None, cu_seqlens: ArrayLike) -> Array:
+    """Weighted mean of x [T] over each sample's rows [S]; NaN where weights sum to 0."""
+    cu = np.asarray(cu_seqlens, dtype=np.int64)
+    w = np.ones(len(x)) if weights is None else _float64(weights)
+    out = np.full(len(cu) - 1, np.nan)
+    for s, (a, b) in enumerate(zip(cu[:-1], cu[1:], strict=True)):
+        total = w[a:b].sum()
+        if total > 0:
+            used = w[a:b] > 0  # a row of weight 0 says nothing, whatever it holds
+            out[s] = (w[a:b][used] * x[a:b][used]).sum() / total
+    return out
+
+
+def cde(
+    logits1: ArrayLike,
+    logits0: ArrayLike,
+    *,
+    targets: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    cu_seqlens: ArrayLike | None = None,
+) -> dict[str, Array]:
+    """Divergences between softmax(logits1) and softmax(logits0), rows of [T, V].
+
+    Returns float64 [T] each (or [S] means with ``cu_seqlens``): see ``rap.cde``.
+    """
+    with np.errstate(all="ignore"):
+        a1, a0 = log_softmax(logits1), log_softmax(logits0)
+        p1, p0 = np.exp(a1), np.exp(a0)
+        mix = np.log(0.5 * (p1 + p0))
+        out = {
+            "kl": _sum_p(p1, a1 - a0),
+            "rkl": _sum_p(p0, a0 - a1),
+            "js": 0.5 * (_sum_p(p1, a1 - mix) + _sum_p(p0, a0 - mix)),
+            "tv": 0.5 * np.abs(p1 - p0).sum(axis=-1),
+            "hellinger2": 1 - np.sqrt(p1 * p0).sum(axis=-1),
+            "entropy1": -_sum_p(p1, a1),
+            "entropy0": -_sum_p(p0, a0),
+        }
+        out["jeffreys"] = out["kl"] + out["rkl"]
+    if targets is not None:
+        rows = np.arange(len(a1))
+        out["logp1"] = a1[rows, np.asarray(targets)]
+        out["logp0"] = a0[rows, np.asarray(targets)]
+    if cu_seqlens is not None:
+        out = {name: sample_means(x, weights, cu_seqlens) for name, x in out.items()}
+    return out
+
+
+def linear_cde(
+    hidden1: ArrayLike,
+    hidden0: ArrayLike,
+    weight: ArrayLike,
+    *,
+    bias: ArrayLike | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    targets: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    cu_seqlens: ArrayLike | None = None,
+) -> dict[str, Array]:
+    """``cde`` of logits = softcap * tanh(scale * (hidden @ weight.T + bias) / softcap)."""
+
+    def logits(hidden: ArrayLike) -> Array:
+        x = _float64(hidden) @ _float64(weight).T
+        x = x if bias is None else x + _float64(bias)
+        x = x if scale is None else x * scale
+        return x if not softcap else softcap * np.tanh(x / softcap)
+
+    return cde(
+        logits(hidden1), logits(hidden0), targets=targets, weights=weights, cu_seqlens=cu_seqlens
+    )
+
+
+def attention(q: ArrayLike, k: ArrayLike, scale: float | None = None) -> Array:
+    """Causal self-attention A [Hq, L, L] of q [Hq, L, D] and k [Hkv, L, D]; rows sum to 1."""
+    q, k = _float64(q), _float64(k)
+    k = np.repeat(k, q.shape[0] // k.shape[0], axis=0)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scores = scale * (q @ k.transpose(0, 2, 1))
+    hidden = np.triu(np.ones(scores.shape[1:], bool), 1)
+    with np.errstate(all="ignore"):
+        return np.exp(log_softmax(np.where(hidden, -np.inf, scores)))
+
+
+def _log_weights(a: Array, heads: str, renormalise: bool) -> Array:
+    """ln w [F, L, L], -inf above the diagonal."""
+    w = {"mean": lambda: a.mean(0)[None], "max": lambda: a.max(0)[None], "each": lambda: a}[
+        heads
+    ]()
+    if renormalise:
+        w = w / w.sum(-1, keepdims=True)
+    if heads == "mean":
+        w = np.where(np.tri(w.shape[-1], dtype=bool), np.maximum(w, ACE_FLOOR), 0.0)
+    with np.errstate(divide="ignore"):
+        return np.log(w)
+
+
+def _column_rows(j: int, start: int, length: int, window: int | None) -> slice:
+    """I(j): response rows i >= j, the first `window` of them."""
+    first = max(j, start)
+    return slice(first, length if window is None else min(length, first + window))
+
+
+def ace_sample(
+    q: ArrayLike,
+    k: ArrayLike,
+    *,
+    response_start: int,
+    scale: float | None = None,
+    sigma: float = 2.0,
+    heads: str = "mean",
+    renormalise: bool = False,
+    normalise: bool = True,
+    min_rows: int = 8,
+    window: int | None = None,
+    columns: str = "response",
+    column_mask: ArrayLike | None = None,
+    image_mask: ArrayLike | None = None,
+    top: int = 8,
+) -> dict[str, Array]:
+    """ACE of one sample; fields lead: log_psi [F], log_psi_columns [F, L]; see ``ace``."""
+    a = attention(q, k, scale)
+    length = a.shape[-1]
+    ln_w = _log_weights(a, heads, renormalise)
+    psi = np.full((len(ln_w), length), -np.inf)
+    for j in range(length):
+        rows = _column_rows(j, response_start, length, window)
+        count = rows.stop - rows.start
+        kind = "response" if j >= response_start else "prompt"
+        allowed = column_mask is None or bool(np.asarray(column_mask)[j])
+        if columns in (kind, "all") and allowed and count >= min_rows:
+            total = (ln_w[:, rows, j] + np.log(sigma)).sum(-1)
+            psi[:, j] = total / count if normalise else total
+    best = psi.max(-1) if length else np.full(len(ln_w), -np.inf)
+    found = np.isfinite(best) | (best == np.inf)
+    w = np.exp(ln_w)[:, response_start:]
+    with np.errstate(all="ignore"):
+        w = w / w.sum(-1, keepdims=True)
+        entropy = -_sum_p(w, np.log(w))
+    largest = np.sort(w, -1)[..., ::-1][..., :top].sum(-1)
+
+    def mean(x: Array) -> Array:
+        return x.mean(-1) if length > response_start else np.full(len(ln_w), np.nan)
+
+    nothing = np.full(len(ln_w), np.nan)
+    image = None if image_mask is None else w[..., np.asarray(image_mask, bool)].sum(-1)
+    return {
+        "log_psi": best,
+        "position": np.where(found, psi.argmax(-1) if length else -1, -1),
+        "log_psi_columns": psi,
+        "attention_entropy": mean(entropy),
+        "attention_top": mean(largest),
+        "image_mass": nothing if image is None else mean(image),
+    }
+
+
+def ace(
+    q: ArrayLike,
+    k: ArrayLike,
+    *,
+    response_start: int | ArrayLike,
+    cu_seqlens: ArrayLike | None = None,
+    column_mask: ArrayLike | None = None,
+    image_mask: ArrayLike | None = None,
+    heads: str = "mean",
+    **options: object,
+) -> dict[str, Array]:
+    """ACE of samples packed along L; shapes and options as ``rap.ace``."""
+    q, k = np.asarray(q), np.asarray(k)
+    cu = np.asarray([0, q.shape[1]] if cu_seqlens is None else cu_seqlens)
+    starts = np.broadcast_to(np.asarray(response_start), (len(cu) - 1,))
+    parts = [
+        ace_sample(
+            q[:, a:b],
+            k[:, a:b],
+            response_start=int(start),
+            column_mask=None if column_mask is None else np.asarray(column_mask)[a:b],
+            image_mask=None if image_mask is None else np.asarray(image_mask)[a:b],
+            heads=heads,
+            **options,
+        )
+        for a, b, start in zip(cu[:-1], cu[1:], starts, strict=True)
+    ]
+    out = {name: np.stack([p[name] for p in parts]) for name in parts[0] if "columns" not in name}
+    out["log_psi_columns"] = np.concatenate([p["log_psi_columns"] for p in parts], axis=-1)
+    if heads != "each":
+        out = {n: x[0] if n == "log_psi_columns" else x[:, 0] for n, x in out.items()}
+    return out
+
+
+def drm(
+    difficulty: ArrayLike,
+    k: int,
+    *,
+    eligible: ArrayLike | None = None,
+    gain: ArrayLike | None = None,
+) -> Array:
+    """Indices of the k hardest with 0 < difficulty < 1: difficulty down, gain down, index
+    up; a NaN in either, or not eligible, is no candidate. int64 [<= k]."""
+    d = _float64(difficulty)
+    g = np.zeros(len(d)) if gain is None else _float64(gain)
+    with np.errstate(invalid="ignore"):
+        candidate = (d > 0) & (d < 1) & ~np.isnan(g)
+    if eligible is not None:
+        candidate &= np.asarray(eligible, bool)
+    index = np.flatnonzero(candidate)
+    order = np.lexsort((index, -g[index], -d[index]))
+    return index[order][:k].astype(np.int64)
