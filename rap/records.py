@@ -73,7 +73,8 @@ def _read_path(path: Path) -> pa.Table:
 
 def _read_jsonl(path: Path) -> list[Mapping[str, Any]]:
     """The rows that can be read; the others are named in one warning."""
-    rows, bad = [], []
+    rows: list[Mapping[str, Any]] = []
+    bad: list[int] = []
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if number == 1:
@@ -237,17 +238,25 @@ def _is_text(column: pa.Array) -> bool:
 
 
 def count_rollouts(
-    table: pa.Table, *, id: str, with_image: str, correct: str, source: str | None
+    table: pa.Table,
+    *,
+    id: str,
+    with_image: str,
+    correct: str,
+    source: str | None,
+    order: list[str] | None = None,
 ) -> tuple[pa.Table, dict[str, int]]:
-    """(score table, counts of what was left out). See ``Scores.from_rollouts``."""
+    """(score table, counts of what was left out). See ``Scores.from_rollouts``.
+
+    ``order``: the data set's ids, one row each; None is the order of first appearance.
+    """
     if table.num_rows == 0:
         raise RapInputError("rollouts: no rows (after the filters)")
     ids = _ids(_column(table, id, "id"), id)
     image, has_arm = _flags(_column(table, with_image, "with_image"), with_image, ids, ARMS)
     right, judged = _flags(_column(table, correct, "correct"), correct, ids)
-    encoded = ids.dictionary_encode()  # codes in the order of first appearance
-    codes = encoded.indices.to_numpy(zero_copy_only=False)
-    n = len(encoded.dictionary)
+    names, codes = _codes(ids, order)
+    n = len(names)
 
     used = has_arm & judged
     count: Callable[[np.ndarray], np.ndarray] = lambda rows: np.bincount(  # noqa: E731
@@ -263,7 +272,7 @@ def count_rollouts(
 
     few = (m1 == 0) | (m0 == 0)
     columns: dict[str, pa.Array] = {
-        "id": encoded.dictionary.cast(pa.string()),
+        "id": names,
         "index": pa.array(np.arange(n, dtype=np.int64)),
         "source": _sources(table, source, codes, n),
         "status": _choose_text(few, QUARANTINED, SCORED),
@@ -281,11 +290,28 @@ def count_rollouts(
     }
     if ignored["without_arm"]:
         warnings.warn(
-            f"rollouts: {ignored['without_arm']} rows have no {with_image!r} and are left out",
+            f"rollouts: {ignored['without_arm']} rows without {with_image!r} are left out",
             UserWarning,
             stacklevel=3,
         )
     return pa.table(full, schema=SCORE_SCHEMA), ignored
+
+
+def _codes(ids: pa.Array, order: list[str] | None) -> tuple[pa.Array, np.ndarray]:
+    """(sample ids, the sample of each row)."""
+    if order is None:
+        encoded = ids.dictionary_encode()  # codes in the order of first appearance
+        codes, names = encoded.indices, encoded.dictionary.cast(pa.string())
+    else:
+        names = pa.array(order, pa.string())
+        codes = pc.index_in(ids.cast(pa.string()), value_set=names)
+        if codes.null_count:
+            strange = ids.filter(pc.is_null(codes))
+            raise RapInputError(
+                f"rollouts: {len(strange)} rows are of samples that the data set does not "
+                f"have, the first of {strange[0].as_py()!r}"
+            )
+    return names, codes.to_numpy(zero_copy_only=False)
 
 
 def _choose_text(mask: np.ndarray, yes: str, no: str | None) -> pa.Array:

@@ -117,28 +117,31 @@ class Scores:
         ``where``: keep only rows with these values, ``{"augment": "none"}`` or
         ``{"prompt": ["cot", "direct"]}``; ``drop``: leave out rows with any of these,
         ``{"model": ["random"]}``. ``None`` stands for null.
-        ``dataset``: a datasets.Dataset in the same order, so that ``Selection.dataset``
-        works; its length must agree.
+        ``dataset``: a ``SampleSet``, or a datasets.Dataset with the column ``id``:
+        rows are matched by id, stand in its order, and ``Selection.dataset`` works.
+        Its samples without a completion are quarantined like the others.
 
-        Samples stand in the order of their first appearance (after the filters). The
-        number of completions may differ by sample and by arm. A sample without a
-        judged completion in one of the arms is quarantined as ``few_rollouts``. All
+        Without ``dataset`` samples stand in the order of their first appearance (after
+        the filters). The number of completions may differ by sample and by arm. A sample
+        without a judged completion in one arm is quarantined as ``few_rollouts``. All
         columns of the rows used stay in ``scores.rollouts``. Attention is not measured:
         ``log_psi`` is null.
 
         Raises ``RapInputError``: unreadable, no rows left, a column missing or of the
-        wrong kind, more than 32,767 completions in one arm of a sample.
+        wrong kind, a sample that ``dataset`` does not have, more than 32,767
+        completions in one arm of a sample.
         """
         table = keep_rows(read_rollouts(table_or_path), where, drop)
         if source is None and "source" in table.column_names:
             source = "source"
         scores, ignored = count_rollouts(
-            table, id=id, with_image=with_image, correct=correct, source=source
+            table,
+            id=id,
+            with_image=with_image,
+            correct=correct,
+            source=source,
+            order=None if dataset is None else _dataset_ids(dataset, id),
         )
-        if dataset is not None and len(dataset) != scores.num_rows:
-            raise RapInputError(
-                f"rollouts name {scores.num_rows} samples, the data set has {len(dataset)}"
-            )
         meta = {
             "schema_version": SCHEMA_VERSION,
             "fingerprint": {
@@ -198,6 +201,18 @@ class Scores:
             "never_solved": int((judged & evidence.unsolved).sum()),
             "always_solved": int((judged & evidence.trivial(Fraction(0))).sum()),
         }
+
+
+def _dataset_ids(dataset: Any, id: str) -> list[str]:
+    """The ids of a SampleSet or of a datasets.Dataset, as text."""
+    if hasattr(dataset, "ids"):
+        return list(dataset.ids)
+    if id not in dataset.column_names:
+        raise RapInputError(
+            f"the data set has no column {id!r} to match the rollouts by; it has "
+            f"{', '.join(dataset.column_names)}"
+        )
+    return [str(value) for value in dataset[id]]
 
 
 def _plain(conditions: Mapping[str, object] | None) -> dict[str, object]:
@@ -293,6 +308,7 @@ class _Evidence:
     key whose order and equality are those of the exact D. ``d_bound``: D is at most
     this where the text arm alone was run (m1 = 0), else NaN. ``difficulty``: Diff as
     float64 (NaN: unknown). ``code``: quarantine code of the rows that are not valid.
+    ``counts``: c1, m1, c0, m0 as int64 for rollouts, else None.
     """
 
     kind: str
@@ -302,7 +318,7 @@ class _Evidence:
     order: np.ndarray
     d_bound: np.ndarray
     difficulty: np.ndarray
-    counts: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None
+    counts: tuple[np.ndarray, ...] | None
 
     @property
     def negative(self) -> np.ndarray:
@@ -848,7 +864,7 @@ def _notes(
     screened = int((evidence.valid & (evidence.d_bound > lowest)).sum())
     if screened:
         notes.append(
-            f"{screened} samples were never tried with the image (screen_lambda_c) although "
+            f"{screened} samples were never tried with the image (screen_lambda_c) though "
             f"their D may exceed {lowest:g}; score again with a lower screen_lambda_c"
         )
     return notes
@@ -1086,8 +1102,10 @@ class Selection:
     def _thumbnails(self) -> str:
         if self.source is None:
             return ""
-        from .report import thumbnails
-
+        try:
+            from .report import thumbnails
+        except ImportError:  # the extra "report" is not installed: counts only
+            return ""
         return thumbnails(self, limit=6)
 
 
