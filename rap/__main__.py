@@ -1,0 +1,5 @@
+"""``python -m rap`` is ``rap``."""
+
+from .cli import main
+
+main(prog_name="rap")

@@ -1,0 +1,808 @@
+"""The shell: ``rap score | choose | select | report | info | demo``.
+
+Every command is a few calls of the Python interface; nothing is decided here. Exit
+codes: 0 done; 1 the data, the model or the store cannot be used; 2 a wrong command line
+or setting; 130 Ctrl-C; 143 SIGTERM. An error is one sentence on stderr (``--debug``
+shows the traceback); what a script would read goes to stdout, as JSON with ``--json``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from .config import COUNTERFACTUALS, RULES, ScoreConfig
+from .errors import RapConfigError, RapError, RapInputError, RapModelError
+from .table import EVIDENCE
+
+if TYPE_CHECKING:
+    from .samples import SampleSet
+    from .selection import Scores, Selection
+
+OK, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM. A KeyboardInterrupt, so that all that stops cleanly on Ctrl-C does so."""
+
+
+def _on_sigterm(signum: int, frame: object) -> NoReturn:
+    raise Terminated
+
+
+# ---------------------------------------------------------------- exit codes
+
+
+class Shell(click.Group):
+    """A group whose errors become exit codes and one sentence each."""
+
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        # click's own handling knows neither our errors nor 130
+        words = list(kwargs.pop("args", None) or (args[0] if args else sys.argv[1:]))
+        if debug := "--debug" in words:  # anywhere on the line, not only up front
+            words = ["--debug", *(word for word in words if word != "--debug")]
+        kwargs["standalone_mode"] = False
+        try:
+            result = super().main(words, *args[1:], **kwargs)
+            sys.stdout.flush()
+            sys.exit(result if isinstance(result, int) else OK)
+        except Exception as error:
+            if debug and not isinstance(error, (click.ClickException, click.Abort)):
+                traceback.print_exc()
+            sys.exit(_explain(error))
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # in the order of use, not of the alphabet
+
+
+def _explain(error: Exception) -> int:
+    """Say what happened, in one sentence; returns the exit code."""
+    if isinstance(error, click.Abort):
+        return _stopped(error.__cause__ or error.__context__)
+    if isinstance(error, click.ClickException):
+        error.show()
+        return USAGE if isinstance(error, click.UsageError) else FAILED
+    if isinstance(error, RapConfigError):
+        return _fail(str(error), USAGE)
+    if isinstance(error, RapError):
+        return _fail(str(error), FAILED)
+    if isinstance(error, BrokenPipeError):
+        # the reader went away (rap ... | head): not worth a word
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    if isinstance(error, MemoryError):
+        return _fail("out of memory", FAILED)
+    if isinstance(error, OSError):
+        return _fail(str(error), FAILED)
+    name = type(error).__name__
+    return _fail(
+        f"{name}: {error}. This is a fault in rap: please report it with the output of "
+        "the same command and --debug",
+        FAILED,
+    )
+
+
+def _stopped(cause: BaseException | None) -> int:
+    click.echo("rap: stopped", err=True)
+    return TERMINATED if isinstance(cause, Terminated) else INTERRUPTED
+
+
+def _fail(text: str, code: int) -> int:
+    click.echo(f"rap: error: {' '.join(text.split())}", err=True)
+    return code
+
+
+def _show_warning(message: Any, *_: object, **__: object) -> None:
+    click.echo(f"rap: warning: {message}", err=True)
+
+
+# ---------------------------------------------------------------- options
+
+
+def _pair(text: str, option: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise click.UsageError(f"{option} {text!r}: expected NAME=VALUE")
+    return name.strip(), value
+
+
+def _columns(values: Sequence[str]) -> dict[str, str] | None:
+    parts = [part for value in values for part in value.split(",") if part]
+    return dict(_pair(part, "--columns") for part in parts) or None
+
+
+def _json_value(text: str) -> Any:
+    """A JSON value where it is one, else the text itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _filters(values: Sequence[str], option: str) -> dict[str, list[Any]] | None:
+    """``augment=none`` several times -> {"augment": ["none", ...]}; ``null`` is null."""
+    found: dict[str, list[Any]] = {}
+    for value in values:
+        name, text = _pair(value, option)
+        found.setdefault(name, []).append(text)
+    return found or None
+
+
+def _typed(
+    filters: Mapping[str, list[Any]] | None, types: Mapping[str, Any]
+) -> dict[str, list[Any]] | None:
+    """Filter texts as the column's own type: 5 is a number only in a number column."""
+    import pyarrow as pa
+
+    def value(name: str, text: str) -> Any:
+        if text == "null":
+            return None
+        kind = types.get(name)
+        textual = kind is None or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        return text if textual else _json_value(text)
+
+    if filters is None:
+        return None
+    return {name: [value(name, t) for t in texts] for name, texts in filters.items()}
+
+
+def _compose(*decorators: Callable[..., Any]) -> Callable[..., Any]:
+    def apply(function: Callable[..., Any]) -> Callable[..., Any]:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return apply
+
+
+PATH = click.Path(path_type=Path)
+
+DATA_OPTIONS = _compose(
+    click.option(
+        "--columns",
+        multiple=True,
+        metavar="ROLE=NAME,...",
+        help="Columns, where detection is wrong: roles are id, question, answer, choices, "
+        "images, source; 'a.b' is field b of column a.",
+    ),
+    click.option(
+        "--root",
+        type=PATH,
+        metavar="DIR",
+        help="Folder that image paths are relative to and must stay in.  [default: the "
+        "folder of DATA]",
+    ),
+)
+
+MODEL_OPTIONS = _compose(
+    click.option(
+        "--evidence",
+        type=click.Choice(EVIDENCE),
+        help="rollouts: the paper's, samples completions with and without the image. "
+        "answer: two forward passes over the reference answer. logits: divergence over "
+        "one response.  [default: answer]",
+    ),
+    click.option(
+        "--counterfactual",
+        type=click.Choice(COUNTERFACTUALS),
+        help="What 'without the image' means.  [default: drop]",
+    ),
+    click.option("--m1", type=int, help="Completions with the image.  [default: 5]"),
+    click.option("--m0", type=int, help="Completions without it.  [default: 5]"),
+    click.option("--max-new-tokens", type=int, help="Length of a completion, at most."),
+    click.option("--temperature", type=float, help="Of the sampling.  [default: 1.0]"),
+    click.option("--seed", type=int, help="[default: 0]"),
+    click.option("--batch-size", type=int, help="Samples a forward.  [default: 8]"),
+    click.option(
+        "--reward",
+        metavar="MODULE:FUNCTION",
+        help="Your own answer checker, with TRL's signature, for evidence rollouts.",
+    ),
+    click.option(
+        "--set",
+        "settings",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="Any other field of rap.ScoreConfig, e.g. workers=4, ace.heads=max, "
+        "sampling.top_p=0.95. Repeatable.",
+    ),
+    click.option(
+        "--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, ..."
+    ),
+    click.option(
+        "--dtype",
+        type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+        default="auto",
+        help="auto is the model's own.",
+    ),
+    click.option(
+        "--attn-implementation", metavar="NAME", help="As in transformers, e.g. eager."
+    ),
+    click.option(
+        "--trust-remote-code",
+        is_flag=True,
+        help="Run Python code that comes with the model. Read it first.",
+    ),
+    click.option(
+        "--allow-pickle",
+        is_flag=True,
+        help="Load weights that are not safetensors; a pickle can run code.",
+    ),
+    click.option(
+        "--progress/--no-progress",
+        default=None,
+        help="Progress bar.  [default: when stderr is a terminal]",
+    ),
+)
+
+CHOOSE_OPTIONS = _compose(
+    click.option(
+        "--rule",
+        type=click.Choice(RULES),
+        default="budget",
+        show_default=True,
+        help="budget: thresholds are found so that the share fits. paper: the published "
+        "thresholds, D > 0.5 and psi <= 0.1.",
+    ),
+    click.option("--budget", type=float, help="Share to keep.  [default: 0.09]"),
+    click.option("--lambda-c", type=float, help="Keep only if D is above this."),
+    click.option("--lambda-a", type=float, help="Drop if psi is above this."),
+    click.option(
+        "--replace/--no-replace",
+        default=True,
+        help="Replace always-solved samples by the hardest that can be solved.",
+    ),
+    click.option("--by", metavar="COLUMN", help="A budget for each value, e.g. source."),
+    click.option("--trivial", type=float, default=0.0, help="Difficulty that is trivial."),
+    click.option("--divergence", default="js", help="D for evidence logits: js, kl, tv, ..."),
+)
+
+OUTPUT_OPTIONS = _compose(
+    click.option("--out", type=PATH, metavar="DIR", help="Save the selection here."),
+    click.option("--report", type=PATH, metavar="FILE", help="Write an HTML page."),
+    click.option(
+        "--compare", type=PATH, metavar="DIR", help="Show what moved from that selection."
+    ),
+    click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text."),
+)
+
+CHOOSE_NAMES = (
+    "rule",
+    "budget",
+    "lambda_c",
+    "lambda_a",
+    "replace",
+    "by",
+    "trivial",
+    "divergence",
+)
+
+
+# ---------------------------------------------------------------- the commands
+
+
+@click.group(
+    cls=Shell,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 96},
+)
+@click.version_option(package_name="rap-select", prog_name="rap")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def main(debug: bool) -> None:
+    """Choose the few per cent of multimodal samples worth training on, and say why.
+
+    For each sample a model is asked twice, with the image and without it. Kept are
+    samples whose outcome depends on the image, whose answer does not hang on one
+    over-attended token, and that are neither always nor never solved.
+
+    \b
+    A first look, with data that comes along:
+      rap demo
+    One step, with your own data and model:
+      rap select data.jsonl --model ./Qwen2.5-VL-3B-Instruct --budget 0.09 \\
+          --out selection/ --report report.html
+    The same in two: scoring is slow, resumable and done once; choosing is instant:
+      rap score data.jsonl --model ./Qwen2.5-VL-3B-Instruct --store scores/
+      rap choose scores/ --budget 0.05 --out selection/
+    From completions you already have:
+      rap select data.jsonl --rollouts rollouts.parquet --out selection/
+
+    \b
+    DATA is JSONL beside its images, Parquet (TRL's, verl's or EasyR1's columns), or a
+    folder of datasets.save_to_disk. Columns are found by name; --columns overrides.
+    Exit codes: 0 done, 1 data, model or store unusable, 2 wrong command line or
+    setting, 130 Ctrl-C, 143 SIGTERM.
+    """
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    if not debug:
+        warnings.showwarning = _show_warning
+
+
+@main.command()
+@click.argument("data", type=PATH)
+@click.option("--model", required=True, metavar="PATH", help="Model folder, or hub name.")
+@click.option("--store", type=PATH, required=True, metavar="DIR", help="Scores go here.")
+@DATA_OPTIONS
+@MODEL_OPTIONS
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+def score(
+    data: Path,
+    model: str,
+    store: Path,
+    columns: Sequence[str],
+    root: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Score every sample of DATA with a model (slow, resumable).
+
+    The scores go to a store, one file a shard. Whatever stops a run, the same command
+    goes on where it stopped; another model, data set or setting on the same store is
+    refused. A sample that cannot be scored is set aside with a code and a reason.
+
+    \b
+    Examples:
+      rap score data.jsonl --model ./Qwen2.5-VL-3B-Instruct --store scores/
+      rap score train.parquet --model ./model --store scores/ \\
+          --evidence rollouts --m1 5 --m0 5 --max-new-tokens 512
+      rap score data.jsonl --model ./model --store scores/ \\
+          --columns question=problem,answer=solution --counterfactual blank
+    """
+    samples = _open_data(data, columns, root)
+    scores = _score(samples, model, store, options)
+    found = {"store": str(store), "samples": len(scores), **_plain_meta(scores)}
+    if as_json:
+        _print_json(found)
+        return
+    click.echo(f"{len(scores)} samples in {store}")
+    for name, count in found.get("counts", {}).items():
+        click.echo(f"  {count:>9}  {name}")
+    for name, value in found.get("cost", {}).items():
+        if isinstance(value, (int, float)) and name != "samples":
+            click.echo(f"  {value:>9,.0f}  {name}")
+    click.echo(f"next: rap choose {store} --budget 0.09 --out selection/")
+
+
+@main.command()
+@click.argument("scores", type=PATH)
+@click.option("--data", type=PATH, help="The data set: images and questions to show.")
+@DATA_OPTIONS
+@CHOOSE_OPTIONS
+@OUTPUT_OPTIONS
+def choose(
+    scores: Path,
+    data: Path | None,
+    columns: Sequence[str],
+    root: Path | None,
+    **options: Any,
+) -> None:
+    """Choose from SCORES, a store that 'rap score' filled (instant).
+
+    \b
+    Examples:
+      rap choose scores/                            # 9 % are kept
+      rap choose scores/ --budget 0.05 --out five/ --report five.html --data data.jsonl
+      rap choose scores/ --rule paper --lambda-c 0.3
+      rap choose scores/ --budget 0.1 --by source --compare five/
+    """
+    from .selection import Scores
+
+    found = Scores.load(scores)
+    if data is not None:
+        found = _with_data(found, _open_data(data, columns, root))
+    _choose_and_tell(found, options)
+
+
+@main.command()
+@click.argument("data", type=PATH, required=False)
+@click.option("--model", metavar="PATH", help="Model folder, or hub name.")
+@click.option(
+    "--store", type=PATH, metavar="DIR", help="Scores go here.  [default: OUT/scores]"
+)
+@click.option(
+    "--rollouts",
+    type=PATH,
+    metavar="FILE",
+    help="Completions made elsewhere, instead of a model: JSONL or Parquet with the columns "
+    "id, with_image and correct, one row a completion.",
+)
+@click.option(
+    "--rollout-columns",
+    multiple=True,
+    metavar="ROLE=NAME,...",
+    help="Their columns: id, with_image, correct, source.",
+)
+@click.option(
+    "--where",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Use only rollouts with this value. Repeatable; a name given twice takes either.",
+)
+@click.option(
+    "--drop",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Leave out rollouts with this value. Repeatable.",
+)
+@DATA_OPTIONS
+@CHOOSE_OPTIONS
+@OUTPUT_OPTIONS
+@MODEL_OPTIONS
+def select(
+    data: Path | None,
+    model: str | None,
+    store: Path | None,
+    rollouts: Path | None,
+    rollout_columns: Sequence[str],
+    where: Sequence[str],
+    drop: Sequence[str],
+    columns: Sequence[str],
+    root: Path | None,
+    **options: Any,
+) -> None:
+    """Score and choose in one, or choose from completions you have.
+
+    \b
+    Examples:
+      rap select data.jsonl --model ./Qwen2.5-VL-3B-Instruct --budget 0.09 \\
+          --out selection/ --report report.html
+      rap select --rollouts records.parquet --where augment=none --drop model=random \\
+          --rule paper --json
+      rap select data.jsonl --rollouts mine.jsonl \\
+          --rollout-columns id=qid,correct=acc --out selection/
+    """
+    chosen = {k: options.pop(k) for k in (*CHOOSE_NAMES, "out", "report", "compare")}
+    chosen["as_json"] = options.pop("as_json")
+    samples = None if data is None else _open_data(data, columns, root)
+    if rollouts is not None:
+        if model is not None or store is not None:
+            raise click.UsageError("--rollouts stands in for --model and --store")
+        scores = _from_rollouts(rollouts, rollout_columns, where, drop, samples)
+    else:
+        if samples is None or model is None:
+            raise click.UsageError("give DATA and --model, or --rollouts FILE")
+        if store is None:
+            if chosen["out"] is None:
+                raise click.UsageError("give --out DIR or --store DIR: scores must live on")
+            store = chosen["out"] / "scores"
+        scores = _score(samples, model, store, options)
+    _choose_and_tell(scores, chosen)
+
+
+@main.command()
+@click.argument("selection", type=PATH)
+@click.option("--data", type=PATH, help="The data set: images and questions to show.")
+@click.option(
+    "--out", "-o", type=PATH, default=Path("report.html"), show_default=True, metavar="FILE"
+)
+@click.option("--title", help="Heading of the page.")
+@click.option(
+    "--per-reason", type=int, default=12, show_default=True, help="Samples shown a reason."
+)
+@DATA_OPTIONS
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+def report(
+    selection: Path,
+    data: Path | None,
+    out: Path,
+    title: str | None,
+    per_reason: int,
+    columns: Sequence[str],
+    root: Path | None,
+    as_json: bool,
+) -> None:
+    """Write SELECTION (a folder of '--out') as one HTML page.
+
+    The page holds counts per reason, histograms with the thresholds, what the selection
+    cost, and samples with their images. It loads nothing from outside.
+
+    \b
+    Example:
+      rap report selection/ --data data.jsonl --out report.html
+    """
+    from .report import write_report
+    from .selection import load
+
+    samples = None if data is None else _open_data(data, columns, root)
+    found = load(selection)
+    path = write_report(found, out, dataset=samples, title=title, per_reason=per_reason)
+    if as_json:
+        _print_json({"report": str(path), "bytes": path.stat().st_size})
+    else:
+        click.echo(f"report: {path} ({path.stat().st_size:,} bytes)")
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+def info(as_json: bool) -> None:
+    """Say what rap computes with on this machine, and why."""
+    from .environment import info as collect
+
+    found = collect()
+    if as_json:
+        _print_json(found)
+        return
+    width = max(map(len, found))
+    for name, value in found.items():
+        if isinstance(value, Mapping):
+            value = ", ".join(f"{k} {v}" for k, v in value.items())
+        elif isinstance(value, (list, tuple)):
+            value = ", ".join(map(str, value))
+        click.echo(f"{name:<{width}}  {value}")
+
+
+@main.command()
+@click.option(
+    "--out", type=PATH, default=Path("demo-out"), show_default=True, metavar="DIR"
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(0, 20),
+    default=8,
+    show_default=True,
+    help="Puzzles that the small model scores.",
+)
+def demo(out: Path, samples: int) -> None:
+    """Run on data that comes along: a selection and a report.
+
+    1. Published completions of 105 MATH-V questions become a selection and a report.
+    2. A small Qwen2.5-VL with random weights scores puzzles, to show the driver at work.
+       Random weights select nothing meaningful; the selection shown is that of part 1.
+    """
+    from .demo import run
+
+    run(out, samples=samples, echo=click.echo)
+
+
+# ---------------------------------------------------------------- their parts
+
+
+def _open_data(path: Path, columns: Sequence[str], root: Path | None) -> SampleSet:
+    from .samples import open_samples
+
+    if not path.exists():
+        raise RapInputError(f"{path}: no such file or folder")
+    return open_samples(path, columns=_columns(columns), root=root)
+
+
+def _score(
+    samples: SampleSet, model: str, store: Path, options: Mapping[str, Any]
+) -> Scores:
+    config = score_config(options)  # refused before the model is loaded
+    reward = _load_reward(options["reward"])
+    loaded, processor = load_model(
+        model,
+        device=options["device"],
+        dtype=options["dtype"],
+        attn_implementation=options["attn_implementation"],
+        trust_remote_code=options["trust_remote_code"],
+        allow_pickle=options["allow_pickle"],
+    )
+    from .scoring import score
+
+    shown = options["progress"]
+    try:
+        return score(
+            loaded,
+            processor,
+            samples,
+            store=store,
+            config=config,
+            reward=reward,
+            progress=True if shown is None else "force" if shown else False,
+        )
+    except KeyboardInterrupt:
+        click.echo(
+            f"rap: finished shards are kept in {store}; the same command goes on from there",
+            err=True,
+        )
+        raise
+
+
+def score_config(options: Mapping[str, Any]) -> ScoreConfig:
+    """The options given on the command line as a ``ScoreConfig``; the rest is default."""
+    import dataclasses
+
+    direct = ("evidence", "counterfactual", "m1", "m0", "seed", "batch_size")
+    given = [(name, options[name]) for name in direct]
+    given += [(f"sampling.{n}", options[n]) for n in ("max_new_tokens", "temperature")]
+    config = ScoreConfig()
+    fields: dict[str, dict[str, Any]] = {"": {}, "sampling": {}, "ace": {}}
+    named = {k: _json_value(v) for k, v in (_pair(s, "--set") for s in options["settings"])}
+    for name, value in [*given, *named.items()]:
+        if value is None and name not in named:
+            continue
+        part, _, field = name.rpartition(".")
+        target = config if not part else getattr(config, part, None)
+        known = part in fields and field in {f.name for f in dataclasses.fields(target)}
+        if not known or (not part and field in fields):
+            raise RapConfigError(f"--set {name}: rap.ScoreConfig has no such field")
+        fields[part][field] = value
+    return dataclasses.replace(
+        config,
+        sampling=dataclasses.replace(config.sampling, **fields["sampling"]),
+        ace=dataclasses.replace(config.ace, **fields["ace"]),
+        **fields[""],
+    )
+
+
+def _load_reward(name: str | None) -> Callable[..., Any] | None:
+    if name is None:
+        return None
+    import importlib
+
+    module, _, function = name.partition(":")
+    sys.path.insert(0, os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise RapConfigError(f"--reward {name}: {error}") from error
+    finally:
+        sys.path.remove(os.getcwd())
+    if not callable(found):
+        raise RapConfigError(f"--reward {name}: not a function")
+    return found
+
+
+def load_model(
+    path: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+) -> tuple[Any, Any]:
+    """(model, processor) from a folder or the hub, as transformers finds them.
+
+    No code that comes with the model runs, and no pickle is read, unless asked for.
+    Raises ``RapConfigError`` naming the flag where one of these would be needed or the
+    device is not there, ``RapModelError`` if the model cannot be loaded.
+    """
+    try:
+        import torch
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+    except ImportError as error:
+        raise RapConfigError(
+            f"driving a model needs torch and transformers ({error}): "
+            "pip install 'rap-select[hf]'"
+        ) from error
+    _check_weights(Path(path), allow_pickle)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        # a first allocation: CUDA that is not there is found before the weights are read
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise RapConfigError(f"--device {device}: {_first_line(error)}") from error
+    more = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    if not allow_pickle:
+        more["use_safetensors"] = True
+    try:
+        processor = AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
+        model = AutoModelForImageTextToText.from_pretrained(
+            path,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            trust_remote_code=trust_remote_code,
+            **more,
+        )
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+        if not trust_remote_code and "trust_remote_code" in str(error):
+            raise RapConfigError(
+                f"model {path}: brings its own Python code, which is not run; read it and "
+                "pass --trust-remote-code"
+            ) from error
+        raise RapModelError(f"model {path}: cannot be loaded: {_first_line(error)}") from error
+    return model.to(device), processor
+
+
+def _check_weights(folder: Path, allow_pickle: bool) -> None:
+    """A folder with pickled weights only is refused with the flag's name."""
+    if allow_pickle or not folder.is_dir() or any(folder.glob("*.safetensors")):
+        return
+    pickles = [p.name for p in sorted(folder.iterdir()) if p.suffix in (".bin", ".pt", ".pth")]
+    if pickles:
+        raise RapConfigError(
+            f"model {folder}: has {pickles[0]} and no safetensors; a pickle can run code, so "
+            "it is read only with --allow-pickle"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), repr(error))
+
+
+def _from_rollouts(
+    path: Path,
+    columns: Sequence[str],
+    where: Sequence[str],
+    drop: Sequence[str],
+    samples: SampleSet | None,
+) -> Scores:
+    from .records import read_rollouts
+    from .selection import Scores
+
+    roles = _columns(columns) or {}
+    for role in roles:
+        if role not in ("id", "with_image", "correct", "source"):
+            raise click.UsageError(f"--rollout-columns {role}=...: no such role")
+    table = read_rollouts(path)
+    types = {field.name: field.type for field in table.schema}
+    return Scores.from_rollouts(
+        table,
+        where=_typed(_filters(where, "--where"), types),
+        drop=_typed(_filters(drop, "--drop"), types),
+        dataset=samples,
+        **roles,
+    )
+
+
+def _with_data(scores: Scores, samples: SampleSet) -> Scores:
+    """``scores`` with their data set, after a look that it is theirs."""
+    import dataclasses
+
+    index, ids = scores.table["index"].to_pylist(), scores.table["id"].to_pylist()
+    known = samples.ids
+    for i, name in zip(index, ids, strict=True):
+        if not 0 <= i < len(known) or known[i] != name:
+            raise RapInputError(
+                f"the data set is not the one that was scored: row {i} was {name[:80]!r}"
+            )
+    return dataclasses.replace(scores, dataset=samples)
+
+
+def _choose_and_tell(scores: Scores, options: Mapping[str, Any]) -> None:
+    from .selection import choose, load
+
+    settings = {name: options[name] for name in CHOOSE_NAMES}
+    other = None if options["compare"] is None else load(options["compare"])
+    selection = choose(scores, **settings)
+    written = _write(selection, options["out"], options["report"])
+    compared = None if other is None else selection.compare(other)
+    if not options["as_json"]:
+        click.echo(selection.summary())
+        if compared is not None:
+            click.echo(f"compared with {options['compare']}: {compared}")
+        for what, path in written.items():
+            click.echo(f"{what}: {path}")
+        return
+    found = {
+        "samples": selection.table.num_rows,
+        "kept": len(selection),
+        "counts": selection.counts(),
+        "diagnostics": selection.diagnostics(),
+        **{k: selection.settings[k] for k in ("choose", "found", "evidence", "groups")},
+        "warnings": selection.warnings,
+        **written,
+    }
+    if compared is not None:
+        names = ("kept", "kept_other", "overlap", "jaccard", "gained", "lost")
+        found["compare"] = {name: getattr(compared, name) for name in names}
+    _print_json(found)
+
+
+def _write(selection: Selection, out: Path | None, report: Path | None) -> dict[str, str]:
+    written = {}
+    if out is not None:
+        selection.save(out)
+        written["selection"] = str(out)
+    if report is not None:
+        selection.report(report)
+        written["report"] = str(report)
+    return written
+
+
+def _plain_meta(scores: Scores) -> dict[str, Any]:
+    return {k: dict(scores.meta[k]) for k in ("counts", "cost") if k in scores.meta}
+
+
+def _print_json(found: Mapping[str, Any]) -> None:
+    click.echo(json.dumps(found, indent=2, default=str))
