@@ -430,7 +430,7 @@ class ScoreStore:
                 f"{self.path}: {len(missing)} of {self.n_shards} shards are not scored yet "
                 f"(first: {missing[0]}); run the same scoring command again to go on"
             )
-        return pa.concat_tables(self._read_shard(k) for k in range(self.n_shards))
+        return pa.concat_tables(self.read_shard(k) for k in range(self.n_shards))
 
     def read_rollouts(self) -> pa.Table | None:
         """All rollouts of the finished shards, in data-set order; None if none exist.
@@ -454,7 +454,8 @@ class ScoreStore:
     def _rollouts(self, k: int) -> Path:
         return self.path / f"rollouts-{k:05d}.parquet"
 
-    def _read_shard(self, k: int) -> pa.Table:
+    def read_shard(self, k: int) -> pa.Table:
+        """Scores of shard ``k``. Raises ``RapStoreError`` if it is missing or damaged."""
         self._shard_note(self._scores(k), k, "score shard")
         return read_parquet(self._scores(k))[0].cast(SCORE_SCHEMA)
 
