@@ -143,7 +143,9 @@ def generate(
     logp, finite = sampler.results()
     tokenizer = getattr(driver.processor, "tokenizer", driver.processor)
     done = [
-        _completion(ids, ends, logp[r], finite[r], -1 if greedy else row_seeds[r], tokenizer)
+        _completion(
+            ids, ends, logp[r], finite[r], -1 if greedy else row_seeds[r], tokenizer
+        )
         for r, ids in enumerate(tokens)
     ]
     start = 0
@@ -210,7 +212,9 @@ def _own_generation_config(model: Any) -> Iterator[None]:
 
 
 def _placeholder_ids(model: Any) -> list[int]:
-    names = [f"{kind}_token_{what}" for kind in ("image", "video") for what in ("id", "index")]
+    names = [
+        f"{kind}_token_{what}" for kind in ("image", "video") for what in ("id", "index")
+    ]
     values = [getattr(model.config, name, None) for name in names]
     return sorted({int(v) for v in values if isinstance(v, int) and v >= 0})
 

@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from rap.rollouts import (  # noqa: E402
+from rap.rollouts import (
     BLIND_ARM,
     IMAGE_ARM,
     Completion,
@@ -22,7 +22,9 @@ from rap.rollouts import (  # noqa: E402
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, -3.0, 0.5, -math.inf])
 
 
-def draw(scores: torch.Tensor, seeds: list[int], steps: int = 1, warpers=()) -> torch.Tensor:
+def draw(
+    scores: torch.Tensor, seeds: list[int], steps: int = 1, warpers=()
+) -> torch.Tensor:
     """Tokens [B, steps] drawn from fixed scores [B, V] or [V]."""
     if scores.dim() == 1:
         scores = scores.expand(len(seeds), -1)
