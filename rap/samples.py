@@ -10,14 +10,11 @@ No row is trusted: an image path must stay inside ``root``, an URL is never fetc
 that a Parquet file cannot hold is refused, JSON is parsed strictly. Nothing here decodes
 an image (``rap.images`` does) and nothing but numpy and pyarrow is needed.
 
-Memory: JSONL keeps 16 bytes a row (where the line starts, its number) and reads a line
-when it is asked for; Parquet larger than 256 MB goes through a memory-mapped temporary
-file; a data set saved on disk is memory-mapped. Besides that the ids are held, as text.
+Memory: what ``rap.sources`` keeps a row, and the ids, as text.
 """
 
 from __future__ import annotations
 
-import ast
 import base64
 import binascii
 import hashlib
@@ -25,31 +22,44 @@ import json
 import math
 import os
 import re
-import stat
-import tempfile
-import threading
 import warnings
-from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from .errors import RapInputError
+from .sources import (
+    ArrowRows,
+    BadSample,
+    DatasetRows,
+    Rows,
+    datasets_library,
+    open_rows,
+    strict_json,
+    union_of_keys,
+)
 
 if TYPE_CHECKING:
     import datasets
+    from PIL.Image import Image
 
-MAX_LINE_BYTES = 256 << 20  # a JSONL line longer than this is no row
-MAX_DIGITS = 4300  # CPython's own limit for int(text), whatever the process set
-IN_MEMORY_BYTES = 256 << 20  # larger Parquet is spilled to a memory-mapped file
-BOM = b"\xef\xbb\xbf"
+__all__ = [
+    "Bad",
+    "BadSample",
+    "ImageRef",
+    "Sample",
+    "SampleSet",
+    "load_images",
+    "open_samples",
+    "sample_sha256",
+]
 
 # Where each role is looked for, best first; "a.b" is field b of struct column a.
 # `question` comes before `prompt`: a prompt often holds a trainer's instructions too,
@@ -94,21 +104,6 @@ CANDIDATES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 REQUIRED = ("question", "answer", "images")
 
 
-class BadSample(Exception):
-    """One sample cannot be used; scoring turns this into a quarantined row.
-
-    ``stage`` is where it was found (``data``, ``image``, ``prompt``, ``model``,
-    ``check``), ``code`` one of the quarantine codes, ``message`` a sentence.
-    """
-
-    def __init__(self, stage: str, code: str, message: str) -> None:
-        super().__init__(f"{stage}: {code}: {message}")
-        self.stage, self.code, self.message = stage, code, message
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return BadSample, (self.stage, self.code, self.message)
-
-
 @dataclass(frozen=True, slots=True)
 class ImageRef:
     """One image, not yet read: its encoded bytes, or an absolute path inside the root."""
@@ -151,386 +146,6 @@ class Bad:
     message: str
 
 
-# --------------------------------------------------------------------------- rows
-
-
-class Rows(Protocol):
-    """Where rows come from. ``row`` is thread-safe and raises ``BadSample``."""
-
-    columns: list[str]
-    image_columns: frozenset[str]  # known by type to hold images
-    kind: str
-
-    def __len__(self) -> int: ...
-    def row(self, index: int) -> Mapping[str, Any]: ...
-    def where(self, index: int) -> str: ...
-    def dataset(self) -> datasets.Dataset | None: ...
-
-
-class ListRows:
-    """A list of dicts, as handed in."""
-
-    kind = "list of dicts"
-    image_columns: frozenset[str] = frozenset()
-
-    def __init__(self, rows: Sequence[Mapping[str, Any]], kind: str = kind) -> None:
-        self._rows, self.kind = rows, kind
-        self.columns = _union_of_keys(r for r in rows if isinstance(r, Mapping))
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def row(self, index: int) -> Mapping[str, Any]:
-        row = self._rows[index]
-        if not isinstance(row, Mapping):
-            raise BadSample("data", "bad_json", f"row is {type(row).__name__}, not a dict")
-        return row
-
-    def where(self, index: int) -> str:
-        return f"row {index}"
-
-    def dataset(self) -> datasets.Dataset | None:
-        return None
-
-
-class JsonlRows:
-    """A JSONL file, one strict JSON object a line, read when asked for."""
-
-    image_columns: frozenset[str] = frozenset()
-
-    def __init__(self, path: Path) -> None:
-        self.kind = f"JSONL {path}"
-        self._file = path.open("rb")
-        self._start, self._number = _line_index(self._file)
-        self.columns = _union_of_keys(self._sample_rows(1000))
-
-    def _sample_rows(self, most: int) -> Iterator[Mapping[str, Any]]:
-        for index in range(min(most, len(self))):
-            try:
-                yield self.row(index)
-            except BadSample:
-                continue
-
-    def __len__(self) -> int:
-        return len(self._number)
-
-    def row(self, index: int) -> Mapping[str, Any]:
-        start, end = self._start[index], self._start[index + 1]
-        number = self._number[index]
-        if end - start > MAX_LINE_BYTES:
-            raise BadSample(
-                "data", "bad_json", f"line {number}: longer than {MAX_LINE_BYTES} bytes"
-            )
-        # pread: no seek position that two threads would share
-        line = os.pread(self._file.fileno(), end - start, start)
-        try:
-            row = strict_json(line.removeprefix(BOM) if index == 0 else line)
-        except ValueError as error:
-            raise BadSample("data", "bad_json", f"line {number}: {error}") from None
-        if not isinstance(row, dict):
-            raise BadSample("data", "bad_json", f"line {number}: not a JSON object")
-        return row
-
-    def where(self, index: int) -> str:
-        return f"line {self._number[index]}"
-
-    def dataset(self) -> datasets.Dataset | None:
-        return None
-
-
-class ArrowRows:
-    """A ``pyarrow.Table``, in memory or memory-mapped."""
-
-    def __init__(self, table: pa.Table, kind: str, dataset: Any = None) -> None:
-        self.kind, self._table, self._dataset = kind, table, dataset
-        self.columns = list(table.column_names)
-        if len(set(self.columns)) < len(self.columns):
-            raise RapInputError(f"{kind}: a column name is there twice: {self.columns}")
-        self.image_columns = _image_columns(table.schema)
-        self.want(self.columns)
-
-    def want(self, columns: Sequence[str]) -> None:
-        """Read only these columns: images nobody asked for stay on disk."""
-        table = self._table.select([c for c in self.columns if c in set(columns)])
-        self._batches = [b for b in table.to_batches() if b.num_rows]
-        self._ends = np.cumsum([b.num_rows for b in self._batches])
-
-    def __len__(self) -> int:
-        return self._table.num_rows
-
-    def row(self, index: int) -> Mapping[str, Any]:
-        k = int(np.searchsorted(self._ends, index, side="right"))
-        batch = self._batches[k]
-        record = batch.slice(index - int(self._ends[k]) + batch.num_rows, 1)
-        return _to_python(record)
-
-    def where(self, index: int) -> str:
-        return f"row {index}"
-
-    def dataset(self) -> datasets.Dataset | None:
-        if self._dataset is None:
-            hf = _datasets()
-            if hf is None:
-                return None
-            self._dataset = hf.Dataset(hf.table.InMemoryTable(self._table))
-        return self._dataset
-
-
-class DatasetRows:
-    """A ``datasets.Dataset``: read as Arrow, so that its images are never decoded."""
-
-    def __init__(self, dataset: datasets.Dataset) -> None:
-        self.kind = "datasets.Dataset"
-        self._dataset = dataset
-        self.columns = list(dataset.column_names)
-        self.image_columns = _image_features(dataset.features.to_dict())
-        self.want(self.columns)
-
-    def want(self, columns: Sequence[str]) -> None:
-        """Read only these columns: images nobody asked for stay on disk."""
-        keep = [c for c in self.columns if c in set(columns)]
-        self._arrow = self._dataset.with_format("arrow", columns=keep)
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def row(self, index: int) -> Mapping[str, Any]:
-        return _to_python(self._arrow[index])
-
-    def where(self, index: int) -> str:
-        return f"row {index}"
-
-    def dataset(self) -> datasets.Dataset | None:
-        return self._dataset
-
-
-def strict_json(text: bytes | str) -> Any:
-    """``json.loads`` without its leniency; every failure is a ``ValueError``.
-
-    Refused: invalid UTF-8, NaN and Infinity (also as 1e999), integers of more than 4,300
-    digits, nesting deeper than the interpreter's stack.
-    """
-    try:
-        return json.loads(
-            text, parse_constant=_no_constant, parse_int=_int, parse_float=_float
-        )
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8: {error.reason} at byte {error.start}") from None
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _int(text: str) -> int:
-    if len(text) > MAX_DIGITS:
-        raise ValueError(f"a number of {len(text)} digits")
-    return int(text)
-
-
-def _float(text: str) -> float:
-    value = float(text)
-    if math.isinf(value):
-        raise ValueError(f"number {text[:40]} is too large")
-    return value
-
-
-def _line_index(file: Any) -> tuple[array[int], array[int]]:
-    """Byte offset of every line that is not blank (and of the end), and its number."""
-    start, number = array("q"), array("q")
-    offset = count = 0
-    while line := file.readline(MAX_LINE_BYTES):
-        begin, size, blank = offset, len(line), not line.removeprefix(BOM).strip()
-        while not line.endswith(b"\n") and (line := file.readline(MAX_LINE_BYTES)):
-            size += len(line)
-        offset += size
-        count += 1
-        if blank and begin + size == offset and size < MAX_LINE_BYTES:
-            # A blank line belongs to the row before it, and is blank to its parser.
-            continue
-        start.append(begin)
-        number.append(count)
-    start.append(offset)
-    return start, number
-
-
-def _union_of_keys(rows: Any) -> list[str]:
-    names: dict[str, None] = {}
-    for row in rows:
-        names.update((key, None) for key in row if isinstance(key, str))
-    return list(names)
-
-
-def _to_python(record: pa.RecordBatch | pa.Table) -> Mapping[str, Any]:
-    try:
-        return record.to_pylist()[0]
-    except UnicodeDecodeError as error:  # Arrow does not check UTF-8 on reading
-        raise BadSample(
-            "data", "bad_text", f"text that is not UTF-8: {error.reason}"
-        ) from None
-    except (ValueError, pa.ArrowException) as error:
-        raise BadSample("data", "bad_text", f"row cannot be read: {error}") from None
-
-
-def _image_columns(schema: pa.Schema) -> frozenset[str]:
-    """Columns that `datasets` has marked as images in the schema's metadata."""
-    raw = (schema.metadata or {}).get(b"huggingface")
-    try:
-        return _image_features(strict_json(raw)["info"]["features"]) if raw else frozenset()
-    except (ValueError, TypeError, KeyError):
-        return frozenset()  # somebody else's metadata
-
-
-def _image_features(features: Mapping[str, Any]) -> frozenset[str]:
-    def holds_image(feature: Any) -> bool:
-        if isinstance(feature, list):
-            return any(map(holds_image, feature))
-        return isinstance(feature, Mapping) and (
-            feature.get("_type") == "Image" or holds_image(feature.get("feature"))
-        )
-
-    return frozenset(name for name, feature in features.items() if holds_image(feature))
-
-
-def _datasets() -> Any:
-    """The `datasets` library, or None."""
-    try:
-        import datasets
-    except ImportError:
-        return None
-    return datasets
-
-
-# ------------------------------------------------------------------ opening a source
-
-
-def _open_rows(source: object) -> tuple[Rows, Path | None]:
-    """Rows, and the folder that image paths are relative to if none is given."""
-    if isinstance(source, (str, os.PathLike)):
-        return _open_path(Path(source))
-    if isinstance(source, pa.Table):
-        return ArrowRows(source, "pyarrow.Table"), None
-    name = type(source).__name__
-    if hasattr(source, "with_format") and hasattr(source, "features"):
-        if isinstance(source, Mapping):
-            raise RapInputError(
-                f"{name}: choose one split: dataset[...] with one of {', '.join(source)}"
-            )
-        if not hasattr(source, "__getitem__"):
-            raise RapInputError(
-                f"{name}: rows must be reachable by number; load it without streaming"
-            )
-        return DatasetRows(source), None  # type: ignore[arg-type]
-    if isinstance(source, Sequence) and not isinstance(source, (bytes, bytearray)):
-        return ListRows(source), None
-    raise RapInputError(
-        f"data set is {name}; expected a datasets.Dataset, a list of dicts, or the path of "
-        "a JSONL file, a Parquet file or a folder saved with save_to_disk"
-    )
-
-
-def _open_path(path: Path) -> tuple[Rows, Path]:
-    try:
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            return _open_folder(path), path
-        if not stat.S_ISREG(mode):
-            raise RapInputError(f"data set {path}: not a regular file")
-        return _open_file(path), path.resolve().parent
-    except FileNotFoundError:
-        raise RapInputError(f"data set {path}: no such file or folder") from None
-    except (OSError, pa.ArrowException) as error:
-        raise RapInputError(f"data set {path}: cannot be read: {error}") from error
-
-
-def _open_file(path: Path) -> Rows:
-    with path.open("rb") as file:
-        head = file.read(4096)
-    if head[:4] == b"PAR1":
-        return ArrowRows(_read_parquet([path]), f"Parquet {path}")
-    if head.removeprefix(BOM).lstrip()[:1] == b"[":
-        rows = strict_json_file(path)
-        return ListRows(rows, f"JSON {path}")
-    if b"\0" in head[:4] or head[:6] in (b"ARROW1", b"\xff\xff\xff\xff"):
-        raise RapInputError(f"data set {path}: neither JSONL nor Parquet")
-    return JsonlRows(path)
-
-
-def strict_json_file(path: Path) -> list[Any]:
-    """A JSON file that is one array of objects, as EasyR1 and LLaMA-Factory have it."""
-    try:
-        return list(strict_json(path.read_bytes().removeprefix(BOM)))
-    except ValueError as error:
-        raise RapInputError(f"data set {path}: {error}") from None
-
-
-def _open_folder(path: Path) -> Rows:
-    if (path / "dataset_dict.json").is_file():
-        splits = sorted(p.name for p in path.iterdir() if (p / "state.json").is_file())
-        raise RapInputError(
-            f"data set {path}: holds several splits; name one: "
-            + ", ".join(str(path / name) for name in splits)
-        )
-    if (path / "state.json").is_file():
-        return ArrowRows(_read_saved(path), f"data set saved at {path}")
-    parquet, jsonl = sorted(path.glob("*.parquet")), sorted(path.glob("*.jsonl"))
-    if len(jsonl) == 1 and not parquet:
-        return JsonlRows(jsonl[0])
-    if parquet and not jsonl:
-        return ArrowRows(_read_parquet(parquet), f"Parquet files in {path}")
-    raise RapInputError(
-        f"data set {path}: expected a folder saved with save_to_disk, one .jsonl file or "
-        f".parquet files in it; found {len(jsonl)} .jsonl and {len(parquet)} .parquet"
-    )
-
-
-def _read_saved(path: Path) -> pa.Table:
-    """A `save_to_disk` folder: Arrow streams, memory-mapped, in the order of state.json."""
-    try:
-        files = strict_json((path / "state.json").read_bytes())["_data_files"]
-        names = [str(file["filename"]) for file in files]
-    except (ValueError, KeyError, TypeError) as error:
-        raise RapInputError(f"data set {path}: state.json is broken: {error}") from None
-    if not names or any(Path(name).name != name for name in names):
-        raise RapInputError(f"data set {path}: state.json names no file of this folder")
-    tables = [
-        pa.ipc.open_stream(pa.memory_map(str(path / name))).read_all() for name in names
-    ]
-    return pa.concat_tables(tables)
-
-
-def _read_parquet(paths: Sequence[Path]) -> pa.Table:
-    """The files' rows in order; large ones through a temporary memory-mapped file, because
-    a row group of a Parquet file cannot be read in part."""
-    files = [pq.ParquetFile(p, page_checksum_verification=True) for p in paths]
-    try:
-        size = sum(
-            f.metadata.row_group(g).total_byte_size
-            for f in files
-            for g in range(f.metadata.num_row_groups)
-        )
-        if size <= IN_MEMORY_BYTES:
-            return pa.concat_tables([f.read() for f in files])
-        return _spill(files)
-    finally:
-        for file in files:
-            file.close()
-
-
-def _spill(files: Sequence[pq.ParquetFile]) -> pa.Table:
-    schema = files[0].schema_arrow
-    with tempfile.NamedTemporaryFile(prefix="rap-", suffix=".arrow") as spill:
-        with pa.ipc.new_file(spill, schema) as writer:
-            for file in files:
-                for batch in file.iter_batches(batch_size=256):
-                    writer.write_batch(batch)
-        spill.flush()
-        # The mapping outlives the name: nothing is left behind, even after kill -9.
-        return pa.ipc.open_file(pa.memory_map(spill.name)).read_all()
-
-
 # ------------------------------------------------------------------------- columns
 
 
@@ -545,8 +160,9 @@ def detect_columns(
     ``first`` is a row, to see which struct columns have the fields looked for. A column
     that `datasets` has typed as image wins over a better name without that type (in
     MathVista and MathVision ``image`` is only a path, ``decoded_image`` the image).
-    ``columns`` overrides. Raises ``RapInputError`` on a role or column that does not
-    exist, and when question, answer or images cannot be found; it lists what is there.
+    ``columns`` overrides; an empty name says that an optional role has none.
+    Raises ``RapInputError`` on a role or column that does not exist, and when question,
+    answer or images cannot be found; it lists what is there.
     """
     there = ", ".join(available) or "none"
     found: dict[str, str | None] = {}
@@ -561,6 +177,9 @@ def detect_columns(
             raise RapInputError(
                 f"columns: no role {role!r}; roles are {', '.join(CANDIDATES)}"
             )
+        if not name and role not in REQUIRED:
+            found[role] = None
+            continue
         if not isinstance(name, str) or not _has(available, first, name):
             raise RapInputError(
                 f"columns: no column {name!r} for {role}; there are: {there}"
@@ -753,16 +372,41 @@ def _choices(value: Any) -> tuple[str, ...]:
 
 
 def _list_in_text(text: str) -> Any:
+    """A list written as text, in JSON or Python's spelling (``['a', "b"]``)."""
     if not text.strip():
         return None
     try:
-        return strict_json(text)
+        return strict_json(text.encode())
     except ValueError:
-        pass
-    try:  # Python's own spelling: "['a', 'b']"; literals only, nothing is run
-        return ast.literal_eval(text.strip()) if len(text) < 100_000 else text
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return _python_list(text)
+
+
+_ITEM = re.compile(
+    r"""\s*(?:'((?:[^'\\]|\\.)*+)'|"((?:[^"\\]|\\.)*+)"|([^\s,'"\[\]]+))\s*(,|$)"""
+)
+
+
+def _python_list(text: str) -> Any:
+    """A flat Python list. Not ``ast.literal_eval``: deep nesting can crash it."""
+    body = text.strip()
+    if not (body.startswith("[") and body.endswith("]")):
         return text
+    body, at, items = body[1:-1].strip(), 0, []
+    while at < len(body):
+        match = _ITEM.match(body, at)
+        if match is None:
+            return text
+        single, double, bare, _ = match.groups()
+        quoted = single if single is not None else double
+        items.append(bare if quoted is None else re.sub(r"\\(.)", _unescape, quoted))
+        at = match.end()
+    return items
+
+
+def _unescape(match: re.Match[str]) -> str:
+    return {"n": "\n", "t": "\t"}.get(
+        match[1], match[1] if match[1] in "\\'\"" else match[0]
+    )
 
 
 def letter(index: int) -> str:
@@ -787,6 +431,17 @@ def plain(text: str) -> str:
     return " ".join(text.replace("$", " ").split()).casefold().rstrip(". ")
 
 
+def as_number(text: str) -> float | None:
+    """The number that ``text`` is, thousands commas allowed; None if it is none."""
+    text = text.strip().strip("$ ")
+    if re.fullmatch(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?", text):
+        text = text.replace(",", "")
+    if not re.fullmatch(r"[-+]?(?:\d+\.?\d*|\.\d+)", text):
+        return None
+    value = float(text)
+    return value if math.isfinite(value) else None
+
+
 def resolve_choice(answer: str, choices: Sequence[str]) -> int | None:
     """0-based choice that the reference answer means; None if it means none.
 
@@ -799,6 +454,14 @@ def resolve_choice(answer: str, choices: Sequence[str]) -> int | None:
         texts = [plain(choice) for choice in choices]
         if plain(text) and texts.count(plain(text)) == 1:
             return texts.index(plain(text))
+        number = as_number(text)
+        equal = [
+            k
+            for k, t in enumerate(choices)
+            if number is not None and as_number(t) == number
+        ]
+        if len(equal) == 1:
+            return equal[0]
         by_letter = letter_index(text, len(choices))
         if by_letter is not None:
             return by_letter
@@ -832,6 +495,8 @@ def _image(item: Any, root: str | None) -> ImageRef:
     if isinstance(item, Mapping):
         data, path = item.get("bytes"), item.get("path")
         item = data if data is not None else path
+        if item is None:
+            raise BadSample("image", "image_missing", "neither bytes nor a path")
     if isinstance(item, (bytes, bytearray, memoryview)):
         return ImageRef(bytes(item), None)
     if isinstance(item, str):
@@ -902,7 +567,7 @@ class SampleSet(Sequence["Sample | Bad"]):
         self.root = root
         """Folder that image paths must stay in, links resolved; None: no paths."""
         self._ids, self._bad_ids = self._read_ids()
-        self._lock = threading.Lock()
+        self._require_a_usable_row()
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -916,7 +581,7 @@ class SampleSet(Sequence["Sample | Bad"]):
         try:
             row = self._rows.row(i)
             if i in self._bad_ids:
-                raise BadSample("data", "bad_text", self._bad_ids[i])
+                raise self._bad_ids[i]
             return parse_row(
                 row,
                 self.columns,
@@ -954,50 +619,62 @@ class SampleSet(Sequence["Sample | Bad"]):
         lines.append(f"  images inside {self.root or '(no folder: bytes only)'}")
         return "\n".join(lines)
 
-    def _read_ids(self) -> tuple[list[str], dict[int, str]]:
-        """One pass over the rows. Raises ``RapInputError`` on a duplicate id, naming both
-        rows, and when no row at all can be used, with the counts."""
+    def _read_ids(self) -> tuple[list[str], dict[int, BadSample]]:
+        """Every row's id, and the rows whose id cannot be used. Raises ``RapInputError`` on
+        a duplicate, naming both rows."""
         ids: list[str | None] = []
-        bad: dict[int, str] = {}
+        bad: dict[int, BadSample] = {}
         seen: dict[str, int] = {}
-        reasons: dict[str, list[str]] = {}
-        usable = False
-        for i in range(len(self._rows)):
-            name: str | None = None
+        for i, row in enumerate(self._rows.each(self._outer("id"))):
+            name = None
             try:
-                row = self._rows.row(i)
-                try:
-                    name = self._id_of(row, i)
-                except BadSample as error:
-                    bad[i] = error.message
-                    raise
-                if not usable:
-                    parse_row(row, self.columns, index=i, id="", root=self.root)
-                    usable = True
+                name = self._id_of(row, i)
             except BadSample as error:
-                if not usable:
-                    reasons.setdefault(error.code, []).append(error.message)
+                bad[i] = error
             if name is not None and (first := seen.setdefault(name, i)) != i:
                 raise RapInputError(
                     f"id {name[:80]!r} is there twice: {self._rows.where(first)} and "
                     f"{self._rows.where(i)}"
                 )
             ids.append(name)
-        if not usable:
-            raise RapInputError(self._nothing_usable(reasons))
-        for i, name in enumerate(ids):
-            if name is None:
-                stand_in = self._rows.where(i).replace(" ", ":")
-                while stand_in in seen:
-                    stand_in += "'"
-                seen[stand_in] = i
-                ids[i] = stand_in
-        return ids, bad  # type: ignore[return-value]
+        return [
+            self._stand_in(i, seen) if name is None else name for i, name in enumerate(ids)
+        ], bad
 
-    def _id_of(self, row: Mapping[str, Any], index: int) -> str | None:
+    def _stand_in(self, index: int, taken: dict[str, int]) -> str:
+        """An id for a row that has none: where it is."""
+        name = self._rows.where(index).replace(" ", ":")
+        while name in taken:
+            name += "'"
+        taken[name] = index
+        return name
+
+    def _outer(self, *roles: str) -> list[str]:
+        """The data set's columns that these roles are read from."""
+        names = [self.columns[role] for role in roles]
+        there = self._rows.columns
+        outer = [n if n in there else n.partition(".")[0] for n in names if n is not None]
+        return list(dict.fromkeys(outer))
+
+    def _require_a_usable_row(self) -> None:
+        """Raises ``RapInputError`` with the counts if there is none; stops at the first."""
+        reasons: dict[str, list[Any]] = {}
+        for i in range(len(self)):
+            item = self[i]
+            if isinstance(item, Sample):
+                return
+            reasons.setdefault(item.code, [0, item.message])[0] += 1
+        counts = "; ".join(f"{n} {code} (first: {m})" for code, (n, m) in reasons.items())
+        raise RapInputError(
+            f"{self._rows.kind}: 0 of {len(self)} rows can be used: {counts}"
+        )
+
+    def _id_of(self, row: Mapping[str, Any] | BadSample, index: int) -> str | None:
         column = self.columns["id"]
         if column is None:
             return str(index)
+        if isinstance(row, BadSample):
+            return None
         value = _get(row, column)
         if value is None:
             return None
@@ -1010,44 +687,37 @@ class SampleSet(Sequence["Sample | Bad"]):
             raise BadSample("data", "bad_text", "id holds a lone surrogate") from None
         return text
 
-    def _nothing_usable(self, reasons: Mapping[str, Sequence[str]]) -> str:
-        if not len(self._rows):
-            return f"{self._rows.kind}: the data set is empty"
-        counts = "; ".join(
-            f"{len(all_)} {code} (first: {all_[0]})" for code, all_ in reasons.items()
-        )
-        return f"{self._rows.kind}: 0 of {len(self._rows)} rows can be used: {counts}"
-
     def content_hash(self) -> str:
-        """sha256 over ids, questions, answers, choices, sources and image paths, in order.
+        """sha256 over ids, questions, answers, choices, sources and image paths as they
+        stand in the rows, in order.
 
         One pass over the rows, kept. The images' own bytes are not in it: they are hashed
         one by one when they are read (``sample_sha256``), so that an image that changed
         shows in its row and does not make the whole data set another one.
         """
-        with self._lock:
-            return self._content_hash
+        return self._content_hash
 
     @cached_property
     def _content_hash(self) -> str:
-        digest = hashlib.sha256()
-        for i in range(len(self)):
-            digest.update(json.dumps(self._text_of(self[i])).encode())
+        roles = ["question", "answer", "choices", "source"]
+        if self.columns["images"] not in self._rows.image_columns:
+            roles.append("images")
+        digest = hashlib.sha256(json.dumps([self._ids, roles]).encode())
+        for row in self._rows.each(self._outer(*roles)):
+            if isinstance(row, BadSample):
+                digest.update(row.message.encode("utf-8", "replace"))
+            else:
+                values = [_get(row, self.columns[role]) for role in roles]
+                digest.update(_canonical(values))
             digest.update(b"\n")
         return digest.hexdigest()
-
-    def _text_of(self, item: Sample | Bad) -> list[object]:
-        if isinstance(item, Bad):
-            return [item.id, item.code]
-        paths = [ref.path and os.path.relpath(ref.path, self.root) for ref in item.images]
-        return [item.id, item.question, item.answer, item.choices, item.source, paths]
 
     @cached_property
     def dataset(self) -> datasets.Dataset | None:
         """The rows as a ``datasets.Dataset``, original columns untouched; built on first
         use for JSONL and lists. None if the `datasets` library is not installed."""
         given = self._rows.dataset()
-        if given is not None or _datasets() is None:
+        if given is not None or datasets_library() is None:
             return given
         return _build_dataset([self.row(i) for i in range(len(self))], self._rows.columns)
 
@@ -1061,9 +731,22 @@ class SampleSet(Sequence["Sample | Bad"]):
         given = self._rows.dataset()
         if given is not None:
             return given.select(wanted)
-        if _datasets() is None:
+        if datasets_library() is None:
             raise RapInputError("take: needs the datasets library: pip install datasets")
         return _build_dataset([self.row(i) for i in wanted], self._rows.columns)
+
+
+def _canonical(values: object) -> bytes:
+    """Values as JSON bytes; image bytes left out, anything odd by its type's name."""
+
+    def other(value: object) -> object:
+        is_image = isinstance(value, (bytes, bytearray, memoryview))
+        return None if is_image else type(value).__name__
+
+    try:
+        return json.dumps(values, default=other, skipkeys=True).encode()
+    except (RecursionError, ValueError):  # nested without end
+        return b"?"
 
 
 def _build_dataset(
@@ -1071,8 +754,8 @@ def _build_dataset(
 ) -> datasets.Dataset:
     """Rows of Python values as a data set. A column whose values have no one Arrow type is
     written as JSON text, with a warning, because Arrow cannot hold it as it is."""
-    hf = _datasets()
-    names = list(dict.fromkeys([*columns, *_union_of_keys(rows)]))
+    hf = datasets_library()
+    names = list(dict.fromkeys([*columns, *union_of_keys(rows)]))
     out: dict[str, Any] = {}
     for name in names:
         values = [row.get(name) for row in rows]
@@ -1102,7 +785,8 @@ def open_samples(
         or EasyR1's columns, a ``save_to_disk`` folder, a folder with one JSONL file or with
         Parquet files.
     columns: role -> column where detection is wrong, e.g. ``{"question": "q"}``; roles are
-        id, question, answer, choices, images, source; ``"a.b"`` is field b of column a.
+        id, question, answer, choices, images, source; ``"a.b"`` is field b of column a;
+        ``""`` says that there is none (id, choices, source).
     root: folder that image paths are relative to and must stay in. Default: the data
         file's folder; for objects in memory none, and then images must be bytes.
 
@@ -1112,7 +796,7 @@ def open_samples(
     Raises ``RapInputError``: not such a source, unreadable, no column for question, answer
     or images, a wrong name in ``columns``, a duplicate id, no usable row at all.
     """
-    rows, default_root = _open_rows(source)
+    rows, default_root = open_rows(source)
     if not len(rows):
         raise RapInputError(f"{rows.kind}: the data set is empty: 0 rows")
     folder = default_root if root is None else Path(root)
@@ -1122,18 +806,15 @@ def open_samples(
         raise RapInputError(f"{rows.kind}: none of {len(rows)} rows can be read")
     found = detect_columns(rows.columns, _first_row(rows), rows.image_columns, columns)
     if isinstance(rows, (ArrowRows, DatasetRows)):
-        unused = rows.image_columns - {found["images"]}
-        rows.want([name for name in rows.columns if name not in unused])
+        rows.leave_out(rows.image_columns - {found["images"] or ""})
     return SampleSet(rows, found, None if folder is None else os.path.realpath(folder))
 
 
 def _first_row(rows: Rows) -> Mapping[str, Any]:
     """Keys of the first rows, nested ones too, as one row."""
     merged: dict[str, Any] = {}
-    for i in range(min(len(rows), 100)):
-        try:
-            row = rows.row(i)
-        except BadSample:
+    for row in islice(rows.each(rows.columns), 100):
+        if isinstance(row, BadSample):
             continue
         for key, value in row.items():
             if isinstance(value, Mapping):
@@ -1146,7 +827,7 @@ def _first_row(rows: Rows) -> Mapping[str, Any]:
 
 def load_images(
     sample: Sample, *, max_pixels: int, min_side: int = 2
-) -> tuple[list[Any], list[str]]:
+) -> tuple[list[Image], list[str]]:
     """``rap.images.load_images``: RGB images and the sha256 of their encoded bytes."""
     from .images import load_images as load
 
