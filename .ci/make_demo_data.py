@@ -28,7 +28,9 @@ def digest(text: str) -> str:
 
 def rollouts(path: Path) -> pa.Table:
     table = pq.read_table(path)
-    keep = pc.and_(pc.equal(table["augment"], "none"), pc.not_equal(table["model"], "random"))
+    keep = pc.and_(
+        pc.equal(table["augment"], "none"), pc.not_equal(table["model"], "random")
+    )
     return table.filter(keep)
 
 

@@ -263,7 +263,9 @@ CHOOSE_OPTIONS = _compose(
     ),
     click.option("--by", metavar="COLUMN", help="A budget for each value, e.g. source."),
     click.option("--trivial", type=float, default=0.0, help="Difficulty that is trivial."),
-    click.option("--divergence", default="js", help="D for evidence logits: js, kl, tv, ..."),
+    click.option(
+        "--divergence", default="js", help="D for evidence logits: js, kl, tv, ..."
+    ),
 )
 
 OUTPUT_OPTIONS = _compose(
@@ -411,8 +413,8 @@ def choose(
     "--rollouts",
     type=PATH,
     metavar="FILE",
-    help="Completions made elsewhere, instead of a model: JSONL or Parquet with the columns "
-    "id, with_image and correct, one row a completion.",
+    help="Completions made elsewhere, instead of a model: JSONL or Parquet with the "
+    "columns id, with_image and correct, one row a completion.",
 )
 @click.option(
     "--rollout-columns",
@@ -601,7 +603,7 @@ def _score(
         )
     except KeyboardInterrupt:
         click.echo(
-            f"rap: finished shards are kept in {store}; the same command goes on from there",
+            f"rap: finished shards are in {store}; the same command goes on from there",
             err=True,
         )
         raise
@@ -683,7 +685,9 @@ def load_model(
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise RapConfigError(f"--device {device}: {_first_line(error)}") from error
-    more = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    more = (
+        {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    )
     if not allow_pickle:
         more["use_safetensors"] = True
     try:
@@ -700,7 +704,9 @@ def load_model(
                 f"model {path}: brings its own Python code, which is not run; read it and "
                 "pass --trust-remote-code"
             ) from error
-        raise RapModelError(f"model {path}: cannot be loaded: {_first_line(error)}") from error
+        raise RapModelError(
+            f"model {path}: cannot be loaded: {_first_line(error)}"
+        ) from error
     return model.to(device), processor
 
 
@@ -708,11 +714,13 @@ def _check_weights(folder: Path, allow_pickle: bool) -> None:
     """A folder with pickled weights only is refused with the flag's name."""
     if allow_pickle or not folder.is_dir() or any(folder.glob("*.safetensors")):
         return
-    pickles = [p.name for p in sorted(folder.iterdir()) if p.suffix in (".bin", ".pt", ".pth")]
+    pickles = [
+        p.name for p in sorted(folder.iterdir()) if p.suffix in (".bin", ".pt", ".pth")
+    ]
     if pickles:
         raise RapConfigError(
-            f"model {folder}: has {pickles[0]} and no safetensors; a pickle can run code, so "
-            "it is read only with --allow-pickle"
+            f"model {folder}: has {pickles[0]} and no safetensors; a pickle can run code, "
+            "so it is read only with --allow-pickle"
         )
 
 

@@ -41,8 +41,7 @@ TRAIN_GROUP = 8  # completions a sample and step in training: GRPOTrainer's defa
 BINS = 41  # odd, over a range half a bin wider on each side: 0 and 1 are bin centres
 
 EXPLANATION = {
-    "kept_cognitive": "The image changes the outcome, and no single token holds the "
-    "attention.",
+    "kept_cognitive": "The image changes the outcome.",
     "kept_replacement": "Hard but solvable; takes the place of a trivial one.",
     "dropped_unsolved": "Never solved with the image: nothing to reward.",
     "dropped_attention_biased": "One token holds the response's attention: psi is above "
@@ -60,6 +59,20 @@ EXPLANATION = {
     "quarantined_prompt_too_long": "The prompt is too long; image tokens are never cut.",
     "quarantined_verifier_error": "The answer checker failed.",
     "quarantined_verifier_timeout": "The answer checker took too long.",
+    "quarantined_model_error": "The model failed on this sample alone.",
+    "quarantined_image_missing": "The image file is not there.",
+    "quarantined_image_unreadable": "The image cannot be read.",
+    "quarantined_image_truncated": "The image file ends too early.",
+    "quarantined_image_too_large": "The image has too many pixels.",
+    "quarantined_image_too_small": "The image is smaller than anything to see.",
+    "quarantined_image_format": "The image format is not accepted.",
+    "quarantined_image_count": "Images and image tags do not match, or there is none.",
+    "quarantined_path_outside_root": "The image path leads out of the data folder.",
+    "quarantined_not_regular_file": "The image path is no ordinary file.",
+    "quarantined_url_refused": "The image is an address on the network; none is fetched.",
+    "quarantined_bad_json": "The row is not valid JSON.",
+    "quarantined_bad_answer": "Question or answer is missing, or no choice fits.",
+    "quarantined_bad_text": "A text cannot be stored.",
 }
 
 
@@ -265,6 +278,9 @@ class Reason:
 
 def _reasons(selection: Selection) -> list[Reason]:
     counts = selection.counts()
+    text = dict(EXPLANATION)
+    if selection.settings["found"]["lambda_a"] is not None:  # else nobody looked
+        text["kept_cognitive"] += " No single token holds the attention."
     shown = [(c, k) for c, k in counts.items() if k or c.startswith("kept")]
     most = max((k for _, k in shown), default=1) or 1
     n = max(selection.table.num_rows, 1)
@@ -276,7 +292,7 @@ def _reasons(selection: Selection) -> list[Reason]:
             count=count,
             share=count / n,
             width=400 * count / most,
-            text=EXPLANATION.get(code, ""),
+            text=text.get(code, ""),
         )
         for code, count in shown[:MAX_REASONS]
     ]
@@ -341,7 +357,7 @@ def _panels(selection: Selection) -> list[Panel]:
             selection,
             "log_psi",
             "Attention on one token: log \u03c8",
-            "larger: one token draws more of the response's attention",
+            "higher: one token draws more of the attention",
             None,
             limit,
             "no limit was set" if limit is None else f"log \u03c8 \u2264 {number(limit)}",
@@ -556,7 +572,11 @@ def _score_lines(row: Mapping[str, Any]) -> list[tuple[str, str]]:
         for label, p in (("p with image", "p_answer1"), ("p without", "p_answer0")):
             if row[p] is not None:
                 lines.append((label, number(row[p])))
-    for label, name in (("D", "D"), ("difficulty", "difficulty"), ("log \u03c8", "log_psi")):
+    for label, name in (
+        ("D", "D"),
+        ("difficulty", "difficulty"),
+        ("log \u03c8", "log_psi"),
+    ):
         if row[name] is not None:
             lines.append((label, number(row[name])))
     return lines

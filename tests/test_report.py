@@ -1,0 +1,471 @@
+"""The report page: true, bounded, deterministic, and deaf to what data says."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import re
+import time
+import tracemalloc
+from html.parser import HTMLParser
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from rap.errors import RapConfigError, RapStoreError
+from rap.report import grouped, number, percent, render, thumbnails, visible, write_report
+from rap.samples import open_samples
+from rap.selection import Scores, choose
+from rap.table import SCORE_SCHEMA, table_from_rows
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "</style><style>*{display:none}",
+    "</pre></bdi></table><iframe src=//evil.example>",
+    "{{7*7}} {% for x in y %} ${7*7}",
+    "javascript:alert(1) [x](javascript:alert(1)) https://evil.example/a.png",
+    "abc\u202etxt.exe \u2066\u2069 \u200b\u200f end",
+    "&lt;b&gt; &amp; &#60;i&#62; ' \" `",
+    "x" * 1_000_000,
+]
+ALLOWED_TAGS = set(
+    "html head meta title style body main header h1 h2 h3 p span ul li b div section "
+    "table thead tbody tr th td code bdi svg rect g line text figure figcaption input "
+    "label img dl dt dd details summary pre footer".split()
+)
+
+
+class Page(HTMLParser):
+    """What a browser would build: tags with attributes, and all visible text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.raw: dict[str, list[str]] = {}
+        self._open: str | None = None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self._open = tag
+
+    def handle_endtag(self, tag):
+        self._open = None
+
+    def handle_data(self, data):
+        if self._open in ("style", "script", "title"):
+            self.raw.setdefault(self._open, []).append(data)
+        else:
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+def png(color: tuple[int, int, int], size=(640, 320)) -> bytes:
+    data = io.BytesIO()
+    Image.new("RGB", size, color).save(data, "PNG")
+    return data.getvalue()
+
+
+def rollout_row(i: int, c1: int, c0: int, **more) -> dict:
+    return {
+        "id": f"s{i}",
+        "index": i,
+        "status": "scored",
+        "evidence": "rollouts",
+        "c1": c1,
+        "m1": 5,
+        "c0": c0,
+        "m0": 5,
+    } | more
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Ten questions with an image each."""
+    rows = []
+    for i in range(10):
+        (tmp_path / f"{i}.png").write_bytes(png((20 * i, 90, 200)))
+        rows.append(
+            {
+                "id": f"s{i}",
+                "question": f"How many dots in picture {i}?",
+                "answer": str(i),
+                "image": f"{i}.png",
+            }
+        )
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return path
+
+
+def selection(data=None, rows=None, **options):
+    rows = rows or [
+        rollout_row(0, 4, 0),
+        rollout_row(1, 3, 0),
+        rollout_row(2, 5, 0),
+        rollout_row(3, 1, 0),
+        rollout_row(4, 5, 5),
+        rollout_row(5, 0, 0),
+        rollout_row(6, 0, 3),
+        rollout_row(7, 3, 3),
+        {
+            "id": "s8",
+            "index": 8,
+            "status": "quarantined",
+            "stage": "image",
+            "code": "image_truncated",
+            "message": "8.png ends too early",
+        },
+        rollout_row(9, 2, 0),
+    ]
+    samples = None if data is None else open_samples(data)
+    scores = Scores(table_from_rows(rows), {}, samples)
+    return choose(scores, **({"budget": 0.3} | options))
+
+
+# ---------------------------------------------------------------- what it says
+
+
+def test_page_shows_every_count_and_threshold(data):
+    chosen = selection(data)
+    page = Page(render(chosen))
+    for reason, count in chosen.counts().items():
+        if count:
+            share = percent(count / 10).replace("\u202f", " ")
+            assert re.search(rf"{reason}[^0-9]*{count} *{share}", page.text), reason
+    assert "3 of 10 samples kept (30.0 %)" in page.text
+    assert f"D > {number(chosen.settings['found']['lambda_c'])}" in page.text
+    assert "psi" not in chosen.settings["found"]["lambda_a_origin"]
+    assert "Not measured." in page.text  # log psi
+
+
+def test_counts_on_the_page_add_up(data):
+    chosen = selection(data)
+    body = re.search(r'<table class="reasons">.*?</table>', render(chosen), re.S).group()
+    shown = [int(x) for x in re.findall(r'<td class="num">(\d+)</td>', body)]
+    assert sum(shown) == len(chosen.table)
+
+
+def test_fault_44_report_says_how_many_were_replaced():
+    rows = [rollout_row(i, 5, 0) for i in range(4)] + [rollout_row(4, 0, 0)]
+    chosen = selection(rows=rows, budget=0.6)
+    page = Page(render(chosen))
+    assert "0 of 3" in page.text and "trivial samples replaced" in page.text
+    assert "0 of 3 trivial samples replaced: no more candidates" in page.text
+
+
+def test_histogram_bars_hold_every_measured_sample(data):
+    chosen = selection(data)
+    text = render(chosen)
+    figures = re.findall(r"<figure>.*?</figure>", text, re.S)
+    tips = [
+        sum(int(n) for n in re.findall(r": (\d+) samples, \d+ kept</title>", figure))
+        for figure in figures
+    ]
+    kept = [
+        sum(int(n) for n in re.findall(r" samples, (\d+) kept</title>", figure))
+        for figure in figures
+    ]
+    assert tips == [9, 9, 0]  # one is quarantined; psi was not measured
+    assert kept == [3, 3, 0]
+
+
+def test_cost_is_counted_from_the_table(data):
+    rows = [
+        rollout_row(i, 3, 0, generated_tokens=100 + i, forwards=1, seconds=0.5)
+        for i in range(8)
+    ]
+    page = Page(render(selection(data, rows, budget=0.25), train_group=10))
+    # 8 * (5 + 5) completions; 2 kept * 10 and 8 * 10 in training
+    assert "The scores behind this selection 80 828 8 4" in page.text
+    assert "training on the selection 20" in page.text
+    assert "training on everything 80" in page.text
+    assert "after 1.33 epochs" in page.text  # 80 / (80 - 20)
+
+
+def test_answer_evidence_and_attention():
+    rows = [
+        {
+            "id": str(i),
+            "index": i,
+            "status": "scored",
+            "evidence": "answer",
+            "p_answer1": 0.9 - i / 100,
+            "p_answer0": 0.1,
+            "log_psi": -3.0 + i / 50 if i else 9.0,
+            "psi_token": "therefore",
+        }
+        for i in range(40)
+    ]
+    chosen = selection(rows=rows, budget=0.1)
+    assert chosen.counts()["dropped_attention_biased"] == 1
+    page = Page(render(chosen))
+    assert "most attended token: therefore" in page.text
+    assert "needed no completions" in page.text
+    assert f"\u03c8 \u2264 {number(chosen.settings['found']['lambda_a'])}" in page.text
+
+
+def test_budgets_by_group_are_listed():
+    rows = [rollout_row(i, 4, 0, source="ab"[i % 2]) for i in range(20)]
+    page = Page(render(selection(rows=rows, budget=0.2, by="source")))
+    assert "Budgets by source" in page.text
+    assert re.search(r"a 10 2 ", page.text) and re.search(r"b 10 2 ", page.text)
+
+
+# ---------------------------------------------------------------- images
+
+
+def test_samples_stand_with_their_images(data):
+    page = Page(render(selection(data)))
+    images = page.all("img")
+    assert len(images) == 10  # the quarantined one too: its file is fine now
+    assert "How many dots in picture 3?" in page.text
+    for image in images:
+        head, _, body = image["src"].partition(",")
+        assert head == "data:image/webp;base64"
+        with Image.open(io.BytesIO(base64.b64decode(body))) as thumbnail:
+            assert thumbnail.format == "WEBP" and thumbnail.size == (320, 160)
+
+
+def test_fault_10_image_that_changed_since_it_was_scored_is_said(data):
+    old = hashlib.sha256((data.parent / "0.png").read_bytes()).hexdigest()
+    rows = [rollout_row(0, 4, 0, image_sha256=old), rollout_row(1, 4, 0)]
+    assert "changed since" not in render(selection(data, rows, budget=0.5))
+    (data.parent / "0.png").write_bytes(png((1, 2, 3)))
+    assert render(selection(data, rows, budget=0.5)).count("changed since") == 1
+
+
+def test_image_that_cannot_be_shown_is_a_note(data):
+    whole = (data.parent / "0.png").read_bytes()
+    (data.parent / "0.png").write_bytes(whole[:100])
+    (data.parent / "1.png").unlink()
+    page = Page(render(selection(data)))
+    assert "image_truncated" in page.text and "image_missing" in page.text
+
+
+def test_another_data_set_gives_no_questions(data, tmp_path):
+    rows = [rollout_row(i, 4, 0, id=f"other{i}") for i in range(10)]
+    page = Page(render(selection(data, rows)))
+    assert not page.all("img") and "How many dots" not in page.text
+    assert "not available" in page.text
+
+
+def test_no_data_set_is_said_and_one_can_be_given(data):
+    chosen = selection()
+    assert "questions and images are missing" in render(chosen)
+    assert len(Page(render(chosen, dataset=open_samples(data))).all("img")) == 10
+
+
+def test_thumbnails_for_a_notebook(data):
+    chosen = selection(data)
+    text = thumbnails(chosen, limit=2)
+    assert len(Page(text).all("img")) == 2
+    assert "picture 0?" in text and "picture 1?" in text  # the largest D of the kept
+    assert thumbnails(selection()) == ""
+    assert thumbnails(chosen) in chosen._repr_html_()
+
+
+# ---------------------------------------------------------------- hostile data
+
+
+@pytest.fixture
+def hostile(tmp_path):
+    """Every hostile text in every place a text can stand."""
+    (tmp_path / "a.png").write_bytes(png((9, 9, 9)))
+    data, rows = [], []
+    for i, text in enumerate(HOSTILE):
+        data.append(
+            {
+                "id": f"{i}{text}",
+                "question": text,
+                "answer": text,
+                "choices": [text, text + "2"],
+                "source": text,
+                "image": "a.png",
+            }
+        )
+        rows.append(rollout_row(i, 4, 0, id=f"{i}{text}", source=text, psi_token=text))
+    for i, text in enumerate(HOSTILE, len(HOSTILE)):
+        data.append({"id": f"{i}{text}", "question": "q", "answer": "a", "image": "a.png"})
+        rows.append(
+            {
+                "id": f"{i}{text}",
+                "index": i,
+                "source": text,
+                "status": "quarantined",
+                "stage": text,
+                "code": text,
+                "message": text,
+            }
+        )
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in data))
+    scores = Scores(table_from_rows(rows), {}, open_samples(path))
+    return choose(scores, budget=0.9, by="source")
+
+
+def test_fault_45_hostile_texts_stay_texts(hostile):
+    text = render(hostile, title=HOSTILE[0])
+    page = Page(text)
+    assert {name for name, _ in page.tags} <= ALLOWED_TAGS
+    for name, attrs in page.tags:
+        for key, value in attrs.items():
+            assert not key.startswith("on"), (name, key)
+            assert key not in ("href", "xlink:href", "srcset", "action", "style"), name
+            if key == "src":
+                assert value.startswith("data:image/webp;base64,")
+            assert "javascript:" not in (value or "") or key in ("alt", "aria-label")
+    # shown as written, evaluated by nobody
+    for shown in (HOSTILE[0], HOSTILE[1], HOSTILE[2], HOSTILE[3], HOSTILE[4], HOSTILE[5]):
+        assert shown in page.text
+    assert "49 {%" not in page.text
+    assert "&lt;b&gt; &amp; &#60;i&#62;" in page.text  # not unescaped on the way
+    assert not re.search("[\u202a-\u202e\u2066-\u2069\u200b-\u200f]", text)
+    assert "abc[U+202E]txt.exe" in page.text
+
+
+def test_fault_45_one_megabyte_of_text_is_cut(hostile):
+    text = render(hostile)
+    assert len(text) < 400_000
+    assert "x" * 1000 not in text
+    assert "(1,000,000 characters)" in text
+
+
+def test_fault_45_content_security_policy_fits_the_page(hostile):
+    page = Page(render(hostile))
+    (policy,) = [
+        m["content"]
+        for m in page.all("meta")
+        if m.get("http-equiv") == "Content-Security-Policy"
+    ]
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    style = "".join(page.raw["style"])
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert rules["default-src"] == "'none'"
+    assert rules["img-src"] == "data:"
+    assert rules["style-src"] == f"'sha256-{digest}'"
+    assert "script" not in page.raw and len(page.all("style")) == 1
+    assert not re.search(r"url\(|@import", style)
+
+
+def test_fault_45_notebook_thumbnails_escape_too(hostile):
+    page = Page(hostile._repr_html_())
+    assert {name for name, _ in page.tags} <= ALLOWED_TAGS | {"br"}
+    assert all(not k.startswith("on") for _, attrs in page.tags for k in attrs)
+
+
+@pytest.mark.parametrize(
+    ("text", "limit", "shown"),
+    [
+        ("plain", 10, "plain"),
+        ("a\u202eb", 10, "a[U+202E]b"),
+        ("a\0b\x1b[31m", 10, "a[U+0000]b[U+001B][31m"),
+        ("\ud800", 10, "\ufffd"),
+        ("line\nline\ttab", 20, "line\nline\ttab"),
+        ("12345", 4, "1234\u2026 (5 characters)"),
+        ("\u05d0\u4e2d\u00e9", 9, "\u05d0\u4e2d\u00e9"),
+        (None, 9, "None"),
+    ],
+)
+def test_visible(text, limit, shown):
+    assert visible(text, limit) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (None, "\u2013"),
+        (-0.5, "\u22120.5"),
+        (float("-inf"), "\u2212\u221e"),
+        (2 / 3, "0.667"),
+    ],
+)
+def test_number(value, shown):
+    assert number(value) == shown
+
+
+def test_percent_and_grouped():
+    assert percent(0.0012) == "0.12\u202f%" and percent(0.09) == "9.0\u202f%"
+    assert percent(0) == "0.0\u202f%" and grouped(1234567) == "1,234,567"
+
+
+# ---------------------------------------------------------------- size, errors
+
+
+def big_selection(n: int):
+    rng = np.random.default_rng(1)
+    values = {
+        "id": pa.array(np.arange(n).astype("U8")),
+        "index": np.arange(n),
+        "source": pa.array(np.arange(n).astype("U8")),  # as many groups as rows
+        "status": pa.array(["scored"] * n),
+        "evidence": pa.array(["answer"] * n),
+        "p_answer1": rng.random(n),
+        "p_answer0": rng.random(n),
+        "log_psi": rng.normal(size=n).astype(np.float32),
+    }
+    columns = [
+        pa.array(values[f.name], f.type) if f.name in values else pa.nulls(n, f.type)
+        for f in SCORE_SCHEMA
+    ]
+    return choose(Scores(pa.Table.from_arrays(columns, schema=SCORE_SCHEMA)), budget=0.05)
+
+
+def test_fault_46_a_million_rows_give_a_page_of_the_same_size():
+    small, big = big_selection(1_000), big_selection(1_000_000)
+    start = time.perf_counter()
+    tracemalloc.start()
+    try:
+        text = render(big)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(text) < 1.2 * len(render(small)) < 200_000
+    assert peak < 250e6  # some arrays of 10^6 numbers, no object per row
+    assert time.perf_counter() - start < 30
+    assert "50,000 of 1,000,000 samples kept" in text
+
+
+def test_fault_46_many_reasons_and_groups_are_bounded():
+    rows = [rollout_row(i, 4, 0, source=f"group {i}") for i in range(300)]
+    rows += [
+        {"id": f"q{i}", "index": i, "status": "quarantined", "code": f"code_{i}"}
+        for i in range(300, 600)
+    ]
+    text = render(selection(rows=rows, budget=1.0, by="source"))
+    assert "and 251 more groups" in text  # 300 and "no source", less 50 shown
+    assert text.count('<tr class="r') <= 40 * 12
+    assert len(text) < 400_000
+
+
+def test_same_selection_same_page(data):
+    assert render(selection(data)) == render(selection(data))
+
+
+def test_written_whole_with_its_path(data, tmp_path):
+    path = selection(data).report(tmp_path / "out.html")
+    assert path.read_text(encoding="utf-8") == render(selection(data))
+    assert [p.name for p in tmp_path.iterdir() if "tmp" in p.name] == []
+
+
+def test_unwritable_place_is_a_store_error(data, tmp_path):
+    with pytest.raises(RapStoreError):
+        selection(data).report(tmp_path / "data.jsonl" / "out.html")
+
+
+@pytest.mark.parametrize("options", [{"per_reason": 101}, {"per_reason": -1}])
+def test_nonsense_options_are_refused(options, tmp_path):
+    with pytest.raises(RapConfigError, match="per_reason"):
+        write_report(selection(), tmp_path / "x.html", **options)
