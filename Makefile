@@ -1,0 +1,77 @@
+# make demo    sets up .venv, runs the demo, leaves demo-out/report.html
+# make test    sets up .venv, runs all tests
+# Needs Python >= 3.11 (PYTHON=python3.12 picks another), a C compiler and make.
+
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+PYTEST ?= -n $(JOBS) --dist loadfile -q
+
+PY := $(VENV)/bin/python
+C_FILES := $(shell find csrc -name '*.[ch]' -not -path 'csrc/third_party/*')
+# the constraints also hold in pip's isolated build environment
+PIP := PIP_CONSTRAINT=.ci/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
+	$(PY) -m pip install --quiet --progress-bar off
+
+# nothing here asks the hub: models and data come along
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help demo test lint format bench bench-quick build clean
+
+help:
+	@sed -n 's/^# //p;/^$$/q' Makefile
+	@echo 'also: make lint | format | bench | bench-quick | clean'
+
+demo: $(VENV)/demo.done
+	$(VENV)/bin/rap demo --out demo-out
+
+test: $(VENV)/test.done
+	$(PY) -m pytest $(PYTEST)
+
+lint: $(VENV)/lint.done
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(VENV)/bin/clang-format --dry-run -Werror $(C_FILES)
+	$(PY) -m mypy.stubtest rap._C
+
+format: $(VENV)/lint.done
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	$(VENV)/bin/clang-format -i $(C_FILES)
+
+bench: $(VENV)/test.done
+	$(PY) benchmarks/run.py
+
+bench-quick: $(VENV)/test.done
+	$(PY) benchmarks/run.py --quick
+
+# An editable install: the extension is built into rap/, and built again when csrc changes.
+build: $(VENV)/build.done
+$(VENV)/build.done: $(VENV)/made $(C_FILES) setup.py pyproject.toml
+	@echo 'building rap._C'
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo 'needs Python >= 3.11: make PYTHON=/path/to/python3.11'; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/demo.done: $(VENV)/build.done .ci/constraints.txt
+	@echo 'installing torch, transformers and what the demo needs (some GB, a few minutes)'
+	@$(PIP) --editable '.[demo]'
+	@touch $@
+
+$(VENV)/test.done: $(VENV)/build.done .ci/constraints.txt
+	@echo 'installing torch, transformers and what the tests need (some GB, a few minutes)'
+	@$(PIP) --editable '.[test]'
+	@touch $@
+
+$(VENV)/lint.done: $(VENV)/test.done .ci/constraints.txt
+	@$(PIP) --editable '.[lint]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build demo-out rap/*.so *.egg-info
