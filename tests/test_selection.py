@@ -1,0 +1,788 @@
+"""choose against a row-by-row oracle in exact fractions, and its edges one by one."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import warnings
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rap.config import ChooseConfig
+from rap.errors import RapConfigError, RapInputError, RapStoreError
+from rap.selection import KEPT, REASONS, Scores, Selection, choose, load
+from rap.table import SCORE_SCHEMA, table_from_rows
+
+NAN, INF = float("nan"), float("inf")
+
+
+def row(c1: int, m1: int, c0: int, m0: int, **more: object) -> dict:
+    counts = {"c1": c1, "m1": m1, "c0": c0, "m0": m0}
+    return {"status": "scored", "evidence": "rollouts"} | counts | more
+
+
+def answer(p1: float | None, p0: float | None, **more: object) -> dict:
+    return {
+        "status": "scored",
+        "evidence": "answer",
+        "p_answer1": p1,
+        "p_answer0": p0,
+    } | more
+
+
+BAD = {"status": "quarantined", "stage": "image", "code": "image_missing"}
+
+
+def scores_of(rows: list[dict], **meta: object) -> Scores:
+    numbered = [{"id": f"s{i}", "index": i} | r for i, r in enumerate(rows)]
+    return Scores(table_from_rows(numbered), meta)
+
+
+def reasons(selection: Selection) -> list[str]:
+    return selection.table["reason"].to_pylist()
+
+
+# ---------------------------------------------------------------- the oracle
+
+
+def oracle(rows: list[dict], config: ChooseConfig) -> list[str]:
+    """The reasons of rollouts evidence, as ``choose`` documents them, one row at a time."""
+    n = len(rows)
+    log_psi = [r.get("log_psi") for r in rows]
+    d: list[Fraction | None] = []
+    valid = []
+    for r, psi in zip(rows, log_psi, strict=True):
+        scored = r["status"] == "scored"
+        ok = scored and r["m0"] > 0 and not (psi is not None and (psi != psi or psi == INF))
+        valid.append(ok)
+        both = ok and r["m1"] > 0
+        d.append(Fraction(r["c1"], r["m1"]) - Fraction(r["c0"], r["m0"]) if both else None)
+    diff = [
+        1 - Fraction(r["c1"], r["m1"]) if dd is not None else None
+        for r, dd in zip(rows, d, strict=True)
+    ]
+    measured = any(p is not None for p, v in zip(log_psi, valid, strict=True) if v)
+    limit = INF
+    if config.lambda_a is not None:
+        limit = math.log(config.lambda_a)
+    elif config.rule == "paper":
+        limit = math.log(0.1)
+    else:
+        usual = [p for p, v in zip(log_psi, valid, strict=True) if v and p is not None]
+        usual = [float(np.float32(p)) for p in usual if p != -INF]
+        if len(usual) >= 20:
+            q1, q3 = np.percentile(usual, [25, 75])
+            limit = q3 + 1.5 * (q3 - q1)
+    if config.rule == "paper":
+        floor = Fraction(str(0.5 if config.lambda_c is None else float(config.lambda_c)))
+    else:
+        floor = max(Fraction(0), Fraction(str(float(config.lambda_c or 0))))
+
+    def psi_state(i: int) -> str:
+        if not measured:
+            return "ok"
+        if log_psi[i] is None:
+            return "missing"
+        return "ok" if float(np.float32(log_psi[i])) <= limit else "biased"
+
+    free = [valid[i] and psi_state(i) == "ok" and diff[i] != 1 for i in range(n)]
+    passing = [free[i] and d[i] is not None and d[i] > floor for i in range(n)]
+    easy = [
+        config.replace and diff[i] is not None and diff[i] <= Fraction(str(config.trivial))
+        for i in range(n)
+    ]
+    kept: dict[int, str] = {}
+    groups = [r.get(config.by) if config.by else None for r in rows]
+    for group in dict.fromkeys(groups):
+        members = [i for i in range(n) if groups[i] == group]
+        ranked = sorted(
+            (i for i in members if passing[i]), key=lambda i: (-d[i], -diff[i], i)
+        )
+        if config.rule == "budget":
+            share = Fraction(str(0.09 if config.budget is None else float(config.budget)))
+            ranked = ranked[: math.floor(share * len(members))]
+        kept |= {i: "kept_cognitive" for i in ranked if not easy[i]}
+        hard = [
+            i
+            for i in members
+            if free[i]
+            and i not in kept
+            and diff[i] is not None
+            and max(Fraction(0), Fraction(str(config.trivial))) < diff[i] < 1
+        ]
+        hard.sort(key=lambda i: (-diff[i], -d[i], i))
+        removed = sum(easy[i] for i in ranked)
+        kept |= {i: "kept_replacement" for i in hard[:removed]}
+
+    def why(i: int) -> str:
+        if i in kept:
+            return kept[i]
+        if not valid[i]:
+            if rows[i]["status"] != "scored":
+                return f"quarantined_{rows[i]['code']}"
+            p = log_psi[i]
+            broken = p is not None and (p != p or p == INF)
+            return "quarantined_nonfinite" if broken else "quarantined_few_rollouts"
+        if diff[i] == 1:
+            return "dropped_unsolved"
+        if psi_state(i) == "biased":
+            return "dropped_attention_biased"
+        if d[i] is not None and d[i] < 0 and d[i] <= floor:
+            return "dropped_image_hurts"
+        if d[i] is None or d[i] <= floor:
+            return "dropped_language_prior"
+        if easy[i]:
+            return "dropped_trivial"
+        return "dropped_over_budget" if psi_state(i) == "ok" else "quarantined_psi_missing"
+
+    return [why(i) for i in range(n)]
+
+
+# Few distinct counts, so that ties, trivial and never-solved samples are common.
+COUNTS = [(0, 0), (0, 4), (1, 4), (2, 4), (4, 4), (1, 2), (2, 2), (5, 5), (4, 5), (1, 5)]
+PSI = {
+    "none": st.none(),
+    "measured": st.floats(-6, 1, width=32),
+    "broken": st.one_of(st.none(), st.sampled_from([-INF, INF, NAN, -2.0, -2.5, 0.5])),
+}
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> list[dict]:
+    psi = PSI[draw(st.sampled_from(sorted(PSI)))]
+    with_image = st.sampled_from(COUNTS)
+    without = st.sampled_from([*COUNTS[:3], *COUNTS[1:5]])
+    scored = st.builds(
+        lambda one, zero, psi, source: row(*one, *zero, log_psi=psi, source=source),
+        with_image,
+        without,
+        psi,
+        st.sampled_from(["a", "b", None]),
+    )
+    rows = st.lists(st.one_of(*[scored] * 9, st.just(BAD)), min_size=1, max_size=60)
+    return [dict(r) for r in draw(rows)]
+
+
+@st.composite
+def choices(draw: st.DrawFn) -> dict:
+    rule = draw(st.sampled_from(["budget", "paper"]))
+    thresholds = st.one_of(
+        st.none(), st.sampled_from([-0.5, 0.0, 0.1, 0.2, 0.25, 0.5, 0.75])
+    )
+    out = {
+        "rule": rule,
+        "lambda_c": draw(thresholds),
+        "lambda_a": draw(st.one_of(st.none(), st.floats(0.01, 3))),
+        "replace": draw(st.booleans()),
+        "trivial": draw(st.sampled_from([0.0, 0.2, 0.25])),
+    }
+    if rule == "budget":
+        out["budget"] = draw(st.sampled_from([None, 0.01, 0.1, 0.29, 0.5, 1.0, 1]))
+        out["by"] = draw(st.sampled_from([None, "source"]))
+    return out
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(rows=tables(), options=choices())
+def test_choose_equals_the_oracle(rows: list[dict], options: dict) -> None:
+    wanted = oracle(rows, ChooseConfig(**options))
+    if all(reason.startswith("quarantined_") for reason in wanted):
+        valid = [r for r in wanted if r == "quarantined_psi_missing"]
+        if not valid:
+            with pytest.raises(RapInputError, match="all .* samples are quarantined"):
+                choose(scores_of(rows), **options)
+            return
+    selection = choose(scores_of(rows), **options)
+    assert reasons(selection) == wanted
+
+    counted = selection.counts()
+    assert sum(counted.values()) == len(rows)
+    assert list(counted)[: len(REASONS)] == list(REASONS)
+    assert selection.indices.dtype == np.int64
+    assert selection.indices.tolist() == [i for i, r in enumerate(wanted) if r in KEPT]
+    assert len(selection) == counted["kept_cognitive"] + counted["kept_replacement"]
+    found = selection.settings["found"]
+    if found["target"] is not None:
+        assert len(selection) <= found["target"]
+        assert (len(selection) < found["target"]) == any(
+            "short result" in w for w in selection.warnings
+        )
+    json.dumps(selection.settings, allow_nan=False)
+    assert str(len(rows)) in selection.summary()
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    rows=tables(),
+    options=choices(),
+    seed=st.integers(0, 2**31),
+)
+def test_the_order_of_the_table_does_not_matter(
+    rows: list[dict], options: dict, seed: int
+) -> None:
+    rows.append(row(3, 5, 1, 5, log_psi=-2.0))
+    scores = scores_of(rows)
+    order = np.random.default_rng(seed).permutation(len(rows))
+    shuffled = choose(Scores(scores.table.take(order)), **options)
+    selection = choose(scores, **options)
+    # equals: NaN in log_psi is not equal to itself
+    assert shuffled.table["id"].equals(selection.table["id"])
+    assert shuffled.table["reason"].equals(selection.table["reason"])
+    # other numbers in the data set: the same ids but for ties, which the index decides
+    renumbered = scores.table.take(order).set_column(
+        SCORE_SCHEMA.get_field_index("index"), "index", pa.array(range(len(rows)))
+    )
+    again = choose(Scores(renumbered), **options)
+    assert len(again) == len(selection)
+    for name in ("D", "difficulty"):
+        kept = sorted(selection.table[name].filter(pa.array(selection.kept)).to_pylist())
+        assert kept == sorted(again.table[name].filter(pa.array(again.kept)).to_pylist())
+
+
+# ---------------------------------------------------------------- exactness
+
+
+@pytest.mark.parametrize("lambda_c", [0.5, 0.2, 0.25, 0.1, 0.3, 0.7, -0.3, 0.123456789])
+def test_thresholds_are_decimals_and_counts_integers(lambda_c: float) -> None:
+    exact = Fraction(str(lambda_c))
+    rows = [
+        row(c1, m, c0, m)
+        for m in (3, 8, 10, 20)
+        for c1 in range(m + 1)
+        for c0 in range(m + 1)
+    ]
+    rows.append(row(32767, 32767, 16383, 32766))  # exactly 1 - 16383/32766 = 1/2
+    scores = scores_of(rows)
+    above = [Fraction(r["c1"], r["m1"]) - Fraction(r["c0"], r["m0"]) > exact for r in rows]
+    assert scores.diagnostics(lambda_c)["above"] == sum(above)
+    selection = choose(scores, rule="paper", lambda_c=lambda_c, replace=False)
+    solved = [r["c1"] > 0 for r in rows]
+    assert selection.kept.tolist() == [a and s for a, s in zip(above, solved, strict=True)]
+
+
+def test_a_half_is_a_half() -> None:
+    """faults.md fact 6: 0.7 - 0.2 and 0.95 - 0.45 are not 0.5 as floats."""
+    scores = scores_of([row(7, 10, 2, 10), row(19, 20, 9, 20), row(8, 10, 2, 10)])
+    selection = choose(scores, rule="paper", lambda_c=0.5)
+    assert selection.ids == ["s2"]
+    assert selection.table["D"].to_pylist() == [0.5, 0.5, 0.6]
+
+
+def test_long_decimals_do_not_overflow(rng: np.random.Generator) -> None:
+    """The products leave int64; floor(threshold * scale) decides as exactly."""
+    m = rng.integers(30_000, 32_768, (200, 2))
+    c = (m * rng.uniform(0.1, 1, (200, 2))).astype(int)
+    rows = [row(*map(int, (a, b, e, f))) for (a, e), (b, f) in zip(c, m, strict=True)]
+    exact = [Fraction(r["c1"], r["m1"]) - Fraction(r["c0"], r["m0"]) for r in rows]
+    scores = scores_of(rows)
+    for d in exact[:60]:
+        for lambda_c in (float(d), math.nextafter(float(d), -2), 0.12345678901234567):
+            selection = choose(scores, rule="paper", lambda_c=lambda_c, replace=False)
+            wanted = [e > Fraction(str(lambda_c)) for e in exact]
+            assert selection.kept.tolist() == wanted
+
+
+def test_psi_at_the_threshold_passes() -> None:
+    rows = [row(3, 5, 0, 5, log_psi=v) for v in (0.0, 1e-6, -0.0)]
+    assert choose(scores_of(rows), rule="paper", lambda_a=1.0).ids == ["s0", "s2"]
+
+
+def test_ranks_stay_exact_where_float64_does_not_tell_d_apart() -> None:
+    """32766/32767 - a/b closer than float64 resolves, yet the larger one is taken."""
+    near = [
+        (Fraction(c1, m1) - Fraction(c0, m0), (c1, m1, c0, m0))
+        for m1 in range(32740, 32768)
+        for m0 in range(32740, 32768)
+        for c1, c0 in [(m1 - 1, 1), (m1 - 2, 2), (m1 // 2, 1)]
+    ]
+    near.sort()
+    pairs = [
+        (a[1], b[1])
+        for a, b in zip(near, near[1:], strict=False)
+        if a[0] < b[0] and float(a[0]) == float(b[0])
+    ]
+    assert pairs
+    for low, high in pairs[:5]:
+        selection = choose(scores_of([row(*low), row(*high)]), budget=0.5, replace=False)
+        assert selection.ids == ["s1"]
+    # equal D in other numbers are ties: difficulty, then index decides
+    rows = [row(20000, 20000, 10000, 20000), row(16384, 32767, 0, 32767)]
+    rows += [row(3, 3, 1, 2), row(10000, 20000, 0, 20000)]
+    selection = choose(scores_of(rows), budget=0.5, replace=False)
+    assert selection.ids == ["s1", "s3"]  # 16384/32767 > 1/2, then the harder of 1/2
+
+
+@pytest.mark.parametrize(
+    ("budget", "n", "kept"), [(0.29, 100, 29), (0.07, 100, 7), (1, 9, 9)]
+)
+def test_budgets_are_decimals(budget: float, n: int, kept: int) -> None:
+    """0.29 * 100 is 28.999... in floating point."""
+    assert len(choose(scores_of([row(3, 5, 1, 5)] * n), budget=budget)) == kept
+
+
+# ---------------------------------------------------------------- rules
+
+
+def test_paper_rule_removes_trivial_and_brings_back_the_hardest() -> None:
+    rows = [
+        row(5, 5, 0, 5),  # 0 trivial
+        row(4, 5, 1, 5),  # 1 D = 0.6
+        row(3, 5, 1, 5),  # 2 D = 0.4, Diff = 0.4
+        row(1, 5, 4, 5),  # 3 Diff = 0.8, D = -0.6
+        row(1, 5, 1, 5),  # 4 Diff = 0.8, D = 0: before 3
+        row(0, 5, 0, 5),  # 5 never solved
+        row(1, 5, 0, 5, log_psi=0.0),  # 6 the hardest, but biased
+        row(5, 5, 0, 5),  # 7 trivial
+        row(5, 5, 5, 5),  # 8 needs no image
+    ]
+    for r in rows:
+        r.setdefault("log_psi", -3.0)
+    selection = choose(scores_of(rows), rule="paper")
+    assert reasons(selection) == [
+        "dropped_trivial",
+        "kept_cognitive",
+        "dropped_language_prior",
+        "kept_replacement",
+        "kept_replacement",
+        "dropped_unsolved",
+        "dropped_attention_biased",
+        "dropped_trivial",
+        "dropped_language_prior",
+    ]
+    found = selection.settings["found"]
+    assert (found["trivial_removed"], found["replaced"], found["lambda_c"]) == (2, 2, 0.5)
+    kept = choose(scores_of(rows), rule="paper", replace=False)
+    assert kept.ids == ["s0", "s1", "s7"]
+
+
+def test_a_replacement_is_never_a_sample_kept_already() -> None:
+    rows = [row(5, 5, 0, 5), row(3, 5, 0, 5), row(4, 5, 3, 5)]
+    selection = choose(scores_of(rows), rule="paper")
+    assert reasons(selection) == ["dropped_trivial", "kept_cognitive", "kept_replacement"]
+
+
+def test_found_threshold_says_what_was_taken() -> None:
+    rows = [row(c, 8, 0, 8) for c in (7, 6, 6, 6, 5, 4)]
+    found = choose(scores_of(rows), budget=0.5).settings["found"]  # 3 of 6
+    assert (found["lambda_c"], found["lambda_c_exact"]) == (0.75, "3/4")
+    assert found["at_lambda_c"] == [2, 3]
+    found = choose(scores_of(rows), budget=0.67).settings["found"]  # 4 of 6: no tie cut
+    assert (found["lambda_c_exact"], found["at_lambda_c"]) == ("5/8", [0, 1])
+    found = choose(scores_of(rows), budget=1, lambda_c=0.5).settings["found"]
+    assert (found["lambda_c"], found["at_lambda_c"], found["kept"]) == (0.5, [0, 0], 5)
+
+
+def test_attention_is_calibrated_by_the_fence() -> None:
+    usual = np.linspace(-3, -1, 98).astype(np.float32)
+    rows = [row(3, 5, 1, 5, log_psi=float(v)) for v in usual]
+    rows += [row(3, 5, 1, 5, log_psi=1.5), row(3, 5, 1, 5, log_psi=-INF)]
+    selection = choose(scores_of(rows), budget=1)
+    q1, q3 = np.percentile([*usual.astype(float), 1.5], [25, 75])
+    found = selection.settings["found"]
+    assert found["log_lambda_a"] == q3 + 1.5 * (q3 - q1)
+    assert found["psi_too_short"] == 1
+    assert selection.counts()["dropped_attention_biased"] == 1
+    assert len(selection) == 99
+    assert "too short to judge" in selection.summary()
+    assert len(choose(scores_of(rows), budget=1, lambda_a=math.exp(-2))) == 50
+
+
+def test_too_few_psi_calibrate_nothing() -> None:
+    selection = choose(scores_of([row(3, 5, 1, 5, log_psi=-1.0 * i) for i in range(19)]))
+    assert selection.settings["found"]["lambda_a"] is None
+    assert any("not calibrated" in w for w in selection.warnings)
+
+
+def test_paper_threshold_on_the_normalised_psi_is_called_out() -> None:
+    rows = [row(3, 5, 0, 5, log_psi=-3.0)]
+    ace = {"normalise": True, "min_rows": 8}
+    scores = scores_of(rows, fingerprint={"config": {"ace": ace}})
+    assert any("unnormalised" in w for w in choose(scores, rule="paper").warnings)
+    ace.update(normalise=False, min_rows=1)
+    assert choose(scores, rule="paper").warnings == []
+
+
+def test_unmeasured_attention() -> None:
+    selection = choose(scores_of([row(3, 5, 0, 5)] * 20), budget=0.5, lambda_a=0.1)
+    assert len(selection) == 10
+    assert any("no attention was measured" in w for w in selection.warnings)
+    rows = [row(3, 5, 0, 5, log_psi=-1.0), row(4, 5, 0, 5), row(1, 5, 1, 5)]
+    assert reasons(choose(scores_of(rows), budget=1)) == [
+        "kept_cognitive",
+        "quarantined_psi_missing",
+        "dropped_language_prior",
+    ]
+
+
+def test_budget_per_group() -> None:
+    rows = [row(1 + i % 4, 5, 0, 5, source="x") for i in range(10)]
+    rows += [row(4, 5, 0, 5, source="y") for _ in range(5)] + [row(2, 5, 0, 5)] * 5
+    selection = choose(scores_of(rows), budget=0.4, by="source")
+    groups = {g["group"]: g["kept"] for g in selection.settings["groups"]}
+    assert groups == {"x": 4, "y": 2, None: 2}
+    assert len(selection) == 8
+    assert "source = y: 2 of 5" in selection.summary()
+    with pytest.raises(RapConfigError, match="no such column"):
+        choose(scores_of(rows), by="task")
+    with pytest.raises(RapConfigError, match="float makes no groups|makes no groups"):
+        choose(scores_of(rows), by="kl")
+    with pytest.raises(RapConfigError, match="by = 'source'"):
+        choose(scores_of(rows), rule="paper", by="source")
+
+
+def test_answer_evidence() -> None:
+    rows = [
+        answer(0.9, 0.1),
+        answer(0.1, 0.9),
+        answer(0.3, 0.3),
+        answer(1.0, 0.1),  # trivial
+        answer(0.05, 0.05),  # the hardest
+        answer(0.0, 0.2),  # never
+        answer(None, 0.2),
+    ]
+    selection = choose(scores_of(rows), rule="paper")
+    assert reasons(selection) == [
+        "kept_cognitive",
+        "dropped_image_hurts",
+        "dropped_language_prior",
+        "dropped_trivial",
+        "kept_replacement",
+        "dropped_unsolved",
+        "quarantined_nonfinite",
+    ]
+    assert selection.table["D"].to_pylist()[0] == 0.9 - 0.1
+    assert selection.table["D"].to_pylist()[-1] is None
+
+
+def test_logits_evidence_has_no_sign_and_may_know_no_answer() -> None:
+    def logits(js: float, p1: float | None = None) -> dict:
+        rest = {"js": js, "kl": 1 - js, "p_answer1": p1}
+        return {"status": "scored", "evidence": "logits"} | rest
+
+    rows = [logits(0.5), logits(0.4), logits(0.0), logits(0.3)]
+    selection = choose(scores_of(rows), budget=0.5)
+    assert selection.ids == ["s0", "s1"]
+    assert reasons(selection)[2:] == ["dropped_language_prior", "dropped_over_budget"]
+    assert selection.table["difficulty"].null_count == 4
+    assert choose(scores_of(rows), budget=0.5, divergence="kl").ids == ["s2", "s3"]
+    with pytest.raises(RapConfigError, match="needs an explicit lambda_c"):
+        choose(scores_of(rows), rule="paper")
+    assert len(choose(scores_of(rows), rule="paper", lambda_c=0.35)) == 2
+    known = [logits(0.5, 1.0), logits(0.4, 0.5), logits(0.1, 0.2), logits(0.6, 0.0)]
+    assert reasons(choose(scores_of(known), budget=0.5)) == [
+        "dropped_trivial",
+        "kept_cognitive",
+        "kept_replacement",
+        "dropped_unsolved",
+    ]
+
+
+def test_samples_never_tried_with_the_image() -> None:
+    """Text arm first: 3 of 5 without the image already rule out D > 0.5."""
+    rows = [row(0, 0, 3, 5), row(4, 5, 0, 5), row(3, 5, 0, 5)]
+    selection = choose(scores_of(rows), rule="paper")
+    assert reasons(selection)[0] == "dropped_language_prior"
+    assert selection.warnings == []
+    selection = choose(scores_of(rows), rule="paper", lambda_c=0.3)
+    assert any("1 samples were never tried" in w for w in selection.warnings)
+
+
+# ---------------------------------------------------------------- faults
+
+
+@pytest.mark.parametrize("column", ["log_psi", "p_answer1", "kl", "attention_entropy"])
+@pytest.mark.parametrize("value", [NAN, INF])
+def test_fault_21_nothing_broken_is_ever_kept(column: str, value: float) -> None:
+    good = answer(0.9, 0.1, log_psi=-2.0)
+    scores = scores_of([good | {column: value}, good, answer(1.0, 0.0, log_psi=-2.0)])
+    for options in ({"budget": 1}, {"rule": "paper"}, {"rule": "paper", "lambda_c": -1}):
+        selection = choose(scores, **options)
+        assert reasons(selection)[0] == "quarantined_nonfinite"
+        assert "s0" not in selection.ids
+
+
+def test_fault_23_short_and_empty_responses() -> None:
+    empty = {"status": "quarantined", "stage": "model", "code": "empty_response"}
+    short = row(3, 5, 0, 5, log_psi=-INF)
+    selection = choose(scores_of([empty, short]), rule="paper")
+    assert reasons(selection) == ["quarantined_empty_response", "kept_cognitive"]
+    assert selection.settings["found"]["psi_too_short"] == 1
+
+
+def test_fault_25_few_rollouts_are_counted_not_guessed() -> None:
+    rows = [row(2, 2, 0, 0), row(2, 3, 0, 7), row(0, 0, 0, 0)]
+    assert reasons(choose(scores_of(rows), rule="paper")) == [
+        "quarantined_few_rollouts",
+        "kept_cognitive",
+        "quarantined_few_rollouts",
+    ]
+
+
+def test_fault_18_nothing_to_choose_from() -> None:
+    with pytest.raises(RapInputError, match="no rows"):
+        choose(scores_of([]))
+    with pytest.raises(RapInputError, match="all 2 samples .*1 image_missing, 1 few_roll"):
+        choose(scores_of([BAD, row(1, 1, 0, 0)]))
+    selection = choose(scores_of([row(3, 5, 0, 5)]))
+    assert len(selection) == 0
+    assert any("allows no sample" in w for w in selection.warnings)
+
+
+def test_fault_43_equal_scores_go_by_index() -> None:
+    selection = choose(scores_of([row(3, 5, 1, 5)] * 50), budget=0.1)
+    assert selection.indices.tolist() == [0, 1, 2, 3, 4]
+    assert selection.settings["found"]["at_lambda_c"] == [5, 50]
+
+
+def test_fault_43_all_below_the_threshold() -> None:
+    for options in ({"budget": 0.5}, {"rule": "paper"}):
+        selection = choose(scores_of([row(1, 5, 1, 5)] * 10), **options)
+        assert len(selection) == 0
+        assert len(selection.warnings) == 1
+        assert selection.counts()["dropped_language_prior"] == 10
+
+
+def test_fault_43_fewer_candidates_than_asked() -> None:
+    rows = [row(4, 5, 0, 5)] * 3 + [row(1, 5, 1, 5)] * 7
+    selection = choose(scores_of(rows), budget=0.9)
+    assert len(selection) == 3
+    assert any("short result: 3 of 9" in w for w in selection.warnings)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"budget": 0},
+        {"budget": 1.01},
+        {"budget": -0.1},
+        {"budget": NAN},
+        {"budget": "0.1"},
+        {"lambda_c": NAN},
+        {"lambda_c": 2},
+        {"lambda_a": NAN},
+        {"lambda_a": 0},
+        {"rule": "best"},
+        {"rule": "paper", "budget": 0.1},
+        {"trivial": 1.0},
+        {"divergence": "wasserstein"},
+    ],
+)
+def test_fault_43_nonsense_is_refused(options: dict) -> None:
+    with pytest.raises(RapConfigError):
+        choose(scores_of([row(3, 5, 1, 5)]), **options)
+
+
+def test_fault_44_an_empty_pool_replaces_none() -> None:
+    rows = [row(5, 5, 0, 5)] * 4 + [row(0, 5, 0, 5)] * 6
+    for options, removed in (({"budget": 0.3}, 3), ({"rule": "paper"}, 4)):
+        selection = choose(scores_of(rows), **options)
+        assert len(selection) == 0
+        assert any(f"0 of {removed} trivial" in w for w in selection.warnings)
+        assert f"0 of {removed} trivial samples replaced" in selection.summary()
+        assert selection.counts()["dropped_trivial"] == 4
+
+
+def test_every_kept_sample_a_replacement_is_said() -> None:
+    rows = [row(5, 5, 0, 5)] * 4 + [row(2, 5, 1, 5)] * 6
+    selection = choose(scores_of(rows), budget=0.3)
+    assert selection.counts()["kept_replacement"] == 3
+    assert any("every kept sample is a replacement" in w for w in selection.warnings)
+
+
+# ---------------------------------------------------------------- the score table
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"id": "s1"}, "id 's1' appears twice"),
+        ({"index": 1}, "index appears twice"),
+        ({"c1": 6}, "'s0' has c1 = 6 of m1 = 5"),
+        ({"c0": -1}, "'s0' has c0 = -1"),
+        ({"id": None}, "id is null"),
+        ({"status": None}, "status is null"),
+    ],
+)
+def test_impossible_tables_are_refused(change: dict, message: str) -> None:
+    with pytest.raises(RapInputError, match=message):
+        scores_of([row(3, 5, 1, 5) | change, row(3, 5, 1, 5)])
+
+
+def test_tables_that_choose_cannot_compare() -> None:
+    table = scores_of([row(3, 5, 1, 5)]).table
+    with pytest.raises(RapInputError, match="missing or twice: c1"):
+        Scores(table.drop_columns(["c1"]))
+    with pytest.raises(RapInputError, match="score table"):
+        Scores(table.set_column(0, "id", pa.array([[1]])))
+    with pytest.raises(RapInputError, match="mixes evidence"):
+        choose(scores_of([row(3, 5, 1, 5), answer(0.5, 0.1)]))
+    with pytest.raises(RapInputError, match="evidence None is none of"):
+        choose(scores_of([row(3, 5, 1, 5) | {"evidence": None}]))
+    with pytest.raises(RapInputError, match="status is neither"):
+        choose(scores_of([row(3, 5, 1, 5) | {"status": "done"}]))
+
+
+# ---------------------------------------------------------------- selection
+
+
+def mixed_scores(n: int = 300, seed: int = 0) -> Scores:
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i in range(n):
+        m1, m0 = (int(v) for v in rng.integers(1, 9, 2))
+        c1, c0 = (
+            int(rng.binomial(m1, rng.random())),
+            int(rng.binomial(m0, rng.random() / 2)),
+        )
+        psi = float(rng.normal(-2, 0.5)) if i % 50 else 3.0
+        rows.append(row(c1, m1, c0, m0, log_psi=psi, seconds=float(rng.random())))
+    rows[7] = dict(BAD)
+    return scores_of(rows, fingerprint={"model": "m"})
+
+
+def test_compare() -> None:
+    scores = mixed_scores()
+    small, large = choose(scores, budget=0.05), choose(scores, rule="paper")
+    comparison = large.compare(small)
+    both = set(small.ids) & set(large.ids)
+    assert comparison.overlap == len(both)
+    assert comparison.jaccard == len(both) / len(set(small.ids) | set(large.ids))
+    assert comparison.gained == tuple(i for i in large.ids if i not in both)
+    assert comparison.lost == tuple(i for i in small.ids if i not in both)
+    pairs = list(zip(reasons(small), reasons(large), strict=True))
+    moved = {p: pairs.count(p) for p in set(pairs) if p[0] != p[1]}
+    assert comparison.moved == moved
+    assert list(comparison.moved.values()) == sorted(moved.values(), reverse=True)
+    assert "Jaccard" in str(comparison) and "->" in str(comparison)
+    same = small.compare(small)
+    assert (same.jaccard, same.moved, same.gained, same.lost) == (1.0, {}, (), ())
+
+
+def test_compare_matches_ids_not_rows() -> None:
+    scores = mixed_scores(100)
+    part = Scores(scores.table.slice(40))
+    whole, half = choose(scores, rule="paper"), choose(part, rule="paper")
+    comparison = half.compare(whole)
+    assert comparison.unknown == (0, 40)
+    assert comparison.overlap == len(set(whole.ids) & set(half.ids))
+    assert set(comparison.lost) == set(whole.ids) - set(half.ids)
+    empty = choose(scores, budget=0.001)
+    assert empty.compare(empty).jaccard == 1.0
+
+
+def test_save_and_load(tmp_path: Path) -> None:
+    scores = mixed_scores()
+    selection = choose(scores, budget=0.1)
+    selection.save(tmp_path / "new" / "a")
+    # another clock, other chunks, other row order in memory: the same bytes
+    position = SCORE_SCHEMA.get_field_index("seconds")
+    table = scores.table.set_column(
+        position, SCORE_SCHEMA.field(position), pa.nulls(len(scores), pa.float32())
+    )
+    table = pa.concat_tables([table.slice(150), table.slice(0, 150)])
+    choose(Scores(table, scores.meta), budget=0.1).save(tmp_path / "b")
+    names = ["indices.npy", "selection.parquet", "settings.json"]
+    assert sorted(p.name for p in (tmp_path / "b").iterdir()) == names
+    for name in names:
+        one, two = tmp_path / "new" / "a" / name, tmp_path / "b" / name
+        assert one.read_bytes() == two.read_bytes()
+
+    again = load(tmp_path / "b")
+    assert again.ids == selection.ids
+    assert again.counts() == selection.counts()
+    assert again.settings == json.loads(json.dumps(selection.settings))
+    assert again.summary() == selection.summary()
+    assert again.diagnostics() == selection.diagnostics()
+    assert np.array_equal(np.load(tmp_path / "b" / "indices.npy"), selection.indices)
+    assert again.settings["scores"] == {"model": "m"}
+    assert again.dataset is None
+
+    with pytest.raises(RapStoreError, match="cannot be read"):
+        load(tmp_path / "absent")
+    scores.save(tmp_path / "b" / "selection.parquet")
+    with pytest.raises(RapStoreError, match="holds 'scores', not selection"):
+        load(tmp_path / "b")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RapStoreError, match="cannot be made"):
+        selection.save(tmp_path / "file" / "x")
+
+
+def test_scores_save_and_load(tmp_path: Path) -> None:
+    scores = mixed_scores()
+    scores.save(tmp_path / "scores.parquet")
+    again = Scores.load(tmp_path / "scores.parquet")
+    assert again.table.equals(scores.table)
+    assert again.meta == scores.meta
+    with pytest.raises(RapStoreError):
+        Scores.load(tmp_path / "absent.parquet")
+
+
+def test_dataset_rows_keep_their_columns() -> None:
+    datasets = pytest.importorskip("datasets")
+    data = datasets.Dataset.from_dict({"n": list(range(300)), "odd": ["x"] * 300})
+    scores = mixed_scores()
+    selection = choose(Scores(scores.table, scores.meta, data), budget=0.1)
+    assert selection.dataset["n"] == selection.indices.tolist()
+    assert selection.dataset.column_names == ["n", "odd"]
+
+    class SampleSet:
+        def take(self, indices: np.ndarray) -> list[int]:
+            return [int(i) for i in indices]
+
+    selection = choose(Scores(scores.table, scores.meta, SampleSet()), budget=0.1)
+    assert selection.dataset == selection.indices.tolist()
+
+
+def test_fault_45_shown_in_a_notebook_escaped() -> None:
+    evil = "<script>alert(1)</script>"
+    bad = BAD | {"code": evil}
+    shown = choose(scores_of([bad, row(3, 5, 0, 5)]), rule="paper")._repr_html_()
+    assert evil not in shown
+    assert html.escape("quarantined_" + evil) in shown
+    assert "1 of 2 samples kept" in shown
+
+
+def test_plot() -> None:
+    pytest.importorskip("matplotlib")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of matplotlib's own imports
+        figure = choose(mixed_scores()).plot()
+    titles = [axes.get_title() for axes in figure.axes]
+    assert len(titles) == 3 and all(titles)
+    lines = [len(axes.lines) for axes in figure.axes]
+    assert lines == [1, 0, 1]
+
+
+def test_a_million_samples() -> None:
+    """Nothing loops over rows in Python: a loop of one microsecond a row would fail.
+
+    The figure promised (under a second) is in the benchmarks; this bound is loose, so
+    that a busy machine does not fail it.
+    """
+    n, rng = 10**6, np.random.default_rng(0)
+    m = rng.integers(1, 9, (2, n))
+    c = rng.binomial(m, rng.random((2, n)))
+    columns = {
+        "id": pa.array(np.arange(n)).cast(pa.string()),
+        "index": pa.array(np.arange(n)),
+        "status": pa.array(["scored"] * n),
+        "evidence": pa.array(["rollouts"] * n),
+        "log_psi": pa.array(rng.normal(-2, 1, n).astype(np.float32)),
+    }
+    for i, arm in enumerate("10"):
+        columns |= {f"c{arm}": c[i].astype(np.int16), f"m{arm}": m[i].astype(np.int16)}
+    full = {f.name: columns.get(f.name, pa.nulls(n, f.type)) for f in SCORE_SCHEMA}
+    scores = Scores(pa.table(full, schema=SCORE_SCHEMA))
+    from time import process_time
+
+    start = process_time()
+    selection = choose(scores)
+    assert process_time() - start < 3
+    assert len(selection) == 90_000
