@@ -35,11 +35,11 @@ typedef struct rap_kernels {
 
     /* ace/ace_kernel.h */
     float (*ace_max)(const float *x, int64_t n);
-    float (*ace_sum_exp)(const float *s, int64_t n, float scale, float shift);
-    float (*ace_exp)(float *s, int64_t n, float scale, float shift);
+    float (*ace_sum_exp)(const float *s, int64_t n, float scale2, float shift2);
+    float (*ace_exp)(float *s, int64_t n, float scale2, float shift2);
     void (*ace_add)(float *w, const float *e, int64_t n, float factor, bool first);
-    void (*ace_log_max)(float *w, const float *s, int64_t n, float scale, float shift,
-                        float ln_z, bool first);
+    void (*ace_log_max)(float *w, const float *s, int64_t n, float scale2, float shift2,
+                        float log2_z, bool first);
     void (*ace_ln)(float *ln_w, const float *w, int64_t n);
     void (*ace_columns)(double *column, const float *ln_w, int64_t n, double shift);
     float (*ace_dot)(const float *w, const float *x, int64_t n);

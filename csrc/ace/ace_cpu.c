@@ -69,39 +69,38 @@ row_sum(const rap_kernels *kernels, float *s, int64_t n, float scale, float shif
     return sum;
 }
 
+/* The row's log-sum-exp in units of log2, as a float and the log2 of the rest: rounding
+ * the whole to float32 would move every weight of the row. */
 static void
 fold_row(const ace_ctx *ctx, const ace_sample *s, const block *b, int64_t head, int64_t r,
          bool first)
 {
     const rap_kernels *kernels = ctx->exec->kernels;
-    const float scale = (float)ctx->a->scale;
+    const float scale = ctx->scale2;
     const int64_t n = b->row + r + 1 - b->key;
     float *scores = b->scores + r * b->ld, *weights = b->weights + r * b->ld;
     const bool mean = ctx->a->heads == RAP_ACE_MEAN;
+    double z, lse;
     float shift;
-    double z = 1, ln_z;
 
     if (ctx->a->lse.data != NULL) {
-        double lse = rap_ace_lse(ctx, head, s->begin + b->row + r);
-
+        lse = rap_ace_lse(ctx, head, s->begin + b->row + r) / ctx->unit;
         shift = (float)lse;
-        ln_z = lse - shift;
+        z = exp2(lse - shift);
         if (mean) {
             kernels->ace_exp(scores, n, scale, shift);
-            z = exp(ln_z);
         }
     }
     else {
         /* the largest of scale s_j: scale may be negative */
         shift = scale >= 0 ? scale * kernels->ace_max(scores, n) : 0;
         z = row_sum(kernels, scores, n, scale, shift, mean);
-        ln_z = log(z);
     }
     if (mean) {
         kernels->ace_add(weights, scores, n, (float)(1 / (z * (double)ctx->hq)), first);
     }
     else {
-        kernels->ace_log_max(weights, scores, n, scale, shift, (float)ln_z, first);
+        kernels->ace_log_max(weights, scores, n, scale, shift, (float)log2(z), first);
     }
 }
 
@@ -174,10 +173,13 @@ finish_weights(const ace_ctx *ctx, const block *b, int64_t r)
         kernels->ace_ln(b->ln_row, weights, n);
         return (row_weights){weights, b->ln_row, 1};
     }
+    for (int64_t j = 0; j < n; j++) {
+        scores[j] = weights[j];
+        weights[j] *= (float)ctx->unit;
+    }
     if (!ctx->a->stats && !ctx->a->renormalise) {
         return (row_weights){NULL, weights, 1};
     }
-    memcpy(scores, weights, (size_t)n * sizeof(float));
     return (row_weights){scores, weights, row_sum(kernels, scores, n, 1.0f, 0.0f, true)};
 }
 

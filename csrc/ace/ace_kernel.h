@@ -17,28 +17,30 @@ ace_max(const float *x, int64_t n)
     return m;
 }
 
-/* sum_j e^(scale s_j - shift) */
+/* sum_j e^(scale s_j - shift), both in units of log2: times RAP_LOG2E */
 static float
-ace_sum_exp(const float *s, int64_t n, float scale, float shift)
+ace_sum_exp(const float *s, int64_t n, float scale2, float shift2)
 {
+    const float least = rap_exp2f_least();
     float sum = 0;
 
 #pragma omp simd reduction(+ : sum)
     for (int64_t j = 0; j < n; j++) {
-        sum += rap_expf(RAP_FMA(scale, s[j], -shift));
+        sum += rap_exp2f(RAP_FMA(scale2, s[j], -shift2), least);
     }
     return sum;
 }
 
 /* The same, keeping the terms in s. */
 static float
-ace_exp(float *s, int64_t n, float scale, float shift)
+ace_exp(float *s, int64_t n, float scale2, float shift2)
 {
+    const float least = rap_exp2f_least();
     float sum = 0;
 
 #pragma omp simd reduction(+ : sum)
     for (int64_t j = 0; j < n; j++) {
-        s[j] = rap_expf(RAP_FMA(scale, s[j], -shift));
+        s[j] = rap_exp2f(RAP_FMA(scale2, s[j], -shift2), least);
         sum += s[j];
     }
     return sum;
@@ -61,21 +63,21 @@ ace_add(float *restrict w, const float *restrict e, int64_t n, float factor, boo
     }
 }
 
-/* w_j = max(w_j, ln A_j): head maximum in the log domain; NaN wins */
+/* w_j = max(w_j, log2 A_j): head maximum in the log domain; NaN wins */
 static void
-ace_log_max(float *restrict w, const float *restrict s, int64_t n, float scale, float shift,
-            float ln_z, bool first)
+ace_log_max(float *restrict w, const float *restrict s, int64_t n, float scale2, float shift2,
+            float log2_z, bool first)
 {
     if (first) {
 #pragma omp simd
         for (int64_t j = 0; j < n; j++) {
-            w[j] = RAP_FMA(scale, s[j], -shift) - ln_z;
+            w[j] = RAP_FMA(scale2, s[j], -shift2) - log2_z;
         }
         return;
     }
 #pragma omp simd
     for (int64_t j = 0; j < n; j++) {
-        float a = RAP_FMA(scale, s[j], -shift) - ln_z;
+        float a = RAP_FMA(scale2, s[j], -shift2) - log2_z;
 
         w[j] = w[j] > a || w[j] != w[j] ? w[j] : a;
     }

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "../gemm/gemm.h"
+#include "../hd.h"
 #include "../parallel.h"
 #include "../status.h"
 
@@ -162,6 +163,8 @@ rap_ace_plan(const rap_ace_args *a, rap_exec *exec, ace_ctx *ctx, rap_error *err
     ctx->hq = a->q.shape[0];
     ctx->group = ctx->hq / a->k.shape[0];
     ctx->dim = a->q.shape[2];
+    ctx->scale2 = (float)(a->scale * (double)RAP_LOG2E);
+    ctx->unit = ctx->scale2 != 0 ? a->scale / ctx->scale2 : 1 / (double)RAP_LOG2E;
     ctx->fields = a->heads == RAP_ACE_EACH ? ctx->hq : 1;
     ctx->needs_all = a->lse.data == NULL || a->stats || a->renormalise;
     ctx->linear = !ctx->needs_all && a->heads == RAP_ACE_EACH;

@@ -26,6 +26,8 @@ typedef struct {
     rap_exec *exec;
     int64_t samples, fields, tasks;
     int64_t hq, group, dim; /* group: query heads a key head */
+    float scale2;           /* scale in units of log2 */
+    double unit;            /* from those units back: scale / scale2 */
     bool needs_all;         /* every key of a row, not only candidate columns */
     bool linear;
     ace_sample *sample; /* [S] */

@@ -11,11 +11,12 @@
  * Shapes: logits [T, V] in float32, bfloat16 or float16, last dimension contiguous, any
  * row stride; or hidden [T, E] x head [V, E] (rap_linear_cde). Answers: float64 [T].
  *
- * One online sweep over blocks of RAP_CDE_BLOCK logits keeps, per branch, a running
- * maximum m and Z = sum e^x, U = sum e^x x, and S1 = sum e^x1 (x1 - x0),
+ * One online sweep over blocks of RAP_CDE_BLOCK logits keeps, per branch, a reference m
+ * near the maximum and Z = sum e^x, U = sum e^x x, and S1 = sum e^x1 (x1 - x0),
  * S0 = sum e^x0 (x1 - x0), B = sum e^((x1 + x0)/2), with x = l - m:
  *   kl = S1/Z1 - ln Z1 + ln Z0     rkl = ln Z1 - ln Z0 - S0/Z0
  *   H = ln Z - U/Z                 hellinger2 = 1 - B / sqrt(Z1 Z0)
+ * The code takes x and m in units of log2 (hd.h) and divides by RAP_LOG2E at the end.
  * js and tv need both log-sum-exps first: a second sweep (cde_mix), only if asked for.
  *
  * Precision: terms and a block's sums in float32, sums of blocks in float64. Error at
@@ -54,10 +55,10 @@ enum {
 #define RAP_CDE_NEEDS_ENTROPY (RAP_CDE_BIT(RAP_CDE_ENTROPY1) | RAP_CDE_BIT(RAP_CDE_ENTROPY0))
 
 typedef struct rap_cde_state {
-    double m1, m0; /* maxima so far; -inf before the first finite logit */
+    double m1, m0; /* references, log2 units, floats; -inf before a finite logit */
     double z1, z0, s1, s0, u1, u0, b;
-    double target1, target0; /* logits of the target token; NaN until met */
-    double js, tv;           /* second sweep */
+    double target1, target0; /* logits of the target token, natural; NaN until met */
+    double js, tv;           /* second sweep; js in log2 units */
 } rap_cde_state;
 
 typedef struct {

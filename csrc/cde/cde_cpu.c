@@ -6,6 +6,7 @@
 
 #include <math.h>
 
+#include "../hd.h"
 #include "../parallel.h"
 #include "../status.h"
 
@@ -24,20 +25,21 @@ divergence(double value)
 void
 rap_cde_finish(const rap_cde_state *st, unsigned want, double *out, int64_t stride)
 {
-    double lnz1 = log(st->z1), lnz0 = log(st->z0);
-    double kl = divergence(st->s1 / st->z1 - lnz1 + lnz0);
-    double rkl = divergence(lnz1 - lnz0 - st->s0 / st->z0);
+    const double unit = 1.0 / (double)RAP_LOG2E;
+    double lnz1 = log2(st->z1), lnz0 = log2(st->z0);
+    double kl = divergence(unit * (st->s1 / st->z1 - lnz1 + lnz0));
+    double rkl = divergence(unit * (lnz1 - lnz0 - st->s0 / st->z0));
     double value[RAP_CDE_OUTPUTS] = {
         [RAP_CDE_KL] = kl,
         [RAP_CDE_RKL] = rkl,
         [RAP_CDE_JEFFREYS] = kl + rkl,
-        [RAP_CDE_JS] = divergence(st->js),
+        [RAP_CDE_JS] = divergence(unit * st->js),
         [RAP_CDE_TV] = st->tv,
         [RAP_CDE_HELLINGER2] = divergence(1 - st->b / sqrt(st->z1 * st->z0)),
-        [RAP_CDE_ENTROPY1] = lnz1 - st->u1 / st->z1,
-        [RAP_CDE_ENTROPY0] = lnz0 - st->u0 / st->z0,
-        [RAP_CDE_LOGP1] = st->target1 - st->m1 - lnz1,
-        [RAP_CDE_LOGP0] = st->target0 - st->m0 - lnz0,
+        [RAP_CDE_ENTROPY1] = unit * (lnz1 - st->u1 / st->z1),
+        [RAP_CDE_ENTROPY0] = unit * (lnz0 - st->u0 / st->z0),
+        [RAP_CDE_LOGP1] = st->target1 - unit * (st->m1 + lnz1),
+        [RAP_CDE_LOGP0] = st->target0 - unit * (st->m0 + lnz0),
     };
 
     for (int i = 0; i < RAP_CDE_OUTPUTS; i++) {

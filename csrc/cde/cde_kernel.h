@@ -5,18 +5,23 @@
  * into logits. Formulas: cde.h.
  */
 
-static inline __attribute__((always_inline)) void
+/* Exponents are in units of log2: z = l RAP_LOG2E - m, with m a float, so that
+ * 2^z Z-sums, m and differences of z are consistent to the last bit. */
+
+static inline __attribute__((always_inline)) float
 cde_block(const float *restrict l1, const float *restrict l0, int64_t n, float m1, float m0,
           rap_cde_state *add, const bool entropy, const bool hellinger)
 {
-    float z1 = 0, z0 = 0, s1 = 0, s0 = 0, u1 = 0, u0 = 0, b = 0;
+    const float least = rap_exp2f_least();
+    float z1 = 0, z0 = 0, s1 = 0, s0 = 0, u1 = 0, u0 = 0, b = 0, top = -INFINITY;
 
-#pragma omp simd reduction(+ : z1, z0, s1, s0, u1, u0, b)
+#pragma omp simd reduction(+ : z1, z0, s1, s0, u1, u0, b) reduction(max : top)
     for (int64_t v = 0; v < n; v++) {
-        float x1 = l1[v] - m1, x0 = l0[v] - m0;
-        float e1 = rap_expf(x1), e0 = rap_expf(x0);
-        float d = x1 - x0;
+        float x1 = RAP_FMA(l1[v], RAP_LOG2E, -m1), x0 = RAP_FMA(l0[v], RAP_LOG2E, -m0);
+        float e1 = rap_exp2f(x1, least), e0 = rap_exp2f(x0, least);
+        float d = x1 - x0, larger = x1 > x0 ? x1 : x0;
 
+        top = larger > top ? larger : top;
         z1 += e1;
         z0 += e0;
         s1 = RAP_FMA(e1, d, s1);
@@ -26,21 +31,45 @@ cde_block(const float *restrict l1, const float *restrict l0, int64_t n, float m
             u0 = RAP_FMA(e0, x0, u0);
         }
         if (hellinger) {
-            b += rap_expf(0.5f * (x1 + x0));
+            b += rap_exp2f(0.5f * (x1 + x0), least);
         }
     }
     *add = (rap_cde_state){.z1 = z1, .z0 = z0, .s1 = s1, .s0 = s0, .u1 = u1, .u0 = u0, .b = b};
+    return top;
+}
+
+static float
+cde_block_wanted(const float *l1, const float *l0, int64_t n, unsigned want,
+                 const rap_cde_state *st, rap_cde_state *add)
+{
+    const bool entropy = want & RAP_CDE_NEEDS_ENTROPY;
+    const bool hellinger = want & RAP_CDE_BIT(RAP_CDE_HELLINGER2);
+    const float m1 = isinf(st->m1) ? 0.0f : (float)st->m1;
+    const float m0 = isinf(st->m0) ? 0.0f : (float)st->m0;
+
+    if (entropy && hellinger) {
+        return cde_block(l1, l0, n, m1, m0, add, true, true);
+    }
+    if (entropy) {
+        return cde_block(l1, l0, n, m1, m0, add, true, false);
+    }
+    if (hellinger) {
+        return cde_block(l1, l0, n, m1, m0, add, false, true);
+    }
+    return cde_block(l1, l0, n, m1, m0, add, false, false);
 }
 
 /* The same in float64 for blocks that hold -inf: e log e = 0 where e = 0. */
 static void
-cde_block_exact(const float *l1, const float *l0, int64_t n, double m1, double m0,
+cde_block_exact(const float *l1, const float *l0, int64_t n, const rap_cde_state *st,
                 rap_cde_state *add)
 {
+    const double m1 = isinf(st->m1) ? 0 : st->m1, m0 = isinf(st->m0) ? 0 : st->m0;
+
     *add = (rap_cde_state){0};
     for (int64_t v = 0; v < n; v++) {
-        double x1 = l1[v] - m1, x0 = l0[v] - m0;
-        double e1 = exp(x1), e0 = exp(x0);
+        double x1 = l1[v] * (double)RAP_LOG2E - m1, x0 = l0[v] * (double)RAP_LOG2E - m0;
+        double e1 = exp2(x1), e0 = exp2(x0);
 
         add->z1 += e1;
         add->z0 += e0;
@@ -48,11 +77,11 @@ cde_block_exact(const float *l1, const float *l0, int64_t n, double m1, double m
         add->s0 += e0 == 0 ? 0 : e0 * (x1 - x0);
         add->u1 += e1 == 0 ? 0 : e1 * x1;
         add->u0 += e0 == 0 ? 0 : e0 * x0;
-        add->b += exp(0.5 * (x1 + x0));
+        add->b += exp2(0.5 * (x1 + x0));
     }
 }
 
-static inline __attribute__((always_inline)) float
+static float
 cde_max(const float *x, int64_t n)
 {
     float m = -INFINITY;
@@ -61,16 +90,16 @@ cde_max(const float *x, int64_t n)
     for (int64_t v = 0; v < n; v++) {
         m = x[v] > m ? x[v] : m;
     }
-    return m;
+    return m * RAP_LOG2E;
 }
 
-/* Moves the sums to larger maxima. While a maximum is -inf its branch has met no finite
- * logit: its sums are 0 and its x were taken from 0. */
+/* Moves the sums to new maxima. While one is -inf its branch has met no finite logit: its
+ * sums are 0 and its x were taken from 0. */
 static void
 cde_raise(rap_cde_state *st, double m1, double m0)
 {
     double d1 = isinf(st->m1) ? 0 : m1 - st->m1, d0 = isinf(st->m0) ? 0 : m0 - st->m0;
-    double a1 = exp(-d1), a0 = exp(-d0), shift = d1 - d0;
+    double a1 = exp2(-d1), a0 = exp2(-d0), shift = d1 - d0;
 
     st->s1 = isinf(st->s1) ? st->s1 : a1 * (st->s1 - shift * st->z1);
     st->s0 = isinf(st->s0) ? st->s0 : a0 * (st->s0 - shift * st->z0);
@@ -78,38 +107,27 @@ cde_raise(rap_cde_state *st, double m1, double m0)
     st->u0 = a0 * (st->u0 - d0 * st->z0);
     st->z1 *= a1;
     st->z0 *= a0;
-    st->b *= exp(-0.5 * (d1 + d0));
+    st->b *= exp2(-0.5 * (d1 + d0));
     st->m1 = m1;
     st->m0 = m0;
 }
 
+/* The maxima need not be exact: sums hold until an exponent passes CDE_HEADROOM above
+ * them, so the block is read once; one that rises higher is done again. */
+#define CDE_HEADROOM 60.0f
+
 static void
 cde_sweep(const float *l1, const float *l0, int64_t n, unsigned want, rap_cde_state *st)
 {
-    const bool entropy = want & RAP_CDE_NEEDS_ENTROPY;
-    const bool hellinger = want & RAP_CDE_BIT(RAP_CDE_HELLINGER2);
-    double m1 = fmax(st->m1, cde_max(l1, n)), m0 = fmax(st->m0, cde_max(l0, n));
     rap_cde_state add;
+    bool first = isinf(st->m1) || isinf(st->m0);
 
-    if (m1 > st->m1 || m0 > st->m0) {
-        cde_raise(st, m1, m0);
-    }
-    m1 = isinf(m1) && m1 < 0 ? 0 : m1;
-    m0 = isinf(m0) && m0 < 0 ? 0 : m0;
-    if (entropy && hellinger) {
-        cde_block(l1, l0, n, (float)m1, (float)m0, &add, true, true);
-    }
-    else if (entropy) {
-        cde_block(l1, l0, n, (float)m1, (float)m0, &add, true, false);
-    }
-    else if (hellinger) {
-        cde_block(l1, l0, n, (float)m1, (float)m0, &add, false, true);
-    }
-    else {
-        cde_block(l1, l0, n, (float)m1, (float)m0, &add, false, false);
+    if (first || !(cde_block_wanted(l1, l0, n, want, st, &add) < CDE_HEADROOM)) {
+        cde_raise(st, fmax(st->m1, cde_max(l1, n)), fmax(st->m0, cde_max(l0, n)));
+        cde_block_wanted(l1, l0, n, want, st, &add);
     }
     if (!isfinite(add.s1 + add.s0 + add.u1 + add.u0)) {
-        cde_block_exact(l1, l0, n, m1, m0, &add);
+        cde_block_exact(l1, l0, n, st, &add);
     }
     st->z1 += add.z1;
     st->z0 += add.z0;
@@ -121,19 +139,22 @@ cde_sweep(const float *l1, const float *l0, int64_t n, unsigned want, rap_cde_st
 }
 
 static inline __attribute__((always_inline)) void
-cde_mix_block(const float *restrict l1, const float *restrict l0, int64_t n, float m1,
-              float m0, float lnz1, float lnz0, float *js, float *tv, const bool want_js)
+cde_mix_block(const float *restrict l1, const float *restrict l0, int64_t n,
+              const float m[2], const float ln_z[2], float *js, float *tv, const bool want_js)
 {
+    const float m1 = m[0], m0 = m[1], ln_z1 = ln_z[0], ln_z0 = ln_z[1];
+    const float least = rap_exp2f_least();
     float js_sum = 0, tv_sum = 0;
 
 #pragma omp simd reduction(+ : js_sum, tv_sum)
     for (int64_t v = 0; v < n; v++) {
-        float a1 = (l1[v] - m1) - lnz1, a0 = (l0[v] - m0) - lnz0;
-        float p1 = rap_expf(a1), p0 = rap_expf(a0);
+        float a1 = RAP_FMA(l1[v], RAP_LOG2E, -m1) - ln_z1;
+        float a0 = RAP_FMA(l0[v], RAP_LOG2E, -m0) - ln_z0;
+        float p1 = rap_exp2f(a1, least), p0 = rap_exp2f(a0, least);
 
         tv_sum += fabsf(p1 - p0);
         if (want_js) {
-            float ln_mix = rap_logf(0.5f * (p1 + p0));
+            float ln_mix = rap_log2f(0.5f * (p1 + p0));
 
             js_sum = RAP_FMA(p1, a1 - ln_mix, js_sum);
             js_sum = RAP_FMA(p0, a0 - ln_mix, js_sum);
@@ -150,8 +171,8 @@ cde_mix_exact(const float *l1, const float *l0, int64_t n, double lse1, double l
     double js_sum = 0, tv_sum = 0;
 
     for (int64_t v = 0; v < n; v++) {
-        double a1 = l1[v] - lse1, a0 = l0[v] - lse0;
-        double p1 = exp(a1), p0 = exp(a0), ln_mix = log(0.5 * (p1 + p0));
+        double a1 = l1[v] * (double)RAP_LOG2E - lse1, a0 = l0[v] * (double)RAP_LOG2E - lse0;
+        double p1 = exp2(a1), p0 = exp2(a0), ln_mix = log2(0.5 * (p1 + p0));
 
         tv_sum += fabs(p1 - p0);
         js_sum += p1 == 0 ? 0 : p1 * (a1 - ln_mix);
@@ -164,19 +185,19 @@ cde_mix_exact(const float *l1, const float *l0, int64_t n, double lse1, double l
 static void
 cde_mix(const float *l1, const float *l0, int64_t n, unsigned want, rap_cde_state *st)
 {
-    double lnz1 = log(st->z1), lnz0 = log(st->z0);
+    const double ln_z1 = log2(st->z1), ln_z0 = log2(st->z0);
+    const float m[2] = {(float)st->m1, (float)st->m0};
+    const float ln_z[2] = {(float)ln_z1, (float)ln_z0};
     float js, tv;
 
     if (want & RAP_CDE_BIT(RAP_CDE_JS)) {
-        cde_mix_block(l1, l0, n, (float)st->m1, (float)st->m0, (float)lnz1, (float)lnz0, &js,
-                      &tv, true);
+        cde_mix_block(l1, l0, n, m, ln_z, &js, &tv, true);
     }
     else {
-        cde_mix_block(l1, l0, n, (float)st->m1, (float)st->m0, (float)lnz1, (float)lnz0, &js,
-                      &tv, false);
+        cde_mix_block(l1, l0, n, m, ln_z, &js, &tv, false);
     }
     if (!isfinite(js + tv)) {
-        cde_mix_exact(l1, l0, n, st->m1 + lnz1, st->m0 + lnz0, &js, &tv);
+        cde_mix_exact(l1, l0, n, st->m1 + ln_z1, st->m0 + ln_z0, &js, &tv);
     }
     st->js += 0.5 * js;
     st->tv += 0.5 * tv;
@@ -184,10 +205,10 @@ cde_mix(const float *l1, const float *l0, int64_t n, unsigned want, rap_cde_stat
 
 /* tanh through e^-2|x|; near 0, where that cancels, x + x^3 q(x^2). */
 static inline __attribute__((always_inline)) float
-cde_tanh(float x)
+cde_tanh(float x, float least)
 {
     float a = fabsf(x), x2 = x * x;
-    float e = rap_expf(-2.0f * a);
+    float e = rap_exp2f(-2.0f * RAP_LOG2E * a, least);
     float far = copysignf((1.0f - e) / (1.0f + e), x);
     float q = RAP_FMA(-5.70498872745e-3f, x2, 2.06390887954e-2f);
 
@@ -201,6 +222,7 @@ cde_tanh(float x)
 static void
 cde_map(float *logits, int64_t n, const float *bias, float scale, float softcap)
 {
+    const float least = rap_exp2f_least();
     float inverse = softcap > 0 ? 1.0f / softcap : 0.0f;
 
     if (bias != NULL) {
@@ -218,7 +240,7 @@ cde_map(float *logits, int64_t n, const float *bias, float scale, float softcap)
     if (softcap > 0) {
 #pragma omp simd
         for (int64_t v = 0; v < n; v++) {
-            logits[v] = softcap * cde_tanh(logits[v] * inverse);
+            logits[v] = softcap * cde_tanh(logits[v] * inverse, least);
         }
     }
 }
