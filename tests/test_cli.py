@@ -1,0 +1,417 @@
+"""The shell: exit codes, one sentence an error, JSON, and what the commands leave."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+import rap
+from rap.cli import load_model, main, score_config
+from rap.demo import MATHVISION, ROLLOUTS
+from rap.errors import RapConfigError, RapModelError
+from rap.store import ScoreStore
+from rap.table import table_from_rows
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMANDS = ("score", "choose", "select", "report", "info", "demo")
+
+
+@pytest.fixture(autouse=True)
+def keep_process_state(monkeypatch):
+    """``main`` sets a signal handler and how warnings are shown: put both back."""
+    import warnings
+
+    handler = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+def run(*args: object, code: int = 0):
+    result = CliRunner().invoke(main, [str(a) for a in args])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def refused(*args: object, code: int, says: str) -> str:
+    """The command ends with ``code`` and one sentence that holds ``says``."""
+    result = run(*args, code=code)
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+    (line,) = [
+        x for x in result.stderr.splitlines() if x.startswith(("rap: error", "Error"))
+    ]
+    assert says in line, line
+    return line
+
+
+def store(path: Path, n: int = 40) -> Path:
+    """A finished store of ``n`` rollout rows, D falling from 1 to 0."""
+    rows = [
+        {
+            "id": f"s{i}",
+            "index": i,
+            "status": "scored",
+            "evidence": "rollouts",
+            "c1": 100 - i,
+            "m1": 101,
+            "c0": i,
+            "m0": 101,
+            "source": "ab"[i % 2],
+        }
+        for i in range(n)
+    ]
+    fingerprint = {"model": "none", "config": {}}
+    with ScoreStore.open(path, fingerprint, n, 16) as opened:
+        for k in opened.missing():
+            part = opened.shard_range(k)
+            opened.write(k, table_from_rows([rows[i] for i in part]), None)
+    return path
+
+
+def data(path: Path, n: int = 40) -> Path:
+    """A data set whose ids fit ``store``."""
+    from PIL import Image
+
+    path.mkdir(exist_ok=True)
+    Image.new("RGB", (8, 8), (200, 30, 30)).save(path / "red.png")
+    rows = [
+        {"id": f"s{i}", "question": f"Colour {i}?", "answer": "red", "image": "red.png"}
+        for i in range(n)
+    ]
+    file = path / "data.jsonl"
+    file.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return file
+
+
+# ---------------------------------------------------------------- help
+
+
+def test_help_teaches():
+    text = run("--help").output
+    for command in COMMANDS:
+        assert command in text
+    for phrase in (
+        "rap demo",
+        "rap select data.jsonl --model",
+        "Exit codes: 0",
+        "--columns",
+    ):
+        assert phrase in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_and_every_option_a_meaning(command):
+    text = run(command, "--help").output
+    assert "Usage: " in text
+    if command not in ("info", "demo"):
+        assert f"rap {command} " in text.split("Options:")[0], "no example"
+    for option in main.commands[command].params:
+        if isinstance(option, click.Option) and option.name != "help":
+            assert option.help or option.show_default or option.name == "seed", option.name
+
+
+def test_version_and_module_run():
+    done = subprocess.run(
+        [sys.executable, "-m", "rap", "--help"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0 and done.stdout.startswith("Usage: rap ")
+
+
+# ---------------------------------------------------------------- rollouts
+
+
+def test_select_from_rollouts_prints_the_published_figures(shared):
+    """36 pass lambda_c = 0.5; 117 with D < 0, 594 never, 1 always solved (issue 3)."""
+    records = shared / "data" / "mathvision_records" / "records.parquet"
+    found = json.loads(
+        run(
+            "select",
+            *("--rollouts", records, "--where", "augment=none", "--drop", "model=random"),
+            *("--rule", "paper", "--no-replace", "--json"),
+        ).output
+    )
+    assert found["samples"] == 1533 and found["kept"] == 36
+    diagnostics = found["diagnostics"]
+    names = ("above", "image_hurts", "never_solved", "always_solved")
+    assert [diagnostics[n] for n in names] == [36, 117, 594, 1]
+
+
+def test_rollouts_with_their_data_set_leave_selection_and_report(tmp_path):
+    result = run(
+        "select", MATHVISION, "--rollouts", ROLLOUTS, "--budget", 0.1,
+        *("--out", tmp_path / "sel", "--report", tmp_path / "r.html"),
+    )  # fmt: skip
+    assert "10 of 105 samples kept" in result.output
+    selection = rap.load(tmp_path / "sel")
+    ids = [json.loads(line)["id"] for line in MATHVISION.read_text().splitlines()]
+    assert selection.ids == [ids[i] for i in selection.indices]
+    page = (tmp_path / "r.html").read_text()
+    assert page.count("data:image/webp;base64,") > 40
+
+
+def test_filters_know_the_type_of_their_column(tmp_path):
+    table = pa.table(
+        {
+            "id": ["a", "a", "b", "b", "b"],
+            "with_image": [True, False, True, False, True],
+            "correct": [True, False, False, False, True],
+            "round": [1, 1, 1, 1, 2],
+            "note": [None, None, None, None, "x"],
+        }
+    )
+    pq.write_table(table, tmp_path / "r.parquet")
+
+    def judged(*options):
+        out = tmp_path / "sel"
+        rollouts = ("--rollouts", tmp_path / "r.parquet")
+        run("select", *rollouts, "--budget", 1, "--out", out, *options)
+        return rap.load(out).table["m1"].to_pylist()
+
+    assert judged() == [1, 2]
+    assert judged("--where", "round=1") == [1, 1]
+    assert judged("--where", "round=1", "--where", "round=2") == [1, 2]
+    assert judged("--drop", "note=x") == [1, 1]
+    assert judged("--where", "note=null") == [1, 1]
+
+
+def test_rollout_columns_by_name(tmp_path):
+    rows = [
+        {"qid": q, "arm": arm, "acc": acc}
+        for q in "ab"
+        for arm, acc in (("image", 1), ("counterfactual", 0))
+    ]
+    file = tmp_path / "r.jsonl"
+    file.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    columns = "id=qid,with_image=arm,correct=acc"
+    out = run("select", "--rollouts", file, "--rollout-columns", columns, "--budget", 1)
+    assert "2 of 2 samples kept" in out.output
+    refused("select", "--rollouts", file, "--rollout-columns", "x=y", code=2, says="x=")
+
+
+# ---------------------------------------------------------------- choose, report, info
+
+
+def test_choose_from_a_store_as_text_and_json(tmp_path):
+    path = store(tmp_path / "scores")
+    assert "4 of 40 samples kept" in run("choose", path, "--budget", 0.1).output
+    found = json.loads(run("choose", path, "--budget", 0.1, "--json").output)
+    assert found["kept"] == 4 and sum(found["counts"].values()) == 40
+    assert found["found"]["target"] == 4 and found["choose"]["budget"] == 0.1
+    by = json.loads(run("choose", path, "--budget", 0.1, "--by", "source", "--json").output)
+    assert [g["kept"] for g in by["groups"]] == [2, 2]
+
+
+def test_choose_compares_with_an_earlier_selection(tmp_path):
+    path = store(tmp_path / "scores")
+    run("choose", path, "--budget", 0.1, "--out", tmp_path / "one")
+    command = ("choose", path, "--budget", 0.2, "--compare", tmp_path / "one")
+    assert "Jaccard 0.500" in run(*command).output
+    found = json.loads(run(*command, "--json").output)["compare"]
+    assert found["overlap"] == 4 and found["gained"] == ["s4", "s5", "s6", "s7"]
+
+
+def test_choose_and_report_with_the_data_set(tmp_path):
+    path, file = store(tmp_path / "scores"), data(tmp_path / "data")
+    out, page = tmp_path / "sel", tmp_path / "page.html"
+    run("choose", path, "--data", file, "--out", out, "--report", page)
+    assert "data:image/webp" in page.read_text()
+    run("report", out, "--out", tmp_path / "bare.html", "--title", "My <title>")
+    bare = (tmp_path / "bare.html").read_text()
+    assert "data:image/webp" not in bare and "My &lt;title&gt;" in bare
+    found = json.loads(
+        run("report", out, "--data", file, "--out", tmp_path / "p.html", "--json").output
+    )
+    assert found["bytes"] == (tmp_path / "p.html").stat().st_size
+    assert "data:image/webp" in (tmp_path / "p.html").read_text()
+
+
+def test_another_data_set_than_the_scored_one_is_refused(tmp_path):
+    path, file = store(tmp_path / "scores"), data(tmp_path / "data", 10)
+    refused("choose", path, "--data", file, code=1, says="row 10 was 's10'")
+    file.write_text(file.read_text().replace('"s3"', '"other"'))
+    refused("choose", path, "--data", file, code=1, says="row 3 was 's3'")
+
+
+def test_info_as_text_and_json():
+    assert "isa" in run("info").output
+    found = json.loads(run("info", "--json").output)
+    assert found["python"] == sys.version.split()[0]
+
+
+# ---------------------------------------------------------------- wrong command lines
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("nonsense",), "nonsense"),
+        (("choose",), "SCORES"),
+        (("choose", "x", "--rule", "best"), "--rule"),
+        (("choose", "x", "--budget", "many"), "--budget"),
+        (("select",), "DATA and --model"),
+        (("select", "--rollouts", "x", "--model", "y"), "--rollouts stands in"),
+        (("score", "x", "--store", "y"), "--model"),
+        (("select", str(MATHVISION), "--model", "m"), "--out DIR or --store DIR"),
+        (("choose", "x", "--data", str(MATHVISION), "--columns", "id"), "NAME=VALUE"),
+        (("demo", "--samples", "21"), "--samples"),
+    ],
+)
+def test_usage_errors_exit_2(args, says, tmp_path):
+    scores = store(tmp_path / "scores", 8)
+    refused(*(scores if a == "x" and args[0] == "choose" else a for a in args),
+            code=2, says=says)  # fmt: skip
+
+
+@pytest.mark.parametrize("budget", ["0", "-0.1", "1.5", "nan", "inf"])
+def test_fault_43_nonsense_budgets_exit_2(budget, tmp_path):
+    refused("choose", store(tmp_path / "s", 8), "--budget", budget, code=2, says="budget")
+
+
+@pytest.mark.parametrize("name", ["--lambda-c", "--lambda-a"])
+def test_fault_43_nan_threshold_exits_2(name, tmp_path):
+    refused("choose", store(tmp_path / "s", 8), name, "nan", code=2, says="lambda_")
+
+
+def test_fault_43_short_result_says_so(tmp_path):
+    found = json.loads(
+        run(
+            "choose", store(tmp_path / "s"), "--lambda-c", 0.9, "--budget", 1, "--json"
+        ).output
+    )
+    assert found["kept"] < 40 and any("short result" in w for w in found["warnings"])
+
+
+def test_missing_files_exit_1(tmp_path):
+    refused("choose", tmp_path / "none", code=1, says="none")
+    refused("select", "--rollouts", tmp_path / "none.jsonl", code=1, says="none.jsonl")
+    refused("report", tmp_path / "none", code=1, says="none")
+    score = ("score", tmp_path / "none", "--model", "m", "--store", tmp_path / "s")
+    refused(*score, code=1, says="no such file or folder")
+
+
+def test_fault_18_empty_and_all_bad_data_sets_exit_1_with_the_counts(tmp_path):
+    (tmp_path / "empty.jsonl").write_text("")
+    rows = [{"id": i, "question": "q", "answer": "", "image": "x.png"} for i in range(3)]
+    (tmp_path / "bad.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    more = ("--model", tmp_path / "no-model", "--store", tmp_path / "s")
+    refused("score", tmp_path / "empty.jsonl", *more, code=1, says="empty")
+    line = refused("score", tmp_path / "bad.jsonl", *more, code=1, says="0 of 3 rows")
+    assert "3 bad_answer" in line
+    assert not (tmp_path / "s").exists()
+
+
+def test_debug_shows_the_traceback_wherever_it_stands(tmp_path):
+    for words in (
+        ("--debug", "choose", tmp_path / "n"),
+        ("choose", tmp_path / "n", "--debug"),
+    ):
+        result = run(*words, code=1)
+        assert "Traceback" in result.stderr and "rap: error: " in result.stderr
+
+
+def test_a_fault_of_our_own_is_called_one(monkeypatch):
+    monkeypatch.setattr("rap.environment.info", lambda: 1 / 0)
+    line = refused("info", code=1, says="ZeroDivisionError")
+    assert "fault in rap" in line and "--debug" in line
+
+
+# ---------------------------------------------------------------- settings, models
+
+
+def options(**given):
+    names = ("evidence", "counterfactual", "m1", "m0", "seed", "batch_size")
+    empty = dict.fromkeys((*names, "max_new_tokens", "temperature"))
+    return empty | {"settings": ()} | given
+
+
+def test_options_become_a_score_config():
+    assert score_config(options()) == rap.ScoreConfig()
+    config = score_config(
+        options(
+            evidence="rollouts",
+            m1=8,
+            temperature=0.7,
+            settings=(
+                "workers=4",
+                "ace.heads=max",
+                "ace.window=null",
+                "answer_prefix=\\boxed{",
+            ),
+        )
+    )
+    assert config == rap.ScoreConfig(
+        evidence="rollouts",
+        m1=8,
+        workers=4,
+        answer_prefix="\\boxed{",
+        sampling=rap.Sampling(temperature=0.7),
+        ace=rap.AceConfig(heads="max"),
+    )
+
+
+@pytest.mark.parametrize(
+    "setting", ["nope=1", "ace.nope=1", "sampling=1", "nope.heads=1", "m1=many", "m1=0"]
+)
+def test_wrong_settings_are_refused(setting):
+    with pytest.raises(RapConfigError, match=setting.partition("=")[0].replace(".", r"\.")):
+        score_config(options(settings=(setting,)))
+
+
+def test_fault_47_pickled_weights_need_a_flag(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04N.")
+    more = ("--model", tmp_path, "--store", tmp_path / "store")
+    line = refused("score", MATHVISION, *more, code=2, says="--allow-pickle")
+    assert "pytorch_model.bin" in line
+
+
+def test_fault_47_code_of_a_model_is_not_run(tmp_path):
+    """A folder whose config asks for its own Python file: refused, and the file unread."""
+    for name in ("configuration_evil", "processing_evil"):
+        (tmp_path / f"{name}.py").write_text(
+            f"open({str(tmp_path / 'ran')!r}, 'w').close()\nclass Evil: ...\n"
+        )
+    auto_map = {
+        "AutoConfig": "configuration_evil.Evil",
+        "AutoModelForImageTextToText": "configuration_evil.Evil",
+        "AutoProcessor": "processing_evil.Evil",
+    }
+    config = {"model_type": "evil", "architectures": ["Evil"], "auto_map": auto_map}
+    for name in ("config.json", "processor_config.json", "preprocessor_config.json"):
+        (tmp_path / name).write_text(json.dumps(config))
+    more = ("--model", tmp_path, "--store", tmp_path / "store")
+    refused("score", MATHVISION, *more, code=2, says="--trust-remote-code")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_model_that_is_not_there_exits_1(tmp_path):
+    with pytest.raises(RapModelError, match="cannot be loaded"):
+        load_model(str(tmp_path / "nothing"))
+
+
+def test_a_device_that_is_not_there_is_a_config_error():
+    with pytest.raises(RapConfigError, match="--device cuda:77"):
+        load_model("unread", device="cuda:77")
+
+
+def test_reward_is_found_or_refused(tmp_path, monkeypatch):
+    from rap.cli import _load_reward
+
+    (tmp_path / "my_reward.py").write_text("def good(**k): return [1.0]\nbad = 3\n")
+    monkeypatch.chdir(tmp_path)
+    assert _load_reward("my_reward:good")() == [1.0]
+    assert _load_reward(None) is None
+    for name in ("my_reward:bad", "my_reward:none", "no_such_module_here:f", "my_reward"):
+        with pytest.raises(RapConfigError, match="--reward"):
+            _load_reward(name)
+    assert str(tmp_path) not in sys.path
