@@ -193,7 +193,8 @@ def test_rollout_columns_by_name(tmp_path):
     file = tmp_path / "r.jsonl"
     file.write_text("".join(json.dumps(r) + "\n" for r in rows))
     columns = "id=qid,with_image=arm,correct=acc"
-    out = run("select", "--rollouts", file, "--rollout-columns", columns, "--budget", 1)
+    given = ("--rollouts", file, "--rollout-columns", columns)
+    out = run("select", *given, "--budget", 1, "--no-replace")
     assert "2 of 2 samples kept" in out.output
     refused("select", "--rollouts", file, "--rollout-columns", "x=y", code=2, says="x=")
 
