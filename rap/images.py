@@ -21,7 +21,7 @@ import io
 import os
 import stat
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from .errors import RapInputError
@@ -189,14 +189,14 @@ def _open(data: bytes, kind: str) -> ImageFile:
         )
     except ImportError:
         raise RapInputError("images need Pillow: pip install 'rap-select[hf]'") from None
-    plugin = {
+    plugins: dict[str, Callable[[io.BytesIO], ImageFile]] = {
         "PNG": PngImagePlugin.PngImageFile,
         "JPEG": JpegImagePlugin.JpegImageFile,
         "WEBP": WebPImagePlugin.WebPImageFile,
         "GIF": GifImagePlugin.GifImageFile,
         "BMP": BmpImagePlugin.BmpImageFile,
-    }[kind]
-    return plugin(io.BytesIO(data))
+    }
+    return plugins[kind](io.BytesIO(data))
 
 
 def _check_size(size: tuple[int, int], max_pixels: int, min_side: int) -> None:

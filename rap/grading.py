@@ -1,0 +1,340 @@
+"""Is this response right? The built-in rule: pure functions, no processes, no timeouts.
+
+``grade`` takes the final answer out of the response (``final_answer``) and compares it:
+with choices, which choice does it name (letter, text, value) - else as text, as a number
+with thousands commas and units, or through math-verify as mathematics. Without
+math-verify the last step is left out. A response that names nothing is wrong.
+
+Any of this may run for ever on hostile text (sympy does): ``rap.rewards`` runs it in a
+process that it can kill. The regular expressions here are linear.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+from .samples import as_number, letter_index, plain, resolve_choice
+
+LONGEST_FORMULA = 500  # characters beyond the reference's own; more is no final answer
+RULE_VERSION = 1  # raise it when a verdict can change: it is part of the fingerprint
+
+
+def name() -> str:
+    """Identifies the rule and what it runs on."""
+    try:
+        return f"builtin/{RULE_VERSION}+math-verify-{version('math-verify')}"
+    except PackageNotFoundError:
+        return f"builtin/{RULE_VERSION} without math-verify: choices, texts and numbers"
+
+
+def grade(answer: str, choices: Sequence[str], text: str) -> bool:
+    """Whether the response ``text`` gives the reference ``answer``.
+
+    choices: empty for an open question; else ``answer`` names one of them, by text or
+    letter, and so must the response.
+    """
+    final, cued = final_answer(text)
+    if not final:
+        return False
+    if choices:
+        gold = resolve_choice(answer, choices)
+        if gold is None:
+            raise ValueError(f"answer {answer[:80]!r} is not among the choices")
+        named = named_choice(final, choices) if cued else _unmarked_choice(text, choices)
+        return named is not None and plain(choices[named]) == plain(choices[gold])
+    reference, _ = final_answer(answer)
+    return same_answer(reference or answer, final, search=not cued)
+
+
+# --------------------------------------------------------------- the final answer
+
+_CUE = re.compile(
+    r"\banswer(?:\s+(?:is|would be|should be|will be|must be)\b(?:\s*:)?|\s*[:=\uff1a])"
+    r"|\b(?:option|choice)(?:\s+letter)?\s+is\b(?:\s*:)?|\u7b54\u6848[\u662f\u4e3a:\uff1a]",
+    re.IGNORECASE,
+)
+_MARKDOWN = re.compile(r"\*\*|__|`+")
+_END_TOKENS = re.compile(r"</s>|<\|(?:im_end|endoftext|eot_id|end)\|>|<end_of_turn>|<eos>")
+
+
+def final_answer(text: str) -> tuple[str, bool]:
+    """The final answer in a response, and whether it was marked as one.
+
+    In this order: the last ``<answer>`` element, the last ``\\boxed{}``, what follows the
+    last ``####``, what follows the last "the answer is" or "answer:", else the last line.
+    What stands before ``</think>`` does not count.
+    """
+    text = _END_TOKENS.sub("", text)
+    thought, _, rest = text.rpartition("</think>")
+    text = rest if rest.strip() else thought
+    inside = _last_element(text)
+    if inside is not None:
+        return _last_boxed(inside) or inside.strip(), True
+    boxed = _last_boxed(text)
+    if boxed is not None:
+        return boxed, True
+    text = _MARKDOWN.sub("", text)
+    _, hashes, after = text.rpartition("####")
+    if hashes and after.strip():
+        return _first_line(after), True
+    for match in reversed(list(_CUE.finditer(text))):
+        after = _first_line(text[match.end() :])
+        if after and not after.lower().startswith("not "):
+            return _first_sentence(after), True
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return (lines[-1] if lines else ""), False
+
+
+def _last_element(text: str) -> str | None:
+    """The inside of the last ``<answer>`` element, closed or not."""
+    start = text.rfind("<answer>")
+    if start < 0:
+        return None
+    return text[start + len("<answer>") :].partition("</answer>")[0].strip() or None
+
+
+def _last_boxed(text: str) -> str | None:
+    """The inside of the last ``\\boxed{}``, braces balanced; None if there is none."""
+    start = max(text.rfind("\\boxed{"), text.rfind("\\fbox{"))
+    if start < 0:
+        return None
+    begin = text.index("{", start) + 1
+    depth = 1
+    for i in range(begin, len(text)):
+        depth += (text[i] == "{") - (text[i] == "}")
+        if not depth:
+            return text[begin:i].strip() or None
+    return None
+
+
+def _first_line(text: str) -> str:
+    text = text.strip(" \t\r\n:=\uff1a")
+    return text.splitlines()[0].strip() if text else ""
+
+
+def _first_sentence(line: str) -> str:
+    """Up to the first full stop that ends a sentence; not the one in "B. 12 cm"."""
+    for match in re.finditer(r"[.!?](?=\s|$)", line):
+        if not re.fullmatch(r"\W*\w", line[: match.start()]):
+            return line[: match.start()].strip()
+    return line.strip()
+
+
+# ------------------------------------------------------------------------- choices
+
+_LABEL = re.compile(
+    r"\W{0,2}(?:option|choice)?\s*[(\[]?\s*([A-Za-z])\s*(?:[)\].:,\u3002]|\s-)", re.I
+)
+_IN_BRACKETS = re.compile(r"[(\[]\s*([A-Za-z])\s*[)\]]")
+_WORD = re.compile(r"\b(?:option|choice|answer)\s+([A-Z])\b")
+
+
+def named_choice(final: str, choices: Sequence[str]) -> int | None:
+    """0-based choice that a final answer names; None if it names none, or several.
+
+    Tried in order: the choice's text; its letter ("B", "(b)", "B."); a letter as a label
+    ("(B) 12 cm", "B. 12 cm"); its value as a number; one letter in brackets; the text that
+    the answer opens with, or the only one that stands in it; its value as mathematics.
+    """
+    final = _plain_latex(final)
+    texts = [plain(_plain_latex(choice)) for choice in choices]
+    if plain(final) in texts:
+        return texts.index(plain(final))
+    n = len(choices)
+    named = letter_index(final, n)
+    if named is None and (match := _LABEL.match(final)):
+        named = letter_index(match[1], n)
+    if named is None:
+        named = _only(_equal_numbers(final, choices))
+    if named is None:
+        letters = {letter_index(x, n) for x in _IN_BRACKETS.findall(final)}
+        letters |= {letter_index(x, n) for x in _WORD.findall(final)}
+        named = _only(letters - {None})
+    if named is None:  # "No, the set is ..."
+        named = _only(k for k, t in enumerate(texts) if t and _opens_with(plain(final), t))
+    if named is None:
+        named = _only(_texts_inside(plain(final), texts))
+    if named is None:
+        named = _only(k for k in range(n) if same_answer(choices[k], final, search=False))
+    return named
+
+
+def _unmarked_choice(text: str, choices: Sequence[str]) -> int | None:
+    """The choice that a response without a marked answer names: in its last line, else in
+    its first. Lines that begin with different letters are a list of the choices."""
+    lines = [
+        line.strip() for line in _END_TOKENS.sub("", text).splitlines() if line.strip()
+    ]
+    labels = {match[1].upper() for line in lines if (match := _LABEL.match(line))}
+    if len(labels) > 1:
+        return None
+    named = named_choice(lines[-1], choices)
+    return named_choice(lines[0], choices) if named is None else named
+
+
+def _only(indices: object) -> int | None:
+    """The one index there is; None if there are none or several."""
+    found = set(indices)  # type: ignore[call-overload]
+    return found.pop() if len(found) == 1 else None
+
+
+def _equal_numbers(final: str, choices: Sequence[str]) -> list[int]:
+    value = quantity(final)
+    return [
+        k for k, c in enumerate(choices) if value is not None and _equal(quantity(c), value)
+    ]
+
+
+def _texts_inside(final: str, texts: Sequence[str]) -> set[int]:
+    """Choices whose text stands in ``final`` as whole words, those inside a longer one
+    that stands there left out ("red" in "dark red")."""
+    spans = []
+    for k, text in enumerate(texts):
+        # a single letter is a word of its own ("a mirror"), not the choice
+        if len(text) > 1 - text.isdigit() and (at := _find_words(final, text)) is not None:
+            spans.append((at, at + len(text), k))
+    return {
+        k
+        for a, b, k in spans
+        if not any(c <= a and b <= d and d - c > b - a for c, d, _ in spans)
+    }
+
+
+def _opens_with(final: str, text: str) -> bool:
+    return final.startswith(text) and final[len(text) : len(text) + 1] in (
+        ",",
+        ".",
+        ":",
+        ";",
+    )
+
+
+def _find_words(text: str, words: str) -> int | None:
+    at = text.find(words)
+    while at >= 0:
+        before, after = text[at - 1 : at], text[at + len(words) : at + len(words) + 1]
+        joined = (before.isalnum() and words[0].isalnum()) or (
+            after.isalnum() and words[-1].isalnum()
+        )
+        if not joined:
+            return at
+        at = text.find(words, at + 1)
+    return None
+
+
+# -------------------------------------------------------------------- open answers
+
+_FRACTION = re.compile(r"([-+]?\d+)\s*/\s*(\d+)")
+_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|[-+]?\.\d+")
+_LATEX_TEXT = re.compile(
+    r"\\(?:text|mathrm|textbf|mathbf|textit|mbox|operatorname)\s*\{([^{}]*)\}"
+)
+_UNIT = re.compile(
+    r"(?:degrees?|[\u00b0\u00a2\u20ac\u00a3%$]|\^\s*\{?\\circ\}?|\\circ|\\%|\\\$"
+    r"|[a-zA-Z\u00b5\u03bc]+(?:\s*(?:\^?\s*\{?[23]\}?|[\u00b2\u00b3]))?"
+    r"|(?:square|cubic|sq\.?|cu\.?)\s+[a-zA-Z]+"
+    r"|[a-zA-Z]+\s*(?:/|per)\s*[a-zA-Z]+)\.?"
+)
+
+
+def same_answer(reference: str, final: str, *, search: bool) -> bool:
+    """Whether two final answers say the same: as text, as a number (units may be left out
+    but not contradict), else as mathematics.
+
+    search: ``final`` is a sentence nobody marked as the answer; the last number or formula
+    in it counts.
+    """
+    reference, final = _plain_latex(reference), _plain_latex(final)
+    if _squeezed(reference) == _squeezed(final):
+        return True
+    gold, value = quantity(reference), quantity(final)
+    if gold is not None and value is not None:
+        return _equal(gold, value)
+    if gold is not None and (search or not _looks_like_formula(final)):
+        numbers = _NUMBER.findall(final)
+        if numbers and _FRACTION.search(final) is None and "\\" not in final:
+            return _equal(gold, (float(numbers[-1].replace(",", "")), ""))
+    longest = LONGEST_FORMULA + len(reference)
+    if len(final) > longest and not search:
+        return False
+    return _same_mathematics(reference, final[-longest:])
+
+
+def quantity(text: str) -> tuple[float, str] | None:
+    """(number, unit) if the text is nothing else: "1,250", "6 cm", "$5", "3/4", "50%"."""
+    text = text.strip().strip("$ ").rstrip(".").strip()
+    text = re.sub(r"^(?:\\\$|[\u20ac\u00a3$])\s*", "", text)
+    match = _FRACTION.match(text)
+    if match and int(match[2]):
+        value: float | None = int(match[1]) / int(match[2])
+    else:
+        match = _NUMBER.match(text)
+        value = as_number(match[0]) if match else None
+    if match is None or value is None:
+        return None
+    unit = text[match.end() :].strip().replace("\\ ", " ").strip("\\,;~ ")
+    if unit and not _UNIT.fullmatch(unit):
+        return None
+    return value, _unit_name(unit)
+
+
+def _unit_name(unit: str) -> str:
+    unit = re.sub(r"[\s^{}\\.]", "", unit).casefold()
+    unit = {"\u00b0": "degree", "circ": "degree", "%": "percent", "$": "dollar"}.get(
+        unit, unit
+    )
+    unit = unit.replace("\u00b2", "2").replace("\u00b3", "3")
+    return unit[:-1] if len(unit) > 2 and unit.endswith("s") else unit
+
+
+def _equal(a: tuple[float, str] | None, b: tuple[float, str] | None) -> bool:
+    """Equal to 1e-6 of the value, and no unit against another."""
+    if a is None or b is None or (a[1] and b[1] and a[1] != b[1]):
+        return False
+    return math.isclose(a[0], b[0], rel_tol=1e-6, abs_tol=1e-9)
+
+
+def _plain_latex(text: str) -> str:
+    r"""Spacing and text commands taken away: ``12\,\text{cm}`` is ``12 cm``."""
+    text = _LATEX_TEXT.sub(r" \1 ", text)
+    text = re.sub(
+        r"\\(?:left|right|displaystyle|,|;|!|:|quad|qquad)(?![a-zA-Z])", " ", text
+    )
+    text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
+    text = re.sub(r"\\[()\[\]]", "$", text).replace("\u2212", "-").replace("~", " ")
+    text = re.sub(r"\u221a\s*(?:\{([^{}]*)\}|\(([^()]*)\)|(\w+))", _sqrt, text)
+    return " ".join(text.split())
+
+
+def _sqrt(match: re.Match[str]) -> str:
+    return f"\\sqrt{{{next(part for part in match.groups() if part is not None)}}}"
+
+
+def _squeezed(text: str) -> str:
+    return re.sub(r"[\s$]", "", text).casefold().rstrip(".")
+
+
+def _looks_like_formula(text: str) -> bool:
+    return any(c in text for c in "\\^=$")
+
+
+def _same_mathematics(reference: str, final: str) -> bool:
+    """math-verify's opinion; False if it is not installed or can parse neither."""
+    try:
+        import math_verify
+    except ImportError:
+        return False
+    gold = math_verify.parse(_as_formula(reference), parsing_timeout=None)
+    value = math_verify.parse(_as_formula(final), parsing_timeout=None)
+    if not gold or not value:
+        return False
+    return bool(math_verify.verify(gold, value, timeout_seconds=None))
+
+
+def _as_formula(text: str) -> str:
+    """Marked as LaTeX if it is a bare formula; text is left for math-verify to search."""
+    words = re.findall(r"(?<![\\a-zA-Z])[a-zA-Z]{3,}", text)
+    return text if "$" in text or words else f"${text}$"
