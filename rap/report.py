@@ -82,6 +82,7 @@ def write_report(
     *,
     dataset: Any = None,
     title: str | None = None,
+    note: str | None = None,
     per_reason: int = 12,
     train_group: int = TRAIN_GROUP,
 ) -> Path:
@@ -90,6 +91,7 @@ def write_report(
     ``dataset``: where questions and images come from (what ``rap.samples.open_samples``
     takes); None is ``selection.source``. Without one the page shows scores only. A row
     whose id is not the data set's at that place is shown without question and image.
+    ``title``: the heading; ``note``: a sentence under it.
     ``per_reason``: samples shown for each reason, 0 to 100; those with the largest D for
     kept ones, else evenly spread over the data set. ``train_group``: completions a
     sample in the comparison with training on everything.
@@ -103,6 +105,7 @@ def write_report(
         selection,
         dataset=dataset,
         title=title,
+        note=note,
         per_reason=per_reason,
         train_group=train_group,
     )
@@ -116,6 +119,7 @@ def render(
     *,
     dataset: Any = None,
     title: str | None = None,
+    note: str | None = None,
     per_reason: int = 12,
     train_group: int = TRAIN_GROUP,
 ) -> str:
@@ -148,6 +152,7 @@ def render(
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     return environment.get_template("report_template.html").render(
         title=visible(title or "Selection report", SHORT),
+        note=visible(note or "", QUESTION),
         style=style,
         style_hash=f"sha256-{digest}",
         version=_version(),

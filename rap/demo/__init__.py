@@ -9,6 +9,7 @@ nothing, and the demo says so.
 from __future__ import annotations
 
 import logging
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,10 @@ ROLLOUTS = DATA / "mathvision" / "rollouts.parquet"
 PUZZLES = DATA / "puzzlevqa" / "samples.jsonl"
 """20 puzzles, one a category; data/puzzlevqa/SOURCE.md."""
 BUDGET = 0.09
+POOL = (
+    "The completions come from a pool of models: ten with the image, another one without. "
+    "This shows what a selection is, not what any one model needs."
+)
 
 
 def published() -> Selection:
@@ -58,11 +63,12 @@ def run(out: Path, *, samples: int = 8, echo: Callable[[str], Any] = print) -> S
     echo("1. Published completions of 105 MATH-V questions -> a selection\n")
     selection = published()
     selection.save(out / "selection")
-    report = selection.report(out / "report.html", title="Demo: 105 questions of MATH-V")
+    report = selection.report(
+        out / "report.html", title="Demo: 105 questions of MATH-V", note=POOL
+    )
     echo(selection.summary())
     echo(
-        "\n   The completions come from a pool of models: ten with the image, another one\n"
-        "   without. This shows what a selection is, not what any one model needs.\n"
+        f"\n   {textwrap.fill(POOL, 84, subsequent_indent='   ')}\n"
         f"\n   selection  {out / 'selection'}\n   report     {report}   <- open this\n"
     )
     if not samples:
