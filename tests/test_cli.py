@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import click
@@ -16,7 +18,7 @@ from click.testing import CliRunner
 
 import rap
 from rap.cli import load_model, main, score_config
-from rap.demo import MATHVISION, ROLLOUTS
+from rap.demo import MATHVISION, PUZZLES, ROLLOUTS
 from rap.errors import RapConfigError, RapModelError
 from rap.store import ScoreStore
 from rap.table import table_from_rows
@@ -416,3 +418,112 @@ def test_reward_is_found_or_refused(tmp_path, monkeypatch):
         with pytest.raises(RapConfigError, match="--reward"):
             _load_reward(name)
     assert str(tmp_path) not in sys.path
+
+
+# ---------------------------------------------------------------- a real model
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    """A small Qwen2.5-VL with random weights, saved as models are."""
+    from rap.demo.tiny import tiny_qwen2_5_vl
+
+    path = tmp_path_factory.mktemp("model")
+    model, processor = tiny_qwen2_5_vl()
+    model.save_pretrained(path)
+    processor.save_pretrained(path)
+    return path
+
+
+def test_select_with_a_model_leaves_scores_selection_and_report(tiny, tmp_path):
+    out, page = tmp_path / "sel", tmp_path / "r.html"
+    command = (
+        *("select", PUZZLES, "--model", tiny, "--budget", 0.2, "--out", out),
+        *("--report", page, "--device", "cpu", "--set", "shard_size=8", "--json"),
+    )
+    found = json.loads(run(*command).stdout)
+    assert found["samples"] == 20 and sum(found["counts"].values()) == 20
+    assert found["evidence"] == "answer"
+    assert len(rap.load(out)) == found["kept"]
+    assert "data:image/webp" in page.read_text()
+    again = json.loads(run("choose", out / "scores", "--budget", 0.2, "--json").stdout)
+    assert again["counts"] == found["counts"]
+    # another setting on the same store is refused, naming it
+    line = refused(*command, "--counterfactual", "blank", code=2, says="counterfactual")
+    assert "blank" in line
+
+
+def test_score_with_rollouts_prints_counts_and_cost(tiny, tmp_path):
+    command = (
+        *("score", PUZZLES, "--model", tiny, "--store", tmp_path / "s", "--device", "cpu"),
+        *("--evidence", "rollouts", "--m1", 2, "--m0", 3, "--max-new-tokens", 4),
+    )
+    found = json.loads(run(*command, "--json").stdout)
+    assert found["samples"] == 20
+    assert found["cost"]["rollouts"] == 20 * 5
+    assert "next: rap choose" in run(*command).stdout  # resumed: all is there
+
+
+def start(*args: object, **env: str) -> subprocess.Popen:
+    # a job started with & ignores SIGINT, and so would all its children
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from rap.cli import main; main()"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, args)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def stop(process: subprocess.Popen, folder: Path, number: int) -> tuple[int, str]:
+    """Signal ``number`` once a shard lies in ``folder``: (exit code, stderr)."""
+    limit = time.monotonic() + 120
+    while not list(folder.glob("**/*.parquet")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < limit, "no shard within two minutes"
+        time.sleep(0.005)
+    process.send_signal(number)
+    _, text = process.communicate(timeout=60)
+    return process.returncode, text
+
+
+def test_fault_32_ctrl_c_and_sigterm_stop_cleanly_and_the_run_goes_on(tiny, tmp_path):
+    command = (
+        *("score", MATHVISION, "--model", tiny, "--device", "cpu"),
+        *("--batch-size", 1, "--set", "shard_size=1", "--store", tmp_path / "s"),
+    )
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        found, text = stop(start(*command), tmp_path / "s", number)
+        assert found == code, text
+        assert "Traceback" not in text and "the same command goes on" in text
+        assert text.rstrip().endswith("rap: stopped")
+    done = len(list((tmp_path / "s").glob("**/*.parquet")))
+    assert 0 < done < 105
+    run(*command)
+    whole = tmp_path / "whole"
+    run(*command[:-1], whole)
+    for path in (tmp_path / "s", whole):
+        run("choose", path, "--budget", 0.1, "--out", tmp_path / f"sel-{path.name}")
+    for file in (tmp_path / "sel-s").iterdir():
+        assert file.read_bytes() == (tmp_path / "sel-whole" / file.name).read_bytes()
+
+
+def test_fault_32_ctrl_c_before_anything_is_written():
+    process = start("demo", "--out", os.devnull + "/x")
+    time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode in (130, -signal.SIGINT)  # the latter: while importing
+
+
+def test_a_reader_that_goes_away_is_no_fault(tmp_path):
+    process = start("select", "--rollouts", ROLLOUTS, "--json")
+    process.stdout.close()
+    process.wait(60)
+    assert "Traceback" not in process.stderr.read()
+    process.stderr.close()
