@@ -107,6 +107,36 @@ def _show_warning(message: Any, *_: object, **__: object) -> None:
 
 # ---------------------------------------------------------------- options
 
+# Headings of a long --help, and the options under them; the others come last.
+SECTIONS = {
+    "Data": "data columns root",
+    "Completions made elsewhere": "rollouts rollout_columns where drop",
+    "Model": "model store device dtype attn_implementation trust_remote_code allow_pickle",
+    "Scoring": "evidence counterfactual m1 m0 max_new_tokens temperature seed batch_size "
+    "reward settings progress",
+    "Choosing": "rule budget lambda_c lambda_a replace by trivial divergence",
+    "Result": "out report compare as_json title per_reason",
+}
+
+
+class Sectioned(click.Command):
+    """A command whose --help groups its options."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        params = [
+            (p.name, p.get_help_record(ctx))
+            for p in self.get_params(ctx)
+            if isinstance(p, click.Option)
+        ]
+        rows = {name: record for name, record in params if name and record}
+        for title, names in SECTIONS.items():
+            records = [rows.pop(name) for name in names.split() if name in rows]
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+        with formatter.section("Other"):
+            formatter.write_dl(list(rows.values()))
+
 
 def _pair(text: str, option: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
@@ -328,7 +358,7 @@ def main(debug: bool) -> None:
         warnings.showwarning = _show_warning
 
 
-@main.command()
+@main.command(cls=Sectioned)
 @click.argument("data", type=PATH)
 @click.option("--model", required=True, metavar="PATH", help="Model folder, or hub name.")
 @click.option("--store", type=PATH, required=True, metavar="DIR", help="Scores go here.")
@@ -373,7 +403,7 @@ def score(
     click.echo(f"next: rap choose {store} --budget 0.09 --out selection/")
 
 
-@main.command()
+@main.command(cls=Sectioned)
 @click.argument("scores", type=PATH)
 @click.option("--data", type=PATH, help="The data set: images and questions to show.")
 @DATA_OPTIONS
@@ -403,7 +433,7 @@ def choose(
     _choose_and_tell(found, options)
 
 
-@main.command()
+@main.command(cls=Sectioned)
 @click.argument("data", type=PATH, required=False)
 @click.option("--model", metavar="PATH", help="Model folder, or hub name.")
 @click.option(
@@ -479,7 +509,7 @@ def select(
     _choose_and_tell(scores, chosen)
 
 
-@main.command()
+@main.command(cls=Sectioned)
 @click.argument("selection", type=PATH)
 @click.option("--data", type=PATH, help="The data set: images and questions to show.")
 @click.option(

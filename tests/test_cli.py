@@ -116,7 +116,7 @@ def test_every_command_has_help_and_every_option_a_meaning(command):
     text = run(command, "--help").output
     assert "Usage: " in text
     if command not in ("info", "demo"):
-        assert f"rap {command} " in text.split("Options:")[0], "no example"
+        assert f"rap {command} " in text.split(":\n  -")[0], "no example"
     for option in main.commands[command].params:
         if isinstance(option, click.Option) and option.name != "help":
             assert option.help or option.show_default or option.name == "seed", option.name
