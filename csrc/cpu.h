@@ -15,6 +15,7 @@ struct rap_cde_state; /* cde/cde.h */
 
 typedef struct rap_kernels {
     const char *name;
+    int piece; /* terms summed in float32 before float64 */
 
     /* n values of dtype f32, f16 or bf16 -> float */
     void (*widen)(const void *src, rap_dtype dtype, int64_t n, float *dst);

@@ -30,3 +30,23 @@ def shared() -> Path:
 def rng() -> np.random.Generator:
     """A generator with a fixed seed: a failing test fails again."""
     return np.random.default_rng(20250604)
+
+
+@pytest.fixture
+def isa(request: pytest.FixtureRequest):
+    """Runs a test with one kernel table; parametrize indirectly over ``ISAS``."""
+    from rap import _C
+
+    before = _C.isa(request.param)
+    yield request.param
+    _C.isa(before)
+
+
+@pytest.fixture(autouse=True)
+def _one_torch_thread():
+    """Two test processes on two cores: torch must not start a pool in each."""
+    import sys
+
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.get_num_threads() != 1:
+        torch.set_num_threads(1)

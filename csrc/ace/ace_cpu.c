@@ -54,14 +54,14 @@ head_scores(const ace_ctx *ctx, const ace_sample *s, const block *b, int64_t hea
     rap_ace_scores(ctx, q, ld, b->n, k, s, b->key, keys - b->key, b->scores, b->ld);
 }
 
-/* Row sum in float64 over chunks, so that long rows do not drift. */
+/* Row sum in float64 over pieces, so that long rows do not drift. */
 static double
 row_sum(const rap_kernels *kernels, float *s, int64_t n, float scale, float shift, bool keep)
 {
     double sum = 0;
 
-    for (int64_t j = 0; j < n; j += RAP_ACE_CHUNK) {
-        int64_t m = RAP_MIN(RAP_ACE_CHUNK, n - j);
+    for (int64_t j = 0; j < n; j += kernels->piece) {
+        int64_t m = RAP_MIN(kernels->piece, n - j);
 
         sum += keep ? kernels->ace_exp(s + j, m, scale, shift)
                     : kernels->ace_sum_exp(s + j, m, scale, shift);

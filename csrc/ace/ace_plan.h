@@ -9,9 +9,8 @@
 
 #include "ace.h"
 
-#define RAP_ACE_CHUNK 2048    /* keys summed in float32 before float64 */
-#define RAP_ACE_BLOCK 98304   /* floats of scores a block: with the weights, inside L2 */
-#define RAP_ACE_GROUPS 64     /* groups a sample, at most: bounds the partial sums */
+#define RAP_ACE_BLOCK 98304 /* floats of scores a block: with the weights, inside L2 */
+#define RAP_ACE_GROUPS 64   /* groups a sample, at most: bounds the partial sums */
 
 typedef struct {
     int64_t begin, length, start; /* start of the response, inside the sample */

@@ -16,10 +16,10 @@
  * S0 = sum e^x0 (x1 - x0), B = sum e^((x1 + x0)/2), with x = l - m:
  *   kl = S1/Z1 - ln Z1 + ln Z0     rkl = ln Z1 - ln Z0 - S0/Z0
  *   H = ln Z - U/Z                 hellinger2 = 1 - B / sqrt(Z1 Z0)
- * The code takes x and m in units of log2 (hd.h) and divides by RAP_LOG2E at the end.
+ * The code takes x in units of log2 (hd.h) and divides by RAP_LOG2E at the end.
  * js and tv need both log-sum-exps first: a second sweep (cde_mix), only if asked for.
  *
- * Precision: terms and a block's sums in float32, sums of blocks in float64. Error at
+ * Precision: terms and sums of a piece (isa/table.h) in float32, sums of pieces in float64. Error at
  * most 4x that of the float32 log_softmax formula, held against float64 by
  * tests/test_cde.py. A divergence whose rounding leaves it below 0 by less than
  * RAP_CDE_SLACK is 0; anything more negative is left to be seen.
@@ -55,9 +55,9 @@ enum {
 #define RAP_CDE_NEEDS_ENTROPY (RAP_CDE_BIT(RAP_CDE_ENTROPY1) | RAP_CDE_BIT(RAP_CDE_ENTROPY0))
 
 typedef struct rap_cde_state {
-    double m1, m0; /* references, log2 units, floats; -inf before a finite logit */
+    double m1, m0; /* references, float values; -inf before a finite logit */
     double z1, z0, s1, s0, u1, u0, b;
-    double target1, target0; /* logits of the target token, natural; NaN until met */
+    double target1, target0; /* logits of the target token; NaN until met */
     double js, tv;           /* second sweep; js in log2 units */
 } rap_cde_state;
 

@@ -38,8 +38,8 @@ rap_cde_finish(const rap_cde_state *st, unsigned want, double *out, int64_t stri
         [RAP_CDE_HELLINGER2] = divergence(1 - st->b / sqrt(st->z1 * st->z0)),
         [RAP_CDE_ENTROPY1] = unit * (lnz1 - st->u1 / st->z1),
         [RAP_CDE_ENTROPY0] = unit * (lnz0 - st->u0 / st->z0),
-        [RAP_CDE_LOGP1] = st->target1 - unit * (st->m1 + lnz1),
-        [RAP_CDE_LOGP0] = st->target0 - unit * (st->m0 + lnz0),
+        [RAP_CDE_LOGP1] = st->target1 - st->m1 - unit * lnz1,
+        [RAP_CDE_LOGP0] = st->target0 - st->m0 - unit * lnz0,
     };
 
     for (int i = 0; i < RAP_CDE_OUTPUTS; i++) {

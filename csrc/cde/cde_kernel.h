@@ -5,8 +5,8 @@
  * into logits. Formulas: cde.h.
  */
 
-/* Exponents are in units of log2: z = l RAP_LOG2E - m, with m a float, so that
- * 2^z Z-sums, m and differences of z are consistent to the last bit. */
+/* Exponents are in units of log2: x = (l - m) RAP_LOG2E. Subtracting first keeps x exact
+ * near the maximum; one multiply-add of l would round m RAP_LOG2E into every x. */
 
 static inline __attribute__((always_inline)) float
 cde_block(const float *restrict l1, const float *restrict l0, int64_t n, float m1, float m0,
@@ -17,7 +17,7 @@ cde_block(const float *restrict l1, const float *restrict l0, int64_t n, float m
 
 #pragma omp simd reduction(+ : z1, z0, s1, s0, u1, u0, b) reduction(max : top)
     for (int64_t v = 0; v < n; v++) {
-        float x1 = RAP_FMA(l1[v], RAP_LOG2E, -m1), x0 = RAP_FMA(l0[v], RAP_LOG2E, -m0);
+        float x1 = (l1[v] - m1) * RAP_LOG2E, x0 = (l0[v] - m0) * RAP_LOG2E;
         float e1 = rap_exp2f(x1, least), e0 = rap_exp2f(x0, least);
         float d = x1 - x0, larger = x1 > x0 ? x1 : x0;
 
@@ -38,14 +38,20 @@ cde_block(const float *restrict l1, const float *restrict l0, int64_t n, float m
     return top;
 }
 
+/* A branch that has met no finite logit yet takes its x from 0. */
+static double
+cde_base(double m)
+{
+    return m == -INFINITY ? 0 : m;
+}
+
 static float
 cde_block_wanted(const float *l1, const float *l0, int64_t n, unsigned want,
                  const rap_cde_state *st, rap_cde_state *add)
 {
     const bool entropy = want & RAP_CDE_NEEDS_ENTROPY;
     const bool hellinger = want & RAP_CDE_BIT(RAP_CDE_HELLINGER2);
-    const float m1 = isinf(st->m1) ? 0.0f : (float)st->m1;
-    const float m0 = isinf(st->m0) ? 0.0f : (float)st->m0;
+    const float m1 = (float)cde_base(st->m1), m0 = (float)cde_base(st->m0);
 
     if (entropy && hellinger) {
         return cde_block(l1, l0, n, m1, m0, add, true, true);
@@ -64,11 +70,11 @@ static void
 cde_block_exact(const float *l1, const float *l0, int64_t n, const rap_cde_state *st,
                 rap_cde_state *add)
 {
-    const double m1 = isinf(st->m1) ? 0 : st->m1, m0 = isinf(st->m0) ? 0 : st->m0;
+    const double m1 = cde_base(st->m1), m0 = cde_base(st->m0), unit = (double)RAP_LOG2E;
 
     *add = (rap_cde_state){0};
     for (int64_t v = 0; v < n; v++) {
-        double x1 = l1[v] * (double)RAP_LOG2E - m1, x0 = l0[v] * (double)RAP_LOG2E - m0;
+        double x1 = (l1[v] - m1) * unit, x0 = (l0[v] - m0) * unit;
         double e1 = exp2(x1), e0 = exp2(x0);
 
         add->z1 += e1;
@@ -90,15 +96,15 @@ cde_max(const float *x, int64_t n)
     for (int64_t v = 0; v < n; v++) {
         m = x[v] > m ? x[v] : m;
     }
-    return m * RAP_LOG2E;
+    return m;
 }
 
-/* Moves the sums to new maxima. While one is -inf its branch has met no finite logit: its
- * sums are 0 and its x were taken from 0. */
+/* Moves the sums to new maxima; a branch without a finite logit has sums of 0. */
 static void
 cde_raise(rap_cde_state *st, double m1, double m0)
 {
-    double d1 = isinf(st->m1) ? 0 : m1 - st->m1, d0 = isinf(st->m0) ? 0 : m0 - st->m0;
+    double d1 = st->m1 == -INFINITY ? 0 : (m1 - st->m1) * (double)RAP_LOG2E;
+    double d0 = st->m0 == -INFINITY ? 0 : (m0 - st->m0) * (double)RAP_LOG2E;
     double a1 = exp2(-d1), a0 = exp2(-d0), shift = d1 - d0;
 
     st->s1 = isinf(st->s1) ? st->s1 : a1 * (st->s1 - shift * st->z1);
@@ -112,15 +118,16 @@ cde_raise(rap_cde_state *st, double m1, double m0)
     st->m0 = m0;
 }
 
-/* The maxima need not be exact: sums hold until an exponent passes CDE_HEADROOM above
- * them, so the block is read once; one that rises higher is done again. */
-#define CDE_HEADROOM 60.0f
+/* The references need not be the maxima: a piece is read once, and done again only when an
+ * exponent rises more than CDE_HEADROOM above them. Not more headroom: ln Z - U/Z and its
+ * like cancel what lies between the reference and the maximum. */
+#define CDE_HEADROOM 2.0f
 
 static void
-cde_sweep(const float *l1, const float *l0, int64_t n, unsigned want, rap_cde_state *st)
+cde_sweep_piece(const float *l1, const float *l0, int64_t n, unsigned want, rap_cde_state *st)
 {
     rap_cde_state add;
-    bool first = isinf(st->m1) || isinf(st->m0);
+    bool first = st->m1 == -INFINITY || st->m0 == -INFINITY;
 
     if (first || !(cde_block_wanted(l1, l0, n, want, st, &add) < CDE_HEADROOM)) {
         cde_raise(st, fmax(st->m1, cde_max(l1, n)), fmax(st->m0, cde_max(l0, n)));
@@ -138,6 +145,14 @@ cde_sweep(const float *l1, const float *l0, int64_t n, unsigned want, rap_cde_st
     st->b += add.b;
 }
 
+static void
+cde_sweep(const float *l1, const float *l0, int64_t n, unsigned want, rap_cde_state *st)
+{
+    for (int64_t v = 0; v < n; v += RAP_PIECE) {
+        cde_sweep_piece(l1 + v, l0 + v, RAP_MIN(RAP_PIECE, n - v), want, st);
+    }
+}
+
 static inline __attribute__((always_inline)) void
 cde_mix_block(const float *restrict l1, const float *restrict l0, int64_t n,
               const float m[2], const float ln_z[2], float *js, float *tv, const bool want_js)
@@ -148,8 +163,8 @@ cde_mix_block(const float *restrict l1, const float *restrict l0, int64_t n,
 
 #pragma omp simd reduction(+ : js_sum, tv_sum)
     for (int64_t v = 0; v < n; v++) {
-        float a1 = RAP_FMA(l1[v], RAP_LOG2E, -m1) - ln_z1;
-        float a0 = RAP_FMA(l0[v], RAP_LOG2E, -m0) - ln_z0;
+        float a1 = RAP_FMA(l1[v] - m1, RAP_LOG2E, -ln_z1);
+        float a0 = RAP_FMA(l0[v] - m0, RAP_LOG2E, -ln_z0);
         float p1 = rap_exp2f(a1, least), p0 = rap_exp2f(a0, least);
 
         tv_sum += fabsf(p1 - p0);
@@ -165,13 +180,14 @@ cde_mix_block(const float *restrict l1, const float *restrict l0, int64_t n,
 }
 
 static void
-cde_mix_exact(const float *l1, const float *l0, int64_t n, double lse1, double lse0,
-              float *js, float *tv)
+cde_mix_exact(const float *l1, const float *l0, int64_t n, const rap_cde_state *st, float *js,
+              float *tv)
 {
+    const double ln_z1 = log2(st->z1), ln_z0 = log2(st->z0), unit = (double)RAP_LOG2E;
     double js_sum = 0, tv_sum = 0;
 
     for (int64_t v = 0; v < n; v++) {
-        double a1 = l1[v] * (double)RAP_LOG2E - lse1, a0 = l0[v] * (double)RAP_LOG2E - lse0;
+        double a1 = (l1[v] - st->m1) * unit - ln_z1, a0 = (l0[v] - st->m0) * unit - ln_z0;
         double p1 = exp2(a1), p0 = exp2(a0), ln_mix = log2(0.5 * (p1 + p0));
 
         tv_sum += fabs(p1 - p0);
@@ -183,11 +199,10 @@ cde_mix_exact(const float *l1, const float *l0, int64_t n, double lse1, double l
 }
 
 static void
-cde_mix(const float *l1, const float *l0, int64_t n, unsigned want, rap_cde_state *st)
+cde_mix_piece(const float *l1, const float *l0, int64_t n, unsigned want, rap_cde_state *st)
 {
-    const double ln_z1 = log2(st->z1), ln_z0 = log2(st->z0);
     const float m[2] = {(float)st->m1, (float)st->m0};
-    const float ln_z[2] = {(float)ln_z1, (float)ln_z0};
+    const float ln_z[2] = {(float)log2(st->z1), (float)log2(st->z0)};
     float js, tv;
 
     if (want & RAP_CDE_BIT(RAP_CDE_JS)) {
@@ -197,10 +212,18 @@ cde_mix(const float *l1, const float *l0, int64_t n, unsigned want, rap_cde_stat
         cde_mix_block(l1, l0, n, m, ln_z, &js, &tv, false);
     }
     if (!isfinite(js + tv)) {
-        cde_mix_exact(l1, l0, n, st->m1 + ln_z1, st->m0 + ln_z0, &js, &tv);
+        cde_mix_exact(l1, l0, n, st, &js, &tv);
     }
     st->js += 0.5 * js;
     st->tv += 0.5 * tv;
+}
+
+static void
+cde_mix(const float *l1, const float *l0, int64_t n, unsigned want, rap_cde_state *st)
+{
+    for (int64_t v = 0; v < n; v += RAP_PIECE) {
+        cde_mix_piece(l1 + v, l0 + v, RAP_MIN(RAP_PIECE, n - v), want, st);
+    }
 }
 
 /* tanh through e^-2|x|; near 0, where that cancels, x + x^3 q(x^2). */

@@ -20,6 +20,7 @@
 
 #define RAP_ISA_NAME "avx2"
 #define RAP_ISA_TABLE rap_kernels_avx2
+#define RAP_LANES 8
 #define RAP_MR 6
 #define RAP_NR 16
 #include "table.h"

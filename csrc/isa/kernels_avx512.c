@@ -20,6 +20,7 @@
 
 #define RAP_ISA_NAME "avx512"
 #define RAP_ISA_TABLE rap_kernels_avx512
+#define RAP_LANES 16
 #define RAP_MR 12
 #define RAP_NR 32
 #include "table.h"

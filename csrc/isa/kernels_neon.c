@@ -13,6 +13,7 @@
 
 #define RAP_ISA_NAME "neon"
 #define RAP_ISA_TABLE rap_kernels_neon
+#define RAP_LANES 4
 #define RAP_MR 8
 #define RAP_NR 12
 #include "table.h"

@@ -14,6 +14,7 @@
 #endif
 #define RAP_ISA_NAME "scalar"
 #define RAP_ISA_TABLE rap_kernels_scalar
+#define RAP_LANES 4
 #define RAP_MR 4
 #define RAP_NR 8
 #include "table.h"

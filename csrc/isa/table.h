@@ -1,8 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Included by each isa/kernels_<isa>.c after its target pragma: the loops of every room,
- * then one const table. RAP_ISA_TABLE names it, RAP_MR x RAP_NR is the product's tile.
+ * then one const table. RAP_ISA_TABLE names it, RAP_LANES floats make a vector, RAP_MR x
+ * RAP_NR is the product's tile.
  */
+
+/* Terms summed in float32 before float64: 64 a lane, so that every table's rounding stays
+ * below that of a pairwise sum of the whole row. */
+#define RAP_PIECE (64 * RAP_LANES)
+
 #include "../hd.h"
 
 #include "widen_kernel.h"
@@ -17,6 +23,7 @@
 
 const rap_kernels RAP_ISA_TABLE = {
     .name = RAP_ISA_NAME,
+    .piece = RAP_PIECE,
     .widen = widen,
     .gemm_nr = RAP_NR,
     .gemm_pack = gemm_pack,

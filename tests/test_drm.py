@@ -1,0 +1,77 @@
+"""drm against its specification: exact, so every index must agree."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import rap
+from rap import _C, reference
+
+ISAS = _C.isa_names()
+
+
+@settings(max_examples=200, derandomize=True, deadline=None)
+@given(st.data())
+def test_any_scores(data):
+    n = data.draw(st.integers(0, 60))
+    value = st.sampled_from(
+        [0.0, -0.0, 1.0, 0.2, 0.4, 0.6, 0.8, 5e-324, 1 - 2**-53, np.nan, np.inf, -np.inf, 2.0]
+    )
+    d = np.array(data.draw(st.lists(value, min_size=n, max_size=n)))
+    g = np.array(data.draw(st.lists(value, min_size=n, max_size=n)))
+    e = np.array(data.draw(st.lists(st.booleans(), min_size=n, max_size=n)), bool)
+    k = data.draw(st.integers(0, n + 2))
+    np.testing.assert_array_equal(
+        rap.drm(d, k, eligible=e, gain=g), reference.drm(d, k, eligible=e, gain=g)
+    )
+    np.testing.assert_array_equal(
+        rap.drm(d.astype(np.float32), k), reference.drm(d.astype(np.float32), k)
+    )
+
+
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
+@pytest.mark.parametrize("kind", ["uniform", "counts", "equal", "tiny"])
+def test_more_than_one_chunk(isa, kind, rng):
+    n = (1 << 20) + 4099
+    d = {
+        "uniform": lambda: rng.random(n),
+        "counts": lambda: rng.integers(0, 6, n) / 5,
+        "equal": lambda: np.full(n, 0.5),
+        "tiny": lambda: rng.random(n) * 1e-300,
+    }[kind]()
+    g = rng.integers(-5, 6, n) / 5
+    d[rng.integers(0, n, 1000)] = np.nan
+    g[rng.integers(0, n, 1000)] = np.nan
+    for k in (1, 777, n // 3, n):
+        truth = reference.drm(d, k, gain=g)
+        for threads in (1, 3):
+            np.testing.assert_array_equal(rap.drm(d, k, gain=g, threads=threads), truth)
+    np.testing.assert_array_equal(rap.drm(d, 5000), reference.drm(d, 5000))
+
+
+def test_fault_43_nothing_to_choose_from():
+    for d in ([], [0.0, 1.0], [np.nan, np.nan]):
+        assert rap.drm(np.array(d), 3).shape == (0,)
+    assert rap.drm(np.array([0.5, 0.5]), 0).shape == (0,)
+    np.testing.assert_array_equal(rap.drm(np.array([0.5, 0.5, 0.6]), 9), [2, 0, 1])
+
+
+def test_frameworks_and_errors():
+    d = torch.tensor([0.1, 0.9, 0.5])
+    answer = rap.drm(d, 2)
+    assert isinstance(answer, torch.Tensor) and answer.tolist() == [1, 2]
+    for bad in (-1, True, 1.5, "3"):
+        with pytest.raises(rap.RapConfigError, match="k ="):
+            rap.drm(d, bad)
+    with pytest.raises(rap.RapInputError, match="gain"):
+        rap.drm(d, 1, gain=torch.zeros(2))
+    with pytest.raises(rap.RapInputError, match="dimensions"):
+        rap.drm(torch.zeros(2, 2), 1)
+    with pytest.raises(rap.RapInputError, match="booleans"):
+        rap.drm(d, 1, eligible=np.array([1, 0, 1]))
+    with pytest.raises(TypeError, match="objects"):
+        rap.drm(np.array([0.5, None, "x"], object), 1)
