@@ -219,9 +219,16 @@ def _plain(conditions: Mapping[str, object] | None) -> dict[str, object]:
     """Filters as JSON can hold them; sets in sorted order."""
     out: dict[str, object] = {}
     for name, value in (conditions or {}).items():
-        many = isinstance(value, (list, tuple, set, frozenset))
-        out[name] = sorted(value, key=repr) if many else value  # type: ignore[call-overload]
+        if isinstance(value, (list, tuple, set, frozenset)):
+            out[name] = sorted((_json_value(v) for v in value), key=repr)
+        else:
+            out[name] = _json_value(value)
     return out
+
+
+def _json_value(value: object) -> object:
+    plain = value is None or isinstance(value, (str, bool, int, float))
+    return value if plain else str(value)
 
 
 def _checked(table: pa.Table) -> pa.Table:
@@ -673,7 +680,8 @@ def _groups(table: pa.Table, by: str | None) -> list[tuple[object, np.ndarray]]:
         column = pa.concat_arrays(column.chunks)
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    if pa.types.is_nested(column.type) or pa.types.is_floating(column.type):
+    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer)
+    if not any(kind(column.type) for kind in (*kinds, pa.types.is_boolean)):
         raise RapConfigError(f"by = {by!r}: a {column.type} column makes no groups")
     encoded = column.dictionary_encode(null_encoding="encode")
     codes = encoded.indices.to_numpy(zero_copy_only=False)

@@ -130,12 +130,16 @@ def read_parquet(path: Path) -> tuple[pa.Table, dict[str, Any]]:
     Raises ``RapStoreError`` if it is missing, damaged, foreign, or of a newer schema.
     """
     data, note, _ = _verified(path)
+    return _decoded(path, data), note
+
+
+def _decoded(path: Path, data: bytes) -> pa.Table:
     try:
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
             table = file.read()
     except (pa.ArrowException, OSError) as error:
         raise RapStoreError(f"{path}: is damaged: {error}") from error
-    return table.replace_schema_metadata(None), note
+    return table.replace_schema_metadata(None)
 
 
 def _verified(path: Path) -> tuple[bytes, dict[str, Any], str]:
@@ -432,6 +436,11 @@ class ScoreStore:
             )
         return pa.concat_tables(self.read_shard(k) for k in range(self.n_shards))
 
+    def read_shard(self, k: int) -> pa.Table:
+        """Scores of shard ``k``. Raises ``RapStoreError`` if it is missing or damaged."""
+        data, _, _ = self._verified_shard(self._scores(k), k, "score shard")
+        return _decoded(self._scores(k), data).cast(SCORE_SCHEMA)
+
     def read_rollouts(self) -> pa.Table | None:
         """All rollouts of the finished shards, in data-set order; None if none exist.
 
@@ -439,11 +448,12 @@ class ScoreStore:
         """
         tables = []
         for k in range(self.n_shards):
-            if self._scores(k).exists():
-                digest = self._shard_note(self._scores(k), k, "score shard")["rollouts"]
-                if digest is not None:
-                    self._check_rollouts(k, digest)
-                    tables.append(read_parquet(self._rollouts(k))[0].cast(ROLLOUT_SCHEMA))
+            if not self._scores(k).exists():
+                continue
+            _, note, _ = self._verified_shard(self._scores(k), k, "score shard")
+            if note["rollouts"] is not None:
+                data = self._verified_rollouts(k, note["rollouts"])
+                tables.append(_decoded(self._rollouts(k), data).cast(ROLLOUT_SCHEMA))
         return pa.concat_tables(tables) if tables else None
 
     # -- inside
@@ -454,25 +464,24 @@ class ScoreStore:
     def _rollouts(self, k: int) -> Path:
         return self.path / f"rollouts-{k:05d}.parquet"
 
-    def read_shard(self, k: int) -> pa.Table:
-        """Scores of shard ``k``. Raises ``RapStoreError`` if it is missing or damaged."""
-        self._shard_note(self._scores(k), k, "score shard")
-        return read_parquet(self._scores(k))[0].cast(SCORE_SCHEMA)
-
-    def _shard_note(self, path: Path, k: int, kind: str) -> dict[str, Any]:
-        """The verified note of a shard that is shard ``k`` of this very store."""
-        _, note, digest = _verified(path)
+    def _verified_shard(
+        self, path: Path, k: int, kind: str
+    ) -> tuple[bytes, dict[str, Any], str]:
+        """(bytes, note, digest) of a shard that is shard ``k`` of this very store."""
+        data, note, digest = _verified(path)
         if note.get("kind") != kind or note.get("shard") != k:
             raise RapStoreError(f"{path}: holds {note.get('kind')} {note.get('shard')}")
         other = differences(self.fingerprint, note.get("fingerprint"), "fingerprint")
         if other:
             raise RapStoreError(f"{path}: is of another run ({other[0]})")
-        return note | {"digest": digest}
+        return data, note, digest
 
-    def _check_rollouts(self, k: int, digest: str) -> None:
+    def _verified_rollouts(self, k: int, wanted: str) -> bytes:
         path = self._rollouts(k)
-        if self._shard_note(path, k, "rollout shard")["digest"] != digest:
+        data, _, digest = self._verified_shard(path, k, "rollout shard")
+        if digest != wanted:
             raise RapStoreError(f"{path}: is not what {self._scores(k).name} was made from")
+        return data
 
     def _start(self, header: dict[str, Any]) -> None:
         """Everything ``open`` does once it holds the lock."""
@@ -533,16 +542,16 @@ class ScoreStore:
         if not os.path.lexists(path):
             return False
         try:
-            digest = self._shard_note(path, k, "score shard")["rollouts"]
+            _, note, _ = self._verified_shard(path, k, "score shard")
         except _OtherVersionError:
             raise
         except RapStoreError as error:
             self._set_aside(path, str(error))
             return False
-        if digest is None:
+        if note["rollouts"] is None:
             return True
         try:
-            self._check_rollouts(k, digest)
+            self._verified_rollouts(k, note["rollouts"])
         except _OtherVersionError:
             raise
         except RapStoreError as error:

@@ -104,6 +104,14 @@ def test_where_and_drop() -> None:
         Scores.from_rollouts(ROWS, where={"model": 3})
 
 
+def test_filters_are_told_in_the_saved_selection(tmp_path: Path) -> None:
+    scores = Scores.from_rollouts(ROWS, where={"model": {"n", "m"}}, drop={"text": "7"})
+    choose(scores).save(tmp_path)
+    told = json.loads((tmp_path / "settings.json").read_text())["scores"]["rollouts"]
+    assert told["where"] == {"model": ["m", "n"]}
+    assert told["drop"] == {"text": "7"}
+
+
 def test_groups_come_from_the_first_row_that_has_one() -> None:
     groups = [None, "x", "y", "z", "y", "y"]
     rows = [row | {"source": g} for row, g in zip(ROWS, groups, strict=True)]

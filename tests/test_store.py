@@ -86,6 +86,7 @@ def test_what_is_written_is_read(full: Path) -> None:
     with opened(full) as store:
         assert store.missing() == []
         assert store.read().equals(scores)
+        assert store.read_shard(4).equals(scores.slice(20))
     read_only = ScoreStore.load(full)
     assert read_only.read().equals(scores)
     assert read_only.read_rollouts() is not None
