@@ -192,23 +192,40 @@ def _register() -> None:
 
 @contextmanager
 def _unchanged(model: torch.nn.Module) -> Iterator[None]:
-    """Put back every module's attributes (mode, Qwen-VL's ``rope_deltas``) and buffers."""
-    saved = [(m, dict(vars(m)), dict(m._buffers)) for m in model.modules()]
+    """Put back what a forward leaves in the modules: mode, hooks, buffers, attributes.
+
+    Qwen-VL keeps ``rope_deltas``, long-context rotary embeddings change their buffers,
+    transformers installs its own hooks at the first call and remembers it in an attribute
+    (hence hooks and attributes together or not at all). Weights and submodules are left
+    alone: offloading moves them.
+    """
+    saved = [
+        [(name, x, dict(x) if isinstance(x, dict) else None) for name, x in vars(m).items()]
+        for m in model.modules()
+    ]
+    modules = list(model.modules())
     try:
         yield
     finally:
-        for module, attributes, buffers in saved:
-            now = vars(module)
-            for name in [name for name in now if name not in attributes]:
-                del now[name]
-            for name, value in attributes.items():
-                if now.get(name, now) is not value:
-                    now[name] = value
-            if module._buffers.keys() != buffers.keys() or any(
-                module._buffers[name] is not x for name, x in buffers.items()
-            ):
-                module._buffers.clear()
-                module._buffers.update(buffers)
+        for module, attributes in zip(modules, saved, strict=True):
+            _restore(vars(module), attributes)
+
+
+def _restore(now: dict[str, Any], before: list[tuple[str, Any, dict | None]]) -> None:
+    names = {name for name, _, _ in before}
+    for name in [name for name in now if name not in names]:
+        del now[name]
+    for name, value, content in before:
+        if name in ("_parameters", "_modules"):
+            continue
+        now[name] = value
+        if content is not None and not _same(value, content):
+            value.clear()
+            value.update(content)
+
+
+def _same(a: dict, b: dict) -> bool:
+    return len(a) == len(b) and all(k in b and b[k] is x for k, x in a.items())
 
 
 @contextmanager

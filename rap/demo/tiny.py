@@ -97,11 +97,12 @@ def random_model(cls: Any, config: Any, seed: int, **options: Any) -> Any:
         return cls._from_config(config, **options).eval()
 
 
-def tiny_qwen2_5_vl(seed: int = 0) -> tuple[Any, Any]:
+def tiny_qwen2_5_vl(seed: int = 0, **options: Any) -> tuple[Any, Any]:
     """(model, processor): ``Qwen2_5_VLForConditionalGeneration``, float32, on the CPU.
 
     Two layers, hidden size 64, four query heads on two key heads; images become 4 to 64
-    tokens of 28 x 28 pixels. Needs torch, torchvision and transformers, no network.
+    tokens of 28 x 28 pixels. ``options`` go to the model (``attn_implementation``).
+    Needs torch, torchvision and transformers, no network.
     """
     from transformers import (
         Qwen2_5_VLConfig,
@@ -155,7 +156,7 @@ def tiny_qwen2_5_vl(seed: int = 0) -> tuple[Any, Any]:
         vision_start_token_id=ids("<|vision_start|>"),
         vision_end_token_id=ids("<|vision_end|>"),
     )
-    model = random_model(Qwen2_5_VLForConditionalGeneration, config, seed)
+    model = random_model(Qwen2_5_VLForConditionalGeneration, config, seed, **options)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model, processor
