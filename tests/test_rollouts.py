@@ -5,19 +5,24 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
+from PIL import Image
+from tiny_models import NAMES, build
 
-torch = pytest.importorskip("torch")
-
+from rap.config import Sampling, ScoreConfig
+from rap.model import ModelDriver
 from rap.rollouts import (
     BLIND_ARM,
     IMAGE_ARM,
     Completion,
     RaceSampler,
     degenerate,
+    generate,
     mix64,
     race_times,
     row_seed,
 )
+from rap.samples import Sample
 
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, -3.0, 0.5, -math.inf])
 
@@ -181,3 +186,176 @@ def test_degenerate_only_if_the_model_did_not_mean_it():
     assert not degenerate([])
     assert not degenerate([completion((1, 2), -9.0), completion((1, 3), -9.0)])
     assert not degenerate([completion((1,), math.nan)] * 5)
+
+
+# ---- with real model classes -------------------------------------------------------
+
+
+def make(name: str, texts: list[str], **settings):
+    """(driver, prompts with an image) of a tiny model."""
+    model, processor = build(name)
+    driver = ModelDriver(model, processor, ScoreConfig(**settings))
+    prompts = []
+    for i, text in enumerate(texts):
+        size = (60 + 30 * (i % 3), 50 + 20 * (i % 4))
+        image = Image.effect_mandelbrot(size, (-2, -1.5, 1, 1.5), 50 + i).convert("RGB")
+        sample = Sample(i, str(i), text, "A", (), (), None, {})
+        prompts.append(driver.prepare(sample, [image]))
+    return driver, prompts
+
+
+TEXTS = [
+    "Which number?",
+    "What is the colour of the missing shape in this long row of shapes?",
+    "Why?",
+]
+TWELVE = Sampling(max_new_tokens=12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_completions_do_not_depend_on_batch_or_padding(name):
+    driver, prompts = make(name, TEXTS)
+    seeds = [[row_seed(0, str(i), IMAGE_ARM, n) for n in range(2)] for i in range(3)]
+    together = generate(driver, prompts, seeds, TWELVE)
+    alone = [
+        generate(driver, [p], [s], TWELVE)[0] for p, s in zip(prompts, seeds, strict=True)
+    ]
+    assert_same(together, alone)
+    turned = generate(driver, prompts[::-1], seeds[::-1], TWELVE)[::-1]
+    assert_same(together, turned)
+    one_by_one = [
+        [generate(driver, [p], [[s]], TWELVE)[0][0] for s in group]
+        for p, group in zip(prompts, seeds, strict=True)
+    ]
+    assert_same(together, one_by_one)
+    texts = {c.token_ids for group in together for c in group}
+    assert len(texts) == 6  # random weights: no two rows alike
+
+
+def assert_same(a, b) -> None:
+    """Equal completions; log p within float32 rounding."""
+    for x, y in zip((c for g in a for c in g), (c for g in b for c in g), strict=True):
+        assert (x.token_ids, x.text, x.seed) == (y.token_ids, y.text, y.seed)
+        assert (x.finish_reason, x.n_sampled) == (y.finish_reason, y.n_sampled)
+        assert x.logp == pytest.approx(y.logp, abs=1e-3)
+
+
+def test_the_models_own_generation_config_does_not_leak():
+    """The trap of Qwen2.5-VL's generation_config.json: top_k = 1, temperature = 0.1."""
+    driver, prompts = make("qwen2_5_vl", TEXTS[:1])
+    seeds = [list(range(6))]
+    clean = generate(driver, prompts, seeds, TWELVE)
+    theirs = driver.model.generation_config
+    theirs.update(
+        do_sample=True,
+        temperature=0.1,
+        top_k=1,
+        top_p=0.001,
+        repetition_penalty=1.5,
+        no_repeat_ngram_size=1,
+        suppress_tokens=list(range(100)),
+        bad_words_ids=[[7]],
+        min_new_tokens=3,
+        num_beams=2,
+        num_return_sequences=2,
+        max_length=5,
+    )
+    before = theirs.to_dict()
+    assert_same(clean, generate(driver, prompts, seeds, TWELVE))
+    assert driver.model.generation_config is theirs and theirs.to_dict() == before
+    assert len({c.token_ids for c in clean[0]}) == 6
+
+
+def test_the_generation_config_comes_back_after_an_error(monkeypatch):
+    driver, prompts = make("qwen2_5_vl", TEXTS[:1])
+    theirs = driver.model.generation_config
+
+    def broken(*args, **kwargs):
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(driver.model.lm_head, "forward", broken)
+    with pytest.raises(torch.OutOfMemoryError):
+        generate(driver, prompts, [[1]], TWELVE)
+    assert driver.model.generation_config is theirs
+
+
+def test_completions_agree_with_the_models_own_logits():
+    """Each token is the winner of its race against teacher-forced logits, step by step."""
+    driver, prompts = make("qwen2_5_vl", TEXTS)
+    done = generate(driver, prompts, [[5], [6], [7]], TWELVE)
+    for prompt, (completion,) in zip(prompts, done, strict=True):
+        ids = list(completion.token_ids)
+        inputs = driver.collate([driver.with_response(prompt, ids)])
+        with torch.no_grad():
+            logits = driver.model(**inputs).logits[0, prompt.n_prompt - 1 :]
+        config = driver.model.config
+        logits[:, [config.image_token_id, config.video_token_id]] = -math.inf  # never drawn
+        sampler = RaceSampler([], [completion.seed])
+        drawn = [
+            int(sampler(inputs["input_ids"], row[None].float()).argmax())
+            for row in logits[: len(ids)]
+        ]
+        assert drawn == ids
+        steps = torch.log_softmax(logits.double(), -1)[range(len(ids)), ids]
+        assert completion.logp == pytest.approx(float(steps.sum()), abs=1e-3)
+
+
+def test_end_tokens_stop_and_are_left_out():
+    driver, prompts = make("qwen2_5_vl", TEXTS[:1])
+    tokenizer = driver.tokenizer
+    # every token whose id is a multiple of 7 ends the turn
+    driver.model.generation_config.eos_token_id = list(range(0, len(tokenizer), 7))
+    (done,) = generate(driver, prompts, [list(range(12))], TWELVE)
+    assert {c.finish_reason for c in done} == {"stop", "length"}
+    for c in done:
+        assert all(t % 7 and t != tokenizer.eos_token_id for t in c.token_ids)
+        assert c.text == tokenizer.decode(c.token_ids, skip_special_tokens=True)
+        stopped = c.finish_reason == "stop"
+        assert c.n_sampled == len(c.token_ids) + stopped
+        assert stopped or len(c.token_ids) == 12
+    driver.model.generation_config.eos_token_id = list(range(len(tokenizer)))
+    (empty,) = generate(driver, prompts, [[1, 2]], TWELVE)
+    for c in empty:
+        assert (c.token_ids, c.text, c.finish_reason, c.n_sampled) == ((), "", "stop", 1)
+
+
+def test_greedy_takes_the_most_probable_token():
+    driver, prompts = make("qwen2_5_vl", TEXTS[:2])
+    done = generate(driver, prompts, [[0], [0]], TWELVE, greedy=True)
+    again = generate(
+        driver,
+        prompts,
+        [[8], [9]],
+        Sampling(temperature=3.0, max_new_tokens=12),
+        greedy=True,
+    )
+    assert_same(done, again)
+    for prompt, (completion,) in zip(prompts, done, strict=True):
+        inputs = driver.collate([driver.with_response(prompt, completion.token_ids)])
+        with torch.no_grad():
+            logits = driver.model(**inputs).logits[0, prompt.n_prompt - 1 : -1]
+        assert logits.argmax(-1).tolist() == list(completion.token_ids)
+
+
+def test_sampling_draws_no_number_from_torch():
+    driver, prompts = make("qwen2_5_vl", TEXTS[:1])
+    before = torch.random.get_rng_state()
+    generate(driver, prompts, [[1, 2]], TWELVE)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_repetition_penalty_does_not_see_padding():
+    driver, prompts = make("qwen2_5_vl", TEXTS)
+    sampling = Sampling(
+        max_new_tokens=12, repetition_penalty=1.3, top_k=40, top_p=0.9, min_p=0.01
+    )
+    together = generate(driver, prompts, [[1], [2], [3]], sampling)
+    alone = [generate(driver, [p], [[i + 1]], sampling)[0] for i, p in enumerate(prompts)]
+    assert_same(together, alone)
+
+
+def test_no_prompts_and_no_seeds():
+    driver, prompts = make("qwen2_5_vl", TEXTS[:2])
+    assert generate(driver, [], [], TWELVE) == []
+    none, one = generate(driver, prompts, [[], [4]], TWELVE)
+    assert none == [] and len(one) == 1
