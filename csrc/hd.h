@@ -10,6 +10,8 @@
  *   rap_log2f(x)  log2 x likewise, absolute error at most 1 ulp of the answer or 2^-24.
  *   rap_bf16_to_f32, rap_f16_to_f32   exact for every bit pattern.
  *
+ * Without a fused multiply-add the bounds are 1.25 ulp.
+ *
  * No branch and no table, so a loop over them vectorises. -ffp-contract=off holds
  * everywhere; RAP_FMA says where a fused multiply-add is meant, and is an ordinary
  * multiply and add where the target has none (a libm fmaf there would be 50x slower).

@@ -120,7 +120,7 @@ def _input(x: Any, contiguous: bool = False) -> Any:
     if isinstance(x, np.ndarray):
         bad = x.ndim and x.shape[-1] > 1 and x.strides[-1] != x.itemsize
         if bad or (contiguous and not x.flags.c_contiguous) or not x.flags.aligned:
-            x = np.ascontiguousarray(x)
+            x = x.copy()  # ascontiguousarray keeps an array that is only unaligned
     return x
 
 

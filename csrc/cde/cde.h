@@ -19,9 +19,9 @@
  * The code takes x in units of log2 (hd.h) and divides by RAP_LOG2E at the end.
  * js and tv need both log-sum-exps first: a second sweep (cde_mix), only if asked for.
  *
- * Precision: terms and sums of a piece (isa/table.h) in float32, sums of pieces in float64. Error at
- * most 4x that of the float32 log_softmax formula, held against float64 by
- * tests/test_cde.py. A divergence whose rounding leaves it below 0 by less than
+ * Precision: terms and sums of a piece (isa/table.h) in float32, sums of pieces in
+ * float64. Error at most 4x that of the float32 log_softmax formula, held against float64
+ * by tests/test_cde.py. A divergence whose rounding leaves it below 0 by less than
  * RAP_CDE_SLACK is 0; anything more negative is left to be seen.
  *
  * Limits: -inf is a token outside the support (0 log 0 = 0; kl = inf where p1 > 0 = p0);

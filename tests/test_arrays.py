@@ -1,0 +1,253 @@
+"""How arrays reach the kernels: every producer, every layout, every refusal."""
+
+from __future__ import annotations
+
+import array
+import gc
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+
+import rap
+from rap import _C, reference
+
+
+@pytest.fixture
+def pair(rng):
+    l1 = rng.normal(size=(6, 40)).astype(np.float32)
+    return l1, l1 + rng.normal(size=l1.shape).astype(np.float32)
+
+
+def test_frameworks_in_and_out(pair):
+    l1, l0 = pair
+    truth = reference.cde(l1, l0)["kl"]
+    got = rap.cde(l1, l0).kl
+    assert isinstance(got, np.ndarray)
+    np.testing.assert_allclose(got, truth, rtol=1e-5)
+    t1, t0 = torch.from_numpy(l1).requires_grad_(), torch.from_numpy(l0)
+    got = rap.cde(t1, t0).kl
+    assert isinstance(got, torch.Tensor) and not got.requires_grad
+    np.testing.assert_allclose(got.numpy(), truth, rtol=1e-5)
+
+
+class Producer:
+    """An array library we know nothing of, old or new DLPack."""
+
+    def __init__(self, x: np.ndarray, versioned: bool):
+        self.x, self.versioned, self.asked = x, versioned, 0
+
+    def __dlpack__(self, **kwargs):
+        self.asked += 1
+        if kwargs and not self.versioned:
+            raise TypeError("unexpected keyword max_version")
+        return self.x.__dlpack__(**kwargs)
+
+    @property
+    def shape(self):
+        return self.x.shape
+
+
+@pytest.mark.parametrize("versioned", [True, False])
+def test_any_dlpack_producer(pair, versioned):
+    l1, l0 = pair
+    want = rap.cde(l1, l0).kl
+    np.testing.assert_array_equal(
+        rap.cde(Producer(l1, versioned), Producer(l0, versioned)).kl, want
+    )
+
+
+def test_dlpack_producer_that_raises(pair):
+    class Broken:
+        shape = (6, 40)
+
+        def __dlpack__(self, **kwargs):
+            raise RuntimeError("device lost")
+
+    with pytest.raises(RuntimeError, match="device lost"):
+        rap.cde(Broken(), pair[1])
+
+    class Liar:
+        shape = (6, 40)
+
+        def __dlpack__(self, **kwargs):
+            return "no capsule"
+
+    with pytest.raises(TypeError, match="capsule"):
+        rap.cde(Liar(), pair[1])
+
+
+def test_buffer_protocol(pair):
+    l1, l0 = pair
+    view = memoryview(l1.tobytes()).cast("f", (6, 40))
+    np.testing.assert_array_equal(rap.cde(view, l0).kl, rap.cde(l1, l0).kl)
+    d = array.array("d", [0.5, 0.1])
+    assert rap.drm(np.frombuffer(d), 2).tolist() == [0, 1]
+
+
+def test_sixteen_bit_types(pair):
+    l1, l0 = pair
+    for ours, theirs in ((ml_dtypes.bfloat16, torch.bfloat16), (np.float16, torch.float16)):
+        a1, a0 = l1.astype(ours), l0.astype(ours)
+        np.testing.assert_allclose(
+            rap.cde(a1, a0).kl, reference.cde(a1, a0)["kl"], rtol=1e-5
+        )
+        t1, t0 = torch.from_numpy(l1).to(theirs), torch.from_numpy(l0).to(theirs)
+        np.testing.assert_array_equal(rap.cde(t1, t0).kl.numpy(), rap.cde(a1, a0).kl)
+
+
+def test_fault_27_layouts_give_the_same_numbers(pair):
+    l1, l0 = pair
+    want = rap.cde(l1, l0).kl
+    big = np.zeros((12, 90), np.float32)
+    big[::2, 5:85:2] = l1
+    read_only = l1.copy()
+    read_only.flags.writeable = False
+    unaligned = (
+        np.frombuffer(b"\0" + l1.tobytes(), np.uint8)[1:].view(np.float32).reshape(6, 40)
+    )
+    for layout in (
+        np.asfortranarray(l1),
+        big[::2, 5:85:2],
+        np.ascontiguousarray(l1[::-1])[::-1],
+        np.ascontiguousarray(l1[:, ::-1])[:, ::-1],
+        read_only,
+        unaligned,
+        torch.from_numpy(l1).T.contiguous().T,
+        torch.from_numpy(np.stack([l1, l1], -1))[..., 0],
+    ):
+        got = rap.cde(layout, l0).kl
+        np.testing.assert_array_equal(np.asarray(got), want)
+
+
+def test_nothing_is_copied_when_rows_are_contiguous(pair):
+    """A broadcast row of 10^9 logits would need 4 GB if it were copied."""
+    row = np.zeros((1, 1000), np.float32)
+    huge = np.broadcast_to(row, (1_000_000, 1000))
+    assert rap.cde(huge[:3], huge[:3]).kl.tolist() == [0, 0, 0]
+    assert np.shares_memory(rap.ops._input(huge), row)
+
+
+@pytest.mark.parametrize(
+    "bad, error",
+    [
+        (np.zeros((6, 40), np.float64), TypeError),
+        (np.zeros((6, 40), np.int32), TypeError),
+        (np.zeros((6, 40), ">f4"), TypeError),
+        (np.zeros((6, 40), object), TypeError),
+        (np.zeros((6, 40), "U3"), TypeError),
+        (np.zeros((6, 40), np.complex64), TypeError),
+        ([[1.0, 2.0]], TypeError),
+        ("text", TypeError),
+        (None, TypeError),
+        (3.5, TypeError),
+        (np.float32(3), rap.RapInputError),
+        (np.zeros(40, np.float32), rap.RapInputError),
+        (np.zeros((6, 41), np.float32), rap.RapInputError),
+        (np.zeros((6, 0), np.float32), rap.RapInputError),
+        (np.zeros((1, 1, 1, 6, 40), np.float32), rap.RapInputError),
+        (torch.zeros(6, 40, dtype=torch.int8), TypeError),
+        (torch.zeros(6, 40, dtype=torch.float64), TypeError),
+        (torch.zeros(6, 40, device="meta"), Exception),
+    ],
+)
+def test_fault_27_refusals(pair, bad, error):
+    with pytest.raises(error):
+        rap.cde(bad, pair[1])
+    with pytest.raises(error):
+        rap.cde(pair[0], bad)
+
+
+def test_private_entry_points_refuse_wrong_outputs(pair):
+    """_C trusts nobody: ops.py is not the only possible caller."""
+    l1, l0 = pair
+    read_only = np.empty((10, 6))
+    read_only.flags.writeable = False
+    for out in (
+        np.empty((10, 5)),
+        np.empty((9, 6)),
+        np.empty((10, 6), np.float32),
+        read_only,
+    ):
+        with pytest.raises((TypeError, rap.RapInputError)):
+            _C.cde(l1, l0, None, out, 1, 1)
+    with pytest.raises(rap.RapInputError, match="targets"):
+        _C.cde(l1, l0, np.zeros(6), np.empty((10, 6)), 1, 1)
+    with pytest.raises(rap.RapInputError, match="contiguous"):
+        _C.cde(l1[:, ::2], l0[:, ::2], None, np.empty((10, 6)), 1, 1)
+
+
+def test_views_are_released(pair):
+    l1, l0 = pair
+    t1 = torch.from_numpy(l1)
+    counts = [sys.getrefcount(l1), sys.getrefcount(l0), sys.getrefcount(t1)]
+    for _ in range(50):
+        rap.cde(l1, l0)
+        rap.cde(t1, t1)
+        with pytest.raises(rap.RapInputError):
+            rap.cde(l1, l0[:3])
+    gc.collect()
+    assert counts == [sys.getrefcount(l1), sys.getrefcount(l0), sys.getrefcount(t1)]
+
+
+def test_no_memory_is_lost(pair):
+    """ultrajson's way: the number of blocks must not rise with the number of calls."""
+    l1, l0 = pair
+    q = np.zeros((2, 20, 8), np.float32)
+
+    def calls() -> None:
+        rap.cde(l1, l0, targets=[0] * 6)
+        rap.linear_cde(l1, l0, l1)
+        rap.ace(q, q, response_start=3)
+        rap.drm(np.array([0.5, 0.2]), 1)
+        for wrong in (
+            lambda: rap.cde(l1, l0[:2]),
+            lambda: rap.ace(q, q, response_start=99),
+        ):
+            with pytest.raises(rap.RapInputError):
+                wrong()
+
+    for _ in range(20):
+        calls()
+    gc.collect()
+    before = sys.getallocatedblocks()
+    for _ in range(300):
+        calls()
+    gc.collect()
+    assert sys.getallocatedblocks() - before < 100
+
+
+def test_isa_can_be_read_and_forced(monkeypatch):
+    before = _C.isa()
+    assert before in _C.isa_names() and _C.isa_names()[-1] == "scalar"
+    assert _C.isa("scalar") == before and _C.isa() == "scalar"
+    _C.isa(before)
+    with pytest.raises(rap.RapInputError, match="altivec"):
+        _C.isa("altivec")
+    assert rap.info()["isa"]["ace"] == before
+
+
+def test_isa_by_environment():
+    import subprocess
+
+    def run(isa: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-c", "from rap import _C; print(_C.isa())"],
+            env={"RAP_ISA": isa, "PATH": ""},
+            capture_output=True,
+            text=True,
+        )
+
+    assert run("scalar").stdout.strip() == "scalar"
+    wrong = run("mmx")
+    assert wrong.returncode != 0 and "RAP_ISA=mmx" in wrong.stderr
+
+
+def test_threads_setting(monkeypatch, pair):
+    monkeypatch.setenv("RAP_NUM_THREADS", "3")
+    assert rap.info()["threads"] == 3
+    monkeypatch.setenv("RAP_NUM_THREADS", "many")
+    with pytest.raises(rap.RapConfigError, match="RAP_NUM_THREADS"):
+        rap.cde(*pair)

@@ -1,0 +1,178 @@
+"""The C source, linted from pytest: the rules of the house that no compiler checks."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import rap
+from rap import _C, ops, reference
+
+ROOT = Path(__file__).resolve().parent.parent
+CSRC = ROOT / "csrc"
+OWN = sorted(p for p in CSRC.rglob("*.[ch]") if "third_party" not in p.parts)
+ROOMS = ("cde", "ace", "drm")
+PYTHON_FILES = {"module.c", "module.h", "array.c", "array.h"} | {f"{r}_py.c" for r in ROOMS}
+
+
+def code_of(path: Path) -> str:
+    """The file without comments and string literals."""
+    text = re.sub(r"/\*.*?\*/", "", path.read_text(), flags=re.S)
+    return re.sub(r'"(\\.|[^"\\])*"', '""', text)
+
+
+def functions(path: Path) -> list[tuple[str, int]]:
+    """(name, lines) of each function body at column 0."""
+    found, start, name = [], None, ""
+    lines = path.read_text().splitlines()
+    for number, line in enumerate(lines):
+        if re.match(r"^[a-zA-Z_]\w*\(", line):
+            name = line.split("(")[0]
+        if line == "{":
+            start = number
+        if line == "}" and start is not None:
+            found.append((name, number - start))
+            start = None
+    return found
+
+
+def test_there_is_source_and_no_cplusplus():
+    assert len(OWN) > 20
+    assert not [p for p in CSRC.rglob("*") if p.suffix in (".cc", ".cpp", ".cxx", ".hpp")]
+
+
+@pytest.mark.parametrize("path", OWN, ids=lambda p: str(p.relative_to(CSRC)))
+def test_rules(path):
+    code = code_of(path)
+    assert path.read_text().startswith("/* SPDX-License-Identifier: Apache-2.0")
+    assert not re.search(r"\b(printf|fprintf|exit|abort|system|sprintf|strcpy)\s*\(", code)
+    if path.name not in ("status.c", "parallel.c"):  # rap_alloc, and the pool itself
+        assert not re.search(r"\b(malloc|calloc|realloc|free)\s*\(", code)
+    if path.name not in PYTHON_FILES:
+        assert not re.search(r"#include\s*<Python.h>|\bPy[A-Z_]", path.read_text())
+    assert not re.search(r"\b(cuda[A-Z]|cu[A-Z]\w+\()", code)  # no runtime, no driver calls
+    for line in path.read_text().splitlines():
+        assert len(line) <= 100 and "\t" not in line
+
+
+def test_functions_are_short():
+    lengths = sorted(n for p in OWN for _, n in functions(p))
+    assert lengths[len(lengths) // 2] <= 20, "median"
+    longest = max((n, name, p.name) for p in OWN for name, n in functions(p))
+    assert longest[0] <= 80, longest
+
+
+def test_every_room_is_complete_and_its_name_runs_through():
+    for room in ROOMS:
+        files = {p.name for p in (CSRC / room).iterdir()}
+        assert {f"{room}.h", f"{room}_kernel.h", f"{room}_cpu.c", f"{room}_py.c"} <= files
+        assert "CONTRACT" in (CSRC / room / f"{room}.h").read_text()
+        for module in (rap, ops, reference, _C):
+            assert callable(getattr(module, room))
+        assert f"def {room}(" in (ROOT / "rap" / "_C.pyi").read_text()
+        assert (ROOT / "tests" / f"test_{room}.py").exists()
+        assert (ROOT / "benchmarks" / f"bench_{room}.py").exists()
+
+
+def test_headers_compile_alone(tmp_path):
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler on this machine")
+    headers = [p for p in OWN if p.suffix == ".h" and p.name not in PYTHON_FILES]
+    for header in headers:
+        if header.name.endswith("_kernel.h") or header.name == "table.h":
+            continue  # bodies, included once per instruction set
+        unit = tmp_path / "alone.c"
+        unit.write_text(f'#include "{header}"\n')
+        done = subprocess.run(
+            [compiler, "-std=c11", "-D_GNU_SOURCE", "-Wall", "-Werror", "-Wno-unused-function",
+             "-fsyntax-only", str(unit)],
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, (header.name, done.stderr)
+
+
+def test_only_the_init_function_is_exported():
+    nm = shutil.which("nm")
+    if nm is None:
+        pytest.skip("no nm on this machine")
+    done = subprocess.run(
+        [nm, "-D", "--defined-only", _C.__file__], capture_output=True, text=True
+    )
+    symbols = [line.split()[-1] for line in done.stdout.splitlines()]
+    assert symbols == ["PyInit__C"]
+
+
+def test_scalar_maths_is_within_one_ulp(tmp_path):
+    """exp2 and log over float32, every 11th value of the range in use, against double."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler on this machine")
+    (tmp_path / "ulp.c").write_text(ULP_PROGRAM)
+    kinds = {"-DRAP_NO_FMA": 1.25}  # every product rounds once more
+    if "avx2" in _C.isa_names():
+        kinds["-mfma"] = 1.0
+    for flag, bound in kinds.items():
+        subprocess.run(
+            [compiler, "-std=c11", "-D_GNU_SOURCE", "-O2", "-ffp-contract=off", flag,
+             f"-I{CSRC}", str(tmp_path / "ulp.c"), "-o", str(tmp_path / "ulp"), "-lm"],
+            check=True,
+        )  # fmt: skip
+        done = subprocess.run([tmp_path / "ulp", "11"], capture_output=True, text=True, check=True)
+        worst = dict(line.split() for line in done.stdout.splitlines())
+        assert float(worst["exp2"]) <= bound and float(worst["log"]) <= bound, (flag, worst)
+        assert worst["f16"] == "0" and worst["nan"] == "0"
+
+
+ULP_PROGRAM = r"""
+#include <stdio.h>
+#include <stdlib.h>
+#include "hd.h"
+
+static double
+ulps(float y, double truth)
+{
+    int e;
+
+    frexpf((float)truth, &e);
+    return fabs(y - truth) / ldexp(1.0, e - 24);
+}
+
+int
+main(int argc, char **argv)
+{
+    const uint32_t step = (uint32_t)atoi(argv[argc - 1]);
+    const float least = rap_exp2f_least();
+    double exp2_worst = 0, log_worst = 0;
+    int wrong = 0, lost = 0;
+
+    for (uint32_t u = 0x80000000u; u <= rap_bits(-126.0f); u += step) {
+        float x = rap_from_bits(u);
+        double d = ulps(rap_exp2f(x, least), exp2(x));
+        exp2_worst = d > exp2_worst ? d : exp2_worst;
+    }
+    for (uint32_t u = 0x00800000u; u < 0x7f800000u; u += step) {
+        float x = rap_from_bits(u);
+        double d = x == 1 ? fabs(rap_logf(x)) : ulps(rap_logf(x), log(x));
+        log_worst = d > log_worst ? d : log_worst;
+    }
+    for (uint32_t h = 0; h < 65536; h++) {
+        int e = (h >> 10) & 31, m = h & 1023;
+        double x = e == 31 ? (m ? NAN : INFINITY)
+                           : e ? ldexp(1024 + m, e - 25) : ldexp(m, -24);
+        float got = rap_f16_to_f32((uint16_t)h);
+        x = h & 0x8000 ? -x : x;
+        wrong += !(got == x || (got != got && x != x));
+    }
+    for (uint32_t u = 0x7f800001u; u < 0x7fffffffu; u += 9973) {
+        float x = rap_exp2f(rap_from_bits(u), least);
+        lost += x == x;
+    }
+    printf("exp2 %g\nlog %g\nf16 %d\nnan %d\n", exp2_worst, log_worst, wrong, lost);
+    return 0;
+}
+"""
