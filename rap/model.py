@@ -1,21 +1,18 @@
-"""Drive one Hugging Face multimodal model: what goes in, and what is caught inside.
+"""Drive one Hugging Face multimodal model: prompts in, hidden states, queries, keys out.
 
     sample + images --> prepare (host, threads) --> Prepared --> trace (one padded forward)
                                                          \\--> Trace: hidden, q, k, unpadded
 
-Nothing is copied from the model's code. Queries and keys of the last decoder layer are
-caught by an attention function registered with ``transformers.AttentionInterface`` that
-otherwise is sdpa; hidden states are the output of the text decoder, after its final norm.
-``[T, V]`` logits are never made: ``logits_to_keep`` asks for one position, and the input of
-the head is cut to it in any case. Attention weights are never built.
+Queries and keys of the last decoder layer are caught while sdpa runs everywhere, hidden
+states after the final norm (see ``rap.capture``). ``[T, V]`` logits are never made,
+attention weights are never built, and padding never leaves `trace`.
 
 ``check`` runs one small sample before the first real one and compares what was caught with
 what the model did: q and k must give the layer's own attention output, the hidden state
 and the head the model's own logits. What a class does differently (attention soft-capping,
 sinks, a window, a scaled head) is thereby found and not guessed.
 
-The model is the user's: every call puts back the attention implementation, train/eval
-mode, hooks and cached attributes, also when it ends with an exception.
+The model is the user's: every call leaves it as it was.
 """
 
 from __future__ import annotations
@@ -26,14 +23,24 @@ import json
 import logging
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .capture import (
+    Catch,
+    Parts,
+    UndrivableError,
+    attend,
+    driven,
+    find_parts,
+    first_line,
+    require_attention,
+    require_causal,
+    undrivable,
+)
 from .config import ScoreConfig
 from .errors import RapModelError
 from .samples import BadSample, Sample, letter
@@ -42,9 +49,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 log = logging.getLogger("rap")
-
-ATTENTION_NAME = "rap_capture"
-"""Our attention function in the registries of transformers."""
 
 _REFUSALS = (ValueError, IndexError, KeyError, TypeError, RuntimeError, OSError)
 """What processors raise on an input they cannot use."""
@@ -126,186 +130,6 @@ class Trace:
         return None
 
 
-# ---- catching what happens inside --------------------------------------------
-
-
-@dataclass(slots=True)
-class _Catch:
-    """Filled during one forward."""
-
-    watched: frozenset[int]
-    """``id`` of every module inside the last decoder layer. By identity: the layers of a
-    vision tower have the same layer_idx."""
-    keep_values: bool = False
-    calls: int = 0
-    q: torch.Tensor | None = None
-    k: torch.Tensor | None = None
-    mask: torch.Tensor | None = None
-    causal: bool = True
-    scaling: float | None = None
-    extras: dict[str, Any] = field(default_factory=dict)
-    v: torch.Tensor | None = None
-    out: torch.Tensor | None = None
-    hidden: torch.Tensor | None = None
-
-
-_catching: ContextVar[_Catch | None] = ContextVar("rap_catching", default=None)
-
-
-def _attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """sdpa; of the watched layer, query and key are kept."""
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    out = ALL_ATTENTION_FUNCTIONS["sdpa"](
-        module, query, key, value, attention_mask, **kwargs
-    )
-    catch = _catching.get()
-    if catch is not None and id(module) in catch.watched:
-        is_causal = kwargs.get("is_causal")
-        catch.calls += 1
-        catch.q, catch.k, catch.mask = query, key, attention_mask
-        catch.causal = (
-            getattr(module, "is_causal", True) if is_causal is None else is_causal
-        )
-        catch.scaling = kwargs.get("scaling")
-        catch.extras = {name: x for name, x in kwargs.items() if x is not None}
-        if catch.keep_values:
-            catch.v, catch.out = value, out[0]
-    return out
-
-
-def _register() -> None:
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-
-    AttentionInterface.register(ATTENTION_NAME, _attention)
-    # A name without a mask function gets no masks at all, not even for padding.
-    AttentionMaskInterface.register(ATTENTION_NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
-
-
-@contextmanager
-def _unchanged(model: torch.nn.Module) -> Iterator[None]:
-    """Put back what a forward leaves in the modules: mode, hooks, buffers, attributes.
-
-    Qwen-VL keeps ``rope_deltas``, long-context rotary embeddings change their buffers,
-    transformers installs its own hooks at the first call and remembers it in an attribute
-    (hence hooks and attributes together or not at all). Weights and submodules are left
-    alone: offloading moves them.
-    """
-    saved = [
-        [(name, x, dict(x) if isinstance(x, dict) else None) for name, x in vars(m).items()]
-        for m in model.modules()
-    ]
-    modules = list(model.modules())
-    try:
-        yield
-    finally:
-        for module, attributes in zip(modules, saved, strict=True):
-            _restore(vars(module), attributes)
-
-
-def _restore(now: dict[str, Any], before: list[tuple[str, Any, dict | None]]) -> None:
-    names = {name for name, _, _ in before}
-    for name in [name for name in now if name not in names]:
-        del now[name]
-    for name, value, content in before:
-        if name in ("_parameters", "_modules"):
-            continue
-        now[name] = value
-        if content is not None and not _same(value, content):
-            value.clear()
-            value.update(content)
-
-
-def _same(a: dict, b: dict) -> bool:
-    return len(a) == len(b) and all(k in b and b[k] is x for k, x in a.items())
-
-
-@contextmanager
-def _attention_replaced(configs: Sequence[Any]) -> Iterator[None]:
-    # The public setter also writes to every sub-config, the vision tower's among them,
-    # which may hold other implementations; the field behind it is restored exactly.
-    saved = [(c, c._attn_implementation_internal) for c in configs]
-    try:
-        for config in configs:
-            config._attn_implementation_internal = ATTENTION_NAME
-        yield
-    finally:
-        for config, implementation in saved:
-            config._attn_implementation_internal = implementation
-
-
-def _hook_decoder(catch: _Catch) -> Any:
-    def hook(module: Any, args: Any, kwargs: Any, output: Any) -> None:
-        hidden = getattr(output, "last_hidden_state", None)
-        if hidden is None and isinstance(output, tuple) and output:
-            hidden = output[0]
-        catch.hidden = hidden
-
-    return hook
-
-
-def _last_position(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Pre-hook of the head: one position, whatever the class makes of logits_to_keep."""
-    return (args[0][:, -1:], *args[1:]) if args and args[0].dim() == 3 else args
-
-
-# ---- the parts of a model ----------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    decoder: torch.nn.Module
-    head: torch.nn.Module
-    watched: frozenset[int]
-    configs: tuple[Any, ...]
-
-
-def _find_parts(model: Any) -> _Parts:
-    """Text decoder, its last layer, the head, and the configs that say which attention."""
-    try:
-        decoder, head = model.get_decoder(), model.get_output_embeddings()
-    except (AttributeError, NotImplementedError) as error:
-        raise _undrivable(model, f"it does not name its parts ({error})") from error
-    if not isinstance(decoder, torch.nn.Module) or decoder is model:
-        raise _undrivable(model, "get_decoder() does not give its text decoder")
-    if getattr(head, "weight", None) is None or not head.weight.is_floating_point():
-        raise _undrivable(model, "its language-model head has no floating-point weight")
-    if not getattr(decoder, "_supports_sdpa", False):
-        raise _undrivable(model, f"{type(decoder).__name__} does not support sdpa")
-    layers = getattr(decoder, "layers", None)
-    if not isinstance(layers, torch.nn.ModuleList) or not len(layers):
-        raise _undrivable(model, f"{type(decoder).__name__} has no list of layers")
-    path = next(name for name, module in model.named_modules() if module is decoder)
-    steps = path.split(".")
-    above = [model.get_submodule(".".join(steps[:i])) for i in range(len(steps))]
-    configs = {id(c): c for m in (*above, *decoder.modules()) for c in _config_of(m)}
-    watched = frozenset(id(module) for module in layers[-1].modules())
-    return _Parts(decoder, head, watched, tuple(configs.values()))
-
-
-def _config_of(module: torch.nn.Module) -> list[Any]:
-    config = getattr(module, "config", None)
-    return [config] if hasattr(config, "_attn_implementation_internal") else []
-
-
-def _undrivable(model: Any, reason: str) -> RapModelError:
-    """Fault 20: says what is missing and what to do."""
-    return RapModelError(
-        f"{type(model).__name__} cannot be driven: {reason}. Load a class that comes with "
-        'transformers (no trust_remote_code) with attn_implementation="sdpa" or '
-        'attn_implementation="eager", for example through AutoModelForImageTextToText; '
-        "with rollouts made elsewhere (--rollouts) no model is needed"
-    )
-
-
 # ---- the driver --------------------------------------------------------------
 
 
@@ -327,7 +151,7 @@ class ModelDriver:
         )
         self._placeholders = _placeholder_texts(processor, self.image_token_id)
         self._lock = threading.RLock()
-        self._parts: _Parts | None = None
+        self._parts: Parts | None = None
         self._head: Head | None = None
 
     # -- on the host
@@ -446,7 +270,7 @@ class ModelDriver:
             raise BadSample(
                 "image" if images else "prompt",
                 "image_unreadable" if images else "bad_text",
-                f"the processor refuses it: {_first_line(error)}",
+                f"the processor refuses it: {first_line(error)}",
             ) from error
         return {k: v for k, v in encoded.items() if isinstance(v, torch.Tensor)}
 
@@ -498,38 +322,23 @@ class ModelDriver:
         token's position changes, so nothing has to be told to the model; the left is for
         comparisons.
 
-        Raises ``RapModelError`` if the model cannot be driven, ``ValueError`` if a sample's
-        response does not see all tokens before it in the last layer (a sliding window
-        shorter than the sample): psi is not defined by q and k alone there. Passes
-        ``torch.OutOfMemoryError``.
+        Raises ``RapModelError`` if the model cannot be driven (``check`` runs first if it
+        has not), ``ValueError`` if a sample's response does not see all tokens before it in
+        the last layer (a sliding window shorter than the sample): psi is not defined by
+        q and k alone there. Passes ``torch.OutOfMemoryError``.
         """
         if not batch:
             return []
+        if self._head is None:
+            self.check()
         catch = self._forward(batch, padding_side, keep_values=False)
-        hidden = self._caught_hidden(catch)
-        if attention:
-            self._require_attention(catch)
-        longest = hidden.shape[1]
-        traces = []
-        for row, prepared in enumerate(batch):
-            length, prompt = len(prepared), prepared.n_prompt
-            start = longest - length if padding_side == "left" else 0
-            span = slice(start, start + length)
-            if attention:
-                _require_causal(catch, row, start, prompt, length)
-            traces.append(
-                Trace(
-                    n_prompt=prompt,
-                    response_ids=prepared.response_ids,
-                    hidden=hidden[row, start + prompt - 1 : start + length - 1],
-                    q=catch.q[row, :, span] if attention else None,
-                    k=catch.k[row, :, span] if attention else None,
-                    scaling=_scaling(catch),
-                    image_mask=prepared.image_mask,
-                    special_mask=prepared.special_mask,
-                )
+        longest = catch.hidden.shape[1]
+        return [
+            _cut(
+                catch, row, longest - len(p) if padding_side == "left" else 0, p, attention
             )
-        return traces
+            for row, p in enumerate(batch)
+        ]
 
     @property
     def head(self) -> Head:
@@ -544,93 +353,55 @@ class ModelDriver:
         Raises ``RapModelError``, naming the reason and what to do, if the processor cannot
         make a prompt with an image, if q and k of the last decoder layer do not give its
         attention output, or if the hidden states and the head do not give the logits
-        (fault 20: before the first sample).
+        (fault 20: before the first sample). Passes ``torch.OutOfMemoryError``.
         """
-        with self._lock:
-            parts = self._model_parts()
-            theirs = getattr(self.model.config, "_attn_implementation", None)
-            if theirs not in ("sdpa", None):
-                log.warning(
-                    "the model was loaded with attn_implementation=%r; its text decoder "
-                    "runs with sdpa while rap scores",
-                    theirs,
-                )
-            probe = self._probe()
-            try:
-                catch = self._forward([probe], "right", keep_values=True)
-            except torch.OutOfMemoryError:
-                raise
-            except (RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
-                raise _undrivable(
-                    self.model, f"its forward failed: {_first_line(error)}"
-                ) from error
-            self._check_attention(catch, probe)
-            self._head = self._check_head(catch, parts)
-
-    def _model_parts(self) -> _Parts:
-        if self._parts is None:
-            self._parts = _find_parts(self.model)
-        return self._parts
-
-    @contextmanager
-    def _driven(self, catch: _Catch) -> Iterator[None]:
         parts = self._model_parts()
-        _register()
-        with ExitStack() as stack:
-            stack.enter_context(self._lock)
-            stack.enter_context(torch.no_grad())
-            stack.enter_context(_unchanged(self.model))
-            stack.enter_context(_attention_replaced(parts.configs))
-            hooks = [
-                parts.decoder.register_forward_hook(_hook_decoder(catch), with_kwargs=True),
-                parts.head.register_forward_pre_hook(_last_position),
-            ]
-            for hook in hooks:
-                stack.callback(hook.remove)
-            stack.callback(_catching.reset, _catching.set(catch))
-            self.model.eval()
-            yield
+        theirs = getattr(self.model.config, "_attn_implementation", None)
+        if theirs not in ("sdpa", "eager", None):
+            log.warning(
+                "the model was loaded with attn_implementation=%r; its text decoder runs "
+                "with sdpa while rap scores",
+                theirs,
+            )
+        probe = self._probe()
+        try:
+            catch = self._forward([probe], "right", keep_values=True)
+            _check_attention(catch, probe)
+            self._head = _check_head(self.model, catch, parts)
+        except torch.OutOfMemoryError:
+            raise
+        except UndrivableError as error:
+            raise undrivable(self.model, error) from error
+        except (*_REFUSALS, AttributeError, AssertionError) as error:
+            reason = f"its forward failed ({type(error).__name__}: {first_line(error)})"
+            raise undrivable(self.model, reason) from error
+
+    def _model_parts(self) -> Parts:
+        if self._parts is None:
+            self._parts = find_parts(self.model)
+        return self._parts
 
     def _forward(
         self, batch: Sequence[Prepared], padding_side: str, *, keep_values: bool
-    ) -> _Catch:
-        catch = _Catch(self._model_parts().watched, keep_values)
+    ) -> Catch:
+        parts = self._model_parts()
+        catch = Catch(parts.watched, keep_values)
         inputs = self.collate(batch, padding_side=padding_side)
         options: dict[str, Any] = {"use_cache": False, "return_dict": True}
-        parameters = inspect.signature(self.model.forward).parameters
-        if "logits_to_keep" in parameters:
+        if "logits_to_keep" in inspect.signature(self.model.forward).parameters:
             options["logits_to_keep"] = 1
         if padding_side == "left" and not hasattr(self.model.base_model, "get_rope_index"):
             # Qwen-VL's classes count positions from the attention mask, the others do not.
             positions = inputs["attention_mask"].cumsum(-1) - 1
             options["position_ids"] = positions.clamp_(min=0)
-        with self._driven(catch):
+        with self._lock, driven(self.model, parts, catch):
             output = self.model(**inputs, **options)
-        if keep_values:
-            catch.extras["logits"] = output.logits
-        return catch
-
-    def _caught_hidden(self, catch: _Catch) -> torch.Tensor:
         if not isinstance(catch.hidden, torch.Tensor) or catch.hidden.dim() != 3:
-            raise _undrivable(self.model, "its text decoder gave no hidden states")
-        return catch.hidden
-
-    def _require_attention(self, catch: _Catch) -> None:
-        if catch.calls == 0:
-            raise _undrivable(
-                self.model,
-                "its last decoder layer does not use transformers.AttentionInterface, so "
-                "its queries and keys cannot be caught",
-            )
-        if catch.calls > 1:
-            raise _undrivable(self.model, "its last decoder layer attends more than once")
-        q, k = catch.q, catch.k
-        if q.shape[2:] != k.shape[2:] or q.shape[1] % k.shape[1]:
-            raise _undrivable(
-                self.model,
-                f"queries {list(q.shape)} and keys {list(k.shape)} of its last decoder "
-                "layer do not match",
-            )
+            raise UndrivableError("its text decoder gave no hidden states")
+        require_attention(catch)
+        if keep_values:
+            catch.logits = output.logits
+        return catch
 
     # -- the probe
 
@@ -649,66 +420,17 @@ class ModelDriver:
             extra={},
         )
         image = Image.new("RGB", (56, 56), (120, 130, 140))
+        pair = f"{type(self.processor).__name__} and {type(self.model).__name__}"
         try:
             response = self.encode_response("The answer is grey.")
             return self.prepare(sample, [image], response)
         except BadSample as bad:
+            raise RapModelError(f"{pair}: no prompt can be made: {bad.message}") from bad
+        except (*_REFUSALS, AttributeError) as error:
             raise RapModelError(
-                f"{type(self.processor).__name__} makes no prompt for {_name(self.model)}: "
-                f"{bad.message}"
-            ) from bad
-        except (ValueError, TypeError, AttributeError, KeyError) as error:
-            raise RapModelError(
-                f"{type(self.processor).__name__} makes no prompt for {_name(self.model)}: "
-                f"{_first_line(error)}. A processor with a chat template is needed "
-                "(processor.chat_template)"
+                f"{pair}: no prompt can be made: {first_line(error)}. The model's own "
+                "AutoProcessor with a chat template is needed (processor.chat_template)"
             ) from error
-
-    def _check_attention(self, catch: _Catch, probe: Prepared) -> None:
-        self._require_attention(catch)
-        known = {
-            "softcap": "it caps attention logits (soft-capping)",
-            "s_aux": "it has attention sinks",
-            "sinks": "it has attention sinks",
-            "position_bias": "it adds a bias to attention logits",
-        }
-        for name, reason in known.items():
-            if name in catch.extras:
-                raise _undrivable(self.model, f"its last decoder layer: {reason}")
-        try:
-            _require_causal(catch, 0, 0, probe.n_prompt, len(probe))
-        except ValueError as error:
-            raise _undrivable(self.model, str(error)) from error
-        rows = slice(probe.n_prompt, len(probe))
-        rebuilt = _attend(catch.q[0], catch.k[0], catch.v[0], _scaling(catch), rows)
-        theirs = catch.out[0, rows].transpose(0, 1).double()
-        if not _close(rebuilt, theirs, catch.q.dtype):
-            raise _undrivable(
-                self.model,
-                "queries and keys of its last decoder layer do not give that layer's "
-                "attention",
-            )
-
-    def _check_head(self, catch: _Catch, parts: _Parts) -> Head:
-        hidden = self._caught_hidden(catch)
-        logits = catch.extras["logits"]
-        if not isinstance(logits, torch.Tensor) or logits.shape[:2] != (1, 1):
-            raise _undrivable(self.model, "it makes more logits than were asked for")
-        last = hidden[0, -1].to(parts.head.weight.device)
-        theirs = logits[0, -1].double()
-        bias = getattr(parts.head, "bias", None)
-        heads = [
-            Head(parts.head.weight.detach(), _detached(bias), softcap, scale)
-            for softcap, scale in _head_options(self.model)
-        ]
-        # Some classes have a cap or a scale in their config and do not use it.
-        errors = [float((h.logits(last).double() - theirs).abs().max()) for h in heads]
-        best = heads[min(range(len(heads)), key=errors.__getitem__)]
-        if not _close(best.logits(last).double(), theirs, logits.dtype):
-            raise _undrivable(
-                self.model, "its hidden states and its head do not give its logits"
-            )
-        return best
 
     # -- who it is
 
@@ -733,74 +455,71 @@ class ModelDriver:
         }
 
 
-# ---- small parts -------------------------------------------------------------
+# ---- what was caught ---------------------------------------------------------
 
 
-def _name(model: Any) -> str:
-    return type(model).__name__
+def _cut(catch: Catch, row: int, start: int, prepared: Prepared, attention: bool) -> Trace:
+    """One sample out of a batch: it lies at ``start`` in row ``row``."""
+    length, prompt = len(prepared), prepared.n_prompt
+    span = slice(start, start + length)
+    if attention:
+        require_causal(catch, row, start, prompt, length)
+    return Trace(
+        n_prompt=prompt,
+        response_ids=prepared.response_ids,
+        hidden=catch.hidden[row, start + prompt - 1 : start + length - 1],
+        q=catch.q[row, :, span] if attention else None,
+        k=catch.k[row, :, span] if attention else None,
+        scaling=catch.scaling,
+        image_mask=prepared.image_mask,
+        special_mask=prepared.special_mask,
+    )
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _detached(x: torch.Tensor | None) -> torch.Tensor | None:
-    return None if x is None else x.detach()
-
-
-def _scaling(catch: _Catch) -> float:
-    if catch.scaling is not None:
-        return float(catch.scaling)
-    return 1.0 if catch.q is None else float(catch.q.shape[-1]) ** -0.5
-
-
-def _attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float, rows: slice
-) -> torch.Tensor:
-    """Causal attention [Hq, rows, D], float64, from q [Hq, L, D] and k, v [Hkv, L, D]."""
-    length, repeat = q.shape[1], q.shape[0] // k.shape[0]
-    k, v = (x.double().repeat_interleave(repeat, dim=0) for x in (k, v))
-    scores = scaling * q[:, rows].double() @ k.transpose(1, 2)
-    future = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
-    return scores.masked_fill(future[rows], float("-inf")).softmax(-1) @ v
-
-
-def _close(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Equal up to the rounding of a short computation in ``dtype``: 2^8 units in the last
-    place of the largest value. NaN is never close."""
-    limit = 256 * torch.finfo(dtype).eps * float(b.abs().max())
-    return bool((a - b).abs().max() <= max(limit, 1e-30))
-
-
-def _require_causal(
-    catch: _Catch, row: int, start: int, n_prompt: int, length: int
-) -> None:
-    """Response rows see exactly the tokens up to themselves, padding left out.
-
-    ``ValueError`` otherwise. The rows of the prompt are not asked (Gemma 3 lets image
-    tokens see each other): psi reads response rows only.
-    """
-    if n_prompt == length:
-        return
-    if catch.mask is None:
-        if not catch.causal:
-            raise ValueError("attention of its last layer is not causal")
-        if start:
-            raise ValueError("padding is not masked in its last layer")
-        return
-    rows = slice(start + n_prompt, start + length)
-    mask = catch.mask[row if catch.mask.shape[0] > 1 else 0, :, rows]
-    seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-    columns = torch.arange(seen.shape[-1], device=seen.device)
-    own = torch.arange(rows.start, rows.stop, device=seen.device)[:, None]
-    wanted = (columns >= start) & (columns <= own)
-    if not bool((seen == wanted).all()):
-        window = catch.extras.get("sliding_window")
-        why = f" (sliding_window = {window})" if window else ""
-        raise ValueError(
-            f"its last layer does not let the response see all {length} tokens before "
-            f"it{why}: psi needs full attention"
+def _check_attention(catch: Catch, probe: Prepared) -> None:
+    """q, k and v give the last layer's own output for the response rows."""
+    require_causal(catch, 0, 0, probe.n_prompt, len(probe))
+    rows = slice(probe.n_prompt, len(probe))
+    theirs = catch.out[0, rows].transpose(0, 1).double()
+    rebuilt = attend(catch.q[0], catch.k[0], catch.v[0], catch.scaling, rows)
+    if not bool(torch.isfinite(theirs).all()):
+        raise UndrivableError("it gives NaN or infinity for a plain sample (its dtype?)")
+    if not _close(rebuilt, theirs, catch.q):
+        raise UndrivableError(
+            "queries and keys of its last decoder layer do not give that layer's attention"
         )
+
+
+def _check_head(model: Any, catch: Catch, parts: Parts) -> Head:
+    """The head that gives the model's own logits from the hidden state before them."""
+    logits = catch.logits
+    if not isinstance(logits, torch.Tensor) or logits.shape[:2] != (1, 1):
+        raise UndrivableError("it makes more logits than were asked for")
+    weight, bias = parts.head.weight.detach(), getattr(parts.head, "bias", None)
+    last = catch.hidden[0, -1].to(weight.device)
+    theirs = logits[0, -1].double()
+    # Some classes have a cap or a scale in their config and do not use it.
+    heads = [
+        Head(weight, None if bias is None else bias.detach(), softcap, scale)
+        for softcap, scale in _head_options(model)
+    ]
+    with torch.no_grad():
+        ours = [head.logits(last).double() for head in heads]
+    errors = [float((x - theirs).abs().max()) for x in ours]
+    best = min(range(len(heads)), key=errors.__getitem__)
+    if not _close(ours[best], theirs, logits):
+        raise UndrivableError("its hidden states and its head do not give its logits")
+    return heads[best]
+
+
+def _close(a: torch.Tensor, b: torch.Tensor, like: torch.Tensor) -> bool:
+    """Equal up to the rounding of one layer in the dtype of ``like``, relative to the
+    largest value: 2^-12 for float32 (2^-8 on CUDA, where it may be TF32), 2^-7 for
+    float16, 2^-5 for bfloat16. What is looked for is larger. NaN is never close."""
+    share = {torch.float16: 2.0**-7, torch.bfloat16: 2.0**-5}.get(
+        like.dtype, 2.0**-8 if like.is_cuda else 2.0**-12
+    )
+    return bool((a - b).abs().max() <= max(share * float(b.abs().max()), 1e-30))
 
 
 def _head_options(model: Any) -> list[tuple[float | None, float | None]]:

@@ -359,7 +359,7 @@ def _llava_onevision(seed: int, **options: Any) -> tuple[Any, Any]:
 
 SMOLVLM_TEMPLATE = (
     "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
-    "{% if message['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
+    "{{ ':' if message['content'][0]['type'] == 'image' else ': ' }}"
     "{% for line in message['content'] %}"
     "{% if line['type'] == 'text' %}{{ line['text'] }}"
     "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}"
