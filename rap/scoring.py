@@ -12,10 +12,10 @@ comes out byte for byte (`table.VOLATILE_COLUMNS` aside) whatever the number of 
 kills and restarts. Another batch size pads a sample differently, and a matrix product of
 another shape rounds differently; scores are therefore stored with 12 significant bits
 (`significant`), far coarser than that noise in float32 and far finer than the scores'
-own uncertainty. What remains is a value that lies within the noise of a rounding border
-(about one in a thousand): it can move by 2.4e-4 of itself, and the selection moves only if
-the sample at the cut is among them. In bfloat16 and float16 the noise is as large as
-the rounding step: compare runs of one batch size there.
+own uncertainty. What remains is a value within the noise of a rounding border (one in
+some thousand: measured 1 of 12,000): it moves by one step, at most 4.9e-4 of itself, and
+the selection moves only if the sample at the cut is among them. In bfloat16 and float16
+the noise is as large as the rounding step: compare runs of one batch size there.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Self
@@ -156,7 +156,7 @@ def score(
     driver = ModelDriver(model, processor, config)
     with (
         _evaluating(model),
-        make_checker(reward, timeout=config.checker_timeout) as checker,
+        _checker(reward, config) as checker,
         _folder(store) as path,
     ):
         driver.check()
@@ -218,12 +218,17 @@ def _resolve(config: ScoreConfig | None, overrides: dict[str, Any]) -> ScoreConf
 
 @contextmanager
 def _evaluating(model: Any) -> Iterator[None]:
-    """Dropout off while we score; what scoring changes on the model is put back."""
-    from .model import _unchanged
-
-    with _unchanged(model):
-        model.eval()
+    """Dropout off while we score. Each module's mode, and what ``generate`` leaves on it
+    (Qwen-VL's ``rope_deltas``), are put back."""
+    saved = [(module, dict(vars(module))) for module in model.modules()]
+    model.eval()
+    try:
         yield
+    finally:
+        for module, attributes in saved:
+            for name in vars(module).keys() - attributes.keys():
+                delattr(module, name)
+            vars(module).update(attributes)
 
 
 @contextmanager
@@ -235,14 +240,23 @@ def _folder(store: str | os.PathLike[str] | None) -> Iterator[str | os.PathLike[
         yield path
 
 
+def _checker(
+    reward: Callable[..., Any] | None, config: ScoreConfig
+) -> AbstractContextManager[Checker | None]:
+    """Only evidence ``rollouts`` judges answers; the others need no worker process."""
+    if config.evidence != "rollouts":
+        return nullcontext()
+    return make_checker(reward, timeout=config.checker_timeout)
+
+
 def _fingerprint(
-    driver: ModelDriver, config: ScoreConfig, checker: Checker, samples: SampleSet
+    driver: ModelDriver, config: ScoreConfig, checker: Checker | None, samples: SampleSet
 ) -> dict[str, Any]:
     """All that a score depends on; a store refuses another one, naming the field."""
     return {
         "model": driver.identity(),
         "config": config.fingerprint(),
-        "checker": checker.name if config.evidence == "rollouts" else None,
+        "checker": None if checker is None else checker.name,
         "dataset": samples.content_hash(),
         "rap_version": _version(),
         "schema_version": SCHEMA_VERSION,
@@ -440,7 +454,7 @@ class _Run:
         samples: SampleSet,
         driver: ModelDriver,
         config: ScoreConfig,
-        checker: Checker,
+        checker: Checker | None,
         allow_degenerate: bool,
     ) -> None:
         self.samples = samples
@@ -510,18 +524,19 @@ class _Run:
                 self.example = self.example or f"{row['id']!r}: {row['message']}"
 
     def _stop_if_bad(self, *, final: bool) -> None:
-        """Give up at the end, or as soon as the end can only be bad."""
+        """Give up at the end, or as soon as the end can only be bad; always if all are."""
         n, bad = len(self.samples), self.bad.total()
-        if bad <= self.config.max_bad_fraction * n:
+        limit = self.config.max_bad_fraction
+        if bad <= limit * n and not (final and bad == n):
             return
         if not final and self.seen < min(MIN_SEEN, n):
             return
+        allowed = "none is left" if bad == n else f"more than max_bad_fraction = {limit:g}"
         counts = ", ".join(f"{code}: {c}" for code, c in self.bad.most_common())
         model = sum(c for code, c in self.bad.items() if code.startswith("model/"))
         error: type[RapError] = RapModelError if 2 * model > bad else RapInputError
         raise error(
-            f"{bad} of {self.seen} samples are bad, of {n} in all: more than "
-            f"max_bad_fraction = {self.config.max_bad_fraction:g} allows ({counts}). "
+            f"{bad} of {n} samples are bad, {allowed} ({counts}; {self.seen} seen). "
             f"First: {_clean(self.example, 300)}"
         )
 
@@ -627,36 +642,42 @@ class _Run:
             job.quarantine("model", bad.code, bad.message)
 
     def _arm(self, jobs: list[Job], arm: str, m: int) -> None:
-        """Draw and judge m completions of each job; counts go to c1, m1 or c0, m0."""
+        """Draw and judge m completions of each job; counts go to c1, m1 or c0, m0.
+
+        An empty completion is wrong, as any reward would have it: left out, a sample with
+        one right answer and four empty ones would pass for solved. Only if the image arm
+        gives nothing else is the sample quarantined. A completion that the checker could
+        not judge counts neither way.
+        """
         drawn = self._generate(jobs, arm, m)
         for job in jobs:
             if not job.alive:
                 continue
-            codes: list[str] = []
-            correct = judged = 0
+            judged = correct = empty = 0
+            failures: dict[str, str] = {}
             for number, completion in enumerate(drawn[id(job)]):
                 if completion.text.strip():
                     verdict = self.checker.check(
                         job.sample, completion.text, token_ids=completion.token_ids
                     )
-                    ok, code, message = verdict.correct, verdict.code, verdict.message
+                    ok, code = verdict.correct, verdict.code
                 else:
-                    ok, code, message = None, "empty_response", "nothing but white space"
+                    ok, code = False, "empty_response"
+                    empty += 1
                 judged += ok is not None
                 correct += ok is True
                 if ok is None:
-                    codes.append(code or "verifier_error")
+                    failures.setdefault(code, verdict.message or "")
                 job.rollouts.append(_rollout_row(job, arm, number, completion, ok, code))
             n = "1" if arm == IMAGE_ARM else "0"
             job.row |= {f"c{n}": correct, f"m{n}": judged}
-            if judged == 0:
-                code = codes[0] if len(set(codes)) == 1 else "few_rollouts"
-                stage = "model" if code == "empty_response" else "check"
-                job.quarantine(
-                    stage,
-                    code,
-                    f"none of {m} completions ({arm} arm) could be judged: {message}",
-                )
+            if empty == m and arm == IMAGE_ARM:
+                job.quarantine("model", "empty_response", f"all {m} completions are empty")
+            elif judged == 0:
+                code = next(iter(failures)) if len(failures) == 1 else "few_rollouts"
+                said = "; ".join(failures.values())
+                message = f"none of {m} completions ({arm} arm) could be judged: {said}"
+                job.quarantine("check", code, message)
 
     def _generate(
         self, jobs: list[Job], arm: str, m: int, *, greedy: bool = False

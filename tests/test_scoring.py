@@ -2,16 +2,77 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 import threading
 import time
+from fractions import Fraction
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
+from scoring_rewards import by_length, hangs, sometimes
+from tiny_models import NAMES, build
 
-torch = pytest.importorskip("torch")
+import rap
+from rap import scoring
+from rap.config import AceConfig, Sampling, ScoreConfig
+from rap.errors import RapConfigError, RapInputError, RapModelError
+from rap.model import ModelDriver
+from rap.samples import open_samples
+from rap.scoring import (
+    ahead,
+    answer_tokens,
+    can_be_kept,
+    in_halves,
+    reference_solution,
+    reference_text,
+    score,
+    significant,
+)
+from rap.store import ScoreStore
+from rap.table import VOLATILE_COLUMNS
 
-from rap.scoring import ahead, can_be_kept, in_halves, significant
+FEW = Sampling(max_new_tokens=10)
+STEP = 2**-11  # what `significant` may move a value by, relatively, and some noise
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """(model, processor); tests that change the model put it back."""
+    return build("qwen2_5_vl")
+
+
+def png(i: int) -> bytes:
+    pixels = np.random.default_rng(i).integers(
+        0, 255, (40 + 9 * (i % 5), 60 + 7 * (i % 4), 3)
+    )
+    file = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def make_rows(n: int) -> list[dict]:
+    return [
+        {
+            "id": f"s{i}",
+            "question": "Which number replaces the " + "very " * (i % 6) + f"mark {i}?",
+            "answer": "BCA"[i % 3],
+            "choices": ["4", "12", "35"],
+            "image": {"bytes": png(i), "path": None},
+            "source": "ab"[i % 2],
+            "solution": "Let x be the length, then x^2 + y^2 = 169, so it is "
+            + "BCA"[i % 3],
+        }
+        for i in range(n)
+    ]
+
+
+def stable(table):
+    return table.drop_columns(list(VOLATILE_COLUMNS))
+
 
 # ---- pieces without a model ---------------------------------------------------
 
@@ -34,8 +95,6 @@ def test_can_be_kept_is_every_case_of_the_rules():
     for m1, m0 in itertools.product(range(1, 5), repeat=2):
         for c1, c0 in itertools.product(range(m1 + 1), range(m0 + 1)):
             for limit, text in [(None, "0"), (0.5, "0.5"), (0.1, "0.1"), (-0.25, "-0.25")]:
-                from fractions import Fraction
-
                 gain = Fraction(c1, m1) - Fraction(c0, m0)
                 difficulty = 1 - Fraction(c1, m1)
                 expected = c1 > 0 and (gain > Fraction(text) or 0 < difficulty < 1)
@@ -114,3 +173,638 @@ def test_ahead_passes_errors_on_and_leaves_no_thread():
     next(jobs)
     jobs.close()
     assert threading.active_count() == before
+
+
+# ---- the scores are right ----------------------------------------------------------
+
+
+def by_hand(model, processor, text, image, tail, *, eager=False):
+    """log p [R, V] (float64) of the tokens of ``tail`` after the prompt, and the last
+    layer's attention [Hq, L, L]; with no code of rap."""
+    content = [{"type": "image"}] if image is not None else []
+    content.append({"type": "text", "text": text})
+    prompt = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+    )
+    images = None if image is None else [image]
+    short = processor(text=[prompt + tail[0]], images=images, return_tensors="pt")
+    whole = processor(text=[prompt + tail[0] + tail[1]], images=images, return_tensors="pt")
+    start = short["input_ids"].shape[1]
+    ids = whole["input_ids"][0]
+    assert ids[:start].equal(short["input_ids"][0])
+    before = model.config._attn_implementation
+    if eager:
+        model.set_attn_implementation("eager")
+    with torch.no_grad():
+        out = model(**whole, output_attentions=eager)
+    model.set_attn_implementation(before)
+    logp = torch.log_softmax(out.logits[0, start - 1 : -1].double(), -1)
+    return logp, ids, start, out.attentions[-1][0].double() if eager else None
+
+
+@pytest.mark.parametrize("evidence", ["answer", "logits"])
+def test_scores_are_those_of_the_models_own_logits(tiny, evidence):
+    rows = make_rows(5)
+    ace = AceConfig(min_rows=2)
+    table = score(*tiny, rows, evidence=evidence, batch_size=3, ace=ace).table.to_pylist()
+    for row, got in zip(rows, table, strict=True):
+        image = Image.open(io.BytesIO(row["image"]["bytes"]))
+        text = row["question"] + "\n(A) 4\n(B) 12\n(C) 35"
+        answer = ("The answer is", " " + row["answer"])
+        tail = answer if evidence == "answer" else ("", row["solution"])
+        logp1, ids, start, attention = by_hand(*tiny, text, image, tail, eager=True)
+        logp0, *_ = by_hand(*tiny, text, None, tail)
+        target = ids[start:]
+        kl = (logp1.exp() * (logp1 - logp0)).sum(-1).mean()
+        tv = (logp1.exp() - logp0.exp()).abs().sum(-1).mean() / 2
+        assert got["kl"] == pytest.approx(float(kl), rel=STEP)
+        assert got["tv"] == pytest.approx(float(tv), rel=STEP)
+        assert (got["n_prompt"], got["n_response"]) == (start, len(target))
+        # psi by its definition, on eager attention: geometric mean over the rows that
+        # see column j, columns with two rows at least, special tokens left out
+        w = torch.log(2 * attention.mean(0))
+        special = set(tiny[1].tokenizer.all_special_ids)
+        columns = {
+            j: float(w[j:, j].mean())
+            for j in range(start, len(ids) - 1)
+            if int(ids[j]) not in special
+        }
+        assert got["log_psi"] == pytest.approx(max(columns.values()), rel=2 * STEP)
+        assert got["psi_position"] == max(columns, key=columns.__getitem__)
+        assert got["psi_token"] == tiny[1].tokenizer.decode([int(ids[got["psi_position"]])])
+        mass = attention.mean(0)[start:, ids == tiny[0].config.image_token_id]
+        assert got["image_mass"] == pytest.approx(float(mass.sum(-1).mean()), rel=2 * STEP)
+
+        logp1, ids, start, _ = by_hand(*tiny, text, image, answer)
+        logp0, *_ = by_hand(*tiny, text, None, answer)
+        n = len(ids) - start
+        total1, total0 = (float(x[range(n), ids[start:]].sum()) for x in (logp1, logp0))
+        assert got["logp_answer1"] == pytest.approx(total1, rel=STEP)
+        assert got["logp_mean1"] == pytest.approx(total1 / n, rel=STEP)
+        assert got["p_answer1"] == math.exp(got["logp_answer1"])
+        if evidence == "answer":
+            assert got["logp_answer0"] == pytest.approx(total0, rel=STEP)
+            assert got["p_answer0"] == math.exp(got["logp_answer0"])
+        else:
+            assert got["logp_answer0"] is None
+        assert got["status"] == "scored" and got["truncated"] is False
+        assert got["forwards"] == (2 if evidence == "answer" else 3)
+
+
+def test_rollouts_are_counted_and_traced(tiny):
+    rows = make_rows(12)
+    scores = score(
+        *tiny, rows, evidence="rollouts", m1=3, m0=2, sampling=FEW, reward=by_length
+    )
+    kept = scores.rollouts.to_pylist()
+    assert len(kept) == 12 * 5
+    traced = 0
+    for got in scores.table.to_pylist():
+        mine = [r for r in kept if r["id"] == got["id"]]
+        for n, arm, m in (("1", "image", 3), ("0", "counterfactual", 2)):
+            ones = [r for r in mine if r["arm"] == arm]
+            assert [r["number"] for r in ones] == list(range(m))
+            assert got[f"m{n}"] == m
+            assert got[f"c{n}"] == sum(len(r["text"]) % 2 for r in ones)
+            assert all(
+                r["seed"] == scoring.row_seed(0, got["id"], arm, r["number"]) for r in ones
+            )
+        expected = sum(len(r["token_ids"]) + (r["finish_reason"] == "stop") for r in mine)
+        assert got["generated_tokens"] == expected
+        if can_be_kept(got["c1"], got["m1"], got["c0"], got["m0"], None):
+            first = next(r for r in mine if r["arm"] == "image" and r["correct"])
+            assert got["n_response"] == len(first["token_ids"])
+            assert got["truncated"] == (first["finish_reason"] == "length")
+            assert got["forwards"] == 1 and math.isfinite(got["log_psi"])
+            traced += 1
+        else:
+            assert got["log_psi"] is None and got["forwards"] == 0
+    assert 0 < traced < 12
+    cost = scores.meta["cost"]
+    assert (cost["samples"], cost["rollouts"], cost["forwards"]) == (12, 60, traced)
+    assert cost["generated_tokens"] == sum(
+        r["generated_tokens"] for r in scores.table.to_pylist()
+    )
+    assert cost["train_all"]["rollouts"] == 8 * 12
+    assert scores.meta["counts"] == {"scored": 12}
+
+
+def test_the_text_arm_screens_the_image_arm(tiny):
+    options = {
+        "evidence": "rollouts",
+        "m1": 3,
+        "m0": 4,
+        "sampling": FEW,
+        "reward": by_length,
+    }
+    rows = make_rows(16)
+    everything = score(*tiny, rows, **options).table.to_pylist()
+    screened = score(*tiny, rows, screen_lambda_c=0.5, **options).table.to_pylist()
+    saved = 0
+    for a, b in zip(everything, screened, strict=True):
+        assert (a["c0"], a["m0"]) == (b["c0"], b["m0"])
+        if 2 * (4 - a["c0"]) > 4:  # c1 = m1 would give D > 0.5
+            assert (a["c1"], a["m1"]) == (b["c1"], b["m1"])
+        else:
+            assert (b["c1"], b["m1"], b["log_psi"]) == (0, 0, None)
+            saved += 1
+    assert 0 < saved < 16
+    drawn = [sum(r["generated_tokens"] for r in t) for t in (screened, everything)]
+    assert drawn[0] < drawn[1]
+
+
+def test_logits_without_a_solution_use_one_greedy_completion(tiny):
+    rows = [{k: v for k, v in row.items() if k != "solution"} for row in make_rows(3)]
+    scores = score(*tiny, rows, evidence="logits", sampling=FEW)
+    for row, got in zip(rows, scores.table.to_pylist(), strict=True):
+        image = Image.open(io.BytesIO(row["image"]["bytes"]))
+        text = row["question"] + "\n(A) 4\n(B) 12\n(C) 35"
+        _, ids, start, _ = by_hand(*tiny, text, image, ("", ""))
+        content = [{"type": "image"}, {"type": "text", "text": text}]
+        prompt = tiny[1].apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=False,
+        )
+        inputs = tiny[1](text=[prompt], images=[image], return_tensors="pt")
+        out = tiny[0].generate(**inputs, do_sample=False, max_new_tokens=10)
+        assert (got["n_prompt"], got["n_response"]) == (start, out.shape[1] - start)
+        assert got["generated_tokens"] == 10 and got["truncated"] is True
+        assert got["forwards"] == 3
+        assert got["kl"] > 0 and 0 < got["js"] < math.log(2)
+
+
+@pytest.mark.parametrize("counterfactual", ["blank", "noise", "shuffle"])
+def test_every_counterfactual(tiny, counterfactual):
+    rows = make_rows(4)
+    options = {"evidence": "answer", "counterfactual": counterfactual}
+    table = score(*tiny, rows, **options).table
+    assert table.equals(table) and set(table["status"].to_pylist()) == {"scored"}
+    assert min(table["kl"].to_pylist()) > 0
+    drop = score(*tiny, rows, evidence="answer").table
+    assert drop["logp_answer1"].equals(table["logp_answer1"])
+    assert not drop["logp_answer0"].equals(table["logp_answer0"])
+    again = score(*tiny, rows, batch_size=2, workers=0, **options).table
+    assert stable(again).equals(stable(table))
+
+
+def test_shuffle_skips_a_partner_that_is_bad(tiny):
+    rows = make_rows(3)
+    rows[1]["image"] = {"bytes": b"no image", "path": None}
+    options = {"evidence": "answer", "counterfactual": "shuffle", "max_bad_fraction": 0.5}
+    assert score(*tiny, rows, **options).meta["counts"] == {
+        "quarantined_image_unreadable": 1,
+        "scored": 2,
+    }
+    with pytest.raises(RapInputError, match="two samples"):
+        score(*tiny, rows[:1], **options)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_model_class_scores(name):
+    """All three kinds of evidence on each of the eight classes."""
+    model, processor = build(name)
+    rows = make_rows(3)
+    for evidence in ("answer", "logits", "rollouts"):
+        scores = score(
+            model,
+            processor,
+            rows,
+            evidence=evidence,
+            m1=2,
+            m0=2,
+            sampling=FEW,
+            batch_size=2,
+        )
+        assert scores.meta["counts"] == {"scored": 3}
+
+
+# ---- which text is scored -----------------------------------------------------------
+
+
+def sample_of(**row):
+    base = {"question": "Q", "image": {"bytes": png(0), "path": None}}
+    return open_samples([base | row])[0]
+
+
+def test_the_reference_of_a_choice_question_is_its_letter():
+    config = ScoreConfig()
+    choices = ["4", "12", "35"]
+    for answer in ("C", "35", "(C)", "(C) 35"):
+        assert reference_text(sample_of(answer=answer, choices=choices), config) == "C"
+    bare = ScoreConfig(prompt_template="{question}")
+    assert reference_text(sample_of(answer="35", choices=choices), bare) == "35"
+    assert reference_text(sample_of(answer="x = 3"), config) == "x = 3"
+
+
+def test_the_answer_is_split_where_the_tokenizer_splits_it(tiny):
+    driver = ModelDriver(*tiny)
+    tokenizer = tiny[1].tokenizer
+    sample = sample_of(answer="the answer")
+    prefix, ids = answer_tokens(driver, sample, ScoreConfig())
+    assert (prefix, tokenizer.decode(ids)) == ("The answer is", " the answer")
+    assert ids == tokenizer(" the answer", add_special_tokens=False)["input_ids"]
+    prefix, ids = answer_tokens(driver, sample, ScoreConfig(answer_prefix="\\boxed{"))
+    assert (prefix, tokenizer.decode(ids)) == ("\\boxed{", "the answer")
+    prefix, ids = answer_tokens(driver, sample, ScoreConfig(answer_prefix=""))
+    assert (prefix, tokenizer.decode(ids)) == ("", "the answer")
+    # a prefix that would merge with the answer into one token
+    merged = ScoreConfig(answer_prefix="The ans")
+    prefix, ids = answer_tokens(driver, sample_of(answer="wer"), merged)
+    assert (prefix, tokenizer.decode(ids)) == ("The ans", "wer")
+
+
+def test_a_solution_must_say_more_than_the_answer():
+    assert reference_solution(sample_of(answer="4", solution="2 + 2 = 4")) == "2 + 2 = 4"
+    assert reference_solution(sample_of(answer="4", solution="4 ")) is None
+    assert reference_solution(sample_of(answer="4", solution=None)) is None
+    assert reference_solution(sample_of(answer="4")) is None
+
+
+# ---- the same selection, whatever the batch size ------------------------------------
+
+
+@pytest.mark.parametrize("evidence", ["answer", "logits", "rollouts"])
+def test_batch_size_and_workers_do_not_change_the_selection(tiny, tmp_path, evidence):
+    rows = make_rows(24)
+    options = {
+        "evidence": evidence,
+        "m1": 3,
+        "m0": 2,
+        "sampling": FEW,
+        "reward": by_length,
+        "shard_size": 10,
+    }
+    first = score(*tiny, rows, batch_size=8, workers=2, **options)
+    for batch_size, workers in ((8, 0), (3, 2), (1, 0)):
+        other = score(*tiny, rows, batch_size=batch_size, workers=workers, **options)
+        if first.rollouts is not None:
+            assert other.rollouts.equals(first.rollouts)
+        for budget in (0.1, 0.3, 0.5):
+            a, b = (rap.choose(s, budget=budget) for s in (first, other))
+            assert a.indices.tolist() == b.indices.tolist()
+            assert a.table["reason"].equals(b.table["reason"])
+        if batch_size == 8:  # the same batches: the same bytes
+            assert stable(other.table).equals(stable(first.table))
+        for name in first.table.column_names:
+            if name in VOLATILE_COLUMNS:
+                continue
+            pairs = zip(
+                first.table[name].to_pylist(), other.table[name].to_pylist(), strict=True
+            )
+            differ = [(x, y) for x, y in pairs if x != y]
+            # a value on a rounding border moves by one step
+            assert len(differ) <= 1
+            assert all(x == pytest.approx(y, rel=STEP) for x, y in differ)
+
+
+# ---- bad samples -----------------------------------------------------------------------
+
+
+def assert_close(row, other):
+    """Equal rows of a score table, but for float32 noise at a rounding border."""
+    for name in row.keys() - set(VOLATILE_COLUMNS):
+        a, b = row[name], other[name]
+        assert a == b or a == pytest.approx(b, rel=STEP), name
+
+
+def poison(model, token: int):
+    """NaN in the embedding of one token: only sequences that hold it are touched."""
+
+    def hook(module, args, output):
+        return output.masked_fill((args[0] == token)[..., None], math.nan)
+
+    return model.get_input_embeddings().register_forward_hook(hook)
+
+
+@pytest.mark.parametrize("evidence", ["answer", "logits", "rollouts"])
+def test_fault_21_nan_quarantines_its_own_sample_only(tiny, evidence):
+    (token,) = tiny[1].tokenizer("\u00fe", add_special_tokens=False)["input_ids"][-1:]
+    rows = make_rows(7)
+    rows[2]["question"] += " \u00fe"
+    options = {
+        "evidence": evidence,
+        "m1": 2,
+        "m0": 2,
+        "sampling": FEW,
+        "batch_size": 4,
+        "max_bad_fraction": 0.5,
+    }
+    clean = score(*tiny, make_rows(7), **options).table.to_pylist()
+    hook = poison(tiny[0], token)
+    try:
+        table = score(*tiny, rows, **options).table.to_pylist()
+    finally:
+        hook.remove()
+    bad = table[2]
+    assert (bad["status"], bad["stage"], bad["code"]) == (
+        "quarantined",
+        "model",
+        "nonfinite",
+    )
+    assert "arm" in bad["message"]
+    assert all(bad[name] is None for name in ("kl", "log_psi", "p_answer1", "c1", "m0"))
+    for i in (0, 1, 3, 4, 5, 6):
+        for name, value in clean[i].items():
+            if name not in VOLATILE_COLUMNS:
+                assert table[i][name] == value or table[i][name] == pytest.approx(
+                    value, rel=STEP
+                )
+
+
+def test_bad_rows_and_images_are_quarantined_and_counted(tiny, tmp_path):
+    rows = make_rows(12)
+    rows[0]["image"] = {"bytes": None, "path": "../../etc/passwd"}
+    rows[1]["image"] = {"bytes": png(1)[:200], "path": None}
+    rows[2]["answer"] = None
+    rows[3]["question"] = "Look at <|image_pad|>"
+    rows[4]["image"] = {"bytes": None, "path": "missing.png"}
+    rows[5]["question"] = "long " * 9000
+    scores = score(*tiny, rows, root=tmp_path, max_bad_fraction=0.6, batch_size=4)
+    table = scores.table.to_pylist()
+    assert [row["code"] for row in table] == [
+        "path_outside_root",
+        "image_truncated",
+        "bad_answer",
+        "image_count",
+        "image_missing",
+        "prompt_too_long",
+        *[None] * 6,
+    ]
+    assert [row["index"] for row in table] == list(range(12))
+    assert [row["id"] for row in table] == [row["id"] for row in rows]
+    assert all(row["message"] for row in table[:6])
+    assert sum(scores.meta["counts"].values()) == 12
+    assert scores.meta["counts"]["scored"] == 6
+    chosen = rap.choose(scores, budget=0.5)
+    assert not {0, 1, 2, 3, 4, 5} & set(chosen.indices.tolist())
+
+
+def test_too_many_bad_samples_stop_the_run_and_keep_the_shards(tiny, tmp_path):
+    rows = make_rows(60)
+    for row in rows[20:30]:
+        row["image"] = {"bytes": b"<html>", "path": None}
+    with pytest.raises(RapInputError, match="10 of 60 .*image/image_unreadable: 10"):
+        score(
+            *tiny, rows, store=tmp_path, max_bad_fraction=0.16, shard_size=8, batch_size=4
+        )
+    fingerprinted = ScoreStore.load(tmp_path)
+    done = set(range(8)) - set(fingerprinted.missing())
+    assert {0, 1, 2} <= done and 7 not in done  # stopped as soon as it was hopeless
+    scores = score(*tiny, rows, store=tmp_path, max_bad_fraction=0.17, shard_size=8)
+    assert scores.meta["counts"]["quarantined_image_unreadable"] == 10
+    # the finished store says so too, without scoring
+    with pytest.raises(RapInputError, match="10 of 60"):
+        score(*tiny, rows, store=tmp_path, max_bad_fraction=0.16, shard_size=8)
+
+
+def test_fault_18_nothing_usable_is_an_error(tiny):
+    with pytest.raises(RapInputError):
+        score(*tiny, [])
+    rows = make_rows(3)
+    for row in rows:
+        row["image"] = {"bytes": b"<html>", "path": None}
+    with pytest.raises(RapInputError, match="3 of 3 .*none is left"):
+        score(*tiny, rows, max_bad_fraction=1.0)
+    (one,) = score(*tiny, make_rows(1)).table.to_pylist()
+    assert one["status"] == "scored"
+
+
+def test_fault_23_empty_responses(tiny):
+    model, processor = tiny
+    theirs = model.generation_config.eos_token_id
+    model.generation_config.eos_token_id = list(range(len(processor.tokenizer)))
+    rows = make_rows(4)
+    rows[1].pop("solution")
+    try:
+        for options in ({"evidence": "rollouts", "m1": 2, "m0": 2}, {"evidence": "logits"}):
+            if options["evidence"] == "rollouts":
+                with pytest.raises(RapModelError, match="4 of 4 .*model/empty_response: 4"):
+                    score(*tiny, rows, sampling=FEW, max_bad_fraction=1.0, **options)
+            else:  # only the one without a solution needs a completion
+                table = score(*tiny, rows, max_bad_fraction=0.3, **options).table
+                assert table["code"].to_pylist() == [None, "empty_response", None, None]
+    finally:
+        model.generation_config.eos_token_id = theirs
+
+
+def test_an_empty_completion_is_a_wrong_one(tiny):
+    """A third of all tokens end the turn, so some completions are empty."""
+    model, processor = tiny
+    theirs = model.generation_config.eos_token_id
+    model.generation_config.eos_token_id = list(range(0, len(processor.tokenizer), 3))
+    options = {"evidence": "rollouts", "m1": 4, "m0": 4, "sampling": FEW}
+    try:
+        scores = score(*tiny, make_rows(8), max_bad_fraction=0.5, **options)
+    finally:
+        model.generation_config.eos_token_id = theirs
+    kept = scores.rollouts.to_pylist()
+    empty = [r for r in kept if not r["text"].strip()]
+    assert 5 < len(empty) < 40
+    assert all(r["correct"] is False and r["code"] == "empty_response" for r in empty)
+    for got in scores.table.to_pylist():
+        mine = [r for r in empty if r["id"] == got["id"] and r["arm"] == "image"]
+        assert (got["code"] == "empty_response") == (len(mine) == 4)
+        assert got["m0"] == 4 or got["m0"] is None
+
+
+def test_fault_23_a_response_of_one_token_is_too_short_for_psi(tiny):
+    rows = make_rows(2)
+    for row in rows:
+        row["choices"], row["answer"] = None, "4"
+    table = score(*tiny, rows, answer_prefix="\\boxed{").table
+    assert table["n_response"].to_pylist() == [1, 1]
+    assert table["log_psi"].to_pylist() == [-math.inf] * 2
+    assert table["psi_position"].to_pylist() == [-1, -1]
+    assert table["psi_token"].to_pylist() == [None, None]
+    assert table["status"].to_pylist() == ["scored"] * 2
+    assert len(rap.choose(rap.Scores(table), rule="paper", lambda_c=-1.0)) <= 2
+
+
+def test_fault_25_26_what_the_checker_cannot_judge(tiny):
+    rows = make_rows(4)
+    scores = score(
+        *tiny,
+        rows,
+        evidence="rollouts",
+        m1=6,
+        m0=6,
+        sampling=FEW,
+        reward=sometimes,
+        max_bad_fraction=0.5,
+    )
+    table = scores.table.to_pylist()
+    assert [r["code"] for r in table] == [None, "verifier_error", "verifier_error", None]
+    assert [r["stage"] for r in table] == [None, "check", "check", None]
+    assert "broken" in table[1]["message"]
+    assert (table[0]["c1"], table[0]["m1"], table[0]["c0"], table[0]["m0"]) == (6, 6, 6, 6)
+    kept = [r for r in scores.rollouts.to_pylist() if r["id"] == "s3"]
+    judged = [r for r in kept if r["correct"] is not None]
+    assert 0 < len(judged) < 12
+    assert table[3]["m1"] + table[3]["m0"] == len(judged)
+    assert all(r["code"] == "verifier_error" for r in kept if r["correct"] is None)
+
+
+def test_fault_26_a_checker_that_hangs(tiny):
+    started = time.monotonic()
+    with pytest.raises(RapInputError, match="check/verifier_timeout: 1"):
+        score(
+            *tiny,
+            make_rows(1),
+            evidence="rollouts",
+            m1=1,
+            m0=1,
+            sampling=FEW,
+            reward=hangs,
+            checker_timeout=0.3,
+        )
+    assert time.monotonic() - started < 60
+
+
+@pytest.mark.parametrize("evidence", ["answer", "rollouts"])
+def test_fault_30_out_of_memory_ends_with_the_same_scores(tiny, monkeypatch, evidence):
+    """A model that fits two sequences at once, and never the sample s3."""
+    rows = make_rows(7)
+    rows[3]["question"] += " \u00fe"
+    mark = tiny[1].tokenizer("\u00fe", add_special_tokens=False)["input_ids"][-1]
+    options = {
+        "evidence": evidence,
+        "m1": 3,
+        "m0": 2,
+        "sampling": FEW,
+        "batch_size": 7,
+        "reward": by_length if evidence == "rollouts" else None,
+    }
+    clean = score(*tiny, rows, **options)
+    model = tiny[0]
+    embed = model.get_input_embeddings()
+    failed = 0
+
+    def small(module, args):
+        nonlocal failed
+        ids = args[0]
+        if len(ids) > 2 or (ids.shape[1] > 1 and bool((ids == mark).any())):
+            failed += 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    hook = embed.register_forward_pre_hook(small)
+    try:
+        scores = score(*tiny, rows, max_bad_fraction=0.5, **options)
+    finally:
+        hook.remove()
+    assert failed > 3
+    table = scores.table.to_pylist()
+    assert (table[3]["code"], table[3]["stage"]) == ("oom", "model")
+    for i in (0, 1, 2, 4, 5, 6):
+        assert_close(table[i], clean.table.to_pylist()[i])
+
+
+# ---- set-up ------------------------------------------------------------------------------
+
+
+def test_degenerate_rollouts_stop_the_run(tiny):
+    options = {"evidence": "rollouts", "m1": 3, "m0": 3, "batch_size": 4}
+    greedy = Sampling(top_k=1, max_new_tokens=8)
+    with pytest.raises(RapModelError, match="8 of 8 groups .*identical.*top_k=1"):
+        score(*tiny, make_rows(12), sampling=greedy, **options)
+    scores = score(*tiny, make_rows(12), sampling=greedy, allow_degenerate=True, **options)
+    assert scores.meta["counts"] == {"scored": 12}
+
+
+def test_fault_36_another_setting_on_the_same_store_is_refused(tiny, tmp_path):
+    rows = make_rows(4)
+    score(*tiny, rows, store=tmp_path, seed=1)
+    for options, name in (
+        ({"seed": 2}, "seed"),
+        ({"seed": 1, "evidence": "logits"}, "evidence"),
+        ({"seed": 1, "answer_prefix": "So"}, "answer_prefix"),
+        ({"seed": 1, "ace": AceConfig(sigma=3.0)}, "sigma"),
+    ):
+        with pytest.raises(RapConfigError, match=name):
+            score(*tiny, rows, store=tmp_path, **options)
+    with pytest.raises(RapConfigError, match="dataset"):
+        score(*tiny, make_rows(3) + [rows[3] | {"answer": "A"}], store=tmp_path, seed=1)
+    with pytest.raises(RapConfigError, match="weights"):
+        score(*build("qwen2_5_vl", seed=5), rows, store=tmp_path, seed=1)
+    # speed may change
+    again = score(*tiny, rows, store=tmp_path, seed=1, batch_size=1, workers=0)
+    assert len(again) == 4
+
+
+def test_unknown_settings_are_refused(tiny):
+    with pytest.raises(RapConfigError, match="batchsize"):
+        score(*tiny, make_rows(1), batchsize=4)
+    with pytest.raises(RapConfigError, match="m1"):
+        score(*tiny, make_rows(1), m1=0)
+
+
+def hooks(model):
+    return [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
+
+
+def test_the_model_is_left_as_it_was(tiny):
+    model = tiny[0]
+    model.train()
+    model.model.visual.eval()
+    before = {name: m.training for name, m in model.named_modules()}
+    config, hooked = model.generation_config, hooks(model)
+    try:
+        seen = []
+        hook = model.register_forward_pre_hook(lambda m, a: seen.append(m.training))
+        score(*tiny, make_rows(2), evidence="rollouts", m1=2, m0=2, sampling=FEW)
+        hook.remove()
+        assert seen and not any(seen)
+        assert {name: m.training for name, m in model.named_modules()} == before
+        assert model.generation_config is config
+        assert model.config._attn_implementation == "sdpa"
+        assert hooks(model) == hooked
+        assert all(p.grad is None for p in model.parameters())
+    finally:
+        model.eval()
+
+
+def test_fault_32_interrupt_loses_at_most_the_current_shard(tiny, tmp_path, monkeypatch):
+    rows = make_rows(12)
+    options = {"shard_size": 4, "batch_size": 2}
+    whole = score(*tiny, rows, **options)
+    calls = 0
+    trace = ModelDriver.trace
+
+    def interrupted(self, *args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == 8:  # second shard, last batch, arm without the image
+            raise KeyboardInterrupt
+        return trace(self, *args, **kwargs)
+
+    threads = threading.active_count()
+    monkeypatch.setattr(ModelDriver, "trace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        score(*tiny, rows, store=tmp_path, **options)
+    assert threading.active_count() == threads
+    assert ScoreStore.load(tmp_path).missing() == [1, 2]
+    calls = 100
+    resumed = score(*tiny, rows, store=tmp_path, **options)
+    assert calls == 100 + 2 * 2 * 2  # two shards of two batches, two arms
+    assert stable(resumed.table).equals(stable(whole.table))
+
+
+def test_progress_shows_rate_and_quarantine(tiny, capfd):
+    rows = make_rows(6)
+    rows[1]["image"] = {"bytes": b"", "path": None}
+    score(*tiny, rows, max_bad_fraction=0.5, progress="force", batch_size=2)
+    shown = capfd.readouterr().err
+    assert "6/6" in shown and "samples/s" in shown and "1 quarantined" in shown
+    score(*tiny, make_rows(2))
+    assert capfd.readouterr().err == ""  # nobody is watching
+
+
+def test_select_is_score_and_choose(tiny, tmp_path):
+    rows = make_rows(10)
+    selection = rap.select(*tiny, rows, budget=0.3, store=tmp_path, seed=3)
+    scores = rap.score(*tiny, rows, store=tmp_path, seed=3)
+    expected = rap.choose(scores, budget=0.3)
+    assert selection.indices.tolist() == expected.indices.tolist()
+    with pytest.raises(RapConfigError, match="budget"):
+        rap.select(*tiny, rows, budget=7.0, store=tmp_path / "new")
+    assert not (tmp_path / "new").exists()  # refused before the model ran
