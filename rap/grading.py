@@ -36,17 +36,15 @@ def grade(answer: str, choices: Sequence[str], text: str) -> bool:
     choices: empty for an open question; else ``answer`` names one of them, by text or
     letter, and so must the response.
     """
-    final, cued = final_answer(text)
-    if not final:
-        return False
     if choices:
         gold = resolve_choice(answer, choices)
         if gold is None:
             raise ValueError(f"answer {answer[:80]!r} is not among the choices")
-        named = named_choice(final, choices) if cued else _unmarked_choice(text, choices)
+        named = _choice_in(text, choices)
         return named is not None and plain(choices[named]) == plain(choices[gold])
+    final, marked = final_answer(text)
     reference, _ = final_answer(answer)
-    return same_answer(reference or answer, final, search=not cued)
+    return bool(final) and same_answer(reference or answer, final, search=not marked)
 
 
 # --------------------------------------------------------------- the final answer
@@ -61,31 +59,46 @@ _END_TOKENS = re.compile(r"</s>|<\|(?:im_end|endoftext|eot_id|end)\|>|<end_of_tu
 
 
 def final_answer(text: str) -> tuple[str, bool]:
-    """The final answer in a response, and whether it was marked as one.
+    """The final answer in a response, and whether it was marked as one: the first of
+    ``marked_answers``, else the last line."""
+    marked = marked_answers(text)
+    if marked:
+        return marked[0], True
+    lines = _lines(text)
+    return (lines[-1] if lines else ""), False
 
-    In this order: the last ``<answer>`` element, the last ``\\boxed{}``, what follows the
-    last ``####``, what follows the last "the answer is" or "answer:", else the last line.
-    What stands before ``</think>`` does not count.
-    """
+
+def marked_answers(text: str) -> list[str]:
+    """What a response marks as its answer, best first: the last ``<answer>`` element, the
+    last ``\\boxed{}``, what follows the last ``####``, what follows the last "the answer
+    is" or "answer:". What stands before ``</think>`` does not count."""
+    text = _spoken(text)
+    inside, boxed = _last_element(text), _last_boxed(text)
+    if inside is not None:
+        inside = _last_boxed(inside) or inside
+    text = _MARKDOWN.sub("", text)
+    hashes = _first_line(text.rpartition("####")[2]) if "####" in text else ""
+    return [found for found in (inside, boxed, hashes, _after_cue(text)) if found]
+
+
+def _spoken(text: str) -> str:
+    """The response without a model's thoughts and end tokens."""
     text = _END_TOKENS.sub("", text)
     thought, _, rest = text.rpartition("</think>")
-    text = rest if rest.strip() else thought
-    inside = _last_element(text)
-    if inside is not None:
-        return _last_boxed(inside) or inside.strip(), True
-    boxed = _last_boxed(text)
-    if boxed is not None:
-        return boxed, True
-    text = _MARKDOWN.sub("", text)
-    _, hashes, after = text.rpartition("####")
-    if hashes and after.strip():
-        return _first_line(after), True
+    return rest if rest.strip() else thought
+
+
+def _lines(text: str) -> list[str]:
+    spoken = _MARKDOWN.sub("", _spoken(text))
+    return [line.strip() for line in spoken.splitlines() if line.strip()]
+
+
+def _after_cue(text: str) -> str:
     for match in reversed(list(_CUE.finditer(text))):
         after = _first_line(text[match.end() :])
         if after and not after.lower().startswith("not "):
-            return _first_sentence(after), True
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return (lines[-1] if lines else ""), False
+            return _first_sentence(after)
+    return ""
 
 
 def _last_element(text: str) -> str | None:
@@ -118,7 +131,7 @@ def _first_line(text: str) -> str:
 def _first_sentence(line: str) -> str:
     """Up to the first full stop that ends a sentence; not the one in "B. 12 cm"."""
     for match in re.finditer(r"[.!?](?=\s|$)", line):
-        if not re.fullmatch(r"\W*\w", line[: match.start()]):
+        if not re.fullmatch(r"\W*[A-Za-z]", line[: match.start()]):
             return line[: match.start()].strip()
     return line.strip()
 
@@ -126,10 +139,26 @@ def _first_sentence(line: str) -> str:
 # ------------------------------------------------------------------------- choices
 
 _LABEL = re.compile(
-    r"\W{0,2}(?:option|choice)?\s*[(\[]?\s*([A-Za-z])\s*(?:[)\].:,\u3002]|\s-)", re.I
+    r"\W{0,2}(?:option|choice)?\s*[(\[]?\s*([A-Za-z])\s*(?:[)\].:\u3002]|\s-)", re.I
 )
 _IN_BRACKETS = re.compile(r"[(\[]\s*([A-Za-z])\s*[)\]]")
-_WORD = re.compile(r"\b(?:option|choice|answer)\s+([A-Z])\b")
+_WORD = re.compile(r"\b(?i:option|choice|answer)\s+([A-Z])\b")
+
+
+def _choice_in(text: str, choices: Sequence[str]) -> int | None:
+    """0-based choice that a response names: its best marked answer that names one; if it
+    marks none, its last line, else its first. Lines that begin with different letters are
+    a list of the choices."""
+    marked = marked_answers(text)
+    for final in marked:
+        if (named := named_choice(final, choices)) is not None:
+            return named
+    lines = _lines(text)
+    labels = {match[1].upper() for line in lines if (match := _LABEL.match(line))}
+    if marked or not lines or len(labels) > 1:
+        return None
+    named = named_choice(lines[-1], choices)
+    return named_choice(lines[0], choices) if named is None else named
 
 
 def named_choice(final: str, choices: Sequence[str]) -> int | None:
@@ -147,6 +176,9 @@ def named_choice(final: str, choices: Sequence[str]) -> int | None:
     named = letter_index(final, n)
     if named is None and (match := _LABEL.match(final)):
         named = letter_index(match[1], n)
+        others = set(_IN_BRACKETS.findall(final[match.end() :])) - {match[1]}
+        if others and named is not None and texts[named] not in plain(final):
+            return None  # "(A), (B) and (C)"
     if named is None:
         named = _only(_equal_numbers(final, choices))
     if named is None:
@@ -160,19 +192,6 @@ def named_choice(final: str, choices: Sequence[str]) -> int | None:
     if named is None:
         named = _only(k for k in range(n) if same_answer(choices[k], final, search=False))
     return named
-
-
-def _unmarked_choice(text: str, choices: Sequence[str]) -> int | None:
-    """The choice that a response without a marked answer names: in its last line, else in
-    its first. Lines that begin with different letters are a list of the choices."""
-    lines = [
-        line.strip() for line in _END_TOKENS.sub("", text).splitlines() if line.strip()
-    ]
-    labels = {match[1].upper() for line in lines if (match := _LABEL.match(line))}
-    if len(labels) > 1:
-        return None
-    named = named_choice(lines[-1], choices)
-    return named_choice(lines[0], choices) if named is None else named
 
 
 def _only(indices: object) -> int | None:
@@ -204,6 +223,8 @@ def _texts_inside(final: str, texts: Sequence[str]) -> set[int]:
 
 
 def _opens_with(final: str, text: str) -> bool:
+    if len(text) == 1 and text.isalpha():  # "A, b and c"
+        return False
     return final.startswith(text) and final[len(text) : len(text) + 1] in (
         ",",
         ".",
@@ -213,30 +234,46 @@ def _opens_with(final: str, text: str) -> bool:
 
 
 def _find_words(text: str, words: str) -> int | None:
+    """Where ``words`` stands in ``text``, not as a part of a word, number or formula."""
+    if "\\" in text:
+        return None
     at = text.find(words)
     while at >= 0:
-        before, after = text[at - 1 : at], text[at + len(words) : at + len(words) + 1]
-        joined = (before.isalnum() and words[0].isalnum()) or (
-            after.isalnum() and words[-1].isalnum()
-        )
-        if not joined:
+        before, after = text[max(at - 2, 0) : at], text[at + len(words) :][:2]
+        if not (_joins(before[::-1], words[0]) or _joins(after, words[-1])):
             return at
         at = text.find(words, at + 1)
     return None
 
 
+def _joins(neighbours: str, edge: str) -> bool:
+    """Whether the characters outwards from an edge go on with what stands inside it."""
+    if not neighbours:
+        return False
+    if neighbours[0] in "/^_{}=+*":
+        return True
+    number = edge.isdigit() and neighbours[0] in ".,:-" and neighbours[1:].isdigit()
+    signed = edge.isdigit() and neighbours == "-" or neighbours == "- "
+    return number or signed or (edge.isalnum() and neighbours[0].isalnum())
+
+
 # -------------------------------------------------------------------- open answers
 
+_OPERATION = re.compile(r"\d\s*[+*/^]|[+*/^]\s*\d")
 _FRACTION = re.compile(r"([-+]?\d+)\s*/\s*(\d+)")
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|[-+]?\.\d+")
 _LATEX_TEXT = re.compile(
     r"\\(?:text|mathrm|textbf|mathbf|textit|mbox|operatorname)\s*\{([^{}]*)\}"
 )
+# A unit: a word, a short name from the list, squared or not, one per another. Not any
+# letter: 5x is no quantity of 5.
+_NAME = (
+    r"(?:[a-zA-Z]{3,}|[cdkmn]?m|[km]?g|[cdm]?[lL]|in|ft|yd|mi|lb|oz|cc|hr?|s|am|pm"
+    r"|k?[NJWVA]|k?Hz|k?Pa|\u00b0\s*[CF])(?:\s*\^?\s*\{?[23]\}?|\s*[\u00b2\u00b3])?"
+)
 _UNIT = re.compile(
-    r"(?:degrees?|[\u00b0\u00a2\u20ac\u00a3%$]|\^\s*\{?\\circ\}?|\\circ|\\%|\\\$"
-    r"|[a-zA-Z\u00b5\u03bc]+(?:\s*(?:\^?\s*\{?[23]\}?|[\u00b2\u00b3]))?"
-    r"|(?:square|cubic|sq\.?|cu\.?)\s+[a-zA-Z]+"
-    r"|[a-zA-Z]+\s*(?:/|per)\s*[a-zA-Z]+)\.?"
+    r"[\u00b0\u00a2\u20ac\u00a3%$]|\^?\s*\{?\s*\\circ\s*\}?|\\%|\\\$"
+    rf"|(?:(?:square|cubic|sq\.?|cu\.?)\s+)?{_NAME}(?:\s*(?:/|per)\s*{_NAME})?"
 )
 
 
@@ -253,9 +290,10 @@ def same_answer(reference: str, final: str, *, search: bool) -> bool:
     gold, value = quantity(reference), quantity(final)
     if gold is not None and value is not None:
         return _equal(gold, value)
-    if gold is not None and (search or not _looks_like_formula(final)):
-        numbers = _NUMBER.findall(final)
-        if numbers and _FRACTION.search(final) is None and "\\" not in final:
+    if gold is not None and (search or _is_phrase(final)):
+        said = final.rpartition("=")[2]
+        numbers = _NUMBER.findall(said)
+        if numbers and "\\" not in said and not _OPERATION.search(said):
             return _equal(gold, (float(numbers[-1].replace(",", "")), ""))
     longest = LONGEST_FORMULA + len(reference)
     if len(final) > longest and not search:
@@ -275,7 +313,7 @@ def quantity(text: str) -> tuple[float, str] | None:
         value = as_number(match[0]) if match else None
     if match is None or value is None:
         return None
-    unit = text[match.end() :].strip().replace("\\ ", " ").strip("\\,;~ ")
+    unit = text[match.end() :].replace("\\ ", " ").strip()
     if unit and not _UNIT.fullmatch(unit):
         return None
     return value, _unit_name(unit)
@@ -317,8 +355,9 @@ def _squeezed(text: str) -> str:
     return re.sub(r"[\s$]", "", text).casefold().rstrip(".")
 
 
-def _looks_like_formula(text: str) -> bool:
-    return any(c in text for c in "\\^=$")
+def _is_phrase(text: str) -> bool:
+    """Words around a number, not a formula like 5x."""
+    return bool(re.search(r"[A-Za-z]{2,}\s|\s[A-Za-z]{2,}", text)) and "\\" not in text
 
 
 def _same_mathematics(reference: str, final: str) -> bool:

@@ -273,7 +273,7 @@ def parse_row(
         choices=choices,
         images=images,
         source=None if source is None else _clean(str(source), "source"),
-        extra=MappingProxyType({k: v for k, v in row.items() if k not in hidden}),
+        extra={k: v for k, v in row.items() if k not in hidden},
     )
 
 

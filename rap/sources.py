@@ -366,7 +366,7 @@ def open_rows(source: object) -> tuple[Rows, Path | None]:
             f"{name}: choose one split: dataset[...] with one of {', '.join(source)}"
         )
     if hasattr(source, "with_format") and hasattr(source, "features"):
-        if not hasattr(source, "__getitem__"):
+        if not hasattr(source, "__len__"):
             raise RapInputError(
                 f"{name}: rows must be reachable by number; load it without streaming"
             )
