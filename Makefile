@@ -23,28 +23,28 @@ help:
 	@sed -n 's/^# //p;/^$$/q' Makefile
 	@echo 'also: make lint | format | bench | bench-quick | clean'
 
-demo: $(VENV)/demo.done
+demo: build $(VENV)/demo.done
 	$(VENV)/bin/rap demo --out demo-out
 
-test: $(VENV)/test.done
+test: build $(VENV)/test.done
 	$(PY) -m pytest $(PYTEST)
 
-lint: $(VENV)/lint.done
+lint: build $(VENV)/lint.done
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(VENV)/bin/clang-format --dry-run -Werror $(C_FILES)
-	$(PY) -m mypy.stubtest rap._C
+	$(PY) -m mypy.stubtest rap._C --mypy-config-file .ci/stubtest.ini
 
 format: $(VENV)/lint.done
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 	$(VENV)/bin/clang-format -i $(C_FILES)
 
-bench: $(VENV)/test.done
-	$(PY) benchmarks/run.py
+bench: build $(VENV)/test.done
+	$(PY) -m benchmarks.run
 
-bench-quick: $(VENV)/test.done
-	$(PY) benchmarks/run.py --quick
+bench-quick: build $(VENV)/test.done
+	$(PY) -m benchmarks.run --quick
 
 # An editable install: the extension is built into rap/, and built again when csrc changes.
 build: $(VENV)/build.done
@@ -59,17 +59,17 @@ $(VENV)/made:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/demo.done: $(VENV)/build.done .ci/constraints.txt
+$(VENV)/demo.done: pyproject.toml .ci/constraints.txt | build
 	@echo 'installing torch, transformers and what the demo needs (some GB, a few minutes)'
 	@$(PIP) --editable '.[demo]'
 	@touch $@
 
-$(VENV)/test.done: $(VENV)/build.done .ci/constraints.txt
+$(VENV)/test.done: pyproject.toml .ci/constraints.txt | build
 	@echo 'installing torch, transformers and what the tests need (some GB, a few minutes)'
 	@$(PIP) --editable '.[test]'
 	@touch $@
 
-$(VENV)/lint.done: $(VENV)/test.done .ci/constraints.txt
+$(VENV)/lint.done: pyproject.toml .ci/constraints.txt | build
 	@$(PIP) --editable '.[lint]'
 	@touch $@
 

@@ -610,6 +610,9 @@ def _score(
 ) -> Scores:
     config = score_config(options)  # refused before the model is loaded
     reward = _load_reward(options["reward"])
+    shown = options["progress"]
+    if not (sys.stderr.isatty() if shown is None else shown):
+        _quiet_transformers()
     loaded, processor = load_model(
         model,
         device=options["device"],
@@ -620,7 +623,6 @@ def _score(
     )
     from .scoring import score
 
-    shown = options["progress"]
     try:
         return score(
             loaded,
@@ -637,6 +639,15 @@ def _score(
             err=True,
         )
         raise
+
+
+def _quiet_transformers() -> None:
+    """Its bar for loading weights belongs on a terminal, not in a log."""
+    try:
+        from transformers.utils import logging
+    except ImportError:  # load_model says what to install
+        return
+    logging.disable_progress_bar()
 
 
 def score_config(options: Mapping[str, Any]) -> ScoreConfig:

@@ -46,7 +46,7 @@ EXPLANATION = {
     "dropped_unsolved": "Never solved with the image: nothing to reward.",
     "dropped_attention_biased": "One token holds the response's attention: psi is above "
     "its limit.",
-    "dropped_image_hurts": "Solved more often without the image than with it.",
+    "dropped_image_hurts": "Does better without the image than with it.",
     "dropped_language_prior": "The image changes too little: the text alone does nearly as "
     "well.",
     "dropped_trivial": "Always solved: nothing left to learn.",
@@ -316,7 +316,7 @@ class Panel:
     most: tuple[int, int]
     ticks: list[tuple[float, str]]
     line: float | None  # x of the threshold
-    line_text: str
+    line_text: str  # what the line is, or why there is nothing to see
 
 
 WIDTH, HEIGHT, KEPT_HEIGHT = 300.0, 80.0, 46.0
@@ -336,7 +336,7 @@ def _panels(selection: Selection) -> list[Panel]:
             "What the image changes: D",
             "accuracy with the image minus accuracy without"
             if evidence == "rollouts"
-            else "probability of the answer with the image minus without"
+            else "p(answer) with the image minus p(answer) without"
             if evidence == "answer"
             else f"{divergence} divergence of the two predictions, nats",
             (-1.0, 1.0) if signed else None,
@@ -383,8 +383,12 @@ def _panel(
     usable = np.isfinite(values)
     measured = int(usable.sum())
     if not measured:
-        return Panel(column, title, text, 0, [], (0, 0), [], None, "")
-    low, high = span or (float(values[usable].min()), float(values[usable].max()))
+        short = int(np.isneginf(values).sum())
+        why = f"{grouped(short)} responses are too short to judge." if short else ""
+        return Panel(column, title, text, 0, [], (0, 0), [], None, why or "Not measured.")
+    low, high = float(values[usable].min()), float(values[usable].max())
+    if span is not None and (column != "D" or high - low > (span[1] - span[0]) / 20):
+        low, high = span  # else D lies in a small part of it: look closer
     if threshold is not None and math.isfinite(threshold):
         low, high = min(low, threshold), max(high, threshold)
     if high <= low:
@@ -408,7 +412,7 @@ def _panel(
     def place(x: float) -> float:
         return (x - edges[0]) / (edges[-1] - edges[0]) * WIDTH
 
-    ticks = [(place(x), number(x)) for x in np.linspace(low, high, 5)]
+    ticks = [(place(x), number(x, 2)) for x in np.linspace(low, high, 5)]
     line = place(threshold) if threshold is not None else None
     return Panel(column, title, text, measured, bars, most, ticks, line, line_text)
 
@@ -583,7 +587,8 @@ def _score_lines(row: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("log \u03c8", "log_psi"),
     ):
         if row[name] is not None:
-            lines.append((label, number(row[name])))
+            short = name == "log_psi" and row[name] == -math.inf
+            lines.append((label, "too short" if short else number(row[name])))
     return lines
 
 

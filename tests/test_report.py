@@ -469,3 +469,22 @@ def test_unwritable_place_is_a_store_error(data, tmp_path):
 def test_nonsense_options_are_refused(options, tmp_path):
     with pytest.raises(RapConfigError, match="per_reason"):
         write_report(selection(), tmp_path / "x.html", **options)
+
+
+def test_tiny_probabilities_are_looked_at_closely_and_short_responses_named():
+    rows = [
+        {
+            "id": str(i),
+            "index": i,
+            "status": "scored",
+            "evidence": "answer",
+            "p_answer1": (10 + i) * 1e-7,
+            "p_answer0": 1e-7,
+            "log_psi": float("-inf"),
+        }
+        for i in range(30)
+    ]
+    text = render(selection(rows=rows, budget=0.1))
+    first = re.search("<figure>.*?</figure>", text, re.S).group()
+    assert first.count('<rect class="all"') > 20  # spread out, not one bar at zero
+    assert "30 responses are too short to judge." in text and "too short</dd>" in text
