@@ -9,7 +9,9 @@ from benchmarks.common import Row, check, compare
 from rap import reference
 
 
-def build_and_reduce(q: torch.Tensor, k: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+def build_and_reduce(
+    q: torch.Tensor, k: torch.Tensor, hidden: torch.Tensor
+) -> torch.Tensor:
     """log psi_j of the head mean from A [H, L, L]; the mask is made beforehand."""
     scores = (q @ k.transpose(1, 2)) * q.shape[-1] ** -0.5
     a = scores.masked_fill_(hidden, float("-inf")).softmax(-1)
@@ -29,11 +31,11 @@ def check_ace() -> None:
 def run(quick: bool) -> list[Row]:
     check_ace()
     g = torch.Generator().manual_seed(0)
+    options = dict(response_start=0, min_rows=1, normalise=False, threads=1)
     out = []
     for length in (2048,) if quick else (2048, 4096):
         q, k = (torch.randn(16, length, 128, generator=g) for _ in range(2))
         hidden = torch.ones(length, length, dtype=torch.bool).triu(1)
-        options = dict(response_start=0, min_rows=1, normalise=False, threads=1)
         ours = rap.ace(q, k, **options)
         check("build A", ours.log_psi_columns.numpy(), build_and_reduce(q, k, hidden), 1e-3)
         kinds: list[tuple[str, dict, float | None]] = [

@@ -22,9 +22,12 @@ def run(quick: bool) -> list[Row]:
     for name, difficulty in kinds.items():
         small = slice(0, 400_000)
         got = rap.drm(difficulty[small], 5000, gain=gain[small])
-        if not np.array_equal(got, reference.drm(difficulty[small], 5000, gain=gain[small])):
+        if not np.array_equal(
+            got, reference.drm(difficulty[small], 5000, gain=gain[small])
+        ):
             raise WrongResult(f"drm {name}")
         for k in (100_000,) if quick else (1_000, 100_000, 930_000):
+
             def argpartition(x: np.ndarray = difficulty, k: int = k) -> np.ndarray:
                 return np.argpartition(x, n - k)
 

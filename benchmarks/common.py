@@ -43,7 +43,9 @@ def check(name: str, got: np.ndarray, truth: np.ndarray, tolerance: float) -> No
     same = np.isfinite(got) == np.isfinite(truth)
     known = np.isfinite(truth)
     error = np.abs(got[known] - truth[known]).max(initial=0.0)
-    if not same.all() or error > tolerance * max(1.0, np.abs(truth[known]).max(initial=0.0)):
+    if not same.all() or error > tolerance * max(
+        1.0, np.abs(truth[known]).max(initial=0.0)
+    ):
         raise WrongResult(f"{name}: off by {error:g}, {int((~same).sum())} not finite")
 
 
@@ -75,7 +77,9 @@ def compare(
 def print_row(row: Row) -> None:
     verdict = ""
     if row.floor is not None:
-        verdict = f"  floor {row.floor:g}x " + ("met" if row.ratio >= row.floor else "MISSED")
+        verdict = f"  floor {row.floor:g}x " + (
+            "met" if row.ratio >= row.floor else "MISSED"
+        )
     print(
         f"{row.kernel:11} {row.work:44} {row.ours_ms:9.2f} ms  {row.rival:34} "
         f"{row.rival_ms:9.2f} ms  {row.ratio:6.2f}x{verdict}",

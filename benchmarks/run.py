@@ -23,13 +23,18 @@ KERNELS = {"cde": bench_cde, "ace": bench_ace, "drm": bench_drm}
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="smaller shapes, under 3 minutes")
+    parser.add_argument(
+        "--quick", action="store_true", help="smaller shapes, under 3 minutes"
+    )
     parser.add_argument("--only", choices=KERNELS, help="one kernel")
     parser.add_argument("--out", type=Path, default=Path("out/benchmarks.csv"))
     args = parser.parse_args()
     torch.set_num_threads(1)
     info = rap.info()
-    print(f"{info['machine']}, kernels {info['isa']['cde']}, torch {torch.__version__}, 1 thread")
+    print(
+        f"{info['machine']}, kernels {info['isa']['cde']}, torch {torch.__version__}, "
+        "1 thread"
+    )
     rows = []
     try:
         for name, module in KERNELS.items():

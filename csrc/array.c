@@ -170,8 +170,9 @@ dlpack_dtype(DLDataType type, const char *name, rap_array *view, rap_error *err)
     static const struct {
         unsigned char code, bits;
         rap_dtype dtype;
-    } known[] = {{kDLFloat, 32, RAP_F32},   {kDLFloat, 16, RAP_F16}, {kDLFloat, 64, RAP_F64},
-                 {kDLBfloat, 16, RAP_BF16}, {kDLInt, 64, RAP_I64},   {kDLBool, 8, RAP_BOOL}};
+    } known[] = {{kDLFloat, 32, RAP_F32}, {kDLFloat, 16, RAP_F16},
+                 {kDLFloat, 64, RAP_F64}, {kDLBfloat, 16, RAP_BF16},
+                 {kDLInt, 64, RAP_I64},   {kDLBool, 8, RAP_BOOL}};
 
     for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++) {
         if (type.code == known[i].code && type.bits == known[i].bits && type.lanes == 1) {
@@ -179,9 +180,9 @@ dlpack_dtype(DLDataType type, const char *name, rap_array *view, rap_error *err)
             return true;
         }
     }
-    return rap_fail(err, RAP_ETYPE,
-                    "%s: dtype is not one of float32, float16, bfloat16, float64, int64, bool",
-                    name);
+    return rap_fail(
+        err, RAP_ETYPE,
+        "%s: dtype is not one of float32, float16, bfloat16, float64, int64, bool", name);
 }
 
 static bool
@@ -190,10 +191,11 @@ from_dltensor(const DLTensor *t, const char *name, rap_array *view, rap_error *e
     int64_t dense = 1;
 
     if (t->device.device_type != kDLCPU && t->device.device_type != kDLCUDAHost) {
-        return rap_fail(err, RAP_EINPUT,
-                        "%s is on device type %d: this build computes on the CPU; move it with "
-                        ".cpu()",
-                        name, (int)t->device.device_type);
+        return rap_fail(
+            err, RAP_EINPUT,
+            "%s is on device type %d: this build computes on the CPU; move it with "
+            ".cpu()",
+            name, (int)t->device.device_type);
     }
     if (!dimensions(name, t->ndim, view, err) || !dlpack_dtype(t->dtype, name, view, err)) {
         return false;
@@ -237,8 +239,8 @@ static bool
 from_capsule(PyObject *capsule, const char *name, rap_array *view, rap_error *err)
 {
     if (PyCapsule_IsValid(capsule, "dltensor_versioned")) {
-        DLManagedTensorVersioned *managed
-            = PyCapsule_GetPointer(capsule, "dltensor_versioned");
+        DLManagedTensorVersioned *managed =
+            PyCapsule_GetPointer(capsule, "dltensor_versioned");
 
         if (managed->version.major != DLPACK_MAJOR_VERSION) {
             return rap_fail(err, RAP_EINPUT, "%s: DLPack version %u is not known", name,
@@ -289,7 +291,8 @@ buffer_dtype(const Py_buffer *buffer, const char *name, rap_array *view, rap_err
             return true;
         }
     }
-    return rap_fail(err, RAP_ETYPE, "%s: buffer format '%.20s' is not supported", name, format);
+    return rap_fail(err, RAP_ETYPE, "%s: buffer format '%.20s' is not supported", name,
+                    format);
 }
 
 static bool
@@ -304,11 +307,14 @@ from_buffer(PyObject *object, const char *name, rap_array *view, rap_error *err)
         PyErr_Clear();
         PyMem_Free(buffer);
         return rap_fail(err, RAP_ETYPE,
-                        "%s: expected an array (NumPy, torch, DLPack or buffer protocol)", name);
+                        "%s: expected an array (NumPy, torch, DLPack or buffer protocol)",
+                        name);
     }
     view->owner = buffer;
     view->release = release_buffer;
-    if (!dimensions(name, buffer->ndim, view, err) || !buffer_dtype(buffer, name, view, err)) {
+    if (!dimensions(name, buffer->ndim, view, err)
+        || !buffer_dtype(buffer, name, view, err))
+    {
         return false;
     }
     for (int i = 0; i < view->ndim; i++) {
@@ -335,7 +341,8 @@ rap_array_from(PyObject *object, const char *name, bool optional, rap_array *vie
     bool ok = false;
 
     if (object == NULL || object == Py_None) {
-        return optional || rap_fail(err, RAP_ETYPE, "%s: expected an array, got None", name);
+        return optional
+               || rap_fail(err, RAP_ETYPE, "%s: expected an array, got None", name);
     }
     if (PyArray_Check(object)) {
         ok = from_numpy((PyArrayObject *)object, name, view, err);

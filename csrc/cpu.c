@@ -19,7 +19,8 @@ available(const rap_kernels **table)
         table[n++] = &rap_kernels_avx512;
     }
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")
-        && __builtin_cpu_supports("f16c")) {
+        && __builtin_cpu_supports("f16c"))
+    {
         table[n++] = &rap_kernels_avx2;
     }
 #elif defined(__aarch64__)

@@ -22,7 +22,8 @@ typedef struct rap_kernels {
 
     /* gemm/gemm.h */
     int gemm_nr;
-    void (*gemm_pack)(const float *b, int64_t ldb, int64_t cols, int64_t depth, float *panel);
+    void (*gemm_pack)(const float *b, int64_t ldb, int64_t cols, int64_t depth,
+                      float *panel);
     void (*gemm_panel)(const float *a, int64_t lda, int64_t rows, const float *panel,
                        int64_t depth, bool add, float *c, int64_t ldc);
 

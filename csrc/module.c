@@ -106,8 +106,8 @@ isa(PyObject *module, PyObject *args)
     if (name != NULL) {
         table = rap_cpu_table(name);
         if (table == NULL) {
-            return PyErr_Format(state->input_error, "no kernels called '%s' on this processor",
-                                name);
+            return PyErr_Format(state->input_error,
+                                "no kernels called '%s' on this processor", name);
         }
         state->kernels = table;
     }
@@ -125,7 +125,8 @@ static PyMethodDef methods[] = {
     {"drm", (PyCFunction)(void (*)(void))rap_py_drm, METH_VARARGS | METH_KEYWORDS,
      PyDoc_STR("The k hardest samples; see rap.drm and csrc/drm/drm.h.")},
     {"isa", isa, METH_VARARGS,
-     PyDoc_STR("isa(name=None) -> name of the kernel table in use before; sets it if given.")},
+     PyDoc_STR(
+         "isa(name=None) -> name of the kernel table in use before; sets it if given.")},
     {"isa_names", isa_names, METH_NOARGS,
      PyDoc_STR("Kernel tables this processor can run, best first.")},
     {NULL, NULL, 0, NULL},
@@ -138,7 +139,8 @@ choose_kernels(rap_state *state)
 
     state->kernels = rap_cpu_table(name != NULL && name[0] != '\0' ? name : NULL);
     if (state->kernels == NULL) {
-        PyErr_Format(PyExc_ImportError, "RAP_ISA=%s: no such kernels on this processor", name);
+        PyErr_Format(PyExc_ImportError, "RAP_ISA=%s: no such kernels on this processor",
+                     name);
         return -1;
     }
     return 0;

@@ -179,7 +179,14 @@ class ScoreConfig:
             self.counterfactual,
             f"one of {COUNTERFACTUALS}",
         )
-        for name in ("m1", "m0", "batch_size", "prefetch", "shard_size", "max_prompt_tokens"):
+        for name in (
+            "m1",
+            "m0",
+            "batch_size",
+            "prefetch",
+            "shard_size",
+            "max_prompt_tokens",
+        ):
             value = getattr(self, name)
             _require(_is_int(value) and value >= 1, name, value, "an integer >= 1")
         for name in ("m1", "m0"):
@@ -261,7 +268,8 @@ class ChooseConfig:
             "None with rule='paper', which keeps what passes its thresholds",
         )
         _require(
-            self.lambda_c is None or (_is_finite(self.lambda_c) and -1 <= self.lambda_c <= 1),
+            self.lambda_c is None
+            or (_is_finite(self.lambda_c) and -1 <= self.lambda_c <= 1),
             "lambda_c",
             self.lambda_c,
             "None or a number in [-1, 1]",

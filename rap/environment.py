@@ -37,7 +37,9 @@ def info() -> dict[str, object]:
         "machine": platform.machine(),
         "isa": {kernel: isa for kernel in ("cde", "linear_cde", "ace", "drm")},
         "isa_available": _C.isa_names(),
-        "isa_source": "RAP_ISA" if os.environ.get("RAP_ISA") else "best of what this CPU has",
+        "isa_source": "RAP_ISA"
+        if os.environ.get("RAP_ISA")
+        else "best of what this CPU has",
         "threads": default_threads(),
         "threads_source": _threads_source(),
         "gpu": "no CUDA kernels in this build: arrays are computed on the CPU",

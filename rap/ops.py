@@ -87,7 +87,9 @@ def default_threads() -> int:
         try:
             return max(1, int(text))
         except ValueError:
-            raise RapConfigError(f"RAP_NUM_THREADS = {text!r}: expected an integer") from None
+            raise RapConfigError(
+                f"RAP_NUM_THREADS = {text!r}: expected an integer"
+            ) from None
     torch = sys.modules.get("torch")
     if torch is not None and hasattr(torch, "get_num_threads"):
         return max(1, torch.get_num_threads())
@@ -145,7 +147,13 @@ def _answer(x: np.ndarray, like: Any) -> Any:
 
 def _offsets(cu_seqlens: Any, total: int) -> np.ndarray:
     cu = _host(cu_seqlens, np.int64, "cu_seqlens")
-    if cu.ndim != 1 or len(cu) < 1 or cu[0] != 0 or cu[-1] != total or (np.diff(cu) < 0).any():
+    if (
+        cu.ndim != 1
+        or len(cu) < 1
+        or cu[0] != 0
+        or cu[-1] != total
+        or (np.diff(cu) < 0).any()
+    ):
         raise RapInputError(f"cu_seqlens: expected rising integers from 0 to {total}")
     return cu
 
@@ -340,7 +348,9 @@ def ace(
     cu = _host([0, total] if cu_seqlens is None else cu_seqlens, np.int64, "cu_seqlens")
     samples = max(0, cu.size - 1)
     start = _host(response_start, np.int64, "response_start")
-    start = np.ascontiguousarray(np.broadcast_to(start, (samples,)) if start.ndim == 0 else start)
+    start = np.ascontiguousarray(
+        np.broadcast_to(start, (samples,)) if start.ndim == 0 else start
+    )
     fields = hq if heads == "each" else 1
     summary = np.empty((4, samples, fields))
     position = np.empty((samples, fields), np.int64)

@@ -116,12 +116,16 @@ def linear_cde(
         return x if not softcap else softcap * np.tanh(x / softcap)
 
     return cde(
-        logits(hidden1), logits(hidden0), targets=targets, weights=weights, cu_seqlens=cu_seqlens
+        logits(hidden1),
+        logits(hidden0),
+        targets=targets,
+        weights=weights,
+        cu_seqlens=cu_seqlens,
     )
 
 
 def attention(q: ArrayLike, k: ArrayLike, scale: float | None = None) -> Array:
-    """Causal self-attention A [Hq, L, L] of q [Hq, L, D] and k [Hkv, L, D]; rows sum to 1."""
+    """Causal self-attention A [Hq, L, L] of q [Hq, L, D], k [Hkv, L, D]; rows sum to 1."""
     q, k = _float64(q), _float64(k)
     k = np.repeat(k, q.shape[0] // k.shape[0], axis=0)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -230,7 +234,11 @@ def ace(
         )
         for a, b, start in zip(cu[:-1], cu[1:], starts, strict=True)
     ]
-    out = {name: np.stack([p[name] for p in parts]) for name in parts[0] if "columns" not in name}
+    out = {
+        name: np.stack([p[name] for p in parts])
+        for name in parts[0]
+        if "columns" not in name
+    }
     out["log_psi_columns"] = np.concatenate([p["log_psi_columns"] for p in parts], axis=-1)
     if heads != "each":
         out = {n: x[0] if n == "log_psi_columns" else x[:, 0] for n, x in out.items()}

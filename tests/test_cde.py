@@ -17,10 +17,21 @@ from rap import _C, ops, reference
 
 ISAS = _C.isa_names()
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-SHAPES = [(64, 1), (64, 2), (40, 31), (40, 33), (24, 2047), (24, 2049), (8, 7001), (4, 32003)]
+SHAPES = [
+    (64, 1),
+    (64, 2),
+    (40, 31),
+    (40, 33),
+    (24, 2047),
+    (24, 2049),
+    (8, 7001),
+    (4, 32003),
+]
 
 
-def naive(l1: torch.Tensor, l0: torch.Tensor, targets: torch.Tensor) -> dict[str, np.ndarray]:
+def naive(
+    l1: torch.Tensor, l0: torch.Tensor, targets: torch.Tensor
+) -> dict[str, np.ndarray]:
     """What a user would write, in the dtype of the logits."""
     a1, a0 = torch.log_softmax(l1, -1), torch.log_softmax(l0, -1)
     p1, p0 = a1.exp(), a0.exp()
@@ -80,10 +91,14 @@ def test_large_vocabulary_and_rising_rows(isa, rng):
     """A row that keeps rising moves the reference again and again."""
     vocab = 151_936
     l1 = np.linspace(-300, 300, vocab, dtype=np.float32)[None]
-    l0 = np.ascontiguousarray(l1[:, ::-1]) * 0.3 + rng.normal(size=(1, vocab)).astype(np.float32)
+    l0 = np.ascontiguousarray(l1[:, ::-1]) * 0.3 + rng.normal(size=(1, vocab)).astype(
+        np.float32
+    )
     got, truth = rap.cde(l1, l0), reference.cde(l1, l0)
     for name in ("kl", "rkl", "js", "tv", "hellinger2", "entropy1", "entropy0"):
-        assert getattr(got, name)[0] == pytest.approx(truth[name][0], rel=2e-6, abs=2e-6), name
+        assert getattr(got, name)[0] == pytest.approx(truth[name][0], rel=2e-6, abs=2e-6), (
+            name
+        )
 
 
 @pytest.mark.parametrize("isa", ISAS, indirect=True)

@@ -89,8 +89,8 @@ def test_headers_compile_alone(tmp_path):
         unit = tmp_path / "alone.c"
         unit.write_text(f'#include "{header}"\n')
         done = subprocess.run(
-            [compiler, "-std=c11", "-D_GNU_SOURCE", "-Wall", "-Werror", "-Wno-unused-function",
-             "-fsyntax-only", str(unit)],
+            [compiler, "-std=c11", "-D_GNU_SOURCE", "-Wall", "-Werror",
+             "-Wno-unused-function", "-fsyntax-only", str(unit)],
             capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == 0, (header.name, done.stderr)
@@ -122,7 +122,9 @@ def test_scalar_maths_is_within_one_ulp(tmp_path):
              f"-I{CSRC}", str(tmp_path / "ulp.c"), "-o", str(tmp_path / "ulp"), "-lm"],
             check=True,
         )  # fmt: skip
-        done = subprocess.run([tmp_path / "ulp", "11"], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [tmp_path / "ulp", "11"], capture_output=True, text=True, check=True
+        )
         worst = dict(line.split() for line in done.stdout.splitlines())
         assert float(worst["exp2"]) <= bound and float(worst["log"]) <= bound, (flag, worst)
         assert worst["f16"] == "0" and worst["nan"] == "0"

@@ -19,7 +19,21 @@ ISAS = _C.isa_names()
 def test_any_scores(data):
     n = data.draw(st.integers(0, 60))
     value = st.sampled_from(
-        [0.0, -0.0, 1.0, 0.2, 0.4, 0.6, 0.8, 5e-324, 1 - 2**-53, np.nan, np.inf, -np.inf, 2.0]
+        [
+            0.0,
+            -0.0,
+            1.0,
+            0.2,
+            0.4,
+            0.6,
+            0.8,
+            5e-324,
+            1 - 2**-53,
+            np.nan,
+            np.inf,
+            -np.inf,
+            2.0,
+        ]
     )
     d = np.array(data.draw(st.lists(value, min_size=n, max_size=n)))
     g = np.array(data.draw(st.lists(value, min_size=n, max_size=n)))

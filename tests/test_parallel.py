@@ -32,7 +32,7 @@ def test_fault_40_a_forked_child_computes_too():
     done = run("""
         import os, warnings
         import numpy as np, rap
-        warnings.simplefilter("ignore", DeprecationWarning)  # fork with threads is the point
+        warnings.simplefilter("ignore", DeprecationWarning)  # the point here
         x = np.random.default_rng(0).normal(size=(64, 20000)).astype(np.float32)
         want = rap.cde(x, x[::-1], threads=4).kl.tobytes()
         for _ in range(3):

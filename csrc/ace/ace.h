@@ -49,10 +49,10 @@ typedef struct {
     rap_array response_start; /* int64 [S], inside the sample */
     rap_array column_mask;    /* bool [L]: true may be a candidate; or empty */
     rap_array image_mask;     /* bool [L]; or empty */
-    rap_array lse;            /* float32 or float64 [Hq, L] of the scaled scores; or empty */
-    rap_array summary;        /* out float64 [OUTPUTS, S, F] */
-    rap_array position;       /* out int64 [S, F]: column inside the sample, -1: none */
-    rap_array psi;            /* out float64 [F, L]: log psi_j, -inf: no candidate */
+    rap_array lse;      /* float32 or float64 [Hq, L] of the scaled scores; or empty */
+    rap_array summary;  /* out float64 [OUTPUTS, S, F] */
+    rap_array position; /* out int64 [S, F]: column inside the sample, -1: none */
+    rap_array psi;      /* out float64 [F, L]: log psi_j, -inf: no candidate */
     double scale, sigma;
     int64_t min_rows, window; /* window 0: all rows */
     int heads, columns, top;

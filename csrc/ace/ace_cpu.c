@@ -24,7 +24,8 @@ typedef struct {
 } block;
 
 static const float *
-query_rows(const ace_ctx *ctx, const ace_sample *s, const block *b, int64_t head, int64_t *ld)
+query_rows(const ace_ctx *ctx, const ace_sample *s, const block *b, int64_t head,
+           int64_t *ld)
 {
     const rap_array *q = &ctx->a->q;
     int64_t size = (int64_t)rap_dtype_size(q->dtype);
@@ -56,7 +57,8 @@ head_scores(const ace_ctx *ctx, const ace_sample *s, const block *b, int64_t hea
 
 /* Row sum in float64 over pieces, so that long rows do not drift. */
 static double
-row_sum(const rap_kernels *kernels, float *s, int64_t n, float scale, float shift, bool keep)
+row_sum(const rap_kernels *kernels, float *s, int64_t n, float scale, float shift,
+        bool keep)
 {
     double sum = 0;
 
@@ -151,8 +153,8 @@ add_columns(const ace_ctx *ctx, const ace_sample *s, const block *b, int64_t row
     if (a->columns & RAP_ACE_RESPONSE) {
         int64_t first = RAP_MAX(s->start, row - window + 1);
 
-        ctx->exec->kernels->ace_columns(column + first, ln_w + first - b->key, row + 1 - first,
-                                        shift);
+        ctx->exec->kernels->ace_columns(column + first, ln_w + first - b->key,
+                                        row + 1 - first, shift);
     }
 }
 
@@ -205,8 +207,8 @@ finish_row(const ace_ctx *ctx, const ace_sample *s, const block *b, int64_t r, d
 /* --- tasks --------------------------------------------------------------------------- */
 
 static void
-run_block(const ace_ctx *ctx, const ace_sample *s, int64_t field, int64_t number, int worker,
-          double *sums)
+run_block(const ace_ctx *ctx, const ace_sample *s, int64_t field, int64_t number,
+          int worker, double *sums)
 {
     const bool each = ctx->a->heads == RAP_ACE_EACH;
     const int64_t first = each ? field : 0, last = each ? field + 1 : ctx->hq;
@@ -296,10 +298,11 @@ reduce_task(void *arg, int64_t task, int worker)
             sum += sums[g * width + j];
         }
         if (j >= s->length) {
-            bool known = rows > 0 && ctx->a->stats
-                         && (j - s->length < 2 || ctx->image != NULL);
+            bool known =
+                rows > 0 && ctx->a->stats && (j - s->length < 2 || ctx->image != NULL);
 
-            out[(RAP_ACE_ENTROPY + j - s->length) * outputs] = known ? sum / (double)rows : NAN;
+            out[(RAP_ACE_ENTROPY + j - s->length) * outputs] =
+                known ? sum / (double)rows : NAN;
             continue;
         }
         psi[j] = column_psi(ctx, s, j, sum);
@@ -316,8 +319,7 @@ bool
 rap_ace_cpu(const rap_ace_args *a, rap_exec *exec, rap_error *err)
 {
     ace_ctx ctx = {0};
-    bool ok = rap_ace_plan(a, exec, &ctx, err)
-              && (ctx.linear || rap_ace_pack(&ctx, err))
+    bool ok = rap_ace_plan(a, exec, &ctx, err) && (ctx.linear || rap_ace_pack(&ctx, err))
               && rap_parallel(exec, ctx.tasks, group_task, &ctx, err)
               && rap_parallel(exec, ctx.samples * ctx.fields, reduce_task, &ctx, err);
 

@@ -65,8 +65,8 @@ ace_add(float *restrict w, const float *restrict e, int64_t n, float factor, boo
 
 /* w_j = max(w_j, log2 A_j): head maximum in the log domain; NaN wins */
 static void
-ace_log_max(float *restrict w, const float *restrict s, int64_t n, float scale2, float shift2,
-            float log2_z, bool first)
+ace_log_max(float *restrict w, const float *restrict s, int64_t n, float scale2,
+            float shift2, float log2_z, bool first)
 {
     if (first) {
 #pragma omp simd

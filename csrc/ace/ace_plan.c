@@ -17,17 +17,20 @@ check_heads(const rap_ace_args *a, rap_error *err)
     const rap_array *q = &a->q, *k = &a->k;
 
     if (q->ndim != 3 || k->ndim != 3) {
-        return rap_fail(err, RAP_EINPUT, "q and k: expected [heads, L, D], got %d and %d "
-                        "dimensions", q->ndim, k->ndim);
+        return rap_fail(err, RAP_EINPUT,
+                        "q and k: expected [heads, L, D], got %d and %d "
+                        "dimensions",
+                        q->ndim, k->ndim);
     }
     if (q->dtype > RAP_BF16 || k->dtype > RAP_BF16) {
         return rap_fail(err, RAP_ETYPE, "q, k: expected float32, float16 or bfloat16");
     }
     if (q->shape[1] != k->shape[1] || q->shape[2] != k->shape[2] || q->shape[2] < 1) {
-        return rap_fail(err, RAP_EINPUT,
-                        "q [%lld, %lld, %lld] and k [%lld, %lld, %lld] must agree in L and D",
-                        (long long)q->shape[0], (long long)q->shape[1], (long long)q->shape[2],
-                        (long long)k->shape[0], (long long)k->shape[1], (long long)k->shape[2]);
+        return rap_fail(
+            err, RAP_EINPUT,
+            "q [%lld, %lld, %lld] and k [%lld, %lld, %lld] must agree in L and D",
+            (long long)q->shape[0], (long long)q->shape[1], (long long)q->shape[2],
+            (long long)k->shape[0], (long long)k->shape[1], (long long)k->shape[2]);
     }
     if (k->shape[0] < 1 || q->shape[0] < 1 || q->shape[0] % k->shape[0] != 0) {
         return rap_fail(err, RAP_EINPUT, "%lld query heads cannot share %lld key heads",
@@ -40,7 +43,8 @@ check_heads(const rap_ace_args *a, rap_error *err)
 }
 
 static bool
-check_vector(const rap_array *v, const char *name, rap_dtype dtype, int64_t n, rap_error *err)
+check_vector(const rap_array *v, const char *name, rap_dtype dtype, int64_t n,
+             rap_error *err)
 {
     if (v->data == NULL || (v->ndim == 1 && v->dtype == dtype && v->shape[0] == n)) {
         return true;
@@ -75,9 +79,10 @@ check_samples(const rap_ace_args *a, rap_error *err)
         int64_t end = at_i64(&a->cu_seqlens, s + 1), start = at_i64(&a->response_start, s);
 
         if (end < before || start < 0 || start > end - before) {
-            return rap_fail(err, RAP_EINPUT,
-                            "sample %lld: cu_seqlens must rise and response_start lie inside",
-                            (long long)s);
+            return rap_fail(
+                err, RAP_EINPUT,
+                "sample %lld: cu_seqlens must rise and response_start lie inside",
+                (long long)s);
         }
         before = end;
     }
@@ -114,7 +119,8 @@ rap_ace_check(const rap_ace_args *a, rap_error *err)
         return false;
     }
     if (lse->data != NULL
-        && (lse->ndim != 2 || lse->shape[0] != a->q.shape[0] || lse->shape[1] != a->q.shape[1]
+        && (lse->ndim != 2 || lse->shape[0] != a->q.shape[0]
+            || lse->shape[1] != a->q.shape[1]
             || (lse->dtype != RAP_F32 && lse->dtype != RAP_F64)))
     {
         return rap_fail(err, RAP_EINPUT, "lse: expected float32 or float64 [%lld, %lld]",
@@ -182,8 +188,8 @@ rap_ace_plan(const rap_ace_args *a, rap_exec *exec, ace_ctx *ctx, rap_error *err
         ctx->tasks += ctx->fields * s->groups;
         sums += ctx->fields * s->groups * (s->length + 3);
         packed += a->k.shape[0] * s->packed_size;
-        ctx->scratch_size = RAP_MAX(ctx->scratch_size,
-                                    (2 * s->block_rows + 1) * s->ld + s->block_rows * ctx->dim);
+        ctx->scratch_size = RAP_MAX(ctx->scratch_size, (2 * s->block_rows + 1) * s->ld
+                                                           + s->block_rows * ctx->dim);
     }
     ctx->scratch_size = rap_ceil_div(RAP_MAX(ctx->scratch_size, 6 * ctx->dim), 16) * 16;
     ctx->sums = rap_alloc(8 * sums, err);

@@ -24,11 +24,11 @@ acquire(PyObject *const *object, rap_ace_args *a, rap_error *err)
 PyObject *
 rap_py_ace(PyObject *module, PyObject *py_args, PyObject *kwargs)
 {
-    static char *names[] = {"q",           "k",          "cu_seqlens", "response_start",
-                            "column_mask", "image_mask", "lse",        "summary",
-                            "position",    "psi",        "scale",      "sigma",
-                            "min_rows",    "window",     "heads",      "columns",
-                            "top",         "renormalise", "normalise", "stats",
+    static char *names[] = {"q",           "k",           "cu_seqlens", "response_start",
+                            "column_mask", "image_mask",  "lse",        "summary",
+                            "position",    "psi",         "scale",      "sigma",
+                            "min_rows",    "window",      "heads",      "columns",
+                            "top",         "renormalise", "normalise",  "stats",
                             "threads",     NULL};
     PyObject *o[10];
     rap_ace_args args = {0};
@@ -37,11 +37,11 @@ rap_py_ace(PyObject *module, PyObject *py_args, PyObject *kwargs)
     long long min_rows, window;
     int renormalise, normalise, stats, threads;
 
-    if (!PyArg_ParseTupleAndKeywords(
-            py_args, kwargs, "OOOOOOOOOOddLLiiipppi:ace", names, &o[0], &o[1], &o[2], &o[3],
-            &o[4], &o[5], &o[6], &o[7], &o[8], &o[9], &args.scale, &args.sigma, &min_rows,
-            &window, &args.heads, &args.columns, &args.top, &renormalise, &normalise, &stats,
-            &threads))
+    if (!PyArg_ParseTupleAndKeywords(py_args, kwargs, "OOOOOOOOOOddLLiiipppi:ace", names,
+                                     &o[0], &o[1], &o[2], &o[3], &o[4], &o[5], &o[6], &o[7],
+                                     &o[8], &o[9], &args.scale, &args.sigma, &min_rows,
+                                     &window, &args.heads, &args.columns, &args.top,
+                                     &renormalise, &normalise, &stats, &threads))
     {
         return NULL;
     }
@@ -59,9 +59,10 @@ rap_py_ace(PyObject *module, PyObject *py_args, PyObject *kwargs)
         rap_end(saved);
     }
 
-    rap_array *views[] = {&args.q, &args.k, &args.cu_seqlens, &args.response_start,
-                          &args.column_mask, &args.image_mask, &args.lse, &args.summary,
-                          &args.position, &args.psi};
+    rap_array *views[] = {
+        &args.q,           &args.k,          &args.cu_seqlens, &args.response_start,
+        &args.column_mask, &args.image_mask, &args.lse,        &args.summary,
+        &args.position,    &args.psi};
 
     for (size_t i = 0; i < sizeof(views) / sizeof(views[0]); i++) {
         rap_array_release(views[i]);

@@ -52,7 +52,8 @@ enum {
 /* Bits of `want`: which outputs. */
 #define RAP_CDE_BIT(output) (1u << (output))
 #define RAP_CDE_NEEDS_MIX (RAP_CDE_BIT(RAP_CDE_JS) | RAP_CDE_BIT(RAP_CDE_TV))
-#define RAP_CDE_NEEDS_ENTROPY (RAP_CDE_BIT(RAP_CDE_ENTROPY1) | RAP_CDE_BIT(RAP_CDE_ENTROPY0))
+#define RAP_CDE_NEEDS_ENTROPY \
+    (RAP_CDE_BIT(RAP_CDE_ENTROPY1) | RAP_CDE_BIT(RAP_CDE_ENTROPY0))
 
 typedef struct rap_cde_state {
     double m1, m0; /* references, float values; -inf before a finite logit */
@@ -76,7 +77,7 @@ typedef struct {
     rap_array out;              /* float64 [OUTPUTS, T] */
     double scale;               /* logits = softcap tanh(scale (h W^T + bias) / softcap) */
     double softcap;             /* 0: none */
-    int64_t memory;             /* bytes of scratch, at most (one panel a thread at least) */
+    int64_t memory; /* bytes of scratch, at most (one panel a thread at least) */
     unsigned want;
 } rap_linear_cde_args;
 

@@ -13,7 +13,8 @@
 void
 rap_cde_start(rap_cde_state *state)
 {
-    *state = (rap_cde_state){.m1 = -INFINITY, .m0 = -INFINITY, .target1 = NAN, .target0 = NAN};
+    *state =
+        (rap_cde_state){.m1 = -INFINITY, .m0 = -INFINITY, .target1 = NAN, .target0 = NAN};
 }
 
 static double
@@ -55,8 +56,8 @@ block_at(const rap_kernels *kernels, const rap_array *logits, int64_t row, int64
          int64_t n, float *buffer)
 {
     size_t size = rap_dtype_size(logits->dtype);
-    const char *at = (const char *)logits->data
-                     + (row * logits->stride[0] + begin) * (int64_t)size;
+    const char *at =
+        (const char *)logits->data + (row * logits->stride[0] + begin) * (int64_t)size;
 
     if (logits->dtype == RAP_F32) {
         return (const float *)at;
@@ -123,25 +124,26 @@ static bool
 check_pair(const rap_array *a, const rap_array *b, const char *name, rap_error *err)
 {
     if (a->ndim != 2 || b->ndim != 2) {
-        return rap_fail(err, RAP_EINPUT, "%s1 and %s0: expected two dimensions, got %d and %d",
-                        name, name, a->ndim, b->ndim);
+        return rap_fail(err, RAP_EINPUT,
+                        "%s1 and %s0: expected two dimensions, got %d and %d", name, name,
+                        a->ndim, b->ndim);
     }
     if (a->shape[0] != b->shape[0] || a->shape[1] != b->shape[1]) {
         return rap_fail(err, RAP_EINPUT,
-                        "%s1 [%lld, %lld] and %s0 [%lld, %lld] must have the same shape", name,
-                        (long long)a->shape[0], (long long)a->shape[1], name,
+                        "%s1 [%lld, %lld] and %s0 [%lld, %lld] must have the same shape",
+                        name, (long long)a->shape[0], (long long)a->shape[1], name,
                         (long long)b->shape[0], (long long)b->shape[1]);
     }
     if (a->shape[1] < 1) {
         return rap_fail(err, RAP_EINPUT, "%s1: rows are empty", name);
     }
     if ((a->shape[1] > 1 && a->stride[1] != 1) || (b->shape[1] > 1 && b->stride[1] != 1)) {
-        return rap_fail(err, RAP_EINPUT, "%s1, %s0: the last dimension must be contiguous", name,
-                        name);
+        return rap_fail(err, RAP_EINPUT, "%s1, %s0: the last dimension must be contiguous",
+                        name, name);
     }
     if (a->dtype > RAP_BF16 || b->dtype > RAP_BF16) {
-        return rap_fail(err, RAP_ETYPE, "%s1, %s0: expected float32, float16 or bfloat16", name,
-                        name);
+        return rap_fail(err, RAP_ETYPE, "%s1, %s0: expected float32, float16 or bfloat16",
+                        name, name);
     }
     return true;
 }
@@ -172,8 +174,8 @@ static bool
 check_out(const rap_array *out, int64_t rows, rap_error *err)
 {
     if (out->ndim != 2 || out->shape[0] != RAP_CDE_OUTPUTS || out->shape[1] != rows) {
-        return rap_fail(err, RAP_EINPUT, "out: expected float64 [%d, %lld]", RAP_CDE_OUTPUTS,
-                        (long long)rows);
+        return rap_fail(err, RAP_EINPUT, "out: expected float64 [%d, %lld]",
+                        RAP_CDE_OUTPUTS, (long long)rows);
     }
     return true;
 }

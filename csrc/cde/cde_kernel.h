@@ -34,7 +34,8 @@ cde_block(const float *restrict l1, const float *restrict l0, int64_t n, float m
             b += rap_exp2f(0.5f * (x1 + x0), least);
         }
     }
-    *add = (rap_cde_state){.z1 = z1, .z0 = z0, .s1 = s1, .s0 = s0, .u1 = u1, .u0 = u0, .b = b};
+    *add =
+        (rap_cde_state){.z1 = z1, .z0 = z0, .s1 = s1, .s0 = s0, .u1 = u1, .u0 = u0, .b = b};
     return top;
 }
 
@@ -124,7 +125,8 @@ cde_raise(rap_cde_state *st, double m1, double m0)
 #define CDE_HEADROOM 2.0f
 
 static void
-cde_sweep_piece(const float *l1, const float *l0, int64_t n, unsigned want, rap_cde_state *st)
+cde_sweep_piece(const float *l1, const float *l0, int64_t n, unsigned want,
+                rap_cde_state *st)
 {
     rap_cde_state add;
     bool first = st->m1 == -INFINITY || st->m0 == -INFINITY;
@@ -155,7 +157,8 @@ cde_sweep(const float *l1, const float *l0, int64_t n, unsigned want, rap_cde_st
 
 static inline __attribute__((always_inline)) void
 cde_mix_block(const float *restrict l1, const float *restrict l0, int64_t n,
-              const float m[2], const float ln_z[2], float *js, float *tv, const bool want_js)
+              const float m[2], const float ln_z[2], float *js, float *tv,
+              const bool want_js)
 {
     const float m1 = m[0], m0 = m[1], ln_z1 = ln_z[0], ln_z0 = ln_z[1];
     const float least = rap_exp2f_least();
@@ -180,8 +183,8 @@ cde_mix_block(const float *restrict l1, const float *restrict l0, int64_t n,
 }
 
 static void
-cde_mix_exact(const float *l1, const float *l0, int64_t n, const rap_cde_state *st, float *js,
-              float *tv)
+cde_mix_exact(const float *l1, const float *l0, int64_t n, const rap_cde_state *st,
+              float *js, float *tv)
 {
     const double ln_z1 = log2(st->z1), ln_z0 = log2(st->z0), unit = (double)RAP_LOG2E;
     double js_sum = 0, tv_sum = 0;

@@ -15,15 +15,16 @@ bytes_of(const rap_array *a)
 PyObject *
 rap_py_cde(PyObject *module, PyObject *py_args, PyObject *kwargs)
 {
-    static char *names[] = {"logits1", "logits0", "targets", "out", "want", "threads", NULL};
+    static char *names[] = {"logits1", "logits0", "targets", "out",
+                            "want",    "threads", NULL};
     PyObject *logits1, *logits0, *targets, *out;
     rap_cde_args args = {0};
     rap_error err = {0};
     rap_exec exec;
     int threads;
 
-    if (!PyArg_ParseTupleAndKeywords(py_args, kwargs, "OOOOIi:cde", names, &logits1, &logits0,
-                                     &targets, &out, &args.want, &threads))
+    if (!PyArg_ParseTupleAndKeywords(py_args, kwargs, "OOOOIi:cde", names, &logits1,
+                                     &logits0, &targets, &out, &args.want, &threads))
     {
         return NULL;
     }
@@ -50,7 +51,7 @@ rap_py_cde(PyObject *module, PyObject *py_args, PyObject *kwargs)
 PyObject *
 rap_py_linear_cde(PyObject *module, PyObject *py_args, PyObject *kwargs)
 {
-    static char *names[] = {"hidden1", "hidden0", "weight",  "bias",   "targets", "out",
+    static char *names[] = {"hidden1", "hidden0", "weight", "bias", "targets", "out",
                             "scale",   "softcap", "memory", "want", "threads", NULL};
     PyObject *hidden1, *hidden0, *weight, *bias, *targets, *out;
     rap_linear_cde_args args = {0};
@@ -59,9 +60,10 @@ rap_py_linear_cde(PyObject *module, PyObject *py_args, PyObject *kwargs)
     long long memory;
     int threads;
 
-    if (!PyArg_ParseTupleAndKeywords(py_args, kwargs, "OOOOOOddLIi:linear_cde", names, &hidden1,
-                                     &hidden0, &weight, &bias, &targets, &out, &args.scale,
-                                     &args.softcap, &memory, &args.want, &threads))
+    if (!PyArg_ParseTupleAndKeywords(py_args, kwargs, "OOOOOOddLIi:linear_cde", names,
+                                     &hidden1, &hidden0, &weight, &bias, &targets, &out,
+                                     &args.scale, &args.softcap, &memory, &args.want,
+                                     &threads))
     {
         return NULL;
     }

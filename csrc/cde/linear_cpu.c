@@ -43,8 +43,8 @@ pack_task(void *arg, int64_t panel, int worker)
     const int64_t first = ctx->begin + panel * nr;
     const int64_t cols = RAP_MIN(nr, ctx->begin + ctx->n - first);
     float *lines = ctx->scratch + worker * ctx->scratch_size;
-    const char *src = (const char *)w->data
-                      + first * w->stride[0] * (int64_t)rap_dtype_size(w->dtype);
+    const char *src =
+        (const char *)w->data + first * w->stride[0] * (int64_t)rap_dtype_size(w->dtype);
     const float *b = (const float *)src;
     int64_t ldb = w->stride[0];
 
@@ -98,8 +98,8 @@ sweep_row(const linear_ctx *ctx, int64_t row, float *l1, float *l0)
         return;
     }
     if (a->targets.data != NULL) {
-        int64_t at = ((const int64_t *)a->targets.data)[row * a->targets.stride[0]]
-                     - ctx->begin;
+        int64_t at =
+            ((const int64_t *)a->targets.data)[row * a->targets.stride[0]] - ctx->begin;
 
         if (at >= 0 && at < ctx->n) {
             state->target1 = l1[at];
@@ -122,8 +122,8 @@ rows_task(void *arg, int64_t task, int worker)
 
     for (int branch = 0; branch < 2; branch++) {
         int64_t ld;
-        const float *h = hidden_rows(kernels, branch == 0 ? &a->hidden1 : &a->hidden0, row, n,
-                                     buffer, &ld);
+        const float *h = hidden_rows(kernels, branch == 0 ? &a->hidden1 : &a->hidden0, row,
+                                     n, buffer, &ld);
 
         rap_gemm(kernels, h, ld, n, ctx->packed, ctx->n, depth,
                  products + branch * n * RAP_LINEAR_CHUNK, RAP_LINEAR_CHUNK);
@@ -147,9 +147,10 @@ run_chunks(linear_ctx *ctx, rap_error *err)
         for (int64_t v = 0; ctx->bias != NULL && v < ctx->n; v++) {
             size_t size = rap_dtype_size(a->bias.dtype);
 
-            ctx->exec->kernels->widen(
-                (const char *)a->bias.data + (ctx->begin + v) * a->bias.stride[0] * (int64_t)size,
-                a->bias.dtype, 1, ctx->bias + v);
+            ctx->exec->kernels->widen((const char *)a->bias.data
+                                          + (ctx->begin + v) * a->bias.stride[0]
+                                                * (int64_t)size,
+                                      a->bias.dtype, 1, ctx->bias + v);
         }
         if (!rap_parallel(ctx->exec, ctx->panels, pack_task, ctx, err)
             || !rap_parallel(ctx->exec, tasks, rows_task, ctx, err))
@@ -167,7 +168,8 @@ rows_per_task(const rap_linear_cde_args *a, const rap_exec *exec)
     const int64_t depth = a->weight.shape[1];
     const int64_t row_bytes = 4 * (2 * RAP_LINEAR_CHUNK + depth) * exec->threads;
     const int64_t left = a->memory - 4 * RAP_LINEAR_CHUNK * depth;
-    int64_t rows = RAP_MIN(RAP_LINEAR_ROWS, rap_ceil_div(a->hidden1.shape[0], exec->threads));
+    int64_t rows =
+        RAP_MIN(RAP_LINEAR_ROWS, rap_ceil_div(a->hidden1.shape[0], exec->threads));
 
     return RAP_MAX(1, RAP_MIN(rows, left / row_bytes));
 }
@@ -198,7 +200,8 @@ rap_linear_cde_cpu(const rap_linear_cde_args *a, rap_exec *exec, rap_error *err)
         }
     }
     for (int64_t t = 0; t < tokens; t++) {
-        rap_cde_finish(&ctx.states[t], a->want, (double *)a->out.data + t, a->out.stride[0]);
+        rap_cde_finish(&ctx.states[t], a->want, (double *)a->out.data + t,
+                       a->out.stride[0]);
     }
     ok = true;
 done:

@@ -50,12 +50,12 @@ line_buckets(const drm_ctx *ctx, int64_t begin, int64_t n, uint32_t *bucket)
 
     allowed = allowed != NULL ? allowed + begin : NULL;
     if (a->difficulty.dtype == RAP_F32) {
-        ctx->exec->kernels->drm_buckets_f32((const float *)a->difficulty.data + begin, allowed,
-                                            n, bucket);
+        ctx->exec->kernels->drm_buckets_f32((const float *)a->difficulty.data + begin,
+                                            allowed, n, bucket);
     }
     else {
-        ctx->exec->kernels->drm_buckets_f64((const double *)a->difficulty.data + begin, allowed,
-                                            n, bucket);
+        ctx->exec->kernels->drm_buckets_f64((const double *)a->difficulty.data + begin,
+                                            allowed, n, bucket);
     }
     for (int64_t i = 0; a->gain.data != NULL && i < n; i++) {
         bucket[i] = isnan(value_at(&a->gain, begin + i)) ? 0 : bucket[i];
@@ -328,8 +328,8 @@ rap_drm_check(const rap_drm_args *a, rap_error *err)
         }
     }
     if (a->eligible.data != NULL
-        && (a->eligible.ndim != 1 || a->eligible.shape[0] != n || a->eligible.dtype != RAP_BOOL
-            || (n > 1 && a->eligible.stride[0] != 1)))
+        && (a->eligible.ndim != 1 || a->eligible.shape[0] != n
+            || a->eligible.dtype != RAP_BOOL || (n > 1 && a->eligible.stride[0] != 1)))
     {
         return rap_fail(err, RAP_EINPUT, "eligible: expected contiguous bool [%lld]",
                         (long long)n);

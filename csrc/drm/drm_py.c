@@ -16,8 +16,8 @@ rap_py_drm(PyObject *module, PyObject *py_args, PyObject *kwargs)
     rap_exec exec;
     int threads;
 
-    if (!PyArg_ParseTupleAndKeywords(py_args, kwargs, "OOOOi:drm", names, &difficulty, &gain,
-                                     &eligible, &out, &threads))
+    if (!PyArg_ParseTupleAndKeywords(py_args, kwargs, "OOOOi:drm", names, &difficulty,
+                                     &gain, &eligible, &out, &threads))
     {
         return NULL;
     }
@@ -25,9 +25,11 @@ rap_py_drm(PyObject *module, PyObject *py_args, PyObject *kwargs)
     if (rap_array_from(difficulty, "difficulty", false, &args.difficulty, &err)
         && rap_array_from(gain, "gain", true, &args.gain, &err)
         && rap_array_from(eligible, "eligible", true, &args.eligible, &err)
-        && rap_array_out(out, "out", RAP_I64, &args.out, &err) && rap_drm_check(&args, &err))
+        && rap_array_out(out, "out", RAP_I64, &args.out, &err)
+        && rap_drm_check(&args, &err))
     {
-        PyThreadState *saved = rap_begin(module, threads, args.difficulty.shape[0] * 8, &exec);
+        PyThreadState *saved =
+            rap_begin(module, threads, args.difficulty.shape[0] * 8, &exec);
 
         rap_drm_cpu(&args, &exec, &err);
         rap_end(saved);

@@ -12,8 +12,8 @@
 #if defined(__x86_64__)
 
 #if defined(__clang__)
-#pragma clang attribute push(                                                           \
-    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c"))),             \
+#pragma clang attribute push(                                               \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c"))), \
     apply_to = function)
 #else
 #pragma GCC push_options
