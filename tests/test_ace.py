@@ -160,7 +160,7 @@ def test_reference_is_the_published_product(rng):
 
 def test_opera_is_a_point_of_this_function(rng):
     """OPERA: head maximum, rows renormalised over all keys, window = the response,
-    sigma 50, phi_j = 1e-7 prod (50 W_ij): log phi + 7 ln 10 is our log psi (peers.md section 5)."""
+    sigma 50, phi_j = 1e-7 prod (50 W_ij): log phi + 7 ln 10 is our log psi; peers.md 5."""
     q, k = attention_input(rng, 4, 4, 40, 8)
     a = reference.attention(q, k).max(0)
     w = a / a.sum(-1, keepdims=True)
