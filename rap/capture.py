@@ -41,9 +41,9 @@ class Catch:
     """Keep ``v``, ``out`` and ``logits`` too, for a check."""
     calls: int = 0
     """How often the last layer attended."""
-    q: torch.Tensor | None = None
+    q: torch.Tensor = field(init=False)
     """[B, Hq, L, D]"""
-    k: torch.Tensor | None = None
+    k: torch.Tensor = field(init=False)
     """[B, Hkv, L, D]"""
     mask: torch.Tensor | None = None
     """[B or 1, heads or 1, L, L], or None."""
@@ -51,21 +51,18 @@ class Catch:
     """What holds if there is no mask."""
     arguments: dict[str, Any] = field(default_factory=dict)
     """The other arguments of the attention function that were not None."""
-    v: torch.Tensor | None = None
-    out: torch.Tensor | None = None
+    v: torch.Tensor = field(init=False)
+    out: torch.Tensor = field(init=False)
     """[B, L, Hq, D]"""
-    hidden: torch.Tensor | None = None
-    """[B, L, E] after the final norm."""
-    logits: torch.Tensor | None = None
+    hidden: torch.Tensor = field(init=False)
+    """[B, L, E] after the final norm; not set if the decoder gave none."""
+    logits: torch.Tensor = field(init=False)
     """[B, 1, V]"""
 
     @property
     def scaling(self) -> float:
         """Scale of q . k before the softmax; sdpa's own where the layer names none."""
-        scaling = self.arguments.get("scaling")
-        if scaling is None:
-            return 1.0 if self.q is None else float(self.q.shape[-1]) ** -0.5
-        return float(scaling)
+        return float(self.arguments.get("scaling", self.q.shape[-1] ** -0.5))
 
 
 _catching: ContextVar[Catch | None] = ContextVar("rap_catching", default=None)
@@ -82,27 +79,22 @@ def _attention(
     """sdpa; of the watched layer, what it was called with is kept."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    catch = _catching.get()
-    watched = catch is not None and id(module) in catch.watched
-    if watched:
-        _refuse_unsupported(kwargs)
     sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    out = sdpa(module, query, key, value, attention_mask, **kwargs)
-    if watched:
-        catch.calls += 1
-        catch.q, catch.k, catch.mask = query, key, attention_mask
-        catch.arguments = {name: x for name, x in kwargs.items() if x is not None}
-        catch.causal = catch.arguments.get("is_causal", getattr(module, "is_causal", True))
-        if catch.keep_values:
-            catch.v, catch.out = value, out[0]
-    return out
-
-
-def _refuse_unsupported(arguments: dict[str, Any]) -> None:
+    catch = _catching.get()
+    if catch is None or id(module) not in catch.watched:
+        return sdpa(module, query, key, value, attention_mask, **kwargs)
+    arguments = {name: x for name, x in kwargs.items() if x is not None}
     # sdpa refuses soft-capping itself but takes sinks without a word.
     for name, reason in UNSUPPORTED.items():
-        if arguments.get(name) is not None:
+        if name in arguments:
             raise UndrivableError(f"its last decoder layer: {reason}")
+    out = sdpa(module, query, key, value, attention_mask, **kwargs)
+    catch.calls += 1
+    catch.q, catch.k, catch.mask, catch.arguments = query, key, attention_mask, arguments
+    catch.causal = arguments.get("is_causal", getattr(module, "is_causal", True))
+    if catch.keep_values:
+        catch.v, catch.out = value, out[0]
+    return out
 
 
 class UndrivableError(ValueError):
@@ -213,7 +205,8 @@ def _keep_hidden(catch: Catch) -> Any:
         hidden = getattr(output, "last_hidden_state", None)
         if hidden is None and isinstance(output, tuple) and output:
             hidden = output[0]
-        catch.hidden = hidden
+        if isinstance(hidden, torch.Tensor) and hidden.dim() == 3:
+            catch.hidden = hidden
 
     return hook
 

@@ -343,9 +343,7 @@ class ModelDriver:
     @property
     def head(self) -> Head:
         """The language-model head as it stands (``check`` runs first if it has not)."""
-        if self._head is None:
-            self.check()
-        return self._head
+        return self._head or self._checked()
 
     def check(self) -> None:
         """Run one small sample and compare what was caught with what the model did.
@@ -355,6 +353,9 @@ class ModelDriver:
         attention output, or if the hidden states and the head do not give the logits
         (fault 20: before the first sample). Passes ``torch.OutOfMemoryError``.
         """
+        self._checked()
+
+    def _checked(self) -> Head:
         parts = self._model_parts()
         theirs = getattr(self.model.config, "_attn_implementation", None)
         if theirs not in ("sdpa", "eager", None):
@@ -368,6 +369,7 @@ class ModelDriver:
             catch = self._forward([probe], "right", keep_values=True)
             _check_attention(catch, probe)
             self._head = _check_head(self.model, catch, parts)
+            return self._head
         except torch.OutOfMemoryError:
             raise
         except UndrivableError as error:
@@ -396,7 +398,7 @@ class ModelDriver:
             options["position_ids"] = positions.clamp_(min=0)
         with self._lock, driven(self.model, parts, catch):
             output = self.model(**inputs, **options)
-        if not isinstance(catch.hidden, torch.Tensor) or catch.hidden.dim() != 3:
+        if not hasattr(catch, "hidden"):
             raise UndrivableError("its text decoder gave no hidden states")
         require_attention(catch)
         if keep_values:
@@ -495,7 +497,8 @@ def _check_head(model: Any, catch: Catch, parts: Parts) -> Head:
     logits = catch.logits
     if not isinstance(logits, torch.Tensor) or logits.shape[:2] != (1, 1):
         raise UndrivableError("it makes more logits than were asked for")
-    weight, bias = parts.head.weight.detach(), getattr(parts.head, "bias", None)
+    weight = parts.head.get_parameter("weight").detach()
+    bias: torch.Tensor | None = getattr(parts.head, "bias", None)
     last = catch.hidden[0, -1].to(weight.device)
     theirs = logits[0, -1].double()
     # Some classes have a cap or a scale in their config and do not use it.

@@ -68,7 +68,7 @@ def _trained() -> tuple[dict[str, int], list[tuple[str, str]]]:
     return model["vocab"], [tuple(pair) for pair in model["merges"]]
 
 
-def byte_level_bpe() -> tuple[dict[str, int], list[tuple[str, str]]]:
+def byte_level_bpe() -> tuple[dict[str, int], Any]:
     """(vocabulary, merges), as the tokenizer classes of transformers take them."""
     vocab, merges = _trained()
     return dict(vocab), list(merges)
@@ -113,7 +113,7 @@ def tiny_qwen2_5_vl(seed: int = 0, **options: Any) -> tuple[Any, Any]:
     )
 
     tokenizer = qwen_tokenizer()
-    pixels = {"min_pixels": 4 * 28 * 28, "max_pixels": 64 * 28 * 28}
+    pixels: dict[str, Any] = {"min_pixels": 4 * 28 * 28, "max_pixels": 64 * 28 * 28}
     processor = Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(**pixels),
         tokenizer=tokenizer,

@@ -1,0 +1,760 @@
+"""The model driver on the real classes of transformers, small, with random weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import logging
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_models import NAMES, build
+
+from rap import ops
+from rap.capture import ATTENTION_NAME, find_parts
+from rap.config import ScoreConfig
+from rap.errors import RapModelError
+from rap.model import ModelDriver, _head_options, processor_sha256, weights_sha256
+from rap.samples import BadSample, Sample
+
+# Largest difference of the same number computed in float32 in another order: values are
+# below 8 here, so 1e-5 is about ten roundings of 2^-20. Measured: 4.2e-6.
+NOISE = 1e-5
+
+
+@cache
+def built(name: str):
+    return build(name)
+
+
+@pytest.fixture
+def driver() -> ModelDriver:
+    return ModelDriver(*built("qwen2_5_vl"))
+
+
+def sample(question: str = "How many red circles are in the picture?", choices=()):
+    return Sample(
+        index=0,
+        id="s",
+        question=question,
+        answer="4",
+        choices=tuple(choices),
+        images=(),
+        source=None,
+        extra={},
+    )
+
+
+def picture(width: int, height: int, seed: int) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+def five(driver: ModelDriver) -> list:
+    """Samples that differ in every length: images and tiles, prompt, response."""
+    wide, tall, square = picture(100, 60, 1), picture(60, 95, 2), picture(120, 120, 3)
+    tokens = driver.encode_response
+    long = "There are three of them, because each row of the grid holds one. " * 3
+    return [
+        driver.prepare(sample(), [wide], tokens("The answer is 4, because x = 4.")),
+        driver.prepare(sample(choices=["one", "two"]), [tall, wide], tokens("No")),
+        driver.prepare(sample("Why?"), None, tokens("Because of the blue triangle.")),
+        driver.prepare(sample(), [square], tokens(long), prefix=" The"),
+        driver.prepare(sample("Is it larger?"), [tall], tokens("Yes, it is larger.")),
+    ]
+
+
+def causal_weights(q, k, scaling: float):
+    """Attention [Hq, L, L] in float64, as eager computes it."""
+    length = q.shape[1]
+    keys = k.double().repeat_interleave(q.shape[0] // k.shape[0], dim=0)
+    scores = q.double() @ keys.transpose(1, 2) * scaling
+    future = torch.ones(length, length, dtype=torch.bool).triu(1)
+    return scores.masked_fill(future, -torch.inf).softmax(-1)
+
+
+def far(a, b) -> float:
+    return float((a - b).abs().max()) if a.numel() else 0.0
+
+
+# ---- every class -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rebuilt_attention_is_eager_attention(name):
+    """q, k give the attention, hidden and head the logits, of the model run eagerly."""
+    model, processor = built(name)
+    driver = ModelDriver(model, processor)
+    eager, _ = build(name, attn_implementation="eager")
+    assert eager.config._attn_implementation == "eager"
+    for (_, a), (_, b) in zip(
+        model.named_parameters(), eager.named_parameters(), strict=True
+    ):
+        assert torch.equal(a, b)
+    for prepared in (five(driver)[0], five(driver)[2]):
+        trace = driver.trace([prepared])[0]
+        with torch.no_grad():
+            theirs = eager(**driver.collate([prepared]), output_attentions=True)
+        # Gemma 3 lets the tokens of an image see each other; psi reads response rows.
+        rows = slice(prepared.n_prompt if name == "gemma3" else 0, None)
+        weights = causal_weights(trace.q, trace.k, trace.scaling)[:, rows]
+        assert far(weights, theirs.attentions[-1][0][:, rows]) < NOISE
+        # Far from uniform: there is something to compare.
+        uniform = 1 / torch.arange(1, len(prepared) + 1)[rows]
+        assert float((weights / uniform[:, None]).max()) > 3
+        span = slice(prepared.n_prompt - 1, len(prepared) - 1)
+        logits = theirs.logits[0, span]
+        assert far(driver.head.logits(trace.hidden), logits) < NOISE * 2
+        assert float(logits.std()) > 0.5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fault_22_same_scores_whatever_batch_and_padding(name):
+    driver = ModelDriver(*built(name))
+    batch = five(driver)
+    alone = [driver.trace([p])[0] for p in batch]
+    scores = [score_of(driver, t) for t in alone]
+    assert len({len(p) for p in batch}) == 5
+    for size, side in [(2, "right"), (5, "right"), (2, "left"), (5, "left")]:
+        traces = []
+        for i in range(0, 5, size):
+            traces += driver.trace(batch[i : i + size], padding_side=side)
+        for one, many, prepared in zip(alone, traces, batch, strict=True):
+            for field in ("q", "k", "hidden"):
+                a, b = getattr(one, field), getattr(many, field)
+                assert a.shape == b.shape
+                assert far(a, b) < NOISE, (size, side, field)
+            length, r = len(prepared), len(prepared.response_ids)
+            assert one.q.shape[1] == one.k.shape[1] == length == len(one.image_mask)
+            assert one.hidden.shape[0] == r == length - one.n_prompt
+        for a, b in zip(scores, [score_of(driver, t) for t in traces], strict=True):
+            assert np.allclose(a, b, rtol=NOISE, atol=NOISE), (size, side)
+
+
+def score_of(driver: ModelDriver, trace) -> list[float]:
+    """psi, image mass and entropy of the response; its divergence from a shuffled copy."""
+    ace = ops.ace(
+        trace.q,
+        trace.k,
+        response_start=trace.n_prompt,
+        scale=trace.scaling,
+        min_rows=1,
+        column_mask=~trace.special_mask,
+        image_mask=trace.image_mask,
+    )
+    cde = ops.linear_cde(
+        trace.hidden,
+        trace.hidden.flip(0),
+        driver.head.weight,
+        bias=driver.head.bias,
+        targets=trace.response_ids,
+    )
+    rows = [ace.log_psi, ace.attention_entropy, ace.image_mass, cde.kl, cde.js, cde.logp1]
+    return [float(x) for row in rows for x in torch.as_tensor(row).flatten()]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_masks_name_image_and_special_tokens(name):
+    model, processor = built(name)
+    driver = ModelDriver(model, processor)
+    counts = []
+    for prepared in five(driver):
+        ids = torch.cat([prepared.inputs["input_ids"][0], prepared.response_ids])
+        special = torch.tensor(processor.tokenizer.all_special_ids)
+        assert bool(prepared.special_mask[torch.isin(ids, special)].all())
+        assert not bool(prepared.special_mask[prepared.n_prompt :].any())
+        text = processor.tokenizer.decode(ids[~prepared.special_mask])
+        assert "?" in text and "<image" not in text
+        assert torch.equal(prepared.image_mask, ids == driver.image_token_id)
+        counts.append(int(prepared.image_mask.sum()))
+    assert counts[2] == 0 and min(counts[:2] + counts[3:]) >= 4
+    if name == "llava_onevision":  # several images are not tiled: 16 patches and a newline
+        assert counts[1] == 2 * 17 < counts[4]
+    else:
+        assert counts[1] > counts[4]  # two images, one of them the same
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("failing", [False, True])
+def test_the_model_is_left_as_it_was(name, failing, monkeypatch):
+    model, processor = build(name)
+    driver = ModelDriver(model, processor)
+    batch = five(driver)[:3]
+    driver.check()
+    # A mode that model.train(mode) could not put back: some modules on, some off.
+    for i, module in enumerate(model.modules()):
+        module.training = i % 3 == 0
+    if failing:
+        fail = torch.nn.Module()
+        fail.forward = lambda *a, **k: 1 / 0
+        monkeypatch.setattr(model, "lm_head", fail)
+        monkeypatch.setattr(driver, "_parts", find_parts_with_head(model, driver))
+    before = state_of(model)
+    if failing:
+        with pytest.raises(ZeroDivisionError):
+            driver.trace(batch)
+    else:
+        driver.trace(batch)
+    assert state_of(model) == before
+    assert all(
+        getattr(m.config, "_attn_implementation", "sdpa") == "sdpa"
+        for m in model.modules()
+        if hasattr(m, "config")
+    )
+
+
+def find_parts_with_head(model, driver):
+    return dataclasses.replace(driver._parts, head=model.lm_head)
+
+
+def state_of(model) -> dict:
+    """Every attribute of every module by identity, dictionaries by their content."""
+    state = {}
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            content = (
+                tuple((k, id(v)) for k, v in value.items())
+                if isinstance(value, dict)
+                else ()
+            )
+            state[path, name] = (id(value), content)
+        config = getattr(module, "config", None)
+        if config is not None:
+            state[path, "config"] = getattr(config, "_attn_implementation_internal", None)
+    return state
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_position_reaches_the_head(name):
+    model, processor = built(name)
+    driver = ModelDriver(model, processor)
+    shapes = []
+    hook = model.lm_head.register_forward_hook(lambda m, a, out: shapes.append(out.shape))
+    try:
+        driver.trace(five(driver)[:3])
+    finally:
+        hook.remove()
+    vocabulary = driver.head.weight.shape[0]
+    assert shapes == [(1, 1, vocabulary), (3, 1, vocabulary)]  # the probe, the batch
+
+
+# ---- fault 20: what cannot be caught is refused before the first sample -------
+
+
+def own_attention(module):
+    """A layer that attends by itself, as code that comes with a model often does."""
+
+    def forward(hidden_states, *args, **kwargs):
+        return module.o_proj(module.q_proj(hidden_states)), None
+
+    return forward
+
+
+def test_fault_20_attention_that_cannot_be_caught(monkeypatch):
+    model, processor = build("qwen2_5_vl")
+    attention = model.model.language_model.layers[-1].self_attn
+    monkeypatch.setattr(attention, "forward", own_attention(attention))
+    driver = ModelDriver(model, processor)
+    for call in (driver.check, lambda: driver.head, lambda: driver.trace(["unused"])):
+        with pytest.raises(RapModelError, match="AttentionInterface") as caught:
+            call()
+        assert 'attn_implementation="eager"' in str(caught.value)
+        assert 'attn_implementation="sdpa"' in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("argument", "word"),
+    [("softcap", "soft-capping"), ("s_aux", "sinks"), ("position_bias", "bias")],
+)
+def test_fault_20_attention_that_is_no_plain_softmax(monkeypatch, argument, word):
+    model, processor = build("gemma3")
+    attention = model.model.language_model.layers[-1].self_attn
+    forward = attention.forward
+    extra = {argument: torch.ones(4) if argument != "softcap" else 50.0}
+    monkeypatch.setattr(attention, "forward", lambda *a, **k: forward(*a, **k, **extra))
+    with pytest.raises(RapModelError, match=word):
+        ModelDriver(model, processor).check()
+
+
+def test_fault_20_attention_that_is_something_else(monkeypatch):
+    """A wrong scale is not seen by name, but by comparing with the layer's own output."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    model, processor = build("llava")
+    driver = ModelDriver(model, processor)
+    driver.check()
+    sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    last = model.model.language_model.layers[-1].self_attn
+
+    def scaled(module, q, k, v, mask, **kwargs):
+        return sdpa(module, q * 1.05 if module is last else q, k, v, mask, **kwargs)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "sdpa", scaled)
+    with pytest.raises(RapModelError, match="do not give that layer's attention"):
+        driver.check()
+
+
+def test_fault_20_two_attentions_in_the_last_layer(monkeypatch):
+    model, processor = build("llava")
+    attention = model.model.language_model.layers[-1].self_attn
+    forward = attention.forward
+    monkeypatch.setattr(
+        attention, "forward", lambda *a, **k: (forward(*a, **k), forward(*a, **k))[1]
+    )
+    with pytest.raises(RapModelError, match="more than once"):
+        ModelDriver(model, processor).check()
+
+
+def break_decoder(model):
+    model.get_decoder = lambda: model
+
+
+def break_name(model):
+    def fail():
+        raise NotImplementedError("no decoder here")
+
+    model.get_decoder = fail
+
+
+def break_head(model):
+    model.get_output_embeddings = lambda: None
+
+
+def break_quantised(model):
+    head = torch.nn.Module()
+    head.weight = torch.nn.Parameter(torch.zeros(3, 4, dtype=torch.int8), False)
+    model.get_output_embeddings = lambda: head
+
+
+def break_layers(model):
+    model.model.language_model.layers = torch.nn.ModuleList(
+        [model.model.language_model.layers[0]]
+    )
+
+
+def break_sdpa(model):
+    model.model.language_model._supports_sdpa = False
+
+
+def break_encoder(model):
+    model.config.is_encoder_decoder = True
+
+
+def break_forward(model):
+    def fail(*args, **kwargs):
+        raise AssertionError("only with flash attention")
+
+    model.model.forward = fail
+
+
+def break_logits(model):
+    forward = type(model).forward
+
+    def shifted(self, *args, **kwargs):
+        output = forward(self, *args, **kwargs)
+        output.logits = output.logits + torch.linspace(0, 1, output.logits.shape[-1])
+        return output
+
+    model.__class__ = type("Shifted", (type(model),), {"forward": shifted})
+
+
+def break_numbers(model):
+    with torch.no_grad():
+        model.model.language_model.layers[0].mlp.down_proj.weight[0, 0] = torch.inf
+
+
+@pytest.mark.parametrize(
+    ("damage", "word"),
+    [
+        (break_decoder, "text decoder"),
+        (break_name, "no decoder here"),
+        (break_head, "no floating-point weight"),
+        (break_quantised, "no floating-point weight"),
+        (break_layers, "no list of 2 layers"),
+        (break_sdpa, "does not support sdpa"),
+        (break_encoder, "encoder-decoder"),
+        (break_forward, "only with flash attention"),
+        (break_logits, "do not give its logits"),
+        (break_numbers, "NaN or infinity"),
+    ],
+)
+def test_fault_20_parts_that_cannot_be_used(damage, word):
+    model, processor = build("qwen2_5_vl")
+    damage(model)
+    with pytest.raises(RapModelError, match=word) as caught:
+        ModelDriver(model, processor).check()
+    assert 'attn_implementation="sdpa"' in str(caught.value)
+
+
+def test_fault_20_a_processor_that_makes_no_prompt():
+    model, processor = build("qwen2_5_vl")
+    processor.chat_template = None
+    with pytest.raises(RapModelError, match="chat_template"):
+        ModelDriver(model, processor).check()
+    _, other = built("llava")
+    with pytest.raises(
+        RapModelError, match=r"no prompt|do(es)? not match|cannot be driven"
+    ):
+        ModelDriver(model, other).check()
+    with pytest.raises(RapModelError, match="max_prompt_tokens"):
+        ModelDriver(*built("llava"), ScoreConfig(max_prompt_tokens=4)).check()
+
+
+def test_other_implementations_are_named_and_replaced(caplog):
+    model, processor = build("gemma3", attn_implementation="eager")
+    driver = ModelDriver(model, processor)
+    with caplog.at_level(logging.WARNING, logger="rap"):
+        driver.check()
+    assert not caplog.records
+    mine = driver.trace([five(driver)[0]])[0]
+    theirs = ModelDriver(*built("gemma3")).trace([five(driver)[0]])[0]
+    assert far(mine.q, theirs.q) < NOISE and far(mine.hidden, theirs.hidden) < NOISE
+    for config in find_parts(model).configs:
+        assert config._attn_implementation_internal == "eager"
+        config._attn_implementation_internal = "flex_attention"
+    with caplog.at_level(logging.WARNING, logger="rap"):
+        driver.check()
+    assert "flex_attention" in caplog.text
+    assert model.config._attn_implementation == "flex_attention" != ATTENTION_NAME
+
+
+# ---- sliding windows, caps and scales ----------------------------------------
+
+
+def test_a_window_longer_than_the_sample_is_right():
+    text = {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 100}
+    model, processor = build("gemma3", text=text)
+    eager, _ = build("gemma3", text=text, attn_implementation="eager")
+    driver = ModelDriver(model, processor)
+    prepared = five(driver)[0]
+    trace = driver.trace([prepared])[0]
+    with torch.no_grad():
+        theirs = eager(**driver.collate([prepared]), output_attentions=True).attentions[-1]
+    rows = slice(prepared.n_prompt, None)
+    weights = causal_weights(trace.q, trace.k, trace.scaling)
+    assert far(weights[:, rows], theirs[0][:, rows]) < NOISE
+
+
+def test_a_window_shorter_than_the_sample_is_refused_by_name():
+    text = {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 64}
+    driver = ModelDriver(*build("gemma3", text=text))
+    short, long = five(driver)[2], five(driver)[3]
+    assert len(short) <= 64 < len(long)
+    assert driver.trace([short])[0].q is not None
+    for side in ("left", "right"):
+        with pytest.raises(ValueError, match="sliding_window = 64"):
+            driver.trace([short, long], padding_side=side)
+    hidden = driver.trace([short, long], attention=False)  # psi is not asked for
+    assert hidden[1].q is None and hidden[1].hidden.shape[0] == len(long.response_ids)
+    text["sliding_window"] = 8  # shorter than any prompt with an image
+    with pytest.raises(RapModelError, match="sliding_window = 8"):
+        ModelDriver(*build("gemma3", text=text)).check()
+
+
+@pytest.mark.parametrize("used", ["both", "softcap", "scale", "none"])
+def test_head_finds_the_cap_and_scale_that_the_class_uses(used):
+    """Configs may name a cap or a scale that the class does not apply."""
+    model, processor = build("llava")
+    softcap, scale = 3.0, 2.5
+    model.config.text_config.final_logit_softcapping = softcap
+    model.config.text_config.logit_scale = scale
+    forward = type(model).forward
+
+    def changed(self, *args, **kwargs):
+        output = forward(self, *args, **kwargs)
+        if used in ("both", "scale"):
+            output.logits = output.logits * scale
+        if used in ("both", "softcap"):
+            output.logits = torch.tanh(output.logits / softcap) * softcap
+        return output
+
+    changed.__signature__ = inspect.signature(forward)
+    model.__class__ = type("Changed", (type(model),), {"forward": changed})
+    driver = ModelDriver(model, processor)
+    assert driver.head.softcap == (softcap if used in ("both", "softcap") else None)
+    assert driver.head.scale == (scale if used in ("both", "scale") else None)
+    prepared = five(driver)[0]
+    trace = driver.trace([prepared])[0]
+    with torch.no_grad():
+        logits = model(**driver.collate([prepared])).logits[0]
+    span = slice(prepared.n_prompt - 1, len(prepared) - 1)
+    assert far(driver.head.logits(trace.hidden), logits[span]) < 4 * NOISE
+
+
+def test_granite_scale_is_a_divisor():
+    model, _ = build("llava")
+    model.config.text_config.logits_scaling = 8.0
+    assert _head_options(model) == [(None, 0.125), (None, None)]
+
+
+# ---- prompts -----------------------------------------------------------------
+
+
+def test_prompt_is_template_prefix_and_response(driver):
+    tokens = driver.encode_response
+    response = tokens(" is 4")
+    got = driver.prepare(
+        sample("Is {choices} \\boxed{1}?", ["one", "two"]),
+        [picture(60, 60, 0)],
+        response,
+        prefix="The answer",
+    )
+    ids = got.inputs["input_ids"][0]
+    text = driver.tokenizer.decode(ids[~got.special_mask[: got.n_prompt]])
+    assert "Is {choices} \\boxed{1}?\n(A) one\n(B) two" in text
+    assert text.endswith("assistant\nThe answer")
+    assert got.n_prompt == len(ids) and got.response_ids.tolist() == response
+    assert driver.tokenizer.decode(response) == " is 4"
+    template = ScoreConfig(prompt_template="{question}\nPut it in \\boxed{}.")
+    other = ModelDriver(driver.model, driver.processor, template)
+    text = other.tokenizer.decode(
+        other.prepare(sample("Why?", ["one"]), None).inputs["input_ids"][0]
+    )
+    assert "Why?\nPut it in \\boxed{}." in text and "one" not in text
+
+
+def test_with_response_is_prepare_with_a_response(driver):
+    images = [picture(60, 60, 0)]
+    without = driver.prepare(sample(), images)
+    assert len(without) == without.n_prompt and len(without.response_ids) == 0
+    ids = driver.encode_response("four")
+    a, b = driver.with_response(without, ids), driver.prepare(sample(), images, ids)
+    for field in dataclasses.fields(a):
+        x, y = getattr(a, field.name), getattr(b, field.name)
+        if field.name == "inputs":
+            assert x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x)
+        else:
+            assert torch.equal(torch.as_tensor(x), torch.as_tensor(y))
+    empty = driver.trace([without, b])[0]
+    assert empty.hidden.shape == (0, 64) and empty.q.shape[1] == without.n_prompt
+
+
+def test_fault_11_placeholders_in_the_text(driver):
+    bad = driver.encode_response("It shows <|image_pad|>.")
+    for make in (
+        lambda: driver.prepare(sample("What is <|image_pad|>?"), [picture(60, 60, 0)]),
+        lambda: driver.prepare(sample("What is <|image_pad|>?"), None),
+        lambda: driver.prepare(sample(choices=["<|video_pad|>"]), [picture(60, 60, 0)]),
+        lambda: driver.prepare(sample(), None, bad),
+        lambda: driver.with_response(driver.prepare(sample(), None), bad),
+    ):
+        with pytest.raises(BadSample) as caught:
+            make()
+        assert (caught.value.stage, caught.value.code) == ("prompt", "image_count")
+
+
+def test_fault_11_a_template_that_forgets_the_image():
+    model, processor = build("qwen2_5_vl")
+    processor.chat_template = "{{ messages[0]['content'][-1]['text'] }}"
+    with pytest.raises(BadSample):
+        ModelDriver(model, processor).prepare(sample(), [picture(60, 60, 0)])
+
+
+def test_fault_19_prompt_too_long(driver):
+    image = picture(200, 200, 0)
+    n = driver.prepare(sample(), [image]).n_prompt
+    just = ModelDriver(driver.model, driver.processor, ScoreConfig(max_prompt_tokens=n))
+    assert just.prepare(sample(), [image]).n_prompt == n
+    less = ModelDriver(driver.model, driver.processor, ScoreConfig(max_prompt_tokens=n - 1))
+    with pytest.raises(BadSample, match=f"{n} tokens") as caught:
+        less.prepare(sample(), [image])
+    assert caught.value.code == "prompt_too_long"
+
+
+def test_an_image_that_the_processor_refuses(driver):
+    with pytest.raises(BadSample, match="aspect ratio") as caught:
+        driver.prepare(sample(), [picture(2000, 4, 0)])
+    assert (caught.value.stage, caught.value.code) == ("image", "image_unreadable")
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "smolvlm", "gemma3"])
+def test_prepare_in_threads_is_prepare(name):
+    driver = ModelDriver(*built(name))
+
+    def make(i: int):
+        images = None if i % 3 == 0 else [picture(40 + 7 * i, 90 - 3 * i, i)]
+        response = driver.encode_response(f"The answer is {i}.")
+        return driver.prepare(sample(f"What is {i} + {i}?"), images, response)
+
+    expected = [make(i) for i in range(12)]
+    with ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(make, [i for _ in range(4) for i in range(12)]))
+    for i, prepared in enumerate(got):
+        wanted = expected[i % 12]
+        assert prepared.inputs.keys() == wanted.inputs.keys()
+        for key, value in wanted.inputs.items():
+            assert torch.equal(prepared.inputs[key], value), key
+        assert torch.equal(prepared.response_ids, wanted.response_ids)
+
+
+# ---- batches -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_collate_is_what_the_processor_makes_of_a_batch(side):
+    """Padded by us and by Qwen2.5-VL's own processor: the same tensors."""
+    model, processor = built("qwen2_5_vl")
+    driver = ModelDriver(model, processor)
+    questions = ["Why?", "How many red circles are in the picture?"]
+    images = [picture(60, 60, 0), picture(100, 60, 1)]
+    batch = [driver.prepare(sample(q), [x]) for q, x in zip(questions, images, strict=True)]
+    texts = [driver._render(q, 1) for q in questions]
+    theirs = processor(
+        text=texts,
+        images=[[x] for x in images],
+        return_tensors="pt",
+        padding=True,
+        padding_side=side,
+    )
+    ours = driver.collate(batch, padding_side=side)
+    assert ours.keys() == theirs.keys()
+    for key, value in theirs.items():
+        assert torch.equal(ours[key], value), key
+
+
+def test_collate_refuses_another_side(driver):
+    with pytest.raises(ValueError, match="padding_side"):
+        driver.collate([driver.prepare(sample(), None)], padding_side="both")
+
+
+def test_no_batch_no_trace(driver):
+    assert driver.trace([]) == []
+
+
+def test_bfloat16():
+    model, processor = build("qwen2_5_vl")
+    model = model.to(torch.bfloat16)
+    driver = ModelDriver(model, processor)
+    driver.check()
+    batch = five(driver)
+    exact = ModelDriver(*built("qwen2_5_vl"))
+    for a, b in zip(driver.trace(batch), exact.trace(batch), strict=True):
+        assert a.q.dtype == a.k.dtype == a.hidden.dtype == torch.bfloat16
+        # Two layers in bfloat16 (8 bits) of values up to 8.
+        assert far(a.hidden.float(), b.hidden) < 0.5
+        assert far(a.q.float(), b.q) < 0.5
+
+
+def test_dropout_is_off_while_we_look():
+    model, processor = build("llava")
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.5
+    driver = ModelDriver(model, processor)
+    prepared = five(driver)[0]
+    before = driver.trace([prepared])[0]
+    model.train()
+    after = driver.trace([prepared])[0]
+    assert torch.equal(before.hidden, after.hidden) and model.training
+
+
+def test_fault_21_a_sample_that_is_not_finite():
+    model, processor = build("llava")
+    driver = ModelDriver(model, processor)
+    driver.check()
+    good, bad = five(driver)[0], five(driver)[4]
+    token = next(
+        int(t)
+        for t in bad.response_ids
+        if int(t) not in good.response_ids.tolist()
+        and int(t) not in good.inputs["input_ids"][0].tolist()
+    )
+    with torch.no_grad():
+        model.get_input_embeddings().weight[token] = torch.nan
+    traces = driver.trace([good, bad])
+    assert traces[0].nonfinite() is None
+    assert traces[1].nonfinite() == "hidden"
+    assert dataclasses.replace(traces[1], hidden=traces[0].hidden).nonfinite() == "q"
+    hidden_only = driver.trace([good], attention=False)[0]
+    assert hidden_only.q is None and hidden_only.nonfinite() is None
+
+
+def test_fault_30_out_of_memory_passes(monkeypatch):
+    model, processor = build("llava")
+    driver = ModelDriver(model, processor)
+    prepared = five(driver)[:1]
+    driver.check()
+
+    def fail(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(model.model.language_model.layers[-1].mlp, "forward", fail)
+    before = state_of(model)
+    for call in (lambda: driver.trace(prepared), driver.check):
+        with pytest.raises(torch.OutOfMemoryError):
+            call()
+    assert state_of(model) == before
+
+
+# ---- identity ----------------------------------------------------------------
+
+
+def test_identity_is_the_same_in_every_process():
+    model, processor = build("qwen2_5_vl")
+    mine = ModelDriver(model, processor).identity()
+    code = (
+        "import json; from rap.demo.tiny import tiny_qwen2_5_vl as t; "
+        "from rap.model import ModelDriver as D; print(json.dumps(D(*t()).identity()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout.splitlines()[-1]) == mine
+    assert mine["class"] == "Qwen2_5_VLForConditionalGeneration"
+    assert mine["processor"] == "Qwen2_5_VLProcessor"
+
+
+def test_identity_sees_what_changes_a_score():
+    model, processor = build("smolvlm")
+    weights, settings = weights_sha256(model), processor_sha256(processor)
+    assert weights_sha256(build("smolvlm")[0]) == weights
+    assert weights_sha256(build("smolvlm", seed=1)[0]) != weights
+    with torch.no_grad():
+        model.model.text_model.norm.weight[3] += 1e-6
+    assert weights_sha256(model) != weights
+    # A call leaves its padding in the tokenizer: no other processor for that.
+    processor.tokenizer(["a", "b c d"], padding=True, truncation=True, max_length=8)
+    assert processor_sha256(processor) == settings
+    for change in (
+        lambda p: setattr(p, "chat_template", p.chat_template + " "),
+        lambda p: setattr(p.image_processor, "image_mean", [0.4, 0.5, 0.5]),
+        lambda p: setattr(p, "image_seq_len", 5),
+        lambda p: p.tokenizer.add_tokens(["<new>"]),
+    ):
+        other = build("smolvlm")[1]
+        assert processor_sha256(other) == settings
+        change(other)
+        assert processor_sha256(other) != settings
+
+
+def test_weights_hash_reads_large_tensors_in_part():
+    class Holder(torch.nn.Module):
+        def __init__(self, x):
+            super().__init__()
+            self.x = torch.nn.Parameter(x, requires_grad=False)
+
+    x = torch.arange(1 << 18, dtype=torch.float32)  # 1 MiB: 64 KiB of it are read
+    start = weights_sha256(Holder(x))
+    assert weights_sha256(Holder(x.clone())) == start
+    for i in (0, 4095, len(x) - 4096, len(x) - 1):
+        y = x.clone()
+        y[i] += 1
+        assert weights_sha256(Holder(y)) != start
+    assert weights_sha256(Holder(x * 1.0001)) != start
+    assert weights_sha256(Holder(x.reshape(512, 512))) != start
+    assert weights_sha256(Holder(x.to(torch.bfloat16))) != start
+    small = torch.zeros(1000)
+    all_bytes = {
+        weights_sha256(Holder(small.index_fill(0, torch.tensor([i]), 1.0)))
+        for i in range(0, 1000, 7)
+    }
+    assert len(all_bytes) == len(range(0, 1000, 7))
+    meta = Holder(torch.empty(5, device="meta"))
+    assert weights_sha256(meta) != weights_sha256(Holder(torch.empty(6, device="meta")))
