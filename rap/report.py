@@ -125,10 +125,11 @@ def render(
 ) -> str:
     """The page of ``write_report`` as text. No clock, no chance: same in, same out."""
     try:
+        import PIL  # noqa: F401  (for the images, but said here, once)
         from jinja2 import Environment, PackageLoader, StrictUndefined
     except ImportError as error:
         raise RapConfigError(
-            "a report needs jinja2: pip install 'rap-select[report]'"
+            "a report needs jinja2 and pillow: pip install 'rap-select[report]'"
         ) from error
     for name, value, least, most in (
         ("per_reason", per_reason, 0, 100),
