@@ -2,7 +2,8 @@
 
 Arrays come in as NumPy, torch or any other DLPack producer; float32, bfloat16 or float16
 are read where they lie (a copy is made only when the last dimension is not contiguous).
-Answers come back in the caller's framework: NumPy in, NumPy out; torch in, torch out.
+Answers come back in the caller's framework and on its device: NumPy in, NumPy out; torch
+in, torch out. The kernels run on the CPU: a torch tensor elsewhere is copied to the host.
 The GIL is released; Ctrl-C is obeyed inside long calls; the bits do not depend on
 ``threads``.
 """
@@ -114,6 +115,7 @@ def _input(x: Any, contiguous: bool = False) -> Any:
     them if asked)."""
     if _is_torch(x):
         x = x.detach() if x.requires_grad else x
+        x = x if x.device.type == "cpu" else x.cpu()
         if contiguous or (x.dim() and x.shape[-1] > 1 and x.stride(-1) != 1):
             x = x.contiguous()
         return x
@@ -139,9 +141,9 @@ def _host(x: Any, dtype: type, name: str) -> np.ndarray:
 
 
 def _answer(x: np.ndarray, like: Any) -> Any:
-    """x in the framework that `like` came from."""
+    """x in the framework that `like` came from, and on its device."""
     if _is_torch(like):
-        return sys.modules["torch"].from_numpy(x)
+        return sys.modules["torch"].from_numpy(x).to(like.device)
     return x
 
 
@@ -233,11 +235,11 @@ def cde(
     Raises TypeError (not an array, dtype), RapInputError (shapes, target range),
     RapConfigError (unknown ``want``). Source: method.md section 1; csrc/cde/cde.h.
     """
-    logits1, logits0 = _input(logits1), _input(logits0)
+    first, second = _input(logits1), _input(logits0)
     wanted = _wanted(want, targets)
-    out = np.empty((len(CDE_OUTPUTS), _rows(logits1)))
+    out = np.empty((len(CDE_OUTPUTS), _rows(first)))
     ids = None if targets is None else _host(targets, np.int64, "targets")
-    _C.cde(logits1, logits0, ids, out, _mask(wanted), _threads(threads))
+    _C.cde(first, second, ids, out, _mask(wanted), _threads(threads))
     return _cde_result(out, wanted, weights, cu_seqlens, logits1)
 
 
@@ -265,18 +267,18 @@ def linear_cde(
 
     Other arguments, answers and errors as ``cde``. Source: method.md section 1.
     """
-    hidden1, hidden0, weight = _input(hidden1), _input(hidden0), _input(weight)
+    first, second = _input(hidden1), _input(hidden0)
     if bias is not None:
         bias = _input(bias, contiguous=True)
     if softcap is not None and not softcap > 0:
         raise RapConfigError(f"softcap = {softcap!r}: expected None or a number > 0")
     wanted = _wanted(want, targets)
-    out = np.empty((len(CDE_OUTPUTS), _rows(hidden1)))
+    out = np.empty((len(CDE_OUTPUTS), _rows(first)))
     ids = None if targets is None else _host(targets, np.int64, "targets")
     _C.linear_cde(
-        hidden1,
-        hidden0,
-        weight,
+        first,
+        second,
+        _input(weight),
         bias,
         ids,
         out,
@@ -341,7 +343,6 @@ def ace(
     Raises TypeError, RapInputError, RapConfigError. Source: method.md section 2, RAP
     (arXiv 2506.04755) section 3.2; csrc/ace/ace.h.
     """
-    q, k = _input(q), _input(k)
     if len(getattr(q, "shape", ())) != 3 or len(getattr(k, "shape", ())) != 3:
         raise RapInputError("q and k: expected arrays [heads, L, D]")
     hq, total, dim = (int(n) for n in q.shape)
@@ -358,8 +359,8 @@ def ace(
     if window is not None and window < 1:
         raise RapConfigError(f"window = {window!r}: expected None or an integer >= 1")
     _C.ace(
-        q,
-        k,
+        _input(q),
+        _input(k),
         cu,
         start,
         None if column_mask is None else _host(column_mask, np.bool_, "column_mask"),
