@@ -184,6 +184,7 @@ def test_degenerate_only_if_the_model_did_not_mean_it():
     assert not degenerate([completion((1, 2), likely)] * 5)
     assert not degenerate([completion((1, 2), unlikely)])
     assert not degenerate([])
+    assert not degenerate([completion((), -9.0)] * 5)
     assert not degenerate([completion((1, 2), -9.0), completion((1, 3), -9.0)])
     assert not degenerate([completion((1,), math.nan)] * 5)
 

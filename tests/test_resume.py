@@ -1,0 +1,194 @@
+"""kill -9 at random moments, the same command again: the same bytes (faults 31, 32).
+
+A child process builds the tiny model once and waits; for each run it forks, so that a run
+starts in a moment and a kill hits scoring and not the import of torch. The run that is
+killed is a process of its own, with its threads, its checker and its open files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+import rap
+from rap.store import ScoreStore
+from rap.table import VOLATILE_COLUMNS
+
+KILLS = int(os.environ.get("RAP_KILLS", "5"))
+SEED = int(os.environ.get("RAP_KILL_SEED", "7"))
+
+NURSERY = """
+import os, sys, traceback
+import numpy as np, torch
+from PIL import Image
+torch.set_num_threads(1)
+import rap, rap.scoring, rap.model, rap.images, rap.demo.tiny
+import transformers.models.qwen2_5_vl.modeling_qwen2_5_vl, transformers.generation
+from tqdm import tqdm
+
+folder = sys.argv[1]
+rows = []
+for i in range(40):
+    rng = np.random.default_rng(i)
+    pixels = rng.integers(0, 255, (40 + 9 * (i % 5), 60 + 7 * (i % 4), 3))
+    path = os.path.join(folder, f"{i}.png")
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+    text = "Which number replaces the " + "very " * (i % 6) + f"mark {i}?"
+    rows.append({"id": f"s{i}", "question": text, "answer": "BCA"[i % 3],
+                 "source": "ab"[i % 2], "choices": ["4", "12", "35"], "image": path})
+rows[11]["image"] = os.path.join(folder, "missing.png")
+rows[23]["answer"] = "nonsense"
+model, processor = rap.demo.tiny.tiny_qwen2_5_vl()
+print("ready", flush=True)
+for line in sys.stdin:
+    evidence, store = line.split()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            rap.score(model, processor, rows, root=folder, store=store, evidence=evidence,
+                      m1=3, m0=2, sampling=rap.Sampling(max_new_tokens=6), shard_size=4,
+                      batch_size=2, max_bad_fraction=0.1, progress=False)
+        except KeyboardInterrupt:
+            os._exit(130)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    print(pid, flush=True)
+    sys.stdin.readline()  # until then the pid stays the run's, even when it has ended
+    _, status = os.waitpid(pid, 0)
+    print(os.waitstatus_to_exitcode(status), flush=True)
+"""
+
+
+class Nursery:
+    """The child that forks a run for each line it is sent."""
+
+    def __init__(self, folder: Path) -> None:
+        path = os.pathsep.join([str(Path(rap.__file__).parent.parent), *sys.path])
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", NURSERY, str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            text=True,
+        )
+        assert self.process.stdout.readline() == "ready\n"
+
+    def start(self, evidence: str, store: Path) -> int:
+        """Begin a run; its pid, which stays its own until ``end``."""
+        self._say(f"{evidence} {store}")
+        return int(self.process.stdout.readline())
+
+    def end(self) -> int:
+        """Wait for the run; its exit code, negative for a signal."""
+        self._say("reap")
+        return int(self.process.stdout.readline())
+
+    def run(self, evidence: str, store: Path, kill_after: float | None = None) -> int:
+        """Exit code of one run, killed if it still goes on after ``kill_after`` seconds."""
+        pid = self.start(evidence, store)
+        if kill_after is not None:
+            time.sleep(kill_after)
+            os.kill(pid, signal.SIGKILL)
+        return self.end()
+
+    def _say(self, line: str) -> None:
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait(60)
+        self.process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def nursery(tmp_path_factory):
+    nursery = Nursery(tmp_path_factory.mktemp("images"))
+    yield nursery
+    nursery.close()
+
+
+def finished(store: Path) -> dict[str, str]:
+    """Digest of every finished shard, the clock readings left out."""
+    digests = {}
+    for path in sorted(store.glob("*.parquet")):
+        table = pq.read_table(path)
+        clocks = [name for name in VOLATILE_COLUMNS if name in table.column_names]
+        text = repr(table.drop_columns(clocks).to_pydict())
+        digests[path.name] = hashlib.sha256(text.encode()).hexdigest()
+    return digests
+
+
+def selection_bytes(store: Path, out: Path) -> dict[str, bytes]:
+    rap.choose(rap.Scores.load(store), budget=0.3).save(out)
+    return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
+
+
+@pytest.mark.parametrize("evidence", ["rollouts", "answer"])
+def test_fault_31_kill_9_and_resume_end_in_the_same_bytes(nursery, tmp_path, evidence):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    started = time.monotonic()
+    assert nursery.run(evidence, whole) == 0
+    duration = time.monotonic() - started
+    chance = random.Random(f"{SEED} {evidence}")
+    killed = 0
+    for _ in range(KILLS):
+        before = finished(broken) if broken.exists() else {}
+        code = nursery.run(evidence, broken, chance.uniform(0.02, 0.5) * duration)
+        assert code in (0, -signal.SIGKILL)
+        killed += code != 0
+        after = finished(broken)
+        # what was there is still there, unchanged
+        assert before.items() <= after.items()
+        if code == 0:  # it got through between two kills: begin again
+            broken.rename(tmp_path / f"done{len(list(tmp_path.glob('done*')))}")
+    assert killed >= KILLS // 2
+    assert nursery.run(evidence, broken) == 0
+
+    wanted = selection_bytes(whole, tmp_path / "wanted")
+    table = rap.Scores.load(whole).table.drop_columns(list(VOLATILE_COLUMNS))
+    assert table["code"].to_pylist()[11] == "image_missing"
+    assert table["code"].to_pylist()[23] == "bad_answer"
+    assert len(set(table["id"].to_pylist())) == 40
+    for store in [broken, *tmp_path.glob("done*")]:
+        again = rap.Scores.load(store)
+        assert again.table.drop_columns(list(VOLATILE_COLUMNS)).equals(table)
+        rollouts = ScoreStore.load(whole).read_rollouts()
+        if evidence == "rollouts":
+            assert again.rollouts.equals(rollouts)
+        else:
+            assert again.rollouts is None and rollouts is None
+        assert finished(store) == finished(whole)
+        assert selection_bytes(store, tmp_path / f"got-{store.name}") == wanted
+        assert not list(store.glob("*.corrupt")) and not list(store.glob(".*.tmp"))
+
+
+def test_fault_32_interrupt_then_resume(nursery, tmp_path):
+    """Ctrl-C: KeyboardInterrupt comes out of ``score``, finished shards stay."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert nursery.run("answer", whole) == 0
+    pid = nursery.start("answer", broken)
+    until = time.monotonic() + 30
+    while not (broken / "scores-00001.parquet").exists() and time.monotonic() < until:
+        time.sleep(0.002)
+    os.kill(pid, signal.SIGINT)
+    sent = time.monotonic()
+    code = nursery.end()
+    assert time.monotonic() - sent < 5
+    done = finished(broken)
+    assert code in (0, 130) and len(done) >= 2
+    assert nursery.run("answer", broken) == 0
+    assert done.items() <= finished(broken).items()
+    assert finished(broken) == finished(whole)
