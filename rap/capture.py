@@ -134,7 +134,7 @@ def find_parts(model: Any) -> Parts:
     """Text decoder, its last layer, the head, the configs. ``RapModelError`` if there is
     one that cannot be found, or that cannot work."""
     try:
-        decoder, head = model.get_decoder(), model.get_output_embeddings()
+        decoder, head = _innermost_decoder(model), model.get_output_embeddings()
     except (AttributeError, NotImplementedError) as error:
         raise undrivable(
             model, f"it does not name its parts ({first_line(error)})"
@@ -154,6 +154,16 @@ def find_parts(model: Any) -> Parts:
     configs = {id(c): c for m in (*above, *decoder.modules()) for c in _config_of(m)}
     watched = frozenset(id(module) for module in _last_layer(model, decoder).modules())
     return Parts(decoder, head, watched, tuple(configs.values()))
+
+
+def _innermost_decoder(model: Any) -> Any:
+    """The text decoder without a head: Llama 4's ``get_decoder`` stops one too early."""
+    decoder = model.get_decoder()
+    while (
+        decoder is not model and hasattr(decoder, "lm_head") and hasattr(decoder, "model")
+    ):
+        decoder = decoder.model
+    return decoder
 
 
 def _last_layer(model: Any, decoder: torch.nn.Module) -> torch.nn.Module:

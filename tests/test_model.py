@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny_models import NAMES, build
+from transformers import Llama4Config, Llama4ForConditionalGeneration
 
 from rap import ops
 from rap.capture import ATTENTION_NAME, find_parts
@@ -24,8 +25,8 @@ from rap.errors import RapModelError
 from rap.model import ModelDriver, _head_options, processor_sha256, weights_sha256
 from rap.samples import BadSample, Sample
 
-# Largest difference of the same number computed in float32 in another order: values are
-# below 8 here, so 1e-5 is about ten roundings of 2^-20. Measured: 4.2e-6.
+# The same number computed in float32 in another order, relative to the largest of its
+# kind: about 80 roundings of 2^-23. Measured on the eight classes: at most 2e-6 of it.
 NOISE = 1e-5
 
 
@@ -84,6 +85,10 @@ def far(a, b) -> float:
     return float((a - b).abs().max()) if a.numel() else 0.0
 
 
+def large(x) -> float:
+    return float(x.abs().max())
+
+
 # ---- every class -------------------------------------------------------------
 
 
@@ -111,7 +116,7 @@ def test_rebuilt_attention_is_eager_attention(name):
         assert float((weights / uniform[:, None]).max()) > 3
         span = slice(prepared.n_prompt - 1, len(prepared) - 1)
         logits = theirs.logits[0, span]
-        assert far(driver.head.logits(trace.hidden), logits) < NOISE * 2
+        assert far(driver.head.logits(trace.hidden), logits) < NOISE * large(logits)
         assert float(logits.std()) > 0.5
 
 
@@ -130,7 +135,7 @@ def test_fault_22_same_scores_whatever_batch_and_padding(name):
             for field in ("q", "k", "hidden"):
                 a, b = getattr(one, field), getattr(many, field)
                 assert a.shape == b.shape
-                assert far(a, b) < NOISE, (size, side, field)
+                assert far(a, b) < NOISE * large(a), (size, side, field)
             length, r = len(prepared), len(prepared.response_ids)
             assert one.q.shape[1] == one.k.shape[1] == length == len(one.image_mask)
             assert one.hidden.shape[0] == r == length - one.n_prompt
@@ -485,7 +490,8 @@ def test_head_finds_the_cap_and_scale_that_the_class_uses(used):
     with torch.no_grad():
         logits = model(**driver.collate([prepared])).logits[0]
     span = slice(prepared.n_prompt - 1, len(prepared) - 1)
-    assert far(driver.head.logits(trace.hidden), logits[span]) < 4 * NOISE
+    logits = logits[span]
+    assert far(driver.head.logits(trace.hidden), logits) < NOISE * large(logits)
 
 
 def test_granite_scale_is_a_divisor():
@@ -758,3 +764,35 @@ def test_weights_hash_reads_large_tensors_in_part():
     assert len(all_bytes) == len(range(0, 1000, 7))
     meta = Holder(torch.empty(5, device="meta"))
     assert weights_sha256(meta) != weights_sha256(Holder(torch.empty(6, device="meta")))
+
+
+def test_a_decoder_inside_a_wrapper_with_a_head_of_its_own():
+    """Llama 4: ``get_decoder`` names a causal model, whose output holds no hidden states."""
+    text = {
+        "vocab_size": 50,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "intermediate_size_mlp": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "num_local_experts": 2,
+        "pad_token_id": 0,
+    }
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "vision_output_dim": 32,
+        "projector_input_dim": 32,
+        "projector_output_dim": 32,
+    }
+    config = Llama4Config(text_config=text, vision_config=vision)
+    with torch.device("meta"):
+        model = Llama4ForConditionalGeneration(config)
+    parts = find_parts(model)
+    assert parts.decoder is model.language_model.model
+    assert parts.head is model.language_model.lm_head
+    assert id(model.language_model.model.layers[1].self_attn) in parts.watched
