@@ -767,7 +767,7 @@ def test_weights_hash_reads_large_tensors_in_part():
 
 
 def test_a_decoder_inside_a_wrapper_with_a_head_of_its_own():
-    """Llama 4: ``get_decoder`` names a causal model, whose output holds no hidden states."""
+    """Llama 4: ``get_decoder`` names a causal model, whose output has no hidden states."""
     text = {
         "vocab_size": 50,
         "hidden_size": 32,
