@@ -80,9 +80,10 @@ def degenerate(completions: Sequence[Completion]) -> bool:
     Equal completions are no fault when the model is sure of its answer: M draws of a text
     of probability p are all equal to the first with probability p^(M-1). Only when that
     is below 5 % under the model's own, unwarped distribution (so that ``top_k=1`` or a tiny
-    temperature is seen) does the group count as degenerate. Needs two completions.
+    temperature is seen) does the group count as degenerate. Needs two completions;
+    empty ones have a code of their own and do not count.
     """
-    if len(completions) < 2:
+    if len(completions) < 2 or not completions[0].token_ids:
         return False
     first = completions[0]
     if any(c.token_ids != first.token_ids for c in completions[1:]):
