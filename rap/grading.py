@@ -54,6 +54,14 @@ _CUE = re.compile(
     r"|\b(?:option|choice)(?:\s+letter)?\s+is\b(?:\s*:)?|\u7b54\u6848[\u662f\u4e3a:\uff1a]",
     re.IGNORECASE,
 )
+_RIGHT_ONE = re.compile(
+    r"\(?\b([A-Z])\)? is (?:the )?(?:correct|right|best) (?:answer|option|choice)\b"
+)
+_GOODBYE = re.compile(
+    r"\b(?:hope (?:this|that) helps|let me know|anything else"
+    r"|(?:other|further|more) questions)",
+    re.IGNORECASE,
+)
 _MARKDOWN = re.compile(r"\*\*|__|`+")
 _END_TOKENS = re.compile(r"</s>|<\|(?:im_end|endoftext|eot_id|end)\|>|<end_of_turn>|<eos>")
 
@@ -71,14 +79,16 @@ def final_answer(text: str) -> tuple[str, bool]:
 def marked_answers(text: str) -> list[str]:
     """What a response marks as its answer, best first: the last ``<answer>`` element, the
     last ``\\boxed{}``, what follows the last ``####``, what follows the last "the answer
-    is" or "answer:". What stands before ``</think>`` does not count."""
+    is" or "answer:", the last letter that "is the correct option". What stands before
+    ``</think>`` does not count."""
     text = _spoken(text)
     inside, boxed = _last_element(text), _last_boxed(text)
     if inside is not None:
         inside = _last_boxed(inside) or inside
     text = _MARKDOWN.sub("", text)
     hashes = _first_line(text.rpartition("####")[2]) if "####" in text else ""
-    return [found for found in (inside, boxed, hashes, _after_cue(text)) if found]
+    right_one = _RIGHT_ONE.findall(text)[-1:]
+    return [x for x in (inside, boxed, hashes, _after_cue(text), *right_one) if x]
 
 
 def _spoken(text: str) -> str:
@@ -89,8 +99,12 @@ def _spoken(text: str) -> str:
 
 
 def _lines(text: str) -> list[str]:
+    """Lines that say something; the politeness that ends a chat does not."""
     spoken = _MARKDOWN.sub("", _spoken(text))
-    return [line.strip() for line in spoken.splitlines() if line.strip()]
+    lines = [line.strip() for line in spoken.splitlines() if line.strip()]
+    while len(lines) > 1 and _GOODBYE.search(lines[-1]):
+        lines.pop()
+    return lines
 
 
 def _after_cue(text: str) -> str:
@@ -130,7 +144,7 @@ def _first_line(text: str) -> str:
 
 def _first_sentence(line: str) -> str:
     """Up to the first full stop that ends a sentence; not the one in "B. 12 cm"."""
-    for match in re.finditer(r"[.!?](?=\s|$)", line):
+    for match in re.finditer(r"[.!?](?=[\"'\u201d\u2019)\]]*(?:\s|$))", line):
         if not re.fullmatch(r"\W*[A-Za-z]", line[: match.start()]):
             return line[: match.start()].strip()
     return line.strip()
@@ -141,6 +155,7 @@ def _first_sentence(line: str) -> str:
 _LABEL = re.compile(
     r"\W{0,2}(?:option|choice)?\s*[(\[]?\s*([A-Za-z])\s*(?:[)\].:\u3002]|\s-)", re.I
 )
+_BEFORE_BRACKET = re.compile(r"\W{0,2}([A-Z])\s+(?=\()")  # "C (12 cm)"
 _IN_BRACKETS = re.compile(r"[(\[]\s*([A-Za-z])\s*[)\]]")
 _WORD = re.compile(r"\b(?i:option|choice|answer)\s+([A-Z])\b")
 
@@ -174,7 +189,7 @@ def named_choice(final: str, choices: Sequence[str]) -> int | None:
         return texts.index(plain(final))
     n = len(choices)
     named = letter_index(final, n)
-    if named is None and (match := _LABEL.match(final)):
+    if named is None and (match := _LABEL.match(final) or _BEFORE_BRACKET.match(final)):
         named = letter_index(match[1], n)
         others = set(_IN_BRACKETS.findall(final[match.end() :])) - {match[1]}
         if others and named is not None and texts[named] not in plain(final):

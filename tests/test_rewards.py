@@ -58,6 +58,9 @@ def builtin():
         ("答案是:D", "D", True),
         ("the correct option is (C)", "(C)", True),
         ("The answer is 5. That option is not there.", "5", True),
+        ('The correct answer is "soup." Soup has few.', '"soup', True),
+        ("A is the correct option. It is green.", "A", True),
+        ("There are **2 left**.\n\nI hope this helps!", "There are 2 left.", False),
         ("one\ntwo\n\n", "two", False),
         ("7</s>", "7", False),
         ("7<|im_end|>", "7", False),
@@ -84,6 +87,9 @@ CM = ("12 cm", "13 cm", "14 cm", "15 cm")
         ("B. 13 cm", CM, 1),
         ("B: 13 cm", CM, 1),
         ("Option B", CM, 1),
+        ("B (13 cm)", CM, 1),
+        ("a (large) thing", CM, None),
+        ('"soup', ("soup", "water"), 0),
         ("option (B)", CM, 1),
         ("13 cm", CM, 1),
         ("13", CM, 1),
@@ -251,33 +257,37 @@ def test_builtin_is_cheap(builtin):
     assert (time.perf_counter() - begin) / 500 < 2e-3
 
 
+@pytest.fixture(scope="module")
+def impatient():
+    with make_checker(timeout=1.5) as checker:
+        yield checker
+
+
 # sympy evaluates the tower for ever, in C, where no signal handler runs
 TOWER = "\\boxed{9^{9^{9^{9}}}}"
 
 
-def test_fault_26_builtin_hang_is_killed_and_the_next_check_is_right():
-    with make_checker(timeout=1.5) as checker:
-        assert checker.check(sample("1/2"), "0.5") == RIGHT
-        begin = time.monotonic()
-        verdict = checker.check(sample("\\sqrt{2}"), TOWER)
-        assert verdict == Verdict(None, "verifier_timeout", "no verdict within 1.5 s")
-        assert time.monotonic() - begin < 5
-        assert checker.check(sample("1/2"), "\\boxed{\\frac{2}{4}}") == RIGHT
-        begin = time.monotonic()
-        assert checker.check(sample("\\sqrt{2}"), TOWER) == verdict  # kept, not run again
-        assert time.monotonic() - begin < 0.1
+def test_fault_26_builtin_hang_is_killed_and_the_next_check_is_right(impatient):
+    assert impatient.check(sample("1/2"), "0.5") == RIGHT
+    begin = time.monotonic()
+    verdict = impatient.check(sample("\\sqrt{2}"), TOWER)
+    assert verdict == Verdict(None, "verifier_timeout", "no verdict within 1.5 s")
+    assert time.monotonic() - begin < 5
+    assert impatient.check(sample("1/2"), "\\boxed{\\frac{2}{4}}") == RIGHT
+    begin = time.monotonic()
+    assert impatient.check(sample("\\sqrt{2}"), TOWER) == verdict  # kept, not run again
+    assert time.monotonic() - begin < 0.1
 
 
 @pytest.mark.parametrize(
     "text",
     ["(" * 5000, "\\boxed{" * 20_000, "$" * 50_000, "answer is " * 30_000, "a " * 100_000],
 )
-def test_fault_26_hostile_text_gets_a_verdict(text):
-    with make_checker(timeout=1.5) as checker:
-        begin = time.monotonic()
-        verdict = checker.check(sample("\\sqrt{2}"), text)
-        assert verdict.correct is False or verdict.code == "verifier_timeout"
-        assert time.monotonic() - begin < 10
+def test_fault_26_hostile_text_gets_a_verdict(impatient, text):
+    begin = time.monotonic()
+    verdict = impatient.check(sample("\\sqrt{2}"), text)
+    assert verdict.correct is False or verdict.code == "verifier_timeout"
+    assert time.monotonic() - begin < 10
 
 
 # ---------------------------------------------------------------------- reward functions
