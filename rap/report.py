@@ -37,6 +37,7 @@ MAX_WARNINGS = 20
 MAX_PIXELS = 50_000_000
 THUMBNAIL = (320, 240)  # pixels; shown at half that size, for screens of high density
 QUESTION, SHORT, SETTINGS = 700, 200, 6000  # characters of a text that are shown
+CAPTION = 110  # under a thumbnail
 TRAIN_GROUP = 8  # completions a sample and step in training: GRPOTrainer's default
 BINS = 41  # odd, over a range half a bin wider on each side: 0 and 1 are bin centres
 
@@ -192,7 +193,8 @@ def thumbnails(selection: Selection, limit: int = 6) -> str:
         uri, _ = _thumbnail(sample, row)
         if uri is None:
             continue
-        question = escape(visible(sample.question, 110))
+        question = escape(visible(sample.question[:CAPTION], CAPTION))
+        question += "\u2026" if len(sample.question) > CAPTION else ""
         figures.append(
             "<figure style='width:180px;margin:0 12px 12px 0'>"
             f"<img src='{uri}' alt='' style='max-width:160px;max-height:120px;"
