@@ -236,21 +236,58 @@ ask_dlpack(PyObject *object)
 }
 
 static bool
+from_managed(DLManagedTensorVersioned *managed, const char *name, rap_array *view,
+             rap_error *err)
+{
+    if (managed->version.major != DLPACK_MAJOR_VERSION) {
+        return rap_fail(err, RAP_EINPUT, "%s: DLPack version %u is not known", name,
+                        (unsigned)managed->version.major);
+    }
+    view->owner = managed;
+    view->release = release_dlpack_versioned;
+    view->readonly = (managed->flags & DLPACK_FLAG_BITMASK_READ_ONLY) != 0;
+    return from_dltensor(&managed->dl_tensor, name, view, err);
+}
+
+/* The table of C functions that a framework (torch >= 2.10) hangs on its array type, or
+ * NULL: an export through it costs a tenth of a call to __dlpack__. */
+static const DLPackExchangeAPI *
+exchange_api(PyObject *object)
+{
+    PyObject *capsule =
+        PyObject_GetAttrString((PyObject *)Py_TYPE(object), "__dlpack_c_exchange_api__");
+    const DLPackExchangeAPI *api = NULL;
+
+    if (capsule != NULL && PyCapsule_IsValid(capsule, "dlpack_exchange_api")) {
+        api = PyCapsule_GetPointer(capsule, "dlpack_exchange_api");
+    }
+    Py_XDECREF(capsule); /* the table lives as long as the process */
+    PyErr_Clear();
+    return api != NULL && api->header.version.major == DLPACK_MAJOR_VERSION ? api : NULL;
+}
+
+/* An owning export: the memory stays whatever another thread does to the tensor. */
+static bool
+from_exchange(const DLPackExchangeAPI *api, PyObject *object, const char *name,
+              rap_array *view, rap_error *err)
+{
+    DLManagedTensorVersioned *managed = NULL;
+
+    if (api->managed_tensor_from_py_object_no_sync(object, &managed) != 0) {
+        return rap_fail(err, RAP_EPYTHON, "%s", name);
+    }
+    return from_managed(managed, name, view, err);
+}
+
+static bool
 from_capsule(PyObject *capsule, const char *name, rap_array *view, rap_error *err)
 {
     if (PyCapsule_IsValid(capsule, "dltensor_versioned")) {
         DLManagedTensorVersioned *managed =
             PyCapsule_GetPointer(capsule, "dltensor_versioned");
 
-        if (managed->version.major != DLPACK_MAJOR_VERSION) {
-            return rap_fail(err, RAP_EINPUT, "%s: DLPack version %u is not known", name,
-                            (unsigned)managed->version.major);
-        }
         PyCapsule_SetName(capsule, "used_dltensor_versioned");
-        view->owner = managed;
-        view->release = release_dlpack_versioned;
-        view->readonly = (managed->flags & DLPACK_FLAG_BITMASK_READ_ONLY) != 0;
-        return from_dltensor(&managed->dl_tensor, name, view, err);
+        return from_managed(managed, name, view, err);
     }
     if (PyCapsule_IsValid(capsule, "dltensor")) {
         DLManagedTensor *managed = PyCapsule_GetPointer(capsule, "dltensor");
@@ -337,6 +374,7 @@ rap_array_from(PyObject *object, const char *name, bool optional, rap_array *vie
                rap_error *err)
 {
     static const char nothing[64] = {0};
+    const DLPackExchangeAPI *api;
     PyObject *capsule = NULL;
     bool ok = false;
 
@@ -346,6 +384,11 @@ rap_array_from(PyObject *object, const char *name, bool optional, rap_array *vie
     }
     if (PyArray_Check(object)) {
         ok = from_numpy((PyArrayObject *)object, name, view, err);
+        goto done;
+    }
+    api = exchange_api(object);
+    if (api != NULL) {
+        ok = from_exchange(api, object, name, view, err);
         goto done;
     }
     capsule = ask_dlpack(object);

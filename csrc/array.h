@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Python object -> rap_array, without a copy: NumPy through its C API, anything else
- * through DLPack (torch, jax, ...), then the buffer protocol. The view keeps its owner
+ * Python object -> rap_array, without a copy: NumPy through its C API, torch through
+ * DLPack's C exchange table, any other producer through __dlpack__, then the buffer
+ * protocol. The view keeps its owner
  * alive until rap_array_release.
  *
  * Taken: float32, float16, bfloat16 (ml_dtypes or DLPack), float64, int64, bool; native
