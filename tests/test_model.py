@@ -250,6 +250,22 @@ def test_one_position_reaches_the_head(name):
     assert shapes == [(1, 1, vocabulary), (3, 1, vocabulary)]  # the probe, the batch
 
 
+def test_the_last_layer_is_known_by_identity():
+    """Vision towers, and layers that share code, may carry the same layer_idx."""
+    model, processor = build("llava")
+    driver = ModelDriver(model, processor)
+    prepared = five(driver)[0]
+    before = driver.trace([prepared])[0]
+    for layer in model.model.language_model.layers:
+        layer.self_attn.layer_idx = 1
+    for config in (model.config.vision_config, model.model.vision_tower.config):
+        config._attn_implementation_internal = ATTENTION_NAME  # caught there as well
+    for layer in model.model.vision_tower.encoder.layers:
+        layer.self_attn.layer_idx = 1
+    after = driver.trace([prepared])[0]
+    assert torch.equal(before.q, after.q) and torch.equal(before.k, after.k)
+
+
 # ---- fault 20: what cannot be caught is refused before the first sample -------
 
 
