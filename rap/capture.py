@@ -250,8 +250,8 @@ def _unchanged(model: torch.nn.Module) -> Iterator[None]:
     (hence hooks and attributes together or not at all). Weights and submodules are left
     alone: offloading moves them.
     """
-    # Thousands of modules around every forward: about 10 ms for 2,000, because almost all of
-    # their dictionaries are empty and need no copy.
+    # Thousands of modules around every forward: about 10 ms for 2,000, because almost
+    # all of their dictionaries are empty and need no copy.
     filled, empty = [], []
     for module in model.modules():
         filled.append((vars(module), dict(vars(module))))
