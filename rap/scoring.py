@@ -15,7 +15,8 @@ another shape rounds differently; scores are therefore stored with 12 significan
 own uncertainty. What remains is a value within the noise of a rounding border (one in
 some thousand: measured 1 of 12,000): it moves by one step, at most 4.9e-4 of itself, and
 the selection moves only if the sample at the cut is among them. In bfloat16 and float16
-the noise is as large as the rounding step: compare runs of one batch size there.
+the noise is as large as the rounding step: compare runs of one batch size there. A batch
+halved for lack of memory counts as one of another size.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -278,7 +279,7 @@ class Job:
     """One sample on its way to its row of the score table."""
 
     row: dict[str, Any]
-    sample: Sample | None = None
+    sample: Sample = None  # type: ignore[assignment]  # only where the row is bad
     image: Prepared | None = None
     """Prompt (and response, where it is known beforehand) with the image."""
     blind: Prepared | None = None
@@ -554,7 +555,9 @@ class _Run:
         share = (time.perf_counter() - started) / len(jobs)
         for job in jobs:
             job.row["seconds"] = share
+            # A finished job waits for its shard: only its row may stay in memory.
             job.image = job.blind = job.answer = None
+            job.sample = None  # type: ignore[assignment]
 
     def _answer(self, jobs: list[Job]) -> None:
         """Two forwards over the reference answer; method.md section 1."""
@@ -605,6 +608,9 @@ class _Run:
     def _rollouts(self, jobs: list[Job]) -> None:
         """M0 completions without the image, M1 with it, one forward for psi.
 
+        All completions of a batch are drawn together, batch_size * M rows; psi is read off
+        the first completion, by number, that the checker accepts.
+
         The text arm runs first: where ``screen_lambda_c`` is set, a sample that could not
         pass it even with every completion right is not rolled out with the image.
         """
@@ -624,8 +630,8 @@ class _Run:
         for job in rest:
             if not job.alive:
                 continue
-            counts = (job.row[name] for name in ("c1", "m1", "c0", "m0"))
-            if not can_be_kept(*counts, config.screen_lambda_c):
+            c1, m1, c0, m0 = (job.row[name] for name in ("c1", "m1", "c0", "m0"))
+            if not can_be_kept(c1, m1, c0, m0, config.screen_lambda_c):
                 continue
             chosen = next(r for r in job.rollouts if r["arm"] == IMAGE_ARM and r["correct"])
             job.row["truncated"] = chosen["finish_reason"] == "length"
@@ -649,6 +655,7 @@ class _Run:
         gives nothing else is the sample quarantined. A completion that the checker could
         not judge counts neither way.
         """
+        assert self.checker is not None  # evidence rollouts has one
         drawn = self._generate(jobs, arm, m)
         for job in jobs:
             if not job.alive:
@@ -661,13 +668,13 @@ class _Run:
                         job.sample, completion.text, token_ids=completion.token_ids
                     )
                     ok, code = verdict.correct, verdict.code
+                    if ok is None:
+                        failures.setdefault(str(code), verdict.message or "")
                 else:
                     ok, code = False, "empty_response"
                     empty += 1
                 judged += ok is not None
                 correct += ok is True
-                if ok is None:
-                    failures.setdefault(code, verdict.message or "")
                 job.rollouts.append(_rollout_row(job, arm, number, completion, ok, code))
             n = "1" if arm == IMAGE_ARM else "0"
             job.row |= {f"c{n}": correct, f"m{n}": judged}
@@ -693,7 +700,8 @@ class _Run:
         ]
 
         def run(part: Sequence[tuple[Job, int]]) -> list[Completion]:
-            prompts = [job.image if arm == IMAGE_ARM else job.blind for job, _ in part]
+            which = "image" if arm == IMAGE_ARM else "blind"
+            prompts = [getattr(job, which) for job, _ in part]
             groups = rollouts.generate(
                 self.driver,
                 prompts,
@@ -849,6 +857,7 @@ class _Run:
         if position >= trace.n_prompt:
             token = int(trace.response_ids[position - trace.n_prompt])
         else:
+            assert job.image is not None  # it was just traced
             token = int(job.image.inputs["input_ids"].flatten()[position])
         tokenizer = getattr(self.driver.processor, "tokenizer", self.driver.processor)
         return _clean(tokenizer.decode([token]), 100)
@@ -895,7 +904,7 @@ def _first_line(error: BaseException) -> str:
 
 def ahead(
     prepare: Callable[[int], Job], items: Sequence[int], *, workers: int, depth: int
-) -> Iterator[Job]:
+) -> Generator[Job]:
     """``prepare`` of each item, in order, at most ``depth`` made ahead by threads.
 
     Closing the iterator cancels what has not begun. ``workers`` 0 works in the caller.
@@ -971,6 +980,7 @@ def _first_nonfinite(trace: Trace, attention: bool) -> str | None:
         return f"hidden state of response token {int((~rows).int().argmax())}"
     if attention:
         for name, x in (("query", trace.q), ("key", trace.k)):
+            assert x is not None
             columns = torch.isfinite(x).all(dim=-1).all(dim=0)
             if not bool(columns.all()):
                 return f"{name} of token {int((~columns).int().argmax())}, last layer"
