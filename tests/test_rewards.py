@@ -723,7 +723,7 @@ def agreement(shared: Path, name: str, field: str, prompts: set[str], n: int) ->
     return same / n
 
 
-# Measured over all rows of these kinds (22,995; 22,995; 21,000; 17,000 of them). What is left was
+# Measured over all rows of these kinds (22,995; 22,995; 21,000; 17,000). What is left was
 # read, not explained away: MATH-V's judge wants the letter where the value of the right
 # choice is given ("26" for "(C) 26 cm^2") and misreads "\\textbf{(E)}"; MathVista's takes
 # the choice nearest in spelling when a response refuses to answer. 2shot_pot responses are
