@@ -24,7 +24,7 @@ import logging
 import re
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -66,6 +66,11 @@ class Head:
     """[V]"""
     softcap: float | None
     scale: float | None
+
+    def to(self, device: str) -> Head:
+        """The same head on ``device``; itself if it is there already."""
+        bias = None if self.bias is None else self.bias.to(device)
+        return replace(self, weight=self.weight.to(device), bias=bias)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits [..., V] of hidden [..., E]: for checks, not for whole responses."""

@@ -33,6 +33,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
@@ -69,7 +70,7 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from .model import ModelDriver, Prepared, Trace
+    from .model import Head, ModelDriver, Prepared, Trace
 
 MIN_SEEN = 20
 """A run is not given up for its bad samples before this many were seen."""
@@ -469,6 +470,11 @@ class _Run:
         self.groups = 0
         self.degenerate_groups = 0
 
+    @cached_property
+    def _host_head(self) -> Head:
+        """Where the kernels run: the head is copied from the device once, not each batch."""
+        return self.driver.head.to("cpu")
+
     # -- shards --
 
     def fill(self, shards: ScoreStore, progress: bool | str) -> None:
@@ -778,7 +784,7 @@ class _Run:
         pairs = [(with_image[id(job)], without[id(job)]) for job in live]
         device = pairs[0][0].hidden.device
         sizes = torch.tensor([0] + [len(a.response_ids) for a, _ in pairs])
-        head = self.driver.head
+        head = self._host_head
         result = ops.linear_cde(
             torch.cat([a.hidden for a, _ in pairs]),
             torch.cat([b.hidden for _, b in pairs]),
