@@ -472,7 +472,7 @@ class _Run:
 
     @cached_property
     def _host_head(self) -> Head:
-        """Where the kernels run: the head is copied from the device once, not each batch."""
+        """Where the kernels run: copied from the device once, not for each batch."""
         return self.driver.head.to("cpu")
 
     # -- shards --
