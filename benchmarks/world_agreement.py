@@ -1,0 +1,322 @@
+"""Do planted and actual causes agree, and what does a selection find of them?
+
+    python -m benchmarks.world_agreement --n 400 --m 8
+
+Draws a world of the split ``selection``, scores it with the demo's model (evidence
+``rollouts`` and ``answer``), and compares three things: the cause that was planted, the
+cause that the model's own completions show (`actual`), and the reason that ``rap.choose``
+gives. Writes benchmarks/results/world_agreement.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import shlex
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import rap
+from rap.config import Sampling
+from rap.demo import world
+from rap.demo.model import load_demo_model
+from rap.demo.run_world import crossed
+
+RESULT = Path(__file__).parent / "results" / "world_agreement.md"
+TOKENS = 48
+NEEDS_IMAGE = ("cognitive", "attention_biased", "trivial")
+BUDGET = 0.10
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the completions of one sample show."""
+
+    cause: str
+    """Planted."""
+    p1: float
+    p0: float
+    captured: float
+    """Share of the completions with the image that write a loud word."""
+
+
+def actual(seen: Seen) -> str:
+    """The cause that the completions show, whatever was planted. In this order:
+
+    captured by a loud token (half of the completions repeat it); the image hurts
+    (p1 < p0 - 0.25); solved without the image (p0 >= 0.5); never solved; always solved
+    (p1 >= 0.95); else it needs the image and is not always solved: cognitive.
+    """
+    if seen.captured >= 0.5:
+        return "attention_biased"
+    if seen.p1 < seen.p0 - 0.25:
+        return "image_misleads"
+    if seen.p0 >= 0.5:
+        return "language_prior"
+    if seen.p1 == 0:
+        return "unsolvable"
+    return "trivial" if seen.p1 >= 0.95 else "cognitive"
+
+
+def auroc(score: Sequence[float], positive: Sequence[bool]) -> float:
+    """P(a positive's score is higher) + P(equal) / 2; NaN without both kinds."""
+    value, mark = np.asarray(score, float), np.asarray(positive, bool)
+    pos, neg = value[mark], value[~mark]
+    if not len(pos) or not len(neg):
+        return float("nan")
+    above = (pos[:, None] > neg[None, :]).mean()
+    return float(above + (pos[:, None] == neg[None, :]).mean() / 2)
+
+
+def observe(samples: Sequence[world.WorldSample], scores: Any) -> list[Seen]:
+    """Pass rates from the score table, loud words from the completions kept beside it."""
+    loud: dict[str, list[bool]] = defaultdict(list)
+    for row in scores.rollouts.select(["id", "arm", "text"]).to_pylist():
+        if row["arm"] == "image":
+            loud[row["id"]].append(any(word in row["text"] for word in world.LOUD))
+    return [
+        Seen(
+            sample.cause,
+            row["c1"] / row["m1"],
+            row["c0"] / row["m0"],
+            float(np.mean(loud[sample.id])),
+        )
+        for sample, row in zip(samples, scores.table.to_pylist(), strict=True)
+    ]
+
+
+# ---- tables -----------------------------------------------------------------
+
+
+def rates(seen: Sequence[Seen]) -> str:
+    """Mean pass rates of each planted cause."""
+    lines = ["| planted | p with image | p without | completions captured |"]
+    lines.append("|---|---:|---:|---:|")
+    for cause in world.CAUSES:
+        mine = [s for s in seen if s.cause == cause]
+        means = [np.mean([getattr(s, a) for s in mine]) for a in ("p1", "p0", "captured")]
+        lines.append(f"| {cause} | " + " | ".join(f"{m:.2f}" for m in means) + " |")
+    return "\n".join(lines)
+
+
+def selections(causes: Sequence[str], scored: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """What a 10 % selection holds, by evidence, against the pool."""
+    pool = causes.count("cognitive") / len(causes)
+    lines = [
+        "| selection | kept | cognitive | times the pool's share | kept by cause |",
+        "|---|---:|---:|---:|---|",
+    ]
+    made = {}
+    rules: list[tuple[str, str, dict[str, Any]]] = [
+        ("rollouts, budget 10 %", "rollouts", {"budget": BUDGET}),
+        (
+            "rollouts, budget 10 %, no replacement",
+            "rollouts",
+            {"budget": BUDGET, "replace": False},
+        ),
+        ("rollouts, rule paper", "rollouts", {"rule": "paper"}),
+        ("answer, budget 10 %", "answer", {"budget": BUDGET}),
+        (
+            "answer, budget 10 %, trivial <= 0.1",
+            "answer",
+            {"budget": BUDGET, "trivial": 0.1},
+        ),
+    ]
+    for name, evidence, settings in rules:
+        chosen = rap.choose(scored[evidence], **settings)
+        made[name] = chosen
+        kept = Counter(causes[i] for i in chosen.indices)
+        total = sum(kept.values())
+        share = kept["cognitive"] / total if total else float("nan")
+        held = ", ".join(f"{cause} {count}" for cause, count in kept.most_common())
+        lines.append(f"| {name} | {total} | {share:.1%} | {share / pool:.2f} | {held} |")
+    return "\n".join(lines), made
+
+
+def estimators(causes: Sequence[str], seen: Sequence[Seen], scored: dict[str, Any]) -> str:
+    """AUROCs of finding planted causes."""
+    rows = {name: s.table.to_pylist() for name, s in scored.items()}
+    d = {
+        "rollouts": [s.p1 - s.p0 for s in seen],
+        "answer": [r["p_answer1"] - r["p_answer0"] for r in rows["answer"]],
+    }
+    p0 = {
+        "rollouts": [s.p0 for s in seen],
+        "answer": [r["p_answer0"] for r in rows["answer"]],
+    }
+    prior = [cause == "language_prior" for cause in causes]
+    lines = ["| estimator | finds | against | evidence | AUROC |", "|---|---|---|---|---:|"]
+
+    def add(name: str, finds: str, against: str, kind: str, value: float) -> None:
+        lines.append(f"| {name} | {finds} | {against} | {kind} | {value:.3f} |")
+
+    among = [c in (*NEEDS_IMAGE, "language_prior") for c in causes]
+    for kind in d:
+        some = [-x for x, m in zip(d[kind], among, strict=True) if m]
+        mine = [x for x, m in zip(prior, among, strict=True) if m]
+        where = "causes that need the image"
+        add("CDE, -D", "language_prior", where, kind, auroc(some, mine))
+        add(
+            "CDE, -abs(D)",
+            "language_prior",
+            "all",
+            kind,
+            auroc([-abs(x) for x in d[kind]], prior),
+        )
+        add("p without the image", "language_prior", "all", kind, auroc(p0[kind], prior))
+        hurts = [cause == "image_misleads" for cause in causes]
+        add("CDE, -D", "image_misleads", "all", kind, auroc([-x for x in d[kind]], hurts))
+    psi = [
+        (row["log_psi"], cause == "attention_biased")
+        for row, cause in zip(rows["rollouts"], causes, strict=True)
+        if row["log_psi"] is not None
+    ]
+    value = auroc([p for p, _ in psi], [m for _, m in psi]) if psi else float("nan")
+    add("ACE, log psi", "attention_biased", f"the {len(psi)} measured", "rollouts", value)
+    return "\n".join(lines)
+
+
+def psi_by_cause(causes: Sequence[str], scored: dict[str, Any]) -> str:
+    found = defaultdict(list)
+    for row, cause in zip(scored["rollouts"].table.to_pylist(), causes, strict=True):
+        if row["log_psi"] is not None:
+            found[cause].append(row["log_psi"])
+    lines = ["| planted | measured | log psi, median | quartiles |", "|---|---:|---:|---:|"]
+    for cause in world.CAUSES:
+        if found[cause]:
+            low, mid, high = np.quantile(found[cause], [0.25, 0.5, 0.75])
+            lines.append(
+                f"| {cause} | {len(found[cause])} | {mid:.2f} | {low:.2f} .. {high:.2f} |"
+            )
+    return "\n".join(lines)
+
+
+# ---- the run ----------------------------------------------------------------
+
+
+def report(
+    n: int, m: int, seed: int, weights: Path | None, echo: Callable[[str], Any]
+) -> str:
+    import torch
+
+    samples = world.draw(n, seed=seed, split="selection")
+    causes = [sample.cause for sample in samples]
+    model, processor = load_demo_model(weights)
+    rows = world.rows(samples)
+    scored, cost = {}, []
+    for kind, extra in (("rollouts", {"m1": m, "m0": m}), ("answer", {})):
+        begin = time.perf_counter()
+        scored[kind] = rap.score(
+            model,
+            processor,
+            rows,
+            evidence=kind,
+            sampling=Sampling(max_new_tokens=TOKENS),
+            batch_size=16,
+            progress="force",
+            **extra,
+        )
+        spent = time.perf_counter() - begin
+        ledger = scored[kind].meta["cost"]
+        counts = (ledger["forwards"], ledger["generated_tokens"], round(spent))
+        cost.append(f"| {kind} | " + " | ".join(map(str, counts)) + " |")
+        echo(f"{kind}: {spent:.0f} s")
+    seen = observe(samples, scored["rollouts"])
+    acts = [actual(s) for s in seen]
+    agree = np.mean([a == b for a, b in zip(causes, acts, strict=True)])
+    chosen, made = selections(causes, scored)
+    reasons = list(made["rollouts, budget 10 %"].table["reason"].to_pylist())
+    by_answer = list(made["answer, budget 10 %"].table["reason"].to_pylist())
+    quality = actual_shares(acts, made)
+    command = "python -m benchmarks.world_agreement " + shlex.join(sys.argv[1:])
+    return f"""\
+# Planted and actual causes
+
+`{command.strip()}`
+{n} samples (split selection, seed {seed}), M = {m} completions an arm at temperature 1,
+counterfactual drop. torch {torch.__version__}, {torch.get_num_threads()} threads,
+{platform.processor() or platform.machine()}.
+
+## What the model does with each planted cause
+
+{rates(seen)}
+
+## Planted against actual
+
+Actual is read off the completions alone: {" ".join((actual.__doc__ or "").split())}
+
+{crossed("planted", causes, acts)}
+
+They agree on {agree:.1%} of the samples.
+
+## Planted against the reason of a 10 % selection
+
+Evidence rollouts:
+
+{crossed("planted", causes, reasons)}
+
+Evidence answer:
+
+{crossed("planted", causes, by_answer)}
+
+## What the selections hold
+
+Share of planted cognitive samples in the pool: {causes.count("cognitive") / n:.1%}.
+
+{chosen}
+
+Against actual causes (share in the pool {acts.count("cognitive") / n:.1%}):
+
+{quality}
+
+## Estimators
+
+{estimators(causes, seen, scored)}
+
+psi is measured where a sample can still be kept (method.md section 6):
+
+{psi_by_cause(causes, scored)}
+
+## Cost
+
+| evidence | forwards | generated tokens | seconds |
+|---|---:|---:|---:|
+{chr(10).join(cost)}
+"""
+
+
+def actual_shares(acts: Sequence[str], made: dict[str, Any]) -> str:
+    pool = acts.count("cognitive") / len(acts)
+    lines = ["| selection | cognitive | times the pool's share |", "|---|---:|---:|"]
+    for name, chosen in made.items():
+        kept = [acts[i] == "cognitive" for i in chosen.indices]
+        share = float(np.mean(kept)) if kept else float("nan")
+        lines.append(f"| {name} | {share:.1%} | {share / pool if pool else 0:.2f} |")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--n", type=int, default=400)
+    parser.add_argument("--m", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--weights", type=Path, help="a model other than the shipped one")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    args = parser.parse_args(argv)
+    text = report(args.n, args.m, args.seed, args.weights, print)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(text)
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
