@@ -370,11 +370,15 @@ def test_a_replacement_is_never_a_sample_kept_already() -> None:
 
 def test_found_threshold_says_what_was_taken() -> None:
     rows = [row(c, 8, 0, 8) for c in (7, 6, 6, 6, 5, 4)]
-    found = choose(scores_of(rows), budget=0.5).settings["found"]  # 3 of 6
+    selection = choose(scores_of(rows), budget=0.5)  # 3 of 6
+    found = selection.settings["found"]
     assert (found["lambda_c"], found["lambda_c_exact"]) == (0.75, "3/4")
     assert found["at_lambda_c"] == [2, 3]
-    found = choose(scores_of(rows), budget=0.67).settings["found"]  # 4 of 6: no tie cut
+    assert "and 2 of the 3 samples with exactly that D" in selection.summary()
+    selection = choose(scores_of(rows), budget=0.67)  # 4 of 6: no tie cut
+    found = selection.settings["found"]
     assert (found["lambda_c_exact"], found["at_lambda_c"]) == ("5/8", [0, 1])
+    assert "exactly that D" not in selection.summary()
     found = choose(scores_of(rows), budget=1, lambda_c=0.5).settings["found"]
     assert (found["lambda_c"], found["at_lambda_c"], found["kept"]) == (0.5, [0, 0], 5)
 
