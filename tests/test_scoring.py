@@ -17,21 +17,14 @@ from scoring_rewards import by_length, hangs, sometimes
 from tiny_models import NAMES, build
 
 import rap
-from rap import scoring
 from rap.config import AceConfig, Sampling, ScoreConfig
 from rap.errors import RapConfigError, RapInputError, RapModelError
+from rap.evidence import can_be_kept, in_halves, significant
+from rap.jobs import ahead, answer_tokens, reference_solution, reference_text
 from rap.model import ModelDriver
+from rap.rollouts import row_seed
 from rap.samples import open_samples
-from rap.scoring import (
-    ahead,
-    answer_tokens,
-    can_be_kept,
-    in_halves,
-    reference_solution,
-    reference_text,
-    score,
-    significant,
-)
+from rap.scoring import score
 from rap.store import ScoreStore
 from rap.table import VOLATILE_COLUMNS
 
@@ -266,9 +259,7 @@ def test_rollouts_are_counted_and_traced(tiny):
             assert [r["number"] for r in ones] == list(range(m))
             assert got[f"m{n}"] == m
             assert got[f"c{n}"] == sum(len(r["text"]) % 2 for r in ones)
-            assert all(
-                r["seed"] == scoring.row_seed(0, got["id"], arm, r["number"]) for r in ones
-            )
+            assert all(r["seed"] == row_seed(0, got["id"], arm, r["number"]) for r in ones)
         expected = sum(len(r["token_ids"]) + (r["finish_reason"] == "stop") for r in mine)
         assert got["generated_tokens"] == expected
         if can_be_kept(got["c1"], got["m1"], got["c0"], got["m0"], None):
