@@ -43,6 +43,14 @@ fits(const char *name, rap_array *view, rap_error *err)
         }
         size *= view->shape[i];
     }
+    if (size == 0) { /* nothing to step over: NumPy calls such strides 0 */
+        int64_t dense = 1;
+
+        for (int i = view->ndim - 1; i >= 0; i--) {
+            view->stride[i] = dense;
+            dense *= RAP_MAX(1, view->shape[i]);
+        }
+    }
     if ((uintptr_t)view->data % rap_dtype_size(view->dtype) != 0) {
         return rap_fail(err, RAP_EINPUT, "%s: not aligned to its dtype", name);
     }

@@ -34,6 +34,7 @@ def ace(
     sigma: float,
     min_rows: int,
     window: int,
+    key_window: int,
     heads: int,
     columns: int,
     top: int,

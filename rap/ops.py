@@ -310,6 +310,7 @@ def ace(
     normalise: bool = True,
     min_rows: int = 8,
     window: int | None = None,
+    key_window: int | None = None,
     columns: str = "response",
     column_mask: Any = None,
     image_mask: Any = None,
@@ -324,12 +325,15 @@ def ace(
     float32, bfloat16 or float16; query head h reads key head h // (Hq / Hkv). One sample,
     or S samples packed along L by ``cu_seqlens`` int [S + 1].
     response_start: int or [S]: index of the first response token inside its sample.
-    scale: of the scores; None is D ** -0.5. sigma: scale of the weight in the logarithm.
+    scale: of the scores, >= 0; None is D ** -0.5. sigma: scale of the weight in the
+    logarithm.
     heads: "mean" or "max" over heads, or "each" head on its own.
     renormalise: divide each row by its sum after the head reduction (OPERA's form).
     normalise: mean of the logarithms over a column's rows; False: their sum (published).
     min_rows: columns seen by fewer response rows are no candidates (published: 1).
     window: at most this many rows of a column, the first ones; None is all.
+    key_window: of a sliding-window layer: row i attends to keys j > i - key_window, and a
+    column's rows are those that can see it; None is a full causal layer.
     columns: candidates among "response", "prompt" or "all"; column_mask: bool [L], False
     takes a column out (template and special tokens).
     image_mask: bool [L]: image tokens, for ``image_mass``.
@@ -356,8 +360,9 @@ def ace(
     summary = np.empty((4, samples, fields))
     position = np.empty((samples, fields), np.int64)
     psi = np.empty((fields, total))
-    if window is not None and window < 1:
-        raise RapConfigError(f"window = {window!r}: expected None or an integer >= 1")
+    for name, rows in (("window", window), ("key_window", key_window)):
+        if rows is not None and rows < 1:
+            raise RapConfigError(f"{name} = {rows!r}: expected None or an integer >= 1")
     _C.ace(
         _input(q),
         _input(k),
@@ -373,6 +378,7 @@ def ace(
         float(sigma),
         int(min_rows),
         0 if window is None else int(window),
+        0 if key_window is None else int(key_window),
         _choice("heads", heads, _HEADS),
         _choice("columns", columns, _COLUMNS),
         int(top),

@@ -124,34 +124,49 @@ def linear_cde(
     )
 
 
-def attention(q: ArrayLike, k: ArrayLike, scale: float | None = None) -> Array:
-    """Causal self-attention A [Hq, L, L] of q [Hq, L, D], k [Hkv, L, D]; rows sum to 1."""
+def attention(
+    q: ArrayLike, k: ArrayLike, scale: float | None = None, key_window: int | None = None
+) -> Array:
+    """Causal self-attention A [Hq, L, L] of q [Hq, L, D], k [Hkv, L, D]; rows sum to 1.
+
+    key_window: row i sees keys j > i - key_window only."""
     q, k = _float64(q), _float64(k)
     k = np.repeat(k, q.shape[0] // k.shape[0], axis=0)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     scores = scale * (q @ k.transpose(0, 2, 1))
-    hidden = np.triu(np.ones(scores.shape[1:], bool), 1)
+    hidden = ~_seen(scores.shape[-1], key_window)
     with np.errstate(all="ignore"):
         return np.exp(log_softmax(np.where(hidden, -np.inf, scores)))
 
 
-def _log_weights(a: Array, heads: str, renormalise: bool) -> Array:
-    """ln w [F, L, L], -inf above the diagonal."""
+def _seen(length: int, key_window: int | None) -> Array:
+    """bool [L, L]: row i sees key j."""
+    seen = np.tri(length, dtype=bool)
+    return seen if key_window is None else seen & ~np.tri(length, k=-key_window, dtype=bool)
+
+
+def _log_weights(a: Array, heads: str, renormalise: bool, seen: Array) -> Array:
+    """ln w [F, L, L], -inf where a row does not see a column."""
     w = {"mean": lambda: a.mean(0)[None], "max": lambda: a.max(0)[None], "each": lambda: a}[
         heads
     ]()
     if renormalise:
         w = w / w.sum(-1, keepdims=True)
     if heads == "mean":
-        w = np.where(np.tri(w.shape[-1], dtype=bool), np.maximum(w, ACE_FLOOR), 0.0)
+        w = np.where(seen, np.maximum(w, ACE_FLOOR), 0.0)
     with np.errstate(divide="ignore"):
         return np.log(w)
 
 
-def _column_rows(j: int, start: int, length: int, window: int | None) -> slice:
-    """I(j): response rows i >= j, the first `window` of them."""
+def _column_rows(
+    j: int, start: int, length: int, window: int | None, key_window: int | None
+) -> slice:
+    """I(j): response rows i >= j, the first `window` of them, that see column j."""
     first = max(j, start)
-    return slice(first, length if window is None else min(length, first + window))
+    last = length if window is None else min(length, first + window)
+    if key_window is not None:
+        last = min(last, first + key_window, j + key_window)
+    return slice(first, max(first, last))
 
 
 def ace_sample(
@@ -166,18 +181,19 @@ def ace_sample(
     normalise: bool = True,
     min_rows: int = 8,
     window: int | None = None,
+    key_window: int | None = None,
     columns: str = "response",
     column_mask: ArrayLike | None = None,
     image_mask: ArrayLike | None = None,
     top: int = 8,
 ) -> dict[str, Array]:
     """ACE of one sample; fields lead: log_psi [F], log_psi_columns [F, L]; see ``ace``."""
-    a = attention(q, k, scale)
+    a = attention(q, k, scale, key_window)
     length = a.shape[-1]
-    ln_w = _log_weights(a, heads, renormalise)
+    ln_w = _log_weights(a, heads, renormalise, _seen(length, key_window))
     psi = np.full((len(ln_w), length), -np.inf)
     for j in range(length):
-        rows = _column_rows(j, response_start, length, window)
+        rows = _column_rows(j, response_start, length, window, key_window)
         count = rows.stop - rows.start
         kind = "response" if j >= response_start else "prompt"
         allowed = column_mask is None or bool(np.asarray(column_mask)[j])

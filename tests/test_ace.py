@@ -82,17 +82,19 @@ def test_every_option(isa, heads, rng):
     column_mask, image_mask = rng.random(150) < 0.8, rng.random(150) < 0.3
     choices = itertools.product(
         ("response", "prompt", "all"),
-        (None, 1, 5, 60),
+        (None, 5, 60),
+        (None, 3, 45),
         (True, False),
         (True, False),
         (1, 9),
     )
-    for columns, window, normalise, renormalise, min_rows in choices:
+    for columns, window, key_window, normalise, renormalise, min_rows in choices:
         options = dict(
             response_start=40,
             heads=heads,
             columns=columns,
             window=window,
+            key_window=key_window,
             normalise=normalise,
             renormalise=renormalise,
             min_rows=min_rows,
@@ -127,6 +129,7 @@ def test_given_log_sum_exps(isa, heads, rng):
         (None, "all", True),
         (7, "all", True),
         (None, "response", False),
+        (4, "response", True),
     ):
         options = dict(
             response_start=31,
@@ -147,6 +150,25 @@ def test_given_log_sum_exps(isa, heads, rng):
     assert (
         difference(exact.log_psi_columns, truth["log_psi_columns"]) < 1e-12
     )  # linear form
+
+
+@pytest.mark.parametrize("heads", ["mean", "max", "each"])
+@pytest.mark.parametrize("columns", ["response", "prompt", "all"])
+def test_sliding_window_layers_with_given_log_sum_exps(heads, columns, rng):
+    """The last layer of Gemma 3 may see its latest keys only."""
+    q, k = attention_input(rng, 4, 2, 120, 16)
+    scores = 0.25 * (q.double() @ k.double().repeat_interleave(2, 0).transpose(1, 2))
+    seen = torch.ones(120, 120, dtype=torch.bool).tril().triu(-19)
+    lse = scores.masked_fill(~seen, float("-inf")).logsumexp(-1)
+    options = dict(
+        response_start=31, heads=heads, columns=columns, key_window=20, min_rows=3
+    )
+    truth = reference.ace(q, k, **options)
+    for stats in (True, False):
+        got = rap.ace(q, k, lse=lse, stats=stats, **options)
+        assert difference(got.log_psi_columns, truth["log_psi_columns"]) < 2e-5
+    columns_of_the_linear_form = rap.ace(q, k, lse=lse, stats=False, **options)
+    assert columns_of_the_linear_form.position.tolist() == truth["position"].tolist()
 
 
 def test_reference_is_the_published_product(rng):
@@ -319,6 +341,7 @@ def test_wrong_shapes_and_settings(rng):
         dict(top=0),
         dict(top=65),
         dict(scale=float("nan")),
+        dict(scale=-0.1),
         dict(lse=np.zeros((4, 19))),
     ):
         arguments = {"q": q, "k": k, "response_start": 4, **bad}

@@ -7,6 +7,8 @@
  *   log psi_j = sum over rows i in I(j) of ln(sigma w_ij), divided by |I(j)| if
  *   `normalise`; log psi = max of log psi_j over candidate columns j; ties: least j.
  *   I(j): response rows i >= j, the first `window` of them if window > 0.
+ *   Sliding-window layers: with key_window > 0 row i attends to keys j > i - key_window
+ *   only, and I(j) holds only rows that can see j.
  *   Candidates: columns of the response, the prompt or both, allowed by column_mask and
  *   seen by at least min_rows rows. None: log psi = -inf, position = -1.
  *   `renormalise`: a row of w is divided by its sum (OPERA's form; for the mean it is 1).
@@ -55,6 +57,7 @@ typedef struct {
     rap_array psi;      /* out float64 [F, L]: log psi_j, -inf: no candidate */
     double scale, sigma;
     int64_t min_rows, window; /* window 0: all rows */
+    int64_t key_window;       /* keys a row sees, 0: all before it */
     int heads, columns, top;
     bool renormalise, normalise, stats;
 } rap_ace_args;

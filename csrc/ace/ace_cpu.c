@@ -71,6 +71,22 @@ row_sum(const rap_kernels *kernels, float *s, int64_t n, float scale, float shif
     return sum;
 }
 
+/* The keys [key, key + n) that row r of the block sees, and where they lie in it. */
+typedef struct {
+    int64_t row, key, n, at;
+} span;
+
+static span
+row_span(const ace_ctx *ctx, const block *b, int64_t r)
+{
+    span x = {.row = b->row + r};
+
+    x.key = RAP_MAX(b->key, rap_ace_first_key(ctx, x.row));
+    x.n = x.row + 1 - x.key;
+    x.at = r * b->ld + x.key - b->key;
+    return x;
+}
+
 /* The row's log-sum-exp in units of log2, as a float and the log2 of the rest: rounding
  * the whole to float32 would move every weight of the row. */
 static void
@@ -79,30 +95,29 @@ fold_row(const ace_ctx *ctx, const ace_sample *s, const block *b, int64_t head, 
 {
     const rap_kernels *kernels = ctx->exec->kernels;
     const float scale = ctx->scale2;
-    const int64_t n = b->row + r + 1 - b->key;
-    float *scores = b->scores + r * b->ld, *weights = b->weights + r * b->ld;
+    const span x = row_span(ctx, b, r);
+    float *scores = b->scores + x.at, *weights = b->weights + x.at;
     const bool mean = ctx->a->heads == RAP_ACE_MEAN;
     double z, lse;
     float shift;
 
     if (ctx->a->lse.data != NULL) {
-        lse = rap_ace_lse(ctx, head, s->begin + b->row + r) / ctx->unit;
+        lse = rap_ace_lse(ctx, head, s->begin + x.row) / ctx->unit;
         shift = (float)lse;
         z = exp2(lse - shift);
         if (mean) {
-            kernels->ace_exp(scores, n, scale, shift);
+            kernels->ace_exp(scores, x.n, scale, shift);
         }
     }
     else {
-        /* the largest of scale s_j: scale may be negative */
-        shift = scale >= 0 ? scale * kernels->ace_max(scores, n) : 0;
-        z = row_sum(kernels, scores, n, scale, shift, mean);
+        shift = scale * kernels->ace_max(scores, x.n);
+        z = row_sum(kernels, scores, x.n, scale, shift, mean);
     }
     if (mean) {
-        kernels->ace_add(weights, scores, n, (float)(1 / (z * (double)ctx->hq)), first);
+        kernels->ace_add(weights, scores, x.n, (float)(1 / (z * (double)ctx->hq)), first);
     }
     else {
-        kernels->ace_log_max(weights, scores, n, scale, shift, (float)log2(z), first);
+        kernels->ace_log_max(weights, scores, x.n, scale, shift, (float)log2(z), first);
     }
 }
 
@@ -140,21 +155,31 @@ top_mass(const rap_kernels *kernels, const float *w, int64_t n, int top)
     return mass;
 }
 
+/* column_j += ln w_j - shift over the columns of [from, to) that the row sees */
 static void
-add_columns(const ace_ctx *ctx, const ace_sample *s, const block *b, int64_t row,
-            const float *ln_w, double shift, double *column)
+add_range(const ace_ctx *ctx, const span *x, int64_t from, int64_t to, const float *ln_w,
+          double shift, double *column)
+{
+    from = RAP_MAX(from, x->key);
+    if (from < to) {
+        ctx->exec->kernels->ace_columns(column + from, ln_w + from - x->key, to - from,
+                                        shift);
+    }
+}
+
+static void
+add_columns(const ace_ctx *ctx, const ace_sample *s, const span *x, const float *ln_w,
+            double shift, double *column)
 {
     const rap_ace_args *a = ctx->a;
-    const int64_t window = a->window > 0 ? a->window : s->length;
+    const int64_t window = rap_ace_window(a, s);
 
-    if ((a->columns & RAP_ACE_PROMPT) && row - s->start < window) {
-        ctx->exec->kernels->ace_columns(column, ln_w - b->key, s->start, shift);
+    if ((a->columns & RAP_ACE_PROMPT) && x->row - s->start < window) {
+        add_range(ctx, x, 0, s->start, ln_w, shift, column);
     }
     if (a->columns & RAP_ACE_RESPONSE) {
-        int64_t first = RAP_MAX(s->start, row - window + 1);
-
-        ctx->exec->kernels->ace_columns(column + first, ln_w + first - b->key,
-                                        row + 1 - first, shift);
+        add_range(ctx, x, RAP_MAX(s->start, x->row - window + 1), x->row + 1, ln_w, shift,
+                  column);
     }
 }
 
@@ -165,62 +190,71 @@ typedef struct {
 } row_weights;
 
 static row_weights
-finish_weights(const ace_ctx *ctx, const block *b, int64_t r)
+finish_weights(const ace_ctx *ctx, const block *b, const span *x)
 {
     const rap_kernels *kernels = ctx->exec->kernels;
-    const int64_t n = b->row + r + 1 - b->key;
-    float *weights = b->weights + r * b->ld, *scores = b->scores + r * b->ld;
+    float *weights = b->weights + x->at, *scores = b->scores + x->at;
 
     if (ctx->a->heads == RAP_ACE_MEAN) {
-        kernels->ace_ln(b->ln_row, weights, n);
+        kernels->ace_ln(b->ln_row, weights, x->n);
         return (row_weights){weights, b->ln_row, 1};
     }
-    for (int64_t j = 0; j < n; j++) {
+    for (int64_t j = 0; j < x->n; j++) {
         scores[j] = weights[j];
         weights[j] *= (float)ctx->unit;
     }
     if (!ctx->a->stats && !ctx->a->renormalise) {
         return (row_weights){NULL, weights, 1};
     }
-    return (row_weights){scores, weights, row_sum(kernels, scores, n, 1.0f, 0.0f, true)};
+    return (row_weights){scores, weights, row_sum(kernels, scores, x->n, 1.0f, 0.0f, true)};
 }
 
 static void
 finish_row(const ace_ctx *ctx, const ace_sample *s, const block *b, int64_t r, double *sums)
 {
     const rap_kernels *kernels = ctx->exec->kernels;
-    const int64_t row = b->row + r, n = row + 1 - b->key;
-    const row_weights w = finish_weights(ctx, b, r);
+    const span x = row_span(ctx, b, r);
+    const row_weights w = finish_weights(ctx, b, &x);
     double *stats = sums + s->length;
 
-    add_columns(ctx, s, b, row, w.ln, ctx->a->renormalise ? log(w.sum) : 0, sums);
+    add_columns(ctx, s, &x, w.ln, ctx->a->renormalise ? log(w.sum) : 0, sums);
     if (!ctx->a->stats) {
         return;
     }
-    stats[0] += log(w.sum) - kernels->ace_dot(w.linear, w.ln, n) / w.sum;
-    stats[1] += top_mass(kernels, w.linear, n, ctx->a->top) / w.sum;
+    stats[0] += log(w.sum) - kernels->ace_dot(w.linear, w.ln, x.n) / w.sum;
+    stats[1] += top_mass(kernels, w.linear, x.n, ctx->a->top) / w.sum;
     if (ctx->image != NULL) {
-        stats[2] += kernels->ace_dot(w.linear, ctx->image + s->begin, n) / w.sum;
+        const float *image = ctx->image + s->begin + x.key;
+
+        stats[2] += kernels->ace_dot(w.linear, image, x.n) / w.sum;
     }
 }
 
 /* --- tasks --------------------------------------------------------------------------- */
+
+/* The first key column that the rows from `row` on need. */
+static int64_t
+first_key(const ace_ctx *ctx, const ace_sample *s, int64_t row)
+{
+    int64_t key = rap_ace_first_key(ctx, row);
+
+    if (!ctx->needs_all && !(ctx->a->columns & RAP_ACE_PROMPT)) {
+        key = RAP_MAX(key, RAP_MAX(s->start, row - rap_ace_window(ctx->a, s) + 1));
+    }
+    return key;
+}
 
 static void
 run_block(const ace_ctx *ctx, const ace_sample *s, int64_t field, int64_t number,
           int worker, double *sums)
 {
     const bool each = ctx->a->heads == RAP_ACE_EACH;
+    const int64_t nr = ctx->exec->kernels->gemm_nr;
     const int64_t first = each ? field : 0, last = each ? field + 1 : ctx->hq;
     block b = {.row = s->start + number * s->block_rows, .key = 0, .ld = s->ld};
 
     b.n = RAP_MIN(s->block_rows, s->length - b.row);
-    if (!ctx->needs_all && !(ctx->a->columns & RAP_ACE_PROMPT)) {
-        int64_t nr = ctx->exec->kernels->gemm_nr;
-        int64_t window = ctx->a->window > 0 ? ctx->a->window : s->length;
-
-        b.key = RAP_MAX(s->start, b.row - window + 1) / nr * nr;
-    }
+    b.key = first_key(ctx, s, b.row) / nr * nr;
     b.scores = ctx->scratch + worker * ctx->scratch_size;
     b.weights = b.scores + s->block_rows * s->ld;
     b.ln_row = b.weights + s->block_rows * s->ld;
@@ -259,12 +293,24 @@ group_task(void *arg, int64_t task, int worker)
     }
 }
 
+/* |I(j)| */
+static int64_t
+column_rows(const ace_ctx *ctx, const ace_sample *s, int64_t j)
+{
+    int64_t first = RAP_MAX(j, s->start), last = s->length;
+
+    last = RAP_MIN(last, first + rap_ace_window(ctx->a, s));
+    if (ctx->a->key_window > 0) {
+        last = RAP_MIN(last, j + ctx->a->key_window);
+    }
+    return RAP_MAX(0, last - first);
+}
+
 static double
 column_psi(const ace_ctx *ctx, const ace_sample *s, int64_t j, double sum)
 {
     const rap_ace_args *a = ctx->a;
-    const int64_t at = s->begin + j, last = s->length - RAP_MAX(j, s->start);
-    const int64_t count = a->window > 0 ? RAP_MIN(a->window, last) : last;
+    const int64_t at = s->begin + j, count = column_rows(ctx, s, j);
     const int kind = j < s->start ? RAP_ACE_PROMPT : RAP_ACE_RESPONSE;
     const bool *mask = a->column_mask.data;
 

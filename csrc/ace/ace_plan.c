@@ -126,15 +126,15 @@ rap_ace_check(const rap_ace_args *a, rap_error *err)
         return rap_fail(err, RAP_EINPUT, "lse: expected float32 or float64 [%lld, %lld]",
                         (long long)a->q.shape[0], (long long)a->q.shape[1]);
     }
-    if (!isfinite(a->scale) || !isfinite(a->sigma) || a->sigma <= 0) {
-        return rap_fail(err, RAP_EINPUT, "scale must be finite and sigma positive");
+    if (!isfinite(a->scale) || a->scale < 0 || !isfinite(a->sigma) || a->sigma <= 0) {
+        return rap_fail(err, RAP_EINPUT, "scale >= 0 and sigma > 0 expected, both finite");
     }
-    if (a->min_rows < 1 || a->window < 0 || a->top < 1 || a->top > RAP_ACE_TOP
-        || a->heads < RAP_ACE_MEAN || a->heads > RAP_ACE_EACH
+    if (a->min_rows < 1 || a->window < 0 || a->key_window < 0 || a->top < 1
+        || a->top > RAP_ACE_TOP || a->heads < RAP_ACE_MEAN || a->heads > RAP_ACE_EACH
         || a->columns < RAP_ACE_RESPONSE || a->columns > RAP_ACE_ALL)
     {
         return rap_fail(err, RAP_EINPUT,
-                        "min_rows >= 1, window >= 1 or none, 1 <= top <= %d expected",
+                        "min_rows >= 1, windows >= 1 or none, 1 <= top <= %d expected",
                         RAP_ACE_TOP);
     }
     return true;
@@ -173,7 +173,9 @@ rap_ace_plan(const rap_ace_args *a, rap_exec *exec, ace_ctx *ctx, rap_error *err
     ctx->unit = ctx->scale2 != 0 ? a->scale / ctx->scale2 : 1 / (double)RAP_LOG2E;
     ctx->fields = a->heads == RAP_ACE_EACH ? ctx->hq : 1;
     ctx->needs_all = a->lse.data == NULL || a->stats || a->renormalise;
-    ctx->linear = !ctx->needs_all && a->heads == RAP_ACE_EACH;
+    /* under a key window prompt columns have rows of their own each: no shared suffix */
+    ctx->linear = !ctx->needs_all && a->heads == RAP_ACE_EACH
+                  && (a->key_window == 0 || a->columns == RAP_ACE_RESPONSE);
     ctx->sample = rap_alloc(ctx->samples * (int64_t)sizeof(ace_sample), err);
     if (ctx->sample == NULL) {
         return false;
@@ -288,6 +290,12 @@ rap_ace_scores(const ace_ctx *ctx, const float *q, int64_t ldq, int64_t rows,
     }
 }
 
+int64_t
+rap_ace_first_key(const ace_ctx *ctx, int64_t row)
+{
+    return ctx->a->key_window > 0 ? RAP_MAX(0, row - ctx->a->key_window + 1) : 0;
+}
+
 double
 rap_ace_lse(const ace_ctx *ctx, int64_t head, int64_t at)
 {
@@ -340,7 +348,7 @@ void
 rap_ace_linear(const ace_ctx *ctx, const ace_sample *s, int64_t head, float *scratch,
                double *sums)
 {
-    const int64_t window = ctx->a->window > 0 ? ctx->a->window : s->length;
+    const int64_t window = rap_ace_window(ctx->a, s);
     double *suffix = (double *)scratch, lse = 0;
     float *buffer = scratch + 2 * ctx->dim;
 

@@ -43,6 +43,18 @@ const ace_sample *rap_ace_sample_of(const ace_ctx *ctx, int64_t task);
 
 bool rap_ace_pack(ace_ctx *ctx, rap_error *err);
 
+/* Rows of a response column, at most: `window`, and no more than can see the column. */
+static inline int64_t
+rap_ace_window(const rap_ace_args *a, const ace_sample *s)
+{
+    int64_t window = a->window > 0 ? a->window : s->length;
+
+    return a->key_window > 0 ? RAP_MIN(window, a->key_window) : window;
+}
+
+/* The first key that a row of the sample sees. */
+int64_t rap_ace_first_key(const ace_ctx *ctx, int64_t row);
+
 /* scores[rows, keys] = q[rows, D] . k of columns [key, key + keys); key is a multiple
  * of the panel width. */
 void rap_ace_scores(const ace_ctx *ctx, const float *q, int64_t ldq, int64_t rows,

@@ -24,29 +24,30 @@ acquire(PyObject *const *object, rap_ace_args *a, rap_error *err)
 PyObject *
 rap_py_ace(PyObject *module, PyObject *py_args, PyObject *kwargs)
 {
-    static char *names[] = {"q",           "k",           "cu_seqlens", "response_start",
-                            "column_mask", "image_mask",  "lse",        "summary",
-                            "position",    "psi",         "scale",      "sigma",
-                            "min_rows",    "window",      "heads",      "columns",
-                            "top",         "renormalise", "normalise",  "stats",
-                            "threads",     NULL};
+    static char *names[] = {"q",           "k",          "cu_seqlens",  "response_start",
+                            "column_mask", "image_mask", "lse",         "summary",
+                            "position",    "psi",        "scale",       "sigma",
+                            "min_rows",    "window",     "key_window",  "heads",
+                            "columns",     "top",        "renormalise", "normalise",
+                            "stats",       "threads",    NULL};
     PyObject *o[10];
     rap_ace_args args = {0};
     rap_error err = {0};
     rap_exec exec;
-    long long min_rows, window;
+    long long min_rows, window, key_window;
     int renormalise, normalise, stats, threads;
 
-    if (!PyArg_ParseTupleAndKeywords(py_args, kwargs, "OOOOOOOOOOddLLiiipppi:ace", names,
+    if (!PyArg_ParseTupleAndKeywords(py_args, kwargs, "OOOOOOOOOOddLLLiiipppi:ace", names,
                                      &o[0], &o[1], &o[2], &o[3], &o[4], &o[5], &o[6], &o[7],
                                      &o[8], &o[9], &args.scale, &args.sigma, &min_rows,
-                                     &window, &args.heads, &args.columns, &args.top,
-                                     &renormalise, &normalise, &stats, &threads))
+                                     &window, &key_window, &args.heads, &args.columns,
+                                     &args.top, &renormalise, &normalise, &stats, &threads))
     {
         return NULL;
     }
     args.min_rows = min_rows;
     args.window = window;
+    args.key_window = key_window;
     args.renormalise = renormalise;
     args.normalise = normalise;
     args.stats = stats;
