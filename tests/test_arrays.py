@@ -122,6 +122,15 @@ def test_fault_27_layouts_give_the_same_numbers(pair):
         np.testing.assert_array_equal(np.asarray(got), want)
 
 
+def test_empty_arrays_give_empty_answers():
+    """NumPy says that the strides of an empty array are 0."""
+    for empty in (np.empty((0, 7), np.float32), torch.empty(0, 7)):
+        assert rap.cde(empty, empty).kl.shape == (0,)
+    got = rap.ace(np.empty((2, 0, 4), "f4"), np.empty((1, 0, 4), "f4"), response_start=0)
+    assert got.log_psi.tolist() == [-np.inf] and got.log_psi_columns.shape == (0,)
+    assert rap.drm(np.empty(0), 3).shape == (0,)
+
+
 def test_nothing_is_copied_when_rows_are_contiguous(pair):
     """A broadcast row of 10^9 logits would need 4 GB if it were copied."""
     row = np.zeros((1, 1000), np.float32)
