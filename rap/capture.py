@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from .errors import RapModelError
+from .errors import RapModelError, first_line
 
 ATTENTION_NAME = "rap_capture"
 """Our attention function in the registries of transformers."""
@@ -110,11 +110,6 @@ def undrivable(model: Any, reason: object) -> RapModelError:
         'attn_implementation="eager", for example through AutoModelForImageTextToText; '
         "with rollouts made elsewhere (--rollouts) no model is needed"
     )
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its type where it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 # ---- the parts of a model ----------------------------------------------------

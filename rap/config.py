@@ -19,6 +19,10 @@ COLUMNS = ("response", "prompt", "all")
 RULES = ("budget", "paper")
 DIVERGENCES = ("js", "kl", "rkl", "jeffreys", "tv", "hellinger2")
 
+TRAIN_GROUP = 8
+"""Completions a sample and epoch that training on everything would draw, for comparing
+costs: GRPOTrainer's default."""
+
 
 def _require(ok: bool, name: str, value: object, expected: str) -> None:
     if not ok:

@@ -12,7 +12,8 @@ from .ops import default_threads
 _OPTIONAL = ("torch", "transformers", "datasets", "trl", "math-verify", "pillow", "jinja2")
 
 
-def _version(distribution: str) -> str | None:
+def version(distribution: str) -> str | None:
+    """Version of an installed distribution; None if it is not installed."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -32,7 +33,7 @@ def info() -> dict[str, object]:
     """
     isa = _C.isa()
     return {
-        "rap": _version("rap-select"),
+        "rap": version("rap-select"),
         "python": platform.python_version(),
         "machine": platform.machine(),
         "isa": {kernel: isa for kernel in ("cde", "linear_cde", "ace", "drm")},
@@ -44,8 +45,8 @@ def info() -> dict[str, object]:
         "threads_source": _threads_source(),
         "gpu": "no CUDA kernels in this build: arrays are computed on the CPU",
         "packages": {
-            "numpy": _version("numpy"),
-            "pyarrow": _version("pyarrow"),
-            **{name: _version(name) or "not installed" for name in _OPTIONAL},
+            "numpy": version("numpy"),
+            "pyarrow": version("pyarrow"),
+            **{name: version(name) or "not installed" for name in _OPTIONAL},
         },
     }

@@ -26,3 +26,9 @@ class RapStoreError(RapError, OSError):
 
 class RapModelError(RapError, RuntimeError):
     """The model cannot be driven: no attention to catch, degenerate rollouts."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of any error's text that says something, or its type's name."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)

@@ -22,7 +22,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from .config import ScoreConfig
-from .errors import RapError, RapModelError
+from .errors import RapError, RapModelError, first_line
 from .jobs import Job, clean
 from .rewards import Checker
 from .rollouts import BLIND_ARM, IMAGE_ARM, Completion, degenerate, row_seed
@@ -410,13 +410,13 @@ def in_halves(
     try:
         return list(run(items))
     except torch.OutOfMemoryError as error:
-        failure = _Failure("oom", _first_line(error))
+        failure = _Failure("oom", first_line(error))
     except torch.AcceleratorError:
         raise
     except RapError:
         raise
     except (RuntimeError, ValueError, IndexError) as error:
-        failure = _Failure("model_error", f"{type(error).__name__}: {_first_line(error)}")
+        failure = _Failure("model_error", f"{type(error).__name__}: {first_line(error)}")
     # Outside of the handlers: the traceback no longer holds the failed batch's tensors.
     if failure.code == "oom" and torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -424,10 +424,6 @@ def in_halves(
         return [failure]
     half = (len(items) + 1) // 2
     return in_halves(run, items[:half]) + in_halves(run, items[half:])
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0]
 
 
 def _may_pass(c0: int, m0: int, lambda_c: float | None) -> bool:

@@ -36,13 +36,12 @@ from .capture import (
     attend,
     driven,
     find_parts,
-    first_line,
     require_attention,
     require_causal,
     undrivable,
 )
 from .config import ScoreConfig
-from .errors import RapModelError
+from .errors import RapModelError, first_line
 from .samples import BadSample, Sample, letter
 
 if TYPE_CHECKING:

@@ -26,6 +26,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from .config import TRAIN_GROUP
+from .environment import version
 from .errors import RapConfigError, RapError
 
 if TYPE_CHECKING:
@@ -38,7 +40,6 @@ MAX_PIXELS = 50_000_000
 THUMBNAIL = (320, 240)  # pixels; shown at half that size, for screens of high density
 QUESTION, SHORT, SETTINGS = 700, 200, 6000  # characters of a text that are shown
 CAPTION = 110  # under a thumbnail
-TRAIN_GROUP = 8  # completions a sample and step in training: GRPOTrainer's default
 BINS = 41  # odd, over a range half a bin wider on each side: 0 and 1 are bin centres
 
 EXPLANATION = {
@@ -157,7 +158,7 @@ def render(
         note=visible(note or "", QUESTION),
         style=style,
         style_hash=f"sha256-{digest}",
-        version=_version(),
+        version=version("rap-select") or "not installed",
         n=selection.table.num_rows,
         kept=len(selection),
         settings=selection.settings,
@@ -252,15 +253,6 @@ def number(value: float | None, digits: int = 3) -> str:
     if math.isinf(value):
         return "\u221e" if value > 0 else "\u2212\u221e"
     return f"{value:.{digits}g}".replace("-", "\u2212")
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("rap-select")
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def _details(settings: Mapping[str, Any]) -> str:

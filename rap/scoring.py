@@ -22,7 +22,6 @@ there. A batch halved for lack of memory counts as one of another size.
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import sys
 import tempfile
 import time
@@ -34,7 +33,8 @@ from typing import TYPE_CHECKING, Any, Self
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .config import ChooseConfig, ScoreConfig
+from .config import TRAIN_GROUP, ChooseConfig, ScoreConfig
+from .environment import version
 from .errors import RapConfigError, RapError, RapInputError, RapModelError
 from .evidence import Scorer, rounded
 from .jobs import Job, ahead, clean, prepare_job
@@ -60,10 +60,6 @@ if TYPE_CHECKING:
 
 MIN_SEEN = 20
 """A run is not given up for its bad samples before this many were seen."""
-
-TRAIN_GROUP = 8
-"""Completions a sample and epoch that training on everything would draw, for the
-ledger's comparison: GRPOTrainer's default."""
 
 
 def score(
@@ -236,16 +232,9 @@ def _fingerprint(
         "config": config.fingerprint(),
         "checker": None if checker is None else checker.name,
         "dataset": samples.content_hash(),
-        "rap_version": _version(),
+        "rap_version": version("rap-select") or "not installed",
         "schema_version": SCHEMA_VERSION,
     }
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("rap-select")
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 # ---- the run ----------------------------------------------------------------
