@@ -4,6 +4,7 @@ Every command is a few calls of the Python interface; nothing is decided here. E
 codes: 0 done; 1 the data, the model or the store cannot be used; 2 a wrong command line
 or setting; 130 Ctrl-C; 143 SIGTERM. An error is one sentence on stderr (``--debug``
 shows the traceback); what a script would read goes to stdout, as JSON with ``--json``.
+The options and what their texts mean are in ``rap.options``.
 """
 
 from __future__ import annotations
@@ -20,9 +21,21 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from .config import COUNTERFACTUALS, RULES, ScoreConfig
-from .errors import RapConfigError, RapError, RapInputError, RapModelError
-from .table import EVIDENCE
+from .errors import RapConfigError, RapError, RapInputError
+from .loading import load_model
+from .options import (
+    CHOOSE_NAMES,
+    CHOOSE_OPTIONS,
+    DATA_OPTIONS,
+    MODEL_OPTIONS,
+    OUTPUT_OPTIONS,
+    PATH,
+    Sectioned,
+    filters,
+    score_config,
+    to_columns,
+    typed,
+)
 
 if TYPE_CHECKING:
     from .samples import SampleSet
@@ -103,220 +116,6 @@ def _fail(text: str, code: int) -> int:
 
 def _show_warning(message: Any, *_: object, **__: object) -> None:
     click.echo(f"rap: warning: {message}", err=True)
-
-
-# ---------------------------------------------------------------- options
-
-# Headings of a long --help, and the options under them; the others come last.
-SECTIONS = {
-    "Data": "data columns root",
-    "Completions made elsewhere": "rollouts rollout_columns where drop",
-    "Model": "model store device dtype attn_implementation trust_remote_code allow_pickle",
-    "Scoring": "evidence counterfactual m1 m0 max_new_tokens temperature seed batch_size "
-    "reward settings progress",
-    "Choosing": "rule budget lambda_c lambda_a replace by trivial divergence",
-    "Result": "out report compare as_json title per_reason",
-}
-
-
-class Sectioned(click.Command):
-    """A command whose --help groups its options."""
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        params = [
-            (p.name, p.get_help_record(ctx))
-            for p in self.get_params(ctx)
-            if isinstance(p, click.Option)
-        ]
-        rows = {name: record for name, record in params if name and record}
-        for title, names in SECTIONS.items():
-            records = [rows.pop(name) for name in names.split() if name in rows]
-            if records:
-                with formatter.section(title):
-                    formatter.write_dl(records)
-        with formatter.section("Other"):
-            formatter.write_dl(list(rows.values()))
-
-
-def _pair(text: str, option: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise click.UsageError(f"{option} {text!r}: expected NAME=VALUE")
-    return name.strip(), value
-
-
-def _columns(values: Sequence[str]) -> dict[str, str] | None:
-    parts = [part for value in values for part in value.split(",") if part]
-    return dict(_pair(part, "--columns") for part in parts) or None
-
-
-def _json_value(text: str) -> Any:
-    """A JSON value where it is one, else the text itself."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
-def _filters(values: Sequence[str], option: str) -> dict[str, list[Any]] | None:
-    """``augment=none`` several times -> {"augment": ["none", ...]}; ``null`` is null."""
-    found: dict[str, list[Any]] = {}
-    for value in values:
-        name, text = _pair(value, option)
-        found.setdefault(name, []).append(text)
-    return found or None
-
-
-def _typed(
-    filters: Mapping[str, list[Any]] | None, types: Mapping[str, Any]
-) -> dict[str, list[Any]] | None:
-    """Filter texts as the column's own type: 5 is a number only in a number column."""
-    import pyarrow as pa
-
-    def value(name: str, text: str) -> Any:
-        if text == "null":
-            return None
-        kind = types.get(name)
-        textual = kind is None or pa.types.is_string(kind) or pa.types.is_large_string(kind)
-        return text if textual else _json_value(text)
-
-    if filters is None:
-        return None
-    return {name: [value(name, t) for t in texts] for name, texts in filters.items()}
-
-
-def _compose(*decorators: Callable[..., Any]) -> Callable[..., Any]:
-    def apply(function: Callable[..., Any]) -> Callable[..., Any]:
-        for decorator in reversed(decorators):
-            function = decorator(function)
-        return function
-
-    return apply
-
-
-PATH = click.Path(path_type=Path)
-
-DATA_OPTIONS = _compose(
-    click.option(
-        "--columns",
-        multiple=True,
-        metavar="ROLE=NAME,...",
-        help="Columns, where detection is wrong: roles are id, question, answer, choices, "
-        "images, source; 'a.b' is field b of column a.",
-    ),
-    click.option(
-        "--root",
-        type=PATH,
-        metavar="DIR",
-        help="Folder that image paths are relative to and must stay in.  [default: the "
-        "folder of DATA]",
-    ),
-)
-
-MODEL_OPTIONS = _compose(
-    click.option(
-        "--evidence",
-        type=click.Choice(EVIDENCE),
-        help="rollouts: the paper's, samples completions with and without the image. "
-        "answer: two forward passes over the reference answer. logits: divergence over "
-        "one response.  [default: answer]",
-    ),
-    click.option(
-        "--counterfactual",
-        type=click.Choice(COUNTERFACTUALS),
-        help="What 'without the image' means.  [default: drop]",
-    ),
-    click.option("--m1", type=int, help="Completions with the image.  [default: 5]"),
-    click.option("--m0", type=int, help="Completions without it.  [default: 5]"),
-    click.option("--max-new-tokens", type=int, help="Length of a completion, at most."),
-    click.option("--temperature", type=float, help="Of the sampling.  [default: 1.0]"),
-    click.option("--seed", type=int, help="[default: 0]"),
-    click.option("--batch-size", type=int, help="Samples a forward.  [default: 8]"),
-    click.option(
-        "--reward",
-        metavar="MODULE:FUNCTION",
-        help="Your own answer checker, with TRL's signature, for evidence rollouts.",
-    ),
-    click.option(
-        "--set",
-        "settings",
-        multiple=True,
-        metavar="NAME=VALUE",
-        help="Any other field of rap.ScoreConfig, e.g. workers=4, ace.heads=max, "
-        "sampling.top_p=0.95. Repeatable.",
-    ),
-    click.option(
-        "--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, ..."
-    ),
-    click.option(
-        "--dtype",
-        type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-        default="auto",
-        help="auto is the model's own.",
-    ),
-    click.option(
-        "--attn-implementation", metavar="NAME", help="As in transformers, e.g. eager."
-    ),
-    click.option(
-        "--trust-remote-code",
-        is_flag=True,
-        help="Run Python code that comes with the model. Read it first.",
-    ),
-    click.option(
-        "--allow-pickle",
-        is_flag=True,
-        help="Load weights that are not safetensors; a pickle can run code.",
-    ),
-    click.option(
-        "--progress/--no-progress",
-        default=None,
-        help="Progress bar.  [default: when stderr is a terminal]",
-    ),
-)
-
-CHOOSE_OPTIONS = _compose(
-    click.option(
-        "--rule",
-        type=click.Choice(RULES),
-        default="budget",
-        show_default=True,
-        help="budget: thresholds are found so that the share fits. paper: the published "
-        "thresholds, D > 0.5 and psi <= 0.1.",
-    ),
-    click.option("--budget", type=float, help="Share to keep.  [default: 0.09]"),
-    click.option("--lambda-c", type=float, help="Keep only if D is above this."),
-    click.option("--lambda-a", type=float, help="Drop if psi is above this."),
-    click.option(
-        "--replace/--no-replace",
-        default=True,
-        help="Replace always-solved samples by the hardest that can be solved.",
-    ),
-    click.option("--by", metavar="COLUMN", help="A budget for each value, e.g. source."),
-    click.option("--trivial", type=float, default=0.0, help="Difficulty that is trivial."),
-    click.option(
-        "--divergence", default="js", help="D for evidence logits: js, kl, tv, ..."
-    ),
-)
-
-OUTPUT_OPTIONS = _compose(
-    click.option("--out", type=PATH, metavar="DIR", help="Save the selection here."),
-    click.option("--report", type=PATH, metavar="FILE", help="Write an HTML page."),
-    click.option(
-        "--compare", type=PATH, metavar="DIR", help="Show what moved from that selection."
-    ),
-    click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text."),
-)
-
-CHOOSE_NAMES = (
-    "rule",
-    "budget",
-    "lambda_c",
-    "lambda_a",
-    "replace",
-    "by",
-    "trivial",
-    "divergence",
-)
 
 
 # ---------------------------------------------------------------- the commands
@@ -602,7 +401,7 @@ def _open_data(path: Path, columns: Sequence[str], root: Path | None) -> SampleS
 
     if not path.exists():
         raise RapInputError(f"{path}: no such file or folder")
-    return open_samples(path, columns=_columns(columns), root=root)
+    return open_samples(path, columns=to_columns(columns), root=root)
 
 
 def _score(
@@ -650,33 +449,6 @@ def _quiet_transformers() -> None:
     logging.disable_progress_bar()
 
 
-def score_config(options: Mapping[str, Any]) -> ScoreConfig:
-    """The options given on the command line as a ``ScoreConfig``; the rest is default."""
-    import dataclasses
-
-    direct = ("evidence", "counterfactual", "m1", "m0", "seed", "batch_size")
-    given = [(name, options[name]) for name in direct]
-    given += [(f"sampling.{n}", options[n]) for n in ("max_new_tokens", "temperature")]
-    config = ScoreConfig()
-    fields: dict[str, dict[str, Any]] = {"": {}, "sampling": {}, "ace": {}}
-    named = {k: _json_value(v) for k, v in (_pair(s, "--set") for s in options["settings"])}
-    for name, value in [*given, *named.items()]:
-        if value is None and name not in named:
-            continue
-        part, _, field = name.rpartition(".")
-        target = config if not part else getattr(config, part, None)
-        known = part in fields and field in {f.name for f in dataclasses.fields(target)}
-        if not known or (not part and field in fields):
-            raise RapConfigError(f"--set {name}: rap.ScoreConfig has no such field")
-        fields[part][field] = value
-    return dataclasses.replace(
-        config,
-        sampling=dataclasses.replace(config.sampling, **fields["sampling"]),
-        ace=dataclasses.replace(config.ace, **fields["ace"]),
-        **fields[""],
-    )
-
-
 def _load_reward(name: str | None) -> Callable[..., Any] | None:
     if name is None:
         return None
@@ -695,80 +467,6 @@ def _load_reward(name: str | None) -> Callable[..., Any] | None:
     return found
 
 
-def load_model(
-    path: str,
-    *,
-    device: str = "auto",
-    dtype: str = "auto",
-    attn_implementation: str | None = None,
-    trust_remote_code: bool = False,
-    allow_pickle: bool = False,
-) -> tuple[Any, Any]:
-    """(model, processor) from a folder or the hub, as transformers finds them.
-
-    No code that comes with the model runs, and no pickle is read, unless asked for.
-    Raises ``RapConfigError`` naming the flag where one of these would be needed or the
-    device is not there, ``RapModelError`` if the model cannot be loaded.
-    """
-    try:
-        import torch
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-    except ImportError as error:
-        raise RapConfigError(
-            f"driving a model needs torch and transformers ({error}): "
-            "pip install 'rap-select[hf]'"
-        ) from error
-    _check_weights(Path(path), allow_pickle)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        # a first allocation: CUDA that is not there is found before the weights are read
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise RapConfigError(f"--device {device}: {_first_line(error)}") from error
-    more = (
-        {} if attn_implementation is None else {"attn_implementation": attn_implementation}
-    )
-    if not allow_pickle:
-        more["use_safetensors"] = True
-    try:
-        processor = AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
-        model = AutoModelForImageTextToText.from_pretrained(
-            path,
-            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            trust_remote_code=trust_remote_code,
-            **more,
-        )
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
-        if not trust_remote_code and "trust_remote_code" in str(error):
-            raise RapConfigError(
-                f"model {path}: brings its own Python code, which is not run; read it and "
-                "pass --trust-remote-code"
-            ) from error
-        raise RapModelError(
-            f"model {path}: cannot be loaded: {_first_line(error)}"
-        ) from error
-    return model.to(device), processor
-
-
-def _check_weights(folder: Path, allow_pickle: bool) -> None:
-    """A folder with pickled weights only is refused with the flag's name."""
-    if allow_pickle or not folder.is_dir() or any(folder.glob("*.safetensors")):
-        return
-    pickles = [
-        p.name for p in sorted(folder.iterdir()) if p.suffix in (".bin", ".pt", ".pth")
-    ]
-    if pickles:
-        raise RapConfigError(
-            f"model {folder}: has {pickles[0]} and no safetensors; a pickle can run code, "
-            "so it is read only with --allow-pickle"
-        )
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), repr(error))
-
-
 def _from_rollouts(
     path: Path,
     columns: Sequence[str],
@@ -779,7 +477,7 @@ def _from_rollouts(
     from .records import read_rollouts
     from .selection import Scores
 
-    roles = _columns(columns) or {}
+    roles = to_columns(columns) or {}
     for role in roles:
         if role not in ("id", "with_image", "correct", "source"):
             raise click.UsageError(f"--rollout-columns {role}=...: no such role")
@@ -787,8 +485,8 @@ def _from_rollouts(
     types = {field.name: field.type for field in table.schema}
     return Scores.from_rollouts(
         table,
-        where=_typed(_filters(where, "--where"), types),
-        drop=_typed(_filters(drop, "--drop"), types),
+        where=typed(filters(where, "--where"), types),
+        drop=typed(filters(drop, "--drop"), types),
         dataset=samples,
         **roles,
     )
