@@ -16,7 +16,7 @@ import re
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from .samples import as_number, letter_index, plain, resolve_choice
+from .choices import as_number, letter_index, plain, resolve_choice
 
 LONGEST_FORMULA = 500  # characters beyond the reference's own; more is no final answer
 RULE_VERSION = 1  # raise it when a verdict can change: it is part of the fingerprint

@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from .choices import letter, resolve_choice
 from .config import ScoreConfig
 from .counterfactual import counterfactual_images
 from .errors import RapInputError
@@ -21,9 +22,7 @@ from .samples import (
     BadSample,
     Sample,
     SampleSet,
-    letter,
     load_images,
-    resolve_choice,
     sample_sha256,
 )
 from .table import QUARANTINED, SCORED

@@ -40,9 +40,10 @@ from .capture import (
     require_causal,
     undrivable,
 )
+from .choices import letter
 from .config import ScoreConfig
 from .errors import RapModelError, first_line
-from .samples import BadSample, Sample, letter
+from .samples import BadSample, Sample
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -23,20 +23,18 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import rap.sources
+from rap.choices import resolve_choice
 from rap.errors import RapInputError
+from rap.parsing import detect_columns, parse_row, strip_image_tags
 from rap.samples import (
     Bad,
     BadSample,
     ImageRef,
     Sample,
     SampleSet,
-    detect_columns,
     load_images,
     open_samples,
-    parse_row,
-    resolve_choice,
     sample_sha256,
-    strip_image_tags,
 )
 from rap.sources import strict_json
 
