@@ -29,6 +29,7 @@ import pyarrow.compute as pc
 from .config import TRAIN_GROUP
 from .environment import version
 from .errors import RapConfigError, RapError
+from .files import write_atomic
 
 if TYPE_CHECKING:
     from .selection import Selection
@@ -101,8 +102,6 @@ def write_report(
     Returns ``path``. Raises ``RapConfigError`` (jinja2 is not installed, a setting makes
     no sense), ``RapInputError`` (the data set cannot be opened), ``RapStoreError``.
     """
-    from .store import write_atomic
-
     text = render(
         selection,
         dataset=dataset,

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .errors import RapConfigError, RapInputError, RapStoreError
+from .files import read_parquet, write_parquet
 from .records import count_rollouts, keep_rows, read_rollouts
 from .table import (
     EVIDENCE,
@@ -409,15 +410,11 @@ def _order(d: np.ndarray, counts: tuple[np.ndarray, ...]) -> np.ndarray:
 
 
 def write_saved(path: Path, table: pa.Table, meta: dict[str, Any], kind: str) -> None:
-    from .store import write_parquet
-
     note = {"kind": kind, "schema_version": SCHEMA_VERSION, "meta": meta}
     write_parquet(path, table, note)
 
 
 def read_saved(path: Path, kind: str) -> tuple[pa.Table, dict[str, Any]]:
-    from .store import read_parquet
-
     table, note = read_parquet(path)
     if note.get("kind") != kind:
         raise RapStoreError(f"{path}: holds {note.get('kind')!r}, not {kind}")

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .errors import RapStoreError
+from .files import write_atomic
 from .scores import PAPER_LAMBDA_C, Scores, floats, mask_of, read_saved, write_saved
 from .table import VOLATILE_COLUMNS
 
@@ -198,8 +199,6 @@ class Selection:
         Byte-same for the same scores and settings: clock readings
         (``table.VOLATILE_COLUMNS``) are saved as null. Raises ``RapStoreError``.
         """
-        from .store import write_atomic
-
         folder = Path(folder)
         table = self.table
         for name in VOLATILE_COLUMNS:

@@ -11,13 +11,10 @@ A folder::
 
 Shard k holds the rows with index ``shard_range(k)``. Its rollouts are written before
 its scores, and the scores name the digest of their rollouts: a scores shard implies its
-rollouts. Every file is written to a temporary name, fsynced, renamed, and the folder is
-fsynced: at any moment, also after kill -9 or power loss, a shard is whole or absent.
-
-Every Parquet file carries, in its key-value metadata, a note (JSON: kind, schema version,
-fingerprint, shard number, ...) and a SHA-256 over all its other bytes, because Parquet's
-page checksums (on, and verified) do not cover the footer: one flipped bit anywhere makes
-the shard set aside, never a wrong score. Equal tables give equal bytes: no time, no host.
+rollouts. ``rap.files`` writes each file whole or not at all, also through kill -9 or
+power loss, with a digest over all its bytes and a note (kind, schema version,
+fingerprint, shard number, ...): one flipped bit anywhere makes the shard set aside, never
+a wrong score.
 
 The lock is a POSIX record lock, not flock: a forked data-loader worker does not inherit
 it, so it dies with the process that took it, and a dead process's lock is simply free.
@@ -28,162 +25,37 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import re
 import socket
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from .errors import RapConfigError, RapStoreError
+from .files import (
+    NO_FSYNC,
+    OtherVersionError,
+    check_version,
+    decoded,
+    store_error,
+    verified,
+    write_atomic,
+    write_parquet,
+)
 from .table import ROLLOUT_SCHEMA, SCHEMA_VERSION, SCORE_SCHEMA
 
-_NOTE = b"rap.note"
-_DIGEST = b"rap.sha256"
-_MARK = b"rap-sha256:"
-_BLANK = b"0" * 64
 _SHARD = re.compile(r"(scores|rollouts)-(\d{5,})\.parquet")
 _TMP = re.compile(r"\..*\.tmp")
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
-_NO_FSYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 # A record lock does not keep out a second store of the same process: this does.
 _open_here: set[str] = set()
-
-
-# ---------------------------------------------------------------- files
-
-
-def write_atomic(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
-    """Write ``path`` whole or not at all: tmp, fsync, rename, fsync of the folder.
-
-    ``fill`` writes into the open file. Raises ``RapStoreError`` (with ``errno``) if the
-    disk refuses; the temporary file is gone then, and an older ``path`` untouched.
-    """
-    tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(tmp, "wb") as file:
-            fill(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(tmp, path)
-        _fsync_folder(path.parent)
-    except BaseException as error:  # KeyboardInterrupt too must leave no tmp behind
-        with contextlib.suppress(OSError):
-            tmp.unlink()
-        if isinstance(error, OSError):
-            raise _store_error(f"{path}: cannot be written", error) from error
-        raise
-
-
-def _store_error(text: str, error: OSError) -> RapStoreError:
-    wrapped = RapStoreError(f"{text}: {error.strerror or error}")
-    wrapped.errno = error.errno
-    return wrapped
-
-
-def _fsync_folder(folder: Path) -> None:
-    """Make a rename durable. Some network file systems cannot; see ``_probe``."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in _NO_FSYNC:
-            raise
-    finally:
-        os.close(handle)
-
-
-def write_parquet(path: Path, table: pa.Table, note: Mapping[str, Any]) -> str:
-    """Write ``table`` with ``note`` (JSON) atomically; returns the file's digest.
-
-    Byte-same for equal tables and notes. Raises ``RapStoreError``.
-    """
-    text = json.dumps(note, sort_keys=True, allow_nan=False).encode()
-    # Row groups and pages must not follow the chunks the table happens to have.
-    table = table.combine_chunks().replace_schema_metadata(None)
-    sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(
-        sink, table.schema, compression="zstd", write_page_checksum=True
-    ) as writer:
-        writer.write_table(table)
-        # Not as schema metadata: Arrow would write a second, encoded copy of it.
-        writer.add_key_value_metadata({_NOTE: text, _DIGEST: _MARK + _BLANK})
-    data = bytearray(sink.getvalue())
-    digest = hashlib.sha256(data).hexdigest()
-    at = data.rindex(_MARK) + len(_MARK)
-    data[at : at + len(_BLANK)] = digest.encode()
-    write_atomic(path, lambda file: file.write(data))
-    return digest
-
-
-def read_parquet(path: Path) -> tuple[pa.Table, dict[str, Any]]:
-    """(table, note) of a file of ``write_parquet``, every byte verified.
-
-    Raises ``RapStoreError`` if it is missing, damaged, foreign, or of a newer schema.
-    """
-    data, note, _ = _verified(path)
-    return _decoded(path, data), note
-
-
-def _decoded(path: Path, data: bytes) -> pa.Table:
-    try:
-        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
-            table = file.read()
-    except (pa.ArrowException, OSError) as error:
-        raise RapStoreError(f"{path}: is damaged: {error}") from error
-    return table.replace_schema_metadata(None)
-
-
-def _verified(path: Path) -> tuple[bytes, dict[str, Any], str]:
-    """(bytes, note, digest), without decoding the pages."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise _store_error(f"{path}: cannot be read", error) from error
-    at = data.rfind(_MARK) + len(_MARK)
-    if at < len(_MARK):
-        what = "is empty" if not data else "is cut off or no file of this project"
-        raise RapStoreError(f"{path}: {what}")
-    digest = data[at : at + len(_BLANK)]
-    check = hashlib.sha256(data[:at])
-    check.update(_BLANK)
-    check.update(memoryview(data)[at + len(_BLANK) :])
-    if check.hexdigest().encode() != digest:
-        raise RapStoreError(f"{path}: is damaged: its SHA-256 does not match its bytes")
-    try:
-        metadata = pq.read_metadata(pa.BufferReader(data)).metadata or {}
-        note = json.loads(metadata[_NOTE])
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        raise RapStoreError(f"{path}: no file of this project: {error}") from error
-    _check_version(path, note.get("schema_version"))
-    return data, note, digest.decode()
-
-
-class _OtherVersionError(RapStoreError):
-    """Not damage: the file is fine for another version of this package."""
-
-
-def _check_version(path: Path, version: object) -> None:
-    if version == SCHEMA_VERSION:
-        return
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise _OtherVersionError(
-            f"{path}: written with score schema {version}; this version reads up to "
-            f"{SCHEMA_VERSION}. Upgrade it (pip install -U rap-select), or score into "
-            "another folder"
-        )
-    raise _OtherVersionError(
-        f"{path}: score schema {version!r} is not one this version knows "
-        f"({SCHEMA_VERSION}); score into another folder"
-    )
 
 
 # ---------------------------------------------------------------- fingerprint
@@ -237,7 +109,7 @@ class _Lock:
         try:
             self.handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
-            raise _store_error(f"{folder}: cannot be written to", error) from error
+            raise store_error(f"{folder}: cannot be written to", error) from error
         try:
             fcntl.lockf(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             owner = {"pid": self.pid, "host": socket.gethostname(), "since": _now()}
@@ -261,7 +133,7 @@ class _Lock:
                 f"{folder}: this file system has no locks ({error.strerror}), so two runs "
                 "could mix; put the store on a local disk"
             )
-        return _store_error(f"{folder}: cannot be locked", error)
+        return store_error(f"{folder}: cannot be locked", error)
 
     def release(self) -> None:
         if self.pid != os.getpid():  # a forked child holds nothing
@@ -332,7 +204,7 @@ class ScoreStore:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise _store_error(f"{folder}: cannot be made", error) from error
+            raise store_error(f"{folder}: cannot be made", error) from error
         lock = _Lock(folder)
         try:
             store = cls(folder, header, lock)
@@ -439,7 +311,7 @@ class ScoreStore:
     def read_shard(self, k: int) -> pa.Table:
         """Scores of shard ``k``. Raises ``RapStoreError`` if it is missing or damaged."""
         data, _, _ = self._verified_shard(self._scores(k), k, "score shard")
-        return _decoded(self._scores(k), data).cast(SCORE_SCHEMA)
+        return decoded(self._scores(k), data).cast(SCORE_SCHEMA)
 
     def read_rollouts(self) -> pa.Table | None:
         """All rollouts of the finished shards, in data-set order; None if none exist.
@@ -453,7 +325,7 @@ class ScoreStore:
             _, note, _ = self._verified_shard(self._scores(k), k, "score shard")
             if note["rollouts"] is not None:
                 data = self._verified_rollouts(k, note["rollouts"])
-                tables.append(_decoded(self._rollouts(k), data).cast(ROLLOUT_SCHEMA))
+                tables.append(decoded(self._rollouts(k), data).cast(ROLLOUT_SCHEMA))
         return pa.concat_tables(tables) if tables else None
 
     # -- inside
@@ -468,7 +340,7 @@ class ScoreStore:
         self, path: Path, k: int, kind: str
     ) -> tuple[bytes, dict[str, Any], str]:
         """(bytes, note, digest) of a shard that is shard ``k`` of this very store."""
-        data, note, digest = _verified(path)
+        data, note, digest = verified(path)
         if note.get("kind") != kind or note.get("shard") != k:
             raise RapStoreError(f"{path}: holds {note.get('kind')} {note.get('shard')}")
         other = differences(self.fingerprint, note.get("fingerprint"), "fingerprint")
@@ -490,7 +362,7 @@ class ScoreStore:
             for name in filter(_TMP.fullmatch, names):
                 (self.path / name).unlink()
         except OSError as error:
-            raise _store_error(f"{self.path}: cannot be cleaned up", error) from error
+            raise store_error(f"{self.path}: cannot be cleaned up", error) from error
         self._check_header(header, names)
         if not (self.path / "store.json").exists():
             write_atomic(self.path / "store.json", lambda f: f.write(_dump(header)))
@@ -507,7 +379,7 @@ class ScoreStore:
         path = self.path / "store.json"
         try:
             there = _read_header(path)
-        except _OtherVersionError:
+        except OtherVersionError:
             raise
         except RapStoreError as error:
             self._set_aside(path, str(error))
@@ -527,8 +399,8 @@ class ScoreStore:
     ) -> dict[str, Any]:
         for name in filter(_SHARD.fullmatch, names):
             try:
-                _, note, _ = _verified(self.path / name)
-            except _OtherVersionError:
+                _, note, _ = verified(self.path / name)
+            except OtherVersionError:
                 raise
             except RapStoreError:
                 continue
@@ -543,7 +415,7 @@ class ScoreStore:
             return False
         try:
             _, note, _ = self._verified_shard(path, k, "score shard")
-        except _OtherVersionError:
+        except OtherVersionError:
             raise
         except RapStoreError as error:
             self._set_aside(path, str(error))
@@ -552,7 +424,7 @@ class ScoreStore:
             return True
         try:
             self._verified_rollouts(k, note["rollouts"])
-        except _OtherVersionError:
+        except OtherVersionError:
             raise
         except RapStoreError as error:
             if os.path.lexists(self._rollouts(k)):
@@ -572,7 +444,7 @@ class ScoreStore:
         try:
             os.rename(path, target)
         except OSError as error:
-            raise _store_error(f"{path}: cannot be set aside", error) from error
+            raise store_error(f"{path}: cannot be set aside", error) from error
         self._warn(f"{why}; set aside as {target.name}, its samples are scored again")
 
     def _warn(self, text: str) -> None:
@@ -585,8 +457,8 @@ class ScoreStore:
         try:
             os.fsync(handle)
         except OSError as error:
-            if error.errno not in _NO_FSYNC:
-                raise _store_error(f"{self.path}: cannot be synced", error) from error
+            if error.errno not in NO_FSYNC:
+                raise store_error(f"{self.path}: cannot be synced", error) from error
             self._warn(
                 f"{self.path}: this file system cannot sync a folder; a power loss may "
                 "lose the last shards (a killed process loses nothing)"
@@ -606,13 +478,13 @@ def _read_header(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise _store_error(f"{path}: cannot be read", error) from error
+        raise store_error(f"{path}: cannot be read", error) from error
     try:
         header = json.loads(text)
         version = header["schema_version"]
     except (ValueError, RecursionError, KeyError, TypeError) as error:
         raise RapStoreError(f"{path}: is damaged: {error!r}") from error
-    _check_version(path, version)
+    check_version(path, version)
     names = ("n_samples", "shard_size")
     ok = all(isinstance(header.get(n), int) and header[n] >= 1 for n in names)
     if not ok or not isinstance(header.get("fingerprint"), dict):
