@@ -81,7 +81,9 @@ ROLLOUT_SCHEMA = pa.schema(
         ("finish_reason", pa.string()),  # "stop" | "length"
         ("seed", pa.int64()),
         ("correct", pa.bool_()),  # null: not judged
-        ("code", pa.string()),  # null, or why it was not judged
+        # null, or why it was not judged; an empty completion is judged, as wrong: it has
+        # correct = False and code = "empty_response"
+        ("code", pa.string()),
     ]
 )
 
