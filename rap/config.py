@@ -14,7 +14,6 @@ from .errors import RapConfigError
 from .table import EVIDENCE
 
 COUNTERFACTUALS = ("drop", "blank", "noise", "shuffle")
-HEADS = ("mean", "max", "each")
 COLUMNS = ("response", "prompt", "all")
 RULES = ("budget", "paper")
 DIVERGENCES = ("js", "kl", "rkl", "jeffreys", "tv", "hellinger2")

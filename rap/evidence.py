@@ -282,7 +282,7 @@ class Scorer:
             if isinstance(result, _Failure):
                 job.quarantine("model", result.code, f"{which} forward: {result.message}")
                 continue
-            bad = _first_nonfinite(result, attention)
+            bad = result.nonfinite()
             if bad is not None:
                 job.quarantine("model", "nonfinite", f"{bad} is not finite ({which} arm)")
                 continue
@@ -470,21 +470,6 @@ def _rollout_row(
         "correct": correct,
         "code": code,
     }
-
-
-def _first_nonfinite(trace: Trace, attention: bool) -> str | None:
-    import torch
-
-    rows = torch.isfinite(trace.hidden).all(dim=-1)
-    if not bool(rows.all()):
-        return f"hidden state of response token {int((~rows).int().argmax())}"
-    if attention:
-        for name, x in (("query", trace.q), ("key", trace.k)):
-            assert x is not None
-            columns = torch.isfinite(x).all(dim=-1).all(dim=0)
-            if not bool(columns.all()):
-                return f"{name} of token {int((~columns).int().argmax())}, last layer"
-    return None
 
 
 def _without_attention(trace: Trace) -> Trace:

@@ -127,11 +127,16 @@ class Trace:
     """bool [L]"""
 
     def nonfinite(self) -> str | None:
-        """The first of ``hidden``, ``q``, ``k`` that holds NaN or infinity, by name."""
-        for name in ("hidden", "q", "k"):
-            x = getattr(self, name)
-            if x is not None and not bool(torch.isfinite(x).all()):
-                return name
+        """The first of ``hidden``, ``q``, ``k`` that holds NaN or infinity, and where."""
+        rows = torch.isfinite(self.hidden).all(dim=-1)
+        if not bool(rows.all()):
+            return f"hidden state of response token {int((~rows).int().argmax())}"
+        for name, x in (("query", self.q), ("key", self.k)):
+            if x is None:
+                continue
+            columns = torch.isfinite(x).all(dim=-1).all(dim=0)
+            if not bool(columns.all()):
+                return f"{name} of token {int((~columns).int().argmax())}, last layer"
         return None
 
 

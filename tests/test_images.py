@@ -8,10 +8,10 @@ import io
 import os
 import socket
 import struct
-import threading
 import time
 import tracemalloc
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -360,11 +360,8 @@ def test_decode_from_many_threads_gives_the_same_pixels(rng):
             got[k].append(decode(data, max_pixels=MANY).tobytes())
             assert code_of(data[:40]) == "image_truncated"
 
-    threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
     assert got == [expected] * 4
 
 

@@ -692,8 +692,12 @@ def test_fault_21_a_sample_that_is_not_finite():
         model.get_input_embeddings().weight[token] = torch.nan
     traces = driver.trace([good, bad])
     assert traces[0].nonfinite() is None
-    assert traces[1].nonfinite() == "hidden"
-    assert dataclasses.replace(traces[1], hidden=traces[0].hidden).nonfinite() == "q"
+    # a masked column has weight 0, and 0 * NaN is NaN: one token spoils every row
+    assert traces[1].nonfinite() == "hidden state of response token 0"
+    attention_only = dataclasses.replace(traces[1], hidden=traces[0].hidden)
+    assert attention_only.nonfinite() == "query of token 0, last layer"
+    keys_only = dataclasses.replace(attention_only, q=traces[0].q)
+    assert keys_only.nonfinite() == "key of token 0, last layer"
     hidden_only = driver.trace([good], attention=False)[0]
     assert hidden_only.q is None and hidden_only.nonfinite() is None
 

@@ -8,9 +8,9 @@ import os
 import pickle
 import subprocess
 import sys
-import threading
 import unicodedata
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import datasets
@@ -693,11 +693,8 @@ def test_items_are_the_same_from_many_threads(tmp_path):
         order = range(300) if k % 2 else range(299, -1, -1)
         got[k] = sorted((samples[i] for i in order), key=lambda s: s.index)
 
-    threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
     assert got == [expected] * 4
 
 
