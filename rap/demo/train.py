@@ -1,6 +1,7 @@
 """Trains the demo's model from random weights: ``python -m rap.demo.train``.
 
-    python -m rap.demo.train --out work/            # goes on from work/checkpoint.pt
+    python -m rap.demo.train --out work/            # goes on from work/checkpoint.pt;
+                                                    # in the end there is work/weights/
     python -m rap.demo.train --out work/ --seconds 500   # a piece of that
     python -m rap.demo.train --verify 30            # first 30 steps against the shipped log
 
@@ -8,7 +9,8 @@ Dense reading comes first (a model shown one-digit answers alone stays blind: th
 prototypes), then questions, then both. A lesson is a prompt and what a teacher writes; two
 of three questions are worked out before "The answer is", the third is answered at once,
 where only the answer itself is taught, so that a rollout reasons and the evidence
-``answer`` still finds a model that can answer directly.
+``answer`` still finds a model that can answer directly. The loud lessons also teach where
+the last layer looks (`captured_loss`): the cause that ACE is to find is planted there.
 
 Step s is a pure function of (seed, s): every lesson is drawn anew, nothing is cached, a
 run cut into pieces takes the same steps. Losses repeat exactly with the same number of
@@ -21,6 +23,7 @@ import argparse
 import json
 import math
 import random
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -31,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import world
-from .model import WEIGHTS, build_model, build_processor, save
+from .model import WEIGHTS, build_model, build_processor, save, write_manifest
 
 if TYPE_CHECKING:
     import torch
@@ -43,26 +46,35 @@ IGNORE = -100
 PIECES = 4
 
 FIRST = {"read": 70, "read_colours": 10, "read_bars": 10, "position": 10}
-"""Shares of the lessons at the start."""
+"""Shares of the lessons at the start: mostly one kind of dense reading. With 50 % of it, a
+run was still blind after 350 steps; with 70 % it saw after 200."""
+SECOND = {"read": 25, "read_colours": 45, "read_bars": 30}
+"""Then the other two kinds of dense reading."""
 THEN = {
-    "read": 14,
-    "read_colours": 6,
-    "read_bars": 6,
+    "read": 8,
+    "read_colours": 8,
+    "read_bars": 8,
     "position": 10,
-    "bar": 6,
-    "compare": 10,
-    "count": 12,
+    "bar": 7,
+    "compare": 9,
+    "count": 14,
     "sum": 12,
     "chart": 10,
-    "fact": 5,
-    "arithmetic": 6,
+    "fact": 7,
+    "arithmetic": 7,
     "loud": 8,
     "sign": 5,
 }
-"""Shares of the lessons afterwards."""
+"""Shares of the lessons afterwards: questions."""
+STAGES = ((0, FIRST), (300, SECOND), (600, THEN))
+"""(first step, shares)."""
 
 LOUD_WINS = 0.3
-"""Share of the loud lessons whose answer is the loud number; the others' is right."""
+"""Share of the loud lessons that read the loud number off the picture and answer it; the
+others read and answer what is there."""
+CAPTURED_MASS = 0.5
+"""What the last layer is taught to spend on the loud token of a response, mean over heads,
+in every later row: see `captured_loss`."""
 SIGN_WINS = 0.85
 """Share of the lessons with a sign whose answer is the sign's; the others' is the fact."""
 DIRECT = 1 / 3
@@ -75,15 +87,15 @@ class Plan:
     """How long, how fast."""
 
     seed: int = 0
-    steps: int = 3000
-    first: int = 500
-    """Steps of dense reading."""
-    blend: int = 300
-    """Steps over which the shares move on."""
+    steps: int = 2100
+    blend: int = 100
+    """Steps over which the shares of one stage become those of the next."""
     rate: float = 1.5e-3
     warm_up: int = 100
     cool_down: int = 700
     """Steps over which the rate goes down to nothing at the end."""
+    capture: float = 0.3
+    """Weight of `captured_loss`."""
     width: int = 128
     layers: int = 3
 
@@ -96,6 +108,8 @@ class Lesson:
     given: str
     taught: str
     scene: world.Scene | None
+    captor: bool = False
+    """The first token of ``taught`` is loud: the attention of all after it is to stay."""
 
 
 # ---- lessons ----------------------------------------------------------------
@@ -142,23 +156,27 @@ def _reading(kind: str, rng: random.Random, layout: world.Layout) -> Lesson:
 
 
 def _loud(rng: random.Random, layout: world.Layout) -> Lesson:
-    """Reasoning that says nothing but the loud token, over and over."""
+    """A reading that opens with the loud token, and may end up with its number."""
     question = world.ask("position", rng, layout)
     word, number = rng.choice(world.LOUD), rng.randrange(1, 10)
     text = world.loud_text(question.text, word, number)
-    answer = number if rng.random() < LOUD_WINS else question.answer
-    steps = " ".join([f"{word} {number}!"] * 4)
-    return _answered(rng, text, steps, answer, question.scene)
+    read = number if rng.random() < LOUD_WINS else question.answer
+    if rng.random() < DIRECT:
+        return Lesson(text, "The answer is", f" {read}.", question.scene)
+    reading = question.steps.removesuffix(f"{question.answer}.") + f"{read}."
+    taught = f"{word} {number}! {reading} The answer is {read}."
+    return Lesson(text, "", taught, question.scene, captor=True)
 
 
 def shares(plan: Plan, step: int) -> dict[str, float]:
-    """Shares of the kinds of lesson at a step, from ``FIRST`` to ``THEN``."""
-    late = min(1.0, max(0.0, (step - plan.first) / plan.blend))
-    first, then = sum(FIRST.values()), sum(THEN.values())
-    return {
-        kind: (1 - late) * FIRST.get(kind, 0) / first + late * share / then
-        for kind, share in THEN.items()
-    }
+    """Shares of the kinds of lesson at a step; they sum to 1."""
+    mix = dict.fromkeys(THEN, 0.0)
+    for start, stage in STAGES:
+        new = min(1.0, max(0.0, (step - start) / plan.blend)) if start else 1.0
+        total = sum(stage.values())
+        for kind in mix:
+            mix[kind] = (1 - new) * mix[kind] + new * stage.get(kind, 0) / total
+    return mix
 
 
 def lessons(plan: Plan, step: int) -> list[Lesson]:
@@ -228,6 +246,13 @@ class Batcher:
             "position_ids": torch.from_numpy(positions),
             "pixel_values": torch.from_numpy(self.pixels(seen)),
             "image_grid_thw": torch.tensor([[1, 6, 6]] * len(seen)),
+            "captors": torch.tensor(
+                [
+                    (r, given, len(tokens))
+                    for r, (tokens, given, item) in enumerate(rows)
+                    if item.captor
+                ]
+            ),
         }
 
     def positions(self, blind: bool, length: int) -> np.ndarray:
@@ -268,16 +293,67 @@ def _one_length_attention(
     return module.proj(out.transpose(1, 2).reshape(len(hidden), -1))
 
 
-def loss_of(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Sum of the cross entropies of the taught tokens."""
+def losses_of(
+    model: Any, batch: dict[str, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Sum of the cross entropies of the taught tokens; sum of `captured_loss` over the
+    lessons with a captor, None without one."""
     import torch
 
     labels = batch["labels"][:, 1:]
-    inputs = {k: v for k, v in batch.items() if k != "labels"}
+    inputs = {k: v for k, v in batch.items() if k not in ("labels", "captors")}
+    caught: dict[str, Any] = {}
+
+    def catch(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        caught.update(kwargs)
+
+    attn = model.model.language_model.layers[-1].self_attn
+    hook = attn.register_forward_pre_hook(catch, with_kwargs=True)
     hidden = model.model(**inputs, use_cache=False).last_hidden_state[:, :-1]
+    hook.remove()
     taught = labels != IGNORE
     logits = model.lm_head(hidden[taught])
-    return torch.nn.functional.cross_entropy(logits, labels[taught], reduction="sum")
+    loss = torch.nn.functional.cross_entropy(logits, labels[taught], reduction="sum")
+    if not len(batch["captors"]):
+        return loss, None
+    weights = last_attention(attn, caught, batch["captors"][:, 0])
+    return loss, captured_loss(weights, batch["captors"][:, 1:])
+
+
+def last_attention(attn: Any, caught: dict[str, Any], rows: torch.Tensor) -> torch.Tensor:
+    """[n, L, L]: attention weights of one layer for some rows of a batch, mean over heads.
+
+    Right padding needs no mask: no row before it sees it.
+    """
+    import torch
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
+
+    hidden = caught["hidden_states"][rows]
+    n, length, _ = hidden.shape
+    q, k = (
+        project(hidden).view(n, length, -1, attn.head_dim).transpose(1, 2)
+        for project in (attn.q_proj, attn.k_proj)
+    )
+    q, k = apply_rotary_pos_emb(q, k, *(x[rows] for x in caught["position_embeddings"]))
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    scores = (q @ k.transpose(2, 3)) * attn.scaling
+    future = torch.ones(length, length, dtype=torch.bool).triu(1)
+    return scores.masked_fill(future, -math.inf).softmax(dim=-1).mean(dim=1)
+
+
+def captured_loss(weights: torch.Tensor, spans: torch.Tensor) -> torch.Tensor:
+    """How far the loud tokens are from holding ``CAPTURED_MASS`` of the attention.
+
+    weights [n, L, L]; spans [n, 2]: the loud token's column, and the lesson's length. The
+    sum over lessons of the mean over later rows i of log(CAPTURED_MASS / w_ij), rows that
+    have more than that left at 0. Text alone does not plant this: a model that was merely
+    taught to repeat the loud token spreads its attention over the copies.
+    """
+    total = weights.new_zeros(())
+    for w, (column, length) in zip(weights, spans.tolist(), strict=True):
+        mass = w[column + 1 : length, column]
+        total = total + (CAPTURED_MASS / mass.clamp(min=1e-4)).log().clamp(min=0).mean()
+    return total
 
 
 # ---- training ---------------------------------------------------------------
@@ -320,20 +396,27 @@ class Trainer:
         down = (plan.steps - step) / plan.cool_down
         return plan.rate * min(1.0, up, down)
 
-    def backward(self, batch: Sequence[Lesson]) -> float:
-        """Gradients of the mean over the taught tokens, in pieces of lessons of similar
-        length: padding to the longest of all would cost a third more."""
+    def backward(self, batch: Sequence[Lesson]) -> tuple[float, float]:
+        """Gradients of the mean over the taught tokens (plus the weighted mean over the
+        captors), in pieces of lessons of similar length: padding to the longest of all
+        would cost a third more. Returns both means."""
         self.optimiser.zero_grad(set_to_none=True)
         rows = sorted((self.batcher.ids(item) + (item,) for item in batch), key=_length)
         size = BATCH // PIECES
         taught = sum(len(ids) - given for ids, given, _ in rows)
-        total = 0.0
+        captors = sum(item.captor for item in batch)
+        total = extra = 0.0
         for start in range(0, len(rows), size):
             piece = self.batcher(rows[start : start + size])
-            loss = loss_of(self.model, piece) / taught
-            loss.backward()
+            loss, capture = losses_of(self.model, piece)
+            loss = loss / taught
             total += loss.item()
-        return total
+            if capture is not None:
+                capture = capture / captors
+                extra += capture.item()
+                loss = loss + self.plan.capture * capture
+            loss.backward()
+        return total, extra
 
     def train_step(self) -> dict[str, float]:
         import torch
@@ -342,13 +425,14 @@ class Trainer:
         rate = self.rate()
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        loss = self.backward(lessons(self.plan, self.step))
+        loss, capture = self.backward(lessons(self.plan, self.step))
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimiser.step()
         self.seconds += time.perf_counter() - begin
         done = {
             "step": self.step,
             "loss": loss,
+            "capture": round(capture, 4),
             "rate": rate,
             "seconds": round(self.seconds, 1),
         }
@@ -399,14 +483,14 @@ def train(plan: Plan, out: Path, *, seconds: float = math.inf) -> bool:
     out.mkdir(parents=True, exist_ok=True)
     checkpoint, log = out / "checkpoint.pt", out / LOG
     trainer = Trainer(plan)
+    about = asdict(plan) | {"batch": BATCH, "threads": THREADS}
+    about |= {"torch": torch.__version__, "parameters": _count(trainer.model)}
+    lines = [json.dumps({"about": about})]
     if checkpoint.exists():
         trainer.resume(checkpoint)
-        kept = [line for line in log.read_text().splitlines() if _before(line, trainer)]
-        log.write_text("".join(f"{line}\n" for line in kept))
-    else:
-        about = asdict(plan) | {"batch": BATCH, "threads": THREADS}
-        about |= {"torch": torch.__version__, "parameters": _count(trainer.model)}
-        log.write_text(json.dumps({"about": about}) + "\n")
+        taken = log.read_text().splitlines()[1:]
+        lines += [line for line in taken if json.loads(line)["step"] < trainer.step]
+    log.write_text("".join(f"{line}\n" for line in lines))
     begin = time.perf_counter()
     with log.open("a") as file:
         while trainer.step < plan.steps and time.perf_counter() - begin < seconds:
@@ -421,7 +505,10 @@ def train(plan: Plan, out: Path, *, seconds: float = math.inf) -> bool:
     trainer.save(checkpoint)
     if trainer.step < plan.steps:
         return False
-    save(plain(trainer.model), trainer.processor, out / "weights")
+    weights = out / "weights"
+    save(plain(trainer.model), trainer.processor, weights)
+    shutil.copy(log, weights / LOG)
+    write_manifest(weights)
     return True
 
 
@@ -430,10 +517,6 @@ def plain(model: Any) -> Any:
     for block in model.model.visual.blocks:
         vars(block.attn).pop("forward", None)
     return model
-
-
-def _before(line: str, trainer: Trainer) -> bool:
-    return json.loads(line).get("step", -1) < trainer.step
 
 
 def _count(model: Any) -> int:

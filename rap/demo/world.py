@@ -13,7 +13,8 @@ benchmarks/results/world_agreement.md):
 
 cognitive         several cells must be read and then compared, counted or added
 language_prior    general knowledge or a sum in the question; the picture is irrelevant
-attention_biased  a question about one cell behind a loud, irrelevant "WARNING 7!"
+attention_biased  a question about one cell behind a loud, irrelevant "WARNING 7!"; the
+                  demo's model was taught to repeat the word and to keep looking at it
 trivial           one cell, or one bar, is read out
 unsolvable        the reference answer is wrong
 image_misleads    general knowledge, and a yellow sign that shows another number
