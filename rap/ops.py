@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,11 +35,12 @@ CDE_OUTPUTS = (
 )
 _TARGETED = ("logp1", "logp0")
 _HEADS = {"mean": 0, "max": 1, "each": 2}
+_FLOAT64 = np.dtype(np.float64)
 _COLUMNS = {"response": 1, "prompt": 2, "all": 3}
 
 
-@dataclass(frozen=True, slots=True)
-class CdeResult:
+# tuples, not dataclasses: a call on small arrays costs as much as making a frozen one
+class CdeResult(NamedTuple):
     """Per row [T], or per sample [S] with ``cu_seqlens``; float64, nats. None: not asked
     for."""
 
@@ -62,8 +63,7 @@ class CdeResult:
     logp0: Any = None
 
 
-@dataclass(frozen=True, slots=True)
-class AceResult:
+class AceResult(NamedTuple):
     """Per sample [S] (``heads="each"``: [S, Hq]); float64."""
 
     log_psi: Any
@@ -97,9 +97,10 @@ def default_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
 
-def _threads(threads: int | None) -> int:
+def _threads(threads: int | None, nbytes: int) -> int:
     if threads is None:
-        return default_threads()
+        # _C stays on one thread below GIL_BYTES: asking the environment costs 2 us
+        return default_threads() if nbytes >= _C.GIL_BYTES else 1
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
         raise RapConfigError(f"threads = {threads!r}: expected None or an integer >= 1")
     return min(threads, 256)
@@ -113,18 +114,21 @@ def _is_torch(x: object) -> bool:
 def _input(x: Any, contiguous: bool = False) -> Any:
     """What _C can view: torch tensors detached, the last dimension contiguous (all of
     them if asked)."""
+    if isinstance(x, np.ndarray):
+        dense, aligned = x.flags.c_contiguous, x.flags.aligned
+        bad = not dense and x.shape[-1] > 1 and x.strides[-1] != x.itemsize
+        if bad or (contiguous and not dense) or not aligned:
+            x = x.copy()  # ascontiguousarray keeps an array that is only unaligned
+        return x
     if _is_torch(x):
         x = x.detach() if x.requires_grad else x
-        x = x if x.device.type == "cpu" else x.cpu()
-        if contiguous or (x.dim() and x.shape[-1] > 1 and x.stride(-1) != 1):
+        x = x if x.is_cpu else x.cpu()
+        dense = x.is_contiguous()
+        if not dense and (contiguous or (x.shape[-1] > 1 and x.stride(-1) != 1)):
             x = x.contiguous()
         return x
     if isinstance(x, (list, tuple)):
         raise TypeError("expected an array (NumPy, torch or DLPack), got a list")
-    if isinstance(x, np.ndarray):
-        bad = x.ndim and x.shape[-1] > 1 and x.strides[-1] != x.itemsize
-        if bad or (contiguous and not x.flags.c_contiguous) or not x.flags.aligned:
-            x = x.copy()  # ascontiguousarray keeps an array that is only unaligned
     return x
 
 
@@ -140,11 +144,12 @@ def _host(x: Any, dtype: type, name: str) -> np.ndarray:
     return np.ascontiguousarray(array, dtype=dtype)
 
 
-def _answer(x: np.ndarray, like: Any) -> Any:
-    """x in the framework that `like` came from, and on its device."""
-    if _is_torch(like):
-        return sys.modules["torch"].from_numpy(x).to(like.device)
-    return x
+def _answer(like: Any) -> Callable[[np.ndarray], Any]:
+    """Brings arrays into the framework that `like` came from, and on its device."""
+    if isinstance(like, np.ndarray) or not _is_torch(like):
+        return np.asarray
+    from_numpy = sys.modules["torch"].from_numpy
+    return from_numpy if like.is_cpu else lambda x: from_numpy(x).to(like.device)
 
 
 def _offsets(cu_seqlens: Any, total: int) -> np.ndarray:
@@ -160,21 +165,27 @@ def _offsets(cu_seqlens: Any, total: int) -> np.ndarray:
     return cu
 
 
-def _wanted(want: Sequence[str] | None, targets: Any) -> tuple[str, ...]:
+@lru_cache
+def _plan(want: tuple[str, ...] | None, targeted: bool) -> tuple[tuple[int, ...], int]:
+    """(rows of the answer that are wanted, the same as bits)."""
     if want is None:
-        return tuple(n for n in CDE_OUTPUTS if targets is not None or n not in _TARGETED)
-    if isinstance(want, str):
-        want = (want,)
+        want = tuple(n for n in CDE_OUTPUTS if targeted or n not in _TARGETED)
     for name in want:
         if name not in CDE_OUTPUTS:
             raise RapConfigError(f"want = {name!r}: expected some of {CDE_OUTPUTS}")
-        if name in _TARGETED and targets is None:
+        if name in _TARGETED and not targeted:
             raise RapConfigError(f"want = {name!r} needs targets")
-    return tuple(want)
+    rows = tuple(sorted({CDE_OUTPUTS.index(name) for name in want}))
+    return rows, sum(1 << row for row in rows)
 
 
-def _mask(wanted: tuple[str, ...]) -> int:
-    return sum(1 << CDE_OUTPUTS.index(name) for name in set(wanted))
+def _wanted(want: Sequence[str] | None, targets: Any) -> tuple[tuple[int, ...], int]:
+    if want is not None:
+        want = (want,) if isinstance(want, str) else tuple(want)
+    try:
+        return _plan(want, targets is not None)
+    except TypeError:  # a name that cannot be hashed is no name
+        return _plan.__wrapped__(want, targets is not None)
 
 
 def _means(rows: np.ndarray, weights: Any, cu: np.ndarray) -> np.ndarray:
@@ -196,20 +207,30 @@ def _means(rows: np.ndarray, weights: Any, cu: np.ndarray) -> np.ndarray:
 
 
 def _cde_result(
-    out: np.ndarray, wanted: tuple[str, ...], weights: Any, cu_seqlens: Any, like: Any
+    out: np.ndarray, wanted: tuple[int, ...], weights: Any, cu_seqlens: Any, like: Any
 ) -> CdeResult:
-    rows = {name: out[CDE_OUTPUTS.index(name)] for name in wanted}
+    answer = _answer(like)
+    fields: list[Any] = [None] * len(CDE_OUTPUTS)
     if cu_seqlens is not None:
         cu = _offsets(cu_seqlens, out.shape[1])
-        rows = {name: _means(x, weights, cu) for name, x in rows.items()}
+        for row in wanted:
+            fields[row] = answer(_means(out[row], weights, cu))
     elif weights is not None:
         raise RapConfigError("weights need cu_seqlens: they weigh the means per sample")
-    return CdeResult(**{name: _answer(x, like) for name, x in rows.items()})
+    else:
+        for row in wanted:
+            fields[row] = answer(out[row])
+    return CdeResult(*fields)
 
 
 def _rows(x: Any) -> int:
     shape = getattr(x, "shape", ())
     return int(shape[0]) if len(shape) else 0
+
+
+def _bytes(x: Any) -> int:
+    """Of an array's elements; a producer that does not say has many."""
+    return getattr(x, "nbytes", _C.GIL_BYTES)
 
 
 def cde(
@@ -236,10 +257,10 @@ def cde(
     RapConfigError (unknown ``want``). Source: method.md section 1; csrc/cde/cde.h.
     """
     first, second = _input(logits1), _input(logits0)
-    wanted = _wanted(want, targets)
+    wanted, mask = _wanted(want, targets)
     out = np.empty((len(CDE_OUTPUTS), _rows(first)))
     ids = None if targets is None else _host(targets, np.int64, "targets")
-    _C.cde(first, second, ids, out, _mask(wanted), _threads(threads))
+    _C.cde(first, second, ids, out, mask, _threads(threads, _bytes(first)))
     return _cde_result(out, wanted, weights, cu_seqlens, logits1)
 
 
@@ -272,7 +293,7 @@ def linear_cde(
         bias = _input(bias, contiguous=True)
     if softcap is not None and not softcap > 0:
         raise RapConfigError(f"softcap = {softcap!r}: expected None or a number > 0")
-    wanted = _wanted(want, targets)
+    wanted, mask = _wanted(want, targets)
     out = np.empty((len(CDE_OUTPUTS), _rows(first)))
     ids = None if targets is None else _host(targets, np.int64, "targets")
     _C.linear_cde(
@@ -285,8 +306,8 @@ def linear_cde(
         1.0 if scale is None else float(scale),
         0.0 if softcap is None else float(softcap),
         int(memory),
-        _mask(wanted),
-        _threads(threads),
+        mask,
+        _threads(threads, _bytes(weight)),
     )
     return _cde_result(out, wanted, weights, cu_seqlens, hidden1)
 
@@ -295,6 +316,12 @@ def _choice(name: str, value: object, options: dict[str, int]) -> int:
     if value not in options:
         raise RapConfigError(f"{name} = {value!r}: expected one of {tuple(options)}")
     return options[value]
+
+
+def _positive(name: str, value: int) -> int:
+    if value < 1:
+        raise RapConfigError(f"{name} = {value!r}: expected None or an integer >= 1")
+    return int(value)
 
 
 def ace(
@@ -349,20 +376,21 @@ def ace(
     """
     if len(getattr(q, "shape", ())) != 3 or len(getattr(k, "shape", ())) != 3:
         raise RapInputError("q and k: expected arrays [heads, L, D]")
-    hq, total, dim = (int(n) for n in q.shape)
-    cu = _host([0, total] if cu_seqlens is None else cu_seqlens, np.int64, "cu_seqlens")
-    samples = max(0, cu.size - 1)
-    start = _host(response_start, np.int64, "response_start")
-    start = np.ascontiguousarray(
-        np.broadcast_to(start, (samples,)) if start.ndim == 0 else start
-    )
+    hq, total, dim = map(int, q.shape)
+    if cu_seqlens is None:
+        cu, samples = np.array((0, total), np.int64), 1
+    else:
+        cu = _host(cu_seqlens, np.int64, "cu_seqlens")
+        samples = max(0, cu.size - 1)
+    if samples == 1 and type(response_start) is int and 0 <= response_start <= total:
+        start = np.array((response_start,), np.int64)  # half the time of the general way
+    else:
+        start = _host(response_start, np.int64, "response_start")
+        start = np.full(samples, start) if start.ndim == 0 else start
     fields = hq if heads == "each" else 1
     summary = np.empty((4, samples, fields))
     position = np.empty((samples, fields), np.int64)
     psi = np.empty((fields, total))
-    for name, rows in (("window", window), ("key_window", key_window)):
-        if rows is not None and rows < 1:
-            raise RapConfigError(f"{name} = {rows!r}: expected None or an integer >= 1")
     _C.ace(
         _input(q),
         _input(k),
@@ -377,20 +405,20 @@ def ace(
         float(dim**-0.5 if scale is None else scale),
         float(sigma),
         int(min_rows),
-        0 if window is None else int(window),
-        0 if key_window is None else int(key_window),
+        0 if window is None else _positive("window", window),
+        0 if key_window is None else _positive("key_window", key_window),
         _choice("heads", heads, _HEADS),
         _choice("columns", columns, _COLUMNS),
         int(top),
         bool(renormalise),
         bool(normalise),
         bool(stats),
-        _threads(threads),
+        _threads(threads, 4 * hq * total * dim),
     )
     if heads != "each":
         summary, position, psi = summary[:, :, 0], position[:, 0], psi[0]
     values = (summary[0], position, summary[1], summary[2], summary[3], psi)
-    return AceResult(*(_answer(np.ascontiguousarray(x), q) for x in values))
+    return AceResult(*map(_answer(q), values))
 
 
 def _scores(x: Any) -> Any:
@@ -400,9 +428,9 @@ def _scores(x: Any) -> Any:
         x = x if x.dtype in (torch.float32, torch.float64) else x.to(torch.float64)
         return _input(x, contiguous=True)
     x = np.asarray(x)
-    if x.dtype.kind == "O":
-        raise TypeError("expected numbers, got an array of objects")
-    if x.dtype not in (np.float32, np.float64):
+    if x.dtype is not _FLOAT64 and x.dtype != np.float32:
+        if x.dtype.kind == "O":
+            raise TypeError("expected numbers, got an array of objects")
         x = x.astype(np.float64)
     return _input(x, contiguous=True)
 
@@ -435,6 +463,6 @@ def drm(
         None if gain is None else _scores(gain),
         None if eligible is None else _host(eligible, np.bool_, "eligible"),
         out,
-        _threads(threads),
+        _threads(threads, 8 * int(scores.shape[0])),
     )
-    return _answer(out[:found], difficulty)
+    return _answer(difficulty)(out[:found])

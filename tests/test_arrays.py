@@ -259,4 +259,10 @@ def test_threads_setting(monkeypatch, pair):
     assert rap.info()["threads"] == 3
     monkeypatch.setenv("RAP_NUM_THREADS", "many")
     with pytest.raises(rap.RapConfigError, match="RAP_NUM_THREADS"):
-        rap.cde(*pair)
+        rap.info()
+    large = np.zeros((1, _C.GIL_BYTES // 4), np.float32)
+    with pytest.raises(rap.RapConfigError, match="RAP_NUM_THREADS"):
+        rap.cde(large, large)
+    rap.cde(*pair)  # smaller arrays stay on the caller's thread: nobody asks
+    with pytest.raises(rap.RapConfigError, match="threads = 0"):
+        rap.cde(*pair, threads=0)
