@@ -43,9 +43,9 @@ def load_model(
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise RapConfigError(f"--device {device}: {first_line(error)}") from error
-    more = (
-        {} if attn_implementation is None else {"attn_implementation": attn_implementation}
-    )
+    more: dict[str, Any] = {}
+    if attn_implementation is not None:
+        more["attn_implementation"] = attn_implementation
     if not allow_pickle:
         more["use_safetensors"] = True
     try:

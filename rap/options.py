@@ -249,7 +249,7 @@ def score_config(options: Mapping[str, Any]) -> ScoreConfig:
         if value is None and name not in named:
             continue
         part, _, field = name.rpartition(".")
-        target = config if not part else getattr(config, part, None)
+        target: Any = config if not part else getattr(config, part, None)
         known = part in fields and field in {f.name for f in dataclasses.fields(target)}
         if not known or (not part and field in fields):
             raise RapConfigError(f"--set {name}: rap.ScoreConfig has no such field")
