@@ -289,40 +289,53 @@ def require_attention(catch: Catch) -> None:
         )
 
 
-def require_causal(catch: Catch, row: int, start: int, n_prompt: int, length: int) -> None:
-    """Response rows see exactly the tokens up to themselves, padding left out.
+def key_window(
+    catch: Catch, row: int, start: int, n_prompt: int, length: int
+) -> int | None:
+    """How many of the tokens up to itself a response row sees: the last so many of a
+    sliding-window layer, None for all of them; padding is left out.
 
     The sample is row ``row`` of the batch, at ``start .. start + length``. Raises
     `UndrivableError` otherwise. The rows of the prompt are not asked (Gemma 3 lets the
     tokens of an image see each other): psi reads response rows only.
     """
     if n_prompt == length:
-        return
+        return None
     if catch.mask is None:
         if not catch.causal or start:
             raise UndrivableError("attention of its last layer is not causal")
-        return
+        return None
     rows = slice(start + n_prompt, start + length)
     mask = catch.mask[row if catch.mask.shape[0] > 1 else 0, :, rows]
     seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
     columns = torch.arange(seen.shape[-1], device=seen.device)
     own = torch.arange(rows.start, rows.stop, device=seen.device)[:, None]
-    if bool((seen == ((columns >= start) & (columns <= own))).all()):
-        return
+    causal = (columns >= start) & (columns <= own)
+    if bool((seen == causal).all()):
+        return None
     window = catch.arguments.get("sliding_window")
-    why = f" (sliding_window = {window})" if window else ""
+    if window and bool((seen == (causal & (columns > own - window))).all()):
+        return int(window)
     raise UndrivableError(
-        f"its last decoder layer does not let the response see all {length} tokens of the "
-        f"sample{why}, and psi needs full attention"
+        f"its last decoder layer lets the response see neither all {length} tokens of the "
+        "sample nor the latest ones of a sliding window"
     )
 
 
 def attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float, rows: slice
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scaling: float,
+    rows: slice,
+    window: int | None = None,
 ) -> torch.Tensor:
-    """Causal attention [Hq, rows, D], float64, from q [Hq, L, D] and k, v [Hkv, L, D]."""
+    """Causal attention [Hq, rows, D], float64, from q [Hq, L, D] and k, v [Hkv, L, D]; a
+    row sees the last ``window`` tokens up to itself, or all."""
     length, repeat = q.shape[1], q.shape[0] // k.shape[0]
     k, v = (x.double().repeat_interleave(repeat, dim=0) for x in (k, v))
     scores = scaling * q[:, rows].double() @ k.transpose(1, 2)
-    future = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
-    return scores.masked_fill(future[rows], float("-inf")).softmax(-1) @ v
+    hidden = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
+    if window is not None:
+        hidden |= ~hidden.new_ones(length, length).triu(1 - window)
+    return scores.masked_fill(hidden[rows], float("-inf")).softmax(-1) @ v

@@ -362,6 +362,7 @@ class Scorer:
                 normalise=ace.normalise,
                 min_rows=ace.min_rows,
                 window=ace.window,
+                key_window=trace.key_window,
                 columns=ace.columns,
                 column_mask=~trace.special_mask,
                 image_mask=trace.image_mask,

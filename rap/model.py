@@ -36,8 +36,8 @@ from .capture import (
     attend,
     driven,
     find_parts,
+    key_window,
     require_attention,
-    require_causal,
     undrivable,
 )
 from .choices import letter
@@ -125,6 +125,8 @@ class Trace:
     """bool [L]"""
     special_mask: torch.Tensor
     """bool [L]"""
+    key_window: int | None = None
+    """Tokens a response row sees in the last layer; None: all up to itself."""
 
     def nonfinite(self) -> str | None:
         """The first of ``hidden``, ``q``, ``k`` that holds NaN or infinity, and where."""
@@ -333,9 +335,9 @@ class ModelDriver:
         comparisons.
 
         Raises ``RapModelError`` if the model cannot be driven (``check`` runs first if it
-        has not), ``ValueError`` if a sample's response does not see all tokens before it in
-        the last layer (a sliding window shorter than the sample): psi is not defined by
-        q and k alone there. Passes ``torch.OutOfMemoryError``.
+        has not), ``ValueError`` if a sample's response sees neither all tokens before it in
+        the last layer nor the latest ones of a sliding window: q and k alone do not define
+        psi there. Passes ``torch.OutOfMemoryError``.
         """
         if not batch:
             return []
@@ -474,8 +476,7 @@ def _cut(catch: Catch, row: int, start: int, prepared: Prepared, attention: bool
     """One sample out of a batch: it lies at ``start`` in row ``row``."""
     length, prompt = len(prepared), prepared.n_prompt
     span = slice(start, start + length)
-    if attention:
-        require_causal(catch, row, start, prompt, length)
+    window = key_window(catch, row, start, prompt, length) if attention else None
     return Trace(
         n_prompt=prompt,
         response_ids=prepared.response_ids,
@@ -485,15 +486,16 @@ def _cut(catch: Catch, row: int, start: int, prepared: Prepared, attention: bool
         scaling=catch.scaling,
         image_mask=prepared.image_mask,
         special_mask=prepared.special_mask,
+        key_window=window,
     )
 
 
 def _check_attention(catch: Catch, probe: Prepared) -> None:
     """q, k and v give the last layer's own output for the response rows."""
-    require_causal(catch, 0, 0, probe.n_prompt, len(probe))
+    window = key_window(catch, 0, 0, probe.n_prompt, len(probe))
     rows = slice(probe.n_prompt, len(probe))
     theirs = catch.out[0, rows].transpose(0, 1).double()
-    rebuilt = attend(catch.q[0], catch.k[0], catch.v[0], catch.scaling, rows)
+    rebuilt = attend(catch.q[0], catch.k[0], catch.v[0], catch.scaling, rows, window)
     if not bool(torch.isfinite(theirs).all()):
         raise UndrivableError("it gives NaN or infinity for a plain sample (its dtype?)")
     if not _close(rebuilt, theirs, catch.q):

@@ -18,7 +18,7 @@ from PIL import Image
 from tiny_models import NAMES, build
 from transformers import Llama4Config, Llama4ForConditionalGeneration
 
-from rap import ops
+from rap import ops, reference
 from rap.capture import ATTENTION_NAME, find_parts
 from rap.config import ScoreConfig
 from rap.errors import RapModelError
@@ -463,20 +463,46 @@ def test_a_window_longer_than_the_sample_is_right():
     assert far(weights[:, rows], theirs[0][:, rows]) < NOISE
 
 
-def test_a_window_shorter_than_the_sample_is_refused_by_name():
-    text = {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 64}
-    driver = ModelDriver(*build("gemma3", text=text))
+@pytest.mark.parametrize("window", [8, 64])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_window_shorter_than_the_sample_is_told_to_the_kernel(window, side):
+    """8 is shorter than any prompt with an image: ``check`` meets it, too."""
+    text = {
+        "layer_types": ["full_attention", "sliding_attention"],
+        "sliding_window": window,
+    }
+    model, processor = build("gemma3", text=text)
+    eager, _ = build("gemma3", text=text, attn_implementation="eager")
+    driver = ModelDriver(model, processor)
     short, long = five(driver)[2], five(driver)[3]
     assert len(short) <= 64 < len(long)
-    assert driver.trace([short])[0].q is not None
-    for side in ("left", "right"):
-        with pytest.raises(ValueError, match="sliding_window = 64"):
-            driver.trace([short, long], padding_side=side)
-    hidden = driver.trace([short, long], attention=False)  # psi is not asked for
-    assert hidden[1].q is None and hidden[1].hidden.shape[0] == len(long.response_ids)
-    text["sliding_window"] = 8  # shorter than any prompt with an image
-    with pytest.raises(RapModelError, match="sliding_window = 8"):
-        ModelDriver(*build("gemma3", text=text)).check()
+    traces = driver.trace([short, long], padding_side=side)
+    assert traces[1].key_window == window
+    assert traces[0].key_window == (None if window == 64 else 8)
+    for prepared, trace in zip((short, long), traces, strict=True):
+        with torch.no_grad():
+            inputs = driver.collate([prepared])
+            theirs = eager(**inputs, output_attentions=True).attentions[-1]
+        rows = slice(prepared.n_prompt, None)
+        weights = reference.attention(trace.q, trace.k, trace.scaling, trace.key_window)
+        assert far(torch.from_numpy(weights[:, rows]), theirs[0][:, rows]) < NOISE
+
+
+def test_a_mask_that_is_neither_causal_nor_a_window_is_refused():
+    """A layer that lets the response see only every other token."""
+    model, processor = build("gemma3")
+    layer = find_parts(model).decoder.layers[-1].self_attn
+    forward = type(layer).forward
+
+    def holes(self, *args, attention_mask=None, **kwargs):
+        rows = (args[0] if args else kwargs["hidden_states"]).shape[1]
+        mask = torch.ones(rows, rows, dtype=torch.bool).tril()
+        mask[:, 1::2] = False
+        return forward(self, *args, attention_mask=mask[None, None], **kwargs)
+
+    layer.__class__ = type("Holes", (type(layer),), {"forward": holes})
+    with pytest.raises(RapModelError, match="neither all"):
+        ModelDriver(model, processor).check()
 
 
 @pytest.mark.parametrize("used", ["both", "softcap", "scale", "none"])
