@@ -1,51 +1,126 @@
-"""Prints the kernels' speed as ratios against rivals: python -m benchmarks.run [--quick]
+"""Checks every kernel, times it against its rivals, prints what is asked and reached.
 
-One thread throughout. Exit code 1 if a floor is missed, 2 if a result is wrong.
+    python -m benchmarks.run             all pieces, into benchmarks/results/
+    python -m benchmarks.run --quick     smaller shapes, 3 minutes, into out/bench-quick/
+    python -m benchmarks.run --only ace  one piece; each is under 9 minutes
+    python -m benchmarks.run --missing   the pieces that have no results yet
+    python -m benchmarks.run --table     measures nothing: table and plots of what is there
+
+Each piece is a process of its own (memory peaks do not mix) and leaves <piece>.csv as soon
+as it is done. One thread throughout. Exit code 1 if a ratio is missed, 2 if a piece failed.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
-import torch
+from benchmarks.common import Row, WrongResult, machine, read, save, table
 
-import rap
-from benchmarks import bench_ace, bench_cde, bench_drm
-from benchmarks.common import WrongResult, save
+PIECES = ("limits", "call", "cde", "linear", "ace", "drm")
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+QUICK = ROOT / "out" / "bench-quick"
+SECONDS = 540  # a piece that takes longer is stopped
 
-KERNELS = {"cde": bench_cde, "ace": bench_ace, "drm": bench_drm}
 
+def measure(piece: str, quick: bool, folder: Path) -> int:
+    """Runs one piece in this process."""
+    import torch
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--quick", action="store_true", help="smaller shapes, under 3 minutes"
-    )
-    parser.add_argument("--only", choices=KERNELS, help="one kernel")
-    parser.add_argument("--out", type=Path, default=Path("out/benchmarks.csv"))
-    args = parser.parse_args()
     torch.set_num_threads(1)
-    info = rap.info()
-    print(
-        f"{info['machine']}, kernels {info['isa']['cde']}, torch {torch.__version__}, "
-        "1 thread"
-    )
-    rows = []
+    torch.set_grad_enabled(False)
+    module = importlib.import_module(f"benchmarks.bench_{piece}")
     try:
-        for name, module in KERNELS.items():
-            if args.only in (None, name):
-                rows += module.run(args.quick)
+        rows = module.run(quick)
     except WrongResult as error:
-        print(f"wrong result, not timed: {error}", file=sys.stderr)
+        print(f"{piece}: wrong result, not timed: {error}", file=sys.stderr)
         return 2
-    save(rows, args.out)
-    missed = [row for row in rows if row.floor is not None and row.ratio < row.floor]
-    print(f"{len(rows)} measurements in {args.out}; {len(missed)} floors missed")
+    save(rows, folder / f"{piece}.csv")
+    return 0
+
+
+def start(piece: str, quick: bool, folder: Path, limit: float) -> bool:
+    """Runs one piece in a process of its own; False if it failed."""
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.run",
+        "--here",
+        piece,
+        "--out",
+        str(folder),
+    ]
+    began = time.monotonic()
+    try:
+        done = subprocess.run(command + ["--quick"] * quick, cwd=ROOT, timeout=limit)
+        failed = done.returncode != 0
+    except subprocess.TimeoutExpired:
+        print(f"{piece}: stopped after {limit:.0f} s", file=sys.stderr)
+        failed = True
+    print(f"# {piece}: {time.monotonic() - began:.0f} s", flush=True)
+    return not failed
+
+
+def collect(folder: Path) -> list[Row]:
+    found = (folder / f"{piece}.csv" for piece in PIECES)
+    return [r for path in found if path.exists() for r in read(path)]
+
+
+def show(folder: Path) -> int:
+    """Prints the table, writes it and the plots; the number of ratios missed."""
+    rows = collect(folder)
+    text = table(rows)
+    print(f"\n{text}\n")
+    if rows:
+        first = rows[0]
+        head = f"{machine()}, kernels {first.isa}, torch {first.torch}, one thread."
+        (folder / "table.md").write_text(f"{head}\n\n{text}\n")
+    try:
+        from benchmarks.plots import draw
+
+        for path in draw(rows, folder):
+            print(path)
+    except ImportError as error:
+        print(f"no plots: {error}")
+    missed = sum(r.met is False for r in rows)
+    print(f"{len(rows)} measurements in {folder}; {missed} ratios missed")
+    return missed
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--only", choices=PIECES, action="append")
+    parser.add_argument("--missing", action="store_true")
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--here", choices=PIECES, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    folder = (args.out or (QUICK if args.quick else RESULTS)).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    if args.here:
+        return measure(args.here, args.quick, folder)
+    failed = []
+    for piece in () if args.table else args.only or PIECES:
+        if not (args.missing and (folder / f"{piece}.csv").exists()):
+            if not start(piece, args.quick, folder, SECONDS):
+                failed.append(piece)
+    missed = show(folder)
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+        return 2
     return 1 if missed else 0
 
 
