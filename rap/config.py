@@ -1,4 +1,5 @@
-"""Settings, as frozen dataclasses. Each validates itself and names the bad field.
+"""Settings, as frozen dataclasses. Each validates itself and names the bad field
+(``RapConfigError``). NumPy's scalars are taken for Python's.
 
 ``ScoreConfig`` is what the heavy half (`rap.score`) needs and goes into the store's
 fingerprint; ``ChooseConfig`` is what the light half (`rap.choose`) needs.
@@ -8,7 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
 
 from .errors import RapConfigError
 from .table import EVIDENCE
@@ -28,12 +33,57 @@ def _require(ok: bool, name: str, value: object, expected: str) -> None:
         raise RapConfigError(f"{name} = {value!r}: expected {expected}")
 
 
+def plain(value: object) -> object:
+    """NumPy's scalars as Python's; a float as the shortest decimal that means it, so
+    that ``np.float32(0.29)`` is 0.29 and not 0.28999999165534973."""
+    if isinstance(value, np.floating):
+        return float(str(value))
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _make_plain(settings: Any) -> None:
+    """Every field of a frozen dataclass through ``plain``: fingerprints are JSON."""
+    for f in dataclasses.fields(settings):
+        object.__setattr__(settings, f.name, plain(getattr(settings, f.name)))
+
+
+def is_number(value: object) -> bool:
+    """Whether ``value`` is a finite int or float; True and False are no numbers."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int beyond float64
+        return False
+
+
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+def _require_one_of(name: str, value: object, allowed: Sequence[str]) -> None:
+    known = isinstance(value, str) and value in allowed
+    _require(known, name, value, f"one of {tuple(allowed)}")
+
+
+def _require_flags(settings: object, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        _require(isinstance(value, bool), name, value, "True or False")
+
+
+def _part(kind: type, name: str, value: object) -> object:
+    """A ``kind``, or a mapping of its fields made one."""
+    if isinstance(value, kind):
+        return value
+    expected = f"rap.{kind.__name__} or a dict of its fields"
+    _require(isinstance(value, Mapping), name, value, expected)
+    fields: dict[Any, Any] = dict(value)  # type: ignore[call-overload]
+    known = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    for key in fields:
+        if key not in known:
+            raise RapConfigError(f"{name}.{key}: rap.{kind.__name__} has no such field")
+    return kind(**fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +105,15 @@ class Sampling:
     """A completion is cut here and marked ``finish_reason="length"``."""
 
     def __post_init__(self) -> None:
+        _make_plain(self)
         _require(
-            _is_finite(self.temperature) and self.temperature > 0,
+            is_number(self.temperature) and self.temperature > 0,
             "temperature",
             self.temperature,
             "a number > 0",
         )
         _require(
-            _is_finite(self.top_p) and 0 < self.top_p <= 1,
+            is_number(self.top_p) and 0 < self.top_p <= 1,
             "top_p",
             self.top_p,
             "a number in (0, 1]",
@@ -71,13 +122,13 @@ class Sampling:
             _is_int(self.top_k) and self.top_k >= 0, "top_k", self.top_k, "an integer >= 0"
         )
         _require(
-            _is_finite(self.min_p) and 0 <= self.min_p < 1,
+            is_number(self.min_p) and 0 <= self.min_p < 1,
             "min_p",
             self.min_p,
             "a number in [0, 1)",
         )
         _require(
-            _is_finite(self.repetition_penalty) and self.repetition_penalty > 0,
+            is_number(self.repetition_penalty) and self.repetition_penalty > 0,
             "repetition_penalty",
             self.repetition_penalty,
             "a number > 0",
@@ -110,10 +161,12 @@ class AceConfig:
     """Which columns are candidates: ``"response"``, ``"prompt"`` or ``"all"``."""
 
     def __post_init__(self) -> None:
+        _make_plain(self)
         _require(
-            _is_finite(self.sigma) and self.sigma > 0, "sigma", self.sigma, "a number > 0"
+            is_number(self.sigma) and self.sigma > 0, "sigma", self.sigma, "a number > 0"
         )
-        _require(self.heads in ("mean", "max"), "heads", self.heads, "'mean' or 'max'")
+        _require_one_of("heads", self.heads, ("mean", "max"))
+        _require_flags(self, "renormalise", "normalise")
         _require(
             _is_int(self.min_rows) and self.min_rows >= 1,
             "min_rows",
@@ -126,7 +179,7 @@ class AceConfig:
             self.window,
             "None or an integer >= 1",
         )
-        _require(self.columns in COLUMNS, "columns", self.columns, f"one of {COLUMNS}")
+        _require_one_of("columns", self.columns, COLUMNS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +195,9 @@ class ScoreConfig:
     m0: int = 5
     """Rollouts without the image."""
     sampling: Sampling = field(default_factory=Sampling)
-    """How rollouts are drawn."""
+    """How rollouts are drawn; a dict of `Sampling`'s fields becomes one."""
     ace: AceConfig = field(default_factory=AceConfig)
-    """How psi is computed."""
+    """How psi is computed; a dict of `AceConfig`'s fields becomes one."""
     prompt_template: str = "{question}{choices}"
     """The user's turn. ``{question}`` and ``{choices}`` are filled in; choices become
     lines "(A) text"."""
@@ -175,13 +228,11 @@ class ScoreConfig:
     """Bytes of scratch for the fused head product (`rap.linear_cde`)."""
 
     def __post_init__(self) -> None:
-        _require(self.evidence in EVIDENCE, "evidence", self.evidence, f"one of {EVIDENCE}")
-        _require(
-            self.counterfactual in COUNTERFACTUALS,
-            "counterfactual",
-            self.counterfactual,
-            f"one of {COUNTERFACTUALS}",
-        )
+        _make_plain(self)
+        for name, kind in (("sampling", Sampling), ("ace", AceConfig)):
+            object.__setattr__(self, name, _part(kind, name, getattr(self, name)))
+        _require_one_of("evidence", self.evidence, EVIDENCE)
+        _require_one_of("counterfactual", self.counterfactual, COUNTERFACTUALS)
         for name in (
             "m1",
             "m0",
@@ -202,26 +253,32 @@ class ScoreConfig:
             value = getattr(self, name)
             _require(_is_int(value) and value >= 1, name, value, "an integer >= 1")
         _require(
-            "{question}" in self.prompt_template,
+            isinstance(self.prompt_template, str) and "{question}" in self.prompt_template,
             "prompt_template",
             self.prompt_template,
             "a text that holds {question}",
         )
         _require(
+            isinstance(self.answer_prefix, str),
+            "answer_prefix",
+            self.answer_prefix,
+            "a text ('' for none)",
+        )
+        _require(
             self.screen_lambda_c is None
-            or (_is_finite(self.screen_lambda_c) and -1 <= self.screen_lambda_c <= 1),
+            or (is_number(self.screen_lambda_c) and -1 <= self.screen_lambda_c <= 1),
             "screen_lambda_c",
             self.screen_lambda_c,
             "None or a number in [-1, 1]",
         )
         _require(
-            _is_finite(self.checker_timeout) and self.checker_timeout > 0,
+            is_number(self.checker_timeout) and self.checker_timeout > 0,
             "checker_timeout",
             self.checker_timeout,
             "seconds > 0",
         )
         _require(
-            _is_finite(self.max_bad_fraction) and 0 <= self.max_bad_fraction <= 1,
+            is_number(self.max_bad_fraction) and 0 <= self.max_bad_fraction <= 1,
             "max_bad_fraction",
             self.max_bad_fraction,
             "a number in [0, 1]",
@@ -257,9 +314,11 @@ class ChooseConfig:
     """Which divergence is D when the evidence is ``logits``."""
 
     def __post_init__(self) -> None:
-        _require(self.rule in RULES, "rule", self.rule, f"one of {RULES}")
+        _make_plain(self)
+        _require_one_of("rule", self.rule, RULES)
+        _require_flags(self, "replace")
         _require(
-            self.budget is None or (_is_finite(self.budget) and 0 < self.budget <= 1),
+            self.budget is None or (is_number(self.budget) and 0 < self.budget <= 1),
             "budget",
             self.budget,
             "None or a number in (0, 1]",
@@ -272,16 +331,22 @@ class ChooseConfig:
         )
         _require(
             self.lambda_c is None
-            or (_is_finite(self.lambda_c) and -1 <= self.lambda_c <= 1),
+            or (is_number(self.lambda_c) and -1 <= self.lambda_c <= 1),
             "lambda_c",
             self.lambda_c,
             "None or a number in [-1, 1]",
         )
         _require(
-            self.lambda_a is None or (_is_finite(self.lambda_a) and self.lambda_a > 0),
+            self.lambda_a is None or (is_number(self.lambda_a) and self.lambda_a > 0),
             "lambda_a",
             self.lambda_a,
             "None or a number > 0",
+        )
+        _require(
+            self.by is None or isinstance(self.by, str),
+            "by",
+            self.by,
+            "None or the name of a column",
         )
         _require(
             self.rule == "budget" or self.by is None,
@@ -290,14 +355,9 @@ class ChooseConfig:
             "None with rule='paper', which has no budget to divide",
         )
         _require(
-            _is_finite(self.trivial) and 0 <= self.trivial < 1,
+            is_number(self.trivial) and 0 <= self.trivial < 1,
             "trivial",
             self.trivial,
             "a number in [0, 1)",
         )
-        _require(
-            self.divergence in DIVERGENCES,
-            "divergence",
-            self.divergence,
-            f"one of {DIVERGENCES}",
-        )
+        _require_one_of("divergence", self.divergence, DIVERGENCES)

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from .config import is_number, plain
 from .errors import RapConfigError, RapInputError, RapStoreError
 from .files import read_parquet, write_parquet
 from .records import count_rollouts, keep_rows, read_rollouts
@@ -260,9 +261,10 @@ def mask_of(column: pa.ChunkedArray) -> np.ndarray:
 
 def as_fraction(name: str, value: float) -> Fraction:
     """The decimal the user wrote: 0.1 is 1/10, not the nearest binary number."""
-    if not isinstance(value, (int, float)) or not math.isfinite(value):
+    number = plain(value)
+    if not is_number(number):
         raise RapConfigError(f"{name} = {value!r}: expected a finite number")
-    return Fraction(str(float(value)))
+    return Fraction(str(float(number)))  # type: ignore[arg-type]
 
 
 def _exceeds(number: np.ndarray, scale: np.ndarray, threshold: Fraction) -> np.ndarray:

@@ -370,6 +370,12 @@ def test_wrong_settings_are_refused(setting):
         score_config(options(settings=(setting,)))
 
 
+@pytest.mark.parametrize("setting", ["prompt_template=5", "answer_prefix=null"])
+def test_settings_of_a_wrong_type_exit_2(setting, tmp_path):
+    more = ("--model", tmp_path, "--store", tmp_path / "store", "--set", setting)
+    refused("score", MATHVISION, *more, code=2, says=setting.partition("=")[0] + " = ")
+
+
 def test_fault_47_pickled_weights_need_a_flag(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04N.")
