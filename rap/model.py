@@ -150,9 +150,13 @@ class ModelDriver:
 
     ``prepare`` and ``encode_response`` may be called from several threads; ``check``,
     ``trace`` and ``head`` run the model and take turns.
+
+    Raises ``RapModelError`` if ``model`` is no loaded model, ``processor`` no processor,
+    or neither says which token stands for an image.
     """
 
     def __init__(self, model: Any, processor: Any, config: ScoreConfig | None = None):
+        _require_loaded(model, processor)
         self.model = model
         self.processor = processor
         self.config = config or ScoreConfig()
@@ -548,6 +552,26 @@ def _head_options(model: Any) -> list[tuple[float | None, float | None]]:
     softcaps = [float(softcap), None] if softcap else [None]
     scales = [float(scale), None] if isinstance(scale, (int, float)) and scale else [None]
     return [(a, b) for a in softcaps for b in scales]
+
+
+def _require_loaded(model: Any, processor: Any) -> None:
+    """A path, None or the two in the wrong order, said before anything is touched."""
+    if not isinstance(model, torch.nn.Module) or not hasattr(model, "config"):
+        raise RapModelError(
+            f"model = {_short(model)}: expected a loaded Hugging Face model, as "
+            "AutoModelForImageTextToText.from_pretrained(...) gives it"
+        )
+    if not callable(getattr(processor, "apply_chat_template", None)):
+        raise RapModelError(
+            f"processor = {_short(processor)}: expected the model's processor, as "
+            "AutoProcessor.from_pretrained(...) gives it"
+        )
+
+
+def _short(value: object) -> str:
+    if value is None or isinstance(value, (str, int, float)):
+        return repr(value)[:80]
+    return f"a {type(value).__name__}"
 
 
 def _image_token_id(model: Any, processor: Any) -> int:

@@ -428,6 +428,23 @@ def test_fault_20_a_processor_that_makes_no_prompt():
         ModelDriver(*built("llava"), ScoreConfig(max_prompt_tokens=4)).check()
 
 
+def test_what_is_no_model_or_no_processor_is_refused_in_a_sentence():
+    import rap
+
+    model, processor = built("qwen2_5_vl")
+    rows = [{"question": "q", "answer": "a", "image": "x.png"}]
+    for given, word in (
+        ((None, processor), r"model = None: expected a loaded Hugging Face model"),
+        (("path/to/model", processor), r"model = 'path/to/model': expected a loaded"),
+        ((torch.nn.Linear(2, 2), processor), "model = a Linear: expected"),
+        ((processor, model), "model = a Qwen2_5_VLProcessor: expected"),
+        ((model, None), r"processor = None: expected the model's processor"),
+        ((model, "path"), r"processor = 'path': expected the model's processor"),
+    ):
+        with pytest.raises(RapModelError, match=word):
+            rap.score(*given, rows, progress=False)
+
+
 def test_other_implementations_are_named_and_replaced(caplog):
     model, processor = build("gemma3", attn_implementation="eager")
     driver = ModelDriver(model, processor)
