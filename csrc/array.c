@@ -247,12 +247,12 @@ static bool
 from_managed(DLManagedTensorVersioned *managed, const char *name, rap_array *view,
              rap_error *err)
 {
+    view->owner = managed; /* first: the deleter may be called whatever the version */
+    view->release = release_dlpack_versioned;
     if (managed->version.major != DLPACK_MAJOR_VERSION) {
         return rap_fail(err, RAP_EINPUT, "%s: DLPack version %u is not known", name,
                         (unsigned)managed->version.major);
     }
-    view->owner = managed;
-    view->release = release_dlpack_versioned;
     view->readonly = (managed->flags & DLPACK_FLAG_BITMASK_READ_ONLY) != 0;
     return from_dltensor(&managed->dl_tensor, name, view, err);
 }
@@ -327,6 +327,9 @@ buffer_dtype(const Py_buffer *buffer, const char *name, rap_array *view, rap_err
     } known[] = {{'f', 4, RAP_F32}, {'d', 8, RAP_F64}, {'e', 2, RAP_F16},
                  {'l', 8, RAP_I64}, {'q', 8, RAP_I64}, {'?', 1, RAP_BOOL}};
     const char *format = buffer->format != NULL ? buffer->format : "B";
+
+    format += format[0] == '@' || format[0] == '='
+              || (format[0] == '<' && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__);
 
     for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++) {
         if (format[0] == known[i].code && format[1] == '\0'

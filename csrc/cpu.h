@@ -47,9 +47,9 @@ typedef struct rap_kernels {
     float (*ace_dot)(const float *w, const float *x, int64_t n);
 
     /* drm/drm_kernel.h */
-    void (*drm_buckets_f64)(const double *difficulty, const bool *allowed, int64_t n,
+    void (*drm_buckets_f64)(const double *difficulty, const uint8_t *allowed, int64_t n,
                             uint32_t *bucket);
-    void (*drm_buckets_f32)(const float *difficulty, const bool *allowed, int64_t n,
+    void (*drm_buckets_f32)(const float *difficulty, const uint8_t *allowed, int64_t n,
                             uint32_t *bucket);
 } rap_kernels;
 

@@ -37,6 +37,8 @@
  * makes z / RAP_LOG2E the natural value exactly; what is left is a relative 1.3e-8 in the
  * logits themselves, a quarter of their own rounding. */
 #define RAP_LOG2E 0x1.715476p+0f
+#define RAP_LN2 0.6931471805599453
+#define RAP_FLOAT_TINY 0x1p-126f /* least normal float */
 
 RAP_HD uint32_t
 rap_bits(float x)

@@ -28,22 +28,24 @@ poll_signals(void *arg)
 }
 
 PyThreadState *
-rap_begin(PyObject *module, int threads, int64_t bytes, rap_exec *exec)
+rap_begin(PyObject *module, int threads, double work, rap_exec *exec)
 {
     rap_state *state = rap_state_of(module);
-    bool small = bytes < RAP_GIL_BYTES;
+    bool small = work < RAP_GIL_BYTES;
 
     *exec = (rap_exec){.threads = small ? 1 : RAP_MAX(1, threads),
                        .pool = state->pool,
                        .kernels = state->kernels,
                        .poll = poll_signals};
     atomic_init(&exec->stop, false);
+    exec->fp_mode = rap_fp_mode_enter();
     return small ? NULL : PyEval_SaveThread();
 }
 
 void
-rap_end(PyThreadState *saved)
+rap_end(PyThreadState *saved, const rap_exec *exec)
 {
+    rap_fp_mode_leave(exec->fp_mode);
     if (saved != NULL) {
         PyEval_RestoreThread(saved);
     }

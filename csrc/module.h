@@ -12,8 +12,8 @@
 #include "cpu.h"
 #include "parallel.h"
 
-/* Below this many bytes of input a call keeps the GIL and its own thread: releasing and
- * waking costs more than the work. Exported as _C.GIL_BYTES. */
+/* Below this much work, in bytes read or written once, a call keeps the GIL and its own
+ * thread: releasing and waking costs more. Exported as _C.GIL_BYTES. */
 #define RAP_GIL_BYTES 65536
 
 typedef struct {
@@ -24,10 +24,10 @@ typedef struct {
 
 rap_state *rap_state_of(PyObject *module);
 
-/* Fills exec for a call over `bytes` of input; gives up the GIL when it is worth it.
- * No Python between begin and end. */
-PyThreadState *rap_begin(PyObject *module, int threads, int64_t bytes, rap_exec *exec);
-void rap_end(PyThreadState *saved);
+/* Fills exec for a call of so much work; gives up the GIL when it is worth it. No Python
+ * between begin and end. */
+PyThreadState *rap_begin(PyObject *module, int threads, double work, rap_exec *exec);
+void rap_end(PyThreadState *saved, const rap_exec *exec);
 
 /* None, or the exception that err describes. */
 PyObject *rap_result(PyObject *module, const rap_error *err);

@@ -91,9 +91,42 @@ rap_should_stop(rap_exec *exec, int worker)
     return atomic_load_explicit(&exec->stop, memory_order_relaxed);
 }
 
+uint64_t
+rap_fp_mode_enter(void)
+{
+#if defined(__x86_64__)
+    unsigned before = __builtin_ia32_stmxcsr();
+
+    __builtin_ia32_ldmxcsr(before & ~0x8040u); /* FTZ, DAZ */
+    return before;
+#elif defined(__aarch64__)
+    uint64_t before;
+
+    __asm__ volatile("mrs %0, fpcr" : "=r"(before));
+    __asm__ volatile("msr fpcr, %0" : : "r"(before & ~(UINT64_C(1) << 24))); /* FZ */
+    return before;
+#else
+    return 0;
+#endif
+}
+
+void
+rap_fp_mode_leave(uint64_t before)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_ldmxcsr((unsigned)before);
+#elif defined(__aarch64__)
+    __asm__ volatile("msr fpcr, %0" : : "r"(before));
+#else
+    (void)before;
+#endif
+}
+
 static void
 run_tasks(job *j, int worker)
 {
+    uint64_t mode = rap_fp_mode_enter();
+
     while (!rap_should_stop(j->exec, worker)) {
         int64_t task = atomic_fetch_add(&j->next, 1);
 
@@ -102,6 +135,7 @@ run_tasks(job *j, int worker)
         }
         j->fn(j->ctx, task, worker);
     }
+    rap_fp_mode_leave(mode);
 }
 
 static void *

@@ -29,6 +29,12 @@ bool rap_parallel(rap_exec *exec, int64_t tasks, rap_task fn, void *ctx, rap_err
 /* Threads that rap_parallel will use at most: the size of per-worker scratch. */
 int rap_workers(const rap_exec *exec, int64_t tasks);
 
+/* Kernels run with subnormal numbers kept, whatever a thread was told by others: torch's
+ * set_flush_denormal holds for threads made after it, and results must not depend on which
+ * thread does the work. Workers and the calling thread enter; leave puts the mode back. */
+uint64_t rap_fp_mode_enter(void);
+void rap_fp_mode_leave(uint64_t before);
+
 /* For loops inside a task: true when the call should end early. */
 bool rap_should_stop(rap_exec *exec, int worker);
 

@@ -66,6 +66,7 @@ typedef struct {
     void *poll_arg;
     double polled; /* seconds, monotonic: when poll was last asked */
     atomic_bool stop;
+    uint64_t fp_mode; /* of the calling thread, before the call */
 } rap_exec;
 
 #define RAP_MIN(a, b) ((a) < (b) ? (a) : (b))

@@ -97,13 +97,11 @@ def default_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
 
-def _threads(threads: int | None, nbytes: int) -> int:
+def _threads(threads: int | None, work: int) -> int:
     if threads is None:
         # _C stays on one thread below GIL_BYTES: asking the environment costs 2 us
-        return default_threads() if nbytes >= _C.GIL_BYTES else 1
-    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-        raise RapConfigError(f"threads = {threads!r}: expected None or an integer >= 1")
-    return min(threads, 256)
+        return default_threads() if work >= _C.GIL_BYTES else 1
+    return min(_integer("threads", threads), 256)
 
 
 def _is_torch(x: object) -> bool:
@@ -123,6 +121,7 @@ def _input(x: Any, contiguous: bool = False) -> Any:
     if _is_torch(x):
         x = x.detach() if x.requires_grad else x
         x = x if x.is_cpu else x.cpu()
+        x = x.resolve_neg() if x.is_neg() else x  # a lazy minus sign is not in the memory
         dense = x.is_contiguous()
         if not dense and (contiguous or (x.shape[-1] > 1 and x.stride(-1) != 1)):
             x = x.contiguous()
@@ -135,13 +134,22 @@ def _input(x: Any, contiguous: bool = False) -> Any:
 def _host(x: Any, dtype: type, name: str) -> np.ndarray:
     """A small array (offsets, masks, targets, weights) as contiguous NumPy."""
     if _is_torch(x):
-        x = x.detach().cpu().numpy()
+        x = x.detach().cpu()
+        x = (x.double() if dtype is np.float64 else x).numpy()  # NumPy has no bfloat16
     array = np.asarray(x)
     if dtype is np.int64 and array.size and array.dtype.kind not in "iu":
         raise RapInputError(f"{name}: expected integers, got {array.dtype}")
     if dtype is np.bool_ and array.dtype != np.bool_:
         raise RapInputError(f"{name}: expected booleans, got {array.dtype}")
     return np.ascontiguousarray(array, dtype=dtype)
+
+
+def _integer(name: str, value: object, least: int = 1) -> int:
+    """A whole number that C can hold."""
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+        if least <= value < 2**63:
+            return int(value)
+    raise RapConfigError(f"{name} = {value!r}: expected an integer >= {least}")
 
 
 def _answer(like: Any) -> Callable[[np.ndarray], Any]:
@@ -305,9 +313,9 @@ def linear_cde(
         out,
         1.0 if scale is None else float(scale),
         0.0 if softcap is None else float(softcap),
-        int(memory),
+        _integer("memory", memory, 0),
         mask,
-        _threads(threads, _bytes(weight)),
+        _threads(threads, _bytes(weight) * _rows(first)),
     )
     return _cde_result(out, wanted, weights, cu_seqlens, hidden1)
 
@@ -316,12 +324,6 @@ def _choice(name: str, value: object, options: dict[str, int]) -> int:
     if value not in options:
         raise RapConfigError(f"{name} = {value!r}: expected one of {tuple(options)}")
     return options[value]
-
-
-def _positive(name: str, value: int) -> int:
-    if value < 1:
-        raise RapConfigError(f"{name} = {value!r}: expected None or an integer >= 1")
-    return int(value)
 
 
 def ace(
@@ -404,16 +406,16 @@ def ace(
         psi,
         float(dim**-0.5 if scale is None else scale),
         float(sigma),
-        int(min_rows),
-        0 if window is None else _positive("window", window),
-        0 if key_window is None else _positive("key_window", key_window),
+        _integer("min_rows", min_rows),
+        0 if window is None else _integer("window", window),
+        0 if key_window is None else _integer("key_window", key_window),
         _choice("heads", heads, _HEADS),
         _choice("columns", columns, _COLUMNS),
-        int(top),
+        _integer("top", top),
         bool(renormalise),
         bool(normalise),
         bool(stats),
-        _threads(threads, 4 * hq * total * dim),
+        _threads(threads, hq * total * total * dim),
     )
     if heads != "each":
         summary, position, psi = summary[:, :, 0], position[:, 0], psi[0]
@@ -452,12 +454,11 @@ def drm(
     Returns int64 [<= k], hardest first. Raises TypeError, RapInputError, RapConfigError.
     Source: method.md section 3, RAP (arXiv 2506.04755) section 3.3.
     """
-    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 0:
-        raise RapConfigError(f"k = {k!r}: expected an integer >= 0")
+    k = _integer("k", k, 0)
     scores = _scores(difficulty)
     if len(scores.shape) != 1:
         raise RapInputError(f"difficulty: expected [N], got {len(scores.shape)} dimensions")
-    out = np.empty(min(int(k), int(scores.shape[0])), np.int64)
+    out = np.empty(min(k, int(scores.shape[0])), np.int64)
     found = _C.drm(
         scores,
         None if gain is None else _scores(gain),

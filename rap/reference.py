@@ -75,7 +75,7 @@ def cde(
     with np.errstate(all="ignore"):
         a1, a0 = log_softmax(logits1), log_softmax(logits0)
         p1, p0 = np.exp(a1), np.exp(a0)
-        mix = np.log(0.5 * (p1 + p0))
+        mix = np.logaddexp(a1, a0) - np.log(2)
         out = {
             "kl": _sum_p(p1, a1 - a0),
             "rkl": _sum_p(p0, a0 - a1),
@@ -124,19 +124,26 @@ def linear_cde(
     )
 
 
-def attention(
+def log_attention(
     q: ArrayLike, k: ArrayLike, scale: float | None = None, key_window: int | None = None
 ) -> Array:
-    """Causal self-attention A [Hq, L, L] of q [Hq, L, D], k [Hkv, L, D]; rows sum to 1.
+    """ln A [Hq, L, L] of causal self-attention, q [Hq, L, D], k [Hkv, L, D].
 
     key_window: row i sees keys j > i - key_window only."""
     q, k = _float64(q), _float64(k)
     k = np.repeat(k, q.shape[0] // k.shape[0], axis=0)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     scores = scale * (q @ k.transpose(0, 2, 1))
-    hidden = ~_seen(scores.shape[-1], key_window)
+    seen = _seen(scores.shape[-1], key_window)
     with np.errstate(all="ignore"):
-        return np.exp(log_softmax(np.where(hidden, -np.inf, scores)))
+        return log_softmax(np.where(seen, scores, -np.inf))
+
+
+def attention(
+    q: ArrayLike, k: ArrayLike, scale: float | None = None, key_window: int | None = None
+) -> Array:
+    """A [Hq, L, L]; rows sum to 1; see ``log_attention``."""
+    return np.exp(log_attention(q, k, scale, key_window))
 
 
 def _seen(length: int, key_window: int | None) -> Array:
@@ -145,17 +152,17 @@ def _seen(length: int, key_window: int | None) -> Array:
     return seen if key_window is None else seen & ~np.tri(length, k=-key_window, dtype=bool)
 
 
-def _log_weights(a: Array, heads: str, renormalise: bool, seen: Array) -> Array:
+def _log_weights(ln_a: Array, heads: str, renormalise: bool, seen: Array) -> Array:
     """ln w [F, L, L], -inf where a row does not see a column."""
-    w = {"mean": lambda: a.mean(0)[None], "max": lambda: a.max(0)[None], "each": lambda: a}[
-        heads
-    ]()
-    if renormalise:
-        w = w / w.sum(-1, keepdims=True)
     if heads == "mean":
-        w = np.where(seen, np.maximum(w, ACE_FLOOR), 0.0)
-    with np.errstate(divide="ignore"):
-        return np.log(w)
+        w = np.where(seen, np.maximum(np.exp(ln_a).mean(0), ACE_FLOOR), 0.0)[None]
+        with np.errstate(divide="ignore"):
+            ln_w = np.log(w)
+    else:
+        ln_w = ln_a.max(0)[None] if heads == "max" else ln_a
+    if renormalise:
+        ln_w = ln_w - np.log(np.exp(ln_w).sum(-1, keepdims=True))
+    return ln_w
 
 
 def _column_rows(
@@ -188,9 +195,9 @@ def ace_sample(
     top: int = 8,
 ) -> dict[str, Array]:
     """ACE of one sample; fields lead: log_psi [F], log_psi_columns [F, L]; see ``ace``."""
-    a = attention(q, k, scale, key_window)
-    length = a.shape[-1]
-    ln_w = _log_weights(a, heads, renormalise, _seen(length, key_window))
+    length = np.shape(q)[1]
+    ln_a = log_attention(q, k, scale, key_window) if length else np.zeros((len(q), 0, 0))
+    ln_w = _log_weights(ln_a, heads, renormalise, _seen(length, key_window))
     psi = np.full((len(ln_w), length), -np.inf)
     for j in range(length):
         rows = _column_rows(j, response_start, length, window, key_window)

@@ -241,6 +241,69 @@ def test_packed_samples_equal_single_ones(rng):
             )
 
 
+@pytest.mark.parametrize("heads", ["mean", "max", "each"])
+def test_packed_samples_with_masks_and_log_sum_exps(heads, rng):
+    """Every per-token input is read at the sample's own place."""
+    lengths, starts = [40, 70, 25], [10, 30, 5]
+    cu = np.concatenate([[0], np.cumsum(lengths)])
+    q, k = attention_input(rng, 4, 2, cu[-1], 16)
+    mask, image = rng.random(cu[-1]) < 0.6, rng.random(cu[-1]) < 0.4
+    lse = torch.zeros(4, int(cu[-1]), dtype=torch.float64)
+    for a, b in itertools.pairwise(cu):
+        scores = 0.25 * (
+            q[:, a:b].double() @ k[:, a:b].double().repeat_interleave(2, 0).transpose(1, 2)
+        )
+        hidden = torch.ones(b - a, b - a, dtype=torch.bool).triu(1)
+        lse[:, a:b] = scores.masked_fill(hidden, float("-inf")).logsumexp(-1)
+    options = dict(
+        response_start=starts,
+        cu_seqlens=cu,
+        heads=heads,
+        columns="all",
+        column_mask=mask,
+        min_rows=2,
+    )
+    truth = reference.ace(q, k, image_mask=image, **options)
+    for given in (None, lse):
+        for stats in (True, False):
+            got = rap.ace(q, k, lse=given, stats=stats, image_mask=image, **options)
+            assert difference(got.log_psi_columns, truth["log_psi_columns"]) < 1e-5
+            np.testing.assert_array_equal(got.position, truth["position"])
+            if stats:
+                assert difference(got.image_mass, truth["image_mass"]) < 1e-6
+
+
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
+@pytest.mark.parametrize("heads", ["mean", "max", "each"])
+def test_large_scores(isa, heads, rng):
+    """Scores of several hundred overflow an exponential that is not shifted by its row's
+    maximum; a log-sum-exp of that size does not fit in a float32 to the last digit."""
+    q, k = attention_input(rng, 2, 2, 60, 8, spread=60)
+    options = dict(response_start=10, heads=heads, scale=1.0)
+    truth = reference.ace(q, k, **options)
+    scores = q.double() @ k.double().transpose(1, 2)
+    assert scores.abs().max() > 400
+    hidden = torch.ones(60, 60, dtype=torch.bool).triu(1)
+    lse = scores.masked_fill(hidden, float("-inf")).logsumexp(-1)
+    for given in (None, lse):
+        got = rap.ace(q, k, lse=given, **options)
+        # one rounding of a score of 600 is 3e-5
+        assert difference(got.log_psi_columns, truth["log_psi_columns"]) < 2e-4
+        assert difference(got.attention_entropy, truth["attention_entropy"]) < 2e-4
+
+
+def test_any_window_that_c_can_hold(rng):
+    q, k = attention_input(rng, 2, 1, 40, 8)
+    lse = torch.zeros(2, 40, dtype=torch.float64)
+    for heads, stats in itertools.product(("mean", "each"), (True, False)):
+        options = dict(response_start=5, heads=heads, stats=stats, columns="all", lse=lse)
+        want = rap.ace(q, k, **options)
+        for huge in (2**63 - 1, 2**63 - 6, 2**62):
+            for name in ("window", "key_window"):
+                got = rap.ace(q, k, **options, **{name: huge})
+                assert difference(got.log_psi_columns, want.log_psi_columns) < 1e-6
+
+
 def test_fault_23_short_and_empty_responses(rng):
     q, k = attention_input(rng, 2, 1, 12, 8)
     short = rap.ace(q, k, response_start=5)  # 7 rows < min_rows = 8
@@ -337,8 +400,6 @@ def test_wrong_shapes_and_settings(rng):
         dict(column_mask=np.ones(19, bool)),
         dict(image_mask=np.ones(20)),
         dict(sigma=0.0),
-        dict(min_rows=0),
-        dict(top=0),
         dict(top=65),
         dict(scale=float("nan")),
         dict(scale=-0.1),
@@ -351,6 +412,12 @@ def test_wrong_shapes_and_settings(rng):
         dict(heads="median"),
         dict(columns="image"),
         dict(window=0),
+        dict(window=2.5),
+        dict(window=True),
+        dict(window=2**70),
+        dict(key_window=0),
+        dict(min_rows=0),
+        dict(top=0),
         dict(threads=0),
     ):
         with pytest.raises(rap.RapConfigError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import ctypes
 import gc
 import sys
 
@@ -85,6 +86,17 @@ def test_buffer_protocol(pair):
     np.testing.assert_array_equal(rap.cde(view, l0).kl, rap.cde(l1, l0).kl)
     d = array.array("d", [0.5, 0.1])
     assert rap.drm(np.frombuffer(d), 2).tolist() == [0, 1]
+
+
+def test_lazy_minus_signs_and_ctypes(pair):
+    l1, l0 = pair
+    t1, t0 = torch.from_numpy(l1), torch.from_numpy(l0)
+    np.testing.assert_array_equal(rap.cde(torch._neg_view(t1), t0).kl, rap.cde(-t1, t0).kl)
+    weights = torch.ones(6, dtype=torch.bfloat16)
+    got = rap.cde(t1, t0, cu_seqlens=[0, 6], weights=weights).kl
+    assert float(got[0]) == pytest.approx(float(rap.cde(t1, t0).kl.mean()))
+    matrix = ((ctypes.c_float * 40) * 6).from_buffer_copy(l1.tobytes())
+    np.testing.assert_array_equal(rap.cde(memoryview(matrix), l0).kl, rap.cde(l1, l0).kl)
 
 
 def test_sixteen_bit_types(pair):
@@ -182,6 +194,17 @@ def test_private_entry_points_refuse_wrong_outputs(pair):
     ):
         with pytest.raises((TypeError, rap.RapInputError)):
             _C.cde(l1, l0, None, out, 1, 1)
+    q, cu, start = np.zeros((1, 9, 8), np.float32), np.array([0, 4, 9]), np.array([1, 1])
+    dense = np.empty((4, 2, 1)), np.empty((2, 1), np.int64), np.empty((1, 9))
+    for wrong in range(3):  # right shapes, but a step backwards or over a row
+        given = list(dense)
+        given[wrong] = (
+            np.empty((8, 9), given[wrong].dtype)[::2, :1][:2] if wrong else dense[0]
+        )
+        given[0] = dense[0][:, ::-1] if wrong == 0 else dense[0]
+        options = (1.0, 2.0, 1, 0, 0, 0, 1, 8, False, True, True, 1)
+        with pytest.raises((TypeError, rap.RapInputError)):
+            _C.ace(q, q, cu, start, None, None, None, *given, *options)
     with pytest.raises(rap.RapInputError, match="targets"):
         _C.cde(l1, l0, np.zeros(6), np.empty((10, 6)), 1, 1)
     with pytest.raises(rap.RapInputError, match="contiguous"):

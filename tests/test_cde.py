@@ -102,6 +102,32 @@ def test_large_vocabulary_and_rising_rows(isa, rng):
 
 
 @pytest.mark.parametrize("isa", ISAS, indirect=True)
+def test_a_peak_that_comes_late_costs_no_precision(isa, rng):
+    """Entropy and divergences cancel what lies between the reference and the maximum, so
+    the reference must follow: the peak stands 30 nats above the first blocks."""
+    l1 = rng.normal(size=(8, 9000)).astype(np.float32)
+    l0 = rng.normal(size=(8, 9000)).astype(np.float32)
+    l1[:, 8000] = l0[:, 8500] = 30.0
+    got, truth = rap.cde(l1, l0), reference.cde(l1, l0)
+    for name in ("entropy1", "entropy0"):
+        np.testing.assert_allclose(getattr(got, name), truth[name], rtol=0, atol=4e-7)
+    np.testing.assert_allclose(got.kl, truth["kl"], rtol=4e-7)
+
+
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
+def test_an_infinite_divergence_stays_infinite_when_the_maximum_rises(isa):
+    """p1 > 0 = p0 is met first, the maxima of both rows rise by thousands afterwards."""
+    l1 = np.zeros((2, 5000), np.float32)
+    l0 = np.zeros((2, 5000), np.float32)
+    l0[0, 3] = l1[1, 3] = -np.inf
+    l1[:, 4000] = l0[:, 4000] = 5.0
+    got, truth = rap.cde(l1, l0), reference.cde(l1, l0)
+    np.testing.assert_array_equal(np.isinf(got.kl), np.isinf(truth["kl"]))
+    np.testing.assert_array_equal(np.isinf(got.rkl), np.isinf(truth["rkl"]))
+    assert not np.isnan(got.jeffreys).any()
+
+
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
 def test_masked_tokens_are_outside_the_support(isa, rng):
     l1 = rng.normal(size=(6, 5000)).astype(np.float32)
     l0 = l1 + rng.normal(size=l1.shape).astype(np.float32)
@@ -252,5 +278,10 @@ def test_linear_rejects_what_does_not_fit(rng):
         rap.linear_cde(h, h, w[:, :8], bias=np.zeros(4, np.float32))
     with pytest.raises(rap.RapConfigError, match="softcap"):
         rap.linear_cde(h, h, w[:, :8], softcap=-1.0)
+    for bad in ({"softcap": 1e-60}, {"softcap": 1e60}, {"scale": 1e60}):
+        with pytest.raises(rap.RapInputError, match="float32"):
+            rap.linear_cde(h, h, w[:, :8], **bad)
+    with pytest.raises(rap.RapConfigError, match="memory"):
+        rap.linear_cde(h, h, w[:, :8], memory=-1)
     empty = rap.linear_cde(h[:0], h[:0], w[:, :8])
     assert empty.kl.shape == (0,)

@@ -178,3 +178,48 @@ main(int argc, char **argv)
     return 0;
 }
 """
+
+
+def test_a_divergence_is_clamped_within_its_error_bound_only(tmp_path):
+    """-1e-6 is rounding and becomes 0; -1e-3 is a defect and must stay to be seen."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler on this machine")
+    (tmp_path / "clamp.c").write_text(CLAMP_PROGRAM)
+    sources = [CSRC / name for name in ("cde/cde_cpu.c", "parallel.c", "status.c")]
+    subprocess.run(
+        [compiler, "-std=c11", "-D_GNU_SOURCE", f"-I{CSRC}", str(tmp_path / "clamp.c"),
+         *map(str, sources), "-o", str(tmp_path / "clamp"), "-lm", "-lpthread"],
+        check=True,
+    )  # fmt: skip
+    done = subprocess.run([tmp_path / "clamp"], capture_output=True, text=True, check=True)
+    small, large, over, far = (float(x) for x in done.stdout.split())
+    assert small == 0 and large == pytest.approx(-1e-3, rel=1e-6)
+    assert over == 1 and far == pytest.approx(1.001)
+
+
+CLAMP_PROGRAM = r"""
+#include <stdio.h>
+#include "cde/cde.h"
+#include "hd.h"
+
+static double
+finish(double kl, double tv, int output)
+{
+    double out[RAP_CDE_OUTPUTS] = {0};
+    rap_cde_state state = {.z1 = 1, .z0 = 1, .b = 1, .tv = tv};
+
+    state.s1 = kl * RAP_LOG2E;
+    rap_cde_finish(&state, ~0u, out, 1);
+    return out[output];
+}
+
+int
+main(void)
+{
+    printf("%.17g %.17g %.17g %.17g", finish(-1e-6, 0, RAP_CDE_KL),
+           finish(-1e-3, 0, RAP_CDE_KL), finish(0, 1 + 1e-7, RAP_CDE_TV),
+           finish(0, 1.001, RAP_CDE_TV));
+    return 0;
+}
+"""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -72,6 +75,63 @@ def test_fault_43_nothing_to_choose_from():
         assert rap.drm(np.array(d), 3).shape == (0,)
     assert rap.drm(np.array([0.5, 0.5]), 0).shape == (0,)
     np.testing.assert_array_equal(rap.drm(np.array([0.5, 0.5, 0.6]), 9), [2, 0, 1])
+
+
+def test_fault_29_flushed_subnormals_change_nothing(rng):
+    """torch.set_flush_denormal holds for the threads made after it: workers may disagree
+    with their caller about whether 1e-310 is a candidate."""
+    code = """
+import numpy as np, torch, rap
+from rap import reference
+d = np.full(1 << 22, 1e-310)
+d[::3] = 0.5
+g = np.where(np.arange(d.size) % 2, 5e-324, -0.0)
+rap.drm(d, 10, threads=2)  # the workers exist before the mode changes
+torch.set_flush_denormal(True)
+for threads in (1, 2):
+    got = rap.drm(d, 3_000_000, gain=g, threads=threads)
+    torch.set_flush_denormal(False)
+    assert np.array_equal(got, reference.drm(d, 3_000_000, gain=g))
+    torch.set_flush_denormal(True)
+q = np.random.default_rng(0).normal(size=(2, 300, 8)).astype(np.float32) * 9
+one, two = (rap.ace(q, q, response_start=9, threads=t, scale=1.0) for t in (1, 2))
+assert one.log_psi_columns.tobytes() == two.log_psi_columns.tobytes()
+assert float(torch.tensor(1e-310, dtype=torch.float64) * 1) == 0  # the mode is as it was
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_fault_28_scores_that_change_during_the_call():
+    """Refused or answered, never written past the end."""
+    code = """
+import threading, numpy as np, rap
+d = np.random.default_rng(0).random(1 << 21)
+other, stop = np.random.default_rng(1).random(1 << 21), threading.Event()
+def change():
+    while not stop.is_set():
+        d[:] = other; d[:] = 0.25; d[::2] = 0.75
+thread = threading.Thread(target=change); thread.start()
+refused = 0
+for _ in range(15):
+    try:
+        got = rap.drm(d, 900_000, threads=2)
+        assert ((got >= 0) & (got < d.size)).all()
+    except rap.RapInputError as error:
+        assert "changed" in str(error)
+        refused += 1
+stop.set(); thread.join()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_masks_may_hold_any_true_byte():
+    two = np.array([0, 2, 255, 1], np.uint8).view(bool)
+    assert rap.drm(np.full(4, 0.5), 4, eligible=two).tolist() == [1, 2, 3]
+    q = np.zeros((1, 4, 8), np.float32)
+    got = rap.ace(q, q, response_start=3, image_mask=two, column_mask=two, min_rows=1)
+    assert got.image_mass[0] == pytest.approx(0.75) and got.position[0] == 3
 
 
 def test_frameworks_and_errors():

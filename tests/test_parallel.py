@@ -46,13 +46,14 @@ def test_fault_40_a_forked_child_computes_too():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("kernel", ["cde", "ace", "linear_cde"])
+@pytest.mark.parametrize("kernel", ["cde", "ace", "linear_cde", "drm"])
 def test_fault_32_ctrl_c_is_obeyed_within_a_second(kernel):
     """SIGINT in the middle of a call that would take far longer."""
     call = {
         "cde": "rap.cde(x, x, threads=2)",
         "ace": "rap.ace(q, q, response_start=0, threads=2)",
         "linear_cde": "rap.linear_cde(q[0], q[0], w, threads=2)",
+        "drm": "rap.drm(d, d.size, gain=d[::-1].copy(), threads=1)",
     }[kernel]
     code = f"""
 import time, signal, os, threading
@@ -60,6 +61,7 @@ import numpy as np, rap
 x = np.broadcast_to(np.zeros((1, 200_000), np.float32), (1_000_000, 200_000))
 q = np.broadcast_to(np.zeros((1, 12_000, 128), np.float32), (64, 12_000, 128))
 w = np.broadcast_to(np.zeros((1, 128), np.float32), (3_000_000, 128))
+d = np.random.default_rng(0).random(12_000_000 if {kernel == "drm"} else 1)
 sent = []
 def send():
     time.sleep(0.7)
@@ -80,8 +82,17 @@ rap.cde(x[:3, :100], x[:3, :100], threads=2)  # the pool is whole again
     assert float(done.stdout) < 2.0
 
 
-def test_the_gil_is_released():
+@pytest.mark.parametrize("kernel", ["cde", "long ace", "long linear_cde"])
+def test_the_gil_is_released(kernel):
+    """Judged by the work, not by the bytes of one input."""
     x = np.broadcast_to(np.zeros((1, 100_000), np.float32), (2_000, 100_000))
+    h = np.broadcast_to(np.zeros((1, 64), np.float32), (100_000, 64))
+    q = np.zeros((1, 12_000, 1), np.float32)
+    call = {
+        "cde": lambda: rap.cde(x, x, threads=1),
+        "long ace": lambda: rap.ace(q, q, response_start=0, threads=1),
+        "long linear_cde": lambda: rap.linear_cde(h, h, h[:200], threads=1),
+    }[kernel]
     ticks = 0
     done = threading.Event()
 
@@ -93,7 +104,7 @@ def test_the_gil_is_released():
 
     counter = threading.Thread(target=count)
     counter.start()
-    rap.cde(x, x, threads=1)
+    call()
     done.set()
     counter.join()
     assert ticks > 10

@@ -30,8 +30,9 @@
  * 2^-126 counts as 2^-126 (ln = -87.3): log psi stays finite where float32 attention would
  * be 0. Error at most 4x that of the float32 attention matrix, tests/test_ace.py.
  *
- * Limits: NaN in q or k makes the sample's log psi NaN. An empty response gives -inf and
- * NaN statistics.
+ * Limits: NaN in a score that is computed makes the sample's log psi NaN: every key a
+ * response row sees, or with `lse` given and without statistics the candidate columns
+ * only. An empty response gives -inf and NaN statistics.
  */
 #ifndef RAP_ACE_H
 #define RAP_ACE_H
@@ -39,7 +40,8 @@
 #include "../cpu.h"
 
 #define RAP_ACE_FLOOR 0x1p-126f
-#define RAP_ACE_TOP 64 /* largest `top` */
+#define RAP_ACE_TOP 64  /* largest `top` */
+#define RAP_ACE_ROWS 24 /* blocks of rows are multiples of it: whole tiles everywhere */
 
 enum { RAP_ACE_MEAN, RAP_ACE_MAX, RAP_ACE_EACH };
 enum { RAP_ACE_RESPONSE = 1, RAP_ACE_PROMPT = 2, RAP_ACE_ALL = 3 };

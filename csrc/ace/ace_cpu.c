@@ -300,7 +300,7 @@ column_rows(const ace_ctx *ctx, const ace_sample *s, int64_t j)
     int64_t first = RAP_MAX(j, s->start), last = s->length;
 
     last = RAP_MIN(last, first + rap_ace_window(ctx->a, s));
-    if (ctx->a->key_window > 0) {
+    if (ctx->a->key_window > 0 && ctx->a->key_window < s->length) {
         last = RAP_MIN(last, j + ctx->a->key_window);
     }
     return RAP_MAX(0, last - first);
@@ -312,7 +312,7 @@ column_psi(const ace_ctx *ctx, const ace_sample *s, int64_t j, double sum)
     const rap_ace_args *a = ctx->a;
     const int64_t at = s->begin + j, count = column_rows(ctx, s, j);
     const int kind = j < s->start ? RAP_ACE_PROMPT : RAP_ACE_RESPONSE;
-    const bool *mask = a->column_mask.data;
+    const uint8_t *mask = a->column_mask.data; /* not bool: any byte may be there */
 
     if (!(a->columns & kind) || count < a->min_rows
         || (mask != NULL && !mask[at * a->column_mask.stride[0]]))

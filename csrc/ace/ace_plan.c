@@ -90,6 +90,19 @@ check_samples(const rap_ace_args *a, rap_error *err)
 }
 
 static bool
+is_dense(const rap_array *x)
+{
+    int64_t size = 1;
+    bool dense = true;
+
+    for (int i = x->ndim - 1; i >= 0; i--) {
+        dense = dense && (x->shape[i] <= 1 || x->stride[i] == size);
+        size *= x->shape[i];
+    }
+    return dense || size == 0;
+}
+
+static bool
 check_outputs(const rap_ace_args *a, rap_error *err)
 {
     const int64_t fields = a->heads == RAP_ACE_EACH ? a->q.shape[0] : 1;
@@ -99,9 +112,10 @@ check_outputs(const rap_ace_args *a, rap_error *err)
     if (sum->ndim != 3 || sum->shape[0] != RAP_ACE_OUTPUTS || sum->shape[1] != samples
         || sum->shape[2] != fields || pos->ndim != 2 || pos->shape[0] != samples
         || pos->shape[1] != fields || psi->ndim != 2 || psi->shape[0] != fields
-        || psi->shape[1] != a->q.shape[1])
+        || psi->shape[1] != a->q.shape[1] || !is_dense(sum) || !is_dense(pos)
+        || !is_dense(psi))
     {
-        return rap_fail(err, RAP_EINPUT, "outputs: wrong shapes");
+        return rap_fail(err, RAP_EINPUT, "outputs: expected other shapes, contiguous");
     }
     return true;
 }
@@ -142,8 +156,10 @@ rap_ace_check(const rap_ace_args *a, rap_error *err)
 
 /* --- plan ---------------------------------------------------------------------------- */
 
-static void
-plan_sample(ace_ctx *ctx, int64_t i, ace_sample *s)
+/* The offsets are read again here: the caller's arrays may have changed since the check,
+ * and from here on only the plan is believed. */
+static bool
+plan_sample(ace_ctx *ctx, int64_t i, ace_sample *s, rap_error *err)
 {
     const int64_t nr = ctx->exec->kernels->gemm_nr;
     int64_t rows;
@@ -151,13 +167,20 @@ plan_sample(ace_ctx *ctx, int64_t i, ace_sample *s)
     s->begin = at_i64(&ctx->a->cu_seqlens, i);
     s->length = at_i64(&ctx->a->cu_seqlens, i + 1) - s->begin;
     s->start = at_i64(&ctx->a->response_start, i);
+    if (s->begin < 0 || s->length < 0 || s->length > ctx->a->q.shape[1] - s->begin
+        || s->start < 0 || s->start > s->length)
+    {
+        return rap_fail(err, RAP_EINPUT, "sample %lld: offsets changed during the call",
+                        (long long)i);
+    }
     s->ld = rap_ceil_div(RAP_MAX(s->length, 1), nr) * nr;
-    rows = RAP_ACE_BLOCK / s->ld / 12 * 12; /* 12: whole register tiles of every table */
-    s->block_rows = RAP_MAX(12, RAP_MIN(96, rows));
+    rows = RAP_ACE_BLOCK / s->ld / RAP_ACE_ROWS * RAP_ACE_ROWS;
+    s->block_rows = RAP_MAX(RAP_ACE_ROWS, RAP_MIN(4 * RAP_ACE_ROWS, rows));
     s->blocks = rap_ceil_div(s->length - s->start, s->block_rows);
     s->groups = RAP_MIN(RAP_ACE_GROUPS / ctx->fields, s->blocks / 2);
     s->groups = ctx->linear ? 1 : RAP_MAX(1, s->groups);
     s->packed_size = s->ld * ctx->dim;
+    return true;
 }
 
 bool
@@ -183,7 +206,9 @@ rap_ace_plan(const rap_ace_args *a, rap_exec *exec, ace_ctx *ctx, rap_error *err
     for (int64_t i = 0; i < ctx->samples; i++) {
         ace_sample *s = &ctx->sample[i];
 
-        plan_sample(ctx, i, s);
+        if (!plan_sample(ctx, i, s, err)) {
+            return false;
+        }
         s->task_at = ctx->tasks;
         s->sums_at = sums;
         s->packed_at = packed;
@@ -199,7 +224,8 @@ rap_ace_plan(const rap_ace_args *a, rap_exec *exec, ace_ctx *ctx, rap_error *err
     ctx->packed = ctx->linear ? NULL : rap_alloc(4 * packed, err);
     ctx->image = a->image_mask.data != NULL ? rap_alloc(4 * total, err) : NULL;
     for (int64_t i = 0; ctx->image != NULL && i < total; i++) {
-        ctx->image[i] = ((const bool *)a->image_mask.data)[i * a->image_mask.stride[0]];
+        ctx->image[i] =
+            ((const uint8_t *)a->image_mask.data)[i * a->image_mask.stride[0]] != 0;
     }
     return err->status == RAP_OK;
 }

@@ -47,7 +47,7 @@ bool rap_ace_pack(ace_ctx *ctx, rap_error *err);
 static inline int64_t
 rap_ace_window(const rap_ace_args *a, const ace_sample *s)
 {
-    int64_t window = a->window > 0 ? a->window : s->length;
+    int64_t window = a->window > 0 ? RAP_MIN(a->window, s->length) : s->length;
 
     return a->key_window > 0 ? RAP_MIN(window, a->key_window) : window;
 }

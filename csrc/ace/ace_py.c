@@ -53,11 +53,13 @@ rap_py_ace(PyObject *module, PyObject *py_args, PyObject *kwargs)
     args.stats = stats;
 
     if (acquire(o, &args, &err) && rap_ace_check(&args, &err)) {
-        int64_t bytes = args.q.shape[0] * args.q.shape[1] * args.q.shape[2] * 4;
-        PyThreadState *saved = rap_begin(module, threads, bytes, &exec);
+        const int64_t *shape = args.q.shape;
+        double products =
+            (double)shape[0] * (double)shape[1] * (double)shape[1] * (double)shape[2] / 2;
+        PyThreadState *saved = rap_begin(module, threads, products, &exec);
 
         rap_ace_cpu(&args, &exec, &err);
-        rap_end(saved);
+        rap_end(saved, &exec);
     }
 
     rap_array *views[] = {

@@ -21,11 +21,11 @@
  *
  * Precision: terms and sums of a piece (isa/table.h) in float32, sums of pieces in
  * float64. Error at most 4x that of the float32 log_softmax formula, held against float64
- * by tests/test_cde.py. A divergence whose rounding leaves it below 0 by less than
- * RAP_CDE_SLACK is 0; anything more negative is left to be seen.
+ * by tests/test_cde.py. A divergence that rounding leaves outside its range by less than
+ * RAP_CDE_SLACK is set to the end of it; anything further out is left to be seen.
  *
  * Limits: -inf is a token outside the support (0 log 0 = 0; kl = inf where p1 > 0 = p0);
- * NaN or +inf anywhere in a row makes that row NaN. V >= 1.
+ * NaN or +inf in a row makes NaN of all that reads its branch. V >= 1.
  */
 #ifndef RAP_CDE_H
 #define RAP_CDE_H

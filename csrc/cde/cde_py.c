@@ -6,10 +6,10 @@
 #include "../module.h"
 #include "cde.h"
 
-static int64_t
-bytes_of(const rap_array *a)
+static double
+size_of(const rap_array *a)
 {
-    return a->shape[0] * a->shape[1] * (int64_t)rap_dtype_size(a->dtype);
+    return (double)a->shape[0] * (double)a->shape[1];
 }
 
 PyObject *
@@ -35,10 +35,11 @@ rap_py_cde(PyObject *module, PyObject *py_args, PyObject *kwargs)
         && rap_array_out(out, "out", RAP_F64, &args.out, &err)
         && rap_cde_check(&args, &err))
     {
-        PyThreadState *saved = rap_begin(module, threads, bytes_of(&args.logits1), &exec);
+        PyThreadState *saved =
+            rap_begin(module, threads, 8 * size_of(&args.logits1), &exec);
 
         rap_cde_cpu(&args, &exec, &err);
-        rap_end(saved);
+        rap_end(saved, &exec);
     }
 
     rap_array_release(&args.logits1);
@@ -77,10 +78,11 @@ rap_py_linear_cde(PyObject *module, PyObject *py_args, PyObject *kwargs)
         && rap_array_out(out, "out", RAP_F64, &args.out, &err)
         && rap_linear_cde_check(&args, &err))
     {
-        PyThreadState *saved = rap_begin(module, threads, bytes_of(&args.weight), &exec);
+        double products = size_of(&args.hidden1) * (double)args.weight.shape[0];
+        PyThreadState *saved = rap_begin(module, threads, products, &exec);
 
         rap_linear_cde_cpu(&args, &exec, &err);
-        rap_end(saved);
+        rap_end(saved, &exec);
     }
 
     rap_array_release(&args.hidden1);

@@ -16,7 +16,7 @@
 #include "../status.h"
 #include "cde.h"
 
-#define RAP_LINEAR_CHUNK 512
+#define RAP_LINEAR_CHUNK (5 * RAP_GEMM_COLUMNS)
 #define RAP_LINEAR_ROWS 96 /* rows a task, at most: both branches' products stay in L2 */
 
 typedef struct {
@@ -167,7 +167,7 @@ rows_per_task(const rap_linear_cde_args *a, const rap_exec *exec)
 {
     const int64_t depth = a->weight.shape[1];
     const int64_t row_bytes = 4 * (2 * RAP_LINEAR_CHUNK + depth) * exec->threads;
-    const int64_t left = a->memory - 4 * RAP_LINEAR_CHUNK * depth;
+    const int64_t left = RAP_MAX(a->memory, 0) - 4 * RAP_LINEAR_CHUNK * depth;
     int64_t rows =
         RAP_MIN(RAP_LINEAR_ROWS, rap_ceil_div(a->hidden1.shape[0], exec->threads));
 

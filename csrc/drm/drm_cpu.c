@@ -19,6 +19,7 @@ typedef struct {
     int64_t *above_at;     /* [chunks] first place of a chunk's indices above */
     int64_t *inside_at;    /* [chunks] the same for those in the bucket */
     int64_t *index;        /* [above + inside]: above first, each in rising order */
+    atomic_bool changed;   /* the caller's scores are no longer those that were counted */
 } drm_ctx;
 
 static double
@@ -32,10 +33,11 @@ value_at(const rap_array *x, int64_t i)
 static uint64_t
 ordered_key(const rap_array *x, int64_t i)
 {
-    double value = x->data == NULL ? 0.0 : value_at(x, i) + 0.0;
+    double value = x->data == NULL ? 0.0 : value_at(x, i);
     uint64_t bits;
 
     memcpy(&bits, &value, sizeof(bits));
+    bits = bits << 1 == 0 ? 0 : bits;
     return bits >> 63 ? ~bits : bits | UINT64_C(1) << 63;
 }
 
@@ -46,7 +48,7 @@ static void
 line_buckets(const drm_ctx *ctx, int64_t begin, int64_t n, uint32_t *bucket)
 {
     const rap_drm_args *a = ctx->a;
-    const bool *allowed = a->eligible.data;
+    const uint8_t *allowed = a->eligible.data; /* not bool: any byte may be there */
 
     allowed = allowed != NULL ? allowed + begin : NULL;
     if (a->difficulty.dtype == RAP_F32) {
@@ -81,14 +83,17 @@ count_task(void *arg, int64_t chunk, int worker)
     }
 }
 
+/* Writes only as much as was counted: another thread may be changing the scores. */
 static void
 write_task(void *arg, int64_t chunk, int worker)
 {
-    const drm_ctx *ctx = arg;
+    drm_ctx *ctx = arg;
     uint32_t bucket[RAP_DRM_LINE];
     const int64_t end = RAP_MIN(ctx->n, (chunk + 1) * RAP_DRM_CHUNK);
-    int64_t *above = ctx->index + ctx->above_at[chunk];
-    int64_t *inside = ctx->index + ctx->above + ctx->inside_at[chunk];
+    const bool last = chunk + 1 == ctx->chunks;
+    int64_t above = ctx->above_at[chunk], inside = ctx->inside_at[chunk];
+    const int64_t above_end = last ? ctx->above : ctx->above_at[chunk + 1];
+    const int64_t inside_end = last ? ctx->inside : ctx->inside_at[chunk + 1];
 
     (void)worker;
     for (int64_t i = chunk * RAP_DRM_CHUNK; i < end; i += RAP_DRM_LINE) {
@@ -96,13 +101,16 @@ write_task(void *arg, int64_t chunk, int worker)
 
         line_buckets(ctx, i, n, bucket);
         for (int64_t j = 0; j < n; j++) {
-            if (bucket[j] > ctx->threshold) {
-                *above++ = i + j;
+            if (bucket[j] > ctx->threshold && above < above_end) {
+                ctx->index[above++] = i + j;
             }
-            else if (bucket[j] == ctx->threshold) {
-                *inside++ = i + j;
+            else if (bucket[j] == ctx->threshold && inside < inside_end) {
+                ctx->index[ctx->above + inside++] = i + j;
             }
         }
+    }
+    if (above != above_end || inside != inside_end) {
+        atomic_store(&ctx->changed, true);
     }
 }
 
@@ -138,6 +146,13 @@ place(drm_ctx *ctx)
     }
 }
 
+/* In the serial loops below: true once in a while, when the call should end. */
+static bool
+interrupted(rap_exec *exec, int64_t i)
+{
+    return i % RAP_DRM_CHUNK == 0 && rap_should_stop(exec, 0);
+}
+
 /* --- the bucket ---------------------------------------------------------------------- */
 
 static uint32_t
@@ -151,12 +166,15 @@ digit_of(const rap_array *x, int64_t i, int shift)
  * follow. Both keep their order. Returns how many are final; *n becomes the rest. */
 static int64_t
 refine(int64_t *index, int64_t *n, int64_t need, const rap_array *x, int shift,
-       int64_t *scratch)
+       int64_t *scratch, rap_exec *exec)
 {
     int64_t count[DIGITS] = {0}, above = 0, final = 0, rest = 0;
     int digit = DIGITS - 1;
 
     for (int64_t i = 0; i < *n; i++) {
+        if (interrupted(exec, i)) {
+            return 0;
+        }
         count[digit_of(x, index[i], shift)]++;
     }
     while (above + count[digit] < need) {
@@ -198,7 +216,7 @@ select_inside(const drm_ctx *ctx, int64_t need, rap_error *err)
         const rap_array *x = key == 0 ? &ctx->a->difficulty : &ctx->a->gain;
 
         for (int s = 0; s < 6 && need < n && x->data != NULL; s++) {
-            int64_t final = refine(index, &n, need, x, shifts[s], scratch);
+            int64_t final = refine(index, &n, need, x, shifts[s], scratch, ctx->exec);
 
             index += final;
             need -= final;
@@ -215,27 +233,41 @@ typedef struct {
     int64_t index;
 } item;
 
-/* Stable, key down. A digit that all items share costs one scan. */
-static item *
-sort_items(item *items, item *other, int64_t n)
+/* Moves items by one digit of their key, larger digits first, stable. False if all share
+ * it or the call is stopped; polled, since millions of items take seconds. */
+static bool
+sort_digit(const item *items, item *other, int64_t n, int shift, rap_exec *exec)
 {
-    for (int shift = 0; shift < 64; shift += DIGIT_BITS) {
-        int64_t count[DIGITS] = {0}, at = 0;
+    int64_t count[DIGITS] = {0}, at = 0;
 
-        for (int64_t i = 0; i < n; i++) {
-            count[(items[i].key >> shift) & (DIGITS - 1)]++;
+    for (int64_t i = 0; i < n; i++) {
+        count[(items[i].key >> shift) & (DIGITS - 1)]++;
+    }
+    if (count[(items[0].key >> shift) & (DIGITS - 1)] == n) {
+        return false;
+    }
+    for (int d = DIGITS - 1; d >= 0; d--) {
+        int64_t here = count[d];
+
+        count[d] = at;
+        at += here;
+    }
+    for (int64_t i = 0; i < n; i++) {
+        if (interrupted(exec, i)) {
+            return false;
         }
-        if (count[(items[0].key >> shift) & (DIGITS - 1)] == n) {
+        other[count[(items[i].key >> shift) & (DIGITS - 1)]++] = items[i];
+    }
+    return true;
+}
+
+/* Stable, key down. Returns where the sorted items are: items or other. */
+static item *
+sort_items(item *items, item *other, int64_t n, rap_exec *exec)
+{
+    for (int shift = 0; n > 0 && shift < 64; shift += DIGIT_BITS) {
+        if (!sort_digit(items, other, n, shift, exec)) {
             continue;
-        }
-        for (int d = DIGITS - 1; d >= 0; d--) {
-            int64_t here = count[d];
-
-            count[d] = at;
-            at += here;
-        }
-        for (int64_t i = 0; i < n; i++) {
-            other[count[(items[i].key >> shift) & (DIGITS - 1)]++] = items[i];
         }
         item *swap = items;
 
@@ -257,14 +289,14 @@ write_sorted(drm_ctx *ctx, int64_t n, int64_t *out, rap_error *err)
         items[i].index = ctx->index[i];
         items[i].key = ~(uint64_t)ctx->index[i];
     }
-    items = sort_items(items, buffer + n, n);
+    items = sort_items(items, buffer + n, n, ctx->exec);
     for (int key = 0; key < 2 && n > 0; key++) {
         const rap_array *x = key == 0 ? &ctx->a->gain : &ctx->a->difficulty;
 
-        for (int64_t i = 0; i < n; i++) {
+        for (int64_t i = 0; i < n && !interrupted(ctx->exec, i); i++) {
             items[i].key = ordered_key(x, items[i].index);
         }
-        items = sort_items(items, items == buffer ? buffer + n : buffer, n);
+        items = sort_items(items, items == buffer ? buffer + n : buffer, n, ctx->exec);
     }
     for (int64_t i = 0; i < n; i++) {
         out[i] = items[i].index;
@@ -297,8 +329,13 @@ rap_drm_cpu(rap_drm_args *a, rap_exec *exec, rap_error *err)
     a->found = RAP_MIN(ctx.k, ctx.above + ctx.inside);
     ctx.index = rap_alloc(8 * (ctx.above + ctx.inside), err);
     ok = ctx.index != NULL && rap_parallel(exec, ctx.chunks, write_task, &ctx, err)
+         && (!atomic_load(&ctx.changed)
+             || rap_fail(err, RAP_EINPUT, "the scores changed during the call"))
          && select_inside(&ctx, a->found - ctx.above, err)
          && write_sorted(&ctx, a->found, a->out.data, err);
+    if (ok && atomic_load(&exec->stop)) {
+        ok = rap_fail(err, RAP_EINTERRUPT, "interrupted");
+    }
 done:
     rap_free(ctx.index);
     rap_free(ctx.above_at);

@@ -5,23 +5,24 @@
  */
 
 static inline __attribute__((always_inline)) uint32_t
-drm_bucket(double difficulty, bool allowed)
+drm_bucket(double difficulty, uint8_t allowed)
 {
     uint64_t bits;
-    bool candidate = (difficulty > 0) & (difficulty < 1) & allowed;
+    bool candidate = (difficulty > 0) & (difficulty < 1) & (allowed != 0);
 
     memcpy(&bits, &difficulty, sizeof(bits));
-    return candidate ? (uint32_t)(bits >> 48) + 1 : 0;
+    /* the mask changes nothing; it holds even if the score changes under our hands */
+    return candidate ? ((uint32_t)(bits >> 48) + 1) & (RAP_DRM_BUCKETS - 1) : 0;
 }
 
 static void
-drm_buckets_f64(const double *restrict difficulty, const bool *restrict allowed, int64_t n,
-                uint32_t *restrict bucket)
+drm_buckets_f64(const double *restrict difficulty, const uint8_t *restrict allowed,
+                int64_t n, uint32_t *restrict bucket)
 {
     if (allowed == NULL) {
 #pragma omp simd
         for (int64_t i = 0; i < n; i++) {
-            bucket[i] = drm_bucket(difficulty[i], true);
+            bucket[i] = drm_bucket(difficulty[i], 1);
         }
         return;
     }
@@ -32,13 +33,13 @@ drm_buckets_f64(const double *restrict difficulty, const bool *restrict allowed,
 }
 
 static void
-drm_buckets_f32(const float *restrict difficulty, const bool *restrict allowed, int64_t n,
-                uint32_t *restrict bucket)
+drm_buckets_f32(const float *restrict difficulty, const uint8_t *restrict allowed,
+                int64_t n, uint32_t *restrict bucket)
 {
     if (allowed == NULL) {
 #pragma omp simd
         for (int64_t i = 0; i < n; i++) {
-            bucket[i] = drm_bucket((double)difficulty[i], true);
+            bucket[i] = drm_bucket((double)difficulty[i], 1);
         }
         return;
     }

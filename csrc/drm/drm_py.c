@@ -32,7 +32,7 @@ rap_py_drm(PyObject *module, PyObject *py_args, PyObject *kwargs)
             rap_begin(module, threads, args.difficulty.shape[0] * 8, &exec);
 
         rap_drm_cpu(&args, &exec, &err);
-        rap_end(saved);
+        rap_end(saved, &exec);
     }
 
     rap_array_release(&args.difficulty);

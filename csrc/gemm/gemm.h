@@ -19,7 +19,8 @@
 
 #include "../cpu.h"
 
-#define RAP_GEMM_DEPTH 256 /* K block: a panel of 32 columns stays in 32 KiB */
+#define RAP_GEMM_DEPTH 256  /* K block: a panel of 32 columns stays in 32 KiB */
+#define RAP_GEMM_COLUMNS 96 /* every table's NR divides it: widths are multiples of it */
 
 /* Floats that rap_gemm_pack writes for B[N, K]. */
 int64_t rap_gemm_packed_size(const rap_kernels *kernels, int64_t n, int64_t k);

@@ -11,6 +11,9 @@
 
 #include "../hd.h"
 
+_Static_assert(RAP_GEMM_COLUMNS % RAP_NR == 0, "a chunk must hold whole panels");
+_Static_assert(RAP_ACE_ROWS % RAP_MR == 0, "a block must hold whole tiles");
+
 #include "widen_kernel.h"
 
 #include "../gemm/gemm_kernel.h"
