@@ -432,7 +432,7 @@ def test_what_is_no_model_or_no_processor_is_refused_in_a_sentence():
     import rap
 
     model, processor = built("qwen2_5_vl")
-    rows = [{"question": "q", "answer": "a", "image": "x.png"}]
+    rows = [{"question": "q", "answer": "a", "image": picture(8, 8, 0)}]
     for given, word in (
         ((None, processor), r"model = None: expected a loaded Hugging Face model"),
         (("path/to/model", processor), r"model = 'path/to/model': expected a loaded"),
