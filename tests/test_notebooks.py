@@ -48,10 +48,12 @@ def test_notebook_is_stored_without_outputs(path):
         assert not cell.get("outputs") and cell.get("execution_count") is None
 
 
-def test_01_select_runs_and_shows_a_selection(tmp_path, monkeypatch):
+@pytest.fixture
+def shown(request, tmp_path, monkeypatch):
+    """What the notebook of that stem shows when it runs in `tmp_path`."""
     import nbformat
 
-    (path,) = [path for path in NOTEBOOKS if path.stem == "01_select"]
+    (path,) = [path for path in NOTEBOOKS if path.stem == request.param]
     root = str(path.parent.parent)
     found = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     monkeypatch.setenv("PYTHONPATH", found)
@@ -60,10 +62,24 @@ def test_01_select_runs_and_shows_a_selection(tmp_path, monkeypatch):
     subprocess.run(
         [sys.executable, "-c", EXECUTE, path, done], check=True, cwd=tmp_path, timeout=280
     )
-    shown = outputs(nbformat.read(done, as_version=4))
+    return outputs(nbformat.read(done, as_version=4))
+
+
+@pytest.mark.parametrize("shown", ["01_select"], indirect=True)
+def test_01_select_runs_and_shows_a_selection(shown, tmp_path):
     assert "9 of 105 samples kept" in shown
     assert shown.count("data:image/webp;base64,") == 6  # thumbnails of the selection
     assert "Jaccard" in shown
     (report,) = tmp_path.glob("rap-*/report.html")
     assert "105 questions of MATH-V" in report.read_text(encoding="utf-8")
     assert "p_answer1" in shown  # the model's scores
+
+
+@pytest.mark.parametrize("shown", ["02_inside_ace"], indirect=True)
+def test_02_inside_ace_runs_and_shows_what_decides(shown):
+    assert shown.count("<Figure size") == 3
+    assert "half captured, published: ln psi = -2.33, decided by 'six', seen by 1 " in shown
+    assert "half captured, ours: ln psi = -0.27, decided by 'Wait', seen by 13 " in shown
+    assert "published: healthy and half captured overlap" in shown
+    assert "ours: healthy and half captured lie apart" in shown
+    assert "of the attention on the image" in shown  # the model's own q and k
