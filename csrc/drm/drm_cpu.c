@@ -150,7 +150,7 @@ place(drm_ctx *ctx)
 static bool
 interrupted(rap_exec *exec, int64_t i)
 {
-    return i % RAP_DRM_CHUNK == 0 && rap_should_stop(exec, 0);
+    return ((uint64_t)i & (RAP_DRM_CHUNK - 1)) == 0 && rap_should_stop(exec, 0);
 }
 
 /* --- the bucket ---------------------------------------------------------------------- */
