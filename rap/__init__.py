@@ -47,8 +47,21 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # score and select need torch and transformers, which the kernels do without
-    if name in ("score", "select"):
+    if name not in ("score", "select"):
+        raise AttributeError(f"module 'rap' has no attribute {name!r}")
+    try:
         from . import scoring
+    except ModuleNotFoundError as error:
+        return _missing(name, str(error.name))
+    return getattr(scoring, name)
 
-        return getattr(scoring, name)
-    raise AttributeError(f"module 'rap' has no attribute {name!r}")
+
+def _missing(name: str, module: str) -> Any:
+    """A function that says what to install: met at the call, not at ``import *``."""
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise RapConfigError(
+            f"rap.{name} needs {module}, which is not installed: pip install 'rap-select[hf]'"
+        )
+
+    return refuse
