@@ -8,6 +8,7 @@
 both; ``ace``, ``cde``, ``linear_cde`` and ``drm`` are the kernels on arrays.
 """
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from .config import AceConfig, ChooseConfig, Sampling, ScoreConfig
@@ -49,19 +50,25 @@ def __getattr__(name: str) -> Any:
     # score and select need torch and transformers, which the kernels do without
     if name not in ("score", "select"):
         raise AttributeError(f"module 'rap' has no attribute {name!r}")
-    try:
-        from . import scoring
-    except ModuleNotFoundError as error:
-        return _missing(name, str(error.name))
+    missing = [module for module in ("torch", "transformers") if not _installed(module)]
+    if missing:
+        return _missing(name, " and ".join(missing))
+    from . import scoring
+
     return getattr(scoring, name)
 
 
-def _missing(name: str, module: str) -> Any:
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ValueError:  # sys.modules holds something without a spec
+        return False
+
+
+def _missing(name: str, modules: str) -> Any:
     """A function that says what to install: met at the call, not at ``import *``."""
 
     def refuse(*args: Any, **kwargs: Any) -> Any:
-        raise RapConfigError(
-            f"rap.{name} needs {module}, which is not installed: pip install 'rap-select[hf]'"
-        )
+        raise RapConfigError(f"rap.{name} needs {modules}: pip install 'rap-select[hf]'")
 
     return refuse
