@@ -223,7 +223,8 @@ class ScoreConfig:
     checker_timeout: float = 5.0
     """Seconds one answer check may take."""
     max_bad_fraction: float = 0.05
-    """The run fails as a whole when more than this share of samples is bad."""
+    """The run fails as a whole when more than this share of samples is bad; one bad sample
+    never stops it, however few there are, unless there is no other."""
     linear_memory: int = 64 << 20
     """Bytes of scratch for the fused head product (`rap.linear_cde`)."""
 
@@ -295,7 +296,7 @@ class ChooseConfig:
     """How scores become a selection; method.md sections 3 and 4."""
 
     rule: str = "budget"
-    """``"budget"``: keep exactly floor(budget * n), thresholds are found.
+    """``"budget"``: keep floor(budget * n), thresholds are found.
     ``"paper"``: the published thresholds."""
     budget: float | None = None
     """Share of the samples to keep, in (0, 1]; rule ``budget`` only. None is 0.09."""

@@ -164,18 +164,22 @@ class Scores:
         samples, judged (have D), quarantined, above (D > lambda_c, exact), image_hurts
         (D < 0), never_solved (Diff == 1), always_solved (Diff == 0).
         """
-        threshold = as_fraction("lambda_c", lambda_c)
-        evidence = read_evidence(self.table, "js")
-        judged = evidence.valid & ~np.isnan(evidence.d)
-        return {
-            "samples": len(self),
-            "judged": int(judged.sum()),
-            "quarantined": int((~evidence.valid).sum()),
-            "above": int((judged & evidence.above(threshold)).sum()),
-            "image_hurts": int((judged & evidence.negative).sum()),
-            "never_solved": int((judged & evidence.unsolved).sum()),
-            "always_solved": int((judged & evidence.trivial(Fraction(0))).sum()),
-        }
+        return diagnose(self.table, as_fraction("lambda_c", lambda_c), "js")
+
+
+def diagnose(table: pa.Table, threshold: Fraction, divergence: str) -> dict[str, int]:
+    """See ``Scores.diagnostics``; ``divergence`` is D where the evidence is logits."""
+    evidence = read_evidence(table, divergence)
+    judged = evidence.valid & ~np.isnan(evidence.d)
+    return {
+        "samples": table.num_rows,
+        "judged": int(judged.sum()),
+        "quarantined": int((~evidence.valid).sum()),
+        "above": int((judged & evidence.above(threshold)).sum()),
+        "image_hurts": int((judged & evidence.negative).sum()),
+        "never_solved": int((judged & evidence.unsolved).sum()),
+        "always_solved": int((judged & evidence.trivial(Fraction(0))).sum()),
+    }
 
 
 def _dataset_ids(dataset: Any, id: str) -> list[str]:

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,15 @@ import pyarrow.compute as pc
 
 from .errors import RapStoreError
 from .files import write_atomic
-from .scores import PAPER_LAMBDA_C, Scores, floats, mask_of, read_saved, write_saved
+from .scores import (
+    PAPER_LAMBDA_C,
+    as_fraction,
+    diagnose,
+    floats,
+    mask_of,
+    read_saved,
+    write_saved,
+)
 from .table import VOLATILE_COLUMNS
 
 if TYPE_CHECKING:
@@ -136,9 +145,15 @@ class Selection:
         return {r: counted.get(r, 0) for r in (*REASONS, *quarantined)}
 
     def diagnostics(self) -> dict[str, int]:
-        """``Scores.diagnostics`` at this selection's lambda_c (the one found)."""
-        found = self.settings["found"]["lambda_c"]
-        return Scores(self.table).diagnostics(PAPER_LAMBDA_C if found is None else found)
+        """``Scores.diagnostics`` at the lambda_c found, exactly, and for the divergence
+        chosen by; at 0.5 if every group has its own lambda_c (``by``)."""
+        found = self.settings["found"]
+        if found["lambda_c_exact"] is not None:
+            threshold = Fraction(found["lambda_c_exact"])
+        else:
+            value = found["lambda_c"]
+            threshold = as_fraction("lambda_c", PAPER_LAMBDA_C if value is None else value)
+        return diagnose(self.table, threshold, self.settings["choose"]["divergence"])
 
     def summary(self) -> str:
         """A page of text: what was kept, why the rest was not, thresholds, warnings."""

@@ -164,9 +164,10 @@ def choose(
 
     ``rule="budget"`` (default): floor(budget * n) samples, n = all rows of the table,
     quarantined ones included; ``budget`` as the decimal it was written as (0.29 of 100
-    is 29); None is 0.09. Candidates have D > max(0, lambda_c) and psi <= lambda_a and
-    are ranked by D down, Diff down, index up; the first floor(budget * n) are the
-    survivors, of which the trivial ones are replaced as above, so the total stays.
+    is 29), but as k/n where it is the float of that quotient (1/7 of 7 is 1); None is
+    0.09. Candidates have D > max(0, lambda_c) and psi <= lambda_a and are ranked by D
+    down, Diff down, index up; the first floor(budget * n) are the survivors, of which
+    the trivial ones are replaced as above, so the total stays.
     ``found["lambda_c"]`` is the threshold that this amounts to: the largest D of a
     candidate that is not a survivor (the floor if all are). All candidates with a larger
     D are survivors, and ``found["at_lambda_c"]`` of those with exactly this D. If
@@ -203,8 +204,8 @@ def choose(
         trivial=trivial,
         divergence=divergence,
     )
-    table, n = scores.table, len(scores)
-    if n == 0:
+    table = scores.table
+    if table.num_rows == 0:
         raise RapInputError("nothing to choose from: the score table has no rows")
     evidence = read_evidence(table, config.divergence)
     if not evidence.valid.any():
@@ -212,6 +213,38 @@ def choose(
     threshold = _threshold(config, evidence.kind)
     attention = _attention(table, evidence.valid, config, scores.meta)
 
+    ruled = _rule(table, config, evidence, attention, threshold)
+    found = _total(ruled.groups, config) | attention.found
+    notes = _notes(evidence, config, found, ruled.groups, threshold)
+    settings = {
+        "schema_version": SCHEMA_VERSION,
+        "choose": dataclasses.asdict(config),
+        "evidence": evidence.kind,
+        "found": found,
+        "groups": ruled.groups if config.by is not None else None,
+        "scores": _lookup(scores.meta, "fingerprint"),
+        "warnings": attention.warnings + notes,
+    }
+    return Selection(_judged(table, evidence, ruled.reason), settings, scores.dataset)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ruled:
+    """One reason a row, and what was found in each group."""
+
+    reason: pa.ChunkedArray
+    groups: list[dict[str, Any]]
+
+
+def _rule(
+    table: pa.Table,
+    config: ChooseConfig,
+    evidence: Evidence,
+    attention: _Attention,
+    threshold: Fraction,
+) -> _Ruled:
+    """The rules on all groups of a table; what they are says ``choose``."""
+    n = table.num_rows
     free = evidence.valid & attention.passes & ~evidence.unsolved
     easy = evidence.trivial(as_fraction("trivial", config.trivial))
     passes = free & evidence.above(threshold)
@@ -224,27 +257,20 @@ def choose(
     for name, rows in _groups(table, config.by):
         target = None
         if config.rule == "budget":
-            share = as_fraction("budget", _budget(config))
-            target = math.floor(share * len(rows))
+            share = DEFAULT_BUDGET if config.budget is None else config.budget
+            target = budget_size(share, len(rows))
         picked = _pick(evidence, rows, passes, easy_out, pool, target)
         cognitive[picked.cognitive] = True
         replacement[picked.replacement] = True
         groups.append({"group": name, **_found(evidence, picked, threshold, len(rows))})
-
     reason = _reasons(
         evidence, attention, cognitive, replacement, passes, easy_out, threshold
     )
-    found = _total(groups, config) | attention.found
-    notes = attention.warnings + _notes(evidence, config, found, groups, threshold)
-    settings = {
-        "schema_version": SCHEMA_VERSION,
-        "choose": dataclasses.asdict(config),
-        "evidence": evidence.kind,
-        "found": found,
-        "groups": groups if config.by is not None else None,
-        "scores": _lookup(scores.meta, "fingerprint"),
-        "warnings": notes,
-    }
+    return _Ruled(reason, groups)
+
+
+def _judged(table: pa.Table, evidence: Evidence, reason: pa.ChunkedArray) -> pa.Table:
+    """The score table with ``D``, ``difficulty`` and ``reason`` as its last columns."""
     columns = {
         "D": pa.array(evidence.d, mask=np.isnan(evidence.d)),
         "difficulty": pa.array(evidence.difficulty, mask=np.isnan(evidence.difficulty)),
@@ -254,11 +280,15 @@ def choose(
         if name in table.column_names:
             table = table.drop_columns([name])
         table = table.append_column(name, column)
-    return Selection(table, settings, scores.dataset)
+    return table
 
 
-def _budget(config: ChooseConfig) -> float:
-    return DEFAULT_BUDGET if config.budget is None else config.budget
+def budget_size(budget: float, n: int) -> int:
+    """How many of ``n`` samples a budget keeps: k if ``budget`` is the float k/n, else
+    the budget as a decimal times n, rounded down (see ``choose``)."""
+    share = as_fraction("budget", budget)
+    nearest = round(share * n)
+    return nearest if nearest / n == float(share) else math.floor(share * n)
 
 
 def _threshold(config: ChooseConfig, kind: str) -> Fraction:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from rap.config import ChooseConfig
 from rap.errors import RapConfigError, RapInputError, RapStoreError
-from rap.selection import KEPT, REASONS, Scores, Selection, choose, load
+from rap.selection import KEPT, REASONS, Scores, Selection, budget_size, choose, load
 from rap.table import SCORE_SCHEMA, table_from_rows
 
 NAN, INF = float("nan"), float("inf")
@@ -327,6 +327,23 @@ def test_budgets_are_decimals(budget: float, n: int, kept: int) -> None:
     assert len(choose(scores_of([row(3, 5, 1, 5)] * n), budget=budget)) == kept
 
 
+def test_every_share_of_a_small_table_keeps_its_samples() -> None:
+    """1/7 of 7 rows is one, though the decimal of the float 1/7 is a little under."""
+    scores = {n: scores_of([row(3, 5, 1, 5)] * n) for n in range(1, 9)}
+    for n, table in scores.items():
+        assert [len(choose(table, budget=k / n)) for k in range(1, n + 1)] == [
+            *range(1, n + 1)
+        ]
+    for n in range(1, 120):
+        assert [budget_size(k / n, n) for k in range(1, n + 1)] == [*range(1, n + 1)]
+    # no share of n: the decimal, rounded down
+    assert budget_size(0.142857, 7) == 0
+    assert budget_size(math.nextafter(1 / 7, 0), 7) == 0
+    assert budget_size(math.nextafter(1 / 7, 1), 7) == 1
+    assert budget_size(0.29, 99) == 28
+    assert budget_size(np.float32(0.29), 100) == 29
+
+
 # ---------------------------------------------------------------- rules
 
 
@@ -381,6 +398,22 @@ def test_found_threshold_says_what_was_taken() -> None:
     assert "exactly that D" not in selection.summary()
     found = choose(scores_of(rows), budget=1, lambda_c=0.5).settings["found"]
     assert (found["lambda_c"], found["at_lambda_c"], found["kept"]) == (0.5, [0, 0], 5)
+
+
+def test_diagnostics_stand_at_the_exact_threshold() -> None:
+    """1/3 has no float64: samples with exactly that D are not above it."""
+    rows = [row(3, 3, 0, 3), *[row(c + 1, 3, c, 3) for c in (0, 1, 0)]]
+    selection = choose(scores_of(rows), budget=0.25)
+    assert selection.settings["found"]["lambda_c_exact"] == "1/3"
+    assert selection.diagnostics()["above"] == 1
+
+
+def test_diagnostics_use_the_divergence_of_the_selection() -> None:
+    rows = [{"status": "scored", "evidence": "logits"} for _ in range(4)]
+    for i, r in enumerate(rows):
+        r |= {"js": 0.01, "kl": float(i), "p_answer1": 0.5}
+    selection = choose(scores_of(rows), budget=0.5, divergence="kl")
+    assert selection.diagnostics()["above"] == 2
 
 
 def test_attention_is_calibrated_by_the_fence() -> None:
