@@ -9,6 +9,7 @@ The options and what their texts mean are in ``rap.options``.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -20,7 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
+from .config import require_judge
 from .errors import RapConfigError, RapError, RapInputError
 from .loading import load_model
 from .options import (
@@ -30,6 +33,7 @@ from .options import (
     MODEL_OPTIONS,
     OUTPUT_OPTIONS,
     PATH,
+    SECTIONS,
     Sectioned,
     filters,
     score_config,
@@ -38,6 +42,8 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from .samples import SampleSet
     from .selection import Scores, Selection
 
@@ -188,6 +194,7 @@ def score(
           --columns question=problem,answer=solution --counterfactual blank
     """
     samples = _open_data(data, columns, root)
+    assert samples is not None  # DATA is required
     scores = _score(samples, model, store, options)
     found = {"store": str(store), "samples": len(scores), **_plain_meta(scores)}
     if as_json:
@@ -226,9 +233,11 @@ def choose(
     """
     from .selection import Scores
 
+    samples = _open_data(data, columns, root)
     found = Scores.load(scores)
-    if data is not None:
-        found = _with_data(found, _open_data(data, columns, root))
+    if samples is not None:
+        _require_same(found.table, samples)
+        found = dataclasses.replace(found, dataset=samples)
     _choose_and_tell(found, options)
 
 
@@ -292,10 +301,15 @@ def select(
     """
     chosen = {k: options.pop(k) for k in (*CHOOSE_NAMES, "out", "report", "compare")}
     chosen["as_json"] = options.pop("as_json")
-    samples = None if data is None else _open_data(data, columns, root)
     if rollouts is not None:
-        if model is not None or store is not None:
-            raise click.UsageError("--rollouts stands in for --model and --store")
+        _refuse_given(
+            f"{SECTIONS['Model']} {SECTIONS['Scoring']}",
+            "with --rollouts, which stands in for a model",
+        )
+    else:
+        _refuse_given("rollout_columns where drop", "without --rollouts")
+    samples = _open_data(data, columns, root)
+    if rollouts is not None:
         scores = _from_rollouts(rollouts, rollout_columns, where, drop, samples)
     else:
         if samples is None or model is None:
@@ -342,8 +356,10 @@ def report(
     from .report import write_report
     from .selection import load
 
-    samples = None if data is None else _open_data(data, columns, root)
+    samples = _open_data(data, columns, root)
     found = load(selection)
+    if samples is not None:
+        _require_same(found.table, samples)
     path = write_report(found, out, dataset=samples, title=title, per_reason=per_reason)
     if as_json:
         _print_json({"report": str(path), "bytes": path.stat().st_size})
@@ -396,9 +412,27 @@ def demo(out: Path, samples: int) -> None:
 # ---------------------------------------------------------------- their parts
 
 
-def _open_data(path: Path, columns: Sequence[str], root: Path | None) -> SampleSet:
+def _refuse_given(names: str, why: str) -> None:
+    """A usage error that names those of these parameters that the user gave."""
+    context = click.get_current_context()
+    given = [
+        max(param.opts, key=len)
+        for param in context.command.params
+        if param.name in names.split()
+        and context.get_parameter_source(param.name) is ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise click.UsageError(f"no effect {why}: {', '.join(given)}")
+
+
+def _open_data(
+    path: Path | None, columns: Sequence[str], root: Path | None
+) -> SampleSet | None:
     from .samples import open_samples
 
+    if path is None:
+        _refuse_given("columns root", "without a data set")
+        return None
     if not path.exists():
         raise RapInputError(f"{path}: no such file or folder")
     return open_samples(path, columns=to_columns(columns), root=root)
@@ -408,6 +442,7 @@ def _score(
     samples: SampleSet, model: str, store: Path, options: Mapping[str, Any]
 ) -> Scores:
     config = score_config(options)  # refused before the model is loaded
+    require_judge(config.evidence, options["reward"])
     reward = _load_reward(options["reward"])
     shown = options["progress"]
     if not (sys.stderr.isatty() if shown is None else shown):
@@ -492,18 +527,15 @@ def _from_rollouts(
     )
 
 
-def _with_data(scores: Scores, samples: SampleSet) -> Scores:
-    """``scores`` with their data set, after a look that it is theirs."""
-    import dataclasses
-
-    index, ids = scores.table["index"].to_pylist(), scores.table["id"].to_pylist()
+def _require_same(table: pa.Table, samples: SampleSet) -> None:
+    """Refuse a data set that is not the one ``table`` is of: ids stand at their index."""
     known = samples.ids
-    for i, name in zip(index, ids, strict=True):
+    rows = zip(table["index"].to_pylist(), table["id"].to_pylist(), strict=True)
+    for i, name in rows:
         if not 0 <= i < len(known) or known[i] != name:
             raise RapInputError(
                 f"the data set is not the one that was scored: row {i} was {name[:80]!r}"
             )
-    return dataclasses.replace(scores, dataset=samples)
 
 
 def _choose_and_tell(scores: Scores, options: Mapping[str, Any]) -> None:

@@ -291,6 +291,15 @@ class ScoreConfig:
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in speed}
 
 
+def require_judge(evidence: str, reward: object) -> None:
+    """Raises ``RapConfigError`` for a reward function that nothing would call."""
+    if reward is not None and evidence != "rollouts":
+        raise RapConfigError(
+            f"reward: evidence {evidence!r} judges no completion, so it would never be "
+            "called; leave it out, or score with evidence 'rollouts'"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class ChooseConfig:
     """How scores become a selection; method.md sections 3 and 4."""

@@ -243,6 +243,12 @@ def test_another_data_set_than_the_scored_one_is_refused(tmp_path):
     refused("choose", path, "--data", file, code=1, says="row 10 was 's10'")
     file.write_text(file.read_text().replace('"s3"', '"other"'))
     refused("choose", path, "--data", file, code=1, says="row 3 was 's3'")
+    out = tmp_path / "selection"
+    run("choose", path, "--out", out)
+    page = tmp_path / "page.html"
+    more = ("--data", file, "--out", page)
+    refused("report", out, *more, code=1, says="row 3 was 's3'")
+    assert not page.exists()
 
 
 def test_info_as_text_and_json():
@@ -262,7 +268,27 @@ def test_info_as_text_and_json():
         (("choose", "x", "--rule", "best"), "--rule"),
         (("choose", "x", "--budget", "many"), "--budget"),
         (("select",), "DATA and --model"),
-        (("select", "--rollouts", "x", "--model", "y"), "--rollouts stands in"),
+        (
+            ("select", "--rollouts", "x", "--model", "y", "--batch-size", "8"),
+            "no effect with --rollouts, which stands in for a model: --model, --batch-size",
+        ),
+        (
+            ("select", "--rollouts", "x", "--evidence", "answer", "--reward", "a:b"),
+            "--evidence, --reward",
+        ),
+        (("select", "--rollouts", "x", "--set", "m1=3", "--no-progress"), "--set, --"),
+        (("select", "--rollouts", "x", "--store", "y"), "stands in for a model: --store"),
+        (
+            ("select", str(MATHVISION), "--model", "m", "--where", "a=b", "--drop", "c=d"),
+            "no effect without --rollouts: --where, --drop",
+        ),
+        (("choose", "x", "--root", "."), "no effect without a data set: --root"),
+        (("report", "x", "--columns", "id=a"), "without a data set: --columns"),
+        (("select", "--rollouts", "x", "--columns", "id=a"), "data set: --columns"),
+        (
+            ("score", str(MATHVISION), "--model", "m", "--store", "y", "--reward", "a:b"),
+            "reward: evidence 'answer' judges no completion",
+        ),
         (("score", "x", "--store", "y"), "--model"),
         (("select", str(MATHVISION), "--model", "m"), "--out DIR or --store DIR"),
         (("choose", "x", "--data", str(MATHVISION), "--columns", "id"), "NAME=VALUE"),
