@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, Self
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .config import TRAIN_GROUP, ChooseConfig, ScoreConfig
+from .config import TRAIN_GROUP, ChooseConfig, ScoreConfig, require_judge
 from .environment import version
 from .errors import RapConfigError, RapError, RapInputError, RapModelError
 from .evidence import Scorer, rounded
@@ -93,7 +93,7 @@ def score(
         A `ScoreConfig`, and single fields that replace its own.
     reward
         None checks answers with the built-in checker, else a callable with TRL's
-        signature. Used by evidence ``rollouts`` only.
+        signature. For evidence ``rollouts`` only: the others judge no completion.
     progress
         True shows a bar where someone watches (a terminal, a notebook), ``"force"``
         always.
@@ -120,6 +120,7 @@ def score(
 
     wall = time.perf_counter()
     config = _resolve(config, overrides)
+    require_judge(config.evidence, reward)
     if isinstance(dataset, SampleSet):
         samples = dataset
     else:
@@ -187,6 +188,8 @@ def _resolve(config: ScoreConfig | None, overrides: dict[str, Any]) -> ScoreConf
     for name in overrides:
         if name not in names:
             raise RapConfigError(f"unknown setting {name!r}: expected one of {names}")
+    if not isinstance(config, (ScoreConfig, type(None))):
+        raise RapConfigError(f"config = {config!r}: expected a rap.ScoreConfig or None")
     return dataclasses.replace(config or ScoreConfig(), **overrides)
 
 

@@ -8,6 +8,7 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 
+import rap
 from rap.config import AceConfig, ChooseConfig, Sampling, ScoreConfig
 from rap.errors import RapConfigError
 
@@ -52,6 +53,16 @@ def test_any_value_is_taken_or_refused_by_name(kind: type) -> None:
 def test_wrong_types_are_refused(kind: type, given: dict, name: str) -> None:
     with pytest.raises(RapConfigError, match=f"^{name}"):
         kind(**given)
+
+
+def test_what_scoring_would_never_use_is_refused() -> None:
+    for given, word in (
+        ({"reward": len}, "reward: evidence 'answer' judges no completion"),
+        ({"reward": len, "evidence": "logits"}, "reward: evidence 'logits'"),
+        ({"config": {"m1": 3}}, "config = .*expected a rap.ScoreConfig"),
+    ):
+        with pytest.raises(RapConfigError, match=word):
+            rap.score(None, None, [], **given)
 
 
 def test_parts_may_be_mappings() -> None:
