@@ -456,8 +456,10 @@ class ModelDriver:
         """Model and processor for the fingerprint: JSON values, equal in every process.
 
         ``weights_sha256`` covers name, shape and dtype of every parameter and persistent
-        buffer, all bytes of those up to 64 KiB, and of larger ones 64 KiB: the first and
-        last 16 KiB and 32 KiB of elements evenly spread between them. Weights that are
+        buffer and all its bytes: as they are up to 64 KiB; of larger ones 64 KiB (the
+        first and last 16 KiB and 32 KiB of elements evenly spread between them) and two
+        exact checksums of each 32 MiB, computed where the tensor lies. One changed
+        weight always changes it; it is no protection against forgery. Weights that are
         not in memory (device "meta") count with name, shape and dtype.
         ``processor_sha256`` covers the settings of every part, the chat template and the
         tokenizer (vocabulary, merges, added tokens).
@@ -664,6 +666,7 @@ def _join(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 _HASHED_BYTES = 1 << 16
+_CHUNK_BYTES = 1 << 25
 
 
 def weights_sha256(model: torch.nn.Module) -> str:
@@ -675,12 +678,36 @@ def weights_sha256(model: torch.nn.Module) -> str:
             continue
         digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}\n".encode())
         if tensor.device.type != "meta":
-            digest.update(_some_bytes(tensor))
+            flat = tensor.detach().reshape(-1)
+            digest.update(_some_bytes(flat))
+            if flat.nbytes > _HASHED_BYTES:
+                digest.update(_checksums(flat).cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
-def _some_bytes(tensor: torch.Tensor) -> bytes:
-    flat = tensor.detach().reshape(-1)
+def _checksums(flat: torch.Tensor) -> torch.Tensor:
+    """int64 [chunks, 2] over all bytes of a vector, the same on every device.
+
+    A chunk's 64-bit words are summed modulo 2^64, plainly and weighted by 1, 3, 5, ...:
+    integers, so no order of summing matters. An odd weight has an inverse modulo 2^64,
+    so no single word can change unseen; the weights also see words that change places.
+    """
+    octets = flat.contiguous().view(torch.uint8)
+    most = min(_CHUNK_BYTES, len(octets) + 7) // 8
+    weights = torch.arange(most, device=flat.device) * 2 + 1
+    sums = []
+    for start in range(0, len(octets), _CHUNK_BYTES):
+        chunk = octets[start : start + _CHUNK_BYTES]
+        if len(chunk) % 8:
+            chunk = torch.nn.functional.pad(chunk, (0, -len(chunk) % 8))
+        if chunk.storage_offset() % 8 or chunk.data_ptr() % 8:
+            chunk = chunk.clone()
+        words = chunk.view(torch.int64)
+        sums.append(torch.stack([words.sum(), (words * weights[: len(words)]).sum()]))
+    return torch.stack(sums)
+
+
+def _some_bytes(flat: torch.Tensor) -> bytes:
     limit = max(4, _HASHED_BYTES // flat.element_size())
     if flat.numel() > limit:
         quarter = limit // 4

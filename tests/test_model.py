@@ -803,13 +803,13 @@ def test_identity_sees_what_changes_a_score():
         assert processor_sha256(other) != settings
 
 
-def test_weights_hash_reads_large_tensors_in_part():
+def test_weights_hash_of_large_tensors():
     class Holder(torch.nn.Module):
         def __init__(self, x):
             super().__init__()
             self.x = torch.nn.Parameter(x, requires_grad=False)
 
-    x = torch.arange(1 << 18, dtype=torch.float32)  # 1 MiB: 64 KiB of it are read
+    x = torch.arange(1 << 18, dtype=torch.float32)  # 1 MiB
     start = weights_sha256(Holder(x))
     assert weights_sha256(Holder(x.clone())) == start
     for i in (0, 4095, len(x) - 4096, len(x) - 1):
@@ -827,6 +827,45 @@ def test_weights_hash_reads_large_tensors_in_part():
     assert len(all_bytes) == len(range(0, 1000, 7))
     meta = Holder(torch.empty(5, device="meta"))
     assert weights_sha256(meta) != weights_sha256(Holder(torch.empty(6, device="meta")))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8, torch.bool])
+def test_weights_hash_sees_any_one_weight(dtype, monkeypatch):
+    """Whatever the chunk it lies in, and wherever the tensor lies in memory."""
+    from rap import model as module
+
+    monkeypatch.setattr(module, "_CHUNK_BYTES", 1 << 14)
+    rng = torch.Generator().manual_seed(0)
+    n = 70_003  # no multiple of a chunk, nor of eight bytes
+    x = torch.randint(0, 2, (n,), generator=rng).to(dtype)
+    plain = torch.nn.Module()
+    plain.register_buffer("x", x)
+    start = weights_sha256(plain)
+    for i in [0, n - 1, *torch.randint(0, n, (40,), generator=rng).tolist()]:
+        plain.x = x.clone()
+        plain.x[i] = 1 - x[i].to(torch.int8)
+        assert weights_sha256(plain) != start, i
+    plain.x = x.clone()
+    a, b = 20_000, int((x[20_000:] != x[20_000]).nonzero()[0]) + 20_000
+    plain.x[a], plain.x[b] = x[b].clone(), x[a].clone()
+    assert weights_sha256(plain) != start
+    room = torch.zeros(n + 1, dtype=dtype)
+    plain.x = room[1:].copy_(x)  # not at a multiple of eight bytes
+    assert weights_sha256(plain) == start
+    plain.x = torch.stack([x, x], dim=1)[:, 0]  # nor contiguous
+    assert weights_sha256(plain) == start
+
+
+def test_weights_checksums_are_what_they_say():
+    from rap.model import _checksums
+
+    x = torch.arange(-5, 1 << 14, dtype=torch.int16) * 7
+    data = x.numpy().tobytes()
+    words = np.frombuffer(data + b"\0" * (-len(data) % 8), dtype="<i8").tolist()
+    sums = (sum(words), sum(w * (2 * i + 1) for i, w in enumerate(words)))
+    assert [[int(v) % 2**64 for v in row] for row in _checksums(x).tolist()] == [
+        [v % 2**64 for v in sums]
+    ]
 
 
 def test_a_decoder_inside_a_wrapper_with_a_head_of_its_own():
