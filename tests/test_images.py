@@ -228,6 +228,21 @@ def test_fault_08_link_put_there_later_is_not_followed(tmp_path):
         load_images(sample.images, max_pixels=MANY)
 
 
+def test_fault_08_link_put_there_after_the_look_is_not_followed(tmp_path, monkeypatch):
+    """Between the look at the file and its opening."""
+    path, target = tmp_path / "x.png", tmp_path / "secret.png"
+    for file in (path, target):
+        file.write_bytes(encoded(Image.new("RGB", (8, 8))))
+    looked = os.lstat(path)
+    path.unlink()
+    path.symlink_to(target)
+    real = os.lstat
+    monkeypatch.setattr(
+        os, "lstat", lambda p, **k: looked if str(p) == str(path) else real(p, **k)
+    )
+    assert path_code(path) == "image_unreadable"
+
+
 @pytest.mark.parametrize(
     "url",
     [

@@ -64,6 +64,19 @@ def test_every_kind_of_table_gives_the_same_counts(tmp_path: Path) -> None:
         assert scores.rollouts["text"].to_pylist() == ["4", "5", "6", "5", "4", "?"]
 
 
+def test_a_flipped_bit_in_parquet_is_an_error(tmp_path: Path) -> None:
+    """Uncompressed, so that nothing but the page's checksum can tell."""
+    path = tmp_path / "rollouts.parquet"
+    options = {"compression": "none", "use_dictionary": False, "write_page_checksum": True}
+    pq.write_table(pa.Table.from_pylist(ROWS * 50), path, **options)
+    data = bytearray(path.read_bytes())
+    chunk = pq.read_metadata(path).row_group(0).column(0)
+    data[chunk.data_page_offset + chunk.total_compressed_size - 1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(RapInputError, match="cannot be read"):
+        Scores.from_rollouts(path)
+
+
 def test_pandas_and_datasets() -> None:
     pd = pytest.importorskip("pandas")
     datasets = pytest.importorskip("datasets")
