@@ -24,7 +24,7 @@ import click
 from click.core import ParameterSource
 
 from .config import require_judge
-from .errors import RapConfigError, RapError, RapInputError
+from .errors import RapConfigError, RapError, RapInputError, RapStoreError
 from .loading import load_model
 from .options import (
     CHOOSE_NAMES,
@@ -466,13 +466,22 @@ def _score(
             config=config,
             reward=reward,
             progress=True if shown is None else "force" if shown else False,
+            retry_quarantined=options["retry"],
         )
     except KeyboardInterrupt:
-        click.echo(
-            f"rap: finished shards are in {store}; the same command goes on from there",
-            err=True,
-        )
+        click.echo(f"rap: {_kept_in(store)}", err=True)
         raise
+
+
+def _kept_in(store: Any) -> str:
+    """What an interrupted run leaves behind."""
+    from .store import ScoreStore
+
+    try:
+        kept = ScoreStore.load(store).n_kept()
+    except RapStoreError:  # interrupted before there was a store
+        return "nothing was scored yet"
+    return f"{kept} samples are kept in {store}; the same command goes on from there"
 
 
 def _quiet_transformers() -> None:

@@ -251,13 +251,28 @@ class Scorer:
                 job.quarantine("model", "nonfinite", f"logits not finite: {where}")
             drawn[id(job)].append(result)
         if not greedy and m >= 2:
-            self._watch_degenerate([drawn[id(job)] for job in jobs if job.alive])
+            for job in jobs:
+                if job.alive:
+                    same = degenerate(drawn[id(job)])
+                    job.groups += 1
+                    job.degenerate_groups += same
+                    self.count_groups(1, same)
+            self.check_degenerate(final=False)
         return drawn
 
-    def _watch_degenerate(self, groups: list[list[Completion]]) -> None:
-        self.groups += len(groups)
-        self.degenerate_groups += sum(map(degenerate, groups))
-        if self.allow_degenerate or self.groups < MIN_GROUPS:
+    def count_groups(self, groups: int, degenerate: int) -> None:
+        """Take note of groups of completions, also those that an earlier run drew."""
+        self.groups += groups
+        self.degenerate_groups += degenerate
+
+    def check_degenerate(self, *, final: bool) -> None:
+        """Raise ``RapModelError`` if half of all groups are degenerate.
+
+        During the run after `MIN_GROUPS`. At its end whatever their number is, but one
+        such group alone is no proof: it happens by chance with up to 5 % of the groups.
+        """
+        enough = self.degenerate_groups >= 2 if final else self.groups >= MIN_GROUPS
+        if self.allow_degenerate or not enough:
             return
         if 2 * self.degenerate_groups >= self.groups:
             sampling = self.config.sampling

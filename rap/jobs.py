@@ -7,10 +7,10 @@ model. What the evidence then adds to a `Job` is in ``rap.evidence``.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .choices import letter, resolve_choice
 from .config import ScoreConfig
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
     from .model import ModelDriver, Prepared
 
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
 SOLUTION_COLUMNS = ("response", "solution", "rationale", "explanation")
 """Columns that may hold a worked solution, for evidence ``logits``."""
 
@@ -49,6 +52,9 @@ class Job:
     answer: Prepared | None = None
     """Evidence ``logits``: the answer with the image, for the difficulty."""
     rollouts: list[dict[str, Any]] = field(default_factory=list)
+    groups: int = 0
+    """Groups of completions that were drawn, and those that were ``degenerate``."""
+    degenerate_groups: int = 0
 
     @property
     def alive(self) -> bool:
@@ -201,8 +207,8 @@ def reference_solution(sample: Sample) -> str | None:
 
 
 def ahead(
-    prepare: Callable[[int], Job], items: Sequence[int], *, workers: int, depth: int
-) -> Generator[Job]:
+    prepare: Callable[[Item], Made], items: Iterable[Item], *, workers: int, depth: int
+) -> Generator[Made]:
     """``prepare`` of each item, in order, at most ``depth`` made ahead by threads.
 
     Closing the iterator cancels what has not begun. ``workers`` 0 works in the caller.
@@ -210,7 +216,7 @@ def ahead(
     if workers == 0:
         yield from map(prepare, items)
         return
-    waiting: deque[Future[Job]] = deque()
+    waiting: deque[Future[Made]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="rap-prepare")
     try:
         rest = iter(items)

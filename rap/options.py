@@ -25,7 +25,7 @@ SECTIONS = {
     "Completions made elsewhere": "rollouts rollout_columns where drop",
     "Model": "model store device dtype attn_implementation trust_remote_code allow_pickle",
     "Scoring": "evidence counterfactual m1 m0 max_new_tokens temperature seed batch_size "
-    "reward settings progress",
+    "reward settings progress retry",
     "Choosing": "rule budget lambda_c lambda_a replace by trivial divergence",
     "Result": "out report compare as_json title per_reason",
 }
@@ -134,6 +134,11 @@ MODEL_OPTIONS = _compose(
         "--allow-pickle",
         is_flag=True,
         help="Load weights that are not safetensors; a pickle can run code.",
+    ),
+    click.option(
+        "--retry",
+        is_flag=True,
+        help="Score quarantined samples of the store again (with their whole shards).",
     ),
     click.option(
         "--progress/--no-progress",

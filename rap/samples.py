@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -215,28 +215,26 @@ class SampleSet(Sequence["Sample | Bad"]):
             raise BadSample("data", "bad_text", "id holds a lone surrogate") from None
         return text
 
-    def content_hash(self) -> str:
+    def content_hash(self, more: Iterable[str] = ()) -> str:
         """sha256 over ids, questions, answers, choices, sources and image paths as they
-        stand in the rows, in order.
+        stand in the rows, in order, and over the columns ``more`` as far as they are there.
 
-        One pass over the rows, kept. The images' own bytes are not in it: they are hashed
-        one by one when they are read (``sample_sha256``), so that an image that changed
-        shows in its row and does not make the whole data set another one.
+        One pass over the rows. The images' own bytes are not in it: they are hashed one by
+        one when they are read (``sample_sha256``), so that an image that changed shows in
+        its row and does not make the whole data set another one.
         """
-        return self._content_hash
-
-    @cached_property
-    def _content_hash(self) -> str:
         roles = ["question", "answer", "choices", "source"]
         if self.columns["images"] not in self._rows.image_columns:
             roles.append("images")
-        digest = hashlib.sha256(json.dumps([self._ids, roles]).encode())
-        for row in self._rows.each(self._outer(*roles)):
+        there = set(self._rows.columns) - set(self._rows.image_columns)
+        names = sorted(there.intersection(more))
+        digest = hashlib.sha256(json.dumps([self._ids, roles, names]).encode())
+        for row in self._rows.each(list(dict.fromkeys([*self._outer(*roles), *names]))):
             if isinstance(row, BadSample):
                 digest.update(row.message.encode("utf-8", "replace"))
             else:
                 values = [cell(row, self.columns[role]) for role in roles]
-                digest.update(_canonical(values))
+                digest.update(_canonical([*values, *(cell(row, name) for name in names)]))
             digest.update(b"\n")
         return digest.hexdigest()
 

@@ -6,6 +6,10 @@
 A sample that cannot be scored becomes a quarantined row with a stage, a code and a
 message, and the run goes on; only a share above ``max_bad_fraction`` stops it.
 
+What is durable. A shard is written when it is whole. Of the shard in progress the batches
+so far are kept whenever the run ends in order (Ctrl-C, an error, too many bad samples) and
+every `PARTIAL_SECONDS` besides, so that kill -9 loses half a minute at most.
+
 What is guaranteed. Shards are fixed ranges of rows and batches never span them, so an
 interrupted run redoes the same batches: on one machine, with one batch size, the table
 comes out byte for byte (`table.VOLATILE_COLUMNS` aside) whatever the number of workers,
@@ -22,12 +26,16 @@ there. A batch halved for lack of memory counts as one of another size.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import math
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import warnings
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
@@ -37,11 +45,12 @@ from .config import TRAIN_GROUP, ChooseConfig, ScoreConfig, require_judge
 from .environment import version
 from .errors import RapConfigError, RapError, RapInputError, RapModelError
 from .evidence import Scorer, rounded
-from .jobs import Job, ahead, clean, prepare_job
+from .images import read_bytes
+from .jobs import SOLUTION_COLUMNS, Job, ahead, clean, prepare_job
 from .rewards import Checker, make_checker
 from .rollouts import IMAGE_ARM
-from .samples import SampleSet, open_samples
-from .scores import Scores
+from .samples import BadSample, Sample, SampleSet, open_samples
+from .scores import Scores, as_fraction
 from .selected import Selection
 from .selection import choose
 from .store import ScoreStore
@@ -61,6 +70,9 @@ if TYPE_CHECKING:
 MIN_SEEN = 20
 """A run is not given up for its bad samples before this many were seen."""
 
+PARTIAL_SECONDS = 30.0
+"""A shard that takes longer is kept so often while it is in progress."""
+
 
 def score(
     model: Any,
@@ -74,6 +86,8 @@ def score(
     root: str | os.PathLike[str] | None = None,
     progress: bool | str = True,
     allow_degenerate: bool = False,
+    verify_images: bool = True,
+    retry_quarantined: bool = False,
     **overrides: Any,
 ) -> Scores:
     """Score every sample of a data set with one model: the heavy half.
@@ -99,6 +113,13 @@ def score(
         always.
     allow_degenerate
         Go on although most groups of completions are identical.
+    verify_images
+        When a run goes on, read the images of what is scored once more and compare their
+        hashes: the shard of an image that changed is scored again, with a warning.
+    retry_quarantined
+        Score again the shards that hold a quarantined sample, but for those whose row
+        itself is bad (stage ``data``). Whole shards, so that the bytes are those of a
+        fresh run.
 
     Returns
     -------
@@ -109,7 +130,7 @@ def score(
     ------
     RapInputError
         The data set is empty or unusable, or more than ``max_bad_fraction`` of it is bad
-        (shards already written stay).
+        (what was scored so far stays in the store).
     RapModelError
         The model cannot be driven, most of the bad samples are the model's doing, or the
         completions of most samples are identical.
@@ -134,8 +155,12 @@ def score(
         _folder(store) as path,
     ):
         driver.check()
-        fingerprint = _fingerprint(driver, config, checker, samples)
+        fingerprint = _fingerprint(driver, config, checker, samples, reward is not None)
         with ScoreStore.open(path, fingerprint, len(samples), config.shard_size) as shards:
+            if retry_quarantined:
+                _redo_quarantined(shards)
+            if verify_images:
+                _redo_changed_images(shards, samples, config.workers)
             scorer = Scorer(driver, config, checker, allow_degenerate)
             run = _Run(samples, driver, config, scorer)
             run.fill(shards, progress)
@@ -227,20 +252,102 @@ def _checker(
 
 
 def _fingerprint(
-    driver: ModelDriver, config: ScoreConfig, checker: Checker | None, samples: SampleSet
+    driver: ModelDriver,
+    config: ScoreConfig,
+    checker: Checker | None,
+    samples: SampleSet,
+    custom_reward: bool,
 ) -> dict[str, Any]:
-    """All that a score depends on; a store refuses another one, naming the field."""
+    """All that a score depends on; a store refuses another one, naming the field.
+
+    A user's reward function may read any column; evidence ``logits`` reads a solution.
+    """
+    more: Iterable[str] = SOLUTION_COLUMNS if config.evidence == "logits" else ()
+    if custom_reward:
+        more = samples.column_names
     return {
         "model": driver.identity(),
         "config": config.fingerprint(),
         "checker": None if checker is None else checker.name,
-        "dataset": samples.content_hash(),
+        "dataset": samples.content_hash(more),
         "rap_version": version("rap-select") or "not installed",
         "schema_version": SCHEMA_VERSION,
     }
 
 
+# ---- what is scored again -----------------------------------------------------
+
+
+def _redo_quarantined(shards: ScoreStore) -> None:
+    for k in shards.finished():
+        table = shards.read_shard(k).select(["status", "stage"]).to_pylist()
+        if any(r["status"] == QUARANTINED and r["stage"] != "data" for r in table):
+            shards.redo(k)
+
+
+def _redo_changed_images(shards: ScoreStore, samples: SampleSet, workers: int) -> None:
+    """Images may change between two runs: rows made from others are not kept."""
+
+    def changed(row: Mapping[str, Any]) -> str | None:
+        sample = samples[row["index"]]
+        if row["image_sha256"] is None or not isinstance(sample, Sample):
+            return None
+        try:
+            hashes = [hashlib.sha256(read_bytes(ref)).hexdigest() for ref in sample.images]
+        except BadSample:
+            hashes = []
+        return None if ",".join(hashes) == row["image_sha256"] else row["id"]
+
+    names = ["id", "index", "image_sha256"]
+    found: list[str] = []
+    for k in sorted({*shards.finished(), *shards.parts()}):
+        part = shards.partial(k)
+        table = shards.read_shard(k) if part is None else part.scores
+        rows = table.select(names).to_pylist()
+        stale = [id for id in ahead(changed, rows, workers=workers, depth=64) if id]
+        if stale:
+            shards.redo(k)
+            found += stale
+    if found:
+        warnings.warn(
+            f"{len(found)} images changed since they were scored, {found[0]!r} among them: "
+            "their shards are scored again",
+            stacklevel=3,
+        )
+
+
 # ---- the run ----------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Part:
+    """A shard in progress. ``jobs[:whole]`` are whole batches, the rest may be half done;
+    ``kept`` of them lie in the store; ``earlier`` is what other runs have tallied."""
+
+    k: int
+    size: int
+    jobs: list[Job] = field(default_factory=list)
+    whole: int = 0
+    kept: int = 0
+    earlier: Counter[str] = field(default_factory=Counter)
+
+    def tables(self) -> tuple[pa.Table, pa.Table | None]:
+        """(scores, rollouts or None) of the whole batches."""
+        done = self.jobs[: self.whole]
+        rollouts = [rollout for job in done for rollout in job.rollouts]
+        return (
+            table_from_rows([rounded(job.row) for job in done]),
+            table_from_rows(rollouts, ROLLOUT_SCHEMA) if rollouts else None,
+        )
+
+    def tally(self) -> dict[str, int]:
+        """Groups of completions drawn, and how many of them were degenerate."""
+        done = self.jobs[: self.whole]
+        return {
+            "groups": self.earlier["groups"] + sum(j.groups for j in done),
+            "degenerate": self.earlier["degenerate"]
+            + sum(j.degenerate_groups for j in done),
+        }
 
 
 class _Run:
@@ -256,13 +363,17 @@ class _Run:
         self.bad: Counter[str] = Counter()  # "stage/code"
         self.example = ""
         self.seen = 0
+        self.written = time.monotonic()
 
     def fill(self, shards: ScoreStore, progress: bool | str) -> None:
-        """Score the missing shards, in order; each is written as soon as it is whole."""
-        missing = list(shards.missing())
-        for k in sorted(set(range(shards.n_shards)) - set(missing)):
-            self._count(shards.read_shard(k).to_pylist())
-        todo = [i for k in missing for i in shards.shard_range(k)]
+        """Score what is missing, in order; a shard is written as soon as it is whole."""
+        for k in shards.finished():
+            table = shards.read_shard(k).select(
+                ["id", "status", "stage", "code", "message"]
+            )
+            self._count(table.to_pylist(), shards.tally(k))
+        parts = deque(self._begin(shards, k) for k in shards.missing())
+        todo = [i for p in parts for i in shards.shard_range(p.k)[p.whole :]]
         jobs = ahead(
             lambda i: prepare_job(self.samples, self.driver, self.config, i),
             todo,
@@ -271,39 +382,85 @@ class _Run:
         )
         with _Bar(len(self.samples), self.seen, progress) as bar:
             try:
-                for k in missing:
-                    rows, rollouts = self._shard(jobs, len(shards.shard_range(k)), bar)
-                    shards.write(
-                        k,
-                        table_from_rows(rows),
-                        table_from_rows(rollouts, ROLLOUT_SCHEMA) if rollouts else None,
-                    )
+                while parts:
+                    self._shard(shards, parts[0], jobs, bar)
+                    parts.popleft()
+                    self._stop_if_bad(final=False)
+            except BaseException as error:
+                if parts:
+                    self._keep_after(shards, parts[0], error)
+                raise
             finally:
                 jobs.close()
+        self.scorer.check_degenerate(final=True)
         self._stop_if_bad(final=True)
 
+    def _begin(self, shards: ScoreStore, k: int) -> _Part:
+        """Shard k with what an earlier run has kept of it."""
+        part = _Part(k, len(shards.shard_range(k)))
+        kept = shards.partial(k)
+        if kept is None:
+            return part
+        rollouts: dict[int, list[dict[str, Any]]] = {}
+        if kept.rollouts is not None:
+            for rollout in kept.rollouts.to_pylist():
+                rollouts.setdefault(rollout["index"], []).append(rollout)
+        for row in kept.scores.to_pylist():
+            part.jobs.append(Job(row, rollouts=rollouts.get(row["index"], [])))
+        part.earlier = Counter(kept.tally)
+        part.whole = part.kept = len(part.jobs)
+        self._count((job.row for job in part.jobs), kept.tally)
+        return part
+
     def _shard(
-        self, jobs: Iterator[Job], size: int, bar: _Bar
-    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        done: list[Job] = []
+        self, shards: ScoreStore, part: _Part, jobs: Iterator[Job], bar: _Bar
+    ) -> None:
+        """Score what a shard still lacks, batch by batch, and write it."""
         batch: list[Job] = []
-        counted = 0
-        for n in range(size):
+        while part.whole < part.size:
             job = next(jobs)
-            done.append(job)
+            part.jobs.append(job)
             if job.alive:
                 batch.append(job)
-            if len(batch) == self.config.batch_size or (batch and n == size - 1):
+            last = len(part.jobs) == part.size
+            if len(batch) == self.config.batch_size or (batch and last):
                 self.scorer.score_batch(batch)
                 batch = []
-            if not batch:
-                self._count([j.row for j in done[counted:]])
-                bar.advance(len(done) - counted, self.bad.total())
-                counted = len(done)
+            if batch:
+                continue
+            new = part.jobs[part.whole :]
+            part.whole = len(part.jobs)
+            self._count(job.row for job in new)
+            bar.advance(len(new), self.bad.total())
+            if not last:
                 self._stop_if_bad(final=False)
-        return [rounded(j.row) for j in done], [r for j in done for r in j.rollouts]
+                if time.monotonic() - self.written >= PARTIAL_SECONDS:
+                    self._keep(shards, part)
+        scores, rollouts = part.tables()
+        shards.write(part.k, scores, rollouts, tally=part.tally())
+        self.written = time.monotonic()
 
-    def _count(self, rows: Iterable[dict[str, Any]]) -> None:
+    def _keep(self, shards: ScoreStore, part: _Part) -> None:
+        scores, rollouts = part.tables()
+        shards.write_partial(part.k, scores, rollouts, tally=part.tally())
+        part.kept = part.whole
+        self.written = time.monotonic()
+
+    def _keep_after(self, shards: ScoreStore, part: _Part, error: BaseException) -> None:
+        """The run ends with ``error``: what it has scored of its shard stays."""
+        if part.whole == part.kept or part.k in shards.finished():
+            return
+        try:
+            self._keep(shards, part)
+        except RapError as failed:  # the disk may be what ends the run
+            error.add_note(f"the shard in progress could not be kept: {failed}")
+
+    def _count(
+        self, rows: Iterable[Mapping[str, Any]], tally: Mapping[str, int] | None = None
+    ) -> None:
+        """Take note of rows; ``tally`` only if this run did not score them itself."""
+        if tally:
+            self.scorer.count_groups(tally["groups"], tally["degenerate"])
         for row in rows:
             self.seen += 1
             if row["status"] == QUARANTINED:
@@ -311,10 +468,14 @@ class _Run:
                 self.example = self.example or f"{row['id']!r}: {row['message']}"
 
     def _stop_if_bad(self, *, final: bool) -> None:
-        """Give up at the end, or as soon as the end can only be bad; always if all are."""
+        """Give up at the end, or as soon as the end can only be bad; always if all are.
+
+        One bad sample never stops a run, however small the data set.
+        """
         n, bad = len(self.samples), self.bad.total()
         limit = self.config.max_bad_fraction
-        if bad <= limit * n and not (final and bad == n):
+        allowed_bad = max(1, math.floor(as_fraction("max_bad_fraction", limit) * n))
+        if bad <= allowed_bad and not (final and bad == n):
             return
         if not final and self.seen < min(MIN_SEEN, n):
             return

@@ -81,6 +81,12 @@ def _attention(
     if limit is not None:
         found |= {"log_lambda_a": limit, "lambda_a": math.exp(limit)}
     passes = measured & (log_psi <= (math.inf if limit is None else limit))
+    if 2 * found["psi_too_short"] > found["psi_measured"]:
+        notes.append(
+            f"{found['psi_too_short']} of {found['psi_measured']} responses are shorter "
+            "than AceConfig.min_rows: attention decides little; evidence 'rollouts' or "
+            "'logits' reads it off whole responses"
+        )
     return _Attention(passes, measured & ~passes, valid & ~measured, found, notes)
 
 

@@ -6,15 +6,17 @@ A folder::
     lock                    held (POSIX record lock) while a process may write
     rollouts-00000.parquet  ROLLOUT_SCHEMA: every completion of shard 0 (if any were made)
     scores-00000.parquet    SCORE_SCHEMA: samples 0 .. shard_size - 1
+    partial-00001.parquet   the first rows of a shard in progress, with their rollouts
+    *.parquet.old           a shard that is being scored again; goes when it is
     *.corrupt               what was found damaged or foreign, set aside
     .*.tmp                  a write in progress; leftovers go at the next open
 
 Shard k holds the rows with index ``shard_range(k)``. Its rollouts are written before
 its scores, and the scores name the digest of their rollouts: a scores shard implies its
-rollouts. ``rap.files`` writes each file whole or not at all, also through kill -9 or
-power loss, with a digest over all its bytes and a note (kind, schema version,
-fingerprint, shard number, ...): one flipped bit anywhere makes the shard set aside, never
-a wrong score.
+rollouts. A partial shard is one file, so it never disagrees with its rollouts.
+``rap.files`` writes each file whole or not at all, also through kill -9 or power loss,
+with a digest over all its bytes and a note (kind, schema version, fingerprint, shard
+number, ...): one flipped bit anywhere makes the shard set aside, never a wrong score.
 
 The lock is a POSIX record lock, not flock: a forked data-loader worker does not inherit
 it, so it dies with the process that took it, and a dead process's lock is simply free.
@@ -32,9 +34,11 @@ import socket
 import time
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from .errors import RapConfigError, RapStoreError
@@ -50,9 +54,13 @@ from .files import (
 )
 from .table import ROLLOUT_SCHEMA, SCHEMA_VERSION, SCORE_SCHEMA
 
-_SHARD = re.compile(r"(scores|rollouts)-(\d{5,})\.parquet")
+_SHARD = re.compile(r"(scores|rollouts|partial)-(\d{5,})\.parquet")
 _TMP = re.compile(r"\..*\.tmp")
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+_PARTIAL_SCHEMA = SCORE_SCHEMA.append(
+    pa.field("rollouts", pa.list_(pa.struct(list(ROLLOUT_SCHEMA))))
+)
 
 # A record lock does not keep out a second store of the same process: this does.
 _open_here: set[str] = set()
@@ -152,6 +160,15 @@ def _now() -> str:
 # ---------------------------------------------------------------- store
 
 
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """The first rows of a shard, as ``ScoreStore.write_partial`` was given them."""
+
+    scores: pa.Table
+    rollouts: pa.Table | None
+    tally: dict[str, int]
+
+
 class ScoreStore:
     """Shards of scores in a folder; see the module's docstring.
 
@@ -170,6 +187,7 @@ class ScoreStore:
         self.warnings: list[str] = []
         self._lock = lock
         self._done: set[int] = set()
+        self._parts: set[int] = set()
 
     @classmethod
     def open(
@@ -263,26 +281,28 @@ class ScoreStore:
             return [k for k in range(self.n_shards) if k not in self._done]
         return [k for k in range(self.n_shards) if not self._scores(k).exists()]
 
-    def write(self, k: int, scores: pa.Table, rollouts: pa.Table | None = None) -> None:
+    def write(
+        self,
+        k: int,
+        scores: pa.Table,
+        rollouts: pa.Table | None = None,
+        *,
+        tally: Mapping[str, int] | None = None,
+    ) -> None:
         """Write shard ``k``, its rollouts first; when this returns it survives power
-        loss. A shard that is there already is replaced (retrying quarantined samples).
+        loss. What was there of it before (whole, partial) is replaced.
 
         ``scores``: SCORE_SCHEMA, one row per index of ``shard_range(k)``, in order.
         ``rollouts``: ROLLOUT_SCHEMA with indices of that range, or None if none exist.
+        ``tally``: counts that ``tally(k)`` gives back.
         Raises ``RapStoreError``; what was there before is intact then. ``ValueError``
         for rows that are not this shard's.
         """
-        if self._lock is None or self._lock.pid != os.getpid():
-            raise RapStoreError(f"{self.path}: the store is not open for writing")
-        wanted = self.shard_range(k)
+        wanted = self._writable(k)
         scores = scores.cast(SCORE_SCHEMA)
         if scores["index"].to_pylist() != list(wanted):
             raise ValueError(f"shard {k} needs the rows {wanted}, in order")
-        note = {
-            "schema_version": SCHEMA_VERSION,
-            "shard": k,
-            "fingerprint": self.fingerprint,
-        }
+        note = self._note(k)
         digest = None
         if rollouts is not None:
             rollouts = rollouts.cast(ROLLOUT_SCHEMA)
@@ -291,9 +311,97 @@ class ScoreStore:
             digest = write_parquet(
                 self._rollouts(k), rollouts, note | {"kind": "rollout shard"}
             )
-        note |= {"kind": "score shard", "rollouts": digest}
+        note |= {"kind": "score shard", "rollouts": digest, "tally": dict(tally or {})}
         write_parquet(self._scores(k), scores, note)
         self._done.add(k)
+        self._remove(self._partial(k))
+        self._remove(_old(self._scores(k)))
+        self._parts.discard(k)
+
+    def write_partial(
+        self,
+        k: int,
+        scores: pa.Table,
+        rollouts: pa.Table | None = None,
+        *,
+        tally: Mapping[str, int] | None = None,
+    ) -> None:
+        """Keep the first rows of shard ``k``, which is not whole yet; replaces what was
+        kept of it before. Arguments and errors as for ``write``, but ``scores`` may end
+        early, and ``rollouts`` must be in the order of the rows."""
+        wanted = list(self._writable(k))
+        scores = scores.cast(SCORE_SCHEMA)
+        index = scores["index"].to_pylist()
+        if k in self._done or not index or index != wanted[: len(index)]:
+            raise ValueError(f"shard {k}: not the first rows of a shard in progress")
+        rollouts = ROLLOUT_SCHEMA.empty_table() if rollouts is None else rollouts
+        rollouts = rollouts.cast(ROLLOUT_SCHEMA).combine_chunks()
+        of = rollouts["index"].to_numpy()
+        ends = np.searchsorted(of, [*index, index[-1] + 1])
+        if (np.diff(of) < 0).any() or ends[0] != 0 or ends[-1] != len(of):
+            raise ValueError(f"shard {k}: rollouts that are not of its rows, in order")
+        rows = pa.concat_arrays(rollouts.to_struct_array().chunks or [_NO_ROLLOUTS])
+        nested = pa.ListArray.from_arrays(pa.array(ends, pa.int32()), rows)
+        table = scores.append_column(_PARTIAL_SCHEMA.field("rollouts"), nested)
+        note = self._note(k) | {"kind": "partial shard", "tally": dict(tally or {})}
+        write_parquet(self._partial(k), table, note)
+        self._parts.add(k)
+
+    def partial(self, k: int) -> Partial | None:
+        """What is kept of shard ``k`` while it is not whole; None if nothing is.
+
+        Raises ``RapStoreError`` if it is damaged (``open`` has set such a file aside).
+        """
+        path = self._partial(k)
+        whole = k in self._done or (self._lock is None and self._scores(k).exists())
+        if whole or not path.exists():
+            return None
+        data, note, _ = self._verified_shard(path, k, "partial shard")
+        table = decoded(path, data).cast(_PARTIAL_SCHEMA)
+        wanted = list(self.shard_range(k))
+        if table["index"].to_pylist() != wanted[: table.num_rows]:
+            raise RapStoreError(f"{path}: holds other rows than the first of its shard")
+        flat = pa.concat_arrays(table["rollouts"].chunks).flatten()
+        rollouts = pa.Table.from_struct_array(flat).cast(ROLLOUT_SCHEMA)
+        scores = table.drop_columns(["rollouts"])
+        return Partial(scores, rollouts if len(flat) else None, note.get("tally", {}))
+
+    def tally(self, k: int) -> dict[str, int]:
+        """The counts that ``write`` was given. Raises ``RapStoreError``."""
+        _, note, _ = self._verified_shard(self._scores(k), k, "score shard")
+        return note.get("tally", {})
+
+    def redo(self, k: int) -> None:
+        """Have shard ``k`` scored again: it is ``missing()`` from now on, also after a
+        restart. Its old file stays beside it, as ``.old``, until ``write`` replaces it."""
+        self._writable(k)
+        try:
+            if self._scores(k).exists():
+                os.replace(self._scores(k), _old(self._scores(k)))
+        except OSError as error:
+            raise store_error(f"{self._scores(k)}: cannot be renamed", error) from error
+        self._done.discard(k)
+        self._remove(self._partial(k))
+        self._parts.discard(k)
+
+    def finished(self) -> list[int]:
+        """Numbers of the shards that are there (whole), ascending."""
+        missing = set(self.missing())
+        return [k for k in range(self.n_shards) if k not in missing]
+
+    def parts(self) -> list[int]:
+        """Numbers of the shards of which ``partial`` has something, ascending."""
+        if self._lock is not None:
+            return sorted(self._parts)
+        return [k for k in self.missing() if self._partial(k).exists()]
+
+    def n_kept(self) -> int:
+        """Rows that a run which goes on need not score again."""
+        kept = sum(len(self.shard_range(k)) for k in self.finished())
+        for k in self.parts():
+            part = self.partial(k)
+            kept += 0 if part is None else part.scores.num_rows
+        return kept
 
     def read(self) -> pa.Table:
         """All scores, in data-set order.
@@ -329,6 +437,27 @@ class ScoreStore:
         return pa.concat_tables(tables) if tables else None
 
     # -- inside
+
+    def _writable(self, k: int) -> range:
+        if self._lock is None or self._lock.pid != os.getpid():
+            raise RapStoreError(f"{self.path}: the store is not open for writing")
+        return self.shard_range(k)
+
+    def _note(self, k: int) -> dict[str, Any]:
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "shard": k,
+            "fingerprint": self.fingerprint,
+        }
+
+    def _remove(self, path: Path) -> None:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise store_error(f"{path}: cannot be removed", error) from error
+
+    def _partial(self, k: int) -> Path:
+        return self.path / f"partial-{k:05d}.parquet"
 
     def _scores(self, k: int) -> Path:
         return self.path / f"scores-{k:05d}.parquet"
@@ -374,6 +503,10 @@ class ScoreStore:
         for k in range(self.n_shards):
             if self._is_good(k):
                 self._done.add(k)
+                self._remove(self._partial(k))  # we died between its two last steps
+                self._remove(_old(self._scores(k)))
+            elif self._is_good_part(k):
+                self._parts.add(k)
 
     def _check_header(self, header: dict[str, Any], names: list[str]) -> None:
         path = self.path / "store.json"
@@ -434,6 +567,16 @@ class ScoreStore:
             return False
         return True
 
+    def _is_good_part(self, k: int) -> bool:
+        """Something is kept of shard ``k``, which is not whole; damage is set aside."""
+        try:
+            return self.partial(k) is not None
+        except OtherVersionError:
+            raise
+        except (RapStoreError, pa.ArrowException, ValueError) as error:
+            self._set_aside(self._partial(k), str(error))
+            return False
+
     def _set_aside(self, path: Path, why: str) -> None:
         """Rename to ``.corrupt``: nothing is deleted, someone may want to look."""
         target = path.with_name(path.name + ".corrupt")
@@ -465,6 +608,13 @@ class ScoreStore:
             )
         finally:
             os.close(handle)
+
+
+_NO_ROLLOUTS = pa.array([], pa.struct(list(ROLLOUT_SCHEMA)))
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(path.name + ".old")
 
 
 def _dump(header: Mapping[str, Any]) -> bytes:

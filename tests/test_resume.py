@@ -50,13 +50,15 @@ rows[23]["answer"] = "nonsense"
 model, processor = rap.demo.tiny.tiny_qwen2_5_vl()
 print("ready", flush=True)
 for line in sys.stdin:
-    evidence, store = line.split()
+    evidence, store, shard_size, seconds = line.split()
     pid = os.fork()
     if pid == 0:
         try:
+            rap.scoring.PARTIAL_SECONDS = float(seconds)
             rap.score(model, processor, rows, root=folder, store=store, evidence=evidence,
-                      m1=3, m0=2, sampling=rap.Sampling(max_new_tokens=6), shard_size=4,
-                      batch_size=2, max_bad_fraction=0.1, progress=False)
+                      m1=3, m0=2, sampling=rap.Sampling(max_new_tokens=6),
+                      shard_size=int(shard_size), batch_size=2,
+                      max_bad_fraction=0.1, progress=False)
         except KeyboardInterrupt:
             os._exit(130)
         except BaseException:
@@ -85,9 +87,12 @@ class Nursery:
         )
         assert self.process.stdout.readline() == "ready\n"
 
-    def start(self, evidence: str, store: Path) -> int:
-        """Begin a run; its pid, which stays its own until ``end``."""
-        self._say(f"{evidence} {store}")
+    def start(
+        self, evidence: str, store: Path, shard_size: int = 4, seconds: float = 0
+    ) -> int:
+        """Begin a run; its pid, which stays its own until ``end``. ``seconds``: how often
+        a shard in progress is kept; by default after each batch."""
+        self._say(f"{evidence} {store} {shard_size} {seconds}")
         return int(self.process.stdout.readline())
 
     def end(self) -> int:
@@ -95,9 +100,11 @@ class Nursery:
         self._say("reap")
         return int(self.process.stdout.readline())
 
-    def run(self, evidence: str, store: Path, kill_after: float | None = None) -> int:
+    def run(
+        self, evidence: str, store: Path, kill_after: float | None = None, **options: float
+    ) -> int:
         """Exit code of one run, killed if it still goes on after ``kill_after`` seconds."""
-        pid = self.start(evidence, store)
+        pid = self.start(evidence, store, **options)
         if kill_after is not None:
             time.sleep(kill_after)
             os.kill(pid, signal.SIGKILL)
@@ -123,7 +130,7 @@ def nursery(tmp_path_factory):
 def finished(store: Path) -> dict[str, str]:
     """Digest of every finished shard, the clock readings left out."""
     digests = {}
-    for path in sorted(store.glob("*.parquet")):
+    for path in sorted(store.glob("[sr]*.parquet")):  # not the shard in progress
         table = pq.read_table(path)
         clocks = [name for name in VOLATILE_COLUMNS if name in table.column_names]
         text = repr(table.drop_columns(clocks).to_pydict())
@@ -172,23 +179,31 @@ def test_fault_31_kill_9_and_resume_end_in_the_same_bytes(nursery, tmp_path, evi
             assert again.rollouts is None and rollouts is None
         assert finished(store) == finished(whole)
         assert selection_bytes(store, tmp_path / f"got-{store.name}") == wanted
-        assert not list(store.glob("*.corrupt")) and not list(store.glob(".*.tmp"))
+        for leftover in ("*.corrupt", ".*.tmp", "partial*", "*.old"):
+            assert not list(store.glob(leftover))
 
 
-def test_fault_32_interrupt_then_resume(nursery, tmp_path):
-    """Ctrl-C: KeyboardInterrupt comes out of ``score``, finished shards stay."""
+@pytest.mark.parametrize("evidence", ["rollouts", "answer"])
+def test_fault_32_interrupt_then_resume(nursery, tmp_path, evidence):
+    """Ctrl-C: KeyboardInterrupt comes out of ``score``; all but the batch at hand stays.
+
+    One shard of 40, which is kept only because the run ends in order."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert nursery.run("answer", whole) == 0
-    pid = nursery.start("answer", broken)
-    until = time.monotonic() + 30
-    while not (broken / "scores-00001.parquet").exists() and time.monotonic() < until:
-        time.sleep(0.002)
-    os.kill(pid, signal.SIGINT)
-    sent = time.monotonic()
-    code = nursery.end()
-    assert time.monotonic() - sent < 5
-    done = finished(broken)
-    assert code in (0, 130) and len(done) >= 2
-    assert nursery.run("answer", broken) == 0
-    assert done.items() <= finished(broken).items()
+    started = time.monotonic()
+    assert nursery.run(evidence, whole, shard_size=40, seconds=1e9) == 0
+    duration = time.monotonic() - started
+    kept = [0]
+    for part in (0.6, 0.5):
+        pid = nursery.start(evidence, broken, shard_size=40, seconds=1e9)
+        time.sleep(part * duration)
+        os.kill(pid, signal.SIGINT)
+        sent = time.monotonic()
+        assert nursery.end() in (0, 130)
+        assert time.monotonic() - sent < 5
+        kept.append(ScoreStore.load(broken).n_kept())
+    assert 0 < kept[1] <= kept[2], kept
+    assert nursery.run(evidence, broken, shard_size=40, seconds=1e9) == 0
     assert finished(broken) == finished(whole)
+    assert sorted(p.name for p in broken.iterdir()) == sorted(
+        p.name for p in whole.iterdir()
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import itertools
 import math
@@ -17,9 +18,10 @@ from scoring_rewards import by_length, hangs, sometimes
 from tiny_models import NAMES, build
 
 import rap
+from rap import reference
 from rap.config import AceConfig, Sampling, ScoreConfig
-from rap.errors import RapConfigError, RapInputError, RapModelError
-from rap.evidence import can_be_kept, in_halves, significant
+from rap.errors import RapConfigError, RapInputError, RapModelError, RapStoreError
+from rap.evidence import Scorer, can_be_kept, in_halves, significant
 from rap.jobs import ahead, answer_tokens, reference_solution, reference_text
 from rap.model import ModelDriver
 from rap.rollouts import row_seed
@@ -423,7 +425,7 @@ def test_batch_size_and_workers_do_not_change_the_selection(tiny, tmp_path, evid
         "m1": 3,
         "m0": 2,
         "sampling": FEW,
-        "reward": by_length,
+        "reward": by_length if evidence == "rollouts" else None,
         "shard_size": 10,
     }
     first = score(*tiny, rows, batch_size=8, workers=2, **options)
@@ -547,6 +549,38 @@ def test_too_many_bad_samples_stop_the_run_and_keep_the_shards(tiny, tmp_path):
     # the finished store says so too, without scoring
     with pytest.raises(RapInputError, match="10 of 60"):
         score(*tiny, rows, store=tmp_path, max_bad_fraction=0.16, shard_size=8)
+
+
+def test_too_many_bad_samples_lose_no_row(tiny, tmp_path):
+    """Rows of the shard in progress, and those of a shard whose end is the last straw."""
+    rows = make_rows(24)
+    for i in (0, 10, 11, 23):
+        rows[i]["image"] = {"bytes": b"<html>", "path": None}
+    options = {"batch_size": 4, "max_bad_fraction": 0.15}
+    for shard_size, kept in ((24, 24), (12, 24), (50, 24)):
+        options |= {"store": tmp_path / f"{shard_size}", "shard_size": shard_size}
+        with pytest.raises(RapInputError, match="4 of 24"):
+            score(*tiny, rows, **options)
+        assert ScoreStore.load(options["store"]).n_kept() == kept
+    # stopped in the middle, after the first batch that shows 20 samples
+    options |= {"store": tmp_path / "middle", "max_bad_fraction": 0.05, "shard_size": 30}
+    with pytest.raises(RapInputError, match="3 of 24 .*23 seen"):
+        score(*tiny, rows, **options)
+    assert ScoreStore.load(tmp_path / "middle").n_kept() == 23
+    assert len(score(*tiny, rows, **options | {"max_bad_fraction": 1.0})) == 24
+
+
+@pytest.mark.parametrize("n", [2, 10])
+def test_one_bad_sample_never_stops_a_run(tiny, n):
+    rows = make_rows(n)
+    rows[1]["image"] = {"bytes": b"<html>", "path": None}
+    counts = score(*tiny, rows).meta["counts"]
+    assert counts == {"quarantined_image_unreadable": 1, "scored": n - 1}
+    rows = make_rows(10)
+    for i in (1, 2):
+        rows[i]["image"] = {"bytes": b"<html>", "path": None}
+    with pytest.raises(RapInputError, match="2 of 10"):
+        score(*tiny, rows)
 
 
 def test_fault_18_nothing_usable_is_an_error(tiny):
@@ -702,6 +736,139 @@ def test_degenerate_rollouts_stop_the_run(tiny):
     assert scores.meta["counts"] == {"scored": 12}
 
 
+def test_degenerate_rollouts_of_few_samples_and_of_earlier_runs(tiny, tmp_path):
+    options = {"evidence": "rollouts", "m1": 3, "m0": 3, "batch_size": 1}
+    options |= {"sampling": Sampling(top_k=1, max_new_tokens=8)}
+    with pytest.raises(RapModelError, match="2 of 2 groups"):  # one sample, two arms
+        score(*tiny, make_rows(1), **options)
+    # six samples in a partial shard and two in a whole one, then one run more
+    options |= {"store": tmp_path, "shard_size": 4}
+    with pytest.raises(RapModelError, match="8 of 8 groups"):
+        score(*tiny, make_rows(6), **options)
+    there = ScoreStore.load(tmp_path)
+    assert (there.n_kept(), there.parts()) == (3, [0])
+    with pytest.raises(RapModelError, match="8 of 8 groups"):  # three, and one sample more
+        score(*tiny, make_rows(6), **options)
+    scores = score(*tiny, make_rows(6), allow_degenerate=True, **options)
+    assert len(scores) == 6
+    assert ScoreStore.load(tmp_path).tally(0) == {"groups": 8, "degenerate": 8}
+    with pytest.raises(RapModelError, match="12 of 12 groups"):  # nothing left to score
+        score(*tiny, make_rows(6), **options)
+
+
+def test_fault_10_images_that_changed_since_they_were_scored(tiny, tmp_path):
+    """Their shards are scored again and said so; the others stay."""
+    rows, folder = make_rows(9), tmp_path / "images"
+    folder.mkdir()
+    for i, row in enumerate(rows):
+        (folder / f"{i}.png").write_bytes(row["image"]["bytes"])
+        row["image"] = f"images/{i}.png"
+    options = {"store": tmp_path / "store", "shard_size": 3, "root": tmp_path}
+    before = score(*tiny, rows, **options)
+    (folder / "4.png").write_bytes((folder / "0.png").read_bytes())
+    stale = score(*tiny, rows, verify_images=False, **options)
+    assert stable(stale.table).equals(stable(before.table))
+    with pytest.warns(UserWarning, match="1 images changed"):
+        after = score(*tiny, rows, **options)
+    fresh = score(*tiny, rows, **options | {"store": tmp_path / "fresh"})
+    assert stable(after.table).equals(stable(fresh.table))
+    assert after.table["image_sha256"][4] == before.table["image_sha256"][0]
+    (folder / "8.png").unlink()
+    with pytest.warns(UserWarning, match="1 images changed"):
+        gone = score(*tiny, rows, **options)
+    assert gone.table["code"][8].as_py() == "image_missing"
+
+
+def test_quarantined_samples_can_be_retried(tiny, tmp_path):
+    rows, good = make_rows(9), tmp_path / "4.png"
+    for i, row in enumerate(rows):
+        path = tmp_path / f"{i}.png"
+        if i != 4:
+            path.write_bytes(row["image"]["bytes"])
+        row["content"], row["image"] = row["image"]["bytes"], path.name
+    contents = [row.pop("content") for row in rows]
+    options = {"store": tmp_path / "store", "shard_size": 3, "root": tmp_path}
+    first = score(*tiny, rows, **options)
+    assert first.meta["counts"] == {"scored": 8, "quarantined_image_missing": 1}
+    good.write_bytes(contents[4])
+    assert score(*tiny, rows, **options).meta["counts"] == first.meta["counts"]
+    again = score(*tiny, rows, retry_quarantined=True, **options)
+    assert again.meta["counts"] == {"scored": 9}
+    fresh = score(*tiny, rows, **options | {"store": tmp_path / "fresh"})
+    assert stable(again.table).equals(stable(fresh.table))
+
+
+def test_what_a_score_reads_is_in_the_fingerprint(tiny, tmp_path):
+    rows = make_rows(4)
+    for row in rows:
+        row["solution"] = "First the left one, then the right one, that makes it."
+    options = {"store": tmp_path, "evidence": "logits"}
+    score(*tiny, rows, **options)
+    for row in rows:
+        row["solution"] += " Really."
+    with pytest.raises(RapConfigError, match="dataset"):
+        score(*tiny, rows, **options)
+    score(*tiny, rows, store=tmp_path / "answer")  # which reads no solution
+    rows[0]["solution"] = "Another."
+    score(*tiny, rows, store=tmp_path / "answer")
+
+
+ACE_OPTIONS = [
+    {},
+    {"sigma": 3.0},
+    {"heads": "max"},
+    {"heads": "max", "renormalise": True},
+    {"normalise": False},
+    {"min_rows": 1},
+    {"window": 3, "min_rows": 3},
+    {"columns": "prompt"},
+]
+
+
+@pytest.mark.parametrize("changed", ACE_OPTIONS, ids=str)
+def test_every_ace_option_reaches_the_kernel(tiny, monkeypatch, changed):
+    """psi against the specification on the very traces, special tokens in the response."""
+    rows = make_rows(3)
+    special = tiny[1].tokenizer.all_special_tokens[0]
+    for i, row in enumerate(rows):
+        row["solution"] = f"one two {special} three four five six seven eight {i} nine ten"
+    seen = []
+    trace = ModelDriver.trace
+
+    def watched(self, batch, **options):
+        traces = trace(self, batch, **options)
+        seen.extend(t for t in traces if t.q is not None)
+        return traces
+
+    monkeypatch.setattr(ModelDriver, "trace", watched)
+    ace = AceConfig(**changed)
+    table = score(*tiny, rows, evidence="logits", ace=ace, batch_size=1).table
+    assert len(seen) == 3
+    for row, t in zip(table.to_pylist(), seen, strict=True):
+        assert t.special_mask[t.n_prompt :].any(), "the case needs a special token"
+        truth = reference.ace(
+            t.q,
+            t.k,
+            response_start=t.n_prompt,
+            scale=t.scaling,
+            column_mask=~t.special_mask,
+            **dataclasses.asdict(ace),
+        )
+        assert row["log_psi"] == pytest.approx(truth["log_psi"][0], rel=3e-4)
+        assert row["psi_position"] == truth["position"][0]
+
+
+def test_ace_options_are_told_apart_by_the_case(tiny):
+    """The test above could not fail if every option gave the same psi."""
+    rows = make_rows(1)
+    rows[0]["solution"] = "one two three four five six seven eight nine ten"
+    values = [
+        score(*tiny, rows, evidence="logits", ace=AceConfig(**changed)).table["log_psi"][0]
+        for changed in ACE_OPTIONS
+    ]
+    assert len({v.as_py() for v in values}) == len(ACE_OPTIONS), values
+
+
 def test_fault_36_another_setting_on_the_same_store_is_refused(tiny, tmp_path):
     rows = make_rows(4)
     score(*tiny, rows, store=tmp_path, seed=1)
@@ -754,30 +921,91 @@ def test_the_model_is_left_as_it_was(tiny):
         model.eval()
 
 
-def test_fault_32_interrupt_loses_at_most_the_current_shard(tiny, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("evidence", "error"),
+    [
+        ("answer", KeyboardInterrupt),
+        ("answer", OSError),
+        ("rollouts", SystemExit),
+        ("logits", RapModelError),
+    ],
+)
+def test_fault_32_interrupt_loses_at_most_the_current_batch(
+    tiny, tmp_path, monkeypatch, evidence, error
+):
     rows = make_rows(12)
-    options = {"shard_size": 4, "batch_size": 2}
-    whole = score(*tiny, rows, **options)
+    options = {"shard_size": 4, "batch_size": 2, "evidence": evidence, "m1": 2, "m0": 2}
+    options |= {"sampling": FEW, "max_bad_fraction": 0.5}
+    if evidence == "rollouts":
+        options["reward"] = by_length
+    rows[4]["image"] = {"bytes": b"", "path": None}  # its shard: one batch of 2, one of 1
+    whole = score(*tiny, rows, store=tmp_path / "whole", **options)
     calls = 0
+    score_batch = Scorer.score_batch
+
+    def interrupted(self, jobs):
+        nonlocal calls
+        calls += 1
+        score_batch(self, jobs)
+        if calls == 4:  # second shard, last batch: its rows are filled in, not counted
+            raise error("stop")
+
+    threads = threading.active_count()
+    monkeypatch.setattr(Scorer, "score_batch", interrupted)
+    monkeypatch.setattr(rap.scoring, "PARTIAL_SECONDS", 0.0 if error is OSError else 1e9)
+    broken = tmp_path / "broken"
+    with pytest.raises(error):
+        score(*tiny, rows, store=broken, **options)
+    assert threading.active_count() == threads
+    there = ScoreStore.load(broken)
+    assert (there.missing(), there.parts(), there.n_kept()) == ([1, 2], [1], 4 + 3)
+    calls = 100
+    resumed = score(*tiny, rows, store=broken, **options)
+    assert calls == 100 + 1 + 2  # a batch of shard 1, two of shard 2
+    assert stable(resumed.table).equals(stable(whole.table))
+    if evidence == "rollouts":
+        assert resumed.rollouts.equals(whole.rollouts)
+    assert sorted(p.name for p in broken.iterdir()) == sorted(
+        p.name for p in (tmp_path / "whole").iterdir()
+    )
+
+
+def test_fault_32_a_failed_write_of_what_is_left_hides_no_error(
+    tiny, tmp_path, monkeypatch
+):
+    def full(*args, **kwargs):
+        raise RapStoreError("no space left")
+
+    calls = itertools.count()
     trace = ModelDriver.trace
 
     def interrupted(self, *args, **kwargs):
-        nonlocal calls
-        calls += 1
-        if calls == 8:  # second shard, last batch, arm without the image
+        if next(calls) == 2:
             raise KeyboardInterrupt
         return trace(self, *args, **kwargs)
 
-    threads = threading.active_count()
     monkeypatch.setattr(ModelDriver, "trace", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        score(*tiny, rows, store=tmp_path, **options)
-    assert threading.active_count() == threads
-    assert ScoreStore.load(tmp_path).missing() == [1, 2]
-    calls = 100
-    resumed = score(*tiny, rows, store=tmp_path, **options)
-    assert calls == 100 + 2 * 2 * 2  # two shards of two batches, two arms
-    assert stable(resumed.table).equals(stable(whole.table))
+    monkeypatch.setattr(ScoreStore, "write_partial", full)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        score(*tiny, make_rows(4), store=tmp_path, batch_size=2)
+    assert "could not be kept: no space left" in stopped.value.__notes__[0]
+
+
+def test_fault_32_a_long_shard_is_kept_while_it_is_in_progress(tiny, tmp_path, monkeypatch):
+    kept = []
+    write = ScoreStore.write_partial
+
+    def written(self, k, scores, *args, **kwargs):
+        kept.append((k, scores.num_rows))
+        write(self, k, scores, *args, **kwargs)
+
+    monkeypatch.setattr(ScoreStore, "write_partial", written)
+    score(*tiny, make_rows(8), store=tmp_path / "quick", batch_size=2, shard_size=6)
+    assert kept == []  # not half a minute
+    monkeypatch.setattr(rap.scoring, "PARTIAL_SECONDS", 0.0)
+    score(*tiny, make_rows(8), store=tmp_path / "slow", batch_size=2, shard_size=6)
+    assert kept == [(0, 2), (0, 4)]
+    assert not list((tmp_path / "slow").glob("partial*"))
 
 
 def test_progress_shows_rate_and_quarantine(tiny, capfd):

@@ -123,6 +123,118 @@ def test_shards_without_rollouts(tmp_path: Path) -> None:
         assert store.missing() == []
 
 
+@pytest.mark.parametrize("with_rollouts", [True, False])
+def test_a_shard_in_progress_is_kept_and_goes_when_it_is_whole(
+    tmp_path: Path, full: Path, with_rollouts: bool
+) -> None:
+    def rows(n: int) -> tuple[pa.Table, pa.Table | None]:
+        scores, rollouts = shard(range(5, 5 + n))
+        return scores, rollouts if with_rollouts else None
+
+    path = tmp_path / "new"
+    with opened(path) as store:
+        assert store.partial(1) is None and store.n_kept() == 0
+        for n in (1, 3):
+            store.write_partial(1, *rows(n), tally={"groups": n})
+        assert store.missing() == [0, 1, 2, 3, 4] and store.parts() == [1]
+    for store in (ScoreStore.load(path), opened(path)):
+        kept = store.partial(1)
+        assert kept is not None
+        assert kept.scores.equals(rows(3)[0])
+        assert kept.rollouts == rows(3)[1]
+        assert kept.tally == {"groups": 3}
+        assert (store.parts(), store.n_kept(), store.finished()) == ([1], 3, [])
+        store.close()
+    with opened(path) as store:
+        part = (path / "partial-00001.parquet").read_bytes()
+        store.write(1, *rows(5), tally={"groups": 5})
+        assert (store.parts(), store.n_kept(), store.tally(1)) == ([], 5, {"groups": 5})
+        assert not list(path.glob("partial*"))
+    # killed between the two last steps of `write`
+    (path / "partial-00001.parquet").write_bytes(part)
+    with opened(path) as store:
+        assert (store.parts(), store.n_kept()) == ([], 5)
+    assert not list(path.glob("partial*"))
+
+
+def test_rows_of_a_shard_in_progress_are_its_first(tmp_path: Path) -> None:
+    with opened(tmp_path) as store:
+        for first, end in ((6, 8), (4, 8), (5, 5), (5, 11)):
+            with pytest.raises(ValueError, match="first rows"):
+                store.write_partial(1, shard(range(first, end))[0])
+        scores, rollouts = shard(range(5, 8))
+        for wrong in (shard(range(5, 9))[1], shard(range(4, 8))[1], rollouts[::-1]):
+            with pytest.raises(ValueError, match="rollouts that are not of its rows"):
+                store.write_partial(1, scores, wrong)
+        store.write(1, *shard(range(5, 10)))
+        with pytest.raises(ValueError, match="first rows"):
+            store.write_partial(1, scores, rollouts)
+    with pytest.raises(RapStoreError, match="not open for writing"):
+        ScoreStore.load(tmp_path).write_partial(0, *shard(range(2)))
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "foreign", "other shard"])
+def test_fault_34_a_damaged_shard_in_progress_is_set_aside(
+    tmp_path: Path, damage: str
+) -> None:
+    path = tmp_path / "store"
+    with opened(path) as store:
+        store.write_partial(1, *shard(range(5, 8)))
+    file = path / "partial-00001.parquet"
+    data = bytearray(file.read_bytes())
+    if damage == "flipped":
+        data[len(data) // 2] ^= 4
+    elif damage == "cut":
+        del data[len(data) // 2 :]
+    elif damage == "empty":
+        data.clear()
+    elif damage == "foreign":
+        with opened(tmp_path / "b", FINGERPRINT | {"dataset": "else"}) as other:
+            other.write_partial(1, *shard(range(5, 8)))
+        data = bytearray((tmp_path / "b" / file.name).read_bytes())
+    file.write_bytes(data)
+    if damage == "other shard":
+        file = file.rename(path / "partial-00002.parquet")
+    with (
+        pytest.warns(UserWarning, match="set aside as partial-0000"),
+        opened(path) as store,
+    ):
+        assert store.parts() == [] and store.n_kept() == 0
+        store.write_partial(1, *shard(range(5, 7)))
+    assert file.with_name(file.name + ".corrupt").exists()
+    with opened(path) as store:
+        assert store.n_kept() == 2
+
+
+def test_fault_34_the_header_is_found_again_in_a_shard_in_progress(tmp_path: Path) -> None:
+    with opened(tmp_path) as store:
+        store.write_partial(0, *shard(range(2)))
+    (tmp_path / "store.json").unlink()
+    with pytest.raises(RapConfigError, match="dataset"):
+        opened(tmp_path, FINGERPRINT | {"dataset": "else"})
+    with opened(tmp_path) as store:
+        assert store.n_kept() == 2
+
+
+def test_a_shard_to_be_scored_again_is_missing_and_its_file_stays(full: Path) -> None:
+    before = (full / "scores-00002.parquet").read_bytes()
+    with opened(full) as store:
+        store.redo(2)
+        assert store.missing() == [2]
+    with opened(full) as store:  # after a restart too
+        assert store.missing() == [2]
+        assert (full / "scores-00002.parquet.old").read_bytes() == before
+        store.write_partial(2, *shard(range(10, 12)))
+        store.write(2, *shard(range(10, 15)))
+    assert ScoreStore.load(full).read().equals(shard(range(N))[0])
+    assert not list(full.glob("*.old")) and not list(full.glob("partial*"))
+    with opened(full) as store:
+        store.redo(2)
+        store.write_partial(2, *shard(range(10, 12)))
+        store.redo(2)
+        assert store.parts() == [] and store.n_kept() == N - SIZE
+
+
 def test_an_unfinished_store_says_so(full: Path) -> None:
     (full / "scores-00002.parquet").unlink()
     store = ScoreStore.load(full)
