@@ -260,6 +260,7 @@ def floats(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def mask_of(column: pa.ChunkedArray) -> np.ndarray:
+    """bool, null as False."""
     return pc.fill_null(column, False).to_numpy()
 
 
@@ -309,10 +310,12 @@ class Evidence:
 
     @property
     def negative(self) -> np.ndarray:
+        """bool [n]: D < 0; False where D is unknown."""
         return self.d < 0
 
     @property
     def unsolved(self) -> np.ndarray:
+        """bool [n]: Diff >= 1, never solved; False where Diff is unknown."""
         return self.difficulty >= 1
 
     def above(self, threshold: Fraction) -> np.ndarray:
@@ -338,6 +341,10 @@ class Evidence:
 
 
 def read_evidence(table: pa.Table, divergence: str) -> Evidence:
+    """What the rows of a score table say. ``divergence``: D where evidence is logits.
+
+    Raises ``RapInputError`` for an unknown status or evidence, or two kinds of it.
+    """
     status = table["status"]
     scored = mask_of(pc.equal(status, SCORED))
     if not np.all(scored | mask_of(pc.equal(status, QUARANTINED))):
