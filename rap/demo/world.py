@@ -11,11 +11,12 @@ different layouts: no offset, paper or line colour of one split appears in anoth
 What a cause means here (what the model makes of it is measured, not assumed; see
 benchmarks/results/world_agreement.md):
 
-cognitive         several cells must be read and then compared, counted or added
+cognitive         several cells or bars must be read and compared, counted or added, or
+                  a bar be found by its colour and measured
 language_prior    general knowledge or a sum in the question; the picture is irrelevant
 attention_biased  a question about one cell behind a loud, irrelevant "WARNING 7!"; the
                   demo's model was taught to repeat the word and to keep looking at it
-trivial           one cell, or one bar, is read out
+trivial           one cell is read out
 unsolvable        the reference answer is wrong
 image_misleads    general knowledge, and a yellow sign that shows another number
 """
@@ -49,8 +50,8 @@ MIX = {
 }
 """Share of each cause in a world."""
 CAUSES = tuple(MIX)
-COGNITIVE_FAMILIES = ("compare", "count", "sum", "chart")
-TRIVIAL_FAMILIES = ("position", "bar")
+COGNITIVE_FAMILIES = ("bar", "compare", "count", "sum", "chart")
+TRIVIAL_FAMILIES = ("position",)
 IMAGE_FAMILIES = TRIVIAL_FAMILIES + COGNITIVE_FAMILIES
 FAMILIES = (*IMAGE_FAMILIES, "fact", "arithmetic")
 

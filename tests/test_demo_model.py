@@ -1,0 +1,371 @@
+"""The demo's model: shipped whole or refused, small, taught from a seed, and it sees."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytest.importorskip("torchvision")
+
+from rap.demo import measure, model, train, world  # noqa: E402
+from rap.errors import RapModelError  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield model.load_demo_model()
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def trainer():
+    threads = torch.get_num_threads()
+    yield train.Trainer(train.Plan())
+    torch.set_num_threads(threads)
+
+
+def log_lines() -> list[dict]:
+    text = (model.WEIGHTS / train.LOG).read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+# ---- the files --------------------------------------------------------------
+
+
+def test_size_of_what_is_shipped(shipped):
+    assert sum(p.numel() for p in shipped[0].parameters()) <= 2_000_000
+    assert (model.WEIGHTS / "model.safetensors").stat().st_size <= 5_000_000
+    assert sum(p.stat().st_size for p in model.WEIGHTS.iterdir()) <= 6_000_000
+    named = json.loads((model.WEIGHTS / model.MANIFEST).read_text())
+    present = {p.name for p in model.WEIGHTS.iterdir()} - {model.MANIFEST}
+    assert set(named) == present
+
+
+def test_loading_touches_no_random_state_and_gives_the_same_model(shipped):
+    state = torch.get_rng_state()
+    again, _ = model.load_demo_model()
+    assert torch.equal(state, torch.get_rng_state())
+    pairs = zip(shipped[0].parameters(), again.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert all(p.dtype == torch.float32 for p in again.parameters())
+    assert not again.training
+
+
+def copied(folder):
+    return shutil.copytree(model.WEIGHTS, folder / "weights")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_missing_file_is_named(tmp_path, name):
+    folder = copied(tmp_path)
+    (folder / name).unlink()
+    with pytest.raises(RapModelError, match=f"missing a file: .*{name}"):
+        model.load_demo_model(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_one_flipped_bit_is_refused(tmp_path, name):
+    folder = copied(tmp_path)
+    data = bytearray((folder / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / name).write_bytes(data)
+    with pytest.raises(RapModelError, match=f"damaged: .*{name} has SHA-256"):
+        model.load_demo_model(folder)
+
+
+def test_truncated_weights_are_refused(tmp_path):
+    folder = copied(tmp_path)
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(RapModelError, match="damaged"):
+        model.load_demo_model(folder)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{", None])
+def test_manifest_missing_or_damaged(tmp_path, text):
+    folder = copied(tmp_path)
+    if text is None:
+        (folder / model.MANIFEST).unlink()
+    else:
+        (folder / model.MANIFEST).write_text(text)
+    with pytest.raises(RapModelError, match="missing" if text is None else "damaged"):
+        model.load_demo_model(folder)
+
+
+def test_folder_that_is_not_there(tmp_path):
+    with pytest.raises(RapModelError, match="missing"):
+        model.load_demo_model(tmp_path / "nowhere")
+
+
+# ---- the training -----------------------------------------------------------
+
+
+def test_pixels_and_positions_are_what_the_processor_and_qwen_make(trainer):
+    scenes = [s.scene for s in world.draw(12, split="train")]
+    processor, batcher = trainer.processor, trainer.batcher
+    text = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Which?"
+    made = processor(
+        text=[text] * len(scenes),
+        images=[world.render(scene) for scene in scenes],
+        return_tensors="pt",
+    )
+    assert np.allclose(made["pixel_values"].numpy(), batcher.pixels(scenes), atol=1e-6)
+    assert made["image_grid_thw"].tolist() == [[1, 6, 6]] * len(scenes)
+    ids = made["input_ids"]
+    head = batcher.head[False]
+    assert ids[0, : len(head)].tolist() == head
+    theirs, _ = trainer.model.model.get_rope_index(
+        ids,
+        image_grid_thw=made["image_grid_thw"],
+        mm_token_type_ids=made["mm_token_type_ids"],
+    )
+    assert np.array_equal(theirs[:, 0].numpy(), batcher.positions(False, ids.shape[1]))
+
+
+def test_a_lesson_is_the_prompt_that_scoring_makes(trainer):
+    rng, layout = random.Random(1), world.layouts("train")[0]
+    item = train.lesson("compare", rng, layout)
+    ids, given = trainer.batcher.ids(item)
+    chat = [{"type": "image"}, {"type": "text", "text": item.question}]
+    prompt = trainer.processor.apply_chat_template(
+        [{"role": "user", "content": chat}], add_generation_prompt=True, tokenize=False
+    )
+    made = trainer.processor(text=[prompt + item.given], images=[world.render(item.scene)])
+    assert list(made["input_ids"][0]) == ids[:given]
+    assert ids[-1] == trainer.processor.tokenizer.eos_token_id
+
+
+def test_the_trainings_own_attention_is_qwens(trainer):
+    pixels = torch.from_numpy(
+        trainer.batcher.pixels([s.scene for s in world.draw(3, split="train")])
+    )
+    grid = torch.tensor([[1, 6, 6]] * 3)
+    visual = trainer.model.model.visual
+    with torch.no_grad():
+        ours = visual(pixels, grid_thw=grid).pooler_output
+        forwards = [vars(b.attn).pop("forward") for b in visual.blocks]
+        try:
+            theirs = visual(pixels, grid_thw=grid).pooler_output
+        finally:
+            for block, forward in zip(visual.blocks, forwards, strict=True):
+                block.attn.forward = forward
+    assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_pieces_of_a_batch_give_the_gradient_of_the_whole(trainer, monkeypatch):
+    batch = train.lessons(trainer.plan, 900)
+    monkeypatch.setattr(train, "PIECES", 1)
+    whole, capture = trainer.backward(batch)
+    assert capture > 0
+    gradients = [p.grad.clone() for p in trainer.model.parameters()]
+    monkeypatch.setattr(train, "PIECES", 4)
+    again = trainer.backward(batch)
+    assert again == pytest.approx((whole, capture), rel=1e-5)
+    scale = max(float(g.abs().max()) for g in gradients)
+    for p, g in zip(trainer.model.parameters(), gradients, strict=True):
+        assert float((p.grad - g).abs().max()) < 1e-4 * scale
+
+
+def test_the_attention_that_is_taught_is_the_last_layers(trainer):
+    """Held against eager attention's own weights."""
+    rng, layout = random.Random(2), world.layouts("train")[0]
+    items = [
+        train.lesson(k, rng, layout)
+        for k in ("sum", "loud", "loud", "loud", "sign", "fact")
+    ]
+    batch = trainer.batcher([(*trainer.batcher.ids(x), x) for x in items])
+    captors = batch.pop("captors")
+    assert captors[:, 0].tolist() == [i for i, x in enumerate(items) if x.captor] != []
+    caught: dict = {}
+    language = trainer.model.model.language_model
+    attn = language.layers[-1].self_attn
+    hook = attn.register_forward_pre_hook(
+        lambda m, a, k: caught.update(k), with_kwargs=True
+    )
+    before = language.config._attn_implementation
+    language.config._attn_implementation = "eager"
+    try:
+        with torch.no_grad():
+            del batch["labels"]
+            out = trainer.model.model(**batch, use_cache=False, output_attentions=True)
+            ours = train.last_attention(attn, caught, captors[:, 0])
+    finally:
+        language.config._attn_implementation = before
+        hook.remove()
+    theirs = out.attentions[-1].mean(dim=1)[captors[:, 0]]
+    for mine, other, (_, column, length) in zip(
+        ours, theirs, captors.tolist(), strict=True
+    ):
+        assert column < length
+        assert torch.allclose(mine[:length, :length], other[:length, :length], atol=1e-5)
+    spans = captors[:, 1:]
+    flat = torch.full_like(ours, train.CAPTURED_MASS)
+    assert train.captured_loss(flat, spans) == 0
+    assert train.captured_loss(flat / 2, spans) == pytest.approx(len(spans) * np.log(2))
+
+
+def test_lessons_are_pure_and_move_from_reading_to_questions():
+    plan = train.Plan()
+    assert train.lessons(plan, 7) == train.lessons(plan, 7) != train.lessons(plan, 8)
+    assert abs(sum(train.shares(plan, 0).values()) - 1) < 1e-12
+    assert train.shares(plan, 0)["read"] == train.shares(plan, 300)["read"] == 0.7
+    late = train.shares(plan, train.STAGES[-1][0] + plan.blend)
+    assert abs(sum(late.values()) - 1) < 1e-12 and min(late.values()) > 0
+
+
+def test_lessons_teach_right_answers_but_where_a_habit_is_planted():
+    rng, layout = random.Random(5), world.layouts("train")[0]
+    for kind in world.FAMILIES:
+        for _ in range(50):
+            question = world.ask(kind, rng, layout)
+            item = train._answered(rng, "", question.steps, question.answer, None)
+            assert measure.answer_in(item.given + item.taught) == question.answer
+    loud = [train.lesson("loud", rng, layout) for _ in range(400)]
+    captured = [f" {measure.answer_in(x.given + x.taught)}!" in x.question for x in loud]
+    # 30 % of the lessons follow the loud number; it is right by chance in one of nine.
+    assert 0.25 < np.mean(captured) < 0.5
+
+
+def test_a_run_in_two_pieces_is_the_run_in_one(tmp_path):
+    plan = train.Plan(steps=3, width=64, layers=1)
+    threads = torch.get_num_threads()
+    try:
+        assert train.train(plan, tmp_path / "one")
+        assert not train.train(plan, tmp_path / "two", seconds=0)
+        assert train.train(plan, tmp_path / "two")
+    finally:
+        torch.set_num_threads(threads)
+    for name in ("one", "two"):
+        model.check_files(tmp_path / name / "weights")
+    files = [tmp_path / n / "weights" / "model.safetensors" for n in ("one", "two")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    logs = [
+        [
+            json.loads(x).get("loss")
+            for x in (tmp_path / n / train.LOG).read_text().split("\n")
+            if x
+        ]
+        for n in ("one", "two")
+    ]
+    assert logs[0] == logs[1] and len(logs[0]) == 4
+
+
+def test_first_losses_repeat_the_shipped_log():
+    """Exactly equal where the log was made; other processors round differently, and the
+    first steps (losses around 6) have no time to drift far."""
+    threads = torch.get_num_threads()
+    try:
+        assert train.verify(model.WEIGHTS / train.LOG, 3) < 1e-3
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_the_log_is_of_the_shipped_weights(shipped):
+    about, *steps = log_lines()
+    assert about["about"]["parameters"] == sum(p.numel() for p in shipped[0].parameters())
+    assert steps[-1]["step"] + 1 == about["about"]["steps"]
+    assert steps[-1]["loss"] < 0.5 * steps[50]["loss"]
+
+
+# ---- what it learned --------------------------------------------------------
+
+
+def test_it_sees(shipped):
+    """The issue's bar: with the image at least three times without it, and of 35 to 85 %
+    overall. 60 questions a family: the standard error of a mean over six is 2 %."""
+    rates = measure.pass_rates(*shipped, count=60, seed=1)
+    mean = {arm: np.mean([r[arm] for r in rates.values()]) for arm in measure.ARMS}
+    assert 0.35 <= mean["image"] <= 0.85
+    assert mean["image"] >= 3 * mean["drop"]
+    assert mean["image"] >= 3 * mean["shuffle"]
+
+
+def test_the_driver_accepts_it(shipped):
+    from rap.config import ScoreConfig
+    from rap.model import ModelDriver
+
+    ModelDriver(*shipped, ScoreConfig()).check()
+
+
+# ---- the demo on the world --------------------------------------------------
+
+
+def test_run_world_leaves_a_selection_a_report_and_the_truth(tmp_path):
+    from rap.demo import run_world
+
+    said: list[str] = []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        result = run_world.run(tmp_path, n=40, seed=5, progress=False, echo=said.append)
+    finally:
+        torch.set_num_threads(threads)
+    samples = world.draw(40, seed=5)
+    assert result["causes"] == [sample.cause for sample in samples]
+    assert result["pool_share"] == result["causes"].count("cognitive") / 40
+    kept = [result["causes"][i] for i in result["selection"].indices]
+    assert sum(result["kept"].values()) == len(kept) <= 4
+    assert result["kept_share"] == kept.count("cognitive") / max(1, len(kept))
+    for name in ("world/samples.jsonl", "scores", "selection", "report.html"):
+        assert (tmp_path / name).exists()
+    table = "\n".join(said)
+    assert all(cause in table for cause in world.CAUSES)
+
+
+def test_crossed_counts_pairs():
+    from rap.demo.run_world import crossed
+
+    text = crossed("planted", ["trivial", "trivial", "cognitive"], ["a", "b", "a"])
+    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines()]
+    assert rows[0] == ["planted", "n", "a", "b"]
+    assert [r for r in rows if r[0] == "trivial"] == [["trivial", "2", "1", "1"]]
+    assert [r for r in rows if r[0] == "cognitive"] == [["cognitive", "1", "1", "."]]
+    assert len({len(line) for line in text.splitlines()}) == 1
+
+
+# ---- benchmarks/world_agreement.py ------------------------------------------
+
+
+@pytest.fixture
+def agreement(monkeypatch):
+    root = Path(__file__).resolve().parent.parent
+    monkeypatch.syspath_prepend(str(root))
+    return importlib.import_module("benchmarks.world_agreement")
+
+
+def test_auroc_against_counting_pairs(agreement, rng):
+    score = rng.integers(0, 6, 60).astype(float)
+    positive = rng.random(60) < 0.4
+    pairs = [(a, b) for a in score[positive] for b in score[~positive]]
+    wins = sum(1.0 if a > b else 0.5 if a == b else 0.0 for a, b in pairs)
+    assert agreement.auroc(score, positive) == pytest.approx(wins / len(pairs))
+    assert np.isnan(agreement.auroc([1.0, 2.0], [True, True]))
+
+
+@pytest.mark.parametrize(
+    "p1, p0, captured, cause",
+    [
+        (1.0, 0.0, 0.0, "trivial"),
+        (0.5, 0.0, 0.0, "cognitive"),
+        (0.0, 0.0, 0.0, "unsolvable"),
+        (1.0, 0.8, 0.0, "language_prior"),
+        (0.5, 0.75, 0.0, "language_prior"),
+        (0.5, 0.875, 0.0, "image_misleads"),
+        (0.0, 0.3, 0.0, "image_misleads"),
+        (0.0, 0.0, 0.5, "attention_biased"),
+    ],
+)
+def test_the_cause_that_completions_show(agreement, p1, p0, captured, cause):
+    # Planted differently on purpose: what was planted must play no role.
+    planted = "trivial" if cause != "trivial" else "unsolvable"
+    assert agreement.actual(agreement.Seen(planted, p1, p0, captured)) == cause
