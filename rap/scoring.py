@@ -160,7 +160,7 @@ def score(
             if retry_quarantined:
                 _redo_quarantined(shards)
             if verify_images:
-                _redo_changed_images(shards, samples, config.workers)
+                _redo_changed_images(shards, samples, config)
             scorer = Scorer(driver, config, checker, allow_degenerate)
             run = _Run(samples, driver, config, scorer)
             run.fill(shards, progress)
@@ -285,13 +285,21 @@ def _redo_quarantined(shards: ScoreStore) -> None:
             shards.redo(k)
 
 
-def _redo_changed_images(shards: ScoreStore, samples: SampleSet, workers: int) -> None:
-    """Images may change between two runs: rows made from others are not kept."""
+def _redo_changed_images(
+    shards: ScoreStore, samples: SampleSet, config: ScoreConfig
+) -> None:
+    """Images may change between two runs: rows made from others are not kept.
+
+    Under ``shuffle`` an image is also its partner's counterfactual, in whatever shard:
+    there one that changed has everything scored again.
+    """
 
     def changed(row: Mapping[str, Any]) -> str | None:
         sample = samples[row["index"]]
-        if row["image_sha256"] is None or not isinstance(sample, Sample):
+        if row["image_sha256"] is None:
             return None
+        if not isinstance(sample, Sample):  # its path now leads out of the root, say
+            return row["id"]
         try:
             hashes = [hashlib.sha256(read_bytes(ref)).hexdigest() for ref in sample.images]
         except BadSample:
@@ -300,18 +308,22 @@ def _redo_changed_images(shards: ScoreStore, samples: SampleSet, workers: int) -
 
     names = ["id", "index", "image_sha256"]
     found: list[str] = []
-    for k in sorted({*shards.finished(), *shards.parts()}):
+    there = sorted({*shards.finished(), *shards.parts()})
+    redone = set()
+    for k in there:
         part = shards.partial(k)
         table = shards.read_shard(k) if part is None else part.scores
         rows = table.select(names).to_pylist()
-        stale = [id for id in ahead(changed, rows, workers=workers, depth=64) if id]
+        stale = [id for id in ahead(changed, rows, workers=config.workers, depth=64) if id]
         if stale:
-            shards.redo(k)
+            redone.add(k)
             found += stale
+    for k in there if found and config.counterfactual == "shuffle" else sorted(redone):
+        shards.redo(k)
     if found:
         warnings.warn(
-            f"{len(found)} images changed since they were scored, {found[0]!r} among them: "
-            "their shards are scored again",
+            f"the images of {len(found)} samples changed since they were scored, "
+            f"{found[0]!r} among them: what was made from them is scored again",
             stacklevel=3,
         )
 

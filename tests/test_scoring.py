@@ -768,15 +768,30 @@ def test_fault_10_images_that_changed_since_they_were_scored(tiny, tmp_path):
     (folder / "4.png").write_bytes((folder / "0.png").read_bytes())
     stale = score(*tiny, rows, verify_images=False, **options)
     assert stable(stale.table).equals(stable(before.table))
-    with pytest.warns(UserWarning, match="1 images changed"):
+    with pytest.warns(UserWarning, match="images of 1 samples changed"):
         after = score(*tiny, rows, **options)
     fresh = score(*tiny, rows, **options | {"store": tmp_path / "fresh"})
     assert stable(after.table).equals(stable(fresh.table))
     assert after.table["image_sha256"][4] == before.table["image_sha256"][0]
     (folder / "8.png").unlink()
-    with pytest.warns(UserWarning, match="1 images changed"):
+    with pytest.warns(UserWarning, match="images of 1 samples changed"):
         gone = score(*tiny, rows, **options)
     assert gone.table["code"][8].as_py() == "image_missing"
+
+
+def test_fault_10_under_shuffle_an_image_is_its_partners_too(tiny, tmp_path):
+    rows = make_rows(6)
+    for i, row in enumerate(rows):
+        (tmp_path / f"{i}.png").write_bytes(row["image"]["bytes"])
+        row["image"] = f"{i}.png"
+    options = {"store": tmp_path / "store", "shard_size": 2, "root": tmp_path}
+    options["counterfactual"] = "shuffle"
+    score(*tiny, rows, **options)
+    (tmp_path / "3.png").write_bytes(png(77))
+    with pytest.warns(UserWarning, match="images of 1 samples changed"):
+        after = score(*tiny, rows, **options)
+    fresh = score(*tiny, rows, **options | {"store": tmp_path / "fresh"})
+    assert stable(after.table).equals(stable(fresh.table))
 
 
 def test_quarantined_samples_can_be_retried(tiny, tmp_path):
