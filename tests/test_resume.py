@@ -192,15 +192,21 @@ def test_fault_32_interrupt_then_resume(nursery, tmp_path, evidence):
     started = time.monotonic()
     assert nursery.run(evidence, whole, shard_size=40, seconds=1e9) == 0
     duration = time.monotonic() - started
-    kept = [0]
-    for part in (0.6, 0.5):
+    kept, part = [0], 0.6
+    while len(kept) < 3:
         pid = nursery.start(evidence, broken, shard_size=40, seconds=1e9)
         time.sleep(part * duration)
         os.kill(pid, signal.SIGINT)
         sent = time.monotonic()
         assert nursery.end() in (0, 130)
         assert time.monotonic() - sent < 5
-        kept.append(ScoreStore.load(broken).n_kept())
+        begun = broken.is_dir() and any(broken.iterdir())
+        n_kept = ScoreStore.load(broken).n_kept() if begun else 0
+        if n_kept == 0:  # the machine has become slower than it was for ``whole``
+            part *= 2
+            assert part < 10, "nothing kept in ten times the whole run's time"
+            continue
+        kept.append(n_kept)
     assert 0 < kept[1] <= kept[2], kept
     assert nursery.run(evidence, broken, shard_size=40, seconds=1e9) == 0
     assert finished(broken) == finished(whole)

@@ -276,7 +276,7 @@ def test_fault_26_builtin_hang_is_killed_and_the_next_check_is_right(impatient):
     assert impatient.check(sample("1/2"), "\\boxed{\\frac{2}{4}}") == RIGHT
     begin = time.monotonic()
     assert impatient.check(sample("\\sqrt{2}"), TOWER) == verdict  # kept, not run again
-    assert time.monotonic() - begin < 0.1
+    assert time.monotonic() - begin < 1
 
 
 @pytest.mark.parametrize(
