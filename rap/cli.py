@@ -466,6 +466,7 @@ def _score(
             config=config,
             reward=reward,
             progress=True if shown is None else "force" if shown else False,
+            verify_images=options["verify_images"],
             retry_quarantined=options["retry"],
         )
     except KeyboardInterrupt:

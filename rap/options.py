@@ -25,7 +25,7 @@ SECTIONS = {
     "Completions made elsewhere": "rollouts rollout_columns where drop",
     "Model": "model store device dtype attn_implementation trust_remote_code allow_pickle",
     "Scoring": "evidence counterfactual m1 m0 max_new_tokens temperature seed batch_size "
-    "reward settings progress retry",
+    "reward settings progress retry verify_images",
     "Choosing": "rule budget lambda_c lambda_a replace by trivial divergence",
     "Result": "out report compare as_json title per_reason",
 }
@@ -139,6 +139,11 @@ MODEL_OPTIONS = _compose(
         "--retry",
         is_flag=True,
         help="Score quarantined samples of the store again (with their whole shards).",
+    ),
+    click.option(
+        "--verify-images/--trust-images",
+        default=True,
+        help="Before going on, look whether images changed and score those again.",
     ),
     click.option(
         "--progress/--no-progress",

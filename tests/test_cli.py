@@ -485,6 +485,49 @@ def test_select_with_a_model_leaves_scores_selection_and_report(tiny, tmp_path):
     assert "blank" in line
 
 
+def test_retry_scores_quarantined_samples_again_and_changed_images_are_found(
+    tiny, tmp_path
+):
+    """An image that was broken and is mended; then one that is another than it was."""
+    from PIL import Image
+
+    file = data(tmp_path / "d", 4)
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for i, row in enumerate(rows):
+        row["image"] = f"{i}.png"
+        Image.new("RGB", (32, 32), (60 * i, 30, 30)).save(file.parent / row["image"])
+    file.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    broken = file.parent / "2.png"
+    broken.write_bytes(b"no image")
+    command = (
+        *("score", file, "--model", tiny, "--device", "cpu", "--store", tmp_path / "s"),
+        *("--set", "shard_size=1", "--set", "max_bad_fraction=1"),
+    )
+
+    def scored() -> list[tuple[str, str | None]]:
+        run(*command)
+        table = rap.Scores.load(tmp_path / "s").table
+        return list(
+            zip(*(table[c].to_pylist() for c in ("code", "image_sha256")), strict=True)
+        )
+
+    bad = scored()
+    assert bad[2][0] is not None and bad[1][0] is None
+    Image.new("RGB", (32, 32), (0, 200, 30)).save(broken)
+    assert scored() == bad, "without --retry a quarantined sample stays"
+    command += ("--retry",)
+    mended = scored()
+    assert [code for code, _ in mended] == [None] * 4
+    command = command[:-1]
+
+    Image.new("RGB", (32, 32), (0, 30, 200)).save(file.parent / "1.png")
+    command += ("--trust-images",)
+    assert scored() == mended, "told not to look"
+    command = command[:-1]
+    again = scored()
+    assert [a == b for a, b in zip(again, mended, strict=True)] == [1, 0, 1, 1]
+
+
 def test_score_with_rollouts_prints_counts_and_cost(tiny, tmp_path):
     command = (
         *("score", PUZZLES, "--model", tiny, "--store", tmp_path / "s", "--device", "cpu"),
