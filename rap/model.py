@@ -21,7 +21,6 @@ import hashlib
 import inspect
 import json
 import logging
-import re
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -40,7 +39,7 @@ from .capture import (
     require_attention,
     undrivable,
 )
-from .choices import letter
+from .choices import prompt_text
 from .config import ScoreConfig
 from .errors import RapModelError, first_line
 from .samples import BadSample, Sample
@@ -189,7 +188,7 @@ class ModelDriver:
         not match, or a text holds a placeholder token), ``prompt_too_long``; stage
         ``image``: ``image_unreadable`` (the processor refuses the image).
         """
-        text = self._user_text(sample)
+        text = prompt_text(self.config.prompt_template, sample.question, sample.choices)
         for part in (text, prefix):
             self._refuse_placeholders(part)
         prompt = self._render(text, len(images or ())) + prefix
@@ -234,18 +233,6 @@ class ModelDriver:
             response_ids=response,
             image_mask=ids == self.image_token_id,
             special_mask=torch.isin(ids, self._special_ids),
-        )
-
-    def _user_text(self, sample: Sample) -> str:
-        choices = "".join(
-            f"\n({letter(i)}) {choice}" for i, choice in enumerate(sample.choices)
-        )
-        values = {"{question}": sample.question, "{choices}": choices}
-        # In one pass: a question may hold braces, and the template \boxed{}.
-        return re.sub(
-            r"\{question\}|\{choices\}",
-            lambda match: values[match[0]],
-            self.config.prompt_template,
         )
 
     def _refuse_placeholders(self, text: str) -> None:
