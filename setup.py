@@ -1,19 +1,31 @@
 """Builds rap._C: plain C11, the CPython limited API, NumPy's headers, nothing linked.
 
+Device code (csrc/*/*_cuda.cu) becomes one fat binary a room inside the extension when nvcc
+12.4 or newer is there (CUDA_HOME, PATH, /usr/local/cuda); else the build is for the CPU
+only, and rap.info() says so.
+
 Switches, read from the environment:
+  RAP_CUDA=auto    device code if nvcc is found (default); on: must be found; off: none
   RAP_SANITIZE=1   AddressSanitizer and UBSan, -O1 -g (run under LD_PRELOAD of libasan)
   RAP_DEBUG=1      -O0 -g with assertions
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import numpy
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).resolve().parent
 SOURCES = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.c"))
 HEADERS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.h"))
 
@@ -33,7 +45,7 @@ COMPILE = [
     "-Wextra",
     "-Wno-unknown-pragmas",
 ]
-LINK = ["-lm", "-lpthread"]
+LINK = ["-lm", "-lpthread", "-ldl"]
 
 if os.environ.get("RAP_SANITIZE") == "1":
     sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
@@ -41,6 +53,113 @@ if os.environ.get("RAP_SANITIZE") == "1":
     LINK += sanitize
 if os.environ.get("RAP_DEBUG") == "1":
     COMPILE += ["-O0", "-g", "-UNDEBUG"]
+
+# --- device code ------------------------------------------------------------------------
+
+CUDA_BUILD = ROOT / "build" / "cuda"
+OLDEST_NVCC = 12040
+ARCHITECTURES = (80, 86, 89, 90, 100, 120)
+NVCC = ["-std=c++17", "-O3", "-fmad=false", "-Icsrc", "-Xfatbin", "-compress-all"]
+
+
+def find_nvcc() -> tuple[str, int] | str:
+    """(path, version as 12040) of an nvcc that can be used, or why there is none."""
+    if os.environ.get("RAP_CUDA", "auto") == "off":
+        return "built with RAP_CUDA=off"
+    if not sys.platform.startswith("linux"):
+        return "CUDA kernels are built on Linux only"
+    home = os.environ.get("CUDA_HOME")
+    places = [home and f"{home}/bin/nvcc", "nvcc", "/usr/local/cuda/bin/nvcc"]
+    found = next(filter(None, map(shutil.which, filter(None, places))), None)
+    if found is None:
+        return "nvcc was not found when it was built"
+    said = subprocess.run([found, "--version"], capture_output=True, text=True).stdout
+    match = re.search(r"release (\d+)\.(\d+)", said)
+    version = int(match[1]) * 1000 + int(match[2]) * 10 if match else 0
+    if version < OLDEST_NVCC:
+        return f"{found} is older than CUDA 12.4"
+    return found, version
+
+
+def architectures(nvcc: str) -> list[int]:
+    """Those of ARCHITECTURES that this nvcc knows."""
+    done = subprocess.run(
+        [nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True
+    )
+    known = {int(n) for n in re.findall(r"sm_(\d+)\b", done.stdout)}
+    return [arch for arch in ARCHITECTURES if arch in known]
+
+
+def compile_fatbins(nvcc: str, archs: list[int], sources: list[Path]) -> None:
+    """One call of nvcc for all rooms and architectures; nothing if nothing changed."""
+    codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
+    codes.append(f"-gencode=arch=compute_{archs[0]},code=compute_{archs[0]}")
+    flags = [*NVCC, *codes]
+    read = [*sources, *(ROOT / h for h in HEADERS)]
+    text = b"\0".join(p.read_bytes() for p in read)
+    stamp = hashlib.sha256(repr((nvcc, flags, sources)).encode() + text).hexdigest()
+    if (CUDA_BUILD / "stamp").is_file() and (CUDA_BUILD / "stamp").read_text() == stamp:
+        return
+    CUDA_BUILD.mkdir(parents=True, exist_ok=True)
+    threads = f"--threads={os.cpu_count() or 1}"
+    with tempfile.TemporaryDirectory(dir=CUDA_BUILD) as out:
+        names = [str(p.relative_to(ROOT)) for p in sources]
+        command = [nvcc, *flags, threads, "-fatbin", f"--output-directory={out}", *names]
+        subprocess.run(command, cwd=ROOT, check=True)
+        for fatbin in Path(out).glob("*.fatbin"):
+            fatbin.replace(CUDA_BUILD / fatbin.name)
+    (CUDA_BUILD / "stamp").write_text(stamp)
+
+
+INCBIN = """\
+__asm__(".section .rodata\\n.balign 64\\n.hidden rap_fatbin_{room}\\n"
+        ".globl rap_fatbin_{room}\\nrap_fatbin_{room}:\\n.incbin \\"{path}\\"\\n"
+        ".hidden rap_fatbin_{room}_end\\n.globl rap_fatbin_{room}_end\\n"
+        "rap_fatbin_{room}_end:\\n.byte 0\\n.previous\\n");
+extern const unsigned char rap_fatbin_{room}[], rap_fatbin_{room}_end[];
+"""
+
+
+def fatbin_table(rooms: list[str], made: str, toolkit: int) -> str:
+    """C source of csrc/cuda/fatbin.h's table."""
+    parts = ["/* written by setup.py */", '#include "cuda/fatbin.h"']
+    parts += [INCBIN.format(room=r, path=CUDA_BUILD / f"{r}_cuda.fatbin") for r in rooms]
+    rows = [f'{{"{r}", rap_fatbin_{r}, rap_fatbin_{r}_end}},' for r in rooms]
+    parts += ["const rap_fatbin rap_fatbins[] = {", *rows, "{NULL, NULL, NULL}};"]
+    parts += [f'const char rap_fatbin_made[] = "{made}";']
+    parts += [f"const int rap_fatbin_toolkit = {toolkit};", ""]
+    return "\n".join(parts)
+
+
+def device_code() -> tuple[Path, list[Path]]:
+    """(the generated source, what it includes)."""
+    sources = sorted((ROOT / "csrc").glob("*/*_cuda.cu"))
+    found = find_nvcc() if sources else "there is no device code"
+    rooms, toolkit, made = [], 0, found
+    if isinstance(found, tuple):
+        nvcc, toolkit = found
+        archs = architectures(nvcc)
+        compile_fatbins(nvcc, archs, sources)
+        rooms = [p.name.removesuffix("_cuda.cu") for p in sources]
+        names = " ".join(f"sm_{a}" for a in archs)
+        made = f"CUDA {toolkit // 1000}.{toolkit % 1000 // 10}: {names} and PTX"
+    elif os.environ.get("RAP_CUDA") == "on":
+        raise SystemExit(f"RAP_CUDA=on, but {found}")
+    CUDA_BUILD.mkdir(parents=True, exist_ok=True)
+    table = CUDA_BUILD / f"fatbins{'' if rooms else '_none'}.c"
+    text = fatbin_table(rooms, made, toolkit)
+    if not table.is_file() or table.read_text() != text:
+        table.write_text(text)
+    return table, [CUDA_BUILD / f"{r}_cuda.fatbin" for r in rooms]
+
+
+class BuildExt(build_ext):
+    def build_extension(self, ext: Extension) -> None:
+        table, fatbins = device_code()
+        ext.sources.append(os.path.relpath(table))
+        ext.depends += map(str, fatbins)
+        super().build_extension(ext)
+
 
 setup(
     ext_modules=[
@@ -55,5 +174,6 @@ setup(
             py_limited_api=True,
         )
     ],
+    cmdclass={"build_ext": BuildExt},
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

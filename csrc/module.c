@@ -8,6 +8,7 @@
 
 #include "array.h"
 #include "cde/cde.h"
+#include "driver.h"
 
 rap_state *
 rap_state_of(PyObject *module)
@@ -64,7 +65,13 @@ rap_result(PyObject *module, const rap_error *err)
         PyErr_SetString(PyExc_TypeError, err->text);
         break;
     case RAP_EMEMORY:
-        PyErr_NoMemory();
+        PyErr_SetString(PyExc_MemoryError, err->text);
+        break;
+    case RAP_ECONFIG:
+        PyErr_SetString(rap_state_of(module)->config_error, err->text);
+        break;
+    case RAP_EDEVICE:
+        PyErr_SetString(rap_state_of(module)->device_error, err->text);
         break;
     case RAP_EINTERRUPT:
     case RAP_EPYTHON:
@@ -131,6 +138,8 @@ static PyMethodDef methods[] = {
          "isa(name=None) -> name of the kernel table in use before; sets it if given.")},
     {"isa_names", isa_names, METH_NOARGS,
      PyDoc_STR("Kernel tables this processor can run, best first.")},
+    {"cuda_info", rap_py_cuda_info, METH_NOARGS,
+     PyDoc_STR("What CUDA would compute with here, and why it cannot: see rap.info().")},
     {NULL, NULL, 0, NULL},
 };
 
@@ -158,12 +167,17 @@ exec(PyObject *module)
         return -1;
     }
     state->input_error = PyObject_GetAttrString(errors, "RapInputError");
+    state->config_error = PyObject_GetAttrString(errors, "RapConfigError");
+    state->device_error = PyObject_GetAttrString(errors, "RapDeviceError");
     Py_DECREF(errors);
-    if (state->input_error == NULL || !rap_array_setup() || choose_kernels(state) != 0) {
+    if (state->input_error == NULL || state->config_error == NULL
+        || state->device_error == NULL || !rap_array_setup() || choose_kernels(state) != 0)
+    {
         return -1;
     }
     state->pool = rap_pool_new();
-    if (state->pool == NULL) {
+    state->cuda = rap_cuda_new();
+    if (state->pool == NULL || state->cuda == NULL) {
         PyErr_NoMemory();
         return -1;
     }
@@ -179,6 +193,8 @@ traverse(PyObject *module, visitproc visit, void *arg)
     rap_state *state = rap_state_of(module);
 
     Py_VISIT(state->input_error);
+    Py_VISIT(state->config_error);
+    Py_VISIT(state->device_error);
     return 0;
 }
 
@@ -188,6 +204,8 @@ clear(PyObject *module)
     rap_state *state = rap_state_of(module);
 
     Py_CLEAR(state->input_error);
+    Py_CLEAR(state->config_error);
+    Py_CLEAR(state->device_error);
     return 0;
 }
 
@@ -199,6 +217,8 @@ release(void *module)
     clear(module);
     rap_pool_free(state->pool);
     state->pool = NULL;
+    rap_cuda_free(state->cuda);
+    state->cuda = NULL;
 }
 
 static PyModuleDef_Slot slots[] = {

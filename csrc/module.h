@@ -17,9 +17,12 @@
 #define RAP_GIL_BYTES 65536
 
 typedef struct {
-    PyObject *input_error; /* rap.errors.RapInputError */
+    PyObject *input_error;  /* rap.errors.RapInputError */
+    PyObject *config_error; /* rap.errors.RapConfigError */
+    PyObject *device_error; /* rap.errors.RapDeviceError */
     struct rap_pool *pool;
     const rap_kernels *kernels;
+    struct rap_cuda *cuda;
 } rap_state;
 
 rap_state *rap_state_of(PyObject *module);
@@ -37,5 +40,6 @@ PyObject *rap_py_cde(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *rap_py_linear_cde(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *rap_py_ace(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *rap_py_drm(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *rap_py_cuda_info(PyObject *module, PyObject *unused);
 
 #endif

@@ -9,7 +9,9 @@
 #ifndef RAP_H
 #define RAP_H
 
+#ifndef __cplusplus /* nvcc reads the contracts of the rooms, not how a CPU call runs */
 #include <stdatomic.h>
+#endif
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -19,6 +21,8 @@ typedef enum {
     RAP_EINPUT,     /* shapes or values that cannot be used */
     RAP_ETYPE,      /* not an array, or a dtype that is not supported */
     RAP_EMEMORY,    /* an allocation failed */
+    RAP_ECONFIG,    /* CUDA asked for where it cannot be had */
+    RAP_EDEVICE,    /* the GPU or its driver failed */
     RAP_EINTERRUPT, /* stopped by a signal: the Python exception is already set */
     RAP_EPYTHON,    /* another Python exception is already set */
 } rap_status;
@@ -49,6 +53,7 @@ typedef struct {
     int ndim;
     rap_dtype dtype;
     bool readonly;
+    int device; /* 0: host memory; n + 1: CUDA device n */
     void *owner;
     void (*release)(void *owner);
 } rap_array;
@@ -56,6 +61,7 @@ typedef struct {
 struct rap_kernels; /* cpu.h */
 struct rap_pool;    /* parallel.h */
 
+#ifndef __cplusplus
 /* How one call runs. `poll` is asked now and then on the calling thread; when it
  * answers true the call stops and returns RAP_EINTERRUPT. */
 typedef struct {
@@ -68,6 +74,9 @@ typedef struct {
     atomic_bool stop;
     uint64_t fp_mode; /* of the calling thread, before the call */
 } rap_exec;
+#else
+typedef struct rap_exec rap_exec;
+#endif
 
 #define RAP_MIN(a, b) ((a) < (b) ? (a) : (b))
 #define RAP_MAX(a, b) ((a) > (b) ? (a) : (b))

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from .config import AceConfig, ChooseConfig, Sampling, ScoreConfig
 from .environment import info
-from .errors import RapConfigError, RapError, RapInputError, RapModelError, RapStoreError
+from .errors import (
+    RapConfigError,
+    RapDeviceError,
+    RapError,
+    RapInputError,
+    RapModelError,
+    RapStoreError,
+)
 from .ops import AceResult, CdeResult, ace, cde, drm, linear_cde
 from .selection import Scores, Selection, choose, load
 
@@ -26,6 +33,7 @@ __all__ = [
     "CdeResult",
     "ChooseConfig",
     "RapConfigError",
+    "RapDeviceError",
     "RapError",
     "RapInputError",
     "RapModelError",

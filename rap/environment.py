@@ -26,6 +26,22 @@ def _threads_source() -> str:
     return "torch's own number if torch is loaded, else the processors of this process"
 
 
+def _version_text(number: int) -> str:
+    """12040, as CUDA counts, is 12.4."""
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def _gpu() -> str:
+    """One sentence: what CUDA would compute with, or why it cannot."""
+    cuda = _C.cuda_info()
+    if cuda["error"]:
+        return f"arrays are computed on the CPU: {cuda['error']}"
+    return (
+        f"kernels of {', '.join(cuda['rooms'])} ({cuda['made']}) on "
+        f"{', '.join(cuda['devices'])}; driver for CUDA {_version_text(cuda['driver'])}"
+    )
+
+
 def info() -> dict[str, object]:
     """What was chosen and why: versions, instruction set per kernel, threads, GPU.
 
@@ -43,7 +59,7 @@ def info() -> dict[str, object]:
         else "best of what this CPU has",
         "threads": default_threads(),
         "threads_source": _threads_source(),
-        "gpu": "no CUDA kernels in this build: arrays are computed on the CPU",
+        "gpu": _gpu(),
         "packages": {
             "numpy": version("numpy"),
             "pyarrow": version("pyarrow"),

@@ -28,6 +28,10 @@ class RapModelError(RapError, RuntimeError):
     """The model cannot be driven: no attention to catch, degenerate rollouts."""
 
 
+class RapDeviceError(RapError, RuntimeError):
+    """The GPU or its driver failed in the middle of a call."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of any error's text that says something, or its type's name."""
     lines = (line.strip() for line in str(error).splitlines())
