@@ -17,17 +17,21 @@ PIP := PIP_CONSTRAINT=.ci/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo test lint format sanitize bench bench-quick build clean
+.PHONY: help demo test test-cuda lint format sanitize bench bench-quick build clean
 
 help:
 	@sed -n 's/^# //p;/^$$/q' Makefile
-	@echo 'also: make lint | format | sanitize | bench | bench-quick | clean'
+	@echo 'also: make test-cuda | lint | format | sanitize | bench | bench-quick | clean'
 
 demo: build $(VENV)/demo.done
 	$(VENV)/bin/rap demo --out demo-out
 
 test: build $(VENV)/test.done
 	$(PY) -m pytest $(PYTEST)
+
+# The CUDA path without a GPU: emulated device, seeded bugs, sanitizers, static gates.
+test-cuda: build $(VENV)/test.done
+	$(PY) -m pytest $(PYTEST) tests/test_cuda_*.py
 
 lint: build $(VENV)/lint.done
 	$(PY) -m ruff check .

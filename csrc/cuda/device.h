@@ -1,0 +1,266 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The few words device code is written in. nvcc reads them as CUDA; the emulator
+ * (tests/cuda_emulator) builds the same .cu files as C, where each thread is a fiber and
+ * every word below has a twin in emulator.h. So the .cu files are what both languages
+ * share: C11 without designated initialisers, C++ without anything C does not have.
+ *
+ *   RAP_KERNEL(name, params, threads, blocks) { ... }   one struct by value, p; at most
+ *                                   `threads` a block, registers for `blocks` blocks an SM
+ *   RAP_SMEM(type, name)            the block's shared memory, one struct a kernel
+ *   rap_thread() rap_threads() rap_block() rap_blocks()   all one-dimensional
+ *   rap_sync()                      barrier of the block: every thread, no exception
+ *   rap_shfl_xor_*, rap_shfl_*      all 32 lanes take part, always
+ *   rap_all(x), rap_ballot(x)       the same
+ *   rap_atomic_add_*                integers only: sums of floats are trees, never atomics
+ *   rap_last_block(ticket)          thread 0, after a barrier: true in the block that comes
+ *                                   last, which then sees what all others wrote before
+ *   rap_load128(at)                 16 bytes from an aligned address
+ */
+#ifndef RAP_CUDA_DEVICE_H
+#define RAP_CUDA_DEVICE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define RAP_WARP 32
+
+#ifdef __CUDACC__
+
+#define RAP_HD static __device__ __forceinline__
+#define RAP_KERNEL(name, params, threads, blocks)                 \
+    extern "C" __global__ void __launch_bounds__(threads, blocks) \
+        name(const __grid_constant__ params p)
+#define RAP_SMEM(type, name)       \
+    __shared__ type name##_memory; \
+    type *name = &name##_memory
+
+RAP_HD int
+rap_thread(void)
+{
+    return (int)threadIdx.x;
+}
+
+RAP_HD int
+rap_threads(void)
+{
+    return (int)blockDim.x;
+}
+
+RAP_HD int
+rap_block(void)
+{
+    return (int)blockIdx.x;
+}
+
+RAP_HD int
+rap_blocks(void)
+{
+    return (int)gridDim.x;
+}
+
+RAP_HD void
+rap_sync(void)
+{
+    __syncthreads();
+}
+
+RAP_HD float
+rap_shfl_xor_f32(float x, int lanes)
+{
+    return __shfl_xor_sync(0xffffffffu, x, lanes);
+}
+
+RAP_HD double
+rap_shfl_xor_f64(double x, int lanes)
+{
+    return __shfl_xor_sync(0xffffffffu, x, lanes);
+}
+
+RAP_HD uint32_t
+rap_shfl_u32(uint32_t x, int lane)
+{
+    return __shfl_sync(0xffffffffu, x, lane);
+}
+
+RAP_HD uint64_t
+rap_shfl_u64(uint64_t x, int lane)
+{
+    return __shfl_sync(0xffffffffu, (unsigned long long)x, lane);
+}
+
+RAP_HD bool
+rap_all(bool x)
+{
+    return __all_sync(0xffffffffu, x);
+}
+
+RAP_HD uint32_t
+rap_ballot(bool x)
+{
+    return __ballot_sync(0xffffffffu, x);
+}
+
+RAP_HD int
+rap_popcount(uint32_t x)
+{
+    return __popc(x);
+}
+
+RAP_HD uint32_t
+rap_atomic_add_u32(uint32_t *at, uint32_t x)
+{
+    return atomicAdd((unsigned int *)at, x);
+}
+
+RAP_HD uint64_t
+rap_atomic_add_u64(uint64_t *at, uint64_t x)
+{
+    return atomicAdd((unsigned long long *)at, (unsigned long long)x);
+}
+
+RAP_HD bool
+rap_last_block(uint32_t *ticket)
+{
+    bool last;
+
+    __threadfence();
+    last = atomicAdd((unsigned int *)ticket, 1u) == gridDim.x - 1;
+    __threadfence();
+    return last;
+}
+
+typedef uint4 rap_u128;
+
+RAP_HD rap_u128
+rap_load128(const void *at)
+{
+    return __ldg((const uint4 *)at);
+}
+
+#else
+#include "emulator.h"
+#endif
+
+#include "../hd.h"
+#include "../rap.h"
+
+/* --- numbers ------------------------------------------------------------------------- */
+
+/* Element `at` of an array of float32, bfloat16 or float16. */
+RAP_HD float
+rap_load1(const void *data, int dtype, int64_t at)
+{
+    if (dtype == RAP_F32) {
+        return ((const float *)data)[at];
+    }
+    return dtype == RAP_BF16 ? rap_bf16_to_f32(((const uint16_t *)data)[at])
+                             : rap_f16_to_f32(((const uint16_t *)data)[at]);
+}
+
+RAP_HD void
+rap_widen2(uint32_t pair, int dtype, float *x)
+{
+    const uint16_t low = (uint16_t)(pair & 0xffffu), high = (uint16_t)(pair >> 16);
+
+    x[0] = dtype == RAP_BF16 ? rap_bf16_to_f32(low) : rap_f16_to_f32(low);
+    x[1] = dtype == RAP_BF16 ? rap_bf16_to_f32(high) : rap_f16_to_f32(high);
+}
+
+RAP_HD bool
+rap_aligned(const void *at)
+{
+    return ((uintptr_t)at & 15u) == 0;
+}
+
+/* Elements [at, at + 8) of a row of n; what lies beyond the row becomes `beyond`. `wide`:
+ * the row starts on a 16-byte boundary and `at` is a multiple of 8. */
+RAP_HD void
+rap_load8(const void *row, int dtype, int64_t at, int64_t n, bool wide, float beyond,
+          float *x)
+{
+    if (!wide || at + 8 > n) {
+        for (int i = 0; i < 8; i++) {
+            x[i] = at + i < n ? rap_load1(row, dtype, at + i) : beyond;
+        }
+        return;
+    }
+    if (dtype == RAP_F32) {
+        const float *from = (const float *)row + at;
+        rap_u128 a = rap_load128(from), b = rap_load128(from + 4);
+
+        x[0] = rap_from_bits(a.x), x[1] = rap_from_bits(a.y);
+        x[2] = rap_from_bits(a.z), x[3] = rap_from_bits(a.w);
+        x[4] = rap_from_bits(b.x), x[5] = rap_from_bits(b.y);
+        x[6] = rap_from_bits(b.z), x[7] = rap_from_bits(b.w);
+        return;
+    }
+    {
+        rap_u128 a = rap_load128((const uint16_t *)row + at);
+
+        rap_widen2(a.x, dtype, x);
+        rap_widen2(a.y, dtype, x + 2);
+        rap_widen2(a.z, dtype, x + 4);
+        rap_widen2(a.w, dtype, x + 6);
+    }
+}
+
+/* --- reductions: fixed trees, so the same bits on every run --------------------------- */
+
+RAP_HD int
+rap_lane(void)
+{
+    return rap_thread() & (RAP_WARP - 1);
+}
+
+RAP_HD int
+rap_warp(void)
+{
+    return rap_thread() / RAP_WARP;
+}
+
+RAP_HD float
+rap_larger(float a, float b)
+{
+    return b > a ? b : a; /* a NaN in b is passed over */
+}
+
+RAP_HD float
+rap_warp_max(float x)
+{
+    for (int step = RAP_WARP / 2; step > 0; step /= 2) {
+        x = rap_larger(x, rap_shfl_xor_f32(x, step));
+    }
+    return x;
+}
+
+RAP_HD double
+rap_warp_sum(double x)
+{
+    for (int step = RAP_WARP / 2; step > 0; step /= 2) {
+        x += rap_shfl_xor_f64(x, step);
+    }
+    return x;
+}
+
+/* Sum over the block, known to every thread; part: a shared double for each warp. */
+RAP_HD double
+rap_block_sum(double x, double *part)
+{
+    const int warps = (rap_threads() + RAP_WARP - 1) / RAP_WARP;
+    double sum = 0;
+
+    x = rap_warp_sum(x);
+    rap_sync(); /* the last sum has been read */
+    if (rap_lane() == 0) {
+        part[rap_warp()] = x;
+    }
+    rap_sync();
+    for (int w = 0; w < warps; w++) {
+        sum += part[w];
+    }
+    return sum;
+}
+
+#endif

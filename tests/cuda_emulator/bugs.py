@@ -1,0 +1,76 @@
+"""One seeded bug each, and the check that must catch it (tests/test_cuda_bugs.py).
+
+A bug is a change of one text in a copy of the source. Numbers below 100: device code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from . import checks_cde
+from .build import Mutation
+
+
+@dataclass(frozen=True)
+class Bug:
+    """``what`` was broken, ``caught_by`` which check raises."""
+
+    number: int
+    what: str
+    mutation: Mutation
+    caught_by: Callable[[Mutation | None], None]
+
+
+def _bug(number, what, file, before, after, caught_by) -> Bug:
+    return Bug(number, what, Mutation(file, before, after), caught_by)
+
+
+CDE = "cde/cde_cuda.cu"
+DEVICE = "cuda/device.h"
+
+BUGS = (
+    _bug(1, "no barrier before thread 0 merges the warps", CDE,
+         "        sh->part[rap_warp()] = st;\n    }\n    rap_sync();\n",
+         "        sh->part[rap_warp()] = st;\n    }\n", checks_cde.races),
+    _bug(2, "the same, seen by its answers under random schedules", CDE,
+         "        sh->part[rap_warp()] = st;\n    }\n    rap_sync();\n",
+         "        sh->part[rap_warp()] = st;\n    }\n", checks_cde.schedules),
+    _bug(3, "no barrier before js and tv of the warps are added", CDE,
+         "        sh->part[rap_warp()].tv = tv;\n    }\n    rap_sync();\n",
+         "        sh->part[rap_warp()].tv = tv;\n    }\n", checks_cde.races),
+    _bug(4, "no barrier between a row and the next", CDE,
+         "    rap_sync(); /* and thread 0 has done with the row before */\n", "",
+         checks_cde.races),
+    _bug(5, "a barrier that one warp does not reach", CDE,
+         "        cde_targets(p, r1, r0, row, &sh->row);\n    }\n    rap_sync();\n",
+         "        cde_targets(p, r1, r0, row, &sh->row);\n    }\n"
+         "    if (rap_warp() == 0) {\n        rap_sync();\n    }\n",
+         checks_cde.schedules),
+    _bug(6, "a shuffle that one lane leaves out", DEVICE,
+         "        x += rap_shfl_xor_f64(x, step);\n",
+         "        x += rap_thread() == 3 ? 0 : rap_shfl_xor_f64(x, step);\n",
+         checks_cde.schedules),
+    _bug(7, "a tree that stops one step early", DEVICE,
+         "    for (int step = RAP_WARP / 2; step > 0; step /= 2) {\n        x += ",
+         "    for (int step = RAP_WARP / 2; step > 1; step /= 2) {\n        x += ",
+         checks_cde.values),
+    _bug(8, "no bound check at the end of a row", DEVICE,
+         "x[i] = at + i < n ? rap_load1(row, dtype, at + i) : beyond;",
+         "x[i] = rap_load1(row, dtype, at + i);", checks_cde.unaligned),
+    _bug(9, "128-bit loads from rows that are not aligned", CDE,
+         "    r.wide = rap_aligned(r.data);\n", "    r.wide = true;\n",
+         checks_cde.unaligned),
+    _bug(10, "what lies beyond a row counts as a logit", CDE,
+         "p->columns, r->wide, -INFINITY, x)", "p->columns, r->wide, 0.0f, x)",
+         checks_cde.values),
+    _bug(11, "0 times infinity", CDE,
+         "return e == 0 ? 0 : e * x;", "return e * x;", checks_cde.masked),
+    _bug(12, "the references do not follow the maximum", CDE,
+         "if (add.top < RAP_CDE_HEADROOM) {", "if (true) {", checks_cde.late_peak),
+    _bug(13, "targets counted from the chunk, not from the vocabulary", CDE,
+         "p->targets[row * p->target_stride] - p->begin;",
+         "p->targets[row * p->target_stride];", checks_cde.chunks),
+    _bug(14, "the bias of the first column for all", CDE,
+         "i % p.columns * p.bias_stride)", "0)", checks_cde.chunks),
+)  # fmt: skip

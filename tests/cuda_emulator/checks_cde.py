@@ -1,0 +1,114 @@
+"""What must hold for the cde kernels: each check raises where it does not.
+
+The tests run them on the kernels as they are; test_cuda_bugs.py runs them on kernels with
+one seeded bug, where each must raise.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from rap import reference
+
+from .build import Mutation
+from .cde import cde, linear_cde
+
+DIVERGENCES = ("kl", "rkl", "js", "tv", "hellinger2", "entropy1", "entropy0")
+
+
+def _pair(rows: int, vocab: int, seed: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    l1 = (rng.normal(size=(rows, vocab)) * 3).astype(np.float32)
+    return l1, (l1 + rng.normal(size=l1.shape)).astype(np.float32)
+
+
+def _equal(got: dict, want: dict) -> None:
+    for name, value in want.items():
+        assert got[name].tobytes() == value.tobytes(), name
+
+
+def values(mutation: Mutation | None = None) -> None:
+    """Ragged rows, more rows than blocks, targets at both ends."""
+    l1, l0 = _pair(5, 4099)
+    targets = np.array([0, 4098, 2048, 2047, 7])
+    got = cde(l1, l0, targets=targets, grid=2, mutation=mutation)
+    truth = reference.cde(l1, l0, targets=targets)
+    for name, value in truth.items():
+        np.testing.assert_allclose(got[name], value, rtol=2e-6, atol=2e-6, err_msg=name)
+
+
+def masked(mutation: Mutation | None = None) -> None:
+    """-inf is a token outside the support, whole tiles of it too."""
+    l1, l0 = _pair(4, 5000)
+    both = np.random.default_rng(1).random(5000) < 0.6
+    l1[:, both] = l0[:, both] = -np.inf
+    l1[:, :2048] = l0[:, :2048] = -np.inf
+    got, truth = cde(l1, l0, mutation=mutation), reference.cde(l1, l0)
+    for name in DIVERGENCES:
+        np.testing.assert_allclose(got[name], truth[name], rtol=1e-5, atol=1e-6)
+    l0[:, 4999], l1[:, 4999] = -np.inf, 1.0
+    got = cde(l1, l0, mutation=mutation)
+    assert np.isposinf(got["kl"]).all() and np.isposinf(got["jeffreys"]).all()
+    assert np.isfinite(got["rkl"]).all() and np.isfinite(got["js"]).all()
+
+
+def late_peak(mutation: Mutation | None = None) -> None:
+    """The peak comes in the last tile of a warp: the references must follow it."""
+    l1, l0 = _pair(2, 9000)
+    l1[:, 5000] = l0[:, 5500] = 100.0
+    got = cde(l1, l0, block=64, mutation=mutation)
+    truth = reference.cde(l1, l0)
+    for name in ("entropy1", "entropy0"):
+        np.testing.assert_allclose(got[name], truth[name], rtol=0, atol=4e-7)
+    np.testing.assert_allclose(got["kl"], truth["kl"], rtol=4e-7)
+
+
+def chunks(mutation: Mutation | None = None) -> None:
+    """linear_cde: products in chunks, bias, scale, softcap, targets in any chunk."""
+    rng = np.random.default_rng(3)
+    p1, p0 = _pair(3, 1000)
+    bias = rng.normal(size=1000).astype(np.float32)
+    targets = np.array([999, 300, 0])
+    got = linear_cde(
+        p1, p0, bias=bias, scale=0.5, softcap=5.0, targets=targets, chunk=304,
+        mutation=mutation,
+    )  # fmt: skip
+
+    def mapped(x: np.ndarray) -> np.ndarray:
+        return 5.0 * np.tanh(0.5 * (x.astype(float) + bias) / 5.0)
+
+    truth = reference.cde(mapped(p1), mapped(p0), targets=targets)
+    for name, value in truth.items():
+        np.testing.assert_allclose(got[name], value, rtol=3e-6, atol=3e-6, err_msg=name)
+
+
+def unaligned(mutation: Mutation | None = None) -> None:
+    """Rows of an odd width start on any address; AddressSanitizer and UBSan watch."""
+    l1, l0 = _pair(3, 2061)
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = torch.from_numpy(l1).to(dtype), torch.from_numpy(l0).to(dtype)
+        got = cde(a, b, variant="asan", block=64, mutation=mutation)
+        truth = reference.cde(a.double(), b.double())
+        np.testing.assert_allclose(got["kl"], truth["kl"], rtol=1e-5)
+
+
+def schedules(mutation: Mutation | None = None, count: int = 20) -> None:
+    """20 random orders of threads and blocks, shared memory full of 0xFF: one answer."""
+    l1, l0 = _pair(4, 2600)
+    targets = np.array([1, 2, 3, 2599])
+    want = None
+    for seed in range(count):
+        got = cde(l1, l0, targets=targets, grid=2, seed=seed, mutation=mutation)
+        assert np.isfinite(np.stack(list(got.values()))).all()
+        want = want or got
+        _equal(got, want)
+
+
+def races(mutation: Mutation | None = None) -> None:
+    """ThreadSanitizer sees every pair of accesses that no barrier orders."""
+    l1, l0 = _pair(4, 4100)
+    targets = np.array([1, 2, 3, 4099])
+    run = dict(variant="tsan", block=64, mutation=mutation)
+    cde(l1, l0, targets=targets, grid=2, **run)
+    linear_cde(l1[:2, :400], l0[:2, :400], softcap=9.0, chunk=200, **run)

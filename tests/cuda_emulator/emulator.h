@@ -1,0 +1,172 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The words of csrc/cuda/device.h for the host: a .cu file built as C, where each CUDA
+ * thread is a fiber (fiber.c). Sanitizers see the kernel's own loads and stores and, through
+ * the atomics and the waits below, exactly the order that CUDA promises and no more.
+ */
+#ifndef RAP_EMULATOR_H
+#define RAP_EMULATOR_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+/* --- what the shared library exports -------------------------------------------------- */
+
+typedef void (*rap_emu_fn)(void **params); /* params as cuLaunchKernel takes them */
+
+typedef struct {
+    const char *name;
+    rap_emu_fn fn;
+    size_t param_size;
+    int max_threads;
+} rap_emu_kernel;
+
+#define RAP_EMU_PUBLIC __attribute__((visibility("default")))
+
+RAP_EMU_PUBLIC const rap_emu_kernel *rap_emu_table(int *count);
+
+/* Runs a grid to its end in a random order that `seed` fixes. 0, or -1 and a sentence in
+ * rap_emu_error(): a barrier that not all threads reach, a shuffle without all lanes. */
+RAP_EMU_PUBLIC int rap_emu_launch(rap_emu_fn fn, const unsigned grid[3],
+                                  const unsigned block[3], size_t shared, void **params,
+                                  uint64_t seed);
+RAP_EMU_PUBLIC const char *rap_emu_error(void);
+
+/* --- what kernels call ---------------------------------------------------------------- */
+
+typedef struct {
+    int thread, threads, block, blocks;
+} rap_emu_place;
+
+const rap_emu_place *rap_emu_here(void);
+void *rap_emu_smem(size_t size); /* of this block, filled with 0xFF */
+void rap_emu_sync(void);
+uint64_t rap_emu_exchange(uint64_t bits, int lane);
+uint32_t rap_emu_vote(bool x);
+
+#define RAP_HD static inline
+#define RAP_KERNEL(name, params, threads, blocks)                                          \
+    static void name(const params p);                                                      \
+    void name##_emulated(void **list);                                                     \
+    void name##_emulated(void **list)                                                      \
+    {                                                                                      \
+        name(*(const params *)list[0]);                                                    \
+    }                                                                                      \
+    const rap_emu_kernel name##_entry = {#name, name##_emulated, sizeof(params), threads}; \
+    static void name(const params p)
+#define RAP_SMEM(type, name) type *name = (type *)rap_emu_smem(sizeof(type))
+
+RAP_HD int
+rap_thread(void)
+{
+    return rap_emu_here()->thread;
+}
+
+RAP_HD int
+rap_threads(void)
+{
+    return rap_emu_here()->threads;
+}
+
+RAP_HD int
+rap_block(void)
+{
+    return rap_emu_here()->block;
+}
+
+RAP_HD int
+rap_blocks(void)
+{
+    return rap_emu_here()->blocks;
+}
+
+RAP_HD void
+rap_sync(void)
+{
+    rap_emu_sync();
+}
+
+RAP_HD uint32_t
+rap_shfl_u32(uint32_t x, int lane)
+{
+    return (uint32_t)rap_emu_exchange(x, lane);
+}
+
+RAP_HD uint64_t
+rap_shfl_u64(uint64_t x, int lane)
+{
+    return rap_emu_exchange(x, lane);
+}
+
+RAP_HD float
+rap_shfl_xor_f32(float x, int lanes)
+{
+    uint32_t u;
+
+    memcpy(&u, &x, sizeof(u));
+    u = (uint32_t)rap_emu_exchange(u, (rap_thread() & 31) ^ lanes);
+    memcpy(&x, &u, sizeof(x));
+    return x;
+}
+
+RAP_HD double
+rap_shfl_xor_f64(double x, int lanes)
+{
+    uint64_t u;
+
+    memcpy(&u, &x, sizeof(u));
+    u = rap_emu_exchange(u, (rap_thread() & 31) ^ lanes);
+    memcpy(&x, &u, sizeof(x));
+    return x;
+}
+
+RAP_HD bool
+rap_all(bool x)
+{
+    return rap_emu_vote(x) == 0xffffffffu;
+}
+
+RAP_HD uint32_t
+rap_ballot(bool x)
+{
+    return rap_emu_vote(x);
+}
+
+RAP_HD int
+rap_popcount(uint32_t x)
+{
+    return __builtin_popcount(x);
+}
+
+RAP_HD uint32_t
+rap_atomic_add_u32(uint32_t *at, uint32_t x)
+{
+    return __atomic_fetch_add(at, x, __ATOMIC_RELAXED);
+}
+
+RAP_HD uint64_t
+rap_atomic_add_u64(uint64_t *at, uint64_t x)
+{
+    return __atomic_fetch_add(at, x, __ATOMIC_RELAXED);
+}
+
+RAP_HD bool
+rap_last_block(uint32_t *ticket)
+{
+    return __atomic_fetch_add(ticket, 1, __ATOMIC_ACQ_REL) == (uint32_t)rap_blocks() - 1;
+}
+
+typedef struct {
+    _Alignas(16) uint32_t x;
+    uint32_t y, z, w;
+} rap_u128;
+
+RAP_HD rap_u128
+rap_load128(const void *at)
+{
+    return *(const rap_u128 *)at;
+}
+
+#endif
