@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import checks_cde
+from . import checks_cde, checks_drm
 from .build import Mutation
 
 
@@ -27,6 +27,7 @@ def _bug(number, what, file, before, after, caught_by) -> Bug:
 
 
 CDE = "cde/cde_cuda.cu"
+DRM = "drm/drm_cuda.cu"
 DEVICE = "cuda/device.h"
 
 BUGS = (
@@ -73,4 +74,29 @@ BUGS = (
          "p->targets[row * p->target_stride];", checks_cde.chunks),
     _bug(14, "the bias of the first column for all", CDE,
          "i % p.columns * p.bias_stride)", "0)", checks_cde.chunks),
+    _bug(20, "a block's counts and its ticket without a barrier between", DRM,
+         "    rap_sync();\n    if (rap_thread() == 0) {\n        sh->last",
+         "    if (rap_thread() == 0) {\n        sh->last", checks_drm.races),
+    _bug(21, "counts of other blocks added to without atomics", DRM,
+         "rap_atomic_add_u64(&p.state->count[i], sh->count[i]);",
+         "p.state->count[i] += sh->count[i];", checks_drm.races),
+    _bug(22, "no barrier between two distances of the sort", DRM,
+         "distance /= 2) {\n        rap_sync();\n", "distance /= 2) {\n",
+         checks_drm.races),
+    _bug(23, "who is eligible is not asked", DRM,
+         "p->eligible == NULL || p->eligible[at + i] != 0", "true", checks_drm.exact),
+    _bug(24, "a NaN gain may be chosen", DRM,
+         "p->gain != NULL && drm_is_nan(", "false && drm_is_nan(", checks_drm.exact),
+    _bug(25, "-0.0 below 0.0", DRM,
+         "    bits = bits << 1 == 0 ? 0 : bits;\n", "", checks_drm.exact),
+    _bug(26, "four scores read where fewer are left", DRM,
+         "if (at + 4 <= n && ", "if (at < n && ", checks_drm.bounds),
+    _bug(27, "every run of the sort in the same direction", DRM,
+         "&p.items[i + p.distance], (i & p.span) == 0)", "&p.items[i + p.distance], true)",
+         checks_drm.large_order),
+    _bug(28, "digits counted of samples that fell behind", DRM,
+         "above >= 64\n", "true || above >= 64\n", checks_drm.exact),
+    _bug(29, "two lanes take the same place", DRM,
+         "(uint64_t)rap_popcount(before);", "(uint64_t)rap_popcount(before / 2);",
+         checks_drm.exact),
 )  # fmt: skip
