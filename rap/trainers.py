@@ -1,0 +1,431 @@
+"""TRL's trainers with one option more, ``reselect``: which prompts they train on.
+
+Use them through ``rap.trl``. This module imports torch, transformers and trl.
+
+Three hooks, no copy of TRL's code: ``_get_train_sampler`` hands TRL a sampler whose order
+can change while it runs (TRL builds its data loader once, so that another
+``train_dataset`` would change nothing); a callback changes it between optimiser steps, and
+its state goes into the checkpoint's ``trainer_state.json``, written with the checkpoint or
+not at all; ``_generate_and_score_completions`` is called again for groups that taught
+nothing (``Reselect.refill``).
+
+The data loader looks one batch ahead, more with ``dataloader_num_workers``: a re-selection
+takes effect one generation batch later.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import trl
+from accelerate.utils import gather_object
+from torch.utils.data import Sampler
+from transformers import PreTrainedModel, TrainerCallback
+from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
+
+from .errors import RapConfigError
+from .order import PromptOrder
+from .rewardlog import Outcome
+from .trl import Recorder, Reselect, watched
+
+if TYPE_CHECKING:
+    _Base = trl.GRPOTrainer
+else:
+    _Base = object  # the trainer that the mixin stands before
+
+STATE = "RapReselection"
+"""Name in ``trainer_state.json``."""
+
+
+class OrderSampler(Sampler[int]):
+    """A ``PromptOrder`` as TRL's ``RepeatSampler`` would deal it: every row of a batch
+    ``repeats`` times in a row, every batch ``rounds`` times."""
+
+    def __init__(self, order: PromptOrder, *, repeats: int, rounds: int) -> None:
+        self.order, self.repeats, self.rounds = order, repeats, rounds
+        self.batches = len(order.active) // order.batch
+        """Batches an epoch; fixed, as the trainer reads the length once."""
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return self.batches * self.order.batch * self.repeats * self.rounds
+
+    def __iter__(self) -> Iterator[int]:
+        first = self._epoch * self.batches
+        for number in range(first, first + self.batches):
+            rows = self.order.batch_at(number)
+            for _ in range(self.rounds):
+                for row in rows:
+                    yield from [row] * self.repeats
+
+
+class _Between(TrainerCallback):
+    """Calls the trainer back: when it starts, and between optimiser steps."""
+
+    def __init__(self, trainer: SelectionMixin) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.trainer.selection_begins(state)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.trainer.selection_step(state.global_step)
+
+
+class SelectionMixin(_Base):
+    """Before a trainer of TRL: ``class Mine(SelectionMixin, trl.GRPOTrainer)``.
+
+    reselect: ``rap.trl.Reselect``; None is ``Reselect()``: all rows of ``train_dataset``,
+    none ever exchanged. ``train_dataset`` is the pool, with an id column.
+    Raises ``RapConfigError``: fewer prompts than a generation batch, ids that are not in
+    the pool, an ``IterableDataset``, a checkpoint of another selection.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = None,
+        *args: Any,
+        reselect: Reselect | None = None,
+        **options: Any,
+    ) -> None:
+        self.reselect = Reselect() if reselect is None else reselect
+        functions = list(reward_funcs) if _is_list(reward_funcs) else [reward_funcs]
+        recorder = _recorder(functions)
+        if recorder is None:
+            functions[0] = watched(functions[0], id_column=self.reselect.id_column)
+            recorder = functions[0].rap_recorder
+        self._recorder: Recorder = recorder
+        processor = options.get("processing_class")
+        _pad_left(processor)
+        super().__init__(model, functions, *args, **options)
+        if self.accelerator.num_processes > 1:
+            _one_process(self.reselect)
+        self.order = self._new_order()
+        self.passes: dict[str, tuple[float, float]] = {}
+        """{id: (passed, tried)}, older visits weighing less (``ReselectConfig.decay``)."""
+        self.reselections: list[dict[str, Any]] = []
+        """One entry a re-selection: step, how many came in, went, are active, and why."""
+        self.refilled = {"groups": 0, "no_variance": 0, "replaced": 0, "kept_anyway": 0}
+        """What ``refill`` did, counted over the run."""
+        self.rescoring_seconds = 0.0
+        self.add_callback(_Between(self))
+
+    # ------------------------------------------------ the order
+
+    def _new_order(self) -> PromptOrder:
+        data = self.train_dataset
+        if data is None or not hasattr(data, "select"):
+            raise RapConfigError(
+                f"train_dataset is {type(data).__name__}: selecting needs a datasets."
+                "Dataset, whose rows can be read in any order"
+            )
+        column = self.reselect.id_column
+        plain = data.with_format(None)
+        if column not in plain.column_names:
+            raise RapConfigError(
+                f"train_dataset has no id column {column!r}, it has "
+                f"{', '.join(plain.column_names)}: rap.trl.prepare makes one"
+            )
+        self.pool_ids = [str(name) for name in plain[column][:]]
+        args = self.args
+        return PromptOrder(
+            len(self.pool_ids),
+            self._rows_of(self.reselect.first_ids(self.pool_ids)),
+            batch=args.generation_batch_size // self.num_generations,
+            seed=args.seed,
+        )
+
+    def _rows_of(self, ids: Sequence[str]) -> list[int]:
+        place = {name: row for row, name in enumerate(self.pool_ids)}
+        missing = [name for name in ids if name not in place]
+        if missing:
+            raise RapConfigError(
+                f"{len(missing)} of {len(ids)} selected ids are not in train_dataset, the "
+                f"first is {missing[0][:80]!r}: with re-selection it is the whole pool"
+            )
+        return [place[name] for name in ids]
+
+    def _get_train_sampler(self, dataset: Any = None) -> OrderSampler:
+        args = self.args
+        return OrderSampler(
+            self.order,
+            repeats=self.num_generations,
+            rounds=self.num_iterations * args.steps_per_generation,
+        )
+
+    # ------------------------------------------------ checkpoints
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self.state.stateful_callbacks[STATE] = self.selection_state()
+        super()._save_checkpoint(model, trial)
+
+    def selection_state(self) -> dict[str, Any]:
+        """What a checkpoint keeps; JSON."""
+        return {
+            "selection": self.reselect.fingerprint(self.pool_ids),
+            "order": self.order.state(),
+            "passes": {name: list(counts) for name, counts in self.passes.items()},
+            "reselections": list(self.reselections),
+            "refilled": dict(self.refilled),
+        }
+
+    def selection_begins(self, state: Any) -> None:
+        """A run starts, or goes on from the checkpoint that ``state`` was read from."""
+        if state.global_step:
+            saved = state.stateful_callbacks.get(STATE)
+            if saved is None:
+                raise RapConfigError(
+                    "the checkpoint was made without rap's sampler: the order of its "
+                    "prompts is not known, so it cannot be gone on with"
+                )
+            self._restore(saved)
+        if self._recorder.log is not None and self.is_world_process_zero():
+            self._recorder.log.start(state.global_step)
+
+    def _restore(self, saved: Mapping[str, Any]) -> None:
+        now = self.reselect.fingerprint(self.pool_ids)
+        for name, value in now.items():
+            if saved["selection"].get(name) != value:
+                raise RapConfigError(
+                    f"the checkpoint was made with another {name} "
+                    f"({saved['selection'].get(name)}, here {value}): resume with the same "
+                    "selection, or start anew"
+                )
+        self.order.load(saved["order"])
+        self.passes = {n: (p[0], p[1]) for n, p in saved["passes"].items()}
+        self.reselections = list(saved["reselections"])
+        self.refilled = dict(saved["refilled"])
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """The checkpoint's weights, all of them.
+
+        transformers 5.23 reads a checkpoint by the names in the file; ``save_pretrained``
+        writes some classes (Qwen2.5-VL) under older names, so that a resumed run would go
+        on with the weights it was started with, and only a warning would say so.
+        """
+        target = self.model if model is None else model
+        whole = (
+            isinstance(target, PreTrainedModel)
+            and (Path(resume_from_checkpoint) / "config.json").is_file()
+            and not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        )
+        if not whole:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        saved = type(target).from_pretrained(resume_from_checkpoint, dtype=target.dtype)
+        target.load_state_dict(saved.state_dict())
+
+    # ------------------------------------------------ between steps
+
+    def selection_step(self, step: int) -> None:
+        """After optimiser step ``step``: count, and re-select when it is time."""
+        outcomes = self._recorder.take()
+        if self.accelerator.num_processes > 1:
+            parts, outcomes = gather_object(list(outcomes.items())), {}
+            for name, outcome in parts:  # a group may lie in two processes
+                outcomes[name] = outcomes.get(name, Outcome()) + outcome
+        self.passes = self.reselect.visited(self.passes, outcomes)
+        if self.reselect.mode == "off" or step % self.reselect.every:
+            return
+        scores = self._rescored() if self.reselect.mode == "rescore" else None
+        active = [self.pool_ids[row] for row in self.order.active]
+        ids, counts = self.reselect.next_ids(active, self.passes, scores)
+        came, gone = self.order.replace(self._rows_of(ids))
+        about = {"step": step, "came": came, "gone": gone, "active": len(ids)}
+        self.reselections.append(about | {"counts": counts})
+        self._tell({name: about[name] for name in ("active", "came", "gone")})
+
+    def _tell(self, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._metrics["train"][f"rap/{name}"].append(float(value))
+
+    def _rescored(self) -> Any:
+        """Scores of the pool by the model as it is now (``Reselect.mode == "rescore"``).
+
+        The random state and the training mode are left as they were.
+        """
+        from .scoring import score
+
+        begin = time.perf_counter()
+        model = self.accelerator.unwrap_model(self.model)
+        training, side = model.training, self._tokenizer.padding_side
+        with torch.random.fork_rng():
+            scores = score(
+                model.eval(),
+                self.processing_class,
+                self.reselect.selection.source,  # type: ignore[union-attr]
+                config=self.reselect.score_config(),
+                progress=False,
+            )
+        model.train(training)
+        self._tokenizer.padding_side = side
+        self.rescoring_seconds += time.perf_counter() - begin
+        return scores
+
+    def _calculate_rewards(self, *args: Any, **options: Any) -> Any:
+        self._recorder.counting = self.model.training
+        return super()._calculate_rewards(*args, **options)
+
+    # ------------------------------------------------ groups that teach nothing
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Any:
+        batch = super()._generate_and_score_completions(inputs)
+        if not (self.reselect.refill and self.model.training):
+            return batch
+        return self._refill(batch, {str(row[self.reselect.id_column]) for row in inputs})
+
+    def _refill(self, batch: dict[str, Any], used: set[str]) -> dict[str, Any]:
+        """Groups whose rewards are all the same give way to groups of other prompts (as
+        DAPO's dynamic sampling does), in ``refill`` more generations at most."""
+        size = self.num_generations
+        empty = _without_variance(batch["advantages"], size)
+        self.refilled["groups"] += len(batch["advantages"]) // size
+        self.refilled["no_variance"] += len(empty)
+        avoid = set(self._rows_of(sorted(used)))
+        for _ in range(self.reselect.refill):
+            rows = self.order.spare(len(empty), avoid=avoid) if empty else []
+            if not rows:
+                break
+            avoid.update(rows)
+            data = self.train_dataset
+            inputs = [row for i in rows for row in [data[i]] * size]
+            more = super()._generate_and_score_completions(inputs)
+            barren = _without_variance(more["advantages"], size)
+            good = [g for g in range(len(rows)) if g not in barren]
+            taken = list(zip(empty, good, strict=False))
+            if taken:
+                batch = _exchange(batch, more, taken, size, self._tokenizer.pad_token_id)
+            self.refilled["groups"] += len(rows)
+            self.refilled["no_variance"] += len(barren)
+            self.refilled["replaced"] += len(taken)
+            empty = empty[len(taken) :]
+        self.refilled["kept_anyway"] += len(empty)
+        self._tell({"refill_missing": len(empty)})
+        return batch
+
+
+def _without_variance(advantages: torch.Tensor, size: int) -> list[int]:
+    """Numbers of the groups of ``size`` whose advantages are all the same."""
+    groups = advantages.view(-1, size)
+    same = (groups == groups[:, :1]).all(dim=1)
+    return same.nonzero()[:, 0].tolist()
+
+
+def _exchange(
+    batch: dict[str, Any],
+    more: dict[str, Any],
+    pairs: Sequence[tuple[int, int]],
+    size: int,
+    pad: int,
+) -> dict[str, Any]:
+    """``batch`` with its groups pairs[.][0] replaced by the groups pairs[.][1] of ``more``.
+
+    Both are padded to the wider prompt (on the left) and the longer completion.
+    """
+    prompt, length = (
+        max(batch[name].shape[1], more[name].shape[1])
+        for name in ("prompt_ids", "completion_ids")
+    )
+    old = split_pixel_values_by_grid(_widened(batch, prompt, length, pad))
+    new = split_pixel_values_by_grid(_widened(more, prompt, length, pad))
+    rows = len(old["advantages"])
+    source = {}
+    for there, here in pairs:
+        for k in range(size):
+            source[there * size + k] = here * size + k
+    result = {}
+    for name, values in old.items():
+        if isinstance(values, list):
+            result[name] = [
+                new[name][source[i]] if i in source else values[i] for i in range(rows)
+            ]
+        elif isinstance(values, torch.Tensor) and values.ndim:
+            values = values.clone()
+            values[list(source)] = new[name][list(source.values())]
+            result[name] = values
+        else:
+            result[name] = values
+    mask = result["completion_mask"]
+    result["num_items_in_batch"] = (mask * result.get("tool_mask", 1)).sum()
+    return unsplit_pixel_values_by_grid(result)
+
+
+def _widened(
+    batch: Mapping[str, Any], prompt: int, length: int, pad: int
+) -> dict[str, Any]:
+    """Every tensor of a generation batch for ``prompt`` + ``length`` tokens a row."""
+    left = prompt - batch["prompt_ids"].shape[1]
+    right = length - batch["completion_ids"].shape[1]
+    out = dict(batch)
+    for name, values in batch.items():
+        if not isinstance(values, torch.Tensor) or values.ndim != 2:
+            continue
+        sides = None
+        if name.startswith("prompt_"):
+            sides = (left, 0)
+        elif name.endswith("token_type_ids"):
+            sides = (left, right)
+        elif name in COMPLETION_WIDE:
+            sides = (0, right)
+        if sides is not None:
+            fill = pad if name.endswith("_ids") and "type" not in name else 0
+            out[name] = torch.nn.functional.pad(values, sides, value=fill)
+    return out
+
+
+COMPLETION_WIDE = (
+    "completion_ids",
+    "completion_mask",
+    "tool_mask",
+    "old_per_token_logps",
+    "ref_per_token_logps",
+    "sampling_per_token_logps",
+    "importance_sampling_ratio",
+)
+"""Tensors of a generation batch with one value a completion token."""
+
+
+def _one_process(reselect: Reselect) -> None:
+    if reselect.mode == "rescore" or reselect.refill:
+        raise RapConfigError(
+            "mode = 'rescore' and refill run in one process; mode = 'rewards' and 'off' in "
+            "several"
+        )
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, (list, tuple))
+
+
+def _recorder(functions: Sequence[Any]) -> Recorder | None:
+    found = [f.rap_recorder for f in functions if hasattr(f, "rap_recorder")]
+    if len(found) > 1:
+        raise RapConfigError(
+            f"{len(found)} reward functions are watched: watch the one that says whether "
+            "an answer is right"
+        )
+    return found[0] if found else None
+
+
+def _pad_left(processor: Any) -> None:
+    """TRL generates from prompts padded on the left and pads token types as the processor
+    does: a processor that pads on the right makes a model's own shape error of it."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if tokenizer is not None:
+        tokenizer.padding_side = "left"
+
+
+class GRPOTrainer(SelectionMixin, trl.GRPOTrainer):
+    """``trl.GRPOTrainer`` with the option ``reselect``; see ``SelectionMixin``."""
+
+
+class RLOOTrainer(SelectionMixin, trl.RLOOTrainer):
+    """``trl.RLOOTrainer`` with the option ``reselect``; see ``SelectionMixin``."""
