@@ -44,7 +44,7 @@ def write_atomic(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(tmp, path)
-        _fsync_folder(path.parent)
+        fsync_folder(path.parent)
     except BaseException as error:  # KeyboardInterrupt too must leave no tmp behind
         with contextlib.suppress(OSError):
             tmp.unlink()
@@ -59,7 +59,7 @@ def store_error(text: str, error: OSError) -> RapStoreError:
     return wrapped
 
 
-def _fsync_folder(folder: Path) -> None:
+def fsync_folder(folder: Path) -> None:
     """Make a rename durable. Some network file systems cannot: the
     store says so when it opens."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

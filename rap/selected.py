@@ -36,6 +36,8 @@ from .table import VOLATILE_COLUMNS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from .export import Exported
+
 KEPT = ("kept_cognitive", "kept_replacement")
 DROPPED = (
     "dropped_unsolved",
@@ -169,6 +171,9 @@ class Selection:
             if count or reason in KEPT
         ]
         lines += [f"  {line}" for line in _threshold_lines(choice, found)]
+        if again := self.settings.get("reselect"):
+            done = [f"{n} {code}" for code, n in again["counts"].items() if n]
+            lines.append(f"  selected again, phase {again['phase']}: {', '.join(done)}")
         for group in self.settings["groups"] or ():
             lines.append(
                 f"  {choice['by']} = {group['group']}: {group['kept']} of "
@@ -230,6 +235,13 @@ class Selection:
         write_atomic(
             folder / "settings.json", lambda file: file.write(text.encode() + b"\n")
         )
+
+    def export(self, to: str, path: str | os.PathLike[str], **options: Any) -> Exported:
+        """Write the kept samples as files that a trainer reads: trl, verl, easyr1,
+        openrlhf, ms-swift or llamafactory; see ``rap.export.export``."""
+        from .export import export
+
+        return export(self, to, path, **options)
 
     def report(self, path: str | os.PathLike[str], **options: Any) -> Any:
         """Write one self-contained HTML page; see ``rap.report.write_report``."""

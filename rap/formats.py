@@ -1,0 +1,387 @@
+"""What each trainer's loader reads: one writer a target.
+
+Each was loaded by the trainer's own loader (tests/trainers; versions in .ci/trainers), and
+each form has its reason:
+
+- Parquet is written by pyarrow with image metadata in the spelling that `datasets` of every
+  version knows: what `datasets` 4 and later write themselves, older ones cannot read.
+- Images in Parquet are ``{bytes, path}`` with bytes: verl and EasyR1 open the bytes and
+  never look at the path.
+- OpenRLHF leaves images that are dicts out with a warning and trains on text alone: it gets
+  paths. Paths are absolute, because OpenRLHF and ms-swift open them from where they run.
+- TRL puts the pictures before the text itself: no ``<image>`` there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+MANIFEST = "rap_export.json"
+VERL_SOURCE = "hiyouga/geometry3k"
+"""verl refuses a ``data_source`` it has no reward for. Under this name it looks for the
+answer in ``\\boxed{}`` with mathruler (verl/utils/reward_score/geo3k.py)."""
+
+ROWS_AT_A_TIME = 64
+IMAGE_STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+IMAGES = pa.list_(IMAGE_STRUCT)
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+# Features of columns that are not named here are found by their Arrow type.
+AS_IMAGES = json.dumps(
+    {"info": {"features": {"images": {"feature": {"_type": "Image"}, "_type": "Sequence"}}}}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """Encoded bytes, their sha256, and the format's name, lower case."""
+
+    data: bytes
+    sha256: str
+    kind: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.sha256}.{'jpg' if self.kind == 'jpeg' else self.kind}"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One kept sample. ``prompt``: question and choices as scored, without image tags."""
+
+    id: str
+    index: int
+    prompt: str
+    question: str
+    answer: str
+    choices: tuple[str, ...]
+    pictures: tuple[Picture, ...]
+    source: str | None
+    reason: str
+
+    @property
+    def tagged(self) -> str:
+        """The prompt after one ``<image>`` a picture."""
+        return "<image>" * len(self.pictures) + self.prompt
+
+
+@dataclass
+class Writing:
+    """Where a writer writes, and what it says it wrote.
+
+    ``seen_as``: the folder as the trainer will see it. ``samples``: ids in the order of
+    the file; ``left_out``: ids without a row."""
+
+    folder: Path
+    seen_as: Path
+    data_source: str | None = None
+    completions: Mapping[str, tuple[str, str]] | None = None
+    samples: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A trainer. ``upright``: its loader applies a rotation in EXIF. ``tags``: texts that
+    it takes for placeholders. ``notes``: (folder, most images a row) -> what to set."""
+
+    write: Callable[[Iterable[Row], Writing], None]
+    notes: Callable[[Path, int], list[str]]
+    upright: bool
+    tags: tuple[str, ...] = ("<image>", "<video>", "<audio>")
+
+
+# ---------------------------------------------------------------- Parquet
+
+
+def _parquet(
+    rows: Iterable[Row],
+    writing: Writing,
+    schema: pa.Schema,
+    columns: Callable[[Row], dict[str, Any]],
+) -> None:
+    """``train.parquet``, a few rows at a time: pictures are large."""
+    schema = schema.with_metadata({"huggingface": AS_IMAGES})
+    with pq.ParquetWriter(writing.folder / "train.parquet", schema) as writer:
+        for part in _parts(rows):
+            writer.write_table(pa.Table.from_pylist([columns(r) for r in part], schema))
+            writing.samples += [row.id for row in part]
+
+
+def _parts(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    rows = iter(rows)
+    while part := list(islice(rows, ROWS_AT_A_TIME)):
+        yield part
+
+
+def _bytes(row: Row) -> list[dict[str, Any]]:
+    return [{"bytes": picture.data, "path": picture.name} for picture in row.pictures]
+
+
+TRL_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("prompt", MESSAGES),
+        ("images", IMAGES),
+        ("solution", pa.string()),
+        ("choices", pa.list_(pa.string())),
+        ("rap_reason", pa.string()),
+    ]
+)
+
+
+def write_trl(rows: Iterable[Row], writing: Writing) -> None:
+    """GRPO and RLOO: ``load_dataset("parquet", data_files=...)``; every column reaches the
+    reward functions, ``solution`` is what TRL's ``accuracy_reward`` reads."""
+
+    def columns(row: Row) -> dict[str, Any]:
+        return {
+            "id": row.id,
+            "prompt": [{"role": "user", "content": row.prompt}],
+            "images": _bytes(row),
+            "solution": row.answer,
+            "choices": list(row.choices),
+            "rap_reason": row.reason,
+        }
+
+    _parquet(rows, writing, TRL_SCHEMA, columns)
+
+
+def _trl_notes(folder: Path, most: int) -> list[str]:
+    file = folder / "train.parquet"
+    return [f'load_dataset("parquet", data_files="{file}", split="train")']
+
+
+VERL_SCHEMA = pa.schema(
+    [
+        ("data_source", pa.string()),
+        ("prompt", MESSAGES),
+        ("images", IMAGES),
+        ("ability", pa.string()),
+        (
+            "reward_model",
+            pa.struct([("style", pa.string()), ("ground_truth", pa.string())]),
+        ),
+        (
+            "extra_info",
+            pa.struct(
+                [
+                    ("split", pa.string()),
+                    ("index", pa.string()),  # verl hands it through as the row's `index`
+                    ("question", pa.string()),
+                    ("answer", pa.string()),
+                    ("rap_reason", pa.string()),
+                    ("rap_source", pa.string()),
+                ]
+            ),
+        ),
+    ]
+)
+
+
+def write_verl(rows: Iterable[Row], writing: Writing) -> None:
+    """``RLHFDataset``; ``extra_info.index`` is the id."""
+
+    def columns(row: Row) -> dict[str, Any]:
+        return {
+            "data_source": writing.data_source or VERL_SOURCE,
+            "prompt": [{"role": "user", "content": row.tagged}],
+            "images": _bytes(row),
+            "ability": "multimodal",
+            "reward_model": {"style": "rule", "ground_truth": row.answer},
+            "extra_info": {
+                "split": "train",
+                "index": row.id,
+                "question": row.question,
+                "answer": row.answer,
+                "rap_reason": row.reason,
+                "rap_source": row.source,
+            },
+        }
+
+    _parquet(rows, writing, VERL_SCHEMA, columns)
+    reward = Path(__file__).with_name("verl_reward.py").read_bytes()
+    (writing.folder / "rap_reward.py").write_bytes(reward)
+
+
+def _verl_notes(folder: Path, most: int) -> list[str]:
+    return [
+        f"data.train_files={folder / 'train.parquet'} data.image_key=images "
+        "data.shuffle=False",
+        f"reward.custom_reward_function.path={folder / 'rap_reward.py'}",
+        f"+reward.custom_reward_function.reward_kwargs.log={folder}.rewards.jsonl",
+        f"between phases: rap reselect SELECTION --rewards {folder}.rewards.jsonl "
+        "--out NEXT",
+        "its reward looks for \\boxed{}: --prompt-template must ask for it",
+    ]
+
+
+EASYR1_SCHEMA = pa.schema(
+    [
+        ("problem", pa.string()),
+        ("answer", pa.string()),
+        ("images", IMAGES),
+        ("rap_id", pa.string()),
+        ("rap_reason", pa.string()),
+    ]
+)
+
+
+def write_easyr1(rows: Iterable[Row], writing: Writing) -> None:
+    """EasyR1's example configuration: ``problem`` is text, ``images`` in every row."""
+
+    def columns(row: Row) -> dict[str, Any]:
+        return {
+            "problem": row.tagged,
+            "answer": row.answer,
+            "images": _bytes(row),
+            "rap_id": row.id,
+            "rap_reason": row.reason,
+        }
+
+    _parquet(rows, writing, EASYR1_SCHEMA, columns)
+
+
+def _easyr1_notes(folder: Path, most: int) -> list[str]:
+    return [
+        f"data.train_files={folder / 'train.parquet'} data.prompt_key=problem "
+        "data.answer_key=answer data.image_key=images data.shuffle=false"
+    ]
+
+
+# ---------------------------------------------------------------- JSON Lines
+
+
+def _jsonl(
+    rows: Iterable[Row], writing: Writing, columns: Callable[[Row], dict[str, Any] | None]
+) -> None:
+    """``train.jsonl``; a row that ``columns`` has none for is left out."""
+    with open(writing.folder / "train.jsonl", "w", encoding="utf-8") as file:
+        for row in rows:
+            found = columns(row)
+            if found is None:
+                writing.left_out.append(row.id)
+                continue
+            file.write(json.dumps(found, ensure_ascii=False) + "\n")
+            writing.samples.append(row.id)
+
+
+def _files(row: Row, writing: Writing) -> list[str]:
+    """The pictures as files, each once; their paths from the export's folder."""
+    folder = writing.folder / "images"
+    folder.mkdir(exist_ok=True)
+    for picture in row.pictures:
+        path = folder / picture.name
+        if not path.exists():
+            path.write_bytes(picture.data)
+    return [f"images/{picture.name}" for picture in row.pictures]
+
+
+def _paths(row: Row, writing: Writing) -> list[str]:
+    return [str(writing.seen_as / name) for name in _files(row, writing)]
+
+
+def write_openrlhf(rows: Iterable[Row], writing: Writing) -> None:
+    """``PromptDataset``. It keeps ``datasource`` (one word) and drops the ids."""
+
+    def columns(row: Row) -> dict[str, Any]:
+        return {
+            "prompt": row.tagged,
+            "answer": row.answer,
+            "images": _paths(row, writing),
+            "datasource": "_".join((row.source or "rap").split()),
+            "rap_id": row.id,
+            "rap_reason": row.reason,
+        }
+
+    _jsonl(rows, writing, columns)
+
+
+def _openrlhf_notes(folder: Path, most: int) -> list[str]:
+    return [
+        f"--data.prompt_dataset {folder / 'train.jsonl'} --data.input_key prompt "
+        "--data.label_key answer --data.image_key images --data.apply_chat_template "
+        f"--data.max_images_per_prompt {most}",
+        "OpenRLHF drops the ids; the order of the rows is that of rap_export.json",
+    ]
+
+
+def write_swift(rows: Iterable[Row], writing: Writing) -> None:
+    """``messages`` without an assistant turn, ``solution`` for the accuracy reward."""
+
+    def columns(row: Row) -> dict[str, Any]:
+        return {
+            "messages": [{"role": "user", "content": row.tagged}],
+            "images": _paths(row, writing),
+            "solution": row.answer,
+            "rap_id": row.id,
+            "rap_reason": row.reason,
+        }
+
+    _jsonl(rows, writing, columns)
+
+
+def _swift_notes(folder: Path, most: int) -> list[str]:
+    return [f"swift rlhf --rlhf_type grpo --dataset {folder / 'train.jsonl'}"]
+
+
+def write_llamafactory(rows: Iterable[Row], writing: Writing) -> None:
+    """sharegpt form. SFT on the reference answers or, with completions, DPO on pairs."""
+    pairs = writing.completions
+    user = lambda row: [{"role": "user", "content": row.tagged}]  # noqa: E731
+    assistant = lambda text: {"role": "assistant", "content": text}  # noqa: E731
+
+    def columns(row: Row) -> dict[str, Any] | None:
+        if pairs is None:
+            form = {"messages": [*user(row), assistant(row.answer)]}
+        elif row.id not in pairs:
+            return None
+        else:
+            right, wrong = map(assistant, pairs[row.id])
+            form = {"messages": user(row), "chosen": right, "rejected": wrong}
+        ids = {"rap_id": row.id, "rap_reason": row.reason}
+        return {**form, "images": _files(row, writing), **ids}
+
+    _jsonl(rows, writing, columns)
+    names = ["messages", "images", *(("chosen", "rejected") if pairs is not None else ())]
+    info: dict[str, Any] = {
+        "file_name": "train.jsonl",
+        "formatting": "sharegpt",
+        "ranking": pairs is not None,
+        "columns": {name: name for name in names},
+        "tags": {
+            "role_tag": "role",
+            "content_tag": "content",
+            "user_tag": "user",
+            "assistant_tag": "assistant",
+        },
+    }
+    text = json.dumps({"rap": info}, indent=1)
+    (writing.folder / "dataset_info.json").write_text(text + "\n")
+
+
+def _llamafactory_notes(folder: Path, most: int) -> list[str]:
+    return [
+        f"dataset_dir: {folder}   dataset: rap",
+        "LLaMA-Factory has no GRPO: this is SFT on the reference answers, or DPO where "
+        "completions were given (--store)",
+    ]
+
+
+TARGETS: Mapping[str, Target] = {
+    "trl": Target(write_trl, _trl_notes, upright=True, tags=()),
+    "verl": Target(write_verl, _verl_notes, upright=True),
+    "easyr1": Target(
+        write_easyr1, _easyr1_notes, upright=True, tags=("<image>", "<video>")
+    ),
+    "openrlhf": Target(write_openrlhf, _openrlhf_notes, upright=False, tags=("<image>",)),
+    "ms-swift": Target(write_swift, _swift_notes, upright=False),
+    "llamafactory": Target(write_llamafactory, _llamafactory_notes, upright=False),
+}

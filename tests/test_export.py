@@ -1,0 +1,463 @@
+"""Exports: what the files hold, pictures bit for bit, and what is refused.
+
+That the trainers' own loaders read them is shown by ``make test-trainers``; TRL, which the
+other tests need anyway, is here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import sys
+import types
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from export_data import CHOICES, IDS, make, pictures, select
+from PIL import Image
+from test_cli import refused, run
+
+import rap
+from rap.demo import MATHVISION, published
+from rap.errors import RapConfigError, RapInputError, RapStoreError
+from rap.export import export
+from rap.formats import MANIFEST, TARGETS, VERL_SOURCE
+from rap.images import decode
+from rap.reselection import pass_counts
+from rap.rewardfile import read_visits
+from rap.samples import load_images, open_samples, sample_sha256
+
+PARQUET = ("trl", "verl", "easyr1")
+QUESTION = "What is {}?\n  It is \\frac{{1}}{{2}} “so”."
+
+
+@pytest.fixture(scope="module")
+def selection(tmp_path_factory) -> rap.Selection:
+    return select(make(tmp_path_factory.mktemp("data")))
+
+
+def rows_of(folder: Path) -> list[dict]:
+    if (folder / "train.parquet").exists():
+        return pq.read_table(folder / "train.parquet").to_pylist()
+    text = (folder / "train.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def encoded(row: dict, folder: Path) -> list[bytes]:
+    """The pictures of a row as the files hold them."""
+    return [
+        image["bytes"] if isinstance(image, dict) else (folder / image).read_bytes()
+        for image in row["images"]
+    ]
+
+
+def expected_prompt(k: int) -> str:
+    more = "".join(f"\n({x}) {choice}" for x, choice in zip("AB", CHOICES, strict=True))
+    return QUESTION.format(k) + (more if k == 5 else "")
+
+
+# ---------------------------------------------------------------- what is written
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_pictures_are_those_that_were_scored(selection, tmp_path, target):
+    found = selection.export(target, tmp_path / "out")
+    rows = rows_of(found.folder)
+    assert len(rows) == found.samples == len(IDS) and found.pictures == 7
+    upright = TARGETS[target].upright
+    samples = selection.source
+    for index, row in zip(selection.indices, rows, strict=True):
+        scored, hashes = load_images(samples[int(index)], max_pixels=10**6)
+        for want, sha, data in zip(scored, hashes, encoded(row, found.folder), strict=True):
+            image = Image.open(io.BytesIO(data))
+            if upright:  # as the loader does it
+                from PIL import ImageOps
+
+                image = ImageOps.exif_transpose(image)
+            assert image.convert("RGB").tobytes() == want.tobytes()
+            same = hashlib.sha256(data).hexdigest() == sha
+            assert same == (
+                samples[int(index)].id not in ("glass", "deep")
+                and (upright or samples[int(index)].id != "turned")
+            )
+    assert found.encoded == (2 if upright else 3)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_ids_reasons_and_order_travel(selection, tmp_path, target):
+    found = selection.export(target, tmp_path / "out")
+    manifest = json.loads((found.folder / MANIFEST).read_text())
+    want = [{"id": name, "reason": "kept_cognitive"} for name in IDS]
+    assert manifest["samples"] == want and manifest["target"] == target
+    assert set(manifest["files"]) | {MANIFEST} == set(os.listdir(found.folder))
+    rows = rows_of(found.folder)
+    ids = {"trl": "id", "verl": "extra_info"}.get(target, "rap_id")
+    got = [row[ids]["index"] if target == "verl" else row[ids] for row in rows]
+    assert got == IDS
+    holders = [row["extra_info"] if target == "verl" else row for row in rows]
+    assert {row["rap_reason"] for row in holders} == {"kept_cognitive"}
+
+
+def prompt_and_answer(target: str, row: dict) -> tuple[str, str]:
+    if target == "easyr1":
+        return row["problem"], row["answer"]
+    if target == "openrlhf":
+        return row["prompt"], row["answer"]
+    if target == "llamafactory":
+        user, assistant = row["messages"]
+        assert (user["role"], assistant["role"]) == ("user", "assistant")
+        return user["content"], assistant["content"]
+    (message,) = row["messages" if target == "ms-swift" else "prompt"]
+    assert message["role"] == "user"
+    if target == "verl":
+        assert row["data_source"] == VERL_SOURCE
+        assert row["reward_model"]["style"] == "rule"
+        return message["content"], row["reward_model"]["ground_truth"]
+    return message["content"], row["solution"]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_prompts_are_those_that_were_scored_with_the_trainers_tags(
+    selection, tmp_path, target
+):
+    found = selection.export(target, tmp_path / "out")
+    for k, row in enumerate(rows_of(found.folder)):
+        prompt, answer = prompt_and_answer(target, row)
+        tags = "" if target == "trl" else "<image>" * len(row["images"])
+        assert prompt == tags + expected_prompt(k)
+        assert answer == ("B" if k == 5 else str(k))
+
+
+@pytest.mark.parametrize("target", PARQUET)
+def test_datasets_decodes_the_parquet_to_pictures(selection, tmp_path, target):
+    from datasets import load_dataset
+
+    found = selection.export(target, tmp_path / "out")
+    file = str(found.folder / "train.parquet")
+    data = load_dataset(
+        "parquet", data_files=file, split="train", cache_dir=str(tmp_path / "cache")
+    )
+    for index, images in zip(selection.indices, data["images"], strict=True):
+        scored, _ = load_images(selection.source[int(index)], max_pixels=10**6)
+        for want, image in zip(scored, images, strict=True):
+            assert image.convert("RGB").tobytes() == want.tobytes()
+
+
+def test_easyr1_reads_it(selection, tmp_path):
+    """EasyR1 is not on PyPI: its reader, said again. Source: hiyouga/EasyR1
+    verl/utils/dataset.py, RLHFDataset._build_messages and process_image."""
+    found = selection.export("easyr1", tmp_path / "out")
+    for k, row in enumerate(rows_of(found.folder)):
+        content: list[object] = []
+        for i, text in enumerate(row["problem"].split("<image>")):
+            if i:
+                content.append("image")
+            if text:
+                content.append(text)
+        images = [Image.open(io.BytesIO(image["bytes"])) for image in row["images"]]
+        assert content == ["image"] * len(images) + [expected_prompt(k)]
+
+
+def test_template_is_the_scored_one_or_the_given(selection, tmp_path):
+    template = "{question}{choices}\nThink, then \\boxed{}."
+    found = selection.export("verl", tmp_path / "a", prompt_template=template)
+    prompts = [row["prompt"][0]["content"] for row in rows_of(found.folder)]
+    assert all(p.endswith("\nThink, then \\boxed{}.") for p in prompts)
+    settings = {
+        **selection.settings,
+        "scores": {"config": {"prompt_template": "Q: {question}{choices}"}},
+    }
+    scored = rap.Selection(selection.table, settings, selection.source)
+    found = scored.export("trl", tmp_path / "b")
+    assert rows_of(found.folder)[0]["prompt"][0]["content"].startswith("Q: What is 0?")
+
+
+def test_paths_can_be_those_of_another_machine(selection, tmp_path):
+    found = selection.export("ms-swift", tmp_path / "out", media_root="/mnt/there")
+    (name,) = rows_of(found.folder)[0]["images"]
+    assert name.startswith("/mnt/there/images/")
+    assert (found.folder / "images" / Path(name).name).is_file()
+
+
+def test_a_picture_used_twice_is_one_file(selection, tmp_path):
+    found = selection.export("openrlhf", tmp_path / "out")
+    assert len(list((found.folder / "images").iterdir())) == len(pictures()) == 6
+
+
+# ---------------------------------------------------------------- LLaMA-Factory
+
+
+def completions(*rows: tuple[str, str, bool | None]) -> pa.Table:
+    names, texts, correct = zip(*rows, strict=True)
+    arms = ["image"] * len(rows)
+    return pa.table({"id": names, "arm": arms, "text": texts, "correct": correct})
+
+
+def test_completions_make_dpo_pairs(selection, tmp_path):
+    table = completions(
+        ("two", "", True),
+        ("two", "because 1", True),
+        ("two", "wrong", False),
+        ("turned", "right only", True),
+        ("deep", "not judged", None),
+    )
+    found = selection.export("llamafactory", tmp_path / "out", completions=table)
+    (row,) = rows_of(found.folder)
+    assert row["rap_id"] == "two" and len(row["messages"]) == 1
+    assert row["chosen"] == {"role": "assistant", "content": "because 1"}
+    assert row["rejected"] == {"role": "assistant", "content": "wrong"}
+    assert found.left_out == tuple(name for name in IDS if name != "two")
+    info = json.loads((found.folder / "dataset_info.json").read_text())["rap"]
+    assert info["ranking"] is True and info["columns"]["chosen"] == "chosen"
+    assert "5 samples left out" in str(found) and "no GRPO" in str(found)
+
+
+def test_no_pair_at_all_is_refused(selection, tmp_path):
+    table = completions(("two", "right", True))
+    with pytest.raises(RapInputError, match="none of 6 samples has a right and a wrong"):
+        selection.export("llamafactory", tmp_path / "out", completions=table)
+    assert os.listdir(tmp_path) == []
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"to": "slime"}, "to = 'slime': expected one of trl, verl"),
+        ({"max_images": 0}, "max_images = 0"),
+        ({"to": "trl", "data_source": "x"}, "only verl takes one, not trl"),
+        ({"to": "trl", "completions": completions(("a", "b", True))}, "only LLaMA-Factory"),
+    ],
+)
+def test_settings_that_make_no_sense(selection, tmp_path, options, message):
+    with pytest.raises(RapConfigError, match=message):
+        export(selection, path=tmp_path / "out", **{"to": "verl", **options})
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_empty_selection_is_refused(selection, tmp_path):
+    empty = rap.choose(rap.Scores(selection.table, {}, selection.source), budget=0.01)
+    assert len(empty) == 0
+    with pytest.raises(RapInputError, match="keeps no sample"):
+        empty.export("trl", tmp_path / "out")
+
+
+def test_several_pictures_are_refused_by_name_where_one_is_taken(selection, tmp_path):
+    with pytest.raises(RapInputError, match="'two' cannot be exported: .* 2 pictures"):
+        selection.export("openrlhf", tmp_path / "out", max_images=1)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_loaded_selection_asks_for_its_data(selection, tmp_path):
+    selection.save(tmp_path / "saved")
+    loaded = rap.load(tmp_path / "saved")
+    with pytest.raises(RapInputError, match="does not know its data set"):
+        loaded.export("trl", tmp_path / "out")
+    again = loaded.export("trl", tmp_path / "out", data=selection.source)
+    assert again.samples == 6
+
+
+def test_another_data_set_is_refused(selection, tmp_path):
+    rows = [dict(selection.source.row(i)) for i in range(len(selection.source))]
+    root = selection.source.root
+    shorter = open_samples(rows[:5], root=root)
+    with pytest.raises(RapInputError, match="row 5 was 'glass' and is not there"):
+        selection.export("trl", tmp_path / "out", data=shorter)
+    rows[1]["id"] = "renamed"
+    with pytest.raises(RapInputError, match="row 1 was 'turned' and is 'renamed'"):
+        selection.export("trl", tmp_path / "out", data=open_samples(rows, root=root))
+
+
+@pytest.mark.parametrize("what", ["text", "picture"])
+def test_a_sample_that_changed_since_it_was_scored_is_refused(tmp_path, what):
+    file = make(tmp_path / "data")
+    selection = select(file)
+    samples = selection.source
+    hashes = [
+        sample_sha256(item, load_images(item, max_pixels=10**6)[1]) for item in samples
+    ]
+    at = selection.table.schema.get_field_index("sample_sha256")
+    table = selection.table.set_column(at, "sample_sha256", pa.array(hashes))
+    selection = rap.Selection(table, selection.settings, samples)
+    selection.export("trl", tmp_path / "unchanged")
+    if what == "text":
+        file.write_text(file.read_text().replace("What is 2?", "What was 2?"))
+    else:
+        (tmp_path / "data" / "glass.png").write_bytes(pictures()["plain.png"])
+    with pytest.raises(RapInputError, match="'glass' cannot be exported: changed"):
+        selection.export("trl", tmp_path / "out", data=file)
+
+
+@pytest.mark.parametrize("fault", ["gone", "cut"])
+def test_a_picture_gone_or_damaged_is_refused_and_nothing_is_left(tmp_path, fault):
+    file = make(tmp_path / "data")
+    selection = select(file)
+    selection.export("openrlhf", tmp_path / "out")
+    before = sorted(p.name for p in (tmp_path / "out").rglob("*"))
+    last = tmp_path / "data" / "palette.gif"
+    if fault == "gone":
+        last.unlink()
+    else:
+        last.write_bytes(last.read_bytes()[:60])
+    with pytest.raises(RapInputError, match="'palette' cannot be exported: image_"):
+        selection.export("openrlhf", tmp_path / "out", overwrite=True)
+    assert sorted(os.listdir(tmp_path)) == ["data", "out"]
+    assert sorted(p.name for p in (tmp_path / "out").rglob("*")) == before
+
+
+def test_text_that_a_trainer_takes_for_a_film_is_refused(selection, tmp_path):
+    template = "{question}{choices} <video>"
+    with pytest.raises(RapInputError, match="'turned' .* text holds '<video>'"):
+        selection.export("verl", tmp_path / "out", prompt_template=template)
+    selection.export("trl", tmp_path / "out", prompt_template=template)
+
+
+def test_a_folder_in_use_is_refused(selection, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("years of work")
+    with pytest.raises(RapStoreError, match="is not empty"):
+        selection.export("trl", tmp_path / "out")
+    with pytest.raises(RapStoreError, match="'thesis.tex' .* it is no export"):
+        selection.export("trl", tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out" / "thesis.tex").read_text() == "years of work"
+
+
+def test_an_older_export_is_replaced_when_asked(selection, tmp_path):
+    (tmp_path / "out").mkdir()  # empty: fine
+    selection.export("openrlhf", tmp_path / "out")
+    with pytest.raises(RapStoreError, match="--force"):
+        selection.export("trl", tmp_path / "out")
+    found = selection.export("trl", tmp_path / "out", overwrite=True)
+    assert sorted(os.listdir(found.folder)) == [MANIFEST, "train.parquet"]
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_the_same_selection_gives_the_same_bytes(selection, tmp_path):
+    for target in TARGETS:
+        for name in ("a", "b"):
+            selection.export(target, tmp_path / name, media_root="/m", overwrite=True)
+        for file in (tmp_path / "a").rglob("*.*"):
+            other = tmp_path / "b" / file.relative_to(tmp_path / "a")
+            assert file.read_bytes() == other.read_bytes(), (target, file.name)
+
+
+def test_a_disk_that_refuses_is_a_store_error(selection, tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RapStoreError, match="out: cannot be written: No space left"):
+        selection.export("trl", tmp_path / "out")
+    assert os.listdir(tmp_path) == []
+
+
+# ---------------------------------------------------------------- TRL
+
+
+def test_trl_fills_in_the_pictures(selection, tmp_path):
+    """As GRPOTrainer does it; it trains on it in ``make test-trainers``."""
+    datasets = pytest.importorskip("datasets")
+    trl = pytest.importorskip("trl")
+    from trl.data_utils import prepare_multimodal_messages
+
+    found = selection.export("trl", tmp_path / "out")
+    data = datasets.load_dataset(
+        "parquet",
+        data_files=str(found.folder / "train.parquet"),
+        split="train",
+        cache_dir=str(tmp_path / "cache"),
+    )
+    assert trl.__version__.startswith("1.")
+    assert data["id"] == IDS
+    for k, row in enumerate(data):
+        (message,) = prepare_multimodal_messages(row["prompt"], images=row["images"])
+        *images, text = message["content"]
+        assert [part["image"] for part in images] == row["images"]
+        assert text == {"type": "text", "text": expected_prompt(k)}
+
+
+# ---------------------------------------------------------------- verl's reward, logged
+
+
+@pytest.fixture
+def verl_reward(selection, tmp_path, monkeypatch):
+    """``compute_score`` of the exported file, over a stand-in for verl's own."""
+    stand_in = types.ModuleType("verl.utils.reward_score")
+    stand_in.default_compute_score = lambda source, text, truth, extra_info, **more: (
+        {"score": 0.1, "acc": 0} if text == "form only" else float(text == truth)
+    )
+    for name in ("verl", "verl.utils"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, "verl.utils.reward_score", stand_in)
+    found = selection.export("verl", tmp_path / "out")
+    module = types.ModuleType("rap_reward")
+    exec((found.folder / "rap_reward.py").read_text(), module.__dict__)
+    return module.compute_score, rows_of(found.folder)
+
+
+def test_verl_rewards_are_passed_on_and_logged_by_id(verl_reward, tmp_path):
+    compute_score, rows = verl_reward
+    log = tmp_path / "rewards.jsonl"
+    for text in ("0", "1", "form only"):
+        row = rows[0]
+        score = compute_score(
+            row["data_source"],
+            text,
+            row["reward_model"]["ground_truth"],
+            extra_info=row["extra_info"],
+            log=str(log),
+        )
+        assert score == ({"score": 0.1, "acc": 0} if text == "form only" else text == "0")
+    compute_score("x", "0", "0", extra_info={"split": "test", "index": 3}, log=str(log))
+    compute_score("x", "0", "0", extra_info=rows[1]["extra_info"])  # no log asked for
+    assert pass_counts(read_visits([log])) == {"turned": (1.0, 3.0)}
+
+
+# ---------------------------------------------------------------- the shell
+
+
+@pytest.fixture
+def saved(tmp_path) -> Path:
+    published().save(tmp_path / "selection")
+    return tmp_path / "selection"
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_shell_exports_the_demo(saved, tmp_path, target):
+    out = tmp_path / "out"
+    text = run("export", saved, "--data", MATHVISION, "--to", target, "--out", out).output
+    assert f"9 samples for {target} in {out}" in text
+    assert "9 pictures: 9 byte for byte" in text
+    assert ("no GRPO" in text) == (target == "llamafactory")
+    for row in rows_of(out):
+        for data in encoded(row, out):
+            decode(data, max_pixels=10**7)
+    again = ("export", saved, "--data", MATHVISION, "--to", target, "--out", out)
+    refused(*again, code=1, says="is not empty; --force")
+    report = json.loads(run(*again, "--force", "--json").stdout)
+    assert report["samples"] == 9 and report["target"] == target
+
+
+def test_shell_refuses_by_name(saved, tmp_path):
+    out = tmp_path / "out"
+    there = ("export", saved, "--out", out, "--data", MATHVISION)
+    refused(*there, "--to", "slime", code=2, says="'slime' is not one of 'trl'")
+    refused(*there, "--to", "trl", "--data-source", "x", code=2, says="only verl takes one")
+    refused(
+        *there, "--to", "llamafactory", "--store", saved, code=1, says="no score store here"
+    )
+    refused(
+        "export", tmp_path, "--out", out, "--data", MATHVISION, "--to", "trl",
+        code=1, says="selection.parquet",
+    )  # fmt: skip
+    refused(
+        "export", saved, "--out", out, "--data", tmp_path / "no", "--to", "trl",
+        code=1, says="no such file",
+    )  # fmt: skip
+    assert not out.exists()
