@@ -1,4 +1,4 @@
-"""The shell: ``rap score | choose | select | report | info | demo``.
+"""The shell: ``rap score | choose | select | report | export | reselect | info | demo``.
 
 Every command is a few calls of the Python interface; nothing is decided here. Exit
 codes: 0 done; 1 the data, the model or the store cannot be used; 2 a wrong command line
@@ -25,6 +25,7 @@ from click.core import ParameterSource
 
 from .config import require_judge
 from .errors import RapConfigError, RapError, RapInputError, RapStoreError
+from .formats import TARGETS
 from .loading import load_model
 from .options import (
     CHOOSE_NAMES,
@@ -365,6 +366,157 @@ def report(
         _print_json({"report": str(path), "bytes": path.stat().st_size})
     else:
         click.echo(f"report: {path} ({path.stat().st_size:,} bytes)")
+
+
+@main.command(cls=Sectioned)
+@click.argument("selection", type=PATH)
+@click.option("--to", type=click.Choice(list(TARGETS)), required=True, help="The trainer.")
+@click.option("--out", type=PATH, required=True, metavar="DIR", help="Files go here.")
+@click.option("--force", is_flag=True, help="Replace an older export in DIR.")
+@click.option("--data", type=PATH, required=True, help="The data set that was scored.")
+@DATA_OPTIONS
+@click.option(
+    "--max-images", type=int, metavar="N", help="Refuse samples with more pictures."
+)
+@click.option(
+    "--prompt-template",
+    metavar="TEXT",
+    help="With {question} and {choices}.  [default: as scored]",
+)
+@click.option(
+    "--media-root",
+    metavar="DIR",
+    help="openrlhf, ms-swift: where the trainer will find --out, if elsewhere.",
+)
+@click.option("--data-source", metavar="NAME", help="verl: what it picks its reward by.")
+@click.option(
+    "--store",
+    type=PATH,
+    metavar="DIR",
+    help="llamafactory: DPO pairs of the completions in this score store.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+def export(
+    selection: Path,
+    to: str,
+    out: Path,
+    force: bool,
+    data: Path,
+    columns: Sequence[str],
+    root: Path | None,
+    store: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Write the kept samples of SELECTION as files that a trainer reads.
+
+    For trl, verl, easyr1, openrlhf and ms-swift these are GRPO's inputs. LLaMA-Factory
+    has no GRPO: it gets SFT on the reference answers or, with --store, DPO pairs.
+
+    \b
+    Examples:
+      rap export selection/ --data data.jsonl --to trl --out trl/
+      rap export selection/ --data data.jsonl --to verl --out phase1/
+      rap export selection/ --data data.jsonl --to llamafactory --store scores/ --out dpo/
+    """
+    from .export import export as write
+    from .selection import load
+    from .store import ScoreStore
+
+    completions = None
+    if store is not None:
+        with ScoreStore.load(store) as opened:
+            completions = opened.read_rollouts()
+        if completions is None:
+            raise RapInputError(f"--store {store}: holds no completions")
+    found = write(
+        load(selection),
+        to,
+        out,
+        data=_open_data(data, columns, root),
+        overwrite=force,
+        completions=completions,
+        **options,
+    )
+    if as_json:
+        _print_json(dataclasses.asdict(found))
+    else:
+        click.echo(str(found))
+
+
+@main.command(cls=Sectioned)
+@click.argument("selection", type=PATH)
+@click.option(
+    "--rewards",
+    type=PATH,
+    multiple=True,
+    required=True,
+    metavar="FILE",
+    help="What the trainer logged, JSONL or Parquet. Repeatable, the oldest first.",
+)
+@click.option(
+    "--reward-columns",
+    multiple=True,
+    metavar="ROLE=NAME,...",
+    help="Its columns, where they have other names: id, reward, step.",
+)
+@click.option(
+    "--now", type=PATH, metavar="DIR", help="A selection by the current model's scores."
+)
+@click.option("--keep", type=float, help="Share of the first that stays.  [default: 0.25]")
+@click.option("--decay", type=float, help="Weight of an older visit.  [default: 0.5]")
+@click.option("--trivial", type=float, help="Leaves up to here.  [default: 0.05]")
+@click.option("--unsolved", type=float, help="Leaves from here on.  [default: 0.95]")
+@click.option("--enough", type=float, help="Completions that tell.  [default: 4]")
+@click.option("--size", type=int, help="Samples to have.  [default: as many as now]")
+@click.option("--out", type=PATH, required=True, metavar="DIR", help="The next selection.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+def reselect(
+    selection: Path,
+    rewards: Sequence[Path],
+    reward_columns: Sequence[str],
+    now: Path | None,
+    out: Path,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Choose again from SELECTION by the rewards of a training so far.
+
+    What has become trivial or is never solved leaves, the hardest that can be solved
+    come in, a share of the first selection stays. For trainers that cannot do so
+    themselves: train some steps, reselect, export, go on from the checkpoint.
+
+    \b
+    Examples:
+      rap reselect selection/ --rewards rewards1.jsonl --out selection2/
+      rap reselect selection2/ --rewards rewards1.jsonl --rewards rewards2.jsonl \\
+          --out selection3/
+      rap reselect selection/ --rewards log.parquet --reward-columns id=uid,reward=acc \\
+          --out selection2/
+    """
+    from .reselection import ReselectConfig, pass_counts
+    from .reselection import reselect as again
+    from .rewardfile import read_visits
+    from .selection import load
+
+    given = {name: value for name, value in options.items() if value is not None}
+    config = ReselectConfig(**given)
+    before = load(selection)
+    if out.exists() and out.samefile(selection):
+        raise RapConfigError(f"--out {out}: is SELECTION itself, which must stay")
+    visits = read_visits(rewards, to_columns(reward_columns))
+    passes = pass_counts(visits, decay=config.decay)
+    found = again(before, passes, config, now=None if now is None else load(now))
+    found.save(out)
+    if as_json:
+        note = found.settings["reselect"]
+        _print_json(
+            {"selection": str(out), "kept": len(found), "tried": len(passes)} | note
+        )
+        return
+    click.echo(f"{len(passes)} samples have rewards")
+    click.echo(found.summary())
+    click.echo(f"selection: {out}")
 
 
 @main.command()

@@ -27,7 +27,9 @@ SECTIONS = {
     "Scoring": "evidence counterfactual m1 m0 max_new_tokens temperature seed batch_size "
     "reward settings progress retry verify_images",
     "Choosing": "rule budget lambda_c lambda_a replace by trivial divergence",
-    "Result": "out report compare as_json title per_reason",
+    "Choosing again": "rewards reward_columns now keep decay unsolved enough size",
+    "Trainer": "to max_images prompt_template media_root data_source",
+    "Result": "out force report compare as_json title per_reason",
 }
 
 

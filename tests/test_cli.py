@@ -25,7 +25,7 @@ from rap.store import ScoreStore
 from rap.table import table_from_rows
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("score", "choose", "select", "report", "info", "demo")
+COMMANDS = ("score", "choose", "select", "report", "export", "reselect", "info", "demo")
 
 
 @pytest.fixture(autouse=True)
