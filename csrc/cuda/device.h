@@ -15,7 +15,7 @@
  *   rap_atomic_add_*                integers only: sums of floats are trees, never atomics
  *   rap_last_block(ticket)          thread 0, after a barrier: true in the block that comes
  *                                   last, which then sees what all others wrote before
- *   rap_load128(at)                 16 bytes from an aligned address
+ *   rap_load128(at), rap_store128(at, x)   16 bytes at an aligned address
  */
 #ifndef RAP_CUDA_DEVICE_H
 #define RAP_CUDA_DEVICE_H
@@ -136,7 +136,13 @@ typedef uint4 rap_u128;
 RAP_HD rap_u128
 rap_load128(const void *at)
 {
-    return __ldg((const uint4 *)at);
+    return *(const uint4 *)at;
+}
+
+RAP_HD void
+rap_store128(float *at, const float *x)
+{
+    *(float4 *)at = make_float4(x[0], x[1], x[2], x[3]);
 }
 
 #else

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import checks_cde, checks_drm
+from . import checks_ace, checks_cde, checks_drm
 from .build import Mutation
 
 
@@ -26,6 +26,7 @@ def _bug(number, what, file, before, after, caught_by) -> Bug:
     return Bug(number, what, Mutation(file, before, after), caught_by)
 
 
+ACE = "ace/ace_cuda.cu"
 CDE = "cde/cde_cuda.cu"
 DRM = "drm/drm_cuda.cu"
 DEVICE = "cuda/device.h"
@@ -99,4 +100,37 @@ BUGS = (
     _bug(29, "two lanes take the same place", DRM,
          "(uint64_t)rap_popcount(before);", "(uint64_t)rap_popcount(before / 2);",
          checks_drm.exact),
+    _bug(40, "the causal mask one key too far", ACE,
+         "    x.hi = x.row + 1 - p->key;\n", "    x.hi = x.row + 2 - p->key;\n",
+         checks_ace.values),
+    _bug(41, "the key window one key too wide", ACE,
+         "RAP_MAX(0, x.row - p->key_window + 1)", "RAP_MAX(0, x.row - p->key_window)",
+         checks_ace.windows),
+    _bug(42, "rows of a block added without the lower part of the sum", ACE,
+         "isinf(hi) ? (double)hi : (double)hi + (double)lo;", "(double)hi;",
+         checks_ace.sums_of_logarithms),
+    _bug(43, "no barrier between clearing a digit's counts and counting", ACE,
+         "        sh->count[i] = 0;\n    }\n    rap_sync();\n",
+         "        sh->count[i] = 0;\n    }\n", checks_ace.races),
+    _bug(44, "one thread of each warp leaves its best where another looks", ACE,
+         "    sh->best[rap_thread()] = best;\n", "    sh->best[rap_warp()] = best;\n",
+         checks_ace.races),
+    _bug(45, "the sum of a block read before every warp has written", DEVICE,
+         "        part[rap_warp()] = x;\n    }\n    rap_sync();\n",
+         "        part[rap_warp()] = x;\n    }\n", checks_ace.races),
+    _bug(46, "a part of a shared sum overwritten while it is read", DEVICE,
+         "    rap_sync(); /* the last sum has been read */\n", "", checks_ace.races),
+    _bug(47, "the image mask of the first sample for all", ACE,
+         "p->image_mask + p->begin + p->key;", "p->image_mask + p->key;",
+         checks_ace.packed),
+    _bug(48, "the column mask is not asked", ACE,
+         "p->column_mask != NULL && p->column_mask", "false && p->column_mask",
+         checks_ace.values),
+    _bug(49, "one reference for all rows of a head", ACE,
+         "shift = p->reference[at], rest",
+         "shift = p->reference[head * p->block_rows], rest", checks_ace.large_scores),
+    _bug(50, "scores taken in that the row does not see", ACE,
+         "if (c >= x->lo && c + 4 <= x->hi) {", "if (true) {", checks_ace.large_scores),
+    _bug(51, "ties for the largest weights counted in full", ACE,
+         "large += (double)sh->need *", "large += (double)p->top *", checks_ace.values),
 )  # fmt: skip

@@ -169,4 +169,17 @@ rap_load128(const void *at)
     return *(const rap_u128 *)at;
 }
 
+typedef struct {
+    _Alignas(16) float x;
+    float y, z, w;
+} rap_f128;
+
+RAP_HD void
+rap_store128(float *at, const float *x)
+{
+    const rap_f128 four = {x[0], x[1], x[2], x[3]};
+
+    *(rap_f128 *)at = four;
+}
+
 #endif

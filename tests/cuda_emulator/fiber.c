@@ -90,6 +90,7 @@ typedef struct {
 } machine;
 
 static machine it;
+static char *stacks; /* kept: touching fresh pages costs more than most kernels */
 static char message[200];
 
 static uint64_t
@@ -370,7 +371,6 @@ rap_emu_launch(rap_emu_fn fn, const unsigned grid[3], const unsigned blk[3], siz
     const int threads = (int)blk[0], blocks = (int)grid[0];
     int alive, status;
     block **places;
-    char *stacks;
 
     (void)shared; /* no kernel of ours has dynamic shared memory */
     message[0] = 0;
@@ -385,7 +385,7 @@ rap_emu_launch(rap_emu_fn fn, const unsigned grid[3], const unsigned blk[3], siz
     it.host_tsan = __tsan_get_current_fiber();
     it.fibers = calloc((size_t)(alive * threads), sizeof(fiber));
     it.ready = calloc((size_t)(alive * threads), sizeof(int));
-    stacks = malloc((size_t)(alive * threads) * STACK);
+    stacks = stacks != NULL ? stacks : malloc((size_t)ALIVE * STACK);
     places = calloc((size_t)alive, sizeof(block *));
     for (int i = 0; i < alive * threads; i++) {
         it.fibers[i].stack = stacks + (size_t)i * STACK;
@@ -400,7 +400,6 @@ rap_emu_launch(rap_emu_fn fn, const unsigned grid[3], const unsigned blk[3], siz
     }
     free_dead();
     free(places);
-    free(stacks);
     free(it.ready);
     free(it.fibers);
     return status;

@@ -1,0 +1,147 @@
+"""ace on the emulated device: what csrc/ace/ace_cuda.c does, in Python."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from .emulator import Device, Params, Pointer, dtype_code
+
+_i64, _i32, _f64 = ctypes.c_int64, ctypes.c_int32, ctypes.c_double
+HEADS = {"mean": 0, "max": 1, "each": 2}
+COLUMNS = {"response": 1, "prompt": 2, "all": 3}
+LOG2E = float(np.float32(1.44269504))
+
+
+class AceParams(Params):
+    _fields_ = [
+        ("lse", Pointer), ("column_mask", Pointer), ("image_mask", Pointer),
+        ("scores", Pointer), ("weights", Pointer), ("reference", Pointer),
+        ("total", Pointer), ("sums", Pointer), ("stats", Pointer), ("summary", Pointer),
+        ("position", Pointer), ("psi", Pointer), ("unit", _f64), ("ln_sigma", _f64),
+        ("lse_stride", _i64 * 2), ("total_length", _i64), ("samples", _i64),
+        ("sample", _i64), ("begin", _i64), ("length", _i64), ("start", _i64),
+        ("row", _i64), ("key", _i64), ("ld", _i64), ("min_rows", _i64), ("window", _i64),
+        ("key_window", _i64), ("rows", _i32), ("block_rows", _i32), ("hq", _i32),
+        ("fields", _i32), ("heads", _i32), ("columns", _i32), ("top", _i32),
+        ("lse_dtype", _i32), ("renormalise", _i32), ("normalise", _i32),
+        ("want_stats", _i32), ("scale2", ctypes.c_float),
+    ]  # fmt: skip
+
+    @property
+    def needs_all(self) -> bool:
+        return not self.lse.value or bool(self.want_stats) or bool(self.renormalise)
+
+
+def first_key(p: AceParams, row: int) -> int:
+    """rap_ace_cuda_first_key."""
+    key = max(0, row - p.key_window + 1) if p.key_window > 0 else 0
+    window = min(p.window, p.length) if p.window > 0 else p.length
+    if not p.needs_all and not p.columns & COLUMNS["prompt"]:
+        key = max(key, p.start, row - window + 1)
+    return key // 4 * 4
+
+
+def _scores(q: torch.Tensor, k: torch.Tensor, p: AceParams) -> np.ndarray:
+    """[Hq, block_rows, ld] as the workspace is after cuBLASLt: NaN where none wrote."""
+    a, b = p.begin + p.row, p.begin + p.row + p.rows
+    keys = k[:, p.begin + p.key : b].float().repeat_interleave(len(q) // len(k), 0)
+    out = np.full((p.hq, p.block_rows, p.ld), np.nan, np.float32)
+    out[:, : p.rows, : keys.shape[1]] = q[:, a:b].float() @ keys.transpose(1, 2)
+    return out
+
+
+def _block(device: Device, q: Any, k: Any, p: AceParams, grid: int, block: int) -> None:
+    p.scores = Pointer(device.put(_scores(q, k, p)))
+    if p.heads == HEADS["each"]:
+        p.weights = p.scores
+    names = ["rap_ace_lse", "rap_ace_fold"]
+    names += ["rap_ace_stats"] if p.want_stats or p.renormalise else []
+    for name in [*names, "rap_ace_columns"]:
+        device.launch(name, p, grid, block)
+
+
+def _sample(
+    device: Device, q: Any, k: Any, p: AceParams, most: int, grid: int, block: int
+) -> None:
+    p.ld = -(-max(p.length, 1) // 32) * 32
+    p.block_rows = most
+    if p.heads != HEADS["each"]:
+        p.weights = Pointer(device.empty((p.fields, most, p.ld), np.float32))
+    for row in range(p.start, p.length, most):
+        p.row, p.rows = row, min(most, p.length - row)
+        p.key = first_key(p, row)
+        _block(device, q, k, p, grid, block)
+    device.launch("rap_ace_finish", p, grid, block)
+
+
+def ace(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    *,
+    response_start: Any,
+    cu_seqlens: Any = None,
+    scale: float | None = None,
+    sigma: float = 2.0,
+    heads: str = "mean",
+    renormalise: bool = False,
+    normalise: bool = True,
+    min_rows: int = 8,
+    window: int | None = None,
+    key_window: int | None = None,
+    columns: str = "response",
+    column_mask: Any = None,
+    image_mask: Any = None,
+    lse: Any = None,
+    top: int = 8,
+    stats: bool = True,
+    block_rows: int = 24,
+    grid: int = 4,
+    block: int = 64,
+    **run: Any,
+) -> dict[str, np.ndarray]:
+    """As ``rap.ace``; block_rows: rows of a block of scores."""
+    hq, length, dim = q.shape
+    cu = np.array([0, length] if cu_seqlens is None else cu_seqlens)
+    samples = len(cu) - 1
+    starts = np.broadcast_to(np.asarray(response_start), (samples,))
+    fields = hq if heads == "each" else 1
+    scale = dim**-0.5 if scale is None else scale
+    scale2 = np.float32(scale * LOG2E)
+    device = Device()
+    summary = device.empty((4, samples, fields), np.float64)
+    position = device.empty((samples, fields), np.int64)
+    psi = device.empty((fields, length), np.float64)
+    p = AceParams(
+        lse=device.put(lse), column_mask=device.put(column_mask),
+        image_mask=device.put(image_mask), summary=summary, position=position, psi=psi,
+        reference=device.empty((2, hq, block_rows), np.float32),
+        total=device.empty((2, fields, block_rows), np.float32),
+        sums=device.empty((fields, length), np.float64),
+        stats=device.empty((3, fields, length), np.float64),
+        unit=scale / float(scale2) if scale2 != 0 else 1 / LOG2E, ln_sigma=math.log(sigma),
+        total_length=length, samples=samples, min_rows=min_rows, window=window or 0,
+        key_window=key_window or 0, hq=hq, fields=fields, heads=HEADS[heads],
+        columns=COLUMNS[columns], top=top, lse_dtype=0 if lse is None else dtype_code(lse),
+        renormalise=renormalise, normalise=normalise, want_stats=stats, scale2=scale2,
+    )  # fmt: skip
+    p.lse_stride[:] = (length, 1)
+    device.launch("rap_ace_start", p, grid, block)
+    for sample in range(samples):
+        p.sample, p.begin = sample, int(cu[sample])
+        p.length, p.start = int(cu[sample + 1]) - p.begin, int(starts[sample])
+        _sample(device, q, k, p, block_rows, grid, block)
+    device.run(**run)
+    values = device.get(summary)
+    out = {
+        "log_psi": values[0], "position": device.get(position),
+        "attention_entropy": values[1], "attention_top": values[2],
+        "image_mass": values[3], "log_psi_columns": device.get(psi),
+    }  # fmt: skip
+    if heads != "each":
+        out = {n: x[0] if n == "log_psi_columns" else x[:, 0] for n, x in out.items()}
+    return out
