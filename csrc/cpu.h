@@ -28,10 +28,10 @@ typedef struct rap_kernels {
                        int64_t depth, bool add, float *c, int64_t ldc);
 
     /* cde/cde.h */
-    void (*cde_sweep)(const float *l1, const float *l0, int64_t n, unsigned want,
-                      struct rap_cde_state *state);
-    void (*cde_mix)(const float *l1, const float *l0, int64_t n, unsigned want,
-                    struct rap_cde_state *state);
+    void (*cde_sweep)(const void *l1, const void *l0, rap_dtype dtype, int64_t n,
+                      unsigned want, struct rap_cde_state *state);
+    void (*cde_mix)(const void *l1, const void *l0, rap_dtype dtype, int64_t n,
+                    unsigned want, struct rap_cde_state *state);
     void (*cde_map)(float *logits, int64_t n, const float *bias, float scale,
                     float softcap);
 

@@ -158,6 +158,39 @@ def test_fault_21_a_bad_logit_makes_its_row_nan_and_no_other(isa, bad, payload, 
         assert np.isnan(value[1]) and np.isfinite(value[[0, 2]]).all(), name
 
 
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_dtype_is_its_own_float32(isa, dtype, rng):
+    """16-bit logits are widened exactly, wherever the row begins, subnormals and both
+    infinities included; branches may differ in dtype."""
+    x1, x0 = (torch.from_numpy(rng.normal(size=(6, 3007))).to(DTYPES[dtype]) for _ in "ab")
+    x1[1, 2006] = x0[2, 3006] = -math.inf
+    x1[3] = x0[3] * 3e-6  # float16: subnormals
+    x1[4, 2050] = math.inf
+    x0[5, 1] = math.nan
+    l1, l0 = x1[:, 1:], x0[:, 1:]
+    ids = torch.tensor([3005, 2005, 0, 1024, 7, 8])
+    got = rap.cde(l1, l0, targets=ids)
+    for a, b in ((l1.float(), l0.float()), (l1.float(), l0), (l1, l0.float())):
+        wide = rap.cde(a, b, targets=ids)
+        for name in ops.CDE_OUTPUTS:
+            x, y = getattr(got, name), getattr(wide, name)
+            torch.testing.assert_close(x, y, rtol=1e-5, atol=2e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
+@pytest.mark.parametrize("size", [1e4, 1e30, 2.3e38, 3.3e38])
+def test_logits_of_any_finite_size(isa, size):
+    """Whole rows near the end of float32, and masks as large among common logits."""
+    l1 = np.array([[size, size, -size, 0.0] * 300] * 2, np.float32)
+    l0 = np.array([[0.0, size, size, -size] * 300] * 2, np.float32)
+    l1[1], l0[1] = 0.5, 0.25
+    l1[1, 700:], l0[1, 700:] = -size, -size
+    got, truth = rap.cde(l1, l0), reference.cde(l1, l0)
+    for name in ("kl", "rkl", "js", "tv", "entropy1", "entropy0"):
+        np.testing.assert_allclose(getattr(got, name), truth[name], rtol=1e-5, atol=1e-5)
+
+
 def test_equal_rows_have_no_divergence(rng):
     l1 = rng.normal(size=(4, 4000)).astype(np.float32)
     got = rap.cde(l1, l1.copy())

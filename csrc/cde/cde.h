@@ -11,7 +11,7 @@
  * Shapes: logits [T, V] in float32, bfloat16 or float16, last dimension contiguous, any
  * row stride; or hidden [T, E] x head [V, E] (rap_linear_cde). Answers: float64 [T].
  *
- * One online sweep over blocks of RAP_CDE_BLOCK logits keeps, per branch, a reference m
+ * One online sweep over the row, piece by piece, keeps per branch a reference m
  * near the maximum and Z = sum e^x, U = sum e^x x, and S1 = sum e^x1 (x1 - x0),
  * S0 = sum e^x0 (x1 - x0), B = sum e^((x1 + x0)/2), with x = l - m:
  *   kl = S1/Z1 - ln Z1 + ln Z0     rkl = ln Z1 - ln Z0 - S0/Z0
@@ -32,7 +32,7 @@
 
 #include "../cpu.h"
 
-#define RAP_CDE_BLOCK 2048 /* two branches x 8 KiB: stays in L1 */
+#define RAP_CDE_BLOCK 2048 /* of branches that differ in dtype; 2 x 8 KiB: stays in L1 */
 #define RAP_CDE_SLACK 1e-5
 
 enum {
@@ -56,7 +56,7 @@ enum {
     (RAP_CDE_BIT(RAP_CDE_ENTROPY1) | RAP_CDE_BIT(RAP_CDE_ENTROPY0))
 
 typedef struct rap_cde_state {
-    double m1, m0; /* references, float values; -inf before a finite logit */
+    double m1, m0; /* references; -inf before a finite logit */
     double z1, z0, s1, s0, u1, u0, b;
     double target1, target0; /* logits of the target token; NaN until met */
     double js, tv;           /* second sweep; js in log2 units */
@@ -85,12 +85,5 @@ bool rap_cde_check(const rap_cde_args *args, rap_error *err);
 bool rap_cde_cpu(const rap_cde_args *args, rap_exec *exec, rap_error *err);
 bool rap_linear_cde_check(const rap_linear_cde_args *args, rap_error *err);
 bool rap_linear_cde_cpu(const rap_linear_cde_args *args, rap_exec *exec, rap_error *err);
-
-/* Shared by both drivers. */
-void rap_cde_start(rap_cde_state *state);
-void rap_cde_row(const rap_kernels *kernels, const rap_array *logits1,
-                 const rap_array *logits0, int64_t row, int64_t target, unsigned want,
-                 rap_cde_state *state);
-void rap_cde_finish(const rap_cde_state *state, unsigned want, double *out, int64_t stride);
 
 #endif

@@ -1,95 +1,61 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * From logits: one task a row; 16-bit logits are widened block by block on the stack.
+ * From logits: one task a row.
  */
 #include "cde.h"
 
 #include <math.h>
 
-#include "../hd.h"
 #include "../parallel.h"
 #include "../status.h"
+#include "cde_math.h"
 
-void
-rap_cde_start(rap_cde_state *state)
+static const char *
+logits_at(const rap_array *logits, int64_t row, int64_t v)
 {
-    *state =
-        (rap_cde_state){.m1 = -INFINITY, .m0 = -INFINITY, .target1 = NAN, .target0 = NAN};
+    return (const char *)logits->data
+           + (row * logits->stride[0] + v) * (int64_t)rap_dtype_size(logits->dtype);
 }
 
-/* Rounding may leave a divergence a little outside its range; more than that is left to be
- * seen. */
 static double
-divergence(double value, double most)
+logit(const rap_kernels *kernels, const rap_array *logits, int64_t row, int64_t v)
 {
-    if (value < 0 && value > -RAP_CDE_SLACK) {
-        return 0;
-    }
-    return value > most && value < most + RAP_CDE_SLACK ? most : value;
+    float value;
+
+    kernels->widen(logits_at(logits, row, v), logits->dtype, 1, &value);
+    return value;
 }
 
-void
-rap_cde_finish(const rap_cde_state *st, unsigned want, double *out, int64_t stride)
-{
-    const double unit = 1.0 / (double)RAP_LOG2E;
-    double lnz1 = log2(st->z1), lnz0 = log2(st->z0);
-    double kl = divergence(unit * (st->s1 / st->z1 - lnz1 + lnz0), INFINITY);
-    double rkl = divergence(unit * (lnz1 - lnz0 - st->s0 / st->z0), INFINITY);
-    double value[RAP_CDE_OUTPUTS] = {
-        [RAP_CDE_KL] = kl,
-        [RAP_CDE_RKL] = rkl,
-        [RAP_CDE_JEFFREYS] = kl + rkl,
-        [RAP_CDE_JS] = divergence(unit * st->js, RAP_LN2),
-        [RAP_CDE_TV] = divergence(st->tv, 1),
-        [RAP_CDE_HELLINGER2] = divergence(1 - st->b / sqrt(st->z1 * st->z0), 1),
-        [RAP_CDE_ENTROPY1] = unit * (lnz1 - st->u1 / st->z1),
-        [RAP_CDE_ENTROPY0] = unit * (lnz0 - st->u0 / st->z0),
-        [RAP_CDE_LOGP1] = st->target1 - st->m1 - unit * lnz1,
-        [RAP_CDE_LOGP0] = st->target0 - st->m0 - unit * lnz0,
-    };
-
-    for (int i = 0; i < RAP_CDE_OUTPUTS; i++) {
-        if (want & RAP_CDE_BIT(i)) {
-            out[i * stride] = value[i];
-        }
-    }
-}
-
-/* Floats at [row, begin) of logits: in place, or widened into buffer. */
-static const float *
-block_at(const rap_kernels *kernels, const rap_array *logits, int64_t row, int64_t begin,
-         int64_t n, float *buffer)
-{
-    size_t size = rap_dtype_size(logits->dtype);
-    const char *at =
-        (const char *)logits->data + (row * logits->stride[0] + begin) * (int64_t)size;
-
-    if (logits->dtype == RAP_F32) {
-        return (const float *)at;
-    }
-    kernels->widen(at, logits->dtype, n, buffer);
-    return buffer;
-}
-
-void
-rap_cde_row(const rap_kernels *kernels, const rap_array *logits1, const rap_array *logits0,
-            int64_t row, int64_t target, unsigned want, rap_cde_state *state)
+/* Branches of two dtypes: both widened, block by block. */
+static void
+sweep_mixed(const rap_kernels *kernels, const rap_cde_args *a, int64_t row, int pass,
+            rap_cde_state *state)
 {
     float buffer1[RAP_CDE_BLOCK], buffer0[RAP_CDE_BLOCK];
-    const int64_t vocab = logits1->shape[1];
+    const int64_t vocab = a->logits1.shape[1];
 
-    for (int pass = 0; pass < (want & RAP_CDE_NEEDS_MIX ? 2 : 1); pass++) {
-        for (int64_t begin = 0; begin < vocab; begin += RAP_CDE_BLOCK) {
-            int64_t n = RAP_MIN(RAP_CDE_BLOCK, vocab - begin);
-            const float *l1 = block_at(kernels, logits1, row, begin, n, buffer1);
-            const float *l0 = block_at(kernels, logits0, row, begin, n, buffer0);
+    for (int64_t v = 0; v < vocab; v += RAP_CDE_BLOCK) {
+        int64_t n = RAP_MIN(RAP_CDE_BLOCK, vocab - v);
 
-            if (target >= begin && target < begin + n) {
-                state->target1 = l1[target - begin];
-                state->target0 = l0[target - begin];
-            }
-            (pass == 0 ? kernels->cde_sweep : kernels->cde_mix)(l1, l0, n, want, state);
+        kernels->widen(logits_at(&a->logits1, row, v), a->logits1.dtype, n, buffer1);
+        kernels->widen(logits_at(&a->logits0, row, v), a->logits0.dtype, n, buffer0);
+        (pass == 0 ? kernels->cde_sweep : kernels->cde_mix)(buffer1, buffer0, RAP_F32, n,
+                                                            a->want, state);
+    }
+}
+
+static void
+sweep_row(const rap_kernels *kernels, const rap_cde_args *a, int64_t row,
+          rap_cde_state *state)
+{
+    for (int pass = 0; pass < (a->want & RAP_CDE_NEEDS_MIX ? 2 : 1); pass++) {
+        if (a->logits1.dtype != a->logits0.dtype) {
+            sweep_mixed(kernels, a, row, pass, state);
+            continue;
         }
+        (pass == 0 ? kernels->cde_sweep : kernels->cde_mix)(
+            logits_at(&a->logits1, row, 0), logits_at(&a->logits0, row, 0),
+            a->logits1.dtype, a->logits1.shape[1], a->want, state);
     }
 }
 
@@ -103,16 +69,19 @@ rows_task(void *arg, int64_t row, int worker)
 {
     const rows_ctx *ctx = arg;
     const rap_cde_args *a = ctx->args;
+    const rap_kernels *kernels = ctx->exec->kernels;
     rap_cde_state state;
-    int64_t target = -1;
 
     (void)worker;
+    rap_cde_clear(&state);
     if (a->targets.data != NULL) {
-        target = ((const int64_t *)a->targets.data)[row * a->targets.stride[0]];
+        int64_t target = ((const int64_t *)a->targets.data)[row * a->targets.stride[0]];
+
+        state.target1 = logit(kernels, &a->logits1, row, target);
+        state.target0 = logit(kernels, &a->logits0, row, target);
     }
-    rap_cde_start(&state);
-    rap_cde_row(ctx->exec->kernels, &a->logits1, &a->logits0, row, target, a->want, &state);
-    rap_cde_finish(&state, a->want, (double *)a->out.data + row, a->out.stride[0]);
+    sweep_row(kernels, a, row, &state);
+    rap_cde_answer(&state, a->want, (double *)a->out.data + row, a->out.stride[0]);
 }
 
 bool

@@ -1,37 +1,141 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Included once per instruction set. cde_sweep folds one block of n <= RAP_CDE_BLOCK
- * logits into the state; cde_mix adds one block to js and tv; cde_map turns raw products
- * into logits. Formulas: cde.h.
+ * Included once per instruction set. cde_sweep folds n logits of one row into the state;
+ * cde_mix adds them to js and tv; cde_map turns raw products into logits. Formulas: cde.h.
+ *
+ * Logits are float32, bfloat16 or float16, both branches alike, and widened in registers:
+ * the loops are written once and compiled per dtype. 16-bit logits are taken two a step:
+ * neighbours make one 32-bit lane, and parting them there costs one or two operations
+ * where gcc's own widening of 16-bit vectors costs four.
  */
 
-/* Exponents are in units of log2: x = (l - m) RAP_LOG2E. Subtracting first keeps x exact
- * near the maximum; one multiply-add of l would round m RAP_LOG2E into every x. */
+#include "cde_math.h"
+
+/* Two neighbours of 16 bits, the first in the lower half. */
+typedef uint32_t __attribute__((may_alias, aligned(2))) cde_two;
+
+#define CDE_STEP(dtype) ((dtype) == RAP_F32 ? 1 : 2)
+
+/* Logit i of step v, times 1 / CDE_FACTOR. Float16 is moved in place as an integer: its
+ * exponent falls short of float32's bias by 112, subnormals become float32 subnormals
+ * (rap_fp_mode_enter keeps them), infinity and NaN come out wrong (cde_plain). */
+static inline __attribute__((always_inline)) float
+cde_raw(const void *x, int64_t v, const int i, const rap_dtype dtype)
+{
+    uint32_t two;
+
+    if (dtype == RAP_F32) {
+        return ((const float *)x)[v];
+    }
+    two = i == 0 ? ((const cde_two *)x)[v] << 16 : ((const cde_two *)x)[v] & 0xffff0000u;
+    if (dtype == RAP_F16) {
+        two = (uint32_t)((int32_t)two >> 3) & 0x8fffe000u;
+    }
+    return rap_from_bits(two);
+}
+
+#define CDE_FACTOR(dtype) ((dtype) == RAP_F16 ? 0x1p112f : 1.0f)
+
+/* Adds n logits (whole steps) of both branches to the state. */
+typedef void cde_piece(const void *l1, const void *l0, rap_dtype dtype, int64_t n,
+                       unsigned want, rap_cde_state *st);
+
+static const void *
+cde_at(const void *x, int64_t v, rap_dtype dtype)
+{
+    return (const char *)x + v * (int64_t)rap_dtype_size(dtype);
+}
+
+/* False for float16 that needs the full conversion. */
+static bool
+cde_plain(const void *x, int64_t n, rap_dtype dtype)
+{
+    const uint16_t *half = x;
+    uint16_t most = 0;
+
+    if (dtype != RAP_F16) {
+        return true;
+    }
+#pragma omp simd reduction(max : most)
+    for (int64_t v = 0; v < n; v++) {
+        uint16_t size = half[v] & 0x7fff;
+
+        most = size > most ? size : most;
+    }
+    return most < 0x7c00;
+}
+
+/* Exponents are in units of log2: x = (l - m) RAP_LOG2E. With a fused multiply-add that is
+ * l RAP_LOG2E - m2 with one rounding, where m2 = m RAP_LOG2E must be a float or it would
+ * shift every x: references are rounded to such m. Without one, m is a float and l - m
+ * comes first, exact near the maximum. */
+#ifdef RAP_NO_FMA
+#define CDE_EXPONENT(l, dtype, m) (((l) * CDE_FACTOR(dtype) - (m)) * RAP_LOG2E)
+#else
+#define CDE_EXPONENT(l, dtype, m2) RAP_FMA((l), CDE_FACTOR(dtype) * RAP_LOG2E, -(m2))
+#endif
+
+#define CDE_COMMON 1e6
+
+/* The reference for logits up to `most`. */
+static double
+cde_reference(double most)
+{
+#ifdef RAP_NO_FMA
+    return most;
+#else
+    return fabs(most) < CDE_COMMON ? (float)(most * (double)RAP_LOG2E) / (double)RAP_LOG2E
+                                   : most;
+#endif
+}
+
+/* False before a branch has met a finite logit (m = -inf), and where logits are so large that
+ * rounding a reference would move it away from the maximum: cde_block_exact serves there. */
+static bool
+cde_ready(const rap_cde_state *st)
+{
+    return fabs(st->m1) < CDE_COMMON && fabs(st->m0) < CDE_COMMON;
+}
+
+/* What CDE_EXPONENT takes. */
+static float
+cde_base(double m)
+{
+#ifdef RAP_NO_FMA
+    return (float)m;
+#else
+    return (float)(m * (double)RAP_LOG2E);
+#endif
+}
 
 static inline __attribute__((always_inline)) float
-cde_block(const float *restrict l1, const float *restrict l0, int64_t n, float m1, float m0,
-          rap_cde_state *add, const bool entropy, const bool hellinger)
+cde_block(const void *restrict l1, const void *restrict l0, const rap_dtype dtype,
+          int64_t n, float m1, float m0, rap_cde_state *add, const bool entropy,
+          const bool hellinger)
 {
     const float least = rap_exp2f_least();
     float z1 = 0, z0 = 0, s1 = 0, s0 = 0, u1 = 0, u0 = 0, b = 0, top = -INFINITY;
 
 #pragma omp simd reduction(+ : z1, z0, s1, s0, u1, u0, b) reduction(max : top)
-    for (int64_t v = 0; v < n; v++) {
-        float x1 = (l1[v] - m1) * RAP_LOG2E, x0 = (l0[v] - m0) * RAP_LOG2E;
-        float e1 = rap_exp2f(x1, least), e0 = rap_exp2f(x0, least);
-        float d = x1 - x0, larger = x1 > x0 ? x1 : x0;
+    for (int64_t v = 0; v < n / CDE_STEP(dtype); v++) {
+        for (int i = 0; i < CDE_STEP(dtype); i++) {
+            float x1 = CDE_EXPONENT(cde_raw(l1, v, i, dtype), dtype, m1);
+            float x0 = CDE_EXPONENT(cde_raw(l0, v, i, dtype), dtype, m0);
+            float e1 = rap_exp2f(x1, least), e0 = rap_exp2f(x0, least);
+            float d = x1 - x0, larger = x1 > x0 ? x1 : x0;
 
-        top = larger > top ? larger : top;
-        z1 += e1;
-        z0 += e0;
-        s1 = RAP_FMA(e1, d, s1);
-        s0 = RAP_FMA(e0, d, s0);
-        if (entropy) {
-            u1 = RAP_FMA(e1, x1, u1);
-            u0 = RAP_FMA(e0, x0, u0);
-        }
-        if (hellinger) {
-            b += rap_exp2f(0.5f * (x1 + x0), least);
+            top = larger > top ? larger : top;
+            z1 += e1;
+            z0 += e0;
+            s1 = RAP_FMA(e1, d, s1);
+            s0 = RAP_FMA(e0, d, s0);
+            if (entropy) {
+                u1 = RAP_FMA(e1, x1, u1);
+                u0 = RAP_FMA(e0, x0, u0);
+            }
+            if (hellinger) {
+                b += rap_exp2f(0.5f * (x1 + x0), least);
+            }
         }
     }
     *add =
@@ -39,39 +143,48 @@ cde_block(const float *restrict l1, const float *restrict l0, int64_t n, float m
     return top;
 }
 
-/* A branch that has met no finite logit yet takes its x from 0. */
-static double
-cde_base(double m)
-{
-    return m == -INFINITY ? 0 : m;
-}
-
-static float
-cde_block_wanted(const float *l1, const float *l0, int64_t n, unsigned want,
-                 const rap_cde_state *st, rap_cde_state *add)
+static inline __attribute__((always_inline)) float
+cde_block_wanted(const void *l1, const void *l0, const rap_dtype dtype, int64_t n,
+                 unsigned want, const rap_cde_state *st, rap_cde_state *add)
 {
     const bool entropy = want & RAP_CDE_NEEDS_ENTROPY;
     const bool hellinger = want & RAP_CDE_BIT(RAP_CDE_HELLINGER2);
-    const float m1 = (float)cde_base(st->m1), m0 = (float)cde_base(st->m0);
+    const float m1 = cde_base(st->m1), m0 = cde_base(st->m0);
 
     if (entropy && hellinger) {
-        return cde_block(l1, l0, n, m1, m0, add, true, true);
+        return cde_block(l1, l0, dtype, n, m1, m0, add, true, true);
     }
     if (entropy) {
-        return cde_block(l1, l0, n, m1, m0, add, true, false);
+        return cde_block(l1, l0, dtype, n, m1, m0, add, true, false);
     }
     if (hellinger) {
-        return cde_block(l1, l0, n, m1, m0, add, false, true);
+        return cde_block(l1, l0, dtype, n, m1, m0, add, false, true);
     }
-    return cde_block(l1, l0, n, m1, m0, add, false, false);
+    return cde_block(l1, l0, dtype, n, m1, m0, add, false, false);
 }
 
-/* The same in float64 for blocks that hold -inf: e log e = 0 where e = 0. */
+/* Adds the piece in `add`; returns the largest exponent. */
+static float
+cde_block_typed(const void *l1, const void *l0, rap_dtype dtype, int64_t n, unsigned want,
+                const rap_cde_state *st, rap_cde_state *add)
+{
+    switch (dtype) {
+    case RAP_BF16:
+        return cde_block_wanted(l1, l0, RAP_BF16, n, want, st, add);
+    case RAP_F16:
+        return cde_block_wanted(l1, l0, RAP_F16, n, want, st, add);
+    default:
+        return cde_block_wanted(l1, l0, RAP_F32, n, want, st, add);
+    }
+}
+
+/* The same in float64 for pieces that hold -inf: e log e = 0 where e = 0. */
 static void
 cde_block_exact(const float *l1, const float *l0, int64_t n, const rap_cde_state *st,
                 rap_cde_state *add)
 {
-    const double m1 = cde_base(st->m1), m0 = cde_base(st->m0), unit = (double)RAP_LOG2E;
+    const double m1 = rap_cde_base(st->m1), m0 = rap_cde_base(st->m0);
+    const double unit = (double)RAP_LOG2E;
 
     *add = (rap_cde_state){0};
     for (int64_t v = 0; v < n; v++) {
@@ -100,43 +213,27 @@ cde_max(const float *x, int64_t n)
     return m;
 }
 
-/* Moves the sums to new maxima; a branch without a finite logit has sums of 0. */
 static void
-cde_raise(rap_cde_state *st, double m1, double m0)
-{
-    double d1 = st->m1 == -INFINITY ? 0 : (m1 - st->m1) * (double)RAP_LOG2E;
-    double d0 = st->m0 == -INFINITY ? 0 : (m0 - st->m0) * (double)RAP_LOG2E;
-    double a1 = exp2(-d1), a0 = exp2(-d0), shift = d1 - d0;
-
-    st->s1 = isinf(st->s1) ? st->s1 : a1 * (st->s1 - shift * st->z1);
-    st->s0 = isinf(st->s0) ? st->s0 : a0 * (st->s0 - shift * st->z0);
-    st->u1 = a1 * (st->u1 - d1 * st->z1);
-    st->u0 = a0 * (st->u0 - d0 * st->z0);
-    st->z1 *= a1;
-    st->z0 *= a0;
-    st->b *= exp2(-0.5 * (d1 + d0));
-    st->m1 = m1;
-    st->m0 = m0;
-}
-
-/* The references need not be the maxima: a piece is read once, and done again only when an
- * exponent rises more than CDE_HEADROOM above them. Not more headroom: ln Z - U/Z and its
- * like cancel what lies between the reference and the maximum. */
-#define CDE_HEADROOM 2.0f
-
-static void
-cde_sweep_piece(const float *l1, const float *l0, int64_t n, unsigned want,
+cde_sweep_piece(const void *l1, const void *l0, rap_dtype dtype, int64_t n, unsigned want,
                 rap_cde_state *st)
 {
+    float a[RAP_PIECE], b[RAP_PIECE];
     rap_cde_state add;
-    bool first = st->m1 == -INFINITY || st->m0 == -INFINITY;
 
-    if (first || !(cde_block_wanted(l1, l0, n, want, st, &add) < CDE_HEADROOM)) {
-        cde_raise(st, fmax(st->m1, cde_max(l1, n)), fmax(st->m0, cde_max(l0, n)));
-        cde_block_wanted(l1, l0, n, want, st, &add);
+    if (!(cde_ready(st)
+          && cde_block_typed(l1, l0, dtype, n, want, st, &add) < RAP_CDE_HEADROOM
+          && cde_plain(l1, n, dtype) && cde_plain(l0, n, dtype)))
+    {
+        widen(l1, dtype, n, a);
+        widen(l0, dtype, n, b);
+        rap_cde_raise(st, cde_reference(fmax(st->m1, cde_max(a, n))),
+                      cde_reference(fmax(st->m0, cde_max(b, n))));
+        cde_block_typed(a, b, RAP_F32, n, want, st, &add);
     }
-    if (!isfinite(add.s1 + add.s0 + add.u1 + add.u0)) {
-        cde_block_exact(l1, l0, n, st, &add);
+    if (!cde_ready(st) || !isfinite(add.s1 + add.s0 + add.u1 + add.u0)) {
+        widen(l1, dtype, n, a);
+        widen(l0, dtype, n, b);
+        cde_block_exact(a, b, n, st, &add);
     }
     st->z1 += add.z1;
     st->z0 += add.z0;
@@ -147,39 +244,107 @@ cde_sweep_piece(const float *l1, const float *l0, int64_t n, unsigned want,
     st->b += add.b;
 }
 
+/* Piece by piece; a last logit that makes no whole step is widened. */
 static void
-cde_sweep(const float *l1, const float *l0, int64_t n, unsigned want, rap_cde_state *st)
+cde_pieces(const void *l1, const void *l0, rap_dtype dtype, int64_t n, unsigned want,
+           rap_cde_state *st, cde_piece *piece)
 {
-    for (int64_t v = 0; v < n; v += RAP_PIECE) {
-        cde_sweep_piece(l1 + v, l0 + v, RAP_MIN(RAP_PIECE, n - v), want, st);
+    const int64_t whole = n - n % CDE_STEP(dtype);
+
+    for (int64_t v = 0; v < whole; v += RAP_PIECE) {
+        piece(cde_at(l1, v, dtype), cde_at(l0, v, dtype), dtype,
+              RAP_MIN(RAP_PIECE, whole - v), want, st);
+    }
+    if (whole < n) {
+        float a, b;
+
+        widen(cde_at(l1, whole, dtype), dtype, 1, &a);
+        widen(cde_at(l0, whole, dtype), dtype, 1, &b);
+        piece(&a, &b, RAP_F32, 1, want, st);
     }
 }
 
+static void
+cde_sweep(const void *l1, const void *l0, rap_dtype dtype, int64_t n, unsigned want,
+          rap_cde_state *st)
+{
+    cde_pieces(l1, l0, dtype, n, want, st, cde_sweep_piece);
+}
+
+/* What a second sweep needs of a branch: the row's reference as a float, and log2 Z with
+ * what that rounding moved. */
+typedef struct {
+    float m, log2_z;
+} cde_norm;
+
+static cde_norm
+cde_norm_of(double m, double z)
+{
+    cde_norm norm = {.m = (float)m};
+
+    norm.log2_z = (float)(log2(z) + (m - (double)norm.m) * (double)RAP_LOG2E);
+    return norm;
+}
+
 static inline __attribute__((always_inline)) void
-cde_mix_block(const float *restrict l1, const float *restrict l0, int64_t n,
-              const float m[2], const float ln_z[2], float *js, float *tv,
+cde_mix_block(const void *restrict l1, const void *restrict l0, const rap_dtype dtype,
+              int64_t n, cde_norm norm1, cde_norm norm0, float *js, float *tv,
               const bool want_js)
 {
-    const float m1 = m[0], m0 = m[1], ln_z1 = ln_z[0], ln_z0 = ln_z[1];
+    const float m1 = norm1.m, m0 = norm0.m, ln_z1 = norm1.log2_z, ln_z0 = norm0.log2_z;
     const float least = rap_exp2f_least();
     float js_sum = 0, tv_sum = 0;
 
 #pragma omp simd reduction(+ : js_sum, tv_sum)
-    for (int64_t v = 0; v < n; v++) {
-        float a1 = RAP_FMA(l1[v] - m1, RAP_LOG2E, -ln_z1);
-        float a0 = RAP_FMA(l0[v] - m0, RAP_LOG2E, -ln_z0);
-        float p1 = rap_exp2f(a1, least), p0 = rap_exp2f(a0, least);
+    for (int64_t v = 0; v < n / CDE_STEP(dtype); v++) {
+        for (int i = 0; i < CDE_STEP(dtype); i++) {
+            float x1 = cde_raw(l1, v, i, dtype) * CDE_FACTOR(dtype) - m1;
+            float x0 = cde_raw(l0, v, i, dtype) * CDE_FACTOR(dtype) - m0;
+            float a1 = RAP_FMA(x1, RAP_LOG2E, -ln_z1), a0 = RAP_FMA(x0, RAP_LOG2E, -ln_z0);
+            float p1 = rap_exp2f(a1, least), p0 = rap_exp2f(a0, least);
 
-        tv_sum += fabsf(p1 - p0);
-        if (want_js) {
-            float ln_mix = rap_log2f(0.5f * (p1 + p0));
+            tv_sum += fabsf(p1 - p0);
+            if (want_js) {
+                float ln_mix = rap_log2f(0.5f * (p1 + p0));
 
-            js_sum = RAP_FMA(p1, a1 - ln_mix, js_sum);
-            js_sum = RAP_FMA(p0, a0 - ln_mix, js_sum);
+                js_sum = RAP_FMA(p1, a1 - ln_mix, js_sum);
+                js_sum = RAP_FMA(p0, a0 - ln_mix, js_sum);
+            }
         }
     }
     *js = js_sum;
     *tv = tv_sum;
+}
+
+static inline __attribute__((always_inline)) void
+cde_mix_wanted(const void *l1, const void *l0, const rap_dtype dtype, int64_t n,
+               unsigned want, const rap_cde_state *st, float *js, float *tv)
+{
+    const cde_norm norm1 = cde_norm_of(st->m1, st->z1), norm0 = cde_norm_of(st->m0, st->z0);
+
+    if (want & RAP_CDE_BIT(RAP_CDE_JS)) {
+        cde_mix_block(l1, l0, dtype, n, norm1, norm0, js, tv, true);
+    }
+    else {
+        cde_mix_block(l1, l0, dtype, n, norm1, norm0, js, tv, false);
+    }
+}
+
+static void
+cde_mix_typed(const void *l1, const void *l0, rap_dtype dtype, int64_t n, unsigned want,
+              const rap_cde_state *st, float *js, float *tv)
+{
+    switch (dtype) {
+    case RAP_BF16:
+        cde_mix_wanted(l1, l0, RAP_BF16, n, want, st, js, tv);
+        break;
+    case RAP_F16:
+        cde_mix_wanted(l1, l0, RAP_F16, n, want, st, js, tv);
+        break;
+    default:
+        cde_mix_wanted(l1, l0, RAP_F32, n, want, st, js, tv);
+        break;
+    }
 }
 
 static void
@@ -202,47 +367,26 @@ cde_mix_exact(const float *l1, const float *l0, int64_t n, const rap_cde_state *
 }
 
 static void
-cde_mix_piece(const float *l1, const float *l0, int64_t n, unsigned want, rap_cde_state *st)
+cde_mix_piece(const void *l1, const void *l0, rap_dtype dtype, int64_t n, unsigned want,
+              rap_cde_state *st)
 {
-    const float m[2] = {(float)st->m1, (float)st->m0};
-    const float ln_z[2] = {(float)log2(st->z1), (float)log2(st->z0)};
-    float js, tv;
+    float a[RAP_PIECE], b[RAP_PIECE], js, tv;
 
-    if (want & RAP_CDE_BIT(RAP_CDE_JS)) {
-        cde_mix_block(l1, l0, n, m, ln_z, &js, &tv, true);
-    }
-    else {
-        cde_mix_block(l1, l0, n, m, ln_z, &js, &tv, false);
-    }
-    if (!isfinite(js + tv)) {
-        cde_mix_exact(l1, l0, n, st, &js, &tv);
+    cde_mix_typed(l1, l0, dtype, n, want, st, &js, &tv);
+    if (!isfinite(js + tv) || !cde_plain(l1, n, dtype) || !cde_plain(l0, n, dtype)) {
+        widen(l1, dtype, n, a);
+        widen(l0, dtype, n, b);
+        cde_mix_exact(a, b, n, st, &js, &tv);
     }
     st->js += 0.5 * js;
     st->tv += 0.5 * tv;
 }
 
 static void
-cde_mix(const float *l1, const float *l0, int64_t n, unsigned want, rap_cde_state *st)
+cde_mix(const void *l1, const void *l0, rap_dtype dtype, int64_t n, unsigned want,
+        rap_cde_state *st)
 {
-    for (int64_t v = 0; v < n; v += RAP_PIECE) {
-        cde_mix_piece(l1 + v, l0 + v, RAP_MIN(RAP_PIECE, n - v), want, st);
-    }
-}
-
-/* tanh through e^-2|x|; near 0, where that cancels, x + x^3 q(x^2). */
-static inline __attribute__((always_inline)) float
-cde_tanh(float x, float least)
-{
-    float a = fabsf(x), x2 = x * x;
-    float e = rap_exp2f(-2.0f * RAP_LOG2E * a, least);
-    float far = copysignf((1.0f - e) / (1.0f + e), x);
-    float q = RAP_FMA(-5.70498872745e-3f, x2, 2.06390887954e-2f);
-
-    q = RAP_FMA(q, x2, -5.37397155531e-2f);
-    q = RAP_FMA(q, x2, 1.33314422036e-1f);
-    q = RAP_FMA(q, x2, -3.33332819422e-1f);
-    q = RAP_FMA(q * x2, x, x);
-    return a < 0.625f ? q : far;
+    cde_pieces(l1, l0, dtype, n, want, st, cde_mix_piece);
 }
 
 static void
@@ -266,7 +410,7 @@ cde_map(float *logits, int64_t n, const float *bias, float scale, float softcap)
     if (softcap > 0) {
 #pragma omp simd
         for (int64_t v = 0; v < n; v++) {
-            logits[v] = softcap * cde_tanh(logits[v] * inverse, least);
+            logits[v] = softcap * rap_cde_tanh(logits[v] * inverse, least);
         }
     }
 }

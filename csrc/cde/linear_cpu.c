@@ -14,7 +14,7 @@
 #include "../gemm/gemm.h"
 #include "../parallel.h"
 #include "../status.h"
-#include "cde.h"
+#include "cde_math.h"
 
 #define RAP_LINEAR_CHUNK (5 * RAP_GEMM_COLUMNS)
 #define RAP_LINEAR_ROWS 96 /* rows a task, at most: both branches' products stay in L2 */
@@ -94,7 +94,7 @@ sweep_row(const linear_ctx *ctx, int64_t row, float *l1, float *l0)
     kernels->cde_map(l1, ctx->n, ctx->bias, (float)a->scale, (float)a->softcap);
     kernels->cde_map(l0, ctx->n, ctx->bias, (float)a->scale, (float)a->softcap);
     if (ctx->pass == 1) {
-        kernels->cde_mix(l1, l0, ctx->n, a->want, state);
+        kernels->cde_mix(l1, l0, RAP_F32, ctx->n, a->want, state);
         return;
     }
     if (a->targets.data != NULL) {
@@ -106,7 +106,7 @@ sweep_row(const linear_ctx *ctx, int64_t row, float *l1, float *l0)
             state->target0 = l0[at];
         }
     }
-    kernels->cde_sweep(l1, l0, ctx->n, a->want, state);
+    kernels->cde_sweep(l1, l0, RAP_F32, ctx->n, a->want, state);
 }
 
 static void
@@ -192,7 +192,7 @@ rap_linear_cde_cpu(const rap_linear_cde_args *a, rap_exec *exec, rap_error *err)
         goto done;
     }
     for (int64_t t = 0; t < tokens; t++) {
-        rap_cde_start(&ctx.states[t]);
+        rap_cde_clear(&ctx.states[t]);
     }
     for (ctx.pass = 0; ctx.pass < (a->want & RAP_CDE_NEEDS_MIX ? 2 : 1); ctx.pass++) {
         if (tokens > 0 && !run_chunks(&ctx, err)) {
@@ -200,7 +200,7 @@ rap_linear_cde_cpu(const rap_linear_cde_args *a, rap_exec *exec, rap_error *err)
         }
     }
     for (int64_t t = 0; t < tokens; t++) {
-        rap_cde_finish(&ctx.states[t], a->want, (double *)a->out.data + t,
+        rap_cde_answer(&ctx.states[t], a->want, (double *)a->out.data + t,
                        a->out.stride[0]);
     }
     ok = true;
