@@ -1,4 +1,5 @@
-"""The shell: ``rap score | choose | select | report | export | reselect | info | demo``.
+"""The shell: ``rap score | choose | select | report | export | reselect | train | info
+| demo``.
 
 Every command is a few calls of the Python interface; nothing is decided here. Exit
 codes: 0 done; 1 the data, the model or the store cannot be used; 2 a wrong command line
@@ -31,14 +32,17 @@ from .options import (
     CHOOSE_NAMES,
     CHOOSE_OPTIONS,
     DATA_OPTIONS,
+    FROM_FILE,
     MODEL_OPTIONS,
     OUTPUT_OPTIONS,
     PATH,
     SECTIONS,
+    TRAIN_OPTIONS,
     Sectioned,
     filters,
     score_config,
     to_columns,
+    train_arguments,
     typed,
 )
 
@@ -517,6 +521,88 @@ def reselect(
     click.echo(f"{len(passes)} samples have rewards")
     click.echo(found.summary())
     click.echo(f"selection: {out}")
+
+
+@main.command(cls=Sectioned)
+@click.argument("data", type=PATH)
+@click.option("--model", required=True, metavar="PATH", help="Folder, hub name, or demo.")
+@click.option("--out", type=PATH, required=True, metavar="DIR", help="The run goes here.")
+@click.option("--selection", type=PATH, metavar="DIR", help="Of 'rap choose'; else all.")
+@DATA_OPTIONS
+@TRAIN_OPTIONS
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+@click.pass_context
+def train(
+    ctx: click.Context,
+    data: Path,
+    model: str,
+    out: Path,
+    selection: Path | None,
+    columns: Sequence[str],
+    root: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Train a model on a selection of DATA, with TRL's GRPO or RLOO.
+
+    Every field of TRL's configuration can be set, by --set or in the file of --config,
+    which may hold this command's options too. The run leaves checkpoints, log.jsonl,
+    rewards.jsonl (pass counts per sample) and model/ in --out. --resume goes on from the
+    last checkpoint with the same order of prompts. TRL 1.16 has no PPO.
+
+    \b
+    Examples:
+      rap train data.jsonl --model ./model --selection selection/ --out run/ --steps 200
+      rap train data.jsonl --model ./model --selection selection/ --out run/ \\
+          --reselect rewards --every 50 --lora 16 --config grpo.yaml
+      rap train demo --model demo --out run/ --steps 5 --set num_generations=4
+    """
+    from .training import TrainConfig, load_training_model, open_training_data
+    from .training import train as run
+    from .trl import Reselect
+
+    samples = open_training_data(data, columns=to_columns(columns), root=root)
+    chosen = None
+    if selection is not None:
+        from .selection import load
+
+        chosen = load(selection, samples)
+        _require_same(chosen.table, samples)
+    config = TrainConfig(
+        algorithm=options["algorithm"],
+        reselect=Reselect(
+            chosen,
+            mode=options["reselect"],
+            every=options["every"],
+            refill=options["refill"],
+        ),
+        lora=options["lora"],
+        arguments=train_arguments(ctx.meta.get(FROM_FILE, {}), options),
+    )
+    loaded, processor = load_training_model(
+        model,
+        device="cpu",  # TRL moves it
+        dtype=options["dtype"],
+        trust_remote_code=options["trust_remote_code"],
+        allow_pickle=options["allow_pickle"],
+    )
+    summary = run(
+        loaded,
+        processor,
+        samples,
+        out,
+        config,
+        reward=_load_reward(options["train_reward"]),
+        resume=options["resume"],
+        echo=lambda text: click.echo(text, err=True),
+    )
+    if as_json:
+        _print_json(summary)
+        return
+    click.echo(
+        f"{summary['steps']} steps on {summary['prompts']} of {summary['pool']} prompts in "
+        f"{summary['seconds']:.0f} s\nmodel: {summary['model']}"
+    )
 
 
 @main.command()

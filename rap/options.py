@@ -19,9 +19,12 @@ from .config import COUNTERFACTUALS, RULES, ScoreConfig
 from .errors import RapConfigError
 from .table import EVIDENCE
 
+MODES = ("off", "rewards", "rescore")
+"""Of re-selection, as ``rap.trl.MODES``: the shell does not load that for a help text."""
+
 # Headings of a long --help, and the options under them; the others come last.
 SECTIONS = {
-    "Data": "data columns root",
+    "Data": "data columns root selection",
     "Completions made elsewhere": "rollouts rollout_columns where drop",
     "Model": "model store device dtype attn_implementation trust_remote_code allow_pickle",
     "Scoring": "evidence counterfactual m1 m0 max_new_tokens temperature seed batch_size "
@@ -29,6 +32,9 @@ SECTIONS = {
     "Choosing": "rule budget lambda_c lambda_a replace by trivial divergence",
     "Choosing again": "rewards reward_columns now keep decay unsolved enough size",
     "Trainer": "to max_images prompt_template media_root data_source",
+    "Training": "algorithm steps learning_rate train_seed train_reward lora train_settings "
+    "config resume",
+    "Which prompts": "reselect every refill",
     "Result": "out force report compare as_json title per_reason",
 }
 
@@ -186,6 +192,118 @@ OUTPUT_OPTIONS = _compose(
     ),
     click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text."),
 )
+
+FROM_FILE = "rap.train.arguments"
+"""Where ``--config`` leaves what is no option of the command: TRL's own fields."""
+
+
+def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
+    """A file's settings become defaults of the options that they name."""
+    if path is None:
+        return
+    from .training import read_arguments
+
+    found = read_arguments(path)
+    options = [p for p in ctx.command.params if isinstance(p, click.Option)]
+    names = {opt.lstrip("-").replace("-", "_"): p.name for p in options for opt in p.opts}
+    ctx.default_map = {names[k]: v for k, v in found.items() if k in names}
+    ctx.meta[FROM_FILE] = {k: v for k, v in found.items() if k not in names}
+
+
+TRAIN_OPTIONS = _compose(
+    click.option(
+        "--config",
+        type=PATH,
+        metavar="FILE",
+        is_eager=True,
+        expose_value=False,
+        callback=_read_config,
+        help="YAML or TOML: options of this command and fields of TRL's configuration.",
+    ),
+    click.option(
+        "--algorithm",
+        metavar="NAME",
+        default="grpo",
+        show_default=True,
+        help="grpo or rloo (TRL 1.16 has no PPO).",
+    ),
+    click.option("--steps", type=int, help="Optimiser steps.  [default: TRL's 3 epochs]"),
+    click.option("--learning-rate", type=float, help="[default: TRL's]"),
+    click.option(
+        "--seed",
+        "train_seed",
+        type=int,
+        help="Of the order and the sampling.  [default: 42]",
+    ),
+    click.option(
+        "--reward",
+        "train_reward",
+        metavar="MODULE:FUNCTION",
+        help="Reward function with TRL's signature.  [default: the built-in checker]",
+    ),
+    click.option("--lora", type=int, metavar="RANK", help="Train LoRA adapters (peft)."),
+    click.option(
+        "--reselect",
+        type=click.Choice(MODES),
+        default="off",
+        show_default=True,
+        help="Change the selection while training: by the rewards that training gives "
+        "anyway, or by scoring the data again with the model as it is.",
+    ),
+    click.option(
+        "--every",
+        type=int,
+        default=50,
+        show_default=True,
+        help="Steps between re-selections.",
+    ),
+    click.option(
+        "--refill",
+        type=int,
+        default=0,
+        show_default=True,
+        metavar="TIMES",
+        help="Replace groups without variance by other prompts, in at most so many more "
+        "generations a batch (DAPO).",
+    ),
+    click.option("--resume", is_flag=True, help="Go on from the last checkpoint in --out."),
+    click.option(
+        "--set",
+        "train_settings",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="Any field of trl.GRPOConfig or RLOOConfig, e.g. num_generations=8, "
+        "max_completion_length=512. Repeatable.",
+    ),
+    click.option(
+        "--dtype",
+        type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+        default="auto",
+        help="auto is the model's own.",
+    ),
+    click.option(
+        "--trust-remote-code",
+        is_flag=True,
+        help="Run Python code that comes with the model. Read it first.",
+    ),
+    click.option(
+        "--allow-pickle",
+        is_flag=True,
+        help="Load weights that are not safetensors; a pickle can run code.",
+    ),
+)
+
+
+def train_arguments(
+    from_file: Mapping[str, Any], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """TRL's fields: those of the file, then --set, then the options of their own."""
+    named = {"steps": "max_steps", "learning_rate": "learning_rate", "train_seed": "seed"}
+    pairs = [_pair(text, "--set") for text in options["train_settings"]]
+    given = {name: _json_value(text) for name, text in pairs}
+    own = {to: options[name] for name, to in named.items() if options[name] is not None}
+    return {**from_file, **given, **own}
+
 
 CHOOSE_NAMES = (
     "rule",

@@ -16,6 +16,7 @@ takes effect one generation batch later.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,7 +113,8 @@ class SelectionMixin(_Base):
         self.passes: dict[str, tuple[float, float]] = {}
         """{id: (passed, tried)}, older visits weighing less (``ReselectConfig.decay``)."""
         self.reselections: list[dict[str, Any]] = []
-        """One entry a re-selection: step, how many came in, went, are active, and why."""
+        """One entry a re-selection: step, how many came in, went, are active, and why;
+        ``too_few``: the rules found less than a batch, and nothing was changed."""
         self.refilled = {"groups": 0, "no_variance": 0, "replaced": 0, "kept_anyway": 0}
         """What ``refill`` did, counted over the run."""
         self.rescoring_seconds = 0.0
@@ -238,9 +240,20 @@ class SelectionMixin(_Base):
         scores = self._rescored() if self.reselect.mode == "rescore" else None
         active = [self.pool_ids[row] for row in self.order.active]
         ids, counts = self.reselect.next_ids(active, self.passes, scores)
-        came, gone = self.order.replace(self._rows_of(ids))
-        about = {"step": step, "came": came, "gone": gone, "active": len(ids)}
-        self.reselections.append(about | {"counts": counts})
+        came = gone = 0
+        enough = len(ids) >= self.order.batch
+        if enough:
+            came, gone = self.order.replace(self._rows_of(ids))
+        else:
+            warnings.warn(
+                f"re-selection at step {step} leaves {len(ids)} prompts, a generation "
+                f"batch takes {self.order.batch}: the selection stays as it was",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        active = len(self.order.active)
+        about = {"step": step, "came": came, "gone": gone, "active": active}
+        self.reselections.append(about | {"too_few": not enough, "counts": counts})
         self._tell({name: about[name] for name in ("active", "came", "gone")})
 
     def _tell(self, values: Mapping[str, float]) -> None:

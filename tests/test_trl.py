@@ -17,6 +17,7 @@ import pytest
 from rap.demo import world
 from rap.errors import RapConfigError, RapInputError, RapStoreError
 from rap.order import PromptOrder
+from rap.reselection import ReselectConfig
 from rap.rewardlog import Outcome, RewardLog, grouped, read_rewards
 from rap.trl import Reselect, builtin_reward, completion_text, prepare, watched
 
@@ -70,6 +71,7 @@ def test_log_that_cannot_be_read_or_written_is_a_store_error(tmp_path):
 
 KILLED = """
 import os, sys
+from rap.reselection import ReselectConfig
 from rap.rewardlog import Outcome, RewardLog
 log = RewardLog(sys.argv[1])
 print("up", flush=True)
@@ -543,6 +545,21 @@ def test_reselection_by_rewards_takes_effect_a_batch_later(trl, tmp_path, pool):
     assert dealt[4] - first
 
 
+def test_reselection_that_leaves_less_than_a_batch_changes_nothing(trl, tmp_path, pool):
+    sel = selection_of(pool, [1, 5, 6, 9])
+    made = trainer(
+        tmp_path,
+        prepare(pool),
+        reward=lambda completions, **columns: [1.0] * len(completions),
+        reselect=Reselect(sel, mode="rewards", every=4, rules=ReselectConfig(size=1)),
+        max_steps=4,
+    )
+    with pytest.warns(RuntimeWarning, match="step 4 leaves 1 prompts.* takes 2: the sel"):
+        made.train()
+    (only,) = made.reselections
+    assert only["too_few"] and only["active"] == 4 and only["came"] == only["gone"] == 0
+
+
 def test_reselection_off_trains_on_the_first_selection_only(trl, tmp_path, pool):
     sel = selection_of(pool, [1, 5, 6, 9])
     made = trainer(tmp_path, prepare(pool), reselect=Reselect(sel), max_steps=6)
@@ -736,3 +753,103 @@ def test_what_makes_no_sense_is_refused_by_name(trl, tmp_path, pool):
     twice = [watched(odd), watched(odd)]
     with pytest.raises(RapConfigError, match="2 reward functions are watched"):
         trainer(tmp_path, prepare(pool), reward=twice)
+
+
+# ---------------------------------------------------------------- rap train
+
+
+def shell(*words, code=0):
+    """Output of ``rap train``; stderr is part of it."""
+    from click.testing import CliRunner
+
+    from rap.cli import main
+
+    found = CliRunner().invoke(main, ["train", *map(str, words)])
+    assert found.exit_code == code, found.output
+    return found.output
+
+
+FEW = ("--steps", "2", "--set", "num_generations=4", "--set", "max_completion_length=24")
+FEW += (
+    "--set",
+    "per_device_train_batch_size=8",
+    "--set",
+    "save_steps=2",
+    "--model",
+    "demo",
+)
+
+
+@pytest.fixture
+def data(tmp_path, pool):
+    """(JSONL file, selection folder)."""
+    path = world.write(world.draw(24, seed=2), tmp_path / "data")
+    selection_of(pool, [1, 5, 6, 9]).save(tmp_path / "selection")
+    return path, tmp_path / "selection"
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+def test_rap_train_leaves_model_log_and_rewards(trl, tmp_path, data, algorithm):
+    path, selection = data
+    out = tmp_path / "run"
+    words = (path, "--selection", selection, "--out", out, "--algorithm", algorithm, *FEW)
+    said = shell(*words, "--reselect", "rewards", "--every", "1")
+    assert "step 1/2, reward " in said and "2 steps on 4 of 24 prompts" in said
+    assert "re-selected 4" in said
+    assert len(read_rewards(out / "rewards.jsonl")) == 4
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert lines[0]["step"] == 1 and "reward" in lines[0]
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["steps"] == 2 and [r["step"] for r in summary["reselections"]] == [1, 2]
+    from transformers import AutoModelForImageTextToText
+
+    AutoModelForImageTextToText.from_pretrained(out / "model")
+    assert "holds a training run: --resume goes on" in shell(*words, code=2)
+    more = [*words, "--reselect", "rewards", "--every", "1", "--resume", "--json"]
+    more[more.index("--steps") + 1] = "3"
+    assert '"steps": 3' in shell(*more)
+
+
+def test_rap_train_reads_a_config_file_and_trains_lora_adapters(trl, tmp_path, data):
+    pytest.importorskip("peft", reason="LoRA needs peft")
+    path, selection = data
+    (tmp_path / "grpo.toml").write_text(
+        "lora = 2\nselection = '" + str(selection) + "'\nsteps = 9\nbeta = 0.01\n"
+    )
+    words = (path, "--config", tmp_path / "grpo.toml", "--out", tmp_path / "run", *FEW)
+    assert "2 steps on 4 of 24 prompts" in shell(*words)
+    assert (tmp_path / "run" / "model" / "adapter_model.safetensors").exists()
+    again = [*words, "--resume"]
+    again[again.index("--steps") + 1] = "3"
+    assert "3 steps on 4 of 24 prompts" in shell(*again)
+
+
+def test_rap_train_refuses_by_name(trl, tmp_path, data):
+    path, selection = data
+    out = ("--out", tmp_path / "run", *FEW)
+    for match, words, code in [
+        ("TRL 1.16 has no PPO trainer", (path, "--algorithm", "ppo"), 2),
+        ("expected one of ('grpo', 'rloo')", (path, "--algorithm", "dpo"), 2),
+        ("GRPOConfig has no learningrate", (path, "--set", "learningrate=1"), 2),
+        ("generation_batch_size", (path, "--set", "num_generations=3"), 2),
+        ("no such file or folder", (tmp_path / "none.jsonl",), 1),
+        ("needs the first selection", (path, "--reselect", "rewards"), 2),
+        ("has no checkpoint", (path, "--resume"), 2),
+        ("cannot be read", (path, "--config", tmp_path / "none.yaml"), 2),
+        ("lora = 0", (path, "--lora", 0), 2),
+        ("4 prompts are selected", (path, "--selection", selection, *BATCH), 2),
+    ]:
+        assert match in " ".join(shell(*words[:1], *out, *words[1:], code=code).split())
+    assert not (tmp_path / "run" / "model").exists()
+
+
+BATCH = ("--set", "per_device_train_batch_size=32", "--set", "num_generations=4")
+
+
+@pytest.mark.parametrize("text", ["- 1", "a: [", "\x00"])
+def test_a_config_file_that_is_none_is_refused(tmp_path, text):
+    from rap.training import read_arguments
+
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(RapConfigError, match="bad.yaml: (expected settings|is not YAML)"):
+        read_arguments(tmp_path / "bad.yaml")
