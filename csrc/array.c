@@ -198,12 +198,14 @@ from_dltensor(const DLTensor *t, const char *name, rap_array *view, rap_error *e
 {
     int64_t dense = 1;
 
-    if (t->device.device_type != kDLCPU && t->device.device_type != kDLCUDAHost) {
-        return rap_fail(
-            err, RAP_EINPUT,
-            "%s is on device type %d: this build computes on the CPU; move it with "
-            ".cpu()",
-            name, (int)t->device.device_type);
+    if (t->device.device_type == kDLCUDA || t->device.device_type == kDLCUDAManaged) {
+        view->device = t->device.device_id + 1;
+    }
+    else if (t->device.device_type != kDLCPU && t->device.device_type != kDLCUDAHost) {
+        return rap_fail(err, RAP_EINPUT,
+                        "%s is on device type %d: neither the CPU nor CUDA; move it with "
+                        ".cpu()",
+                        name, (int)t->device.device_type);
     }
     if (!dimensions(name, t->ndim, view, err) || !dlpack_dtype(t->dtype, name, view, err)) {
         return false;
@@ -217,9 +219,10 @@ from_dltensor(const DLTensor *t, const char *name, rap_array *view, rap_error *e
     return fits(name, view, err);
 }
 
-/* NULL with no Python error set when the object knows no __dlpack__. */
+/* NULL with no Python error set when the object knows no __dlpack__. `stream`: where the
+ * data must be ready, as the array API counts streams; RAP_NO_STREAM for host memory. */
 static PyObject *
-ask_dlpack(PyObject *object)
+ask_dlpack(PyObject *object, int64_t stream)
 {
     PyObject *method = PyObject_GetAttrString(object, "__dlpack__");
     PyObject *empty = NULL, *kwargs = NULL, *capsule = NULL;
@@ -230,11 +233,20 @@ ask_dlpack(PyObject *object)
     }
     empty = PyTuple_New(0);
     kwargs = Py_BuildValue("{s:(ii)}", "max_version", DLPACK_MAJOR_VERSION, 1);
+    if (kwargs != NULL && stream != RAP_NO_STREAM) {
+        PyObject *number = PyLong_FromLongLong(stream);
+
+        if (number == NULL || PyDict_SetItemString(kwargs, "stream", number) != 0) {
+            Py_CLEAR(kwargs);
+        }
+        Py_XDECREF(number);
+    }
     if (empty != NULL && kwargs != NULL) {
         capsule = PyObject_Call(method, empty, kwargs);
         if (capsule == NULL && PyErr_ExceptionMatches(PyExc_TypeError)) {
             PyErr_Clear(); /* a producer from before DLPack 1.0 */
-            capsule = PyObject_Call(method, empty, NULL);
+            PyDict_DelItemString(kwargs, "max_version");
+            capsule = PyObject_Call(method, empty, kwargs);
         }
     }
     Py_XDECREF(kwargs);
@@ -381,8 +393,8 @@ from_buffer(PyObject *object, const char *name, rap_array *view, rap_error *err)
 /* ------------------------------------------------------------------------------------- */
 
 bool
-rap_array_from(PyObject *object, const char *name, bool optional, rap_array *view,
-               rap_error *err)
+rap_array_from_device(PyObject *object, const char *name, bool optional, int64_t stream,
+                      rap_array *view, rap_error *err)
 {
     static const char nothing[64] = {0};
     const DLPackExchangeAPI *api;
@@ -402,7 +414,7 @@ rap_array_from(PyObject *object, const char *name, bool optional, rap_array *vie
         ok = from_exchange(api, object, name, view, err);
         goto done;
     }
-    capsule = ask_dlpack(object);
+    capsule = ask_dlpack(object, stream);
     if (capsule != NULL) {
         ok = from_capsule(capsule, name, view, err);
     }
@@ -424,16 +436,45 @@ done:
 }
 
 bool
-rap_array_out(PyObject *object, const char *name, rap_dtype dtype, rap_array *view,
-              rap_error *err)
+rap_array_from(PyObject *object, const char *name, bool optional, rap_array *view,
+               rap_error *err)
 {
-    if (!rap_array_from(object, name, false, view, err)) {
+    if (!rap_array_from_device(object, name, optional, RAP_NO_STREAM, view, err)) {
         return false;
     }
+    if (view->device != 0) {
+        rap_array_release(view);
+        return rap_fail(err, RAP_EINPUT,
+                        "%s is on a CUDA device and cannot be computed with here; move it "
+                        "with .cpu()",
+                        name);
+    }
+    return true;
+}
+
+static bool
+is_answer(const rap_array *view, rap_dtype dtype, const char *name, rap_error *err)
+{
     if (view->dtype != dtype || view->readonly || view->ndim < 1
         || (view->shape[view->ndim - 1] > 1 && view->stride[view->ndim - 1] != 1))
     {
         return rap_fail(err, RAP_ETYPE, "%s: expected a writable contiguous array", name);
     }
     return true;
+}
+
+bool
+rap_array_out_device(PyObject *object, const char *name, rap_dtype dtype, int64_t stream,
+                     rap_array *view, rap_error *err)
+{
+    return rap_array_from_device(object, name, false, stream, view, err)
+           && is_answer(view, dtype, name, err);
+}
+
+bool
+rap_array_out(PyObject *object, const char *name, rap_dtype dtype, rap_array *view,
+              rap_error *err)
+{
+    return rap_array_from(object, name, false, view, err)
+           && is_answer(view, dtype, name, err);
 }

@@ -2,12 +2,12 @@
  *
  * What Python asks of the CUDA side besides the kernels.
  */
-#include "module.h"
-
-#include <stdio.h>
+#include "cuda_py.h"
 
 #include "cuda/fatbin.h"
-#include "driver.h"
+#include "gemm/gemm_cuda.h"
+#include "status.h"
+#include "third_party/dlpack.h"
 
 enum { CAPABILITY_MAJOR = 75, CAPABILITY_MINOR = 76 }; /* CUdevice_attribute */
 
@@ -25,6 +25,17 @@ rooms(void)
         Py_XDECREF(room);
     }
     return list;
+}
+
+bool
+rap_cuda_rooms_setup(PyObject *module)
+{
+    PyObject *list = rooms(), *tuple = list != NULL ? PyList_AsTuple(list) : NULL;
+    bool ok = tuple != NULL && PyModule_AddObjectRef(module, "CUDA_ROOMS", tuple) == 0;
+
+    Py_XDECREF(tuple);
+    Py_XDECREF(list);
+    return ok;
 }
 
 static PyObject *
@@ -81,4 +92,328 @@ rap_py_cuda_info(PyObject *module, PyObject *unused)
     return Py_BuildValue("{s:s,s:N,s:i,s:i,s:N,s:z}", "made", rap_fatbin_made, "rooms",
                          built, "toolkit", rap_fatbin_toolkit, "driver", version, "devices",
                          found, "error", api == NULL ? err.text : NULL);
+}
+
+PyObject *
+rap_py_cublaslt(PyObject *module, PyObject *args)
+{
+    rap_error err = {0};
+    const char *path = NULL;
+    int64_t version = 0;
+
+    if (!PyArg_ParseTuple(args, "|z:cublaslt", &path)) {
+        return NULL;
+    }
+    if (!rap_blas_open(rap_state_of(module)->blas, path, &version, &err)) {
+        return rap_result(module, &err);
+    }
+    return PyLong_FromLongLong(version);
+}
+
+/* --- memory -------------------------------------------------------------------------- */
+
+typedef struct {
+    PyObject *module; /* keeps the driver */
+    int ordinal;
+    int64_t stream;
+    uint64_t pointer;
+} device_block;
+
+static const char block_name[] = "rap.device_block";
+
+/* What cannot be freed any more (a context that died, a fork) is left to the driver. */
+static void
+free_block(PyObject *capsule)
+{
+    device_block *block = PyCapsule_GetPointer(capsule, block_name);
+    rap_error err = {0};
+    rap_cuda_call call;
+
+    if (rap_cuda_enter(rap_state_of(block->module)->cuda, block->ordinal,
+                       (void *)block->stream, &call, &err))
+    {
+        call.api->memory_free(block->pointer, call.stream);
+    }
+    rap_cuda_leave(&call);
+    Py_DECREF(block->module);
+    PyMem_Free(block);
+}
+
+PyObject *
+rap_py_cuda_alloc(PyObject *module, PyObject *args)
+{
+    rap_error err = {0};
+    rap_cuda_call call = {0};
+    device_block *block = NULL;
+    PyObject *capsule = NULL;
+    long long bytes, stream;
+    uint64_t pointer = 0;
+    int ordinal;
+
+    if (!PyArg_ParseTuple(args, "LiL:cuda_alloc", &bytes, &ordinal, &stream)) {
+        return NULL;
+    }
+    if (rap_cuda_enter(rap_state_of(module)->cuda, ordinal, (void *)(intptr_t)stream, &call,
+                       &err)
+        && rap_cuda_ok(
+            call.api,
+            call.api->memory_alloc(&pointer, (size_t)RAP_MAX(bytes, 8), call.stream),
+            "allocating device memory", &err))
+    {
+        block = PyMem_Malloc(sizeof(*block));
+        if (block != NULL) {
+            *block = (device_block){module, ordinal, stream, pointer};
+            capsule = PyCapsule_New(block, block_name, free_block);
+        }
+        if (capsule == NULL) {
+            call.api->memory_free(pointer, call.stream);
+            PyMem_Free(block);
+            rap_fail(&err, RAP_EMEMORY, "out of memory");
+        }
+    }
+    rap_cuda_leave(&call);
+    if (capsule == NULL) {
+        return rap_result(module, &err);
+    }
+    Py_INCREF(module);
+    return Py_BuildValue("(NK)", capsule, (unsigned long long)pointer);
+}
+
+PyObject *
+rap_py_cuda_read(PyObject *module, PyObject *args)
+{
+    rap_error err = {0};
+    rap_cuda_call call = {0};
+    rap_array to = {0};
+    PyObject *array;
+    unsigned long long pointer;
+    long long stream;
+    int ordinal;
+
+    if (!PyArg_ParseTuple(args, "OKiL:cuda_read", &array, &pointer, &ordinal, &stream)) {
+        return NULL;
+    }
+    if (rap_array_from(array, "to", false, &to, &err) && !to.readonly && to.ndim == 1) {
+        PyThreadState *saved = PyEval_SaveThread();
+
+        if (rap_cuda_enter(rap_state_of(module)->cuda, ordinal, (void *)(intptr_t)stream,
+                           &call, &err))
+        {
+            rap_cuda_download(&call, to.data, (const void *)(uintptr_t)pointer,
+                              to.shape[0] * (int64_t)rap_dtype_size(to.dtype), &err);
+        }
+        rap_cuda_leave(&call);
+        PyEval_RestoreThread(saved);
+    }
+    rap_array_release(&to);
+    return rap_result(module, &err);
+}
+
+PyObject *
+rap_py_cuda_wait(PyObject *module, PyObject *args)
+{
+    rap_error err = {0};
+    rap_cuda_call call;
+    long long stream;
+    PyThreadState *saved;
+    int ordinal;
+
+    if (!PyArg_ParseTuple(args, "iL:cuda_wait", &ordinal, &stream)) {
+        return NULL;
+    }
+    saved = PyEval_SaveThread();
+    if (rap_cuda_enter(rap_state_of(module)->cuda, ordinal, (void *)(intptr_t)stream, &call,
+                       &err))
+    {
+        rap_cuda_ok(call.api, call.api->stream_wait(call.stream), "waiting for the device",
+                    &err);
+    }
+    rap_cuda_leave(&call);
+    PyEval_RestoreThread(saved);
+    return rap_result(module, &err);
+}
+
+PyObject *
+rap_py_cuda_device_of(PyObject *module, PyObject *args)
+{
+    rap_error err = {0};
+    const rap_cuda_api *api;
+    unsigned long long pointer;
+
+    if (!PyArg_ParseTuple(args, "K:cuda_device_of", &pointer)) {
+        return NULL;
+    }
+    api = rap_cuda_open(rap_state_of(module)->cuda, &err);
+    if (api == NULL) {
+        return rap_result(module, &err);
+    }
+    return PyLong_FromLong(rap_cuda_device_of(api, (const void *)(uintptr_t)pointer));
+}
+
+/* --- DLPack -------------------------------------------------------------------------- */
+
+typedef struct {
+    DLManagedTensorVersioned managed;
+    PyObject *owner;
+    int64_t shape[RAP_MAX_NDIM], stride[RAP_MAX_NDIM];
+} exported;
+
+static void
+delete_exported(DLManagedTensorVersioned *managed)
+{
+    exported *e = (exported *)managed->manager_ctx;
+    PyGILState_STATE gil = PyGILState_Ensure();
+
+    Py_DECREF(e->owner);
+    PyMem_Free(e);
+    PyGILState_Release(gil);
+}
+
+/* Of a capsule that nobody took. */
+static void
+delete_capsule(PyObject *capsule)
+{
+    if (PyCapsule_IsValid(capsule, "dltensor_versioned")) {
+        delete_exported(PyCapsule_GetPointer(capsule, "dltensor_versioned"));
+    }
+}
+
+static bool
+fill_shape(PyObject *tuple, int64_t *to, int ndim)
+{
+    for (int i = 0; i < ndim; i++) {
+        to[i] = PyLong_AsLongLong(PyTuple_GetItem(tuple, i));
+    }
+    return PyErr_Occurred() == NULL;
+}
+
+PyObject *
+rap_py_cuda_dlpack(PyObject *module, PyObject *args)
+{
+    PyObject *owner, *shape, *strides, *capsule;
+    unsigned long long pointer;
+    int code, bits, ordinal, ndim;
+    exported *e;
+
+    if (!PyArg_ParseTuple(args, "OKO!O!iii:cuda_dlpack", &owner, &pointer, &PyTuple_Type,
+                          &shape, &PyTuple_Type, &strides, &code, &bits, &ordinal))
+    {
+        return NULL;
+    }
+    ndim = (int)PyTuple_Size(shape);
+    if (ndim > RAP_MAX_NDIM || PyTuple_Size(strides) != ndim) {
+        PyErr_SetString(rap_state_of(module)->input_error, "too many dimensions");
+        return NULL;
+    }
+    e = PyMem_Calloc(1, sizeof(*e));
+    if (e == NULL || !fill_shape(shape, e->shape, ndim)
+        || !fill_shape(strides, e->stride, ndim))
+    {
+        PyMem_Free(e);
+        return PyErr_Occurred() != NULL ? NULL : PyErr_NoMemory();
+    }
+    Py_INCREF(owner);
+    e->owner = owner;
+    e->managed = (DLManagedTensorVersioned){
+        .version = {DLPACK_MAJOR_VERSION, DLPACK_MINOR_VERSION},
+        .manager_ctx = e,
+        .deleter = delete_exported,
+        .dl_tensor = {.data = (void *)(uintptr_t)pointer,
+                      .device = {kDLCUDA, ordinal},
+                      .ndim = ndim,
+                      .dtype = {(uint8_t)code, (uint8_t)bits, 1},
+                      .shape = e->shape,
+                      .strides = e->stride},
+    };
+    capsule = PyCapsule_New(&e->managed, "dltensor_versioned", delete_capsule);
+    if (capsule == NULL) {
+        delete_exported(&e->managed);
+    }
+    return capsule;
+}
+
+/* --- a call of a room ---------------------------------------------------------------- */
+
+int64_t
+rap_dlpack_stream(int64_t stream)
+{
+    return stream == 0 ? 1 : stream; /* 0 is ambiguous there: 1 is the legacy stream */
+}
+
+static bool
+same_device(const rap_device_array *arrays, rap_error *err)
+{
+    const int device = arrays[0].view->device;
+
+    for (const rap_device_array *a = arrays; a->view != NULL; a++) {
+        if (a->view->data == NULL || a->view->device == device
+            || (a->small && a->view->device == 0))
+        {
+            continue;
+        }
+        return rap_fail(err, RAP_EINPUT, "%s and %s must be on the same device",
+                        arrays[0].name, a->name);
+    }
+    return device > 0
+           || rap_fail(err, RAP_EINPUT, "%s is not on a CUDA device", arrays[0].name);
+}
+
+static bool
+workspace(const rap_device_plan *plan, int64_t bytes, int device, rap_array *view,
+          rap_error *err)
+{
+    PyObject *memory;
+    bool ok;
+
+    if (bytes == 0) {
+        return true;
+    }
+    memory = PyObject_CallFunction(plan->allocate, "L", (long long)rap_ceil_div(bytes, 8));
+    if (memory == NULL) {
+        return rap_fail(err, RAP_EPYTHON, "workspace");
+    }
+    ok = rap_array_out_device(memory, "workspace", RAP_I64, rap_dlpack_stream(plan->stream),
+                              view, err);
+    if (ok && (view->device != device || view->ndim != 1 || 8 * view->shape[0] < bytes)) {
+        ok = rap_fail(err, RAP_EINPUT, "workspace: too small, or on another device");
+    }
+    Py_DECREF(memory);
+    return ok;
+}
+
+static bool
+run(const rap_state *state, const rap_device_array *arrays, const rap_device_plan *plan,
+    const rap_array *space, void *args, rap_error *err)
+{
+    rap_cuda_call call;
+    bool ok = rap_cuda_enter(state->cuda, arrays[0].view->device - 1, (void *)plan->stream,
+                             &call, err);
+
+    call.blas = state->blas;
+    for (const rap_device_array *a = arrays; ok && a->view != NULL; a++) {
+        ok = a->view->device == 0 || rap_cuda_holds(&call, a->view, a->name, err);
+    }
+    ok = ok && rap_cuda_holds(&call, space, "workspace", err)
+         && plan->run(args, &call, space->data, err);
+    rap_cuda_leave(&call);
+    return ok;
+}
+
+bool
+rap_run_on_device(PyObject *module, const rap_device_array *arrays,
+                  const rap_device_plan *plan, void *args, rap_error *err)
+{
+    rap_array space = {0};
+    const rap_state *state = rap_state_of(module);
+    bool ok = same_device(arrays, err)
+              && workspace(plan, plan->bytes(args), arrays[0].view->device, &space, err);
+
+    if (ok) {
+        PyThreadState *saved = PyEval_SaveThread();
+
+        ok = run(state, arrays, plan, &space, args, err);
+        PyEval_RestoreThread(saved);
+    }
+    rap_array_release(&space);
+    return ok;
 }

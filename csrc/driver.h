@@ -49,7 +49,7 @@ typedef struct {
 } rap_cuda_api;
 
 /* One call on one device. Filled by rap_cuda_enter. */
-typedef struct {
+typedef struct rap_cuda_call {
     rap_cuda *cuda;
     const rap_cuda_api *api;
     int ordinal, device;
@@ -58,6 +58,7 @@ typedef struct {
     uint64_t context_id;
     void *before; /* the caller's binding, put back by leave */
     bool bound, retained;
+    struct rap_blas *blas; /* gemm/gemm_cuda.h; set by who multiplies */
 } rap_cuda_call;
 
 rap_cuda *rap_cuda_new(void);

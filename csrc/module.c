@@ -9,6 +9,7 @@
 #include "array.h"
 #include "cde/cde.h"
 #include "driver.h"
+#include "gemm/gemm_cuda.h"
 
 rap_state *
 rap_state_of(PyObject *module)
@@ -138,8 +139,25 @@ static PyMethodDef methods[] = {
          "isa(name=None) -> name of the kernel table in use before; sets it if given.")},
     {"isa_names", isa_names, METH_NOARGS,
      PyDoc_STR("Kernel tables this processor can run, best first.")},
+    {"cde_cuda", (PyCFunction)(void (*)(void))rap_py_cde_cuda, METH_VARARGS | METH_KEYWORDS,
+     PyDoc_STR("cde on a CUDA device: queued on `stream`.")},
+    {"linear_cde_cuda", (PyCFunction)(void (*)(void))rap_py_linear_cde_cuda,
+     METH_VARARGS | METH_KEYWORDS,
+     PyDoc_STR("linear_cde on a CUDA device: queued on `stream`.")},
     {"cuda_info", rap_py_cuda_info, METH_NOARGS,
      PyDoc_STR("What CUDA would compute with here, and why it cannot: see rap.info().")},
+    {"cublaslt", rap_py_cublaslt, METH_VARARGS,
+     PyDoc_STR("cublaslt(path=None) -> version of the library, opened if it is not yet.")},
+    {"cuda_alloc", rap_py_cuda_alloc, METH_VARARGS,
+     PyDoc_STR("cuda_alloc(bytes, device, stream) -> (owner, pointer), stream-ordered.")},
+    {"cuda_read", rap_py_cuda_read, METH_VARARGS,
+     PyDoc_STR("cuda_read(to, pointer, device, stream): waits, then `to` is filled.")},
+    {"cuda_wait", rap_py_cuda_wait, METH_VARARGS,
+     PyDoc_STR("cuda_wait(device, stream): until the stream's work is done.")},
+    {"cuda_device_of", rap_py_cuda_device_of, METH_VARARGS,
+     PyDoc_STR("cuda_device_of(pointer) -> ordinal, -1 for other memory.")},
+    {"cuda_dlpack", rap_py_cuda_dlpack, METH_VARARGS,
+     PyDoc_STR("cuda_dlpack(owner, pointer, shape, strides, code, bits, device).")},
     {NULL, NULL, 0, NULL},
 };
 
@@ -177,11 +195,14 @@ exec(PyObject *module)
     }
     state->pool = rap_pool_new();
     state->cuda = rap_cuda_new();
-    if (state->pool == NULL || state->cuda == NULL) {
+    state->blas = rap_blas_new();
+    if (state->pool == NULL || state->cuda == NULL || state->blas == NULL) {
         PyErr_NoMemory();
         return -1;
     }
-    if (PyModule_AddIntConstant(module, "GIL_BYTES", RAP_GIL_BYTES) != 0) {
+    if (!rap_cuda_rooms_setup(module)
+        || PyModule_AddIntConstant(module, "GIL_BYTES", RAP_GIL_BYTES) != 0)
+    {
         return -1;
     }
     return PyModule_AddIntConstant(module, "CDE_OUTPUTS", RAP_CDE_OUTPUTS);
@@ -217,6 +238,8 @@ release(void *module)
     clear(module);
     rap_pool_free(state->pool);
     state->pool = NULL;
+    rap_blas_free(state->blas);
+    state->blas = NULL;
     rap_cuda_free(state->cuda);
     state->cuda = NULL;
 }

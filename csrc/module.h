@@ -23,6 +23,7 @@ typedef struct {
     struct rap_pool *pool;
     const rap_kernels *kernels;
     struct rap_cuda *cuda;
+    struct rap_blas *blas;
 } rap_state;
 
 rap_state *rap_state_of(PyObject *module);
@@ -40,6 +41,15 @@ PyObject *rap_py_cde(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *rap_py_linear_cde(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *rap_py_ace(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *rap_py_drm(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *rap_py_cde_cuda(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *rap_py_linear_cde_cuda(PyObject *module, PyObject *args, PyObject *kwargs);
+bool rap_cuda_rooms_setup(PyObject *module); /* the constant CUDA_ROOMS */
 PyObject *rap_py_cuda_info(PyObject *module, PyObject *unused);
+PyObject *rap_py_cublaslt(PyObject *module, PyObject *args);
+PyObject *rap_py_cuda_alloc(PyObject *module, PyObject *args);
+PyObject *rap_py_cuda_read(PyObject *module, PyObject *args);
+PyObject *rap_py_cuda_wait(PyObject *module, PyObject *args);
+PyObject *rap_py_cuda_device_of(PyObject *module, PyObject *args);
+PyObject *rap_py_cuda_dlpack(PyObject *module, PyObject *args);
 
 #endif

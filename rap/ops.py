@@ -3,9 +3,15 @@
 Arrays come in as NumPy, torch or any other DLPack producer; float32, bfloat16 or float16
 are read where they lie (a copy is made only when the last dimension is not contiguous).
 Answers come back in the caller's framework and on its device: NumPy in, NumPy out; torch
-in, torch out. The kernels run on the CPU: a torch tensor elsewhere is copied to the host.
-The GIL is released; Ctrl-C is obeyed inside long calls; the bits do not depend on
-``threads``.
+in, torch out. The GIL is released; Ctrl-C is obeyed inside long calls; the bits do not
+depend on ``threads``.
+
+A call runs where its arrays are. On a CUDA device (torch, CuPy, any DLPack producer) it is
+queued on the producer's current stream and waits for nothing, except: ``cu_seqlens`` of
+cde (the means are taken on the host) and ``drm`` (its length depends on the data).
+``threads`` and ``memory`` say nothing there. Targets that are on the device are not
+range-checked: one outside makes NaN. In a build without CUDA kernels of a room, or with
+RAP_CUDA=off, a torch tensor elsewhere is copied to the host.
 """
 
 from __future__ import annotations
@@ -18,7 +24,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import _C
+from . import _C, cuda
+from .cuda import is_torch as _is_torch
 from .errors import RapConfigError, RapInputError
 
 CDE_OUTPUTS = (
@@ -104,11 +111,6 @@ def _threads(threads: int | None, work: int) -> int:
     return min(_integer("threads", threads), 256)
 
 
-def _is_torch(x: object) -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(x, torch.Tensor)
-
-
 def _input(x: Any, contiguous: bool = False) -> Any:
     """What _C can view: torch tensors detached, the last dimension contiguous (all of
     them if asked)."""
@@ -131,11 +133,36 @@ def _input(x: Any, contiguous: bool = False) -> Any:
     return x
 
 
+def _device_input(x: Any, place: cuda.Place, contiguous: bool = False) -> Any:
+    """What _C can view on the device; torch tensors as ``_input`` has them."""
+    if not _is_torch(x):
+        return cuda.view(x, place)
+    x = x.detach().resolve_neg()
+    dense = x.is_contiguous() or (not contiguous and x.shape[-1] == 1)
+    return x if dense or (not contiguous and x.stride(-1) == 1) else x.contiguous()
+
+
+def _device_targets(targets: Any, place: cuda.Place) -> Any:
+    """On the device as they are; from the host as int64, to be checked and uploaded."""
+    device = cuda.device_of(targets)
+    if device is None:
+        return None if targets is None else _host(targets, np.int64, "targets")
+    if device != place.device:
+        raise RapInputError("targets are on another device than the rest")
+    if _is_torch(targets):
+        if targets.is_floating_point() or targets.is_complex():
+            raise RapInputError(f"targets: expected integers, got {targets.dtype}")
+        return targets.detach().long()
+    return cuda.view(targets, place)
+
+
 def _host(x: Any, dtype: type, name: str) -> np.ndarray:
     """A small array (offsets, masks, targets, weights) as contiguous NumPy."""
     if _is_torch(x):
         x = x.detach().cpu()
         x = (x.double() if dtype is np.float64 else x).numpy()  # NumPy has no bfloat16
+    elif cuda.device_of(x) is not None:
+        x = x.get() if hasattr(x, "get") else cuda.DeviceArray.numpy(x)
     array = np.asarray(x)
     if dtype is np.int64 and array.size and array.dtype.kind not in "iu":
         raise RapInputError(f"{name}: expected integers, got {array.dtype}")
@@ -231,6 +258,19 @@ def _cde_result(
     return CdeResult(*fields)
 
 
+def _device_cde_result(
+    out: Any, wanted: tuple[int, ...], weights: Any, cu_seqlens: Any, place: cuda.Place
+) -> CdeResult:
+    if cu_seqlens is not None:
+        return _cde_result(place.host(out), wanted, weights, cu_seqlens, out)
+    if weights is not None:
+        raise RapConfigError("weights need cu_seqlens: they weigh the means per sample")
+    fields: list[Any] = [None] * len(CDE_OUTPUTS)
+    for row in wanted:
+        fields[row] = out[row]
+    return CdeResult(*fields)
+
+
 def _rows(x: Any) -> int:
     shape = getattr(x, "shape", ())
     return int(shape[0]) if len(shape) else 0
@@ -264,8 +304,21 @@ def cde(
     Raises TypeError (not an array, dtype), RapInputError (shapes, target range),
     RapConfigError (unknown ``want``). Source: method.md section 1; csrc/cde/cde.h.
     """
-    first, second = _input(logits1), _input(logits0)
     wanted, mask = _wanted(want, targets)
+    place = cuda.place_of("cde", logits1=logits1, logits0=logits0)
+    if place is not None:
+        out = place.empty((len(CDE_OUTPUTS), _rows(logits1)), "float64")
+        _C.cde_cuda(
+            _device_input(logits1, place),
+            _device_input(logits0, place),
+            _device_targets(targets, place),
+            out,
+            mask,
+            place.stream,
+            place.words,
+        )
+        return _device_cde_result(out, wanted, weights, cu_seqlens, place)
+    first, second = _input(logits1), _input(logits0)
     out = np.empty((len(CDE_OUTPUTS), _rows(first)))
     ids = None if targets is None else _host(targets, np.int64, "targets")
     _C.cde(first, second, ids, out, mask, _threads(threads, _bytes(first)))
@@ -296,12 +349,32 @@ def linear_cde(
 
     Other arguments, answers and errors as ``cde``. Source: method.md section 1.
     """
-    first, second = _input(hidden1), _input(hidden0)
-    if bias is not None:
-        bias = _input(bias, contiguous=True)
     if softcap is not None and not softcap > 0:
         raise RapConfigError(f"softcap = {softcap!r}: expected None or a number > 0")
     wanted, mask = _wanted(want, targets)
+    memory = _integer("memory", memory, 0)
+    scale = 1.0 if scale is None else float(scale)
+    softcap = 0.0 if softcap is None else float(softcap)
+    arrays = {"hidden1": hidden1, "hidden0": hidden0, "weight": weight, "bias": bias}
+    place = cuda.place_of("cde", **arrays)
+    if place is not None:
+        cuda.open_cublaslt()
+        out = place.empty((len(CDE_OUTPUTS), _rows(hidden1)), "float64")
+        _C.linear_cde_cuda(
+            *(_device_input(x, place) for x in (hidden1, hidden0, weight)),
+            None if bias is None else _device_input(bias, place, contiguous=True),
+            _device_targets(targets, place),
+            out,
+            scale,
+            softcap,
+            mask,
+            place.stream,
+            place.words,
+        )
+        return _device_cde_result(out, wanted, weights, cu_seqlens, place)
+    first, second = _input(hidden1), _input(hidden0)
+    if bias is not None:
+        bias = _input(bias, contiguous=True)
     out = np.empty((len(CDE_OUTPUTS), _rows(first)))
     ids = None if targets is None else _host(targets, np.int64, "targets")
     _C.linear_cde(
@@ -311,9 +384,9 @@ def linear_cde(
         bias,
         ids,
         out,
-        1.0 if scale is None else float(scale),
-        0.0 if softcap is None else float(softcap),
-        _integer("memory", memory, 0),
+        scale,
+        softcap,
+        memory,
         mask,
         _threads(threads, _bytes(weight) * _rows(first)),
     )

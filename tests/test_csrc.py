@@ -16,7 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
 OWN = sorted(p for p in CSRC.rglob("*.[ch]") if "third_party" not in p.parts)
 ROOMS = ("cde", "ace", "drm")
-PYTHON_FILES = {"module.c", "module.h", "array.c", "array.h", "cuda_py.c"}
+PYTHON_FILES = {
+    f"{stem}.{kind}" for stem in ("module", "array", "cuda_py") for kind in "ch"
+}
 PYTHON_FILES |= {f"{r}_py.c" for r in ROOMS}
 
 

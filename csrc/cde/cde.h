@@ -86,4 +86,14 @@ bool rap_cde_cpu(const rap_cde_args *args, rap_exec *exec, rap_error *err);
 bool rap_linear_cde_check(const rap_linear_cde_args *args, rap_error *err);
 bool rap_linear_cde_cpu(const rap_linear_cde_args *args, rap_exec *exec, rap_error *err);
 
+/* On a CUDA device (cde_cuda.c): queued on the call's stream. Targets in host memory are
+ * range-checked and copied; of targets on the device, one out of range makes NaN. */
+struct rap_cuda_call;
+int64_t rap_cde_device_bytes(const void *args); /* of workspace */
+bool rap_cde_device(void *args, struct rap_cuda_call *call, void *workspace,
+                    rap_error *err);
+int64_t rap_linear_cde_device_bytes(const void *args);
+bool rap_linear_cde_device(void *args, struct rap_cuda_call *call, void *workspace,
+                           rap_error *err);
+
 #endif

@@ -133,7 +133,7 @@ check_targets(const rap_array *targets, int64_t rows, int64_t vocab, rap_error *
     if (targets->dtype != RAP_I64 || targets->ndim != 1 || targets->shape[0] != rows) {
         return rap_fail(err, RAP_EINPUT, "targets: expected int64 [%lld]", (long long)rows);
     }
-    for (int64_t t = 0; t < rows; t++) {
+    for (int64_t t = 0; targets->device == 0 && t < rows; t++) {
         int64_t target = data[t * targets->stride[0]];
 
         if (target < 0 || target >= vocab) {

@@ -24,6 +24,7 @@
 #include "../emulator.h"
 
 enum { DEVICES = 2, MOST = 4096, ALIGN = 256 };
+#define MEMORY (UINT64_C(8) << 30) /* bytes a device has */
 enum {
     INVALID_VALUE = 1,
     NOT_INITIALIZED = 3,
@@ -175,26 +176,47 @@ block_of(uint64_t pointer)
     return NULL;
 }
 
+/* Only now may the addresses of what was freed be given out again. */
+static void
+forget_dead(void)
+{
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    int kept = 0;
+
+    for (int i = 0; i < block_count; i++) {
+        if (blocks[i].live) {
+            blocks[kept++] = blocks[i];
+        }
+        else {
+            munmap(blocks[i].map, blocks[i].pages + page);
+        }
+    }
+    block_count = kept;
+    if (kept == MOST) {
+        abort();
+    }
+}
+
 static uint64_t
 allocate(int device, size_t bytes)
 {
     const size_t page = (size_t)sysconf(_SC_PAGESIZE);
     size_t taken = (bytes + ALIGN - 1) / ALIGN * ALIGN;
     size_t pages = (taken + page - 1) / page * page;
-    block *b = &blocks[block_count];
+    block *b;
 
-    for (int i = 0; i < block_count; i++) {
-        b = !blocks[i].live && blocks[i].map == NULL ? &blocks[i] : b;
+    if (bytes > MEMORY) {
+        return 0;
     }
-    if (b == &blocks[block_count] && block_count++ == MOST) {
-        abort();
+    if (block_count == MOST) {
+        forget_dead();
     }
+    b = &blocks[block_count++];
     pages = pages > 0 ? pages : page;
     *b = (block){.pages = pages, .bytes = bytes, .device = device, .live = true};
     b->map = mmap(NULL, pages + page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (b->map == MAP_FAILED) {
-        b->live = false;
-        b->map = NULL;
+        block_count--;
         return 0;
     }
     mprotect(b->map, pages, PROT_READ | PROT_WRITE);

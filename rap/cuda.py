@@ -1,0 +1,281 @@
+"""Arrays on a CUDA device: where they are, on which stream, and who allocates beside them.
+
+torch and CuPy arrays are met through their own module: its current stream, its allocator,
+which is ordered by that stream. Any other producer (DLPack, or
+``__cuda_array_interface__``) is met on the legacy default stream or the one it names, with
+memory of the driver's pool (``DeviceArray``).
+"""
+
+from __future__ import annotations
+
+import glob
+import math
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from . import _C
+from .errors import RapInputError
+
+LEGACY_STREAM = 1
+_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
+_DLPACK_KINDS = {"i": 0, "u": 1, "f": 2, "b": 6}
+
+
+def rooms() -> tuple[str, ...]:
+    """Rooms whose kernels this build has for CUDA; none with RAP_CUDA=off."""
+    return () if os.environ.get("RAP_CUDA") == "off" else _C.CUDA_ROOMS
+
+
+def _dense(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    """Strides in bytes of a contiguous array."""
+    strides = [itemsize]
+    for n in reversed(shape[1:]):
+        strides.append(strides[-1] * max(n, 1))
+    return tuple(reversed(strides[: len(shape)]))
+
+
+class DeviceArray:
+    """Memory of a CUDA device, for frameworks whose allocator rap does not know.
+
+    Exports DLPack and ``__cuda_array_interface__``: ``cupy.asarray(x)``,
+    ``torch.as_tensor(x)``, ``jax.dlpack.from_dlpack(x)``; ``x.numpy()`` copies to the host
+    and waits. Ordered by the stream it was made on.
+    """
+
+    __slots__ = ("shape", "strides", "dtype", "device", "stream", "_owner", "_pointer")
+
+    def __init__(
+        self,
+        owner: object,
+        pointer: int,
+        shape: tuple[int, ...],
+        dtype: Any,
+        device: int,
+        stream: int,
+        strides: tuple[int, ...] | None = None,
+    ) -> None:
+        self._owner, self._pointer = owner, pointer
+        self.shape, self.dtype = shape, np.dtype(dtype)
+        self.device, self.stream = device, stream or LEGACY_STREAM
+        dense = [
+            math.prod(map(lambda n: max(n, 1), shape[i + 1 :])) for i in range(len(shape))
+        ]
+        self.strides = strides or tuple(n * self.dtype.itemsize for n in dense)
+
+    @classmethod
+    def empty(
+        cls, shape: tuple[int, ...], dtype: Any, device: int, stream: int
+    ) -> DeviceArray:
+        """Uninitialised; MemoryError when the device has no more."""
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        owner, pointer = _C.cuda_alloc(size, device, stream)
+        return cls(owner, pointer, shape, dtype, device, stream)
+
+    @property
+    def is_dense(self) -> bool:
+        return 0 in self.shape or self.strides == _dense(self.shape, self.dtype.itemsize)
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, object]:
+        return {
+            "shape": self.shape,
+            "strides": self.strides,
+            "typestr": self.dtype.str,
+            "data": (self._pointer, False),
+            "stream": self.stream,
+            "version": 3,
+        }
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, self.device
+
+    def __dlpack__(
+        self,
+        *,
+        stream: int | None = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> object:
+        if max_version is None or max_version[0] < 1:
+            raise BufferError("only DLPack 1.0 and later is exported")
+        if copy or dl_device not in (None, (2, self.device)):
+            raise BufferError("only a view on the same device is exported")
+        if stream not in (-1, self.stream):  # None is the legacy stream
+            _C.cuda_wait(self.device, self.stream)
+        size = self.dtype.itemsize
+        strides = tuple(s // size for s in self.strides)
+        kind = _DLPACK_KINDS[self.dtype.kind]
+        return _C.cuda_dlpack(
+            self, self._pointer, self.shape, strides, kind, 8 * size, self.device
+        )
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, at: int | slice) -> DeviceArray:
+        """Along the first dimension: a row, or rows [a:b]; a view."""
+        n, step = self.shape[0], self.strides[0]
+        if isinstance(at, slice):
+            first, last, by = at.indices(n)
+            if by != 1:
+                raise IndexError("only steps of 1")
+            shape, strides = (max(0, last - first), *self.shape[1:]), self.strides
+        else:
+            first, shape, strides = range(n)[at], self.shape[1:], self.strides[1:]
+        pointer = self._pointer + first * step
+        return DeviceArray(
+            self, pointer, shape, self.dtype, self.device, self.stream, strides
+        )
+
+    def numpy(self) -> np.ndarray:
+        """A copy in host memory; waits for the stream."""
+        if not self.is_dense:
+            raise RapInputError("only a contiguous array is copied to the host")
+        flat = np.empty(math.prod(self.shape), self.dtype)
+        if flat.size:
+            _C.cuda_read(flat, self._pointer, self.device, self.stream)
+        return flat.reshape(self.shape)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self.numpy() if dtype is None else self.numpy().astype(dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a call runs. ``empty(shape, dtype)`` allocates there, in ``stream``'s order;
+    ``host(x)`` copies an array from there to NumPy and waits."""
+
+    device: int
+    stream: int
+    empty: Callable[[tuple[int, ...], str], Any]
+    host: Callable[[Any], np.ndarray]
+
+    def words(self, n: int) -> Any:
+        """Workspace: n int64."""
+        return self.empty((n,), "int64")
+
+
+def is_torch(x: object) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor)
+
+
+def device_of(x: Any) -> int | None:
+    """Ordinal of the CUDA device that an array is on; None for any other memory."""
+    if x is None or isinstance(x, np.ndarray):
+        return None
+    if is_torch(x):
+        return x.device.index if x.is_cuda else None
+    if hasattr(x, "__dlpack_device__"):
+        kind, device = x.__dlpack_device__()
+        return int(device) if int(kind) in _CUDA else None
+    if hasattr(x, "__cuda_array_interface__"):
+        pointer = x.__cuda_array_interface__["data"][0]
+        device = _C.cuda_device_of(pointer) if pointer else 0
+        if device < 0:
+            raise RapInputError("__cuda_array_interface__: not memory of a CUDA device")
+        return device
+    return None
+
+
+def place_of(room: str, **arrays: Any) -> Place | None:
+    """Where the kernels of a room run for these arrays: None is the host.
+
+    Raises RapInputError if they are on different devices. Where this build has no kernels
+    of the room for CUDA, torch tensors are copied to the host (None).
+    """
+    given = [(name, x) for name, x in arrays.items() if x is not None]
+    devices = [device_of(x) for _, x in given]
+    if all(device is None for device in devices) or room not in rooms():
+        return None
+    for (name, _), device in zip(given, devices, strict=True):
+        if device != devices[0]:
+            raise RapInputError(
+                f"{given[0][0]} is on {_name(devices[0])} and {name} on {_name(device)}: "
+                "all arrays of a call must be on one device"
+            )
+    return _place(given[0][1], devices[0] or 0)
+
+
+def _name(device: int | None) -> str:
+    return "the CPU" if device is None else f"CUDA device {device}"
+
+
+def _place(x: Any, device: int) -> Place:
+    if is_torch(x):
+        return _torch_place(x)
+    cupy = sys.modules.get("cupy")
+    if cupy is not None and isinstance(x, cupy.ndarray):
+        return _cupy_place(cupy, device)
+    stream = LEGACY_STREAM
+    if not hasattr(x, "__dlpack__"):
+        stream = x.__cuda_array_interface__.get("stream") or LEGACY_STREAM
+
+    def empty(shape: tuple[int, ...], dtype: str) -> DeviceArray:
+        return DeviceArray.empty(shape, dtype, device, stream)
+
+    return Place(device, stream, empty, np.asarray)
+
+
+def _torch_place(x: Any) -> Place:
+    torch = sys.modules["torch"]
+    dtypes = {"float64": torch.float64, "int64": torch.int64}
+
+    def empty(shape: tuple[int, ...], dtype: str) -> Any:
+        return torch.empty(shape, dtype=dtypes[dtype], device=x.device)
+
+    stream = torch.cuda.current_stream(x.device).cuda_stream
+    return Place(x.device.index, stream, empty, lambda y: y.cpu().numpy())
+
+
+def _cupy_place(cupy: Any, device: int) -> Place:
+    def empty(shape: tuple[int, ...], dtype: str) -> Any:
+        with cupy.cuda.Device(device):
+            return cupy.empty(shape, dtype)
+
+    with cupy.cuda.Device(device):
+        stream = cupy.cuda.get_current_stream().ptr
+    return Place(device, stream, empty, cupy.asnumpy)
+
+
+def view(x: Any, place: Place) -> Any:
+    """What _C can read on ``place``: DLPack as it is; ``__cuda_array_interface__`` wrapped,
+    after a wait if its data is being made on another stream."""
+    if x is None or isinstance(x, np.ndarray) or hasattr(x, "__dlpack__"):
+        return x
+    said = x.__cuda_array_interface__
+    pointer, _ = said["data"]
+    made_on = said.get("stream")
+    return DeviceArray(
+        x,
+        pointer,
+        tuple(said["shape"]),
+        said["typestr"],
+        place.device,
+        place.stream if made_on is None else made_on,
+        said.get("strides"),
+    )
+
+
+@lru_cache(maxsize=1)
+def open_cublaslt() -> int:
+    """Version of cuBLASLt, found where torch or NVIDIA's wheels have it, or the system.
+
+    Raises RapConfigError if there is none.
+    """
+    major = 13 if _C.cuda_info()["driver"] >= 13000 else 12
+    names = [f"libcublasLt.so.{n}" for n in range(major, 11, -1)]
+    found = [
+        path
+        for name in names
+        for folder in sys.path
+        for path in sorted(glob.glob(os.path.join(folder, "nvidia", "*", "lib", name)))
+    ]
+    return _C.cublaslt(found[0] if found else None)

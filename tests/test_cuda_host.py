@@ -1,0 +1,342 @@
+"""The host side of CUDA on a fake driver: csrc/driver.c, the launchers and the routing.
+
+Every test runs in a process of its own, in which RAP_LIBCUDA names the fake. What it can
+and cannot show is said in tests/cuda_emulator/fake/fake_cuda.c.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cuda_emulator.build import CSRC, compiler
+from cuda_emulator.fake import build
+
+from rap import _C
+
+pytestmark = [
+    pytest.mark.skipif(compiler() is None, reason="no gcc to build the emulator with"),
+    pytest.mark.skipif(
+        build.nvcc() is None or not _C.CUDA_ROOMS, reason="this build has no CUDA kernels"
+    ),
+]
+
+START = """
+import gc, os
+import numpy as np
+import rap
+from rap import _C
+from cuda_emulator.fake import device
+from cuda_emulator.fake.device import FakeArray, InterfaceArray, count, fail, problem
+rng = np.random.default_rng(1)
+x, y = (rng.normal(size=(3, 700)).astype(np.float32) for _ in range(2))
+truth = rap.cde(x, y)
+
+def nothing_left():
+    gc.collect()
+    device.FAKE.rap_fake_read(None, 0, 0)
+    left = {n: count(n) for n in ("allocations", "retained", "queued", "bound")}
+    assert not any(left.values()), left
+    assert problem() == "", problem()
+
+def works():
+    got = rap.cde(FakeArray(x), FakeArray(y))
+    np.testing.assert_allclose(got.kl.numpy(), truth.kl, rtol=1e-5)
+"""
+
+
+def passes(code: str, **options) -> str:
+    done = build.python(START + code, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def entry_points() -> list[tuple[str, str]]:
+    """(name, versioned name) of each symbol that driver.c asks for."""
+    table = (CSRC / "driver.c").read_text().split("symbols[] = {")[1].split("};")[0]
+    return re.findall(r'\{"(cu\w+)",\s+"(cu\w+)",', table)
+
+
+def test_the_fake_exports_what_the_driver_asks_for_and_nothing_else():
+    nm = shutil.which("nm")
+    if nm is None:
+        pytest.skip("no nm on this machine")
+    fake = build.shared_library("fake_cuda.c")
+    done = subprocess.run(
+        [nm, "-D", "--defined-only", fake], capture_output=True, text=True
+    )
+    found = {s for s in re.findall(r" T (\w+)", done.stdout) if s.startswith("cu")}
+    assert found == {versioned for _, versioned in entry_points()} | {"cuGetProcAddress_v2"}
+
+
+def test_a_call_waits_for_nothing_and_leaves_nothing():
+    passes("""
+assert "fake device 0 (sm_86)" in rap.info()["gpu"]
+a, b = FakeArray(x), FakeArray(y)
+waits = count("waits")
+got = rap.cde(a, b, targets=[5, 6, 7])
+linear = rap.linear_cde(a, b, FakeArray(y))
+assert count("waits") == waits and count("queued") > 0 and a.asked[0] == 1
+np.testing.assert_allclose(got.kl.numpy(), truth.kl, rtol=1e-5)
+np.testing.assert_allclose(np.asarray(linear.kl), rap.linear_cde(x, y, y).kl, rtol=1e-3)
+modules = count("modules")
+works()
+assert count("modules") == modules
+del a, b, got, linear
+nothing_left()
+""")
+
+
+def test_answers_are_exported_again():
+    passes("""
+got = rap.cde(FakeArray(x), FakeArray(y)).kl
+assert got.__dlpack_device__() == (2, 0) and got.shape == (3,)
+capsule = got.__dlpack__(max_version=(1, 0))
+assert "dltensor_versioned" in repr(capsule)
+said = got.__cuda_array_interface__
+assert said["typestr"] == "<f8" and said["version"] == 3
+with np.testing.assert_raises(BufferError):
+    got.__dlpack__()
+np.testing.assert_array_equal(got[1].numpy(), got.numpy()[1])
+np.testing.assert_array_equal(got[1:].numpy(), got.numpy()[1:])
+del capsule, got
+nothing_left()
+""")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_producer_that_only_knows_the_array_interface(seed):
+    passes(
+        """
+stream = device.FAKE.rap_fake_stream(0)
+got = rap.cde(InterfaceArray(x, stream), InterfaceArray(y))
+np.testing.assert_allclose(got.kl.numpy(), truth.kl, rtol=1e-5)
+assert got.kl.stream == stream
+waits = count("waits")
+rap.cde(InterfaceArray(x, stream), InterfaceArray(y, 1))  # made on another: waited for
+assert count("waits") == waits + 1
+with np.testing.assert_raises_regex(rap.RapInputError, "not memory of a CUDA device"):
+    fake = InterfaceArray(x)
+    fake.inner.pointer = x.ctypes.data
+    rap.cde(fake, fake)
+del got, fake
+nothing_left()
+""",
+        seed=seed,
+    )
+
+
+def test_a_driver_from_before_get_proc_address():
+    passes("works()\nnothing_left()", old_driver=True)
+
+
+def test_an_entry_point_that_is_missing_is_a_sentence():
+    passes(
+        """
+assert "too old: it has no cuMemAllocAsync" in rap.info()["gpu"]
+with np.testing.assert_raises_regex(rap.RapConfigError, "cuMemAllocAsync"):
+    rap.cde(FakeArray(x), FakeArray(y))
+""",
+        more={"RAP_FAKE_MISSING": "cuMemAllocAsync"},
+    )
+
+
+def test_a_driver_that_is_not_there_is_a_sentence():
+    done = build.python(
+        """
+import rap
+from rap import _C
+assert "no CUDA driver" in rap.info()["gpu"], rap.info()
+try:
+    _C.cuda_alloc(8, 0, 0)
+except rap.RapConfigError as error:
+    assert "nowhere.so" in str(error)
+else:
+    raise AssertionError
+""",
+        more={"RAP_LIBCUDA": "/nowhere.so"},
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_entry_point_may_fail_at_any_call_and_the_next_call_works():
+    """Silent are only those that a call does not need, or that clean up."""
+    names = [name for name, _ in entry_points()]
+    passes(f"""
+x, y = x[:1, :64].copy(), y[:1, :64].copy()
+truth = rap.cde(x, y)
+works()
+a, b, w = FakeArray(x), FakeArray(y), FakeArray(y)
+kinds = (MemoryError, rap.RapDeviceError, rap.RapConfigError, rap.RapInputError)
+refused = set()
+for name in {names}:
+    for nth, code in ((1, 2), (2, 709), (3, 201)):
+        if name.startswith("cuModule"):
+            device.FAKE.rap_fake_reset(0)
+        fail(name, nth, code)
+        try:
+            rap.linear_cde(a, b, w, targets=[0]).kl.numpy()
+        except kinds as error:
+            refused.add(name)
+            if code == 2 and name in ("cuMemAllocAsync", "cuLaunchKernel"):
+                assert isinstance(error, MemoryError) and "OUT_OF_MEMORY" in str(error)
+        fail(name, 0, 0)
+        device.FAKE.cuCtxSetCurrent(None)  # what a failed restore leaves behind
+        works()
+silent = {{"cuInit", "cuDriverGetVersion", "cuGetErrorName", "cuGetErrorString",
+          "cuDeviceGetCount", "cuDeviceGetName", "cuDeviceGetAttribute", "cuCtxGetDevice",
+          "cuMemFreeAsync", "cuDevicePrimaryCtxRelease"}}
+assert set({names}) - refused == silent, set({names}) - refused
+""")
+
+
+def test_no_device_at_first_and_one_later():
+    passes("""
+fail("cuInit", 1, 100)
+with np.testing.assert_raises_regex(rap.RapConfigError, "no CUDA device"):
+    rap.cde(FakeArray(x), FakeArray(y))
+works()
+nothing_left()
+""")
+
+
+def test_a_context_that_was_lost():
+    passes("""
+works()
+gc.collect()
+device.FAKE.rap_fake_reset(0)
+works()
+modules = count("modules")
+works()
+assert modules == 2 and count("modules") == 2
+""")
+
+
+def test_the_callers_context_is_put_back():
+    passes("""
+import ctypes
+api = device.FAKE
+_C.cuda_info()
+other = ctypes.c_void_p()
+assert api.cuDevicePrimaryCtxRetain(ctypes.byref(other), 11) == 0
+assert api.cuCtxSetCurrent(other) == 0
+works()
+now = ctypes.c_void_p()
+assert api.cuCtxGetCurrent(ctypes.byref(now)) == 0 and now.value == other.value
+got = rap.cde(FakeArray(x, device=1), FakeArray(y, device=1))
+np.testing.assert_allclose(got.kl.numpy(), truth.kl, rtol=1e-5)
+assert got.kl.device == 1
+""")
+
+
+def test_a_forked_child_gets_a_sentence_and_does_not_hang():
+    passes("""
+a, b = FakeArray(x), FakeArray(y)
+works()
+child = os.fork()
+if child == 0:
+    try:
+        rap.cde(a, b)
+    except rap.RapConfigError as error:
+        os._exit(7 if "forked" in str(error) and "spawn" in str(error) else 8)
+    os._exit(9)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+works()
+""")
+
+
+def test_bad_input_has_the_errors_of_the_cpu():
+    passes("""
+a, b = FakeArray(x), FakeArray(y)
+def refused(kind, text, call, *args, **kwargs):
+    with np.testing.assert_raises_regex(kind, text):
+        call(*args, **kwargs)
+refused(rap.RapInputError, "logits0 on the CPU|one device", rap.cde, a, y)
+refused(rap.RapInputError, "CUDA device 1", rap.cde, a, FakeArray(y, device=1))
+refused(rap.RapInputError, "same shape", rap.cde, a, FakeArray(y[:2]))
+refused(rap.RapInputError, "two dimensions", rap.cde, FakeArray(x[0]), FakeArray(y[0]))
+half = FakeArray(x[:, ::2])
+refused(rap.RapInputError, "contiguous", rap.cde, half, half)
+refused(TypeError, "float32", rap.cde, FakeArray(x.astype(np.float64)), b)
+refused(rap.RapInputError, r"targets\\[1\\] = 700", rap.cde, a, b, targets=[0, 700, 1])
+host = FakeArray(x)
+host.pointer = x.ctypes.data
+refused(rap.RapInputError, "logits1: its pointer is not memory", rap.cde, host, b)
+moved = FakeArray(x)
+moved.device = 1
+refused(rap.RapInputError, "logits1", rap.cde, moved, FakeArray(y, device=1))
+odd = FakeArray(x)
+odd.pointer += 2
+refused(rap.RapInputError, "not aligned", rap.cde, odd, b)
+large = FakeArray(x)
+large.shape = (4, 2**61)
+refused(rap.RapInputError, "too large", rap.cde, large, large)
+large.shape = (2**40, 2)
+refused(MemoryError, "OUT_OF_MEMORY", rap.cde, large, large)
+empty = rap.cde(FakeArray(x[:0]), FakeArray(y[:0]))
+assert empty.kl.shape == (0,) and empty.kl.numpy().size == 0
+assert rap.linear_cde(FakeArray(x[:0]), FakeArray(y[:0]), b).kl.shape == (0,)
+far = FakeArray(np.array([0, 700, -1]))
+got = rap.cde(a, b, targets=far).logp1.numpy()
+assert np.isfinite(got[0]) and np.isnan(got[1:]).all()
+del a, b, half, host, moved, odd, large, empty, far, got
+works()
+nothing_left()
+""")
+
+
+def test_rows_that_are_views_of_something_larger():
+    passes("""
+wide = np.zeros((3, 901), np.float16)
+for offset in (0, 1, 3):
+    v1, v0 = wide.copy(), wide.copy()
+    v1[:, offset:offset + 700], v0[:, offset:offset + 700] = x, y
+    v1, v0 = v1[:, offset:offset + 700], v0[:, offset:offset + 700]
+    got = rap.cde(FakeArray(v1), FakeArray(v0)).kl.numpy()
+    np.testing.assert_allclose(got, rap.cde(v1, v0).kl, rtol=1e-4)
+    got = rap.linear_cde(FakeArray(v1), FakeArray(v0), FakeArray(v0)).kl.numpy()
+    np.testing.assert_allclose(got, rap.linear_cde(v1, v0, v0).kl, rtol=1e-3)
+nothing_left()
+""")
+
+
+@pytest.mark.parametrize(("dtype", "refuse"), [("float16", "0"), ("float32", "2")])
+def test_products_that_cublaslt_does_not_do(dtype, refuse):
+    """Two dtypes, or every second question refused: through float32 copies."""
+    passes(
+        f"""
+w = rng.normal(size=(40, 700)).astype(np.{dtype})
+got = rap.linear_cde(FakeArray(x), FakeArray(y), FakeArray(w)).kl.numpy()
+np.testing.assert_allclose(got, rap.linear_cde(x, y, w).kl, rtol=1e-3)
+del got
+nothing_left()
+""",
+        more={"RAP_FAKE_BLAS_REFUSE": refuse},
+    )
+
+
+def test_device_memory_read_by_the_host_is_a_crash():
+    """The harness can fail: what the fake keeps closed is really closed."""
+    done = build.python(START + "import ctypes; ctypes.string_at(FakeArray(x).pointer, 4)")
+    assert done.returncode == -signal.SIGSEGV
+
+
+# What runs on the device in CI: of the accuracy tests the kinds that differ most.
+SUITES = {"tests/test_cde.py": "not apart and not near and not bfloat16-offset"}
+
+
+@pytest.mark.parametrize("path", SUITES)
+def test_the_public_tests_on_the_device(path):
+    """The tests of the CPU, unchanged, every array on the fake device."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider",
+         "-p", "cuda_emulator.fake.plugin", path, "-k", SUITES[path] or "test"],
+        env=build.environment(seed=7), capture_output=True, text=True,
+        cwd=Path(__file__).resolve().parent.parent, timeout=290,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
