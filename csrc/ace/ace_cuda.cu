@@ -209,7 +209,7 @@ ace_ln(const rap_ace_cuda *p, float v)
 
         return rap_logf(x) + (x - x);
     }
-    return v * (float)p->unit;
+    return v * p->unit32;
 }
 
 /* --- what a row of weights gives ------------------------------------------------------- */

@@ -50,9 +50,11 @@ typedef struct {
     int32_t heads, columns, top, lse_dtype;
     int32_t renormalise, normalise, want_stats;
     float scale2; /* scale in units of log2 */
+    float unit32; /* unit: nvcc would convert it for each number */
+    int32_t unused;
 } rap_ace_cuda;
 
-static_assert(sizeof(rap_ace_cuda) == 272, "launcher and kernel must agree");
+static_assert(sizeof(rap_ace_cuda) == 280, "launcher and kernel must agree");
 
 /* Floats between two rows of scores. */
 static inline int64_t

@@ -310,23 +310,44 @@ RAP_KERNEL(rap_cde_rows, rap_cde_cuda, RAP_CDE_CUDA_THREADS, 3)
     }
 }
 
-/* products -> logits = softcap tanh(scale (product + bias) / softcap), in place */
+RAP_HD float
+cde_map1(const rap_cde_map_cuda *p, float x, int64_t column, float inverse, float least)
+{
+    if (p->bias != NULL) {
+        x += rap_load1(p->bias, p->bias_dtype, column * p->bias_stride);
+    }
+    x *= p->scale;
+    return p->softcap > 0 ? p->softcap * rap_cde_tanh(x * inverse, least) : x;
+}
+
+/* products -> logits = softcap tanh(scale (product + bias) / softcap), in place, four
+ * columns a thread */
 RAP_KERNEL(rap_cde_map, rap_cde_map_cuda, RAP_CDE_CUDA_THREADS, 4)
 {
     const float least = rap_exp2f_least();
     const float inverse = p.softcap > 0 ? 1.0f / p.softcap : 0;
+    const int64_t groups = (p.columns + 3) / 4;
     const int64_t step = (int64_t)rap_blocks() * rap_threads();
 
     for (int64_t i = (int64_t)rap_block() * rap_threads() + rap_thread();
-         i < p.rows * p.columns; i += step)
+         i < p.rows * groups; i += step)
     {
-        float *at = p.products + i / p.columns * p.stride + i % p.columns;
-        float x = *at;
+        const int64_t column = i % groups * 4;
+        float *at = p.products + i / groups * p.stride + column;
 
-        if (p.bias != NULL) {
-            x += rap_load1(p.bias, p.bias_dtype, i % p.columns * p.bias_stride);
+        if (column + 4 <= p.columns && rap_aligned(at)) {
+            const rap_u128 a = rap_load128(at);
+            float x[4];
+
+            x[0] = cde_map1(&p, rap_from_bits(a.x), column, inverse, least);
+            x[1] = cde_map1(&p, rap_from_bits(a.y), column + 1, inverse, least);
+            x[2] = cde_map1(&p, rap_from_bits(a.z), column + 2, inverse, least);
+            x[3] = cde_map1(&p, rap_from_bits(a.w), column + 3, inverse, least);
+            rap_store128(at, x);
+            continue;
         }
-        x *= p.scale;
-        *at = p.softcap > 0 ? p.softcap * rap_cde_tanh(x * inverse, least) : x;
+        for (int e = 0; e < 4 && column + e < p.columns; e++) {
+            at[e] = cde_map1(&p, at[e], column + e, inverse, least);
+        }
     }
 }

@@ -29,7 +29,8 @@ class AceParams(Params):
         ("key_window", _i64), ("rows", _i32), ("block_rows", _i32), ("hq", _i32),
         ("fields", _i32), ("heads", _i32), ("columns", _i32), ("top", _i32),
         ("lse_dtype", _i32), ("renormalise", _i32), ("normalise", _i32),
-        ("want_stats", _i32), ("scale2", ctypes.c_float),
+        ("want_stats", _i32), ("scale2", ctypes.c_float), ("unit32", ctypes.c_float),
+        ("unused", _i32),
     ]  # fmt: skip
 
     @property
@@ -130,6 +131,7 @@ def ace(
         renormalise=renormalise, normalise=normalise, want_stats=stats, scale2=scale2,
     )  # fmt: skip
     p.lse_stride[:] = (length, 1)
+    p.unit32 = p.unit
     device.launch("rap_ace_start", p, grid, block)
     for sample in range(samples):
         p.sample, p.begin = sample, int(cu[sample])

@@ -74,7 +74,7 @@ BUGS = (
          "p->targets[row * p->target_stride] - p->begin;",
          "p->targets[row * p->target_stride];", checks_cde.chunks),
     _bug(14, "the bias of the first column for all", CDE,
-         "i % p.columns * p.bias_stride)", "0)", checks_cde.chunks),
+         "column * p->bias_stride)", "0)", checks_cde.chunks),
     _bug(20, "a block's counts and its ticket without a barrier between", DRM,
          "    rap_sync();\n    if (rap_thread() == 0) {\n        sh->last",
          "    if (rap_thread() == 0) {\n        sh->last", checks_drm.races),

@@ -1,0 +1,182 @@
+"""Static gates on the device code, and that everybody means the same structs.
+
+The table is tests/cuda_emulator/gates.json; ``python -m cuda_emulator.gates --write`` (in
+tests/) renews it after a change that was meant.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+
+import pytest
+from cuda_emulator import build, gates
+from cuda_emulator.ace import AceParams, first_key
+from cuda_emulator.cde import CdeParams, MapParams
+from cuda_emulator.drm import DrmParams, digits
+from cuda_emulator.emulator import F32, F64, Pointer
+from test_cuda_widen import WidenParams
+
+# reduce over logits, scores or samples: their loads decide the time
+STREAMING = (
+    "rap_cde_rows",
+    "rap_cde_map",
+    "rap_ace_lse",
+    "rap_ace_fold",
+    "rap_ace_stats",
+    "rap_drm_digit",
+    "rap_drm_gather",
+    "rap_widen",
+)
+# sums float64 statistics, three a row, once a sample
+DOUBLES_ALLOWED = ("rap_ace_finish",)
+MOST_SPILLS = 0
+LEAST_WARPS = 24  # of 48 or 64 an SM holds
+MOST_SHARED = 48 * 1024  # more must be asked for with cuFuncSetAttribute
+
+
+@pytest.fixture(scope="module", params=gates.ARCHITECTURES, ids="sm_{}".format)
+def measured(request):
+    """(architecture, {kernel: Gate}) as compiled now."""
+    if gates.nvcc() is None:
+        pytest.skip("needs nvcc")
+    if gates.cuobjdump() is None:
+        pytest.skip("needs cuobjdump (nvidia-cuda-cuobjdump)")
+    if gates.occupancy_header() is None:
+        pytest.skip("needs cuda_occupancy.h (nvidia-cuda-runtime)")
+    if not gates.known(request.param):
+        pytest.skip(f"nvcc {gates.nvcc_version()} does not know sm_{request.param}")
+    return request.param, gates.measure(request.param)
+
+
+def test_gates(measured):
+    arch, kernels = measured
+    table = gates.read_table()
+    expected = table["kernels"][f"sm_{arch}"]
+    assert set(kernels) == set(expected)
+    for name, gate in kernels.items():
+        assert gate.spills <= MOST_SPILLS, name
+        assert gate.shared <= MOST_SHARED, name
+        assert gate.warps >= LEAST_WARPS, name
+        assert name not in STREAMING or gate.loads128 > 0, name
+        assert name in DOUBLES_ALLOWED or gate.doubles_in_loops == 0, name
+        assert gate.params == expected[name]["params"], name
+        if table["nvcc"] == gates.nvcc_version():  # another compiler, other registers
+            assert gate.registers <= expected[name]["registers"], name
+            assert gate.warps >= expected[name]["warps"], name
+
+
+def test_the_table_is_within_the_gates():
+    """Also where there is no nvcc."""
+    for kernels in gates.read_table()["kernels"].values():
+        assert len(kernels) == len(KERNEL_PARAMS)
+        for name, gate in kernels.items():
+            assert gate["spills"] == 0 and gate["warps"] >= LEAST_WARPS
+            assert gate["params"] == ctypes.sizeof(KERNEL_PARAMS[name]), name
+
+
+LOOPS = """
+    /*0000*/ S2R R0, SR_TID.X ;
+    /*0010*/ LDG.E.128 R4, desc[UR4][R2.64] ;
+    /*0020*/ DADD R8, R4, R6 ;
+    /*0030*/ LDG.E R4, desc[UR4][R2.64] ;
+    /*0040*/ FADD R8, R4, R6 ;
+    /*0050*/ @P0 BRA 0x30 ;
+    /*0060*/ @P1 BRA 0x10 ;
+    /*0070*/ EXIT ;
+"""
+
+
+def test_doubles_are_found_in_inner_loops_only():
+    code = gates._functions("Function : k\n" + LOOPS)["k"]
+    assert gates._doubles_in_loops(code) == 0  # the outer loop's
+    code = gates._functions("Function : k\n" + LOOPS.replace("FADD", "DFMA"))["k"]
+    assert gates._doubles_in_loops(code) == 1
+
+
+# --- the structs in Python are those of the headers --------------------------------------
+
+HEADERS = {
+    CdeParams: ("cde/cde_cuda.h", "rap_cde_cuda"),
+    MapParams: ("cde/cde_cuda.h", "rap_cde_map_cuda"),
+    AceParams: ("ace/ace_cuda.h", "rap_ace_cuda"),
+    DrmParams: ("drm/drm_cuda.h", "rap_drm_cuda"),
+    WidenParams: ("gemm/widen_cuda.h", "rap_widen_cuda"),
+}
+KERNEL_PARAMS = {
+    "rap_cde_rows": CdeParams,
+    "rap_cde_map": MapParams,
+    "rap_widen": WidenParams,
+    **{f"rap_ace_{n}": AceParams for n in ("start", "lse", "fold", "stats", "columns")},
+    "rap_ace_finish": AceParams,
+    **{f"rap_drm_{n}": DrmParams for n in ("start", "digit", "gather", "answer")},
+    "rap_drm_sort_step": DrmParams,
+    "rap_drm_sort_block": DrmParams,
+}
+
+
+def program(tmp_path, text: str) -> str:
+    """Output of a C program that sees the headers."""
+    if build.compiler() is None:
+        pytest.skip("needs gcc")
+    includes = {header for header, _ in HEADERS.values()}
+    head = "#include <stdio.h>\n" + "".join(f'#include "{h}"\n' for h in sorted(includes))
+    (tmp_path / "p.c").write_text(f"{head}int\nmain(void)\n{{\n{text}\nreturn 0;\n}}\n")
+    subprocess.run(
+        [build.compiler(), "-std=gnu11", "-Wall", "-Werror", f"-I{build.CSRC}",
+         tmp_path / "p.c", "-o", tmp_path / "p", "-lm"],
+        check=True,
+    )  # fmt: skip
+    return subprocess.run(
+        [tmp_path / "p"], capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_structs_have_the_offsets_of_the_headers(tmp_path):
+    lines, want = [], []
+    for cls, (_, name) in HEADERS.items():
+        for field, *_ in cls._fields_:
+            at = getattr(cls, field)
+            lines.append(
+                f'printf("%zu %zu\\n", offsetof({name}, {field}), '
+                f"sizeof((({name} *)0)->{field}));"
+            )
+            want.append(f"{at.offset} {at.size}")
+        lines.append(f'printf("%zu\\n", sizeof({name}));')
+        want.append(str(ctypes.sizeof(cls)))
+    assert program(tmp_path, "\n".join(lines)).splitlines() == want
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("gain", [None, F32, F64])
+@pytest.mark.parametrize("n", [1, 2047, 2048, 5000, 1 << 30, 1 << 40])
+def test_digits_are_those_of_the_header(tmp_path, n, gain, dtype):
+    p = DrmParams(n=n, difficulty_dtype=dtype, gain_dtype=gain or 0)
+    p.gain = Pointer(0 if gain is None else 1)
+    out = program(
+        tmp_path,
+        f"""rap_drm_cuda p = {{.n = {n}L, .difficulty_dtype = {dtype},
+            .gain_dtype = {gain or 0}, .gain = (void *){0 if gain is None else 1}L}};
+        for (int i = 0; rap_drm_cuda_digit(&p, i); i++)
+            printf("%d %d %d\\n", p.field, p.shift, p.bits);""",
+    )
+    assert out.splitlines() == [" ".join(map(str, d)) for d in digits(p)]
+
+
+def test_first_keys_are_those_of_the_header(tmp_path):
+    lines, want = [], []
+    for key_window, window, columns, lse in (
+        (0, 0, 3, 0), (5, 0, 1, 0), (0, 7, 1, 1), (9, 7, 1, 1), (9, 0, 2, 1), (0, 50, 1, 1),
+    ):  # fmt: skip
+        p = AceParams(
+            key_window=key_window, window=window, columns=columns, length=100, start=31
+        )
+        p.lse = Pointer(lse)
+        lines.append(
+            f"{{rap_ace_cuda p = {{.key_window = {key_window}, .window = {window}, "
+            f".columns = {columns}, .length = 100, .start = 31, .lse = (void *){lse}L}};"
+            'for (int r = 31; r < 100; r += 23) printf("%d\\n", '
+            "(int)rap_ace_cuda_first_key(&p, r));}"
+        )
+        want += [str(first_key(p, row)) for row in range(31, 100, 23)]
+    assert program(tmp_path, "\n".join(lines)).splitlines() == want
