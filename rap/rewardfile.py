@@ -35,18 +35,21 @@ def read_visits(
 
     columns: {"id" | "reward" | "step": column} where it is none of ``IDS``, ``REWARDS``,
     ``STEPS``. A reward is a number, a pass from 0.5 up, or true or false; None and NaN are
-    neither. Raises ``RapInputError`` if a file is missing, has no such columns or nothing
-    in it; ``RapConfigError`` for an unknown role.
+    neither. Raises ``RapInputError`` if a file is missing or has no such columns, or if
+    not one reward is a number; ``RapConfigError`` for an unknown role.
     """
     for role in columns or ():
         if role not in ROLES:
             raise RapConfigError(f"no role {role!r}; roles are {', '.join(ROLES)}")
     visits: list[Visit] = []
-    for path in map(Path, paths):
+    paths = list(map(Path, paths))
+    for path in paths:
         if not path.is_file():
             raise RapInputError(f"rewards {path}: no such file")
-        found = _own(path) if _is_own(path) else _any(path, columns or {})
-        visits += found
+        visits += _own(path) if _is_own(path) else _any(path, columns or {})
+    if not any(judged for _, _, judged in visits):
+        names = ", ".join(map(str, paths))
+        raise RapInputError(f"rewards {names}: not one reward is a number")
     return visits
 
 
