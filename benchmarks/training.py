@@ -1,0 +1,489 @@
+"""The paper's table in miniature: a small model trained on what each rule selects.
+
+    python -m benchmarks.training --quick            # under 15 minutes, two cores
+    python -m benchmarks.training --minutes 9        # the whole table, nine minutes of it
+    python -m benchmarks.training --report           # what there is, as a table
+
+The demo's model is trained with TRL's GRPO (and RLOO) from the same start, for the same
+number of steps, on all data of a drawn world and on what each arm selects of it
+(benchmarks/training_arms.py). Every few steps it answers held-out questions of layouts that
+neither its own training nor the selection drew, with the picture and without it.
+
+A piece of work is one training run or the scoring of the pool; each is a process of its
+own with one thread, under ten minutes. What is done lies in --work and is not done again:
+call it again until it says that nothing is left. ``--report`` writes
+benchmarks/results/training.{parquet,md,png}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.training_arms import ARMS
+
+RESULTS = Path(__file__).parent / "results"
+PLAN, SCORES, RUNS = "plan.json", "scores", "runs"
+SCORING = "scores"
+"""Name of the piece that scores the pool."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is run. Two plans never share a work folder."""
+
+    pool: int = 2000
+    """Samples of the world that is selected from."""
+    pool_seed: int = 0
+    completions: int = 5
+    """With the image and without it, for the selection."""
+    steps: int = 200
+    prompts: int = 8
+    """Different prompts an optimiser step."""
+    generations: int = 8
+    tokens: int = 48
+    learning_rate: float = 1e-4
+    every: int = 25
+    """Steps between measurements on held-out questions."""
+    reselect_every: int = 25
+    questions: int = 50
+    """Held-out questions of each family that needs its picture."""
+    mixed: int = 200
+    """Held-out samples of a whole world, causes in its shares."""
+    budgets: tuple[float, ...] = (0.05, 0.093, 0.2)
+    main_budget: float = 0.093
+    main_seeds: int = 5
+    other_seeds: int = 3
+    main_arms: tuple[str, ...] = ("full", "random", "rap")
+    arms: tuple[str, ...] = tuple(ARMS)
+    rloo: bool = True
+
+
+QUICK = Plan(
+    pool=300,
+    steps=40,
+    every=20,
+    reselect_every=10,
+    questions=20,
+    mixed=60,
+    budgets=(0.093,),
+    main_seeds=2,
+    other_seeds=1,
+    arms=("full", "random", "variance", "rap", "rap_reselect", "dapo"),
+    rloo=False,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One training run."""
+
+    arm: str
+    budget: float | None
+    """None: all data."""
+    seed: int
+    algorithm: str = "GRPO"
+
+    @property
+    def key(self) -> str:
+        share = "all" if self.budget is None else f"{self.budget:g}"
+        return f"{self.algorithm}-{self.arm}-{share}-{self.seed}"
+
+
+def runs(plan: Plan) -> list[Run]:
+    """All of them, the most wanted first: seed by seed, the main budget before others."""
+    found = []
+    for seed in range(max(plan.main_seeds, plan.other_seeds)):
+        for arm in plan.arms:
+            main = arm in plan.main_arms
+            if seed >= (plan.main_seeds if main else plan.other_seeds):
+                continue
+            selects = ARMS[arm].pick is not None
+            for budget in plan.budgets if selects else (None,):
+                found.append(Run(arm, budget, seed))
+            if plan.rloo and main:
+                budget = plan.main_budget if selects else None
+                found.append(Run(arm, budget, seed, "RLOO"))
+    found.sort(key=lambda r: (r.budget not in (None, plan.main_budget), r.seed))
+    return found
+
+
+# ---------------------------------------------------------------- one piece of work
+
+
+def pool_of(plan: Plan) -> Any:
+    """The samples that are selected from."""
+    from rap.demo import world
+    from rap.samples import open_samples
+
+    return open_samples(world.to_dataset(world.draw(plan.pool, seed=plan.pool_seed)))
+
+
+def score_pool(plan: Plan, work: Path) -> Any:
+    """The pool's scores: both arms of completions and attention; goes on where it was."""
+    from rap import score
+    from rap.config import Sampling
+    from rap.demo.model import load_demo_model
+
+    model, processor = load_demo_model()
+    return score(
+        model,
+        processor,
+        pool_of(plan),
+        store=work / SCORES,
+        evidence="rollouts",
+        m1=plan.completions,
+        m0=plan.completions,
+        sampling=Sampling(max_new_tokens=plan.tokens),
+        batch_size=16,
+        shard_size=64,
+        progress=False,
+    )
+
+
+class Exam:
+    """Held-out questions, asked at temperature 1 with fixed seeds."""
+
+    SEED = 2_000_003
+
+    def __init__(self, plan: Plan, processor: Any) -> None:
+        from rap.demo import measure, world
+
+        self.processor, self.tokens = processor, plan.tokens
+        asked = [
+            (f"image/{family}", q.text, q.scene, q.answer)
+            for family in world.IMAGE_FAMILIES
+            for q in measure.held_out(family, plan.questions, self.SEED)
+        ]
+        asked += [
+            (f"mixed/{s.cause}", s.question, s.scene, s.true_answer)
+            for s in world.draw(plan.mixed, seed=self.SEED, split="test")
+        ]
+        self.asked = asked
+
+    def __call__(self, model: Any) -> dict[str, dict[str, list[int]]]:
+        """{"sighted" | "blind": {group: [right, asked]}}; the model's mode is kept."""
+        import torch
+
+        training = model.training
+        model.eval()
+        found = {}
+        with torch.random.fork_rng():
+            for arm in ("sighted", "blind"):
+                found[arm] = self._ask(model, blind=arm == "blind")
+        model.train(training)
+        return found
+
+    def _ask(self, model: Any, *, blind: bool) -> dict[str, list[int]]:
+        from rap.demo import measure
+
+        groups: dict[str, list[int]] = {}
+        side = self.processor.tokenizer.padding_side
+        for start in range(0, len(self.asked), 100):
+            part = self.asked[start : start + 100]
+            texts = measure.complete(
+                model,
+                self.processor,
+                [text for _, text, _, _ in part],
+                [None if blind else scene for _, _, scene, _ in part],
+                seed=start,
+                tokens=self.tokens,
+            )
+            for (group, _, _, answer), text in zip(part, texts, strict=True):
+                right = groups.setdefault(group, [0, 0])
+                right[0] += measure.answer_in(text) == answer
+                right[1] += 1
+        self.processor.tokenizer.padding_side = side
+        return groups
+
+
+def correct(completions: Any, solution: Any, **columns: Any) -> list[float]:
+    """Reward: the number that a completion ends with is the reference answer."""
+    from rap.demo.measure import answer_in
+    from rap.trl import completion_text
+
+    texts = [completion_text(c) for c in completions]
+    return [float(str(answer_in(t)) == s) for t, s in zip(texts, solution, strict=True)]
+
+
+def train(plan: Plan, run: Run, work: Path) -> dict[str, Any]:
+    """One run; returns what --report reads."""
+    import torch
+    import transformers
+
+    import rap
+    import rap.trl
+    from rap.demo.model import load_demo_model
+
+    torch.set_num_threads(1)
+    transformers.set_seed(run.seed)
+    samples, arm = pool_of(plan), ARMS[run.arm]
+    rows, reselect = None, rap.trl.Reselect(refill=arm.refill)
+    if arm.pick is not None:
+        scores = dataclasses.replace(rap.Scores.load(work / SCORES), dataset=samples)
+        rows = sorted(int(i) for i in arm.pick(scores, run.budget, run.seed))
+        if arm.reselect:
+            reselect = rap.trl.Reselect(
+                rap.choose(scores, budget=run.budget),
+                mode="rewards",
+                every=plan.reselect_every,
+            )
+    data = rap.trl.prepare(samples)
+    model, processor = load_demo_model()
+    exam = Exam(plan, processor)
+    trainer = getattr(rap.trl, f"{run.algorithm}Trainer")(
+        model,
+        correct,
+        args=_arguments(plan, run, work),
+        train_dataset=data if rows is None or arm.reselect else data.select(rows),
+        processing_class=processor,
+        reselect=reselect,
+    )
+    clock = _Clock(plan, trainer, exam)
+    trainer.add_callback(clock.callback())
+    clock.measure(0)
+    trainer.train()
+    everything = range(plan.pool) if rows is None else rows
+    return {
+        **dataclasses.asdict(run),
+        "prompts": len(everything),
+        "causes": _causes(samples, everything),
+        "points": clock.points,
+        "reselections": trainer.reselections,
+        "refilled": trainer.refilled,
+        "machine": f"torch {torch.__version__}, {torch.get_num_threads()} thread",
+    }
+
+
+def _arguments(plan: Plan, run: Run, work: Path) -> Any:
+    import trl
+
+    return getattr(trl, f"{run.algorithm}Config")(
+        output_dir=str(work / "trainer" / run.key),
+        per_device_train_batch_size=plan.prompts * plan.generations,
+        num_generations=plan.generations,
+        max_completion_length=plan.tokens,
+        learning_rate=plan.learning_rate,
+        lr_scheduler_type="constant",
+        max_steps=plan.steps,
+        beta=0.0,
+        seed=run.seed,
+        save_strategy="no",
+        logging_steps=10,
+        report_to=[],
+        use_cpu=True,
+        bf16=False,
+        disable_tqdm=True,
+    )
+
+
+def _causes(samples: Any, rows: Sequence[int]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for i in rows:
+        cause = str(samples.row(i)["cause"])
+        counts[cause] = counts.get(cause, 0) + 1
+    return dict(sorted(counts.items()))
+
+
+class _Clock:
+    """Measures every few steps; its own time is not the training's."""
+
+    def __init__(self, plan: Plan, trainer: Any, exam: Exam) -> None:
+        self.plan, self.trainer, self.exam = plan, trainer, exam
+        self.points: list[dict[str, Any]] = []
+        self.begin, self.paused = time.perf_counter(), 0.0
+
+    def measure(self, step: int) -> None:
+        start = time.perf_counter()
+        seconds = start - self.begin - self.paused if step else 0.0
+        plan, refilled = self.plan, self.trainer.refilled["groups"]
+        groups = refilled if self.trainer.reselect.refill else step * plan.prompts
+        about = {"step": step, "seconds": seconds, "completions": groups * plan.generations}
+        self.points.append(about | self.exam(self.trainer.model))
+        self.paused += time.perf_counter() - start
+        if not step:
+            self.begin, self.paused = time.perf_counter(), 0.0
+
+    def callback(self) -> Any:
+        from transformers import TrainerCallback
+
+        clock = self
+
+        class Callback(TrainerCallback):
+            def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                if state.global_step % clock.plan.every == 0:
+                    clock.measure(state.global_step)
+
+        return Callback()
+
+
+def do(plan: Plan, key: str, work: Path) -> None:
+    """One piece of work, in this process."""
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    if key == SCORING:
+        _write(work / "cost.json", _cost(score_pool(plan, work), work))
+        return
+    (run,) = [r for r in runs(plan) if r.key == key]
+    begin = time.perf_counter()
+    found = train(plan, run, work)
+    _write(work / RUNS / f"{key}.json", found | {"wall": time.perf_counter() - begin})
+
+
+def _cost(scores: Any, work: Path) -> dict[str, Any]:
+    """The ledger of the scoring, and the image arm's share of the tokens drawn."""
+    from rap.store import ScoreStore
+
+    with ScoreStore.load(work / SCORES) as store:
+        rollouts = store.read_rollouts()
+    tokens = {"image": 0, "counterfactual": 0}
+    for arm, ids in zip(
+        rollouts["arm"].to_pylist(), rollouts["token_ids"].to_pylist(), strict=True
+    ):
+        tokens[arm] += len(ids)
+    cost = {k: v for k, v in scores.meta["cost"].items() if k != "train_all"}
+    return cost | {"image_share": tokens["image"] / sum(tokens.values())}
+
+
+def _write(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=1) + "\n")
+    partial.replace(path)
+
+
+# ---------------------------------------------------------------- all of them
+
+
+def pending(plan: Plan, work: Path) -> list[str]:
+    """Pieces that are not done; the scores come first."""
+    if not (work / "cost.json").exists():
+        return [SCORING]
+    return [r.key for r in runs(plan) if not (work / RUNS / f"{r.key}.json").exists()]
+
+
+def start_of() -> str:
+    """Hash of the weights that every run starts from."""
+    from rap.demo.model import MANIFEST, WEIGHTS
+
+    return hashlib.sha256((WEIGHTS / MANIFEST).read_bytes()).hexdigest()[:16]
+
+
+def open_work(plan: Plan, work: Path) -> None:
+    """Make the folder, or see that it is this plan's, from the same start."""
+    wanted = json.loads(json.dumps(dataclasses.asdict(plan) | {"start": start_of()}))
+    if not (work / PLAN).exists():
+        _write(work / PLAN, wanted)
+        return
+    there = json.loads((work / PLAN).read_text())
+    # more seeds, budgets or arms only add runs
+    grows = ("main_seeds", "other_seeds", "budgets", "arms", "rloo", "main_arms")
+    changed = [k for k in wanted if k not in grows and there.get(k) != wanted[k]]
+    if changed:
+        raise SystemExit(
+            f"{work} was made with another {', '.join(changed)}: name another --work"
+        )
+
+
+def drive(plan: Plan, work: Path, *, jobs: int, minutes: float, echo: Any = print) -> bool:
+    """Run pieces until none is left (True) or the time is up (False).
+
+    No run starts that would not end in time, going by the longest so far.
+    """
+    deadline = time.monotonic() + 60 * minutes
+    longest = max((done.get("wall", 0.0) for done in finished(plan, work)), default=0.0)
+    working: dict[str, tuple[subprocess.Popen[bytes], float]] = {}
+    while True:
+        for key in [k for k, (child, _) in working.items() if child.poll() is not None]:
+            child, start = working.pop(key)
+            if child.returncode:
+                raise SystemExit(f"{key} failed, status {child.returncode}")
+            longest = max(longest, time.monotonic() - start)
+            left = len(pending(plan, work))
+            echo(f"{key}: {time.monotonic() - start:.0f} s; {left} left", flush=True)
+        waiting = [key for key in pending(plan, work) if key not in working]
+        if not waiting and not working:
+            return True
+        late = time.monotonic() + longest > deadline
+        if late and SCORING in working:
+            _stop(working.pop(SCORING)[0])
+        if late and not working:
+            return False
+        if waiting and len(working) < jobs and not late:
+            working[waiting[0]] = (_start(waiting[0], work), time.monotonic())
+        else:
+            time.sleep(0.2)
+
+
+def _start(key: str, work: Path) -> subprocess.Popen[bytes]:
+    one = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.training", "--do", key]
+    with (work / "log.txt").open("ab") as log:
+        return subprocess.Popen(
+            [*command, "--work", work], env=os.environ | one, stdout=log, stderr=log
+        )
+
+
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    """Scoring keeps what it has at Ctrl-C."""
+    child.send_signal(signal.SIGINT)
+    child.wait()
+
+
+def read_plan(work: Path) -> Plan:
+    found: dict[str, Any] = json.loads((work / PLAN).read_text())
+    found.pop("start")
+    return Plan(**{k: tuple(v) if isinstance(v, list) else v for k, v in found.items()})
+
+
+def finished(plan: Plan, work: Path) -> Iterator[dict[str, Any]]:
+    """Results of the runs that are done, in the plan's order."""
+    for run in runs(plan):
+        path = work / RUNS / f"{run.key}.json"
+        if path.exists():
+            yield json.loads(path.read_text())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training")
+    parser.description = __doc__
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--work", type=Path, help="what is done  [out/training(-quick)]")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--minutes", type=float, default=float("inf"))
+    parser.add_argument("--report", action="store_true", help="only report what is done")
+    parser.add_argument("--results", type=Path, help="where the report goes")
+    parser.add_argument("--do", metavar="KEY", help="one piece of work, in this process")
+    args = parser.parse_args(argv)
+    work = args.work or Path("out") / ("training-quick" if args.quick else "training")
+    if args.do:
+        do(read_plan(work), args.do, work)
+        return 0
+    plan = read_plan(work) if args.report else QUICK if args.quick else Plan()
+    if not args.report:
+        open_work(plan, work)
+        if not drive(plan, work, jobs=args.jobs, minutes=args.minutes):
+            print(f"not done: {len(pending(plan, work))} left, call it again")
+            return 0
+    from benchmarks.training_report import write_report
+
+    quick = plan == QUICK
+    for path in write_report(plan, work, args.results or (work if quick else RESULTS)):
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,138 @@
+"""Which prompts each arm of benchmarks/training.py trains on, all of one size.
+
+Every arm takes a ``Selection`` apart: it sees the score table and, where it draws, a seed.
+The size is that of ``rap.choose`` at the same budget; an arm that finds fewer is short and
+says so in its run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+import rap
+from rap.scores import floats
+from rap.selected import Selection
+from rap.selection import budget_size
+
+NO_LIMIT = 1e300
+"""A lambda_a that flags nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """A row of the table."""
+
+    title: str
+    pick: Callable[[rap.Scores, float, int], np.ndarray] | None
+    """(scores, budget, seed) -> row numbers; None: all data."""
+    billed: str
+    """What of the scoring it needs: nothing, the completions with the image, or all."""
+    reselect: bool = False
+    refill: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    p1: np.ndarray
+    d: np.ndarray
+    usable: np.ndarray
+
+
+def _columns(scores: rap.Scores) -> _Columns:
+    table = scores.table
+    c1, m1, c0, m0 = (floats(table[name]) for name in ("c1", "m1", "c0", "m0"))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        p1, p0 = c1 / m1, c0 / m0
+    return _Columns(p1, p1 - p0, np.isfinite(p1) & np.isfinite(p0))
+
+
+def _drawn(rows: np.ndarray, k: int, seed: int) -> np.ndarray:
+    """``k`` of ``rows`` by lot; all of them if there are fewer."""
+    return np.random.default_rng(seed).permutation(rows)[:k]
+
+
+def _best(score: np.ndarray, usable: np.ndarray, k: int, seed: int) -> np.ndarray:
+    """The ``k`` largest; ties by lot, so that the order of the rows decides nothing."""
+    rows = np.random.default_rng(seed).permutation(np.flatnonzero(usable))
+    return rows[np.argsort(-score[rows], kind="stable")][:k]
+
+
+def choose(scores: rap.Scores, budget: float, **settings: object) -> Selection:
+    """``rap.choose``; what it warns of is in the selection."""
+    return rap.choose(scores, budget=budget, **settings)
+
+
+def random(scores: rap.Scores, budget: float, seed: int) -> np.ndarray:
+    """Equal size by lot, of all rows: nothing is known about them."""
+    n = len(scores)
+    return _drawn(np.arange(n), budget_size(budget, n), seed)
+
+
+def band(scores: rap.Scores, budget: float, seed: int) -> np.ndarray:
+    """Pass rate between 0.2 and 0.8, by lot."""
+    c = _columns(scores)
+    rows = np.flatnonzero(c.usable & (c.p1 >= 0.2 - 1e-9) & (c.p1 <= 0.8 + 1e-9))
+    return _drawn(rows, budget_size(budget, len(scores)), seed)
+
+
+def variance(scores: rap.Scores, budget: float, seed: int) -> np.ndarray:
+    """The largest p (1 - p)."""
+    c = _columns(scores)
+    size = budget_size(budget, len(scores))
+    return _best(c.p1 * (1 - c.p1), c.usable, size, seed)
+
+
+def cde(scores: rap.Scores, budget: float, seed: int) -> np.ndarray:
+    """The largest D; no attention, no replacement of trivial ones."""
+    return choose(scores, budget, lambda_a=NO_LIMIT, replace=False).indices
+
+
+def ace(scores: rap.Scores, budget: float, seed: int) -> np.ndarray:
+    """By lot, of those whose attention is not captured."""
+    limit = choose(scores, budget).settings["found"]["log_lambda_a"]
+    log_psi = floats(scores.table["log_psi"])
+    with np.errstate(invalid="ignore"):
+        passes = log_psi <= (np.inf if limit is None else limit)
+    rows = np.flatnonzero(_columns(scores).usable & passes)
+    return _drawn(rows, budget_size(budget, len(scores)), seed)
+
+
+def cde_ace(scores: rap.Scores, budget: float, seed: int) -> np.ndarray:
+    """Both, no replacement."""
+    return choose(scores, budget, replace=False).indices
+
+
+def public(scores: rap.Scores, budget: float, seed: int) -> np.ndarray:
+    """The authors' script (method.md section 5), cut to size: the largest accuracy gap
+    of those not always solved, and a tenth of those solved once, by lot."""
+    c = _columns(scores)
+    m1 = floats(scores.table["m1"])
+    k = budget_size(budget, len(scores))
+    once = np.flatnonzero(c.usable & (np.abs(c.p1 * m1 - 1) < 1e-9))
+    hard = _drawn(once, min(len(once) // 10, k), seed)
+    rest = c.usable & (c.p1 < 1)
+    rest[hard] = False
+    return np.concatenate([hard, _best(c.d, rest, k - len(hard), seed)])
+
+
+def full_rap(scores: rap.Scores, budget: float, seed: int) -> np.ndarray:
+    """``rap.choose`` as it comes."""
+    return choose(scores, budget).indices
+
+
+ARMS = {
+    "full": Arm("all data", None, "nothing"),
+    "random": Arm("random, equal size", random, "nothing"),
+    "band": Arm("difficulty band 0.2 to 0.8", band, "image"),
+    "variance": Arm("p (1 - p)", variance, "image"),
+    "cde": Arm("CDE only", cde, "all"),
+    "ace": Arm("ACE only", ace, "image"),
+    "cde_ace": Arm("CDE + ACE", cde_ace, "all"),
+    "public": Arm("the authors' public rule", public, "all"),
+    "rap": Arm("RAP", full_rap, "all"),
+    "rap_reselect": Arm("RAP, re-selected by rewards", full_rap, "all", reselect=True),
+    "dapo": Arm("all data, DAPO refill", None, "nothing", refill=3),
+}
