@@ -46,6 +46,7 @@ import io
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,8 @@ from .images import decode, read_bytes, sniff
 from .samples import Bad, BadSample, Sample, SampleSet, open_samples, sample_sha256
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from .selected import Selection
 
 MAX_PIXELS = 50_000_000
@@ -120,7 +123,8 @@ def export(
     path: a folder; one that is not empty is refused, with ``overwrite`` one that is not an
         export.
     data: the data set that was scored, as ``open_samples`` takes it, where the selection
-        does not know it (a loaded one does not).
+        does not know it (a loaded one does not). Ids must stand at their rows; texts and
+        pictures are compared by hash where a model scored them here.
     max_images: refuse samples with more pictures than the trainer is set up for.
     prompt_template: as ``ScoreConfig.prompt_template``; None is that of the scores.
     media_root: OpenRLHF and ms-swift read pictures by path: the folder where the trainer
@@ -272,19 +276,29 @@ class _Reader:
 
     def _picture(self, data: bytes) -> Picture:
         """The bytes themselves if the trainer sees in them what was scored, else a PNG."""
-        from PIL import Image, ImageOps
-
         scored = decode(data, max_pixels=self.max_pixels)  # refuses what is damaged
         self.pictures += 1
-        with Image.open(io.BytesIO(data)) as image:
-            seen = ImageOps.exif_transpose(image) if self.upright else image
-            seen = seen.convert("RGB")
-        if seen.size != scored.size or seen.tobytes() != scored.tobytes():
+        seen = _as_trainers_see(data, self.upright)
+        if seen is None or seen.size != scored.size or seen.tobytes() != scored.tobytes():
             self.encoded += 1
             out = io.BytesIO()
             scored.save(out, "PNG")
             data = out.getvalue()
         return Picture(data, hashlib.sha256(data).hexdigest(), sniff(data).lower())
+
+
+def _as_trainers_see(data: bytes, upright: bool) -> Image | None:
+    """What a trainer gets out of the bytes: Pillow's RGB, upright where `datasets` decodes.
+    None if that fails or warns (palettes with half transparent entries)."""
+    from PIL import Image, ImageOps
+
+    try:
+        with warnings.catch_warnings(action="error"), Image.open(io.BytesIO(data)) as image:
+            return (ImageOps.exif_transpose(image) if upright else image).convert("RGB")
+    except MemoryError:
+        raise
+    except Exception:  # as in rap.images: plugins raise anything, EXIF may be broken
+        return None
 
 
 def _checked(rows: Iterator[Row], to: str) -> Iterator[Row]:

@@ -12,7 +12,7 @@ from PIL import Image
 import rap
 from rap.samples import open_samples
 
-IDS = ["turned", "two", "glass", "deep", "plain/ü", "palette"]
+IDS = ["turned", "two", "glass", "deep", "stained", "plain/ü", "palette"]
 """Kept, in data-set order; between them stand others."""
 CHOICES = ["a cat", "a dog"]
 
@@ -41,6 +41,9 @@ def pictures() -> dict[str, bytes]:
         "plain.webp": _encoded(Image.fromarray(pixels(4)), "WEBP", lossless=True),
         "glass.png": _encoded(alpha),
         "deep.png": _encoded(Image.fromarray(deep)),
+        "stained.png": _encoded(
+            Image.fromarray(pixels(6)).quantize(16), transparency=bytes(range(0, 256, 16))
+        ),
         "palette.gif": _encoded(Image.fromarray(pixels(5)).quantize(16), "GIF"),
     }
 
@@ -55,6 +58,7 @@ def make(folder: Path) -> Path:
         "two": ["plain.png", "plain.webp"],
         "glass": ["glass.png"],
         "deep": ["deep.png"],
+        "stained": ["stained.png"],
         "plain/ü": ["plain.png"],
         "palette": ["palette.gif"],
     }

@@ -57,7 +57,7 @@ def encoded(row: dict, folder: Path) -> list[bytes]:
 
 def expected_prompt(k: int) -> str:
     more = "".join(f"\n({x}) {choice}" for x, choice in zip("AB", CHOICES, strict=True))
-    return QUESTION.format(k) + (more if k == 5 else "")
+    return QUESTION.format(k) + (more if k == 6 else "")
 
 
 # ---------------------------------------------------------------- what is written
@@ -67,7 +67,7 @@ def expected_prompt(k: int) -> str:
 def test_pictures_are_those_that_were_scored(selection, tmp_path, target):
     found = selection.export(target, tmp_path / "out")
     rows = rows_of(found.folder)
-    assert len(rows) == found.samples == len(IDS) and found.pictures == 7
+    assert len(rows) == found.samples == len(IDS) and found.pictures == 8
     upright = TARGETS[target].upright
     samples = selection.source
     for index, row in zip(selection.indices, rows, strict=True):
@@ -81,10 +81,10 @@ def test_pictures_are_those_that_were_scored(selection, tmp_path, target):
             assert image.convert("RGB").tobytes() == want.tobytes()
             same = hashlib.sha256(data).hexdigest() == sha
             assert same == (
-                samples[int(index)].id not in ("glass", "deep")
+                samples[int(index)].id not in ("glass", "deep", "stained")
                 and (upright or samples[int(index)].id != "turned")
             )
-    assert found.encoded == (2 if upright else 3)
+    assert found.encoded == (3 if upright else 4)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -129,7 +129,7 @@ def test_prompts_are_those_that_were_scored_with_the_trainers_tags(
         prompt, answer = prompt_and_answer(target, row)
         tags = "" if target == "trl" else "<image>" * len(row["images"])
         assert prompt == tags + expected_prompt(k)
-        assert answer == ("B" if k == 5 else str(k))
+        assert answer == ("B" if k == 6 else str(k))
 
 
 @pytest.mark.parametrize("target", PARQUET)
@@ -185,7 +185,7 @@ def test_paths_can_be_those_of_another_machine(selection, tmp_path):
 
 def test_a_picture_used_twice_is_one_file(selection, tmp_path):
     found = selection.export("openrlhf", tmp_path / "out")
-    assert len(list((found.folder / "images").iterdir())) == len(pictures()) == 6
+    assert len(list((found.folder / "images").iterdir())) == len(pictures()) == 7
 
 
 # ---------------------------------------------------------------- LLaMA-Factory
@@ -213,12 +213,12 @@ def test_completions_make_dpo_pairs(selection, tmp_path):
     assert found.left_out == tuple(name for name in IDS if name != "two")
     info = json.loads((found.folder / "dataset_info.json").read_text())["rap"]
     assert info["ranking"] is True and info["columns"]["chosen"] == "chosen"
-    assert "5 samples left out" in str(found) and "no GRPO" in str(found)
+    assert "6 samples left out" in str(found) and "no GRPO" in str(found)
 
 
 def test_no_pair_at_all_is_refused(selection, tmp_path):
     table = completions(("two", "right", True))
-    with pytest.raises(RapInputError, match="none of 6 samples has a right and a wrong"):
+    with pytest.raises(RapInputError, match="none of 7 samples has a right and a wrong"):
         selection.export("llamafactory", tmp_path / "out", completions=table)
     assert os.listdir(tmp_path) == []
 
@@ -260,7 +260,7 @@ def test_a_loaded_selection_asks_for_its_data(selection, tmp_path):
     with pytest.raises(RapInputError, match="does not know its data set"):
         loaded.export("trl", tmp_path / "out")
     again = loaded.export("trl", tmp_path / "out", data=selection.source)
-    assert again.samples == 6
+    assert again.samples == 7
 
 
 def test_another_data_set_is_refused(selection, tmp_path):
