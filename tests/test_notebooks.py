@@ -83,3 +83,16 @@ def test_02_inside_ace_runs_and_shows_what_decides(shown):
     assert "published: healthy and half captured overlap" in shown
     assert "ours: healthy and half captured lie apart" in shown
     assert "of the attention on the image" in shown  # the model's own q and k
+
+
+@pytest.mark.skipif(find_spec("trl") is None, reason="not installed: trl")
+@pytest.mark.parametrize("shown", ["03_train_grpo"], indirect=True)
+def test_03_train_grpo_trains_reselects_and_goes_on(shown, tmp_path):
+    assert "of 120 samples kept" in shown
+    assert "'role': 'user'" in shown and "PIL.Image.Image" in shown  # TRL's row
+    for step in (4, 8, 12):
+        assert f"after step {step}: " in shown
+    assert "same prompts in the same order: True" in shown
+    assert "same re-selections: True" in shown
+    (run,) = tmp_path.glob("rap-*/run")
+    assert (run / "checkpoint-12" / "model.safetensors").exists()
