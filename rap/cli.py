@@ -469,9 +469,21 @@ def export(
 )
 @click.option("--keep", type=float, help="Share of the first that stays.  [default: 0.25]")
 @click.option("--decay", type=float, help="Weight of an older visit.  [default: 0.5]")
-@click.option("--trivial", type=float, help="Leaves up to here.  [default: 0.05]")
-@click.option("--unsolved", type=float, help="Leaves from here on.  [default: 0.95]")
-@click.option("--enough", type=float, help="Completions that tell.  [default: 4]")
+@click.option(
+    "--trivial",
+    type=float,
+    help="A sample of at most this difficulty in training leaves.  [default: 0.05]",
+)
+@click.option(
+    "--unsolved",
+    type=float,
+    help="A sample of at least this difficulty in training leaves.  [default: 0.95]",
+)
+@click.option(
+    "--enough",
+    type=float,
+    help="Completions from which on training says how hard a sample is.  [default: 4]",
+)
 @click.option("--size", type=int, help="Samples to have.  [default: as many as now]")
 @click.option("--out", type=PATH, required=True, metavar="DIR", help="The next selection.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
