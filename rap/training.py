@@ -223,7 +223,9 @@ def _lora(rank: int) -> Any:
     try:
         from peft import LoraConfig
     except ImportError as error:
-        raise RapConfigError(f"--lora needs peft ({error}): pip install peft") from error
+        raise RapConfigError(
+            f"--lora needs peft ({error}): pip install 'rap-select[lora]'"
+        ) from error
     return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
 
 
