@@ -47,10 +47,10 @@ typedef struct rap_kernels {
     float (*ace_dot)(const float *w, const float *x, int64_t n);
 
     /* drm/drm_kernel.h */
-    void (*drm_buckets_f64)(const double *difficulty, const uint8_t *allowed, int64_t n,
-                            uint32_t *bucket);
-    void (*drm_buckets_f32)(const float *difficulty, const uint8_t *allowed, int64_t n,
-                            uint32_t *bucket);
+    int64_t (*drm_hits_f32)(const float *difficulty, const uint8_t *allowed, int64_t n,
+                            uint64_t low, int32_t *hit);
+    int64_t (*drm_hits_f64)(const double *difficulty, const uint8_t *allowed, int64_t n,
+                            uint64_t low, int32_t *hit);
 } rap_kernels;
 
 /* The table called name, or the best one for name == NULL; NULL if this processor

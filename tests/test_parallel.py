@@ -53,7 +53,7 @@ def test_fault_32_ctrl_c_is_obeyed_within_a_second(kernel):
         "cde": "rap.cde(x, x, threads=2)",
         "ace": "rap.ace(q, q, response_start=0, threads=2)",
         "linear_cde": "rap.linear_cde(q[0], q[0], w, threads=2)",
-        "drm": "rap.drm(d, d.size, gain=d[::-1].copy(), threads=1)",
+        "drm": "rap.drm(tied, d.size, gain=d, threads=1)",
     }[kernel]
     code = f"""
 import time, signal, os, threading
@@ -61,10 +61,11 @@ import numpy as np, rap
 x = np.broadcast_to(np.zeros((1, 200_000), np.float32), (1_000_000, 200_000))
 q = np.broadcast_to(np.zeros((1, 12_000, 128), np.float32), (64, 12_000, 128))
 w = np.broadcast_to(np.zeros((1, 128), np.float32), (3_000_000, 128))
-d = np.random.default_rng(0).random(12_000_000 if {kernel == "drm"} else 1)
+d = np.random.default_rng(0).random(16_000_000 if {kernel == "drm"} else 1)
+tied = np.full(d.size, 0.5)  # one bucket, sorted by gain alone
 sent = []
 def send():
-    time.sleep(0.7)
+    time.sleep({0.2 if kernel == "drm" else 0.7})
     sent.append(time.perf_counter())
     os.kill(os.getpid(), signal.SIGINT)
 threading.Thread(target=send).start()

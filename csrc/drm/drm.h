@@ -10,14 +10,17 @@
  * Shapes: difficulty [N] and gain [N] in float32 or float64 (both become float64 keys),
  * eligible bool [N]; N up to 2^40. NaN selects nothing; -0.0 and 0.0 tie.
  *
- * How: the upper 16 bits of a positive float64 order it coarsely. One scan counts them
- * per chunk of RAP_DRM_CHUNK samples, which gives the bucket where the k-th lies and the
- * place of every index; a second scan writes the indices above the bucket and those in
- * it. The bucket alone is refined digit by digit (difficulty, then gain); ties that
- * remain are cut by index. The k chosen are radix-sorted, stable in the index.
+ * How: difficulty in [0, 1) is cut into RAP_DRM_BUCKETS equal buckets. A sample of the
+ * scores tells a bucket that the k-th surely lies in or above. One scan counts, per chunk of
+ * RAP_DRM_CHUNK samples and bucket from there on, which gives the bucket of the k-th and the
+ * place of every item; a second scan writes items (key, index) sorted by bucket. Each bucket
+ * is then sorted by itself, in cache. The last one is first refined digit by digit
+ * (difficulty, then gain); ties that remain are cut by index. Should the sample have been
+ * wrong, both scans take all buckets: the answer never depends on it.
  *
- * Memory beside the input: 8 bytes for each sample in or above the bucket, 32 bytes for
- * each of the k, 64 KiB a chunk. Exact: no arithmetic on the scores at all.
+ * Memory beside the input: 16 bytes for each of the k and for each sample in the last
+ * bucket, as much again for the largest bucket, 8 bytes a chunk and bucket counted (128 KiB
+ * a chunk at most). Exact: no arithmetic on the scores but the choice of buckets.
  */
 #ifndef RAP_DRM_H
 #define RAP_DRM_H
@@ -25,8 +28,9 @@
 #include "../cpu.h"
 
 #define RAP_DRM_CHUNK (INT64_C(1) << 20)
-#define RAP_DRM_BUCKETS 16384 /* 1 + upper 16 bits of a float64 below 1; 0: no candidate */
-#define RAP_DRM_LINE 1024     /* samples whose buckets are computed at a time */
+#define RAP_DRM_BUCKETS 16384
+#define RAP_DRM_LINE 1024    /* samples searched at a time */
+#define RAP_DRM_SAMPLE 65536 /* scores that are looked at first */
 
 typedef struct {
     rap_array difficulty; /* [N] float32 or float64 */

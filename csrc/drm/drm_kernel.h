@@ -1,50 +1,75 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Included once per instruction set: the bucket of each of n samples, 0 for one that is
- * no candidate (see drm.h). NaN fails every comparison.
+ * Included once per instruction set: which of n samples may be chosen, by the bits of their
+ * difficulty, that order positive numbers. Samples with bits in [low, one) and allowed (NULL:
+ * all) are hits; their places are written to `hit` in rising order, their number returned.
+ * NaN, negative numbers and 0 have bits outside; no float mode changes that.
+ *
+ * A stretch without a hit is passed over by one vectorised comparison. Where there are hits,
+ * each sample writes its place and only hits advance: no branch to mispredict.
  */
 
-static inline __attribute__((always_inline)) uint32_t
-drm_bucket(double difficulty, uint8_t allowed)
-{
-    uint64_t bits;
-    bool candidate = (difficulty > 0) & (difficulty < 1) & (allowed != 0);
+#define DRM_STRETCH 64
 
-    memcpy(&bits, &difficulty, sizeof(bits));
-    /* the mask changes nothing; it holds even if the score changes under our hands */
-    return candidate ? ((uint32_t)(bits >> 48) + 1) & (RAP_DRM_BUCKETS - 1) : 0;
+static inline uint64_t
+drm_bits(double x)
+{
+    uint64_t u;
+
+    memcpy(&u, &x, sizeof(u));
+    return u;
 }
 
-static void
-drm_buckets_f64(const double *restrict difficulty, const uint8_t *restrict allowed,
-                int64_t n, uint32_t *restrict bucket)
+static int64_t
+drm_hits_f32(const float *difficulty, const uint8_t *allowed, int64_t n, uint64_t low,
+             int32_t *restrict hit)
 {
-    if (allowed == NULL) {
-#pragma omp simd
-        for (int64_t i = 0; i < n; i++) {
-            bucket[i] = drm_bucket(difficulty[i], 1);
+    const uint32_t least = (uint32_t)low, span = 0x3f800000u - least;
+    int64_t hits = 0;
+
+    for (int64_t i = 0; i < n; i += DRM_STRETCH) {
+        const int64_t end = RAP_MIN(n, i + DRM_STRETCH);
+        uint32_t nearest = UINT32_MAX;
+
+#pragma omp simd reduction(min : nearest)
+        for (int64_t j = i; j < end; j++) {
+            nearest = RAP_MIN(nearest, rap_bits(difficulty[j]) - least);
         }
-        return;
+        if (nearest >= span) {
+            continue;
+        }
+        for (int64_t j = i; j < end; j++) {
+            hit[hits] = (int32_t)j;
+            hits += rap_bits(difficulty[j]) - least < span
+                    && (allowed == NULL || allowed[j] != 0);
+        }
     }
-#pragma omp simd
-    for (int64_t i = 0; i < n; i++) {
-        bucket[i] = drm_bucket(difficulty[i], allowed[i]);
-    }
+    return hits;
 }
 
-static void
-drm_buckets_f32(const float *restrict difficulty, const uint8_t *restrict allowed,
-                int64_t n, uint32_t *restrict bucket)
+static int64_t
+drm_hits_f64(const double *difficulty, const uint8_t *allowed, int64_t n, uint64_t low,
+             int32_t *restrict hit)
 {
-    if (allowed == NULL) {
-#pragma omp simd
-        for (int64_t i = 0; i < n; i++) {
-            bucket[i] = drm_bucket((double)difficulty[i], 1);
+    const uint64_t span = UINT64_C(0x3ff0000000000000) - low;
+    int64_t hits = 0;
+
+    for (int64_t i = 0; i < n; i += DRM_STRETCH) {
+        const int64_t end = RAP_MIN(n, i + DRM_STRETCH);
+        uint64_t nearest = UINT64_MAX;
+
+#pragma omp simd reduction(min : nearest)
+        for (int64_t j = i; j < end; j++) {
+            nearest = RAP_MIN(nearest, drm_bits(difficulty[j]) - low);
         }
-        return;
+        if (nearest >= span) {
+            continue;
+        }
+        for (int64_t j = i; j < end; j++) {
+            hit[hits] = (int32_t)j;
+            hits += drm_bits(difficulty[j]) - low < span
+                    && (allowed == NULL || allowed[j] != 0);
+        }
     }
-#pragma omp simd
-    for (int64_t i = 0; i < n; i++) {
-        bucket[i] = drm_bucket((double)difficulty[i], allowed[i]);
-    }
+    return hits;
 }

@@ -42,6 +42,6 @@ const rap_kernels RAP_ISA_TABLE = {
     .ace_ln = ace_ln,
     .ace_columns = ace_columns,
     .ace_dot = ace_dot,
-    .drm_buckets_f64 = drm_buckets_f64,
-    .drm_buckets_f32 = drm_buckets_f32,
+    .drm_hits_f32 = drm_hits_f32,
+    .drm_hits_f64 = drm_hits_f64,
 };
