@@ -17,11 +17,11 @@ PIP := PIP_CONSTRAINT=.ci/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo test test-cuda lint format sanitize bench bench-quick build clean
+.PHONY: help demo test test-trainers test-cuda lint format sanitize bench bench-quick build clean
 
 help:
 	@sed -n 's/^# //p;/^$$/q' Makefile
-	@echo 'also: make test-cuda | lint | format | sanitize | bench | bench-quick | clean'
+	@echo 'also: make test-cuda | test-trainers | lint | format | sanitize | bench | bench-quick | clean'
 
 demo: build $(VENV)/demo.done
 	$(VENV)/bin/rap demo --out demo-out
@@ -32,6 +32,20 @@ test: build $(VENV)/test.done
 # The CUDA path without a GPU: emulated device, seeded bugs, sanitizers, static gates.
 test-cuda: build $(VENV)/test.done
 	$(PY) -m pytest $(PYTEST) tests/test_cuda_*.py
+
+# The exports, read by the trainers' own loaders: an overlay each on the test environment,
+# pinned in .ci/trainers. What came out is in tests/trainers/RESULTS.md.
+TRAINERS := $(patsubst .ci/trainers/%.txt,$(VENV)-trainers/%.done,$(wildcard .ci/trainers/*.txt))
+
+test-trainers: build $(VENV)/test.done $(TRAINERS)
+	RAP_TRAINERS=$(abspath $(VENV)-trainers) $(PY) -m pytest -q tests/trainers/loaders.py
+
+$(VENV)-trainers/%.done: .ci/trainers/%.txt | $(VENV)/made
+	@echo 'installing $* for its loader'
+	@rm -rf $(VENV)-trainers/$*
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(PY) -m pip install --quiet --progress-bar off \
+		--no-deps --target $(VENV)-trainers/$* --requirement $<
+	@touch $@
 
 lint: build $(VENV)/lint.done
 	$(PY) -m ruff check .

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -22,6 +23,7 @@ from PIL import Image
 from test_cli import refused, run
 
 import rap
+import rap.export
 from rap.demo import MATHVISION, published
 from rap.errors import RapConfigError, RapInputError, RapStoreError
 from rap.export import export
@@ -461,3 +463,49 @@ def test_shell_refuses_by_name(saved, tmp_path):
         code=1, says="no such file",
     )  # fmt: skip
     assert not out.exists()
+
+
+FAKE_VERL = """\
+#!{python}
+import json, pathlib, sys
+import pyarrow.parquet as pq
+
+assert sys.argv[1:3] == ["-m", "verl.trainer.main_ppo"], sys.argv
+given = dict(x.lstrip("+").split("=", 1) for x in sys.argv[3:] if "=" in x)
+assert given["data.shuffle"] == "False" and given["data.image_key"] == "images"
+reward = "reward.custom_reward_function."
+assert "def compute_score" in pathlib.Path(given[reward + "path"]).read_text()
+rows = pq.read_table(given["data.train_files"])["extra_info"].to_pylist()
+step = pathlib.Path("ckpt", "global_step_" + given["trainer.total_training_steps"])
+(step / "transfer_queue").mkdir(parents=True)
+(step / "data.pt").touch()
+(step / "model.pt").touch()
+with open(given[reward + "reward_kwargs.log"], "a") as log:
+    for i, row in enumerate(rows):  # the first third has become trivial
+        for k in range(8):
+            right = 1.0 if i < len(rows) // 3 else float(k % 2)
+            log.write(json.dumps({{"id": row["index"], "reward": right}}) + chr(10))
+"""
+
+
+def test_the_script_for_verl_runs_as_it_is_written(saved, tmp_path):
+    """The phases in the module's docstring, with a stand-in for verl alone."""
+    script = rap.export.__doc__.split("::\n\n", 1)[1].split("\n\nGiven all")[0]
+    assert script.count("rap export $selection") == script.count("rap reselect") == 1
+    for name, text in {
+        "rap": f'#!/bin/sh\nexec {sys.executable} -m rap "$@"\n',
+        "python": FAKE_VERL.format(python=sys.executable),
+    }.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    script = script.replace("data.jsonl", str(MATHVISION)).replace("1 2 3 4", "1 2")
+    root = str(Path(rap.__file__).parents[1])
+    env = {**os.environ, "PYTHONPATH": root, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = ["bash", "-euc", script]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    phases = [rows_of(tmp_path / f"phase{k}") for k in (1, 2)]
+    first, second = ([row["extra_info"]["index"] for row in rows] for rows in phases)
+    assert len(first) == len(second) == 9 and len(set(first) & set(second)) == 6
+    assert os.listdir(tmp_path / "ckpt" / "global_step_50") == ["model.pt"]
+    assert rap.load(tmp_path / "selection2").settings["reselect"]["phase"] == 2
