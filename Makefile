@@ -102,4 +102,4 @@ $(VENV)/lint.done: pyproject.toml .ci/constraints.txt | build
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build demo-out rap/*.so *.egg-info
+	rm -rf $(VENV) $(VENV)-trainers build demo-out rap/*.so *.egg-info
