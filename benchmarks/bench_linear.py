@@ -53,21 +53,28 @@ def against_products(
 
 
 def memory(quick: bool) -> Row:
-    """The scratch depends on T and V; a small E spares the minutes of the product."""
-    tokens, hidden, vocab = (1024 if quick else 4096), 64, QWEN.vocab
-    h1, h0, w = inputs(tokens, hidden, vocab)
-    peak = peak_mb(lambda: rap.linear_cde(h1, h0, w, want=BOTH, threads=1))
-    liger = tokens * vocab * 4 / 2**20
-    shape = shape_of(T=tokens, E=hidden, V=vocab)
+    """The scratch depends on T and E, not on V: a short head spares the minutes of the
+    product. The first call makes resident what all calls share (code, threads' stacks); of
+    the others the largest peak counts."""
+    tokens, vocab = (1024 if quick else 4096), 4800
+    h1, h0, w = inputs(tokens, QWEN.hidden, vocab)
+
+    def call() -> object:
+        return rap.linear_cde(h1, h0, w, want=BOTH, threads=1)
+
+    call()
+    peaks = [peak_mb(call) for _ in range(2 if quick else 4)]
+    peak = max((p for p in peaks if p is not None), default=None)
+    liger = tokens * QWEN.vocab * 4 / 2**20
     return row(
         "linear",
         "linear_cde peak memory",
-        shape,
-        "Liger's float32 [T, V] on paper",
+        shape_of(T=tokens, E=QWEN.hidden, V=vocab),
+        f"Liger's float32 [T, {QWEN.vocab}] on paper",
         "MB",
         peak,
         liger,
-        asked=20 if tokens == 4096 else None,
+        asked=20,
     )
 
 

@@ -11,6 +11,7 @@ import csv
 import ctypes
 import gc
 import importlib
+import os
 import statistics
 import sys
 import time
@@ -48,6 +49,9 @@ class Row:
     """The size that a plot shows: T, V, L or N."""
     x: float | None = None
     isa: str = ""
+    """Of our kernels."""
+    rival_isa: str = ""
+    """What torch was allowed to use."""
     threads: int = 1
     torch: str = ""
 
@@ -149,6 +153,12 @@ def in_turn(
     return a, b
 
 
+def rival_isa() -> str:
+    """The instruction sets torch's own loops and oneDNN's products may use."""
+    most = os.environ.get("ONEDNN_MAX_CPU_ISA", "any")
+    return f"ATen {torch.backends.cpu.get_cpu_capability()}, oneDNN {most}"
+
+
 def shape_of(**sizes: object) -> str:
     return " ".join(f"{name}={value}" for name, value in sizes.items())
 
@@ -180,6 +190,7 @@ def row(
         ratio,
         at_most=at_most,
         isa=_C.isa(),
+        rival_isa=rival_isa(),
         threads=torch.get_num_threads(),
         torch=torch.__version__,
         **more,

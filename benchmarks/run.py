@@ -4,6 +4,7 @@
     python -m benchmarks.run --quick     smaller shapes, 3 minutes, into out/bench-quick/
     python -m benchmarks.run --only ace  one piece; each is under 9 minutes
     python -m benchmarks.run --missing   the pieces that have no results yet
+    python -m benchmarks.run --isa avx2  ours and rivals without AVX-512, into results/avx2/
     python -m benchmarks.run --table     measures nothing: table and plots of what is there
 
 Each piece is a process of its own (memory peaks do not mix) and leaves <piece>.csv as soon
@@ -30,6 +31,14 @@ PIECES = ("limits", "call", "cde", "linear", "ace", "drm")
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 QUICK = ROOT / "out" / "bench-quick"
+# Read when NumPy, torch, oneDNN and MKL are loaded: set before a piece's process starts.
+AVX2 = {
+    "RAP_ISA": "avx2",
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    "NPY_DISABLE_CPU_FEATURES": "X86_V4,AVX512_ICL,AVX512_SPR",
+}
 SECONDS = 540  # a piece that takes longer is stopped
 
 
@@ -38,6 +47,10 @@ def measure(piece: str, quick: bool, folder: Path) -> int:
     import torch
 
     torch.set_num_threads(1)
+    if os.environ.get("RAP_ISA") == "avx2":
+        import torch._inductor.config as inductor
+
+        inductor.cpp.simdlen = 256  # torch.compile does not read ATEN_CPU_CAPABILITY
     torch.set_grad_enabled(False)
     module = importlib.import_module(f"benchmarks.bench_{piece}")
     try:
@@ -83,7 +96,10 @@ def show(folder: Path) -> int:
     print(f"\n{text}\n")
     if rows:
         first = rows[0]
-        head = f"{machine()}, kernels {first.isa}, torch {first.torch}, one thread."
+        head = (
+            f"{machine()}, kernels {first.isa}, torch {first.torch} ({first.rival_isa}), "
+            "one thread."
+        )
         (folder / "table.md").write_text(f"{head}\n\n{text}\n")
     try:
         from benchmarks.plots import draw
@@ -103,12 +119,15 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", choices=PIECES, action="append")
+    parser.add_argument("--isa", choices=("avx2",))
     parser.add_argument("--missing", action="store_true")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--here", choices=PIECES, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    folder = (args.out or (QUICK if args.quick else RESULTS)).resolve()
+    folder = (args.out or (QUICK if args.quick else RESULTS) / (args.isa or "")).resolve()
+    if args.isa:
+        os.environ.update(AVX2)
     folder.mkdir(parents=True, exist_ok=True)
     if args.here:
         return measure(args.here, args.quick, folder)

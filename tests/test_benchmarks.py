@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -21,6 +24,7 @@ from benchmarks import (
     run,
 )
 from benchmarks.shapes import MODELS, Shape
+from rap import _C
 
 SMALL = Shape("small", 1003, 64, 4, 2, 16)
 
@@ -159,6 +163,22 @@ def test_missing_runs_only_what_has_no_results(monkeypatch, tmp_path):
         common.save([made()], tmp_path / f"{piece}.csv")
     assert run.main(["--missing", "--out", str(tmp_path)]) == 0
     assert started == [run.PIECES[-1]]
+
+
+def test_isa_holds_for_both_sides_and_is_told(tmp_path):
+    """A process of its own, as a piece is: the libraries read their limits when loaded."""
+    if "avx2" not in _C.isa_names():
+        pytest.skip("this processor has no AVX2")
+    code = (
+        "import torch; from rap import _C; from benchmarks import common;"
+        "r = common.row('cde', 'w', 's', 'r', 'ms', 1.0, 2.0);"
+        "assert r.isa == 'avx2' and r.rival_isa == 'ATen AVX2, oneDNN AVX2', r"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error::ImportWarning", "-c", code],
+        env={**os.environ, **run.AVX2}, cwd=run.ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_piece_that_fails_is_named(monkeypatch, tmp_path, capsys):

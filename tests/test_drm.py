@@ -72,18 +72,16 @@ def test_more_than_one_chunk(isa, kind, rng):
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
 def test_a_sample_that_misleads_costs_time_only(kind, rng):
-    """The kernel looks at every step-th score first; here these are the only high ones, then
-    the only low ones."""
+    """The kernel looks at every step-th score first; here these are the only high ones,
+    then the only low ones."""
     n = 1 << 20
     step = n // (n // 16 + 1)
     for seen, others in ((0.99, 0.1), (0.01, 0.9)):
         d = (rng.random(n) * 0.1 + others - 0.1).astype(kind)
         d[::step] = seen
-        for k in (10, n // 2, n):
-            for threads in (1, 2):
-                np.testing.assert_array_equal(
-                    rap.drm(d, k, threads=threads), reference.drm(d, k)
-                )
+        truth = reference.drm(d, n // 2)
+        for k in (10, n // 2):
+            np.testing.assert_array_equal(rap.drm(d, k, threads=2), truth[:k])
 
 
 def test_fault_43_nothing_to_choose_from():
