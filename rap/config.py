@@ -315,6 +315,9 @@ class ChooseConfig:
     """Drop as attention-biased unless psi <= lambda_a. Rule ``paper``: None is 0.1."""
     replace: bool = True
     """Replace trivial samples by the hardest that can still be solved (DRM)."""
+    readmit_hurt: bool | None = None
+    """Whether a sample that the image hurts (D < 0) may be a replacement. None: only with
+    rule ``paper``, which lets whatever CDE dropped come back."""
     by: str | None = None
     """Column whose values get their own budget, e.g. ``"source"``."""
     trivial: float = 0.0
@@ -327,6 +330,8 @@ class ChooseConfig:
         _make_plain(self)
         _require_one_of("rule", self.rule, RULES)
         _require_flags(self, "replace")
+        if self.readmit_hurt is not None:
+            _require_flags(self, "readmit_hurt")
         _require(
             self.budget is None or (is_number(self.budget) and 0 < self.budget <= 1),
             "budget",

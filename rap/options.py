@@ -29,7 +29,7 @@ SECTIONS = {
     "Model": "model store device dtype attn_implementation trust_remote_code allow_pickle",
     "Scoring": "evidence counterfactual m1 m0 max_new_tokens temperature seed batch_size "
     "reward settings progress retry verify_images",
-    "Choosing": "rule budget lambda_c lambda_a replace by trivial divergence",
+    "Choosing": "rule budget lambda_c lambda_a replace readmit_hurt by trivial divergence",
     "Choosing again": "rewards reward_columns now keep decay unsolved enough size",
     "Trainer": "to max_images prompt_template media_root data_source",
     "Training": "algorithm steps learning_rate train_seed train_reward lora train_settings "
@@ -177,6 +177,11 @@ CHOOSE_OPTIONS = _compose(
         default=True,
         help="Replace always-solved samples by the hardest that can be solved.",
     ),
+    click.option(
+        "--readmit-hurt/--no-readmit-hurt",
+        default=None,
+        help="Samples that the image hurts may replace, too.  [default: rule paper only]",
+    ),
     click.option("--by", metavar="COLUMN", help="A budget for each value, e.g. source."),
     click.option("--trivial", type=float, default=0.0, help="Difficulty that is trivial."),
     click.option(
@@ -311,6 +316,7 @@ CHOOSE_NAMES = (
     "lambda_c",
     "lambda_a",
     "replace",
+    "readmit_hurt",
     "by",
     "trivial",
     "divergence",

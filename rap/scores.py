@@ -310,7 +310,10 @@ class Evidence:
 
     @property
     def negative(self) -> np.ndarray:
-        """bool [n]: D < 0; False where D is unknown."""
+        """bool [n]: D < 0; False where D is unknown.
+
+        For rollouts D is the quotient of the integers c1*m0 - c0*m1 and m1*m0, whose sign
+        float64 keeps."""
         return self.d < 0
 
     @property

@@ -132,6 +132,7 @@ def choose(
     lambda_c: float | None = None,
     lambda_a: float | None = None,
     replace: bool = True,
+    readmit_hurt: bool | None = None,
     by: str | None = None,
     trivial: float = 0.0,
     divergence: str = "js",
@@ -164,16 +165,17 @@ def choose(
     Trivial survivors (Diff <= ``trivial``, by default 0: always solved) are removed;
     k of them are replaced by the k hardest samples of {trivial < Diff < 1, not barred,
     not kept}, order: Diff down, D down, index up (``rap.drm``). Samples that CDE dropped
-    can come back this way, whatever their D. ``replace=False`` keeps the trivial ones
-    and replaces none. logits evidence needs an explicit ``lambda_c``: 0.5 was published
-    for accuracies.
+    can come back this way, whatever their D; ``readmit_hurt=False`` leaves out those
+    with D < 0. ``replace=False`` keeps the trivial ones and replaces none. logits
+    evidence needs an explicit ``lambda_c``: 0.5 was published for accuracies.
 
     ``rule="budget"`` (default): floor(budget * n) samples, n = all rows of the table,
     quarantined ones included; ``budget`` as the decimal it was written as (0.29 of 100
     is 29), but as k/n where it is the float of that quotient (1/7 of 7 is 1); None is
     0.09. Candidates have D > max(0, lambda_c) and psi <= lambda_a and are ranked by D
     down, Diff down, index up; the first floor(budget * n) are the survivors, of which
-    the trivial ones are replaced as above, so the total stays.
+    the trivial ones are replaced as above, so the total stays. Only samples with D >= 0
+    replace, unless ``readmit_hurt=True``: what the image hurts teaches not to look.
     ``found["lambda_c"]`` is the threshold that this amounts to: the largest D of a
     candidate that is not a survivor (the floor if all are). All candidates with a larger
     D are survivors, and ``found["at_lambda_c"]`` of those with exactly this D. If
@@ -206,6 +208,7 @@ def choose(
         lambda_c=lambda_c,
         lambda_a=lambda_a,
         replace=replace,
+        readmit_hurt=readmit_hurt,
         by=by,
         trivial=trivial,
         divergence=divergence,
@@ -255,6 +258,9 @@ def _rule(
     easy = evidence.trivial(as_fraction("trivial", config.trivial))
     passes = free & evidence.above(threshold)
     pool = free & ~easy & ~np.isnan(evidence.difficulty) & ~np.isnan(evidence.d)
+    readmit = config.readmit_hurt
+    if not (config.rule == "paper" if readmit is None else readmit):
+        pool &= ~evidence.negative
     easy_out = easy if config.replace else np.zeros(n, dtype=bool)
 
     cognitive = np.zeros(n, dtype=bool)

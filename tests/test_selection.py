@@ -99,6 +99,9 @@ def oracle(rows: list[dict], config: ChooseConfig) -> list[str]:
         for i in range(n)
     ]
     kept: dict[int, str] = {}
+    readmit = config.readmit_hurt
+    if readmit is None:
+        readmit = config.rule == "paper"
     groups = [r.get(config.by) if config.by else None for r in rows]
     for group in dict.fromkeys(groups):
         members = [i for i in range(n) if groups[i] == group]
@@ -115,6 +118,7 @@ def oracle(rows: list[dict], config: ChooseConfig) -> list[str]:
             if free[i]
             and i not in kept
             and diff[i] is not None
+            and (readmit or d[i] >= 0)
             and max(Fraction(0), Fraction(str(config.trivial))) < diff[i] < 1
         ]
         hard.sort(key=lambda i: (-diff[i], -d[i], i))
@@ -181,6 +185,7 @@ def choices(draw: st.DrawFn) -> dict:
         "lambda_c": draw(thresholds),
         "lambda_a": draw(st.one_of(st.none(), st.floats(0.01, 3))),
         "replace": draw(st.booleans()),
+        "readmit_hurt": draw(st.sampled_from([None, False, True])),
         "trivial": draw(st.sampled_from([0.0, 0.2, 0.25])),
     }
     if rule == "budget":
@@ -383,6 +388,23 @@ def test_a_replacement_is_never_a_sample_kept_already() -> None:
     rows = [row(5, 5, 0, 5), row(3, 5, 0, 5), row(4, 5, 3, 5)]
     selection = choose(scores_of(rows), rule="paper")
     assert reasons(selection) == ["dropped_trivial", "kept_cognitive", "kept_replacement"]
+
+
+def test_what_the_image_hurts_replaces_only_where_asked() -> None:
+    rows = [
+        row(5, 5, 0, 5),  # 0 trivial
+        row(1, 5, 2, 7),  # 1 D = -3/35: the hardest, but hurt
+        row(2, 5, 2, 5),  # 2 D = 0
+        row(5, 5, 5, 5),  # 3
+        row(5, 5, 5, 5),  # 4
+    ]
+    scores = scores_of(rows)
+    default = choose(scores, budget=0.2)
+    assert default.ids == ["s2"]
+    assert reasons(default)[1] == "dropped_image_hurts"
+    assert choose(scores, budget=0.2, readmit_hurt=True).ids == ["s1"]
+    assert choose(scores, rule="paper").ids == ["s1"]
+    assert choose(scores, rule="paper", readmit_hurt=False).ids == ["s2"]
 
 
 def test_found_threshold_says_what_was_taken() -> None:
@@ -608,6 +630,7 @@ def test_fault_43_fewer_candidates_than_asked() -> None:
         {"rule": "best"},
         {"rule": "paper", "budget": 0.1},
         {"trivial": 1.0},
+        {"readmit_hurt": 1},
         {"divergence": "wasserstein"},
     ],
 )
