@@ -21,6 +21,7 @@ pytestmark = pytest.mark.skipif(build.compiler() is None, reason="needs gcc")
         checks_drm.bounds,
         checks_drm.schedules,
         checks_drm.races,
+        checks_drm.merge_races,
     ],
     ids=lambda check: check.__name__,
 )

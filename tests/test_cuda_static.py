@@ -7,6 +7,7 @@ tests/) renews it after a change that was meant.
 from __future__ import annotations
 
 import ctypes
+import json
 import subprocess
 
 import pytest
@@ -75,6 +76,15 @@ def test_the_table_is_within_the_gates():
             assert gate["params"] == ctypes.sizeof(KERNEL_PARAMS[name]), name
 
 
+def test_the_roofline_page_is_what_its_script_writes():
+    from benchmarks import roofline
+
+    recorded = json.loads(roofline.COUNTS.read_text())
+    assert roofline.PAGE.read_text() == roofline.render(recorded)
+    assert "prediction" in roofline.PAGE.read_text().splitlines()[2]
+    assert set(recorded["instructions"]) == set(roofline.PROBES)
+
+
 LOOPS = """
     /*0000*/ S2R R0, SR_TID.X ;
     /*0010*/ LDG.E.128 R4, desc[UR4][R2.64] ;
@@ -110,8 +120,8 @@ KERNEL_PARAMS = {
     **{f"rap_ace_{n}": AceParams for n in ("start", "lse", "fold", "stats", "columns")},
     "rap_ace_finish": AceParams,
     **{f"rap_drm_{n}": DrmParams for n in ("start", "digit", "gather", "answer")},
-    "rap_drm_sort_step": DrmParams,
-    "rap_drm_sort_block": DrmParams,
+    "rap_drm_sort_tile": DrmParams,
+    "rap_drm_merge": DrmParams,
 }
 
 

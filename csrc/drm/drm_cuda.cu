@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Selection by digits, then a bitonic sort of what was chosen: see drm_cuda.h.
+ * Selection by digits, then a sort of what was chosen: see drm_cuda.h.
  */
 #include "../cuda/device.h"
 
@@ -299,14 +299,12 @@ RAP_KERNEL(rap_drm_gather, rap_drm_cuda, RAP_DRM_CUDA_THREADS, 4)
     }
 }
 
-/* --- sort ----------------------------------------------------------------------------- */
+/* --- sort: tiles in shared memory, then merges of two runs ----------------------------- */
 
-/* The first of pair number `pair` at this distance. */
-RAP_HD int64_t
-drm_pair(int64_t pair, int64_t distance)
-{
-    return pair / distance * 2 * distance + pair % distance;
-}
+typedef struct {
+    rap_drm_cuda_item item[RAP_DRM_CUDA_TILE];
+    int64_t split[2];
+} drm_sort_shared;
 
 /* Puts two items into order, or into reverse order in every other run of `span`. */
 RAP_HD void
@@ -320,58 +318,124 @@ drm_exchange(rap_drm_cuda_item *a, rap_drm_cuda_item *b, bool up)
     }
 }
 
-RAP_KERNEL(rap_drm_sort_step, rap_drm_cuda, RAP_DRM_CUDA_THREADS, 4)
-{
-    const int64_t step = (int64_t)rap_blocks() * rap_threads();
-
-    for (int64_t pair = (int64_t)rap_block() * rap_threads() + rap_thread();
-         pair < p.padded / 2; pair += step)
-    {
-        const int64_t i = drm_pair(pair, p.distance);
-
-        drm_exchange(&p.items[i], &p.items[i + p.distance], (i & p.span) == 0);
-    }
-}
-
-typedef struct {
-    rap_drm_cuda_item item[RAP_DRM_CUDA_TILE];
-} drm_sort_shared;
-
-/* All distances below `span` (at most the tile's) of the tile that starts at `begin`. */
-RAP_HD void
-drm_sort_span(drm_sort_shared *sh, int64_t begin, int64_t n, int64_t span)
-{
-    for (int64_t distance = RAP_MIN(span, n) / 2; distance > 0; distance /= 2) {
-        rap_sync();
-        for (int64_t pair = rap_thread(); pair < n / 2; pair += rap_threads()) {
-            const int64_t i = drm_pair(pair, distance);
-
-            drm_exchange(&sh->item[i], &sh->item[i + distance], ((begin + i) & span) == 0);
-        }
-    }
-}
-
-RAP_KERNEL(rap_drm_sort_block, rap_drm_cuda, RAP_DRM_CUDA_THREADS, 4)
+/* Bitonic: one tile a block. */
+RAP_KERNEL(rap_drm_sort_tile, rap_drm_cuda, RAP_DRM_CUDA_THREADS, 4)
 {
     RAP_SMEM(drm_sort_shared, sh);
-    const int64_t n = RAP_MIN(RAP_DRM_CUDA_TILE, p.padded);
-    const int64_t step = (int64_t)rap_blocks() * n;
+    const int tile = RAP_DRM_CUDA_TILE;
 
-    for (int64_t begin = (int64_t)rap_block() * n; begin < p.padded; begin += step) {
-        for (int64_t i = rap_thread(); i < n; i += rap_threads()) {
+    for (int64_t begin = (int64_t)rap_block() * tile; begin < p.padded;
+         begin += (int64_t)rap_blocks() * tile)
+    {
+        for (int i = rap_thread(); i < tile; i += rap_threads()) {
             sh->item[i] = p.items[begin + i];
         }
-        if (p.span > 0) {
-            drm_sort_span(sh, begin, n, p.span);
-        }
-        for (int64_t span = 2; p.span == 0 && span <= n; span *= 2) {
-            drm_sort_span(sh, begin, n, span);
+        for (int span = 2; span <= tile; span *= 2) {
+            for (int distance = span / 2; distance > 0; distance /= 2) {
+                rap_sync();
+                for (int pair = rap_thread(); pair < tile / 2; pair += rap_threads()) {
+                    const int i = pair / distance * 2 * distance + pair % distance;
+
+                    drm_exchange(&sh->item[i], &sh->item[i + distance], (i & span) == 0);
+                }
+            }
         }
         rap_sync();
-        for (int64_t i = rap_thread(); i < n; i += rap_threads()) {
+        for (int i = rap_thread(); i < tile; i += rap_threads()) {
             p.items[begin + i] = sh->item[i];
         }
         rap_sync();
+    }
+}
+
+/* Two sorted runs, a before b, that are merged. */
+typedef struct {
+    const rap_drm_cuda_item *a, *b;
+    int64_t n_a, n_b;
+} drm_runs;
+
+/* How many of the first `n` items of the merged runs come from a. */
+RAP_HD int64_t
+drm_split(const drm_runs *r, int64_t n)
+{
+    int64_t low = RAP_MAX(0, n - r->n_b), high = RAP_MIN(n, r->n_a);
+
+    while (low < high) {
+        const int64_t middle = (low + high) / 2;
+
+        if (drm_before(&r->b[n - 1 - middle], &r->a[middle])) {
+            high = middle;
+        }
+        else {
+            low = middle + 1;
+        }
+    }
+    return low;
+}
+
+/* Of n sorted items, those that come before `item`; with `ties`, those equal to it too. */
+RAP_HD int
+drm_rank(const rap_drm_cuda_item *sorted, int n, const rap_drm_cuda_item *item, bool ties)
+{
+    int low = 0, high = n;
+
+    while (low < high) {
+        const int middle = (low + high) / 2;
+        const bool first =
+            ties ? !drm_before(item, &sorted[middle]) : drm_before(&sorted[middle], item);
+
+        low = first ? middle + 1 : low;
+        high = first ? high : middle;
+    }
+    return low;
+}
+
+/* Writes TILE items of the merged runs from their n-th on; both runs' parts of it are
+ * brought to shared memory, where each item finds its place. */
+RAP_HD void
+drm_merge_tile(const drm_runs *r, int64_t n, rap_drm_cuda_item *out, drm_sort_shared *sh)
+{
+    const int count = (int)RAP_MIN(RAP_DRM_CUDA_TILE, r->n_a + r->n_b - n);
+    const rap_drm_cuda_item *a, *b;
+    int n_a;
+
+    if (rap_thread() < 2) {
+        sh->split[rap_thread()] = drm_split(r, n + rap_thread() * count);
+    }
+    rap_sync();
+    a = r->a + sh->split[0];
+    b = r->b + n - sh->split[0];
+    n_a = (int)(sh->split[1] - sh->split[0]);
+    for (int i = rap_thread(); i < count; i += rap_threads()) {
+        sh->item[i] = i < n_a ? a[i] : b[i - n_a];
+    }
+    rap_sync();
+    for (int i = rap_thread(); i < count; i += rap_threads()) {
+        const rap_drm_cuda_item *item = &sh->item[i];
+        const int place = i < n_a ? i + drm_rank(sh->item + n_a, count - n_a, item, false)
+                                  : i - n_a + drm_rank(sh->item, n_a, item, true);
+
+        out[n + place] = *item;
+    }
+    rap_sync();
+}
+
+/* Runs of p.span items, two by two, from p.items to p.other. */
+RAP_KERNEL(rap_drm_merge, rap_drm_cuda, RAP_DRM_CUDA_THREADS, 4)
+{
+    RAP_SMEM(drm_sort_shared, sh);
+
+    for (int64_t at = (int64_t)rap_block() * RAP_DRM_CUDA_TILE; at < p.padded;
+         at += (int64_t)rap_blocks() * RAP_DRM_CUDA_TILE)
+    {
+        const int64_t begin = at / (2 * p.span) * 2 * p.span, left = p.padded - begin;
+        drm_runs r;
+
+        r.a = p.items + begin;
+        r.n_a = RAP_MIN(p.span, left);
+        r.b = r.a + r.n_a;
+        r.n_b = RAP_MIN(p.span, left - r.n_a);
+        drm_merge_tile(&r, at - begin, p.other + begin, sh);
     }
 }
 

@@ -6,16 +6,16 @@
  *   rap_drm_start
  *   rap_drm_digit         for each step that rap_drm_cuda_digit names
  *   rap_drm_gather
- *   rap_drm_sort_block    span 0: tiles of TILE items, each sorted
- *   for span = 2 TILE, 4 TILE .. padded:
- *       rap_drm_sort_step     distance = span/2 .. TILE, halved each time
- *       rap_drm_sort_block    the distances below TILE
+ *   rap_drm_sort_tile     each tile of TILE items
+ *   for span = TILE, 2 TILE .. below padded:
+ *       rap_drm_merge         runs of span items, two by two, items -> other; then the
+ *                             two change places
  *   rap_drm_answer        then state->found and out[0 .. found) are known
  *
  * Keys are bit patterns: 64 bits of difficulty, 64 of gain, RANK_BITS of the index counted
  * down. The digits of all three, most significant first, find the least key that is still
  * chosen; it is unique, so those at or above it are exactly the answer, in any order until
- * they are sorted (bitonic, total order). No arithmetic on scores, no read-back.
+ * they are sorted (total order). No arithmetic on scores, no read-back.
  */
 #ifndef RAP_DRM_CUDA_H
 #define RAP_DRM_CUDA_H
@@ -49,9 +49,9 @@ typedef struct {
     const uint8_t *eligible;       /* [N], or NULL */
     int64_t *out;                  /* [k] */
     rap_drm_cuda_state *state;
-    rap_drm_cuda_item *items; /* [padded] */
+    rap_drm_cuda_item *items, *other; /* [padded] each */
     int64_t n, k, padded;
-    int64_t span, distance;               /* of a step of the sort */
+    int64_t span;                         /* of the runs that are merged */
     int32_t difficulty_dtype, gain_dtype; /* rap_dtype */
     int32_t field, shift, bits;           /* of a digit: 0 difficulty, 1 gain, 2 rank */
     int32_t unused;
@@ -62,16 +62,11 @@ static_assert(sizeof(rap_drm_cuda_item) == 24, "launcher and kernel must agree")
 static_assert(sizeof(rap_drm_cuda_state) == 56 + 8 * RAP_DRM_CUDA_DIGITS,
               "launcher and kernel must agree");
 
-/* Items of workspace: a power of two, for the bitonic sort. */
+/* Items of workspace, twice: whole tiles. */
 static inline int64_t
 rap_drm_cuda_padded(int64_t k)
 {
-    int64_t padded = 2;
-
-    while (padded < k) {
-        padded *= 2;
-    }
-    return padded;
+    return rap_ceil_div(k, RAP_DRM_CUDA_TILE) * RAP_DRM_CUDA_TILE;
 }
 
 /* Digit number `step`; false: there are no more. A float32 has nothing below bit 32, an

@@ -31,9 +31,10 @@ def exact(mutation: Mutation | None = None) -> None:
 
 
 def large_order(mutation: Mutation | None = None) -> None:
-    """More chosen than one tile sorts."""
-    d = np.random.default_rng(4).random(3600).astype(np.float32)
-    np.testing.assert_array_equal(drm(d, 3000, mutation=mutation), reference.drm(d, 3000))
+    """More chosen than one tile sorts: runs of unequal length are merged."""
+    d = np.random.default_rng(4).random(6000).astype(np.float32)
+    for k in (1025, 2048, 2900, 5500):
+        np.testing.assert_array_equal(drm(d, k, mutation=mutation), reference.drm(d, k))
 
 
 def ties(mutation: Mutation | None = None) -> None:
@@ -67,3 +68,10 @@ def races(mutation: Mutation | None = None) -> None:
     """ThreadSanitizer, within blocks and between them."""
     d = _counts(300)[0].astype(np.float32)
     drm(d, 100, grid=2, block=64, variant="tsan", mutation=mutation)
+
+
+def merge_races(mutation: Mutation | None = None) -> None:
+    """The same for a sort of two tiles."""
+    d = np.random.default_rng(6).random(1200).astype(np.float32)
+    got = drm(d, 1100, grid=2, block=64, variant="tsan", mutation=mutation)
+    np.testing.assert_array_equal(got, reference.drm(d, 1100))

@@ -18,8 +18,9 @@ STATE_BYTES, ITEM_BYTES = 56 + 8 * DIGITS, 24
 class DrmParams(Params):
     _fields_ = [
         ("difficulty", Pointer), ("gain", Pointer), ("eligible", Pointer),
-        ("out", Pointer), ("state", Pointer), ("items", Pointer), ("n", _i64), ("k", _i64),
-        ("padded", _i64), ("span", _i64), ("distance", _i64), ("difficulty_dtype", _i32),
+        ("out", Pointer), ("state", Pointer), ("items", Pointer), ("other", Pointer),
+        ("n", _i64), ("k", _i64), ("padded", _i64), ("span", _i64),
+        ("difficulty_dtype", _i32),
         ("gain_dtype", _i32), ("field", _i32), ("shift", _i32), ("bits", _i32),
         ("unused", _i32),
     ]  # fmt: skip
@@ -40,16 +41,12 @@ def digits(p: DrmParams) -> Iterator[tuple[int, int, int]]:
 
 
 def _sort(device: Device, p: DrmParams, grid: int, block: int) -> None:
-    p.span = 0
-    device.launch("rap_drm_sort_block", p, grid, block)
-    span = 2 * TILE
-    while span <= p.padded:
-        p.span, p.distance = span, span // 2
-        while p.distance >= TILE:
-            device.launch("rap_drm_sort_step", p, grid, block)
-            p.distance //= 2
-        device.launch("rap_drm_sort_block", p, grid, block)
-        span *= 2
+    device.launch("rap_drm_sort_tile", p, grid, block)
+    p.span = TILE
+    while p.span < p.padded:
+        device.launch("rap_drm_merge", p, grid, block)
+        p.items, p.other = Pointer(p.other.value), Pointer(p.items.value)
+        p.span *= 2
 
 
 def drm(
@@ -67,16 +64,15 @@ def drm(
     k = min(k, n)
     if k == 0:
         return np.zeros(0, np.int64)
-    padded = 2
-    while padded < k:
-        padded *= 2
+    padded = -(-k // TILE) * TILE
     device = Device()
     state = device.empty(STATE_BYTES, np.uint8)
     out = device.empty(k, np.int64)
     p = DrmParams(
         difficulty=device.put(difficulty), gain=device.put(gain),
         eligible=device.put(eligible), out=out, state=state,
-        items=device.empty(padded * ITEM_BYTES, np.uint8), n=n, k=k, padded=padded,
+        items=device.empty(padded * ITEM_BYTES, np.uint8),
+        other=device.empty(padded * ITEM_BYTES, np.uint8), n=n, k=k, padded=padded,
         difficulty_dtype=dtype_code(difficulty),
         gain_dtype=0 if gain is None else dtype_code(gain),
     )  # fmt: skip

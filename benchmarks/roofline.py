@@ -1,0 +1,407 @@
+"""What the CUDA kernels should cost, on paper: writes benchmarks/ROOFLINE.md.
+
+    python -m benchmarks.roofline            from the recorded instruction counts
+    python -m benchmarks.roofline --count    count them again first (nvcc, cuobjdump)
+
+Nothing here was run on a GPU. Instructions for one element are the difference between two
+straight pieces of machine code that differ by one element; bytes follow from the shapes;
+the time is the larger of what memory and what the issue slots allow. Rivals get the least
+traffic their published form needs, which flatters them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.shapes import MODELS, QWEN, Shape
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "benchmarks" / "ROOFLINE.md"
+COUNTS = ROOT / "benchmarks" / "results" / "cuda_instructions.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """Datasheet numbers: bytes/s of memory, FLOP/s of a dense bfloat16 product with float32
+    sums; bytes/s of L2 from published microbenchmarks, as remembered."""
+
+    name: str
+    arch: int
+    memory: float
+    cache: float
+    lanes: int
+    clock: float
+    tensor: float
+
+    @property
+    def issue(self) -> float:
+        """One instruction a lane and cycle: the float32 units (A100: and the integer ones
+        beside them, which then count for nothing)."""
+        return self.lanes * self.clock
+
+
+GPUS = (
+    Gpu("A100 80 GB SXM", 80, 2.039e12, 5.0e12, 108 * 64, 1.41e9, 312e12),
+    Gpu("H100 SXM", 90, 3.35e12, 5.5e12, 132 * 128, 1.83e9, 989e12),
+    Gpu("RTX 4090", 89, 1.008e12, 5.0e12, 128 * 128, 2.52e9, 165e12),
+)
+
+# --- instructions ---------------------------------------------------------------------
+
+# name: (source, elements of one piece, code of one piece, what it leaves in `sum`)
+_PAIRS = """float a[8], b[8];
+    wide(in + 2 * N, a);
+    wide(in + 2 * N + 1, b);
+    for (int i = 0; i < 8; i++) """
+_SWEEP = "cde_add(&s, (a[i] - m1) * RAP_LOG2E, (b[i] - m0) * RAP_LOG2E, {}, least);"
+_FOUR = "rap_u128 a = rap_load128(in + N); float x[4]; " + "".join(
+    f"x[{i}] = rap_exp2f(RAP_FMA(m1, rap_from_bits(a.{lane}), -m0), least); "
+    for i, lane in enumerate("xyzw")
+)
+PROBES = {
+    "cde pair, kl": ("cde", 8, _PAIRS + _SWEEP.format("false")),
+    "cde pair, hellinger2 too": ("cde", 8, _PAIRS + _SWEEP.format("true")),
+    "cde pair, js and tv": (
+        "cde",
+        8,
+        _PAIRS + "cde_mix_add(&k, a[i], b[i], least, &s.u1, &s.u0);",
+    ),
+    "ace term, log-sum-exp": (
+        "ace",
+        4,
+        _FOUR + "for (int i = 0; i < 4; i++) s.z1 += x[i];",
+    ),
+    "ace term, folded": (
+        "ace",
+        4,
+        _FOUR + "s.z1 = RAP_FMA(s0, x[0], s.z1); s.z0 = RAP_FMA(s0, x[1], s.z0); "
+        "s.s1 = RAP_FMA(s0, x[2], s.s1); s.s0 = RAP_FMA(s0, x[3], s.s0);",
+    ),
+    "ace weight, column": (
+        "ace",
+        1,
+        "ace_add_exact(&s.z1, &s.z0, rap_logf(((const float *)in)[32 * N]));",
+    ),
+}
+
+PROBE = """
+#include "{room}/{room}_cuda.cu"
+typedef struct {{ float z1, z0, s1, s0, u1, u0, b, top; }} probe_sums;
+RAP_HD void
+wide(const uint4 *at, float *x)
+{{
+    rap_u128 a = rap_load128(at);
+    rap_widen2(a.x, RAP_BF16, x); rap_widen2(a.y, RAP_BF16, x + 2);
+    rap_widen2(a.z, RAP_BF16, x + 4); rap_widen2(a.w, RAP_BF16, x + 6);
+}}
+extern "C" __global__ void
+probe(const uint4 *in, float *out, float m1, float m0, float s0)
+{{
+    const float least = rap_exp2f_least();
+    {sums} s = {{m1, m0, s0, m1, m0, s0, m1, m0}};
+    {extra}
+    in += threadIdx.x * 64;
+    {pieces}
+    out[threadIdx.x] = s.z1 + s.z0 + s.s1 + s.s0 + s.u1 + s.u0 + s.b + s.top;
+}}
+"""
+
+
+def _piece(code: str, number: int) -> str:
+    return re.sub(r"\bN\b", str(number), code)
+
+
+def _length(room: str, code: str, pieces: int, arch: int) -> int:
+    """Instructions of a kernel of so many pieces, one after the other."""
+    from tests.cuda_emulator import gates
+
+    text = PROBE.format(
+        room=room,
+        sums="cde_sums" if room == "cde" else "probe_sums",
+        extra="cde_scale k = {m1, m0, s0, s0};" if room == "cde" else "",
+        pieces="\n".join("{" + _piece(code, i) + "}" for i in range(pieces)),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        source, cubin = Path(folder) / "probe.cu", Path(folder) / "probe.cubin"
+        source.write_text(text)
+        subprocess.run(
+            [str(gates.nvcc()), *gates.NVCC_FLAGS, "-w", f"-arch=sm_{arch}", "-cubin",
+             str(source), "-o", str(cubin)],
+            check=True,
+        )  # fmt: skip
+        sass = subprocess.run(
+            [str(gates.cuobjdump()), "-sass", str(cubin)],
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+    code = gates._functions(sass)["probe"]
+    end = next(i for i, (_, instruction) in enumerate(code) if "EXIT" in instruction)
+    return end + 1
+
+
+def count() -> dict[str, dict[str, float]]:
+    """{probe: {sm: instructions an element}}; -fmad=false as built."""
+    return {
+        name: {
+            f"sm_{gpu.arch}": (
+                _length(room, code, 6, gpu.arch) - _length(room, code, 2, gpu.arch)
+            )
+            / (4 * elements)
+            for gpu in GPUS
+        }
+        for name, (room, elements, code) in PROBES.items()
+    }
+
+
+# --- times ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Bytes moved to or from memory, instructions over all lanes, FLOP of products, bytes
+    that only L2 sees."""
+
+    bytes: float
+    instructions: float = 0
+    product: float = 0
+    cache: float = 0
+
+    def seconds(self, gpu: Gpu) -> float:
+        """Products before reductions, memory and cache under both."""
+        compute = self.instructions / gpu.issue + self.product / gpu.tensor
+        return max(self.bytes / gpu.memory, self.cache / gpu.cache, compute)
+
+
+Counts = dict[str, dict[str, float]]
+ROWS = 512  # response tokens of a batch
+LENGTH, RESPONSE = 4096, 1024  # of one long sample
+ACE_BLOCK = 24  # MiB of scores that stay in L2
+
+
+def cde(m: Shape, size: int, counts: Counts, gpu: Gpu, *, mix: bool) -> Cost:
+    """Each logit read once (twice with js or tv), nothing else worth counting."""
+    pairs = ROWS * m.vocab
+    key = f"sm_{gpu.arch}"
+    instructions = counts["cde pair, kl"][key]
+    if mix:
+        instructions = counts["cde pair, hellinger2 too"][key]
+        instructions += counts["cde pair, js and tv"][key]
+    return Cost(2 * pairs * size * (2 if mix else 1), pairs * instructions)
+
+
+def eager(m: Shape, size: int) -> Cost:
+    """log_softmax twice (read, write); two kl_div with log_target: exp (2), subtract (3),
+    multiply (3), sum (1): 22 passes over an array of logits."""
+    return Cost(22 * ROWS * m.vocab * size)
+
+
+def linear(m: Shape, counts: Counts, gpu: Gpu, *, mix: bool) -> Cost:
+    """The head once a round of products; chunks of products stay in L2."""
+    pairs, key = ROWS * m.vocab, f"sm_{gpu.arch}"
+    rounds = 2 if mix else 1
+    instructions = counts["cde pair, kl"][key]
+    if mix:
+        instructions = counts["cde pair, hellinger2 too"][key]
+        instructions += counts["cde pair, js and tv"][key]
+    weight = m.vocab * m.hidden * 2
+    product = 2 * 2 * pairs * m.hidden * rounds
+    products = 2 * pairs * 4 * 2 * rounds  # written, read
+    return Cost(weight * rounds, pairs * instructions, product, products)
+
+
+def liger_jsd(m: Shape) -> Cost:
+    """fused_linear_jsd, forward only: logits of both arms in bfloat16 (write), to float32
+    (read, write), log_softmax (read, write), jsd (two reads, loss and gradient written)."""
+    pairs = ROWS * m.vocab
+    traffic = 2 * (2 + 2 + 4 + 4 + 4) + 2 * 4 + 2 * 4
+    weight = m.vocab * m.hidden * 2
+    return Cost(pairs * traffic + weight, 0, 2 * 2 * pairs * m.hidden)
+
+
+def cce(m: Shape) -> Cost:
+    """cut cross-entropy, forward, both arms: lse and the target's logit, no divergence."""
+    return Cost(2 * m.vocab * m.hidden * 2, 0, 2 * 2 * ROWS * m.vocab * m.hidden)
+
+
+def ace(m: Shape, counts: Counts, gpu: Gpu) -> Cost:
+    """Head mean without statistics: scores are made, summed and folded inside L2."""
+    key = f"sm_{gpu.arch}"
+    terms = m.heads * RESPONSE * (LENGTH - RESPONSE / 2)
+    each = counts["ace term, log-sum-exp"][key] + counts["ace term, folded"][key]
+    rest = counts["ace weight, column"][key] / m.heads
+    traffic = 2 * (m.heads * RESPONSE + m.kv_heads * LENGTH) * m.dim
+    scores = terms * 4 * 3  # written, read twice
+    return Cost(traffic, terms * (each + rest), 2 * terms * m.dim, scores)
+
+
+def eager_attention(m: Shape) -> Cost:
+    """scores (write), scale (2), mask (2), softmax (2), mean over heads (read), all
+    float32 [Hq, R, L]; what output_attentions costs, from the response's rows alone."""
+    entries = m.heads * RESPONSE * LENGTH
+    return Cost(8 * 4 * entries, 0, 2 * entries * m.dim)
+
+
+def drm(n: float, *, ties: bool) -> Cost:
+    """float32, k = 9 %: digits until one bucket is whole (three; with ties those of the
+    index too), one pass to gather, then k items of 24 bytes: tiles of 1024 sorted, runs
+    merged two by two, each read and written."""
+    passes = 3 + (3 if ties else 0) + 1
+    tiles = math.ceil(0.09 * n / 1024)
+    sweeps = 1 + math.ceil(math.log2(tiles))
+    return Cost(passes * n * 4 + sweeps * 2 * tiles * 1024 * 24)
+
+
+def topk(n: float) -> Cost:
+    """torch.topk, multi-block radix select: four digits of 8 bits and a gathering pass,
+    then a radix sort of k pairs, four passes over 12 bytes, read and written."""
+    return Cost(5 * n * 4 + 0.09 * n * 12 * 2 * 4)
+
+
+def cub_sort(n: float) -> Cost:
+    """cub::DeviceRadixSort::SortPairs of everything, 4 + 4 bytes: one histogram, four
+    one-sweep passes, read and written."""
+    return Cost(n * 4 + 4 * 2 * n * 8)
+
+
+# --- the page -------------------------------------------------------------------------
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms"
+
+
+def _against(ours: list[Cost], theirs: list[Cost]) -> str:
+    ratios = (
+        t.seconds(g) / o.seconds(g) for o, t, g in zip(ours, theirs, GPUS, strict=True)
+    )
+    return " / ".join(f"{r:.2g}" for r in ratios)
+
+
+def _line(what: str, shape: str, ours: list[Cost], rivals: dict[str, list[Cost]]) -> str:
+    """One row: our times on each GPU, then times better than each rival on each."""
+    times = " | ".join(_time(o.seconds(g)) for o, g in zip(ours, GPUS, strict=True))
+    better = "; ".join(f"{name} {_against(ours, cost)}" for name, cost in rivals.items())
+    memory = ours[1].bytes / GPUS[1].memory / ours[1].seconds(GPUS[1])
+    return f"| {what} | {shape} | {times} | {memory:.0%} | {better} |"
+
+
+def rows(counts: Counts) -> list[str]:
+    three = len(GPUS)
+    lines = []
+    for size, name in ((2, "bfloat16"), (4, "float32")):
+        shape = f"T={ROWS} V={QWEN.vocab} {name}"
+        for mix in (False, True):
+            ours = [cde(QWEN, size, counts, g, mix=mix) for g in GPUS]
+            what = "cde, everything" if mix else "cde, kl both ways"
+            rivals = {} if mix else {"torch eager": [eager(QWEN, size)] * three}
+            lines.append(_line(what, shape, ours, rivals))
+    for m in MODELS:
+        shape = f"{m.name}: T={ROWS} E={m.hidden} V={m.vocab} bfloat16"
+        ours = [linear(m, counts, g, mix=False) for g in GPUS]
+        rivals = {"CCE (less)": [cce(m)] * three}
+        lines.append(_line("linear_cde, kl both ways", shape, ours, rivals))
+        ours = [linear(m, counts, g, mix=True) for g in GPUS]
+        lines.append(
+            _line("linear_cde, js", shape, ours, {"Liger": [liger_jsd(m)] * three})
+        )
+    for m in MODELS:
+        shape = f"{m.name}: H={m.heads} L={LENGTH} R={RESPONSE} D={m.dim} bfloat16"
+        ours = [ace(m, counts, g) for g in GPUS]
+        rivals = {"torch eager": [eager_attention(m)] * three}
+        lines.append(_line("ace, head mean, no statistics", shape, ours, rivals))
+    for n in (1e6, 1e7, 1e8):
+        for ties in (False, True):
+            ours = [drm(n, ties=ties)] * three
+            rivals = {"torch.topk": [topk(n)] * three, "CUB sort": [cub_sort(n)] * three}
+            what = "drm top 9 %, many ties" if ties else "drm top 9 %, no ties"
+            lines.append(_line(what, f"N={n:.0e} float32", ours, rivals))
+    return lines
+
+
+TEXT = """# Roofline of the CUDA kernels: predictions
+
+**Everything on this page is a prediction. No number here was measured on a GPU; the
+kernels have never run on one.** Made by `python -m benchmarks.roofline` from datasheets,
+shapes and instruction counts of the compiled code (nvcc {nvcc}, `-fmad=false`: float
+multiply-adds only where they are written).
+
+## What a GPU can do (datasheets)
+
+| GPU | memory | L2 (remembered, no datasheet) | instructions | bfloat16 products |
+|---|---|---|---|---|
+{sheet}
+
+## Instructions an element
+
+| element | {head} |
+|---|{dashes}
+{counts}
+
+An element is one logit of both branches (bfloat16, load and widening included), or one
+score of one head. Branches around them, loop counters and tile ends are not counted: a
+real loop has some per cent more.
+
+## Roofline times, and how many times faster than the rivals
+
+Time: the largest of bytes / memory, bytes that stay in cache / L2, and instructions /
+issue + FLOP / tensor. Ratios in the order of the columns; above 1: we should be faster.
+Rivals are given the least traffic of their published form at full bandwidth, and no
+instructions: they may miss their roof as ours may miss its own.
+
+| kernel | shape | {head} | memory's share (H100) | rivals / ours |
+|---|---|{dashes}---|---|
+{rows}
+
+## What the page says
+
+- Where memory's share is 100 % the kernel would be at the roof; below, the issue slots
+  decide: an exponential as a polynomial (hd.h) takes a dozen of them where the special
+  function unit takes one at a quarter of the rate. That is the price of the same scalar
+  maths on CPU and GPU, and the first place to look once a GPU can be asked.
+- drm carries difficulty, gain and index, 24 bytes an item, through a merge sort; a top-k
+  of one float32 carries 12 bytes through a radix sort. Where k is a large part of a large
+  N the sort decides, and we should lose to torch.topk, which answers an easier question.
+  A bitonic sort stood here first; this page is why it does not now.
+- js by linear_cde makes the products twice, where Liger keeps float32 logits of a chunk of
+  rows: slower where E is large, but without 8 V bytes a row.
+"""
+
+
+def render(recorded: dict) -> str:
+    """The page's text from the recorded counts."""
+    counts: Counts = recorded["instructions"]
+    return TEXT.format(
+        nvcc=recorded["nvcc"],
+        head=" | ".join(g.name for g in GPUS),
+        dashes="---|" * len(GPUS),
+        sheet="\n".join(
+            f"| {g.name} | {g.memory / 1e12:.3g} TB/s | {g.cache / 1e12:.2g} TB/s "
+            f"| {g.issue / 1e12:.3g} T/s "
+            f"| {g.tensor / 1e12:.0f} TFLOP/s |"
+            for g in GPUS
+        ),
+        counts="\n".join(
+            f"| {name} | " + " | ".join(f"{x[f'sm_{g.arch}']:.1f}" for g in GPUS) + " |"
+            for name, x in counts.items()
+        ),
+        rows="\n".join(rows(counts)),
+    )
+
+
+def main() -> None:
+    if "--count" in sys.argv:
+        from tests.cuda_emulator import gates
+
+        recorded = {"nvcc": gates.nvcc_version(), "instructions": count()}
+        COUNTS.write_text(json.dumps(recorded, indent=1) + "\n")
+    PAGE.write_text(render(json.loads(COUNTS.read_text())))
+
+
+if __name__ == "__main__":
+    main()
