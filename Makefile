@@ -9,6 +9,7 @@ PYTEST ?= -n $(JOBS) --dist loadfile -q
 
 PY := $(VENV)/bin/python
 C_FILES := $(shell find csrc -name '*.[ch]' -not -path 'csrc/third_party/*')
+CU_FILES := $(shell find csrc tests/cuda_emulator -name '*.cu' -o -path 'tests/*.[ch]')
 # the constraints also hold in pip's isolated build environment
 PIP := PIP_CONSTRAINT=.ci/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
 	$(PY) -m pip install --quiet --progress-bar off
@@ -50,13 +51,13 @@ $(VENV)-trainers/%.done: .ci/trainers/%.txt | $(VENV)/made
 lint: build $(VENV)/lint.done
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(VENV)/bin/clang-format --dry-run -Werror $(C_FILES)
+	$(VENV)/bin/clang-format --dry-run -Werror $(C_FILES) $(CU_FILES)
 	$(PY) -m mypy.stubtest rap._C --mypy-config-file .ci/stubtest.ini
 
 format: $(VENV)/lint.done
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
-	$(VENV)/bin/clang-format -i $(C_FILES)
+	$(VENV)/bin/clang-format -i $(C_FILES) $(CU_FILES)
 
 # The kernels under AddressSanitizer and UBSan. Left out: accuracy, which needs vectorised
 # sums; a test that starts Python without the sanitizer; C++ exceptions of torch, which hang.

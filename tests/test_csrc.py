@@ -14,7 +14,12 @@ from rap import _C, ops, reference
 
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
-OWN = sorted(p for p in CSRC.rglob("*.[ch]") if "third_party" not in p.parts)
+OWN = sorted(
+    p
+    for pattern in ("*.[ch]", "*.cu")
+    for p in CSRC.rglob(pattern)
+    if "third_party" not in p.parts
+)
 ROOMS = ("cde", "ace", "drm")
 PYTHON_FILES = {
     f"{stem}.{kind}" for stem in ("module", "array", "cuda_py") for kind in "ch"

@@ -15,6 +15,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import shutil
 import struct
 import subprocess
 import tempfile
@@ -85,7 +86,28 @@ def dtype_code(x: Any) -> int:
     return names[str(x.dtype).removeprefix("torch.")]
 
 
+def _run(command: list[Path], timeout: float) -> subprocess.CompletedProcess[str]:
+    """ThreadSanitizer wants its addresses free; where the kernel spreads a process too
+    wide for it, once more with addresses that are not random."""
+
+    def once(*before: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*before, *map(str, command)],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env={**os.environ, **_ENVIRONMENT},
+        )
+
+    done = once()
+    if "unexpected memory mapping" in done.stderr and shutil.which("setarch"):
+        done = once("setarch", "-R")
+    return done
+
+
 class Device:
+    """Memory and a list of launches; nothing happens before ``run``."""
+
     def __init__(self) -> None:
         self._data: list[bytearray] = []
         self._arrays: dict[int, tuple[tuple[int, ...], np.dtype]] = {}
@@ -138,13 +160,7 @@ class Device:
         with tempfile.TemporaryDirectory() as folder:
             paths = [Path(folder) / name for name in ("script", "answer")]
             paths[0].write_bytes(b"".join([*script, *self._launches]))
-            done = subprocess.run(
-                [build.runner(variant, mutation), *paths],
-                capture_output=True,
-                text=True,
-                timeout=timeout,
-                env={**os.environ, **_ENVIRONMENT},
-            )
+            done = _run([build.runner(variant, mutation), *paths], timeout)
             if done.returncode != 0:
                 raise EmulatorError(done.returncode, done.stderr)
             answer = paths[1].read_bytes()
