@@ -29,7 +29,7 @@ from rap import _C
 @dataclass(frozen=True, slots=True)
 class Row:
     piece: str
-    """cde, linear, ace, drm, call or limits."""
+    """cde, linear, ace, drm, scoring, call or limits."""
     what: str
     shape: str
     rival: str

@@ -27,7 +27,7 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 from benchmarks.common import Row, WrongResult, machine, read, save, table
 
-PIECES = ("limits", "call", "cde", "linear", "ace", "drm")
+PIECES = ("limits", "call", "cde", "linear", "ace", "drm", "scoring")
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 QUICK = ROOT / "out" / "bench-quick"

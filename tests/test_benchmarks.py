@@ -19,6 +19,7 @@ from benchmarks import (
     bench_drm,
     bench_limits,
     bench_linear,
+    bench_scoring,
     common,
     plots,
     run,
@@ -133,15 +134,24 @@ def test_pieces_measure_something_and_are_shown(tmp_path, monkeypatch, capsys):
         "against_products",
         lambda *a, f=bench_linear.against_products, **k: f(8, 32, 3000, "s", 0.1, True),
     )
+    monkeypatch.setattr(
+        bench_scoring, "wide_model", lambda *a, f=bench_scoring.wide_model: f(128, 1, 1003)
+    )
     monkeypatch.setattr(common, "in_turn", lambda a, b, budget: (b(), a(), (1e-3, 2e-3))[2])
-    for piece in ("call", "cde", "linear", "ace", "drm"):
+    for piece in run.PIECES[1:]:
         assert run.measure(piece, True, tmp_path) == 0, piece
         assert common.read(tmp_path / f"{piece}.csv")
     said = capsys.readouterr().out
     assert "left out: torch.compile: no compiler in this test" in said
     assert run.main(["--table", "--out", str(tmp_path)]) == 1  # ratios of 2 miss 30
     shown = capsys.readouterr().out
-    for name in ("cde KL both ways", "linear_cde KL", "ace head mean", "drm top 9 %"):
+    for name in (
+        "cde KL both ways",
+        "linear_cde KL",
+        "ace head mean",
+        "drm top 9 %",
+        "scoring",
+    ):
         assert f"| {name}" in shown
     assert (tmp_path / "table.md").is_file()
     for axis in "TVLN":
