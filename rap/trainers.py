@@ -191,6 +191,7 @@ class SelectionMixin(_Base):
             self._restore(saved)
         if self._recorder.log is not None and self.is_world_process_zero():
             self._recorder.log.start(state.global_step)
+        self.accelerator.wait_for_everyone()  # no process logs before the start does
 
     def _restore(self, saved: Mapping[str, Any]) -> None:
         now = self.reselect.fingerprint(self.pool_ids)

@@ -649,6 +649,54 @@ def test_refill_pads_both_batches_to_the_same_width():
     assert found["num_items_in_batch"] == 2 + 2 + 3 + 3
 
 
+TWO_PROCESSES = """
+import json, os, sys, warnings
+warnings.simplefilter("ignore")
+sys.path[:0] = [sys.argv[1], os.path.dirname(sys.argv[1])]
+from pathlib import Path
+import test_trl as tests
+from rap.demo import world
+from rap.samples import open_samples
+from rap.trl import Reselect, prepare, watched
+
+out = Path(sys.argv[2])
+pool = open_samples(world.rows(world.draw(24, seed=2)))
+sel = tests.selection_of(pool, [0, 2, 4, 6, 8, 10, 12, 14])
+first = set(sel.ids)
+
+def reward(id, completions, **columns):
+    return [1.0 if name in first else float(k % 2) for k, name in enumerate(id)]
+
+made = tests.trainer(
+    out,
+    prepare(pool),
+    reward=watched(reward, out / "r.jsonl"),
+    reselect=Reselect(sel, mode="rewards", every=3),
+    per_device_train_batch_size=4,
+    max_steps=5,
+)
+made.train()
+state = {"order": made.order.state(), "passes": made.passes, "again": made.reselections}
+(out / f"{os.environ['RANK']}.json").write_text(json.dumps(state))
+"""
+
+
+def test_two_processes_agree_on_the_order(trl, tmp_path):
+    """Each sees its own half of the rewards; re-selection is by all of them."""
+    (tmp_path / "two.py").write_text(TWO_PROCESSES)
+    run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    here = os.path.dirname(os.path.abspath(__file__))
+    run += ["--standalone", tmp_path / "two.py", here, tmp_path]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr[-3000:]
+    states = [(tmp_path / f"{rank}.json").read_text() for rank in (0, 1)]
+    assert states[0] == states[1]
+    (only,) = json.loads(states[0])["again"]
+    assert only["came"] == only["gone"] == 6
+    table = read_rewards(tmp_path / "r.jsonl")
+    assert table["step"].to_pylist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+
+
 # ---------------------------------------------------------------- bad input
 
 
