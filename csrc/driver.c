@@ -446,6 +446,33 @@ rap_cuda_download(rap_cuda_call *call, void *to, const void *from, int64_t bytes
                               "waiting for the device", err));
 }
 
+int64_t
+rap_cuda_small_bytes(const rap_array *view)
+{
+    if (view->data == NULL || view->device != 0) {
+        return 0;
+    }
+    return rap_ceil_div(view->shape[0] * (int64_t)rap_dtype_size(view->dtype), 256) * 256;
+}
+
+bool
+rap_cuda_small(rap_cuda_call *call, const rap_array *view, char **space, const void **at,
+               rap_error *err)
+{
+    const int64_t bytes = view->shape[0] * (int64_t)rap_dtype_size(view->dtype);
+
+    *at = view->data;
+    if (view->data == NULL || view->device != 0) {
+        return true;
+    }
+    if (view->ndim != 1 || (view->shape[0] > 1 && view->stride[0] != 1)) {
+        return rap_fail(err, RAP_EINPUT, "expected one contiguous dimension");
+    }
+    *at = *space;
+    *space += rap_cuda_small_bytes(view);
+    return rap_cuda_upload(call, (void *)*at, view->data, bytes, err);
+}
+
 int
 rap_cuda_device_of(const rap_cuda_api *api, const void *data)
 {

@@ -86,6 +86,12 @@ bool rap_cuda_upload(rap_cuda_call *call, void *to, const void *from, int64_t by
 bool rap_cuda_download(rap_cuda_call *call, void *to, const void *from, int64_t bytes,
                        rap_error *err);
 
+/* A small array of a call: where it lies on the device, after a copy to *space (which is
+ * moved on) if it is in host memory; NULL for an empty view. _bytes: what that takes. */
+int64_t rap_cuda_small_bytes(const rap_array *view);
+bool rap_cuda_small(rap_cuda_call *call, const rap_array *view, char **space,
+                    const void **at, rap_error *err);
+
 /* The device that memory is on, -1 for host memory or none that CUDA knows. */
 int rap_cuda_device_of(const rap_cuda_api *api, const void *data);
 

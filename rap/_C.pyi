@@ -71,6 +71,39 @@ def linear_cde_cuda(
     stream: int,
     allocate: Callable[[int], Any],
 ) -> None: ...
+def ace_cuda(
+    q: Any,
+    k: Any,
+    cu_seqlens: Any,
+    response_start: Any,
+    column_mask: Any,
+    image_mask: Any,
+    lse: Any,
+    summary: Any,
+    position: Any,
+    psi: Any,
+    scale: float,
+    sigma: float,
+    min_rows: int,
+    window: int,
+    key_window: int,
+    heads: int,
+    columns: int,
+    top: int,
+    renormalise: bool,
+    normalise: bool,
+    stats: bool,
+    stream: int,
+    allocate: Callable[[int], Any],
+) -> None: ...
+def drm_cuda(
+    difficulty: Any,
+    gain: Any,
+    eligible: Any,
+    out: Any,
+    stream: int,
+    allocate: Callable[[int], Any],
+) -> int: ...
 def cublaslt(path: str | None = None, /) -> int: ...
 def cuda_alloc(size: int, device: int, stream: int, /) -> tuple[object, int]: ...
 def cuda_read(to: Any, pointer: int, device: int, stream: int, /) -> None: ...

@@ -134,6 +134,12 @@ class DeviceArray:
             self, pointer, shape, self.dtype, self.device, self.stream, strides
         )
 
+    def reshape(self, *shape: int) -> DeviceArray:
+        """A view of another shape; of a contiguous array only."""
+        if not self.is_dense or math.prod(shape) != math.prod(self.shape):
+            raise ValueError(f"cannot view {self.shape} as {shape}")
+        return DeviceArray(self, self._pointer, shape, self.dtype, self.device, self.stream)
+
     def numpy(self) -> np.ndarray:
         """A copy in host memory; waits for the stream."""
         if not self.is_dense:

@@ -7,6 +7,8 @@ import os
 import platform
 
 from . import _C
+from .cuda import open_cublaslt
+from .errors import RapConfigError
 from .ops import default_threads
 
 _OPTIONAL = ("torch", "transformers", "datasets", "trl", "math-verify", "pillow", "jinja2")
@@ -36,9 +38,14 @@ def _gpu() -> str:
     cuda = _C.cuda_info()
     if cuda["error"]:
         return f"arrays are computed on the CPU: {cuda['error']}"
+    try:
+        blas = f"cuBLASLt {open_cublaslt()}"
+    except RapConfigError as error:
+        blas = str(error)
     return (
         f"kernels of {', '.join(cuda['rooms'])} ({cuda['made']}) on "
-        f"{', '.join(cuda['devices'])}; driver for CUDA {_version_text(cuda['driver'])}"
+        f"{', '.join(cuda['devices'])}; driver for CUDA {_version_text(cuda['driver'])}; "
+        f"{blas}"
     )
 
 

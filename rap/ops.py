@@ -156,6 +156,18 @@ def _device_targets(targets: Any, place: cuda.Place) -> Any:
     return cuda.view(targets, place)
 
 
+def _device_mask(name: str, mask: Any, place: cuda.Place) -> Any:
+    """bool [N] on the device as it is; from the host to be uploaded."""
+    device = cuda.device_of(mask)
+    if device is None:
+        return None if mask is None else _host(mask, np.bool_, name)
+    if device != place.device:
+        raise RapInputError(f"{name} is on another device than the rest")
+    if _is_torch(mask) and str(mask.dtype) != "torch.bool":
+        raise RapInputError(f"{name}: expected booleans, got {mask.dtype}")
+    return _device_input(mask, place, contiguous=True)
+
+
 def _host(x: Any, dtype: type, name: str) -> np.ndarray:
     """A small array (offsets, masks, targets, weights) as contiguous NumPy."""
     if _is_torch(x):
@@ -463,20 +475,7 @@ def ace(
         start = _host(response_start, np.int64, "response_start")
         start = np.full(samples, start) if start.ndim == 0 else start
     fields = hq if heads == "each" else 1
-    summary = np.empty((4, samples, fields))
-    position = np.empty((samples, fields), np.int64)
-    psi = np.empty((fields, total))
-    _C.ace(
-        _input(q),
-        _input(k),
-        cu,
-        start,
-        None if column_mask is None else _host(column_mask, np.bool_, "column_mask"),
-        None if image_mask is None else _host(image_mask, np.bool_, "image_mask"),
-        None if lse is None else _input(lse),
-        summary,
-        position,
-        psi,
+    options = (
         float(dim**-0.5 if scale is None else scale),
         float(sigma),
         _integer("min_rows", min_rows),
@@ -488,12 +487,54 @@ def ace(
         bool(renormalise),
         bool(normalise),
         bool(stats),
+    )
+    masks = {"column_mask": column_mask, "image_mask": image_mask}
+    place = cuda.place_of("ace", q=q, k=k, lse=lse)
+    if place is not None:
+        inputs = (_device_input(q, place), _device_input(k, place), cu, start)
+        inputs += tuple(_device_mask(name, x, place) for name, x in masks.items())
+        inputs += (None if lse is None else _device_input(lse, place),)
+        return _ace_on_device(inputs, (samples, fields, total), options, place, heads)
+    summary = np.empty((4, samples, fields))
+    position = np.empty((samples, fields), np.int64)
+    psi = np.empty((fields, total))
+    _C.ace(
+        _input(q),
+        _input(k),
+        cu,
+        start,
+        *(None if x is None else _host(x, np.bool_, name) for name, x in masks.items()),
+        None if lse is None else _input(lse),
+        summary,
+        position,
+        psi,
+        *options,
         _threads(threads, hq * total * total * dim),
     )
     if heads != "each":
         summary, position, psi = summary[:, :, 0], position[:, 0], psi[0]
     values = (summary[0], position, summary[1], summary[2], summary[3], psi)
     return AceResult(*map(_answer(q), values))
+
+
+def _ace_on_device(
+    inputs: tuple[Any, ...],
+    shape: tuple[int, int, int],
+    options: tuple[Any, ...],
+    place: cuda.Place,
+    heads: str,
+) -> AceResult:
+    samples, fields, total = shape
+    cuda.open_cublaslt()
+    summary = place.empty((4, samples, fields), "float64")
+    position = place.empty((samples, fields), "int64")
+    psi = place.empty((fields, total), "float64")
+    _C.ace_cuda(*inputs, summary, position, psi, *options, place.stream, place.words)
+    log_psi, entropy, mass, image = (summary[i] for i in range(4))
+    if heads == "each":
+        return AceResult(log_psi, position, entropy, mass, image, psi)
+    flat = (x.reshape(samples) for x in (log_psi, position, entropy, mass, image))
+    return AceResult(*flat, psi.reshape(total))
 
 
 def _scores(x: Any) -> Any:
@@ -528,6 +569,9 @@ def drm(
     Source: method.md section 3, RAP (arXiv 2506.04755) section 3.3.
     """
     k = _integer("k", k, 0)
+    place = cuda.place_of("drm", difficulty=difficulty, gain=gain)
+    if place is not None:
+        return _drm_on_device(difficulty, k, gain, eligible, place)
     scores = _scores(difficulty)
     if len(scores.shape) != 1:
         raise RapInputError(f"difficulty: expected [N], got {len(scores.shape)} dimensions")
@@ -540,3 +584,28 @@ def drm(
         _threads(threads, 8 * int(scores.shape[0])),
     )
     return _answer(difficulty)(out[:found])
+
+
+def _device_scores(x: Any, place: cuda.Place) -> Any:
+    """As ``_scores``; what is not torch must be float32 or float64 already."""
+    if _is_torch(x) and str(x.dtype) not in ("torch.float32", "torch.float64"):
+        x = x.double()
+    return _device_input(x, place, contiguous=True)
+
+
+def _drm_on_device(
+    difficulty: Any, k: int, gain: Any, eligible: Any, place: cuda.Place
+) -> Any:
+    if len(difficulty.shape) != 1:
+        n = len(difficulty.shape)
+        raise RapInputError(f"difficulty: expected [N], got {n} dimensions")
+    out = place.empty((min(k, int(difficulty.shape[0])),), "int64")
+    found = _C.drm_cuda(
+        _device_scores(difficulty, place),
+        None if gain is None else _device_scores(gain, place),
+        _device_mask("eligible", eligible, place),
+        out,
+        place.stream,
+        place.words,
+    )
+    return out[:found]

@@ -67,4 +67,11 @@ typedef struct {
 bool rap_ace_check(const rap_ace_args *args, rap_error *err);
 bool rap_ace_cpu(const rap_ace_args *args, rap_exec *exec, rap_error *err);
 
+/* On a CUDA device (ace_cuda.c): queued on the call's stream. cu_seqlens and response_start
+ * are in host memory; masks may be, and are copied. */
+struct rap_cuda_call;
+int64_t rap_ace_device_bytes(const void *args);
+bool rap_ace_device(void *args, struct rap_cuda_call *call, void *workspace,
+                    rap_error *err);
+
 #endif

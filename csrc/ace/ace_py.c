@@ -2,8 +2,7 @@
  *
  * Binding in five paragraphs: parse, acquire, check, run, release and answer.
  */
-#include "../array.h"
-#include "../module.h"
+#include "../cuda_py.h"
 #include "ace.h"
 
 static bool
@@ -70,5 +69,79 @@ rap_py_ace(PyObject *module, PyObject *py_args, PyObject *kwargs)
     for (size_t i = 0; i < sizeof(views) / sizeof(views[0]); i++) {
         rap_array_release(views[i]);
     }
+    return rap_result(module, &err);
+}
+
+/* --- the same on a CUDA device ------------------------------------------------------- */
+
+static bool
+acquire_device(PyObject *const *object, int64_t ready, rap_ace_args *a, rap_error *err)
+{
+    return rap_array_from_device(object[0], "q", false, ready, &a->q, err)
+           && rap_array_from_device(object[1], "k", false, ready, &a->k, err)
+           && rap_array_from(object[2], "cu_seqlens", false, &a->cu_seqlens, err)
+           && rap_array_from(object[3], "response_start", false, &a->response_start, err)
+           && rap_array_from_device(object[4], "column_mask", true, ready, &a->column_mask,
+                                    err)
+           && rap_array_from_device(object[5], "image_mask", true, ready, &a->image_mask,
+                                    err)
+           && rap_array_from_device(object[6], "lse", true, ready, &a->lse, err)
+           && rap_array_out_device(object[7], "summary", RAP_F64, ready, &a->summary, err)
+           && rap_array_out_device(object[8], "position", RAP_I64, ready, &a->position, err)
+           && rap_array_out_device(object[9], "psi", RAP_F64, ready, &a->psi, err);
+}
+
+PyObject *
+rap_py_ace_cuda(PyObject *module, PyObject *py_args, PyObject *kwargs)
+{
+    static char *names[] = {"q",           "k",          "cu_seqlens",  "response_start",
+                            "column_mask", "image_mask", "lse",         "summary",
+                            "position",    "psi",        "scale",       "sigma",
+                            "min_rows",    "window",     "key_window",  "heads",
+                            "columns",     "top",        "renormalise", "normalise",
+                            "stats",       "stream",     "allocate",    NULL};
+    PyObject *o[10];
+    rap_ace_args args = {0};
+    rap_device_plan plan = {.bytes = rap_ace_device_bytes, .run = rap_ace_device};
+    rap_device_array arrays[] = {{&args.q, "q", false},
+                                 {&args.k, "k", false},
+                                 {&args.lse, "lse", false},
+                                 {&args.summary, "summary", false},
+                                 {&args.position, "position", false},
+                                 {&args.psi, "psi", false},
+                                 {&args.column_mask, "column_mask", true},
+                                 {&args.image_mask, "image_mask", true},
+                                 {NULL, NULL, false}};
+    rap_error err = {0};
+    long long min_rows, window, key_window, stream;
+    int renormalise, normalise, stats;
+
+    if (!PyArg_ParseTupleAndKeywords(
+            py_args, kwargs, "OOOOOOOOOOddLLLiiipppLO:ace_cuda", names, &o[0], &o[1], &o[2],
+            &o[3], &o[4], &o[5], &o[6], &o[7], &o[8], &o[9], &args.scale, &args.sigma,
+            &min_rows, &window, &key_window, &args.heads, &args.columns, &args.top,
+            &renormalise, &normalise, &stats, &stream, &plan.allocate))
+    {
+        return NULL;
+    }
+    args.min_rows = min_rows;
+    args.window = window;
+    args.key_window = key_window;
+    args.renormalise = renormalise;
+    args.normalise = normalise;
+    args.stats = stats;
+    plan.stream = stream;
+
+    if (acquire_device(o, rap_dlpack_stream(stream), &args, &err)
+        && rap_ace_check(&args, &err))
+    {
+        rap_run_on_device(module, arrays, &plan, &args, &err);
+    }
+
+    for (const rap_device_array *a = arrays; a->view != NULL; a++) {
+        rap_array_release(a->view);
+    }
+    rap_array_release(&args.cu_seqlens);
+    rap_array_release(&args.response_start);
     return rap_result(module, &err);
 }

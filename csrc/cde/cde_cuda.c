@@ -7,34 +7,28 @@
 
 #include "../driver.h"
 
-/* Bytes for targets that must be uploaded. */
-static int64_t
-targets_bytes(const rap_array *targets)
-{
-    return targets->data != NULL && targets->device == 0 ? 8 * targets->shape[0] : 0;
-}
-
 int64_t
 rap_cde_device_bytes(const void *args)
 {
     const rap_cde_args *a = args;
 
-    return targets_bytes(&a->targets);
+    return rap_cuda_small_bytes(&a->targets);
 }
 
 bool
 rap_cde_device(void *args, rap_cuda_call *call, void *workspace, rap_error *err)
 {
     const rap_cde_args *a = args;
-    const int64_t rows = a->logits1.shape[0], uploaded = targets_bytes(&a->targets);
+    const int64_t rows = a->logits1.shape[0];
+    const void *targets = NULL;
+    char *space = workspace;
     rap_cde_cuda p = {
         .l1 = a->logits1.data,
         .l0 = a->logits0.data,
-        .targets = uploaded > 0 ? workspace : a->targets.data,
         .out = a->out.data,
         .stride1 = a->logits1.stride[0],
         .stride0 = a->logits0.stride[0],
-        .target_stride = uploaded > 0 ? 1 : a->targets.stride[0],
+        .target_stride = a->targets.stride[0],
         .out_stride = a->out.stride[0],
         .rows = rows,
         .columns = a->logits1.shape[1],
@@ -47,8 +41,13 @@ rap_cde_device(void *args, rap_cuda_call *call, void *workspace, rap_error *err)
     if (a->want & RAP_CDE_NEEDS_MIX) {
         p.steps |= RAP_CDE_CUDA_MIX;
     }
-    return rows == 0
-           || (rap_cuda_upload(call, workspace, a->targets.data, uploaded, err)
-               && rap_cuda_launch(call, "cde", "rap_cde_rows", rap_cde_cuda_grid(rows),
-                                  RAP_CDE_CUDA_THREADS, &p, err));
+    if (rows == 0) {
+        return true;
+    }
+    if (!rap_cuda_small(call, &a->targets, &space, &targets, err)) {
+        return false;
+    }
+    p.targets = targets;
+    return rap_cuda_launch(call, "cde", "rap_cde_rows", rap_cde_cuda_grid(rows),
+                           RAP_CDE_CUDA_THREADS, &p, err);
 }

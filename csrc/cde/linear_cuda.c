@@ -31,13 +31,9 @@ block_rows(const rap_linear_cde_args *a)
 static int64_t
 states_end(const rap_linear_cde_args *a)
 {
-    return RAP_BLAS_WORKSPACE + rap_cde_cuda_workspace(block_rows(a));
-}
+    const int64_t bytes = RAP_BLAS_WORKSPACE + rap_cde_cuda_workspace(block_rows(a));
 
-static int64_t
-targets_bytes(const rap_array *targets)
-{
-    return targets->data != NULL && targets->device == 0 ? 8 * targets->shape[0] : 0;
+    return rap_ceil_div(bytes, 256) * 256;
 }
 
 int64_t
@@ -45,7 +41,7 @@ rap_linear_cde_device_bytes(const void *args)
 {
     const rap_linear_cde_args *a = args;
 
-    return a->hidden1.shape[0] == 0 ? 0 : states_end(a) + targets_bytes(&a->targets);
+    return a->hidden1.shape[0] == 0 ? 0 : states_end(a) + rap_cuda_small_bytes(&a->targets);
 }
 
 static rap_operand
@@ -158,10 +154,11 @@ bool
 rap_linear_cde_device(void *args, rap_cuda_call *call, void *workspace, rap_error *err)
 {
     const rap_linear_cde_args *a = args;
-    const int64_t tokens = a->hidden1.shape[0], uploaded = targets_bytes(&a->targets);
+    const int64_t tokens = a->hidden1.shape[0];
     char *products = (char *)workspace + RAP_BLAS_WORKSPACE;
     char *products0 = products + rap_cde_cuda_products_bytes(block_rows(a));
-    void *targets = (char *)workspace + states_end(a);
+    char *space = (char *)workspace + states_end(a);
+    const void *targets = NULL;
     linear_run run = {
         .a = a,
         .call = call,
@@ -169,11 +166,11 @@ rap_linear_cde_device(void *args, rap_cuda_call *call, void *workspace, rap_erro
         .products1 = (float *)products,
         .products0 = (float *)products0,
         .states = (rap_cde_state *)(products0 + rap_cde_cuda_products_bytes(block_rows(a))),
-        .targets = uploaded > 0 ? targets : a->targets.data,
-        .target_stride = uploaded > 0 ? 1 : a->targets.stride[0],
+        .target_stride = a->targets.stride[0],
     };
-    bool ok = tokens == 0 || rap_cuda_upload(call, targets, a->targets.data, uploaded, err);
+    bool ok = tokens == 0 || rap_cuda_small(call, &a->targets, &space, &targets, err);
 
+    run.targets = targets;
     for (int64_t row = 0; ok && row < tokens; row += RAP_CDE_CUDA_ROWS) {
         ok = block(&run, row, RAP_MIN(RAP_CDE_CUDA_ROWS, tokens - row), err);
     }

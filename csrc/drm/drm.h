@@ -43,4 +43,10 @@ typedef struct {
 bool rap_drm_check(const rap_drm_args *args, rap_error *err);
 bool rap_drm_cpu(rap_drm_args *args, rap_exec *exec, rap_error *err);
 
+/* On a CUDA device (drm_cuda.c); waits for the stream, since `found` depends on the data. */
+struct rap_cuda_call;
+int64_t rap_drm_device_bytes(const void *args);
+bool rap_drm_device(void *args, struct rap_cuda_call *call, void *workspace,
+                    rap_error *err);
+
 #endif

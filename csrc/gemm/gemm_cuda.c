@@ -435,12 +435,23 @@ multiply_widened(rap_cuda_call *call, rap_product p, rap_error *err)
                || rap_fail(err, RAP_EDEVICE, "cuBLASLt cannot multiply float32 here"));
 }
 
+/* Rows that overlap or run backwards are not for cuBLASLt; of one row the distance to the
+ * next says nothing. */
+static bool
+is_plain(rap_operand *x, int64_t depth)
+{
+    x->ld = x->rows <= 1 ? depth : x->ld;
+    return x->ld >= depth;
+}
+
 bool
 rap_product_device(rap_cuda_call *call, const rap_product *product, rap_error *err)
 {
-    bool refused = product->a.dtype != product->b.dtype;
+    rap_product p = *product;
+    bool plain_a = is_plain(&p.a, p.depth), plain_b = is_plain(&p.b, p.depth);
+    bool refused = !plain_a || !plain_b || p.a.dtype != p.b.dtype;
 
     return rap_blas_open(call->blas, NULL, NULL, err)
-           && (refused || multiply(call, product, &refused, err))
-           && (!refused || multiply_widened(call, *product, err));
+           && (refused || multiply(call, &p, &refused, err))
+           && (!refused || multiply_widened(call, p, err));
 }

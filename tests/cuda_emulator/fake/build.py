@@ -116,6 +116,7 @@ def environment(seed: int = 0, old_driver: bool = False) -> dict[str, str]:
         "RAP_EMU_KERNELS": str(library()),
         "RAP_FAKE_CUBINS": str(cubins()),
         "RAP_FAKE_SEED": str(seed),
+        "RAP_FAKE_THREADS": "64",
     }
 
 

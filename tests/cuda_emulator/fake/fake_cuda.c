@@ -442,6 +442,17 @@ is_in_cubins(const char *name, size_t param_size)
 
 /* --- the driver's entry points ------------------------------------------------------- */
 
+/* RAP_FAKE_THREADS: fewer fibers, where a kernel is right for any number of threads. */
+static unsigned
+threads(const char *name, unsigned asked)
+{
+    const char *most = getenv("RAP_FAKE_THREADS");
+    const bool any = strncmp(name, "rap_ace", 7) == 0 || strncmp(name, "rap_cde", 7) == 0;
+
+    return most != NULL && any && (unsigned)atoi(most) < asked ? (unsigned)atoi(most)
+                                                               : asked;
+}
+
 #define API RAP_FAKE_PUBLIC int
 
 API
@@ -661,7 +672,8 @@ cuLaunchKernel(void *of, unsigned grid_x, unsigned grid_y, unsigned grid_z,
     o = new_op(on, run_kernel);
     o->kernel = f->kernel;
     memcpy(o->grid, (unsigned[]){grid_x, 1, 1}, sizeof(o->grid));
-    memcpy(o->block, (unsigned[]){block_x, 1, 1}, sizeof(o->block));
+    memcpy(o->block, (unsigned[]){threads(f->kernel->name, block_x), 1, 1},
+           sizeof(o->block));
     o->copy = malloc(f->kernel->param_size);
     memcpy(o->copy, params[0], f->kernel->param_size);
     pthread_mutex_lock(&mutex);

@@ -29,6 +29,11 @@ MOVED = {
 ARRAYS_FIRST = {"cde": 2, "linear_cde": 3, "ace": 2, "drm": 1}  # positional ones
 CPU_ONLY = {
     "number_of_threads": "threads say nothing on a device",
+    "any_scores": "200 examples are too many for fibers: a few in test_cuda_host.py",
+    "more_than_one_chunk": "a million samples are too many for fibers",
+    "fault_28": "another thread cannot write device memory",
+    "fault_29": "in a process of its own, about CPU threads",
+    "long_input": "in a process of its own, about host memory",
     "memory_change_no_bit": "threads and memory say nothing on a device",
 }
 calls = {"device": 0, "host": 0}

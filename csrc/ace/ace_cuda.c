@@ -1,0 +1,230 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The launches of ace_cuda.h, in order. Workspace: cuBLASLt's, the sums of all columns and
+ * rows, what one block of rows needs, masks that came from the host.
+ */
+#include "ace_cuda.h"
+
+#include <math.h>
+
+#include "../driver.h"
+#include "../gemm/gemm_cuda.h"
+#include "../hd.h"
+
+/* Bytes of each part of the workspace; the largest sample decides. */
+typedef struct {
+    int64_t sums, stats, scores, weights, reference, total;
+} ace_space;
+
+typedef struct {
+    const rap_ace_args *a;
+    rap_cuda_call *call;
+    void *blas_workspace;
+    rap_ace_cuda p;
+} ace_run;
+
+static int64_t
+whole(int64_t bytes)
+{
+    return rap_ceil_div(bytes, 256) * 256;
+}
+
+static int64_t
+offset_at(const rap_array *x, int64_t i)
+{
+    return ((const int64_t *)x->data)[i * x->stride[0]];
+}
+
+static int64_t
+sample_length(const rap_ace_args *a, int64_t s)
+{
+    return offset_at(&a->cu_seqlens, s + 1) - offset_at(&a->cu_seqlens, s);
+}
+
+static int64_t
+fields_of(const rap_ace_args *a)
+{
+    return a->heads == RAP_ACE_EACH ? a->q.shape[0] : 1;
+}
+
+static ace_space
+space_of(const rap_ace_args *a)
+{
+    const int64_t hq = a->q.shape[0], fields = fields_of(a), total = a->q.shape[1];
+    ace_space space = {.sums = whole(8 * fields * total),
+                       .stats = whole(24 * fields * total)};
+
+    for (int64_t s = 0; s < a->cu_seqlens.shape[0] - 1; s++) {
+        const int64_t length = sample_length(a, s);
+        const int64_t rows = rap_ace_cuda_block_rows(hq, length);
+        const int64_t line = rows * rap_ace_cuda_ld(length);
+
+        space.scores = RAP_MAX(space.scores, whole(4 * hq * line));
+        space.weights = RAP_MAX(space.weights, whole(4 * fields * line));
+        space.reference = RAP_MAX(space.reference, whole(8 * hq * rows));
+        space.total = RAP_MAX(space.total, whole(8 * fields * rows));
+    }
+    space.weights = a->heads == RAP_ACE_EACH ? 0 : space.weights;
+    return space;
+}
+
+int64_t
+rap_ace_device_bytes(const void *args)
+{
+    const rap_ace_args *a = args;
+    const ace_space s = space_of(a);
+
+    return RAP_BLAS_WORKSPACE + s.sums + s.stats + s.scores + s.weights + s.reference
+           + s.total + rap_cuda_small_bytes(&a->column_mask)
+           + rap_cuda_small_bytes(&a->image_mask);
+}
+
+static bool
+launch(ace_run *run, const char *kernel, int64_t blocks, rap_error *err)
+{
+    return rap_cuda_launch(run->call, "ace", kernel, blocks, RAP_ACE_CUDA_THREADS, &run->p,
+                           err);
+}
+
+/* Heads [head, ...) of x, from one row of the packed sequence on. */
+static rap_operand
+rows_of(const rap_array *x, int64_t head, int64_t row, int64_t rows, int64_t batch_stride)
+{
+    const int64_t at = head * x->stride[0] + row * x->stride[1];
+
+    return (rap_operand){.data =
+                             (const char *)x->data + at * (int64_t)rap_dtype_size(x->dtype),
+                         .dtype = x->dtype,
+                         .rows = rows,
+                         .ld = x->stride[1],
+                         .batch_stride = batch_stride};
+}
+
+/* scores of all heads for the block: a batch of query heads for each key head */
+static bool
+multiply(ace_run *run, rap_error *err)
+{
+    const rap_ace_cuda *p = &run->p;
+    const rap_array *q = &run->a->q, *k = &run->a->k;
+    const int64_t group = q->shape[0] / k->shape[0];
+    const int64_t keys = p->row + p->rows - p->key, stride = p->block_rows * p->ld;
+    bool ok = true;
+
+    for (int64_t head = 0; ok && head < k->shape[0]; head++) {
+        const rap_product product = {
+            .a = rows_of(q, head * group, p->begin + p->row, p->rows, q->stride[0]),
+            .b = rows_of(k, head, p->begin + p->key, keys, 0),
+            .c = p->scores + head * group * stride,
+            .ldc = p->ld,
+            .c_stride = stride,
+            .depth = q->shape[2],
+            .batch = group,
+            .workspace = run->blas_workspace,
+        };
+
+        ok = rap_product_device(run->call, &product, err);
+    }
+    return ok;
+}
+
+static bool
+block(ace_run *run, rap_error *err)
+{
+    const rap_ace_cuda *p = &run->p;
+
+    return multiply(run, err) && launch(run, "rap_ace_lse", rap_ace_cuda_lse_grid(p), err)
+           && launch(run, "rap_ace_fold", rap_ace_cuda_fold_grid(p), err)
+           && (!(p->want_stats || p->renormalise)
+               || launch(run, "rap_ace_stats", rap_ace_cuda_stats_grid(p), err))
+           && launch(run, "rap_ace_columns", rap_ace_cuda_columns_grid(p), err);
+}
+
+static bool
+sample(ace_run *run, int64_t s, rap_error *err)
+{
+    rap_ace_cuda *p = &run->p;
+    bool ok = true;
+
+    p->sample = s;
+    p->begin = offset_at(&run->a->cu_seqlens, s);
+    p->length = sample_length(run->a, s);
+    p->start = offset_at(&run->a->response_start, s);
+    p->ld = rap_ace_cuda_ld(p->length);
+    p->block_rows = (int32_t)rap_ace_cuda_block_rows(p->hq, p->length);
+    for (p->row = p->start; ok && p->row < p->length; p->row += p->block_rows) {
+        p->rows = (int32_t)RAP_MIN(p->block_rows, p->length - p->row);
+        p->key = rap_ace_cuda_first_key(p, p->row);
+        ok = block(run, err);
+    }
+    return ok && launch(run, "rap_ace_finish", rap_ace_cuda_finish_grid(p), err);
+}
+
+static void
+options(const rap_ace_args *a, rap_ace_cuda *p)
+{
+    p->lse = a->lse.data;
+    p->lse_dtype = (int32_t)a->lse.dtype;
+    p->lse_stride[0] = a->lse.stride[0];
+    p->lse_stride[1] = a->lse.stride[1];
+    p->summary = a->summary.data;
+    p->position = a->position.data;
+    p->psi = a->psi.data;
+    p->scale2 = (float)(a->scale * (double)RAP_LOG2E);
+    p->unit = p->scale2 != 0 ? a->scale / p->scale2 : 1 / (double)RAP_LOG2E;
+    p->unit32 = (float)p->unit;
+    p->ln_sigma = log(a->sigma);
+    p->total_length = a->q.shape[1];
+    p->samples = a->cu_seqlens.shape[0] - 1;
+    p->min_rows = a->min_rows;
+    p->window = a->window;
+    p->key_window = a->key_window;
+    p->hq = (int32_t)a->q.shape[0];
+    p->fields = (int32_t)fields_of(a);
+    p->heads = a->heads;
+    p->columns = a->columns;
+    p->top = a->top;
+    p->renormalise = a->renormalise;
+    p->normalise = a->normalise;
+    p->want_stats = a->stats;
+}
+
+/* Parts of the workspace, in the order of ace_space; masks last. */
+static bool
+lay_out(ace_run *run, char *at, rap_error *err)
+{
+    const ace_space s = space_of(run->a);
+    const void *column_mask = NULL, *image_mask = NULL;
+    rap_ace_cuda *p = &run->p;
+    bool ok;
+
+    run->blas_workspace = at;
+    at += RAP_BLAS_WORKSPACE;
+    p->sums = (double *)at, at += s.sums;
+    p->stats = (double *)at, at += s.stats;
+    p->scores = (float *)at, at += s.scores;
+    p->weights = s.weights > 0 ? (float *)at : p->scores, at += s.weights;
+    p->reference = (float *)at, at += s.reference;
+    p->total = (float *)at, at += s.total;
+    ok = rap_cuda_small(run->call, &run->a->column_mask, &at, &column_mask, err)
+         && rap_cuda_small(run->call, &run->a->image_mask, &at, &image_mask, err);
+    p->column_mask = column_mask;
+    p->image_mask = image_mask;
+    return ok;
+}
+
+bool
+rap_ace_device(void *args, rap_cuda_call *call, void *workspace, rap_error *err)
+{
+    ace_run run = {.a = args, .call = call};
+    bool ok;
+
+    options(args, &run.p);
+    ok = lay_out(&run, workspace, err);
+    if (ok && run.p.total_length > 0) {
+        ok = launch(&run, "rap_ace_start", rap_ace_cuda_start_grid(&run.p), err);
+    }
+    for (int64_t s = 0; ok && s < run.p.samples; s++) {
+        ok = sample(&run, s, err);
+    }
+    return ok;
+}
