@@ -44,6 +44,11 @@ SCORING = "scores"
 class Plan:
     """What is run. Two plans never share a work folder."""
 
+    model: str = ""
+    """Folder of the weights that are trained; "": the demo's."""
+    scorer: str = ""
+    """Folder of the weights that score the pool; "": the trained model's own. Another one
+    shows whether a selection transfers."""
     pool: int = 2000
     """Samples of the world that is selected from."""
     pool_seed: int = 0
@@ -131,13 +136,19 @@ def pool_of(plan: Plan) -> Any:
     return open_samples(world.to_dataset(world.draw(plan.pool, seed=plan.pool_seed)))
 
 
+def load(folder: str) -> tuple[Any, Any]:
+    """(model, processor); "" is the demo's model."""
+    from rap.demo.model import load_demo_model
+
+    return load_demo_model(Path(folder) if folder else None)
+
+
 def score_pool(plan: Plan, work: Path) -> Any:
     """The pool's scores: both arms of completions and attention; goes on where it was."""
     from rap import score
     from rap.config import Sampling
-    from rap.demo.model import load_demo_model
 
-    model, processor = load_demo_model()
+    model, processor = load(plan.scorer or plan.model)
     return score(
         model,
         processor,
@@ -225,7 +236,6 @@ def train(plan: Plan, run: Run, work: Path) -> dict[str, Any]:
 
     import rap
     import rap.trl
-    from rap.demo.model import load_demo_model
 
     torch.set_num_threads(1)
     transformers.set_seed(run.seed)
@@ -241,7 +251,7 @@ def train(plan: Plan, run: Run, work: Path) -> dict[str, Any]:
                 every=plan.reselect_every,
             )
     data = rap.trl.prepare(samples)
-    model, processor = load_demo_model()
+    model, processor = load(plan.model)
     exam = Exam(plan, processor)
     trainer = getattr(rap.trl, f"{run.algorithm}Trainer")(
         model,
@@ -373,16 +383,18 @@ def pending(plan: Plan, work: Path) -> list[str]:
     return [r.key for r in runs(plan) if not (work / RUNS / f"{r.key}.json").exists()]
 
 
-def start_of() -> str:
-    """Hash of the weights that every run starts from."""
+def start_of(plan: Plan) -> str:
+    """Hash of the weights that every run starts from, and of those that score."""
     from rap.demo.model import MANIFEST, WEIGHTS
 
-    return hashlib.sha256((WEIGHTS / MANIFEST).read_bytes()).hexdigest()[:16]
+    folders = [Path(name or WEIGHTS) for name in (plan.model, plan.scorer or plan.model)]
+    manifests = b"".join((folder / MANIFEST).read_bytes() for folder in folders)
+    return hashlib.sha256(manifests).hexdigest()[:16]
 
 
 def open_work(plan: Plan, work: Path) -> None:
     """Make the folder, or see that it is this plan's, from the same start."""
-    wanted = json.loads(json.dumps(dataclasses.asdict(plan) | {"start": start_of()}))
+    wanted = json.loads(json.dumps(dataclasses.asdict(plan) | {"start": start_of(plan)}))
     if not (work / PLAN).exists():
         _write(work / PLAN, wanted)
         return
@@ -461,6 +473,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--work", type=Path, help="what is done  [out/training(-quick)]")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--model", default="", help="weights that are trained, a folder")
+    parser.add_argument("--scorer", default="", help="weights that score, if others")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=float("inf"))
     parser.add_argument("--report", action="store_true", help="only report what is done")
@@ -471,15 +485,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.do:
         do(read_plan(work), args.do, work)
         return 0
-    plan = read_plan(work) if args.report else QUICK if args.quick else Plan()
-    if not args.report:
+    if args.report:
+        plan = read_plan(work)
+    else:
+        weights = {"model": args.model, "scorer": args.scorer}
+        plan = dataclasses.replace(QUICK if args.quick else Plan(), **weights)
         open_work(plan, work)
         if not drive(plan, work, jobs=args.jobs, minutes=args.minutes):
             print(f"not done: {len(pending(plan, work))} left, call it again")
             return 0
     from benchmarks.training_report import write_report
 
-    quick = plan == QUICK
+    quick = plan.pool == QUICK.pool or bool(plan.model or plan.scorer)
     for path in write_report(plan, work, args.results or (work if quick else RESULTS)):
         print(path)
     return 0

@@ -90,7 +90,7 @@ def test_a_work_folder_is_of_one_plan_and_one_start(tmp_path, monkeypatch):
     assert training.read_plan(tmp_path) == plan
     with pytest.raises(SystemExit, match="made with another steps: name another --work"):
         training.open_work(dataclasses.replace(plan, steps=7), tmp_path)
-    monkeypatch.setattr(training, "start_of", lambda: "other weights")
+    monkeypatch.setattr(training, "start_of", lambda plan: "other weights")
     with pytest.raises(SystemExit, match="made with another start"):
         training.open_work(plan, tmp_path)
 
