@@ -1,8 +1,9 @@
 """Does the demo's model see? ``python -m rap.demo.measure``: pass rates by family.
 
 One sampled completion (temperature 1) a held-out question of each family, with its own
-picture, without one (``drop``) and with another question's picture (``shuffle``); the
-world is of the split ``test``, whose seeds and layouts the training never saw.
+picture, without one (``drop``), with another question's picture (``shuffle``) and with a
+picture of its mean colour (``blank``); the questions are of the split ``test``, whose seeds
+and layouts the training never saw. Intervals are Wilson's, 95 %.
 """
 
 from __future__ import annotations
@@ -12,12 +13,16 @@ import random
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ..counterfactual import counterfactual_images
 from . import world
 from .model import load_demo_model
 
-ARMS = ("image", "drop", "shuffle")
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+ARMS = ("image", "drop", "shuffle", "blank")
 _FINAL = re.compile(r"The answer is (\d+)\.?$")
 
 
@@ -31,13 +36,13 @@ def complete(
     model: Any,
     processor: Any,
     questions: Sequence[str],
-    scenes: Sequence[world.Scene | None],
+    scenes: Sequence[world.Scene | Image | None],
     *,
     seed: int = 0,
     sample: bool = True,
     tokens: int = 48,
 ) -> list[str]:
-    """One completion each. All scenes are given, or all are None."""
+    """One completion each. All scenes (or pictures) are given, or all are None."""
     import torch
 
     seen = [scene for scene in scenes if scene is not None]
@@ -48,7 +53,7 @@ def complete(
     ]
     inputs = processor(
         text=texts,
-        images=[world.render(scene) for scene in seen] or None,
+        images=[_picture(shown) for shown in seen] or None,
         padding=True,
         padding_side="left",
         return_tensors="pt",
@@ -60,6 +65,15 @@ def complete(
         )
     answers = out[:, inputs["input_ids"].shape[1] :]
     return processor.tokenizer.batch_decode(answers, skip_special_tokens=True)
+
+
+def _picture(shown: world.Scene | Image) -> Image:
+    return world.render(shown) if isinstance(shown, world.Scene) else shown
+
+
+def _blanks(scenes: Sequence[world.Scene]) -> list[Image]:
+    drawn = [world.render(scene) for scene in scenes]
+    return counterfactual_images(drawn, "blank", seed=0) or []
 
 
 def held_out(family: str, count: int, seed: int) -> list[world.Question]:
@@ -77,10 +91,11 @@ def pass_rates(
     for family in world.IMAGE_FAMILIES:
         asked = held_out(family, count, seed)
         scenes = [q.scene for q in asked]
-        pictures: dict[str, list[world.Scene | None]] = {
+        pictures: dict[str, list[world.Scene | Image | None]] = {
             "image": list(scenes),
             "drop": [None] * count,
             "shuffle": [*scenes[1:], scenes[0]],
+            "blank": list(_blanks(scenes)),
         }
         found[family] = {
             arm: _share(
@@ -97,13 +112,31 @@ def _share(asked: Sequence[world.Question], texts: Sequence[str]) -> float:
     return sum(right) / len(right)
 
 
-def table(rates: dict[str, dict[str, float]]) -> str:
-    """The pass rates as a Markdown table, the mean over the families last."""
-    mean = {arm: sum(r[arm] for r in rates.values()) / len(rates) for arm in ARMS}
+def interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's interval of a share of ``count`` independent trials; z = 1.96: 95 %."""
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    spread = share * (1 - share) / count + z * z / (4 * count * count)
+    half = z * spread**0.5 / (1 + z * z / count)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def table(rates: dict[str, dict[str, float]], count: int) -> str:
+    """The pass rates of ``count`` questions a family with their intervals as a Markdown
+    table, all families together last."""
+    together = {arm: sum(r[arm] for r in rates.values()) / len(rates) for arm in ARMS}
     lines = ["| family | " + " | ".join(ARMS) + " |", "|---|" + "---:|" * len(ARMS)]
-    for name, row in [*rates.items(), ("**mean**", mean)]:
-        lines.append(f"| {name} | " + " | ".join(f"{row[a]:.1%}" for a in ARMS) + " |")
+    for name, row in rates.items():
+        lines.append(f"| {name} | {_cells(row, count)} |")
+    lines.append(f"| **all** | {_cells(together, count * len(rates))} |")
     return "\n".join(lines)
+
+
+def _cells(row: dict[str, float], count: int) -> str:
+    shown = []
+    for arm in ARMS:
+        low, high = interval(row[arm], count)
+        shown.append(f"{row[arm]:.1%} ({low:.1%} .. {high:.1%})")
+    return " | ".join(shown)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -114,7 +147,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     model, processor = load_demo_model(args.weights)
-    print(table(pass_rates(model, processor, count=args.count, seed=args.seed)))
+    rates = pass_rates(model, processor, count=args.count, seed=args.seed)
+    print(table(rates, args.count))
     return 0
 
 
