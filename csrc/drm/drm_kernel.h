@@ -9,7 +9,7 @@
  * each sample writes its place and only hits advance: no branch to mispredict.
  */
 
-#define DRM_STRETCH 64
+#define DRM_STRETCH 256
 
 static inline uint64_t
 drm_bits(double x)
