@@ -156,8 +156,7 @@ class DeviceArray:
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where a call runs. ``empty(shape, dtype)`` allocates there, in ``stream``'s order;
-    ``host(x)`` copies an array from there to NumPy and waits."""
-
+X
     device: int
     stream: int
     empty: Callable[[tuple[int, ...], str], Any]
@@ -227,7 +226,7 @@ def _place(x: Any, device: int) -> Place:
     def empty(shape: tuple[int, ...], dtype: str) -> DeviceArray:
         return DeviceArray.empty(shape, dtype, device, stream)
 
-    return Place(device, stream, empty, np.asarray)
+    return Place(device, stream, empty, np.asarray, np.asarray)
 
 
 def _torch_place(x: Any) -> Place:
@@ -238,7 +237,13 @@ def _torch_place(x: Any) -> Place:
         return torch.empty(shape, dtype=dtypes[dtype], device=x.device)
 
     stream = torch.cuda.current_stream(x.device).cuda_stream
-    return Place(x.device.index, stream, empty, lambda y: y.cpu().numpy())
+    return Place(
+        x.device.index,
+        stream,
+        empty,
+        lambda y: y.cpu().numpy(),
+        lambda y: torch.from_numpy(y).to(x.device),
+    )
 
 
 def _cupy_place(cupy: Any, device: int) -> Place:
@@ -248,7 +253,7 @@ def _cupy_place(cupy: Any, device: int) -> Place:
 
     with cupy.cuda.Device(device):
         stream = cupy.cuda.get_current_stream().ptr
-    return Place(device, stream, empty, cupy.asnumpy)
+    return Place(device, stream, empty, cupy.asnumpy, cupy.asarray)
 
 
 def view(x: Any, place: Place) -> Any:
@@ -268,6 +273,15 @@ def view(x: Any, place: Place) -> Any:
         place.stream if made_on is None else made_on,
         said.get("strides"),
     )
+
+
+def to_host(x: Any, name: str) -> np.ndarray:
+    """A copy in host memory; waits. CuPy's and our own arrays know how."""
+    if isinstance(x, DeviceArray):
+        return x.numpy()
+    if hasattr(x, "get"):
+        return x.get()
+    raise RapInputError(f"{name} is on a CUDA device: move it to the host")
 
 
 @lru_cache(maxsize=1)

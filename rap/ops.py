@@ -174,7 +174,7 @@ def _host(x: Any, dtype: type, name: str) -> np.ndarray:
         x = x.detach().cpu()
         x = (x.double() if dtype is np.float64 else x).numpy()  # NumPy has no bfloat16
     elif cuda.device_of(x) is not None:
-        x = x.get() if hasattr(x, "get") else cuda.DeviceArray.numpy(x)
+        x = cuda.to_host(x, name)
     array = np.asarray(x)
     if dtype is np.int64 and array.size and array.dtype.kind not in "iu":
         raise RapInputError(f"{name}: expected integers, got {array.dtype}")
@@ -274,7 +274,9 @@ def _device_cde_result(
     out: Any, wanted: tuple[int, ...], weights: Any, cu_seqlens: Any, place: cuda.Place
 ) -> CdeResult:
     if cu_seqlens is not None:
-        return _cde_result(place.host(out), wanted, weights, cu_seqlens, out)
+        host = place.host(out)
+        found = _cde_result(host, wanted, weights, cu_seqlens, host)
+        return CdeResult(*(None if x is None else place.back(x) for x in found))
     if weights is not None:
         raise RapConfigError("weights need cu_seqlens: they weigh the means per sample")
     fields: list[Any] = [None] * len(CDE_OUTPUTS)

@@ -264,6 +264,10 @@ half = FakeArray(x[:, ::2])
 refused(rap.RapInputError, "contiguous", rap.cde, half, half)
 refused(TypeError, "float32", rap.cde, FakeArray(x.astype(np.float64)), b)
 refused(rap.RapInputError, r"targets\\[1\\] = 700", rap.cde, a, b, targets=[0, 700, 1])
+refused(rap.RapInputError, "cu_seqlens is on a CUDA device", rap.cde, a, b,
+        cu_seqlens=FakeArray(np.array([0, 3])))
+packed = rap.cde(a, b, cu_seqlens=[0, 1, 3])
+np.testing.assert_allclose(packed.kl, rap.cde(x, y, cu_seqlens=[0, 1, 3]).kl, rtol=1e-5)
 host = FakeArray(x)
 host.pointer = x.ctypes.data
 refused(rap.RapInputError, "logits1: its pointer is not memory", rap.cde, host, b)
