@@ -156,11 +156,14 @@ class DeviceArray:
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where a call runs. ``empty(shape, dtype)`` allocates there, in ``stream``'s order;
-X
+    ``host(x)`` copies an array from there to NumPy and waits; ``back(y)`` is NumPy in the
+    caller's framework (on the device; NumPy itself if the framework is not known)."""
+
     device: int
     stream: int
     empty: Callable[[tuple[int, ...], str], Any]
     host: Callable[[Any], np.ndarray]
+    back: Callable[[np.ndarray], Any]
 
     def words(self, n: int) -> Any:
         """Workspace: n int64."""
