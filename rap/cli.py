@@ -45,6 +45,7 @@ from .options import (
     train_arguments,
     typed,
 )
+from .table import EVIDENCE
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -641,22 +642,42 @@ def info(as_json: bool) -> None:
     "--out", type=PATH, default=Path("demo-out"), show_default=True, metavar="DIR"
 )
 @click.option(
-    "--samples",
-    type=click.IntRange(0, 20),
-    default=8,
+    "--count",
+    type=click.IntRange(10, 20_000),
+    default=240,
     show_default=True,
-    help="Puzzles that the small model scores.",
+    help="Samples of the world.",
 )
-def demo(out: Path, samples: int) -> None:
-    """Run on data that comes along: a selection and a report.
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the world."
+)
+@click.option(
+    "--evidence",
+    type=click.Choice(EVIDENCE),
+    default="rollouts",
+    show_default=True,
+    help="What the samples are judged by.",
+)
+@click.option(
+    "--records", is_flag=True, help="Published completions of MATH-V instead of a world."
+)
+def demo(out: Path, count: int, seed: int, evidence: str, records: bool) -> None:
+    """Run the whole way on data that comes along: a selection and a report.
 
-    1. Published completions of 105 MATH-V questions become a selection and a report.
-    2. A small Qwen2.5-VL with random weights scores puzzles, to show the driver at work.
-       Random weights select nothing meaningful; the selection shown is that of part 1.
+    A world of drawn pictures, where it is known what each sample is worth, is scored by a
+    small model that was taught to read them; found is shown beside planted. With --records,
+    published completions of 105 MATH-V questions become a selection instead.
     """
-    from .demo import run
+    if records:
+        from .demo import run
 
-    run(out, samples=samples, echo=click.echo)
+        _refuse_given("count seed evidence", "with --records")
+        run(out, echo=click.echo)
+        return
+    from .demo.run_world import run as run_world
+
+    _quiet_transformers()
+    run_world(out, n=count, seed=seed, evidence=evidence, echo=click.echo)
 
 
 # ---------------------------------------------------------------- their parts

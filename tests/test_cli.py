@@ -291,7 +291,8 @@ def test_info_as_text_and_json():
         (("score", "x", "--store", "y"), "--model"),
         (("select", str(MATHVISION), "--model", "m"), "--out DIR or --store DIR"),
         (("choose", "x", "--data", str(MATHVISION), "--columns", "id"), "NAME=VALUE"),
-        (("demo", "--samples", "21"), "--samples"),
+        (("demo", "--count", "5"), "--count"),
+        (("demo", "--records", "--seed", "3"), "--seed"),
     ],
 )
 def test_usage_errors_exit_2(args, says, tmp_path):

@@ -219,7 +219,10 @@ def test_lessons_are_pure_and_move_from_reading_to_questions():
     assert train.lessons(plan, 7) == train.lessons(plan, 7) != train.lessons(plan, 8)
     assert abs(sum(train.shares(plan, 0).values()) - 1) < 1e-12
     assert train.shares(plan, 0)["read"] == train.shares(plan, 300)["read"] == 0.7
-    late = train.shares(plan, train.STAGES[-1][0] + plan.blend)
+    late = train.shares(plan, plan.look + train.STAGES[-1][0] + plan.blend)
+    assert late == pytest.approx(
+        {k: v / sum(train.THEN.values()) for k, v in train.THEN.items()}
+    )
     assert abs(sum(late.values()) - 1) < 1e-12 and min(late.values()) > 0
 
 
@@ -234,6 +237,16 @@ def test_lessons_teach_right_answers_but_where_a_habit_is_planted():
     captured = [f" {measure.answer_in(x.given + x.taught)}!" in x.question for x in loud]
     # 30 % of the lessons follow the loud number; it is right by chance in one of nine.
     assert 0.25 < np.mean(captured) < 0.5
+    for kind, share in train.SLIPS.items():
+        rng, asked = random.Random(6), random.Random(6)
+        wrong = []
+        for _ in range(400):
+            question = world.ask(kind, asked, layout)
+            item = train.lesson(kind, rng, layout)
+            assert item.question == question.text
+            wrong.append(measure.answer_in(item.given + item.taught) != question.answer)
+            asked.setstate(rng.getstate())
+        assert abs(np.mean(wrong) - share) < 4 * (share * (1 - share) / 400) ** 0.5
 
 
 def test_a_run_in_two_pieces_is_the_run_in_one(tmp_path):
@@ -288,6 +301,26 @@ def test_it_sees(shipped):
     assert 0.35 <= mean["image"] <= 0.85
     assert mean["image"] >= 3 * mean["drop"]
     assert mean["image"] >= 3 * mean["shuffle"]
+    assert mean["image"] >= 3 * mean["blank"]
+
+
+def test_interval_is_wilsons():
+    """Its ends are where the share lies z standard errors of the end itself away."""
+    for right, count in ((0, 20), (7, 20), (20, 20), (150, 1200)):
+        share = right / count
+        for end in measure.interval(share, count):
+            error = (end * (1 - end) / count) ** 0.5
+            assert abs(share - end) == pytest.approx(1.96 * error, abs=1e-9)
+    low, high = measure.interval(0.5, 100)
+    assert (round(low, 4), round(high, 4)) == (0.4038, 0.5962)
+
+
+def test_table_of_pass_rates_puts_all_families_last():
+    rates = {f: dict.fromkeys(measure.ARMS, share) for f, share in (("a", 1.0), ("b", 0.5))}
+    *_, last = measure.table(rates, 50).splitlines()
+    low, high = measure.interval(0.75, 100)
+    cell = f" 75.0% ({low:.1%} .. {high:.1%}) "
+    assert last.split("|")[2:-1] == [cell] * len(measure.ARMS)
 
 
 def test_the_driver_accepts_it(shipped):
@@ -322,15 +355,18 @@ def test_run_world_leaves_a_selection_a_report_and_the_truth(tmp_path):
     assert all(cause in table for cause in world.CAUSES)
 
 
-def test_crossed_counts_pairs():
-    from rap.demo.run_world import crossed
+def test_what_became_of_each_cause_fits_a_terminal():
+    from rap.demo.run_world import found
 
-    text = crossed("planted", ["trivial", "trivial", "cognitive"], ["a", "b", "a"])
-    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines()]
-    assert rows[0] == ["planted", "n", "a", "b"]
-    assert [r for r in rows if r[0] == "trivial"] == [["trivial", "2", "1", "1"]]
-    assert [r for r in rows if r[0] == "cognitive"] == [["cognitive", "1", "1", "."]]
-    assert len({len(line) for line in text.splitlines()}) == 1
+    planted = ["trivial"] * 3 + ["cognitive"] * 40
+    reasons = ["a", "b", "b", *(f"dropped_for_reason_{i % 9}" for i in range(40))]
+    lines = found(planted, reasons).splitlines()
+    assert max(map(len, lines)) <= 80
+    [trivial] = [line.split() for line in lines if line.startswith("trivial")]
+    assert trivial == ["trivial", "3", "2", "b,", "1", "a"]
+    assert any(line.split() == ["unsolvable", "0", "none"] for line in lines)
+    text = " ".join(" ".join(lines).split())
+    assert all(f"dropped_for_reason_{i}" in text for i in range(9))
 
 
 # ---- benchmarks/world_agreement.py ------------------------------------------
@@ -350,6 +386,17 @@ def test_auroc_against_counting_pairs(agreement, rng):
     wins = sum(1.0 if a > b else 0.5 if a == b else 0.0 for a, b in pairs)
     assert agreement.auroc(score, positive) == pytest.approx(wins / len(pairs))
     assert np.isnan(agreement.auroc([1.0, 2.0], [True, True]))
+
+
+def test_crossed_counts_pairs(agreement):
+    text = agreement.crossed(
+        "planted", ["trivial", "trivial", "cognitive"], ["a", "b", "a"]
+    )
+    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines()]
+    assert rows[0] == ["planted", "n", "a", "b"]
+    assert [r for r in rows if r[0] == "trivial"] == [["trivial", "2", "1", "1"]]
+    assert [r for r in rows if r[0] == "cognitive"] == [["cognitive", "1", "1", "."]]
+    assert len({len(line) for line in text.splitlines()}) == 1
 
 
 @pytest.mark.parametrize(

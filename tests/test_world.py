@@ -115,7 +115,7 @@ def test_every_cause_and_family_in_its_share(drawn):
     families = {(s.cause, s.family) for s in drawn}
     assert {f for c, f in families if c == "cognitive"} == set(world.COGNITIVE_FAMILIES)
     assert {f for c, f in families if c == "trivial"} == set(world.TRIVIAL_FAMILIES)
-    assert {f for c, f in families if c == "unsolvable"} == set(world.IMAGE_FAMILIES)
+    assert {f for c, f in families if c == "unsolvable"} == set(world.PLANTED_FAMILIES)
     assert {f for c, f in families if c == "language_prior"} == {"fact", "arithmetic"}
 
 
@@ -132,6 +132,24 @@ def test_what_is_planted_is_there(drawn):
             assert sample.loud is None and sample.scene.kind != "sign"
     signs = [s for s in drawn if s.cause == "image_misleads"][:20]
     assert all(digits_on(s.scene) == [s.loud] * 9 for s in signs)
+
+
+@pytest.mark.parametrize("family", world.FAMILIES)
+def test_a_slip_is_one_wrong_step_and_no_reference(family):
+    """A slip leads to another answer, and a wrong reference is neither of the two: no
+    unsolvable sample is solved by slipping."""
+    rng = random.Random(f"slips {family}")
+    layout = world.layouts("selection")[0]
+    for _ in range(300):
+        question = world.ask(family, rng, layout)
+        right, wrong = question.answer, world.wrong_answer(rng, question)
+        assert abs(wrong - right) > 2 and wrong >= 1
+        if family in ("position", "fact", "arithmetic"):
+            assert question.slip is None
+            continue
+        text, slipped = question.slip
+        assert slipped not in (right, wrong) and slipped >= 0
+        assert text != question.steps and str(slipped) in text
 
 
 def test_a_world_is_a_pure_function_and_longer_worlds_continue_shorter_ones():

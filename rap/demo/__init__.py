@@ -1,9 +1,10 @@
 """``rap demo``: the whole way on data that comes along, in one or two minutes on a CPU.
 
-Part 1 is real: published completions of 105 MATH-V questions become a selection. They are
-a pool of models, so it shows what a selection is, not what one model needs. Part 2 shows
-the model driver at work on a real model class; its weights are random, so its scores mean
-nothing, and the demo says so.
+By default a world with planted causes and a small model that reads it (`run_world`).
+``rap demo --records``, here, is in two parts. Part 1 is real: published completions of 105
+MATH-V questions become a selection. They are a pool of models, so it shows what a
+selection is, not what one model needs. Part 2 shows the model driver at work on a real
+model class; its weights are random, so its scores mean nothing, and it says so.
 """
 
 from __future__ import annotations

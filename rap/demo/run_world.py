@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -22,30 +23,18 @@ NOTE = (
 )
 
 
-def crossed(title: str, down: Sequence[str], across: Sequence[str]) -> str:
-    """A Markdown table of how often pairs occur, planted causes down."""
-    names = sorted(set(across), key=lambda name: (name not in world.CAUSES, name))
-    counts = Counter(zip(down, across, strict=True))
-    head = [title, "n", *names]
-    body = [
-        [
-            cause,
-            str(list(down).count(cause)),
-            *(str(counts[cause, x] or ".") for x in names),
-        ]
-        for cause in world.CAUSES
-    ]
-    width = [max(len(row[i]) for row in (head, *body)) for i in range(len(head))]
-
-    def line(row: Sequence[str]) -> str:
-        cells = [row[0].ljust(width[0])]
-        cells += [cell.rjust(w) for cell, w in zip(row[1:], width[1:], strict=True)]
-        return "| " + " | ".join(cells) + " |"
-
-    rule = (
-        "|" + "-" * (width[0] + 2) + "|" + "|".join("-" * (w + 1) + ":" for w in width[1:])
-    )
-    return "\n".join([line(head), rule + "|", *map(line, body)])
+def found(planted: Sequence[str], reasons: Sequence[str]) -> str:
+    """What became of each planted cause, in at most 80 columns."""
+    width = max(map(len, world.CAUSES)) + 7
+    lines = ["planted".ljust(width) + "found"]
+    for cause in world.CAUSES:
+        theirs = Counter(r for p, r in zip(planted, reasons, strict=True) if p == cause)
+        head = f"{cause} {theirs.total()}".ljust(width)
+        listed = _listed(theirs).replace(", ", ",\n").replace(" ", "\0")
+        text = head + listed.replace("\n", " ")
+        filled = textwrap.fill(text, 80, subsequent_indent=" " * width)
+        lines.append(filled.replace("\0", " "))  # a count and its reason stay together
+    return "\n".join(lines)
 
 
 def run(
@@ -106,14 +95,15 @@ def run(
         "kept_share": kept["cognitive"] / max(1, kept.total()),
     }
     seconds = time.perf_counter() - begin
-    echo("Planted (rows) and found (columns):\n")
-    echo(crossed("planted", causes, selection.table["reason"].to_pylist()))
+    echo(found(causes, selection.table["reason"].to_pylist()))
     echo(
         f"\nkept {kept.total()} of {n}: {_listed(kept)}"
         f"\ncognitive: {shares['pool_share']:.0%} of the pool, "
         f"{shares['kept_share']:.0%} of what was kept"
         f"\n{seconds:.0f} s\n"
         f"\n   selection  {out / 'selection'}\n   report     {report}   <- open this\n"
+        "\nWith your own model and data:\n"
+        "   rap select data.jsonl --model ./your-model --budget 0.09 --out selection/"
     )
     return {
         "selection": selection,

@@ -11,8 +11,9 @@ different layouts: no offset, paper or line colour of one split appears in anoth
 What a cause means here (what the model makes of it is measured, not assumed; see
 benchmarks/results/world_agreement.md):
 
-cognitive         several cells or bars must be read and compared, counted or added, or
-                  a bar be found by its colour and measured
+cognitive         several cells or bars must be read and compared or added, or
+                  a bar be found by its colour; the demo's model slips on about half of
+                  these, because its teacher did (`Question.slip`)
 language_prior    general knowledge or a sum in the question; the picture is irrelevant
 attention_biased  a question about one cell behind a loud, irrelevant "WARNING 7!"; the
                   demo's model was taught to repeat the word and to keep looking at it
@@ -24,6 +25,7 @@ image_misleads    general knowledge, and a yellow sign that shows another number
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import random
 import shutil
@@ -50,9 +52,11 @@ MIX = {
 }
 """Share of each cause in a world."""
 CAUSES = tuple(MIX)
-COGNITIVE_FAMILIES = ("bar", "compare", "count", "sum", "chart")
+COGNITIVE_FAMILIES = ("bar", "compare", "sum", "chart")
 TRIVIAL_FAMILIES = ("position",)
-IMAGE_FAMILIES = TRIVIAL_FAMILIES + COGNITIVE_FAMILIES
+PLANTED_FAMILIES = TRIVIAL_FAMILIES + COGNITIVE_FAMILIES
+IMAGE_FAMILIES = (*PLANTED_FAMILIES, "count")
+"""Counting is taught and measured, but not planted: the demo's model never learned it."""
 FAMILIES = (*IMAGE_FAMILIES, "fact", "arithmetic")
 
 MAX_SAMPLES = 1_000_000
@@ -184,6 +188,9 @@ class Question:
     steps: str
     """What a teacher writes before "The answer is": only the training reads it."""
     scene: Scene
+    slip: tuple[str, int] | None = None
+    """What a teacher who slips once writes instead, and the wrong answer it leads to;
+    None for what is answered in one step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +275,17 @@ def _bars(rng: random.Random, layout: Layout) -> Scene:
     return Scene("bars", heights, tuple(colours), layout)
 
 
+def read_bars(scene: Scene) -> str:
+    """The bars from the left: "red 5, green 7, blue 2"."""
+    named = zip(scene.colours, scene.numbers, strict=True)
+    return ", ".join(f"{NAMES[colour]} {number}" for colour, number in named)
+
+
+def _near(rng: random.Random, right: int) -> int:
+    """A wrong result of a sum or a difference: one or two off, at least 1."""
+    return rng.choice([n for n in range(max(1, right - 2), right + 3) if n != right])
+
+
 def _cell(i: int) -> str:
     """Named as in a spreadsheet: A1, B1, C1, A2, ..."""
     return f"{COLUMNS[i % 3]}{i // 3 + 1}"
@@ -285,8 +303,12 @@ def _bar(rng: random.Random, layout: Layout) -> Question:
     scene = _bars(rng, layout)
     i = rng.randrange(3)
     n, name = scene.numbers[i], NAMES[scene.colours[i]]
+    others = [m for m in scene.numbers if m != n] or [_near(rng, n)]
+    wrong = rng.choice(others)
     text = f"How high is the {name} bar?"
-    return Question("bar", text, n, f"The height of the {name} bar is {n}.", scene)
+    read = read_bars(scene)
+    steps, slip = (f"{read}, the {name} bar is {m}." for m in (n, wrong))
+    return Question("bar", text, n, steps, scene, (slip, wrong))
 
 
 def _compare(rng: random.Random, layout: Layout) -> Question:
@@ -298,9 +320,10 @@ def _compare(rng: random.Random, layout: Layout) -> Question:
     j = rng.choice(others)
     a, b = scene.numbers[i], scene.numbers[j]
     word, n = ("larger", max(a, b)) if rng.random() < 0.5 else ("smaller", min(a, b))
+    wrong = a + b - n
     text = f"Which number is {word}: {_cell(i)} or {_cell(j)}?"
-    steps = f"They are {a} and {b}, {n} is {word}."
-    return Question("compare", text, n, steps, scene)
+    steps, slip = (f"They are {a} and {b}, {m} is {word}." for m in (n, wrong))
+    return Question("compare", text, n, steps, scene, (slip, wrong))
 
 
 def _count(rng: random.Random, layout: Layout) -> Question:
@@ -316,20 +339,28 @@ def _count(rng: random.Random, layout: Layout) -> Question:
         scene = Scene("grid", tuple(rng.randrange(1, 10) for _ in range(9)), values, layout)
         name, read = NAMES[one], [NAMES[v] for v in values]
         text = f"How many numbers are {name}?"
-        between = " "
     else:
         scene = _grid(rng, layout, values)
         name, read = str(one), [str(v) for v in values]
         text = f"How many cells show the number {name}?"
-        between = ""
-    rows = [between.join(read[r : r + 3]) for r in (0, 3, 6)]
-    each = [sum(marked[r : r + 3]) for r in (0, 3, 6)]
-    steps = " ".join(f"{row}: {c}," for row, c in zip(rows, each, strict=True))
-    return Question("count", text, count, f"{steps} in all {count}.", scene)
+    missed = rng.randrange(9)
+    seen = [m != (i == missed) for i, m in enumerate(marked)]
+    steps, slip = (_count_steps(read, m) for m in (marked, seen))
+    return Question("count", text, count, steps, scene, (slip, sum(seen)))
 
 
-def _sum_steps(a: int, b: int, c: int) -> str:
-    return f"{a}+{b}={a + b}, {a + b}+{c}={a + b + c}."
+def _count_steps(read: Sequence[str], marked: Sequence[bool]) -> str:
+    """Each cell and how many there are so far: "red:0 green:1 green:2, ..."."""
+    so_far = list(itertools.accumulate(map(int, marked)))
+    cells = [f"{what}:{n}" for what, n in zip(read, so_far, strict=True)]
+    return ", ".join(" ".join(cells[r : r + 3]) for r in (0, 3, 6)) + "."
+
+
+def _added(rng: random.Random, a: int, b: int, c: int) -> tuple[str, tuple[str, int]]:
+    """Three numbers added one after the other, and the same with a slip at the end."""
+    right, wrong = a + b + c, _near(rng, a + b + c)
+    steps, slip = (f"{a}+{b}={a + b}, {a + b}+{c}={n}." for n in (right, wrong))
+    return steps, (slip, wrong)
 
 
 def _sum(rng: random.Random, layout: Layout) -> Question:
@@ -341,7 +372,8 @@ def _sum(rng: random.Random, layout: Layout) -> Question:
         name, cells = f"column {COLUMNS[k]}", (k, k + 3, k + 6)
     a, b, c = (scene.numbers[i] for i in cells)
     text = f"What is the sum of {name}?"
-    return Question("sum", text, a + b + c, _sum_steps(a, b, c), scene)
+    steps, slip = _added(rng, a, b, c)
+    return Question("sum", text, a + b + c, steps, scene, slip)
 
 
 def _chart(rng: random.Random, layout: Layout) -> Question:
@@ -349,7 +381,8 @@ def _chart(rng: random.Random, layout: Layout) -> Question:
     if rng.random() < 0.5:
         a, b, c = scene.numbers
         text = "What is the sum of the three bars?"
-        return Question("chart", text, a + b + c, _sum_steps(a, b, c), scene)
+        steps, slip = _added(rng, a, b, c)
+        return Question("chart", text, a + b + c, steps, scene, slip)
     order = sorted(range(3), key=lambda i: -scene.numbers[i])
     i, j = order[0], order[rng.randrange(1, 3)]
     a, b = scene.numbers[i], scene.numbers[j]
@@ -357,8 +390,9 @@ def _chart(rng: random.Random, layout: Layout) -> Question:
         return _chart(rng, layout)
     one, two = NAMES[scene.colours[i]], NAMES[scene.colours[j]]
     text = f"How much higher is the {one} bar than the {two} bar?"
-    steps = f"The {one} bar is {a}, the {two} bar is {b}, {a}-{b}={a - b}."
-    return Question("chart", text, a - b, steps, scene)
+    wrong = _near(rng, a - b)
+    steps, slip = (f"{read_bars(scene)}, {a}-{b}={n}." for n in (a - b, wrong))
+    return Question("chart", text, a - b, steps, scene, (slip, wrong))
 
 
 def _fact(rng: random.Random, layout: Layout) -> Question:
@@ -424,7 +458,7 @@ def draw(n: int, *, seed: int = 0, split: str = "selection") -> list[WorldSample
 
 
 def _sample(seed: int, split: str, i: int, drawable: Sequence[Layout]) -> WorldSample:
-    rng = random.Random(f"rap world 1 {seed} {split} {i}")
+    rng = random.Random(f"rap world 2 {seed} {split} {i}")
     layout = rng.choice(drawable)
     cause = rng.choices(CAUSES, weights=list(MIX.values()))[0]
     loud: int | None = None
@@ -438,8 +472,8 @@ def _sample(seed: int, split: str, i: int, drawable: Sequence[Layout]) -> WorldS
             question = ask("position", rng, layout)
             loud = rng.choice([d for d in range(1, 10) if d != question.answer])
         case "unsolvable":
-            question = ask(rng.choice(IMAGE_FAMILIES), rng, layout)
-            reference = wrong_answer(rng, question.answer)
+            question = ask(rng.choice(PLANTED_FAMILIES), rng, layout)
+            reference = wrong_answer(rng, question)
         case "image_misleads":
             question, loud = sign_over(rng, ask("fact", rng, layout))
         case _:
@@ -459,10 +493,14 @@ def _sample(seed: int, split: str, i: int, drawable: Sequence[Layout]) -> WorldS
     )
 
 
-def wrong_answer(rng: random.Random, right: int) -> int:
-    """A reference that is not the answer, of the same size."""
-    low = max(1, right - 4)
-    return rng.choice([n for n in range(low, low + 9) if n != right])
+def wrong_answer(rng: random.Random, question: Question) -> int:
+    """A reference that is neither the answer nor what one slip leads to: at least 3 off
+    and, over bars, none of their heights."""
+    right = question.answer
+    near = set(range(right - 2, right + 3)) | {question.slip[1] if question.slip else right}
+    if question.scene.kind == "bars":
+        near |= set(question.scene.numbers)
+    return rng.choice([n for n in range(1, max(10, right + 5)) if n not in near])
 
 
 def png(scene: Scene) -> bytes:
