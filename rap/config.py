@@ -21,6 +21,7 @@ from .table import EVIDENCE
 COUNTERFACTUALS = ("drop", "blank", "noise", "shuffle")
 COLUMNS = ("response", "prompt", "all")
 RULES = ("budget", "paper")
+ORDERS = ("gain", "learnable")
 DIVERGENCES = ("js", "kl", "rkl", "jeffreys", "tv", "hellinger2")
 
 TRAIN_GROUP = 8
@@ -194,6 +195,10 @@ class ScoreConfig:
     """Rollouts with the image (evidence ``rollouts``)."""
     m0: int = 5
     """Rollouts without the image."""
+    adaptive: int | None = None
+    """If set, an arm of which the first so many completions are all right or all wrong
+    draws no more; nor does the image arm where the text arm is always right (then
+    D <= 0). c and m count what was drawn. None draws m1 and m0 of every sample."""
     sampling: Sampling = field(default_factory=Sampling)
     """How rollouts are drawn; a dict of `Sampling`'s fields becomes one."""
     ace: AceConfig = field(default_factory=AceConfig)
@@ -247,6 +252,12 @@ class ScoreConfig:
         for name in ("m1", "m0"):
             value = getattr(self, name)
             _require(value <= 32767, name, value, "an integer <= 32767")
+        _require(
+            self.adaptive is None or (_is_int(self.adaptive) and self.adaptive >= 2),
+            "adaptive",
+            self.adaptive,
+            "None or an integer >= 2",
+        )
         for name in ("workers", "seed"):
             value = getattr(self, name)
             _require(_is_int(value) and value >= 0, name, value, "an integer >= 0")
@@ -318,6 +329,9 @@ class ChooseConfig:
     readmit_hurt: bool | None = None
     """Whether a sample that the image hurts (D < 0) may be a replacement. None: only with
     rule ``paper``, which lets whatever CDE dropped come back."""
+    order: str | None = None
+    """What rule ``budget`` ranks by: ``"gain"`` (D) or ``"learnable"`` (D times what is
+    left to learn). None: gain for rollouts, learnable for answer and logits."""
     by: str | None = None
     """Column whose values get their own budget, e.g. ``"source"``."""
     trivial: float = 0.0
@@ -362,6 +376,14 @@ class ChooseConfig:
             "by",
             self.by,
             "None or the name of a column",
+        )
+        if self.order is not None:
+            _require_one_of("order", self.order, ORDERS)
+        _require(
+            self.rule == "budget" or self.order is None,
+            "order",
+            self.order,
+            "None with rule='paper', which ranks nothing",
         )
         _require(
             self.rule == "budget" or self.by is None,

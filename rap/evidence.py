@@ -101,7 +101,7 @@ class Scorer:
         The response is the reference solution, else one greedy completion with the image.
         """
         greedy = [j for j in jobs if j.image is not None and not len(j.image.response_ids)]
-        drawn = self._generate(greedy, IMAGE_ARM, 1, greedy=True)
+        drawn = self._generate(greedy, IMAGE_ARM, range(1), greedy=True)
         for job in greedy:
             if not job.alive:
                 continue
@@ -178,53 +178,57 @@ class Scorer:
     def _arm(self, jobs: list[Job], arm: str, m: int) -> None:
         """Draw and judge m completions of each job; counts go to c1, m1 or c0, m0.
 
-        An empty completion is wrong, as any reward would have it: left out, a sample with
-        one right answer and four empty ones would pass for solved. Only if the image arm
-        gives nothing else is the sample quarantined. A completion that the checker could
-        not judge counts neither way.
+        With ``ScoreConfig.adaptive`` an arm that is settled after so many draws no more;
+        what was drawn are the first of the same m completions, by number.
         """
-        assert self.checker is not None  # evidence rollouts has one
-        drawn = self._generate(jobs, arm, m)
+        look = min(m, self.config.adaptive or m)
+        failures: dict[int, dict[str, str]] = {id(job): {} for job in jobs}
+        for numbers in (range(look), range(look, m)):
+            going = [
+                j for j in jobs if j.alive and not (numbers.start and _settled(j, arm))
+            ]
+            drawn = self._generate(going, arm, numbers) if numbers else {}
+            for job in going if numbers else ():
+                if job.alive:
+                    self._judge(job, arm, numbers, drawn[id(job)], failures[id(job)])
         for job in jobs:
-            if not job.alive:
-                continue
-            judged = correct = empty = 0
-            failures: dict[str, str] = {}
-            for number, completion in enumerate(drawn[id(job)]):
-                if completion.text.strip():
-                    verdict = self.checker.check(
-                        job.sample, completion.text, token_ids=completion.token_ids
-                    )
-                    ok, code = verdict.correct, verdict.code
-                    if ok is None:
-                        failures.setdefault(str(code), verdict.message or "")
-                else:
-                    ok, code = False, "empty_response"
-                    empty += 1
-                judged += ok is not None
-                correct += ok is True
-                job.rollouts.append(_rollout_row(job, arm, number, completion, ok, code))
-            n = "1" if arm == IMAGE_ARM else "0"
-            job.row |= {f"c{n}": correct, f"m{n}": judged}
-            if empty == m and arm == IMAGE_ARM:
-                job.quarantine("model", "empty_response", f"all {m} completions are empty")
-            elif judged == 0:
-                code = next(iter(failures)) if len(failures) == 1 else "few_rollouts"
-                said = "; ".join(failures.values())
-                message = f"none of {m} completions ({arm} arm) could be judged: {said}"
-                job.quarantine("check", code, message)
+            if job.alive:
+                _sum_up(job, arm, failures[id(job)])
+
+    def _judge(
+        self,
+        job: Job,
+        arm: str,
+        numbers: range,
+        drawn: Sequence[Completion],
+        failures: dict[str, str],
+    ) -> None:
+        """One row a completion; why some could not be judged goes to ``failures``."""
+        assert self.checker is not None  # evidence rollouts has one
+        for number, completion in zip(numbers, drawn, strict=True):
+            if completion.text.strip():
+                verdict = self.checker.check(
+                    job.sample, completion.text, token_ids=completion.token_ids
+                )
+                ok, code = verdict.correct, verdict.code
+                if ok is None:
+                    failures.setdefault(str(code), verdict.message or "")
+            else:
+                ok, code = False, "empty_response"
+            job.rollouts.append(_rollout_row(job, arm, number, completion, ok, code))
 
     def _generate(
-        self, jobs: list[Job], arm: str, m: int, *, greedy: bool = False
+        self, jobs: list[Job], arm: str, numbers: range, *, greedy: bool = False
     ) -> dict[int, list[Completion]]:
-        """m completions of each job, by ``id(job)``; failures are quarantined."""
+        """The completions of these numbers of each job, by ``id(job)``; failures are
+        quarantined."""
         from . import rollouts
 
         seed = self.config.seed
         rows = [
             (job, -1 if greedy else row_seed(seed, job.row["id"], arm, number))
             for job in jobs
-            for number in range(m)
+            for number in numbers
         ]
 
         def run(part: Sequence[tuple[Job, int]]) -> list[Completion]:
@@ -250,7 +254,8 @@ class Scorer:
                 where = f"{arm} arm, step {result.failed_step}"
                 job.quarantine("model", "nonfinite", f"logits not finite: {where}")
             drawn[id(job)].append(result)
-        if not greedy and m >= 2:
+        # A later look at an arm that was mixed cannot be degenerate: one group an arm.
+        if not greedy and len(numbers) >= 2 and numbers.start == 0:
             for job in jobs:
                 if job.alive:
                     same = degenerate(drawn[id(job)])
@@ -440,6 +445,46 @@ def in_halves(
         return [failure]
     half = (len(items) + 1) // 2
     return in_halves(run, items[:half]) + in_halves(run, items[half:])
+
+
+def _counts(job: Job, arm: str) -> tuple[int, int, int]:
+    """(accepted, judged, drawn) of an arm."""
+    seen = [r["correct"] for r in job.rollouts if r["arm"] == arm]
+    return seen.count(True), len(seen) - seen.count(None), len(seen)
+
+
+def _settled(job: Job, arm: str) -> bool:
+    """Whether more completions of this arm would hardly change what becomes of a sample.
+
+    All right or all wrong so far: as sure as a first look can be that p is near 1 or 0.
+    The image arm of a sample that is always right without the image, too: its D <= 0.
+    """
+    correct, judged, drawn = _counts(job, arm)
+    if judged < drawn:
+        return False
+    always_blind = arm == IMAGE_ARM and job.row["c0"] == job.row["m0"]
+    return correct in (0, judged) or always_blind
+
+
+def _sum_up(job: Job, arm: str, failures: dict[str, str]) -> None:
+    """c and m of an arm, or the quarantine of a job that has none to count.
+
+    An empty completion is wrong, as any reward would have it: left out, a sample with
+    one right answer and four empty ones would pass for solved. Only if the image arm
+    gives nothing else is the sample quarantined. A completion that the checker could
+    not judge counts neither way.
+    """
+    correct, judged, drawn = _counts(job, arm)
+    n = "1" if arm == IMAGE_ARM else "0"
+    job.row |= {f"c{n}": correct, f"m{n}": judged}
+    codes = [r["code"] for r in job.rollouts if r["arm"] == arm]
+    if codes.count("empty_response") == drawn and arm == IMAGE_ARM:
+        job.quarantine("model", "empty_response", f"all {drawn} completions are empty")
+    elif judged == 0:
+        code = next(iter(failures)) if len(failures) == 1 else "few_rollouts"
+        said = "; ".join(failures.values())
+        message = f"none of {drawn} completions ({arm} arm) could be judged: {said}"
+        job.quarantine("check", code, message)
 
 
 def _may_pass(c0: int, m0: int, lambda_c: float | None) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from .config import COUNTERFACTUALS, RULES, ScoreConfig
+from .config import COUNTERFACTUALS, ORDERS, RULES, ScoreConfig
 from .errors import RapConfigError
 from .table import EVIDENCE
 
@@ -29,7 +29,8 @@ SECTIONS = {
     "Model": "model store device dtype attn_implementation trust_remote_code allow_pickle",
     "Scoring": "evidence counterfactual m1 m0 max_new_tokens temperature seed batch_size "
     "reward settings progress retry verify_images",
-    "Choosing": "rule budget lambda_c lambda_a replace readmit_hurt by trivial divergence",
+    "Choosing": "rule budget lambda_c lambda_a replace readmit_hurt order by trivial "
+    "divergence",
     "Choosing again": "rewards reward_columns now keep decay unsolved enough size",
     "Trainer": "to max_images prompt_template media_root data_source",
     "Training": "algorithm steps learning_rate train_seed train_reward lora train_settings "
@@ -182,6 +183,12 @@ CHOOSE_OPTIONS = _compose(
         default=None,
         help="Samples that the image hurts may replace, too.  [default: rule paper only]",
     ),
+    click.option(
+        "--order",
+        type=click.Choice(ORDERS),
+        help="Rank by D, or by D times what is left to learn.  [default: gain for "
+        "rollouts, else learnable]",
+    ),
     click.option("--by", metavar="COLUMN", help="A budget for each value, e.g. source."),
     click.option("--trivial", type=float, default=0.0, help="Difficulty that is trivial."),
     click.option(
@@ -317,6 +324,7 @@ CHOOSE_NAMES = (
     "lambda_a",
     "replace",
     "readmit_hurt",
+    "order",
     "by",
     "trivial",
     "divergence",

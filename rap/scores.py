@@ -293,7 +293,9 @@ class Evidence:
 
     ``valid``: scored, with every score finite. ``d``: D as float64 (NaN: unknown),
     correctly rounded from the exact quotient for rollouts. ``order``: D as a float64
-    key whose order and equality are those of the exact D. ``d_bound``: D is at most
+    key whose order and equality are those of the exact D. ``learnable``: such a key of D
+    times Diff; for logits, whose D has no sign, of D (1 - Diff) Diff; a Diff that is not
+    known counts as 1/2. ``d_bound``: D is at most
     this where the text arm alone was run (m1 = 0), else NaN. ``difficulty``: Diff as
     float64 (NaN: unknown). ``code``: quarantine code of the rows that are not valid.
     ``counts``: c1, m1, c0, m0 as int64 for rollouts, else None.
@@ -304,6 +306,7 @@ class Evidence:
     code: pa.ChunkedArray
     d: np.ndarray
     order: np.ndarray
+    learnable: np.ndarray
     d_bound: np.ndarray
     difficulty: np.ndarray
     counts: tuple[np.ndarray, ...] | None
@@ -374,17 +377,22 @@ def read_evidence(table: pa.Table, divergence: str) -> Evidence:
         d = np.divide(c1 * m0 - c0 * m1, m1 * m0, out=unknown.copy(), where=both)
         difficulty = np.divide(m1 - c1, m1, out=unknown.copy(), where=m1 > 0)
         d_bound = np.divide(m0 - c0, m0, out=unknown.copy(), where=text_only)
-        enough, order = both | text_only, _order(d, counts)
+        number, scale = c1 * m0 - c0 * m1, m1 * m0
+        enough, order = both | text_only, _order(d, number, scale)
+        learn = d * difficulty
+        learnable = _order(learn, number * (m1 - c1), scale * m1)
     else:
         p1, p0 = floats(table["p_answer1"]), floats(table["p_answer0"])
         difficulty = 1.0 - p1
         d = p1 - p0 if kind == "answer" else floats(table[divergence])
         enough, order = ~np.isnan(d), d
+        diff = np.nan_to_num(difficulty, nan=0.5)
+        learnable = d * diff * (1.0 - diff if kind == "logits" else 1.0)
     valid = scored & finite & enough
     few = "few_rollouts" if kind == "rollouts" else "nonfinite"
     own = pc.if_else(pa.array(finite), few, "nonfinite")
     code = pc.if_else(pa.array(scored), own, pc.fill_null(table["code"], "unknown"))
-    return Evidence(kind, valid, code, d, order, d_bound, difficulty, counts)
+    return Evidence(kind, valid, code, d, order, learnable, d_bound, difficulty, counts)
 
 
 def _all_finite(table: pa.Table) -> np.ndarray:
@@ -403,23 +411,21 @@ def _all_finite(table: pa.Table) -> np.ndarray:
     return good
 
 
-def _order(d: np.ndarray, counts: tuple[np.ndarray, ...]) -> np.ndarray:
-    """``d`` itself while float64 tells any two different D apart, else their ranks.
+def _order(x: np.ndarray, number: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """A key with the order and equality of number / scale, which ``x`` is close to.
 
-    Two quotients with denominators up to 2**26 differ by at least 2**-52, so correct
-    rounding keeps them apart; only m1 * m0 > 2**26 needs exact ranks.
+    Two quotients with denominators up to 2**26 differ by at least 2**-52, so their
+    correctly rounded values differ; only larger ones need exact ranks.
     """
-    c1, m1, c0, m0 = counts
-    if int((m1 * m0).max(initial=0)) <= 2**26:
-        return d
-    number, scale = c1 * m0 - c0 * m1, m1 * m0
+    if int(scale.max(initial=0)) <= 2**26:
+        return np.divide(number, scale, out=np.full(len(x), np.nan), where=~np.isnan(x))
     divisor = np.maximum(np.gcd(number, scale), 1)
     pairs = np.stack([number // divisor, scale // divisor], axis=1)
     unique, inverse = np.unique(pairs, axis=0, return_inverse=True)
     exact = [Fraction(int(a), int(b)) if b else Fraction(-2) for a, b in unique]
     rank = np.empty(len(unique))
     rank[sorted(range(len(exact)), key=exact.__getitem__)] = np.arange(len(exact))
-    return np.where(np.isnan(d), np.nan, rank[inverse.reshape(-1)])
+    return np.where(np.isnan(x), np.nan, rank[inverse.reshape(-1)])
 
 
 # ---------------------------------------------------------------- files

@@ -311,6 +311,8 @@ def _threshold_lines(choice: Mapping[str, Any], found: Mapping[str, Any]) -> lis
         if taken:
             text += f", and {taken} of the {tied} samples with exactly that D"
         lines.append(text)
+    if found.get("order") == "learnable":
+        lines.append("ranked by D times what is left to learn (order='learnable')")
     if found["lambda_a"] is None:
         lines.append(f"psi: no limit ({found['lambda_a_origin']})")
     else:

@@ -133,6 +133,7 @@ def choose(
     lambda_a: float | None = None,
     replace: bool = True,
     readmit_hurt: bool | None = None,
+    order: str | None = None,
     by: str | None = None,
     trivial: float = 0.0,
     divergence: str = "js",
@@ -176,11 +177,17 @@ def choose(
     down, Diff down, index up; the first floor(budget * n) are the survivors, of which
     the trivial ones are replaced as above, so the total stays. Only samples with D >= 0
     replace, unless ``readmit_hurt=True``: what the image hurts teaches not to look.
-    ``found["lambda_c"]`` is the threshold that this amounts to: the largest D of a
-    candidate that is not a survivor (the floor if all are). All candidates with a larger
-    D are survivors, and ``found["at_lambda_c"]`` of those with exactly this D. If
-    candidates or replacements run out, the result is shorter and ``warnings`` says so:
-    samples with D <= 0 never fill a budget except as replacements.
+    ``order`` is that ranking: ``"gain"`` as said, the default for rollouts;
+    ``"learnable"``, the default for answer and logits, ranks by D * Diff down (logits:
+    D * (1 - Diff) * Diff, since a divergence has no sign), then as gain: a probability
+    near 1 is never quite trivial, and by D alone such samples fill a budget.
+
+    ``found["lambda_c"]`` is the threshold that ranking by gain amounts to (by learnable:
+    the floor): the largest D of a candidate that is not a survivor (the floor if all
+    are). All candidates with a larger D are survivors, and ``found["at_lambda_c"]`` of
+    those with exactly this D. If candidates or replacements run out, the result is
+    shorter and ``warnings`` says so: samples with D <= 0 never fill a budget except as
+    replacements.
     ``lambda_a=None`` is calibrated: the upper Tukey fence Q3 + 1.5 (Q3 - Q1) of all
     finite log psi of valid samples (at least 20, else no limit and a warning). A fence
     flags what is unusual for this model and these response lengths; a fixed quantile
@@ -209,6 +216,7 @@ def choose(
         lambda_a=lambda_a,
         replace=replace,
         readmit_hurt=readmit_hurt,
+        order=order,
         by=by,
         trivial=trivial,
         divergence=divergence,
@@ -224,6 +232,7 @@ def choose(
 
     ruled = _rule(table, config, evidence, attention, threshold)
     found = _total(ruled.groups, config) | attention.found
+    found["order"] = _order(config, evidence)
     notes = _notes(evidence, config, found, ruled.groups, threshold)
     settings = {
         "schema_version": SCHEMA_VERSION,
@@ -263,6 +272,9 @@ def _rule(
         pool &= ~evidence.negative
     easy_out = easy if config.replace else np.zeros(n, dtype=bool)
 
+    by_gain = _order(config, evidence) != "learnable"
+    key = evidence.order if by_gain else evidence.learnable
+
     cognitive = np.zeros(n, dtype=bool)
     replacement = np.zeros(n, dtype=bool)
     groups = []
@@ -271,7 +283,7 @@ def _rule(
         if config.rule == "budget":
             share = DEFAULT_BUDGET if config.budget is None else config.budget
             target = budget_size(share, len(rows))
-        picked = _pick(evidence, rows, passes, easy_out, pool, target)
+        picked = _pick(evidence, rows, passes, easy_out, pool, target, key)
         cognitive[picked.cognitive] = True
         replacement[picked.replacement] = True
         groups.append({"group": name, **_found(evidence, picked, threshold, len(rows))})
@@ -279,6 +291,13 @@ def _rule(
         evidence, attention, cognitive, replacement, passes, easy_out, threshold
     )
     return _Ruled(reason, groups)
+
+
+def _order(config: ChooseConfig, evidence: Evidence) -> str | None:
+    """What a budget ranks by; None where there is no budget."""
+    if config.rule == "paper" or config.order is not None:
+        return config.order
+    return "gain" if evidence.kind == "rollouts" else "learnable"
 
 
 def _judged(table: pa.Table, evidence: Evidence, reason: pa.ChunkedArray) -> pa.Table:
@@ -368,12 +387,15 @@ def _pick(
     easy: np.ndarray,
     pool: np.ndarray,
     target: int | None,
+    key: np.ndarray,
 ) -> _Picked:
-    """CDE and ACE survivors of one group, then DRM. ``rows`` ascend."""
+    """CDE and ACE survivors of one group, then DRM. ``rows`` ascend; ``key`` ranks."""
     candidates = rows[passes[rows]]
     survivors, border, at_border = candidates, None, (0, 0)
     if target is not None and target < len(candidates):
-        survivors, border, at_border = _best(evidence, candidates, target)
+        survivors, border, at_border = _best(evidence, candidates, target, key)
+        if key is not evidence.order:
+            border, at_border = None, (0, 0)  # no threshold on D
     cognitive = survivors[~easy[survivors]]
     removed = len(survivors) - len(cognitive)
     replacement = np.empty(0, dtype=np.int64)
@@ -397,23 +419,23 @@ def _pick(
 
 
 def _best(
-    evidence: Evidence, candidates: np.ndarray, target: int
+    evidence: Evidence, candidates: np.ndarray, target: int, key: np.ndarray
 ) -> tuple[np.ndarray, int, tuple[int, int]]:
-    """(the first ``target`` by D down, Diff down, index up; border row; ties there).
+    """(the first ``target`` by ``key`` down, then as below; border row; ties there).
+
+    Ties: by D down if ``key`` is another, by Diff down, by index up.
 
     Partition, then sort only the ties at the border: candidates may be millions.
     """
-    d = evidence.order[candidates]
+    d = key[candidates]
     if target == 0:
         border_d = d.max()
     else:
         border_d = -np.partition(-d, target - 1)[target - 1]
     larger, tied = candidates[d > border_d], candidates[d == border_d]
     need = target - len(larger)
-    difficulty = evidence.difficulty[tied]
-    hard_first = np.argsort(
-        -np.where(np.isnan(difficulty), -1.0, difficulty), kind="stable"
-    )
+    difficulty = np.nan_to_num(evidence.difficulty[tied], nan=-1.0)
+    hard_first = np.lexsort((-difficulty, -evidence.order[tied]))
     survivors = np.sort(np.concatenate([larger, tied[hard_first[:need]]]))
     if need < len(tied):
         return survivors, int(tied[0]), (need, len(tied))

@@ -306,6 +306,60 @@ def test_the_text_arm_screens_the_image_arm(tiny):
     assert drawn[0] < drawn[1]
 
 
+def test_adaptive_draws_the_first_of_the_same_completions(tiny, tmp_path):
+    """Against the rule applied by hand to all completions; batches and a restart of a
+    half-done run change nothing."""
+    options = {
+        "evidence": "rollouts",
+        "m1": 6,
+        "m0": 5,
+        "sampling": FEW,
+        "reward": by_length,
+        "allow_degenerate": True,
+    }
+    rows = make_rows(16)
+    everything = score(*tiny, rows, **options)
+    adaptive = score(*tiny, rows, adaptive=2, **options)
+    drawn = {}
+    for r in everything.rollouts.to_pylist():
+        drawn.setdefault((r["index"], r["arm"]), []).append(r["correct"])
+
+    def expected(i, arm, always_blind):
+        seen = drawn[i, arm]
+        settled = sum(seen[:2]) in (0, 2) or always_blind
+        return (sum(seen[:2]), 2) if settled else (sum(seen), len(seen))
+
+    for i, got in enumerate(adaptive.table.to_pylist()):
+        c0, m0 = expected(i, "counterfactual", False)
+        assert (got["c0"], got["m0"]) == (c0, m0)
+        assert (got["c1"], got["m1"]) == expected(i, "image", c0 == m0)
+    kept = {(r["index"], r["arm"], r["number"]): r["text"] for r in rollouts_of(everything)}
+    assert all(
+        kept[r["index"], r["arm"], r["number"]] == r["text"] for r in rollouts_of(adaptive)
+    )
+    judged = [r["m1"] + r["m0"] for r in adaptive.table.to_pylist()]
+    assert adaptive.meta["cost"]["rollouts"] == sum(judged) < 16 * 11
+    assert min(judged) == 4 and max(judged) > 4
+    tokens = [s.meta["cost"]["generated_tokens"] for s in (adaptive, everything)]
+    assert tokens[0] < tokens[1]
+
+    store = tmp_path / "store"
+    one = score(*tiny, rows, adaptive=2, batch_size=3, shard_size=5, **options)
+    first = score(*tiny, rows, adaptive=2, shard_size=5, store=store, **options)
+    for file in store.glob("*-00001.parquet"):
+        file.unlink()
+    again = score(*tiny, rows, adaptive=2, shard_size=5, store=store, **options)
+    assert stable(first.table).equals(stable(again.table))
+    counts = ["c1", "m1", "c0", "m0"]
+    assert one.table.select(counts).equals(adaptive.table.select(counts))
+    with pytest.raises(RapConfigError, match="adaptive"):
+        score(*tiny, rows, adaptive=3, shard_size=5, store=store, **options)
+
+
+def rollouts_of(scores):
+    return scores.rollouts.select(["index", "arm", "number", "text"]).to_pylist()
+
+
 def test_logits_without_a_solution_use_one_greedy_completion(tiny):
     rows = [{k: v for k, v in row.items() if k != "solution"} for row in make_rows(3)]
     scores = score(*tiny, rows, evidence="logits", sampling=FEW)

@@ -106,7 +106,13 @@ def oracle(rows: list[dict], config: ChooseConfig) -> list[str]:
     for group in dict.fromkeys(groups):
         members = [i for i in range(n) if groups[i] == group]
         ranked = sorted(
-            (i for i in members if passing[i]), key=lambda i: (-d[i], -diff[i], i)
+            (i for i in members if passing[i]),
+            key=lambda i: (
+                -d[i] * diff[i] if config.order == "learnable" else 0,
+                -d[i],
+                -diff[i],
+                i,
+            ),
         )
         if config.rule == "budget":
             share = Fraction(str(0.09 if config.budget is None else float(config.budget)))
@@ -190,6 +196,7 @@ def choices(draw: st.DrawFn) -> dict:
     }
     if rule == "budget":
         out["budget"] = draw(st.sampled_from([None, 0.01, 0.1, 0.29, 0.5, 1.0, 1]))
+        out["order"] = draw(st.sampled_from([None, "gain", "learnable"]))
         out["by"] = draw(st.sampled_from([None, "source"]))
     return out
 
@@ -434,7 +441,7 @@ def test_diagnostics_use_the_divergence_of_the_selection() -> None:
     rows = [{"status": "scored", "evidence": "logits"} for _ in range(4)]
     for i, r in enumerate(rows):
         r |= {"js": 0.01, "kl": float(i), "p_answer1": 0.5}
-    selection = choose(scores_of(rows), budget=0.5, divergence="kl")
+    selection = choose(scores_of(rows), budget=0.5, divergence="kl", order="gain")
     assert selection.diagnostics()["above"] == 2
 
 
@@ -520,6 +527,43 @@ def test_answer_evidence() -> None:
     assert selection.table["D"].to_pylist()[-1] is None
 
 
+def test_answer_evidence_ranks_by_what_is_left_to_learn() -> None:
+    """By D alone, probabilities near 1 fill the budget and none of them is trivial."""
+
+    def answer(p1: float, p0: float) -> dict:
+        rest = {"p_answer1": p1, "p_answer0": p0}
+        return {"status": "scored", "evidence": "answer"} | rest
+
+    rows = [answer(0.999, 0.0), answer(0.5, 0.125), answer(0.125, 0.0625)]
+    rows += [answer(0.998, 0.0), answer(0.0, 0.75), answer(0.75, 0.5)]
+    scores = scores_of(rows)
+    chosen = choose(scores, budget=1 / 3)
+    assert chosen.ids == ["s1", "s5"]  # D Diff: 3/16 and 1/16, before 7/128
+    assert chosen.settings["found"]["lambda_c"] == 0
+    assert "order='learnable'" in chosen.summary()
+    assert choose(scores, budget=1 / 3, order="gain").ids == ["s0", "s3"]
+    unsigned = [
+        {"status": "scored", "evidence": "logits", "js": js, "p_answer1": p}
+        for js, p in ((0.5, 0.01), (0.25, 0.5), (0.5, 0.999))
+    ]
+    assert choose(scores_of(unsigned), budget=1 / 3).ids == ["s1"]
+
+
+def test_learnable_order_is_exact_for_large_counts() -> None:
+    """p (1 - p) is the same for the first two: D decides, then the third is behind."""
+    m = 32767
+    rows = [row(16384, m, 0, m), row(16383, m, 0, m), row(16384, m, 1, m)]
+    exact = [
+        Fraction(r["c1"] * r["m0"] - r["c0"] * r["m1"], r["m1"] * r["m0"])
+        * Fraction(r["m1"] - r["c1"], r["m1"])
+        for r in rows
+    ]
+    best = max(range(3), key=lambda i: (exact[i], exact[i] == 0, -i))
+    assert exact[0] == exact[1] != exact[2]
+    chosen = choose(scores_of(rows), budget=1 / 3, order="learnable")
+    assert chosen.ids == [f"s{best}"]
+
+
 def test_logits_evidence_has_no_sign_and_may_know_no_answer() -> None:
     def logits(js: float, p1: float | None = None) -> dict:
         rest = {"js": js, "kl": 1 - js, "p_answer1": p1}
@@ -535,7 +579,7 @@ def test_logits_evidence_has_no_sign_and_may_know_no_answer() -> None:
         choose(scores_of(rows), rule="paper")
     assert len(choose(scores_of(rows), rule="paper", lambda_c=0.35)) == 2
     known = [logits(0.5, 1.0), logits(0.4, 0.5), logits(0.1, 0.2), logits(0.6, 0.0)]
-    assert reasons(choose(scores_of(known), budget=0.5)) == [
+    assert reasons(choose(scores_of(known), budget=0.5, order="gain")) == [
         "dropped_trivial",
         "kept_cognitive",
         "kept_replacement",
@@ -631,6 +675,8 @@ def test_fault_43_fewer_candidates_than_asked() -> None:
         {"rule": "paper", "budget": 0.1},
         {"trivial": 1.0},
         {"readmit_hurt": 1},
+        {"order": "hardest"},
+        {"rule": "paper", "order": "gain"},
         {"divergence": "wasserstein"},
     ],
 )
