@@ -1,0 +1,1 @@
+"""Parts of benchmarks/selection_quality.py: measure once, then only count."""

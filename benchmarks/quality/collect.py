@@ -1,0 +1,197 @@
+"""What the models say of each world, measured once and kept: the slow half.
+
+One folder a (model, seed): ``truth`` and ``cheap`` are score stores, which go on where a
+killed run stopped; ``traces.npz`` holds queries and keys of the last layer. A folder is
+named by the hash of the weights and of the world, so another model never meets old scores.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import rap
+from rap.config import COUNTERFACTUALS, Sampling
+from rap.demo import world
+from rap.scores import Scores
+
+SAMPLING = Sampling(max_new_tokens=48)
+BATCH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is measured."""
+
+    n: int = 400
+    """Samples of a world."""
+    m: int = 64
+    """Completions an arm that count as the truth."""
+    m_other: int = 16
+    """Completions without the image under blank, noise and shuffle."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+
+FULL = Size()
+QUICK = Size(n=120, m=32, m_other=8)
+
+
+def resized(size: Size, n: int | None, m: int | None, seeds: list[int] | None) -> Size:
+    """``size`` with what is given in place of its own."""
+    return dataclasses.replace(
+        size, n=n or size.n, m=m or size.m, seeds=tuple(seeds or size.seeds)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One world as one model sees it. ``scores``: by name, see `plan`."""
+
+    model: str
+    seed: int
+    samples: list[world.WorldSample]
+    scores: dict[str, Scores]
+    traces: list[dict[str, np.ndarray]]
+
+
+def plan(size: Size) -> dict[str, dict[str, Any]]:
+    """{name: settings of ``rap.score``}, the dearest first."""
+    every = {
+        "truth": {"evidence": "rollouts", "m1": size.m, "m0": size.m},
+        "m5": {"evidence": "rollouts", "m1": 5, "m0": 5},
+    }
+    for kind in COUNTERFACTUALS:
+        cheap = {"counterfactual": kind}
+        if kind != "drop":
+            # The image arm is that of ``truth``: same seeds, same completions.
+            arms = {"evidence": "rollouts", "m1": 1, "m0": size.m_other}
+            every[f"rollouts-{kind}"] = arms | cheap
+        every[f"answer-{kind}"] = {"evidence": "answer"} | cheap
+        every[f"logits-{kind}"] = {"evidence": "logits"} | cheap
+    return every
+
+
+def folder(work: Path, weights: Path, size: Size, seed: int) -> Path:
+    """Where a (model, seed) is kept: named by what it depends on."""
+    manifest = (weights / "manifest.json").read_bytes()
+    drawn = repr([(s.id, s.question, s.answer) for s in world.draw(size.n, seed=seed)])
+    digest = hashlib.sha256(manifest + drawn.encode()).hexdigest()[:12]
+    return work / f"{weights.name}-{seed}-n{size.n}-m{size.m}-{size.m_other}-{digest}"
+
+
+def collect(
+    work: Path,
+    weights: Path,
+    size: Size,
+    seed: int,
+    load: Callable[[Path], tuple[Any, Any]],
+    echo: Callable[[str], Any] = print,
+) -> Measured:
+    """Measure what is missing of one (model, seed); then read all of it.
+
+    Single stores are shards of 48 samples: what a kill loses is under a minute.
+    """
+    where = folder(work, weights, size, seed)
+    where.mkdir(parents=True, exist_ok=True)
+    samples = world.draw(size.n, seed=seed, split="selection")
+    rows = [{k: v for k, v in r.items() if k != "cause"} for r in world.rows(samples)]
+    ready: list[Any] = []
+
+    def model() -> tuple[Any, Any]:
+        if not ready:
+            ready.extend(load(weights))
+        return ready[0], ready[1]
+
+    scores = {}
+    for name, settings in plan(size).items():
+        done = where / f"{name}.json"
+        if not done.exists():
+            made = rap.score(
+                *model(),
+                rows,
+                store=where / name,
+                sampling=SAMPLING,
+                batch_size=BATCH,
+                shard_size=48,
+                progress=False,
+                allow_degenerate=True,
+                verify_images=False,
+                max_bad_fraction=0.2,
+                **settings,
+            )
+            done.write_text(json.dumps(made.meta["cost"]))
+            echo(f"{where.name} {name}: {made.meta['cost']['seconds']:.0f} s")
+        scores[name] = Scores.load(where / name)
+        meta = dict(scores[name].meta) | {"cost": json.loads(done.read_text())}
+        scores[name] = Scores(scores[name].table, meta, None, scores[name].rollouts)
+    path = where / "traces.npz"
+    if not path.exists():
+        keep_traces(path, *model(), rows, scores["truth"])
+    return Measured(weights.name, seed, samples, scores, read_traces(path))
+
+
+def first_completions(truth: Scores) -> dict[str, list[int]]:
+    """Tokens of completion 0 with the image, by sample."""
+    names = ["id", "arm", "number", "token_ids"]
+    return {
+        r["id"]: r["token_ids"]
+        for r in truth.rollouts.select(names).to_pylist()
+        if r["arm"] == "image" and r["number"] == 0
+    }
+
+
+def keep_traces(path: Path, model: Any, processor: Any, rows: Any, truth: Scores) -> None:
+    """Queries and keys over completion 0 of every sample, whether it is right or not.
+
+    ``rap.score`` measures psi only where a sample may still be kept; to find captured
+    samples it must be known of all.
+    """
+    from rap.config import ScoreConfig
+    from rap.jobs import prepare_job
+    from rap.model import ModelDriver
+    from rap.samples import open_samples
+
+    config = ScoreConfig(evidence="rollouts", sampling=SAMPLING)
+    driver, ids = ModelDriver(model, processor, config), first_completions(truth)
+    driver.check()
+    samples = open_samples(rows)
+    kept: dict[str, np.ndarray] = {}
+    for start in range(0, len(samples), BATCH):
+        part = range(start, min(start + BATCH, len(samples)))
+        prepared = []
+        for i in part:
+            job = prepare_job(samples, driver, config, i)
+            prepared.append(driver.with_response(job.image, ids[job.row["id"]]))
+        for i, trace in zip(part, driver.trace(prepared), strict=True):
+            kept[f"q{i}"], kept[f"k{i}"] = trace.q.numpy(), trace.k.numpy()
+            kept[f"special{i}"] = trace.special_mask.numpy()
+            kept[f"meta{i}"] = np.array([trace.n_prompt, trace.scaling])
+    np.savez(path, **kept)
+
+
+def read_traces(path: Path) -> list[dict[str, np.ndarray]]:
+    """What `keep_traces` wrote: {"q", "k", "special", "meta"} a sample."""
+    with np.load(path) as held:
+        n = sum(name.startswith("meta") for name in held.files)
+        names = ("q", "k", "special", "meta")
+        return [{name: held[f"{name}{i}"] for name in names} for i in range(n)]
+
+
+def collect_all(
+    work: Path,
+    models: list[Path],
+    size: Size,
+    load: Callable[[Path], tuple[Any, Any]],
+    echo: Callable[[str], Any] = print,
+) -> Iterator[Measured]:
+    """Every (model, seed), one after the other."""
+    for weights in models:
+        for seed in size.seeds:
+            yield collect(work, weights, size, seed, load, echo)

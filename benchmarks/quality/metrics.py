@@ -1,0 +1,110 @@
+"""Small pure functions: how well a score finds what it should. Arrays are [n]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+Array = np.ndarray
+
+
+def ranks(x: Array) -> Array:
+    """1-based ranks, ties share their mean."""
+    _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[inverse]
+
+
+def auroc(score: Array, positive: Array) -> float:
+    """P(a positive's score is higher) + P(equal) / 2; NaN without both kinds."""
+    score, positive = np.asarray(score, float), np.asarray(positive, bool)
+    n_pos, n_neg = int(positive.sum()), int((~positive).sum())
+    if not n_pos or not n_neg:
+        return float("nan")
+    return float((ranks(score)[positive].sum() - n_pos * (n_pos + 1) / 2) / (n_pos * n_neg))
+
+
+def precision_recall(flagged: Array, positive: Array) -> tuple[float, float]:
+    """(share of the flagged that are positive, share of the positive that are flagged);
+    NaN where nothing is flagged or positive."""
+    both = int((flagged & positive).sum())
+    n_flagged, n_positive = int(flagged.sum()), int(positive.sum())
+    return (
+        both / n_flagged if n_flagged else float("nan"),
+        both / n_positive if n_positive else float("nan"),
+    )
+
+
+def spearman(a: Array, b: Array) -> float:
+    """Rank correlation; NaN if one of them is constant."""
+    if len(set(a)) < 2 or len(set(b)) < 2:
+        return float("nan")
+    return float(np.corrcoef(ranks(a), ranks(b))[0, 1])
+
+
+def top(score: Array, k: int) -> Array:
+    """bool [n]: the k largest, ties by index."""
+    chosen = np.zeros(len(score), bool)
+    chosen[np.argsort(-np.asarray(score, float), kind="stable")[:k]] = True
+    return chosen
+
+
+def jaccard(a: Array, b: Array) -> float:
+    """Size of the intersection over the size of the union; 1 for two empty sets."""
+    union = int((a | b).sum())
+    return int((a & b).sum()) / union if union else 1.0
+
+
+def wilson(c: int, m: int, level: float) -> tuple[float, float]:
+    """Wilson's interval (1927) for a share of which c of m were seen."""
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    centre = (c + z * z / 2) / (m + z * z)
+    half = z / (m + z * z) * np.sqrt(c * (m - c) / m + z * z / 4)
+    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+
+
+def interval(c1: int, m1: int, c0: int, m0: int, level: float = 0.9) -> tuple[float, float]:
+    """Newcombe's interval for p1 - p0 from Wilson's for each (Newcombe 1998, method 10)."""
+    low1, high1 = wilson(c1, m1, level)
+    low0, high0 = wilson(c0, m0, level)
+    p1, p0 = c1 / m1, c0 / m0
+    down = np.hypot(p1 - low1, high0 - p0)
+    up = np.hypot(high1 - p1, p0 - low0)
+    return float(p1 - p0 - down), float(p1 - p0 + up)
+
+
+def keep_probability(
+    c1: Array, m1: Array, c0: Array, m0: Array, threshold: float, draws: int, seed: int
+) -> Array:
+    """P(D > threshold), with Jeffreys' Beta(1/2, 1/2) behind both counts, by ``draws``."""
+    rng = np.random.default_rng(seed)
+    size = (draws, len(c1))
+    p1 = rng.beta(c1 + 0.5, m1 - c1 + 0.5, size)
+    p0 = rng.beta(c0 + 0.5, m0 - c0 + 0.5, size)
+    return (p1 - p0 > threshold).mean(axis=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Mean over worlds, and their standard deviation."""
+
+    mean: float
+    sd: float
+    worlds: int
+
+    def __str__(self) -> str:
+        if not self.worlds:
+            return "n/a"
+        return f"{self.mean:.3f} ± {self.sd:.3f}" if self.worlds > 1 else f"{self.mean:.3f}"
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Of the values that are finite."""
+    finite = np.array([v for v in values if np.isfinite(v)], float)
+    if not len(finite):
+        return Spread(float("nan"), float("nan"), 0)
+    sd = float(finite.std(ddof=1)) if len(finite) > 1 else float("nan")
+    return Spread(float(finite.mean()), sd, len(finite))

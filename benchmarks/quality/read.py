@@ -1,0 +1,153 @@
+"""Arrays of one measured world: counts, probabilities, psi, causes planted and actual."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from rap.demo import world
+from rap.reference import ace_sample, attention
+from rap.scores import Scores
+
+from ..world_agreement import Seen, actual
+from .collect import Measured
+
+Array = np.ndarray
+
+PSI_FORMS: dict[str, dict[str, Any]] = {
+    "default: head mean, normalised, min_rows 8": {},
+    "published: product, min_rows 1": {"normalise": False, "min_rows": 1},
+    "product, min_rows 8": {"normalise": False},
+    "normalised, min_rows 1": {"min_rows": 1},
+    "normalised, min_rows 4": {"min_rows": 4},
+    "window 8": {"window": 8},
+    "window 16": {"window": 16},
+    "head max": {"heads": "max"},
+    "head max, product": {"heads": "max", "normalise": False},
+    "largest of single heads": {"heads": "each"},
+    "OPERA: head max, renormalised, product": {
+        "heads": "max",
+        "renormalise": True,
+        "normalise": False,
+    },
+    "columns all": {"columns": "all"},
+    "columns prompt": {"columns": "prompt"},
+}
+TOP_COLUMNS = "mean of the 3 largest columns"
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """One measured world, read. ``c``, ``m``: {"1", "0"} of all completions."""
+
+    measured: Measured
+    planted: Array
+    actual: Array
+    right: dict[str, Array]
+    """{"1", "0"}: right or wrong, bool [n, M]; a completion not judged is wrong."""
+    tokens: dict[str, Array]
+    """{"1", "0"}: sampled tokens, end token counted, int [n, M]."""
+
+    def rate(self, arm: str, m: int | None = None) -> Array:
+        """Share of the first m completions that are right."""
+        return self.right[arm][:, :m].mean(axis=1)
+
+    def counts(self, m: int) -> tuple[Array, Array, Array, Array]:
+        """c1, m1, c0, m0 of a run with m completions an arm: numbers name the seeds, so
+        they are the first m."""
+        c1, c0 = (self.right[arm][:, :m].sum(axis=1) for arm in ("1", "0"))
+        full = np.full(len(c1), m)
+        return c1, full, c0, full
+
+    def column(self, scores: str, name: str) -> Array:
+        """A column of a score table, null as NaN."""
+        column = self.measured.scores[scores].table[name]
+        return column.to_numpy().astype(float)
+
+
+def read(measured: Measured) -> World:
+    """Counts and causes of a measured world."""
+    truth = measured.scores["truth"]
+    right, tokens = _completions(truth, len(measured.samples))
+    captured = _captured(truth, len(measured.samples))
+    planted = np.array([s.cause for s in measured.samples])
+    p1, p0 = right["1"].mean(axis=1), right["0"].mean(axis=1)
+    acts = [actual(Seen(*x)) for x in zip(planted, p1, p0, captured, strict=True)]
+    return World(measured, planted, np.array(acts), right, tokens)
+
+
+def _completions(scores: Scores, n: int) -> tuple[dict[str, Array], dict[str, Array]]:
+    names = ["index", "arm", "number", "correct", "finish_reason", "token_ids"]
+    table = scores.rollouts.select(names).to_pylist()
+    m = 1 + max(r["number"] for r in table)
+    right = {arm: np.zeros((n, m), bool) for arm in "10"}
+    tokens = {arm: np.zeros((n, m), int) for arm in "10"}
+    for r in table:
+        arm = "1" if r["arm"] == "image" else "0"
+        right[arm][r["index"], r["number"]] = r["correct"] is True
+        end = r["finish_reason"] == "stop"
+        tokens[arm][r["index"], r["number"]] = len(r["token_ids"]) + end
+    return right, tokens
+
+
+def _captured(scores: Scores, n: int) -> list[float]:
+    """Share of the completions with the image that write a loud word."""
+    loud: dict[int, list[bool]] = defaultdict(list)
+    for r in scores.rollouts.select(["index", "arm", "text"]).to_pylist():
+        if r["arm"] == "image":
+            loud[r["index"]].append(any(word in r["text"] for word in world.LOUD))
+    return [float(np.mean(loud[i])) for i in range(n)]
+
+
+def rollout_scores(w: World, counts: tuple[Array, ...], log_psi: Array) -> Scores:
+    """What ``rap.score`` would have returned for these counts: the truth's table with
+    them in it, and psi of completion 0 everywhere."""
+    table = w.measured.scores["truth"].table
+    for name, values in zip(("c1", "m1", "c0", "m0"), counts, strict=True):
+        at = table.schema.get_field_index(name)
+        table = table.set_column(at, name, pa.array(values, pa.int16()))
+    return with_psi(Scores(table), log_psi)
+
+
+def with_psi(scores: Scores, log_psi: Array) -> Scores:
+    """The same scores with another log psi (NaN: not measured)."""
+    at = scores.table.schema.get_field_index("log_psi")
+    column = pa.array(log_psi, pa.float32(), mask=np.isnan(log_psi))
+    return dataclasses.replace(scores, table=scores.table.set_column(at, "log_psi", column))
+
+
+def psi_forms(traces: list[dict[str, Array]]) -> dict[str, Array]:
+    """{form: log psi [n]} over completion 0 of every sample, by NumPy's reference."""
+    forms: dict[str, list[float]] = {name: [] for name in (*PSI_FORMS, TOP_COLUMNS)}
+    for trace in traces:
+        start, scale = int(trace["meta"][0]), float(trace["meta"][1])
+        for name, options in PSI_FORMS.items():
+            found = ace_sample(
+                trace["q"],
+                trace["k"],
+                response_start=start,
+                scale=scale,
+                column_mask=~trace["special"],
+                **options,
+            )
+            forms[name].append(float(found["log_psi"].max()))
+            if not options:
+                columns = np.sort(found["log_psi_columns"][0])[-3:]
+                forms[TOP_COLUMNS].append(float(columns.mean()))
+    return {name: np.array(values) for name, values in forms.items()}
+
+
+def last_diagonal(traces: list[dict[str, Array]]) -> Array:
+    """Head mean of A_NN, the last token's attention to itself, which decides the
+    published psi where it exceeds 0.05 (method.md section 2)."""
+    return np.array(
+        [
+            attention(t["q"], t["k"], float(t["meta"][1])).mean(axis=0)[-1, -1]
+            for t in traces
+        ]
+    )

@@ -1,0 +1,501 @@
+"""Tables of what was measured, each a list of dicts: one row a setting and world.
+
+Every function takes one `read.World` and returns rows without the world's name; pure.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+import rap
+from rap.config import COUNTERFACTUALS, DIVERGENCES
+from rap.scores import Scores
+
+from . import read
+from .metrics import (
+    auroc,
+    interval,
+    jaccard,
+    keep_probability,
+    precision_recall,
+    spearman,
+    top,
+)
+from .read import Array, World, rollout_scores, with_psi
+
+Row = dict[str, Any]
+BUDGET = 0.10
+NEAR = 16
+"""Completions an arm of near-truth."""
+PAPER = 5
+LOOK = 5
+"""First look of adaptive sampling in these tables."""
+
+
+def causes_of(w: World) -> Iterator[tuple[str, Array]]:
+    yield "planted", w.planted
+    yield "actual", w.actual
+
+
+def psi_of(w: World) -> Array:
+    """log psi of completion 0 in the default form; made once a world."""
+    return read.psi_forms(w.measured.traces)["default: head mean, normalised, min_rows 8"]
+
+
+# ---- estimators ---------------------------------------------------------------
+
+
+def cde_scores(w: World) -> dict[str, tuple[Array, Array]]:
+    """{evidence: (D, p without the image or what stands for it)}."""
+    answer1, answer0 = (w.column("answer-drop", f"p_answer{a}") for a in "10")
+    mean1, mean0 = (np.exp(w.column("answer-drop", f"logp_mean{a}")) for a in "10")
+    js = w.column("logits-drop", "js")
+    return {
+        f"rollouts M={PAPER}": (w.rate("1", PAPER) - w.rate("0", PAPER), w.rate("0", 5)),
+        f"rollouts M={NEAR}": (w.rate("1", NEAR) - w.rate("0", NEAR), w.rate("0", NEAR)),
+        "answer": (answer1 - answer0, answer0),
+        "answer, a token": (mean1 - mean0, mean0),
+        "logits (JS)": (js, -js),
+    }
+
+
+def estimators(w: World) -> list[Row]:
+    """AUROC, precision and recall (as many flagged as there are) of every estimator."""
+    rows = []
+    psi, rate = psi_of(w), w.rate("1", NEAR)
+    for against, causes in causes_of(w):
+        finders: list[tuple[str, str, Array]] = []
+        for evidence, (d, blind) in cde_scores(w).items():
+            finders.append((f"CDE -|D|, {evidence}", "language_prior", -np.abs(d)))
+            finders.append((f"p without image, {evidence}", "language_prior", blind))
+            if "logits" not in evidence:
+                finders.append((f"CDE -D, {evidence}", "image_misleads", -d))
+        finders += [
+            ("ACE log psi", "attention_biased", psi),
+            (f"pass rate M={NEAR}", "trivial", rate),
+            (f"1 - pass rate M={NEAR}", "unsolvable", -rate),
+            ("p(answer)", "trivial", w.column("answer-drop", "p_answer1")),
+            ("1 - p(answer)", "unsolvable", -w.column("answer-drop", "p_answer1")),
+        ]
+        for name, cause, score in finders:
+            positive = causes == cause
+            flagged = top(score, int(positive.sum()))
+            precision, recall = precision_recall(flagged, positive)
+            rows.append(
+                {
+                    "estimator": name,
+                    "finds": cause,
+                    "against": against,
+                    "auroc": auroc(score, positive),
+                    "precision": precision,
+                    "recall": recall,
+                }
+            )
+        fence = choose_all(w)[f"rap, rollouts M={PAPER}"]
+        reasons = np.array(fence.table["reason"].to_pylist())
+        precision, recall = precision_recall(
+            reasons == "dropped_attention_biased", causes == "attention_biased"
+        )
+        rows.append(
+            {
+                "estimator": "ACE, calibrated lambda_a",
+                "finds": "attention_biased",
+                "against": against,
+                "auroc": float("nan"),
+                "precision": precision,
+                "recall": recall,
+            }
+        )
+    return rows
+
+
+# ---- selections ---------------------------------------------------------------
+
+
+def cheap_scores(w: World, name: str) -> Scores:
+    """A cheap evidence with psi of completion 0 in place of its own, if that is null or
+    too short to judge: one forward and one completion more."""
+    return with_psi(w.measured.scores[name], psi_of(w))
+
+
+def adaptive_counts(w: World, m: int, look: int) -> tuple[Array, Array, Array, Array]:
+    """c1, m1, c0, m0 under ``ScoreConfig.adaptive = look``, from the first m of all."""
+    c0, m0 = _adaptive(w.right["0"][:, :m], look, np.zeros(len(w.planted), bool))
+    c1, m1 = _adaptive(w.right["1"][:, :m], look, c0 == m0)
+    return c1, m1, c0, m0
+
+
+def _adaptive(right: Array, look: int, settled: Array) -> tuple[Array, Array]:
+    first = right[:, :look].sum(axis=1)
+    stop = (first == 0) | (first == look) | settled
+    return (
+        np.where(stop, first, right.sum(axis=1)),
+        np.where(stop, look, right.shape[1]),
+    )
+
+
+def choose_all(w: World) -> dict[str, Any]:
+    """{name: Selection} of what this project can do, at the same budget."""
+    psi = psi_of(w)
+    five, near = (rollout_scores(w, w.counts(m), psi) for m in (PAPER, NEAR))
+    adaptive = rollout_scores(w, adaptive_counts(w, NEAR, LOOK), psi)
+    answer, logits = cheap_scores(w, "answer-drop"), cheap_scores(w, "logits-drop")
+    plain = w.measured.scores["answer-drop"]
+    high = {"lambda_a": 1e30}  # no sample is dropped for its attention
+    made = {
+        f"rap, rollouts M={PAPER}": (five, {}),
+        f"rap, rollouts M={PAPER}, learnable": (five, {"order": "learnable"}),
+        f"rap, rollouts M={PAPER}, hurt may replace": (five, {"readmit_hurt": True}),
+        f"rap, rollouts M={PAPER}, no replacement": (five, {"replace": False}),
+        f"rap, rollouts M={PAPER}, no ACE": (five, high),
+        f"rap, rollouts M={NEAR}": (near, {}),
+        f"rap, rollouts M={NEAR}, learnable": (near, {"order": "learnable"}),
+        f"rap, rollouts M={NEAR}, hurt may replace": (near, {"readmit_hurt": True}),
+        f"rap, rollouts M={NEAR}, adaptive {LOOK}": (adaptive, {}),
+        f"rap, rollouts M={NEAR}, adaptive {LOOK}, learnable": (
+            adaptive,
+            {"order": "learnable"},
+        ),
+        "rap, answer": (plain, {}),
+        "rap, answer, by gain": (plain, {"order": "gain"}),
+        "rap, answer, by gain, trivial 0.1": (plain, {"order": "gain", "trivial": 0.1}),
+        "rap, answer + psi of one completion": (answer, {}),
+        "rap, logits": (logits, {}),
+        "rap, logits, by gain": (logits, {"order": "gain"}),
+    }
+    chosen = {n: rap.choose(s, budget=BUDGET, **o) for n, (s, o) in made.items()}
+    for m, scores in ((PAPER, five), (NEAR, near)):
+        chosen[f"rule paper, rollouts M={m}"] = rap.choose(scores, rule="paper")
+    return chosen
+
+
+def baselines(w: World, size: int) -> dict[str, Array]:
+    """{name: bool [n]} of other rules, ``size`` samples each where they can be had."""
+    rng = np.random.default_rng(w.measured.seed)
+    p1, p0, psi = w.rate("1", PAPER), w.rate("0", PAPER), psi_of(w)
+    jitter = rng.random(len(p1))  # ties at random, not by index
+    band = (p1 > 0) & (p1 < 1)
+    answer1, answer0 = (w.column("answer-drop", f"logp_answer{a}") for a in "10")
+
+    def best(score: Array) -> Array:
+        return top(score + 1e-6 * jitter, size)
+
+    gap = (p1 - p0 == 1) | ((p1 - p0 == 0.2) & (jitter < 0.1))
+    return {
+        "random": top(jitter, size),
+        "difficulty band 0 < p < 1": top(np.where(band, jitter, jitter - 1), size),
+        "hardest that is solved": best(np.where(band, -p1, -9)),
+        "reward variance p(1-p)": best(p1 * (1 - p1)),
+        "CDE only (D)": best(p1 - p0),
+        "ACE only (lowest psi)": best(-psi),
+        "CVS: log p(y|image) - log p(y|no image)": best(answer1 - answer0),
+        "likelihood without the question's image": best(-answer0),
+        "authors' public rule: 5/5 dropped, 1 in 10 of 1/5": authors_rule(
+            w.counts(PAPER)[0], w.counts(PAPER)[2], PAPER, jitter, size
+        )
+        if gap.size
+        else gap,
+    }
+
+
+def authors_rule(c1: Array, c0: Array, m: int, jitter: Array, size: int) -> Array:
+    """The authors' public script (method.md section 5): largest accuracy gap first, always
+    solved samples dropped, of those solved once a random tenth."""
+    gap = (c1 - c0) / m
+    allowed = (c1 < m) & ~((c1 == 1) & (jitter > 0.1)) & (gap > 0)
+    return top(np.where(allowed, gap + 1e-6 * jitter, -9), min(size, int(allowed.sum())))
+
+
+def masks(w: World) -> dict[str, Array]:
+    """{name: bool [n]} of every selection and baseline."""
+    made = {}
+    for name, chosen in choose_all(w).items():
+        mask = np.zeros(len(w.planted), bool)
+        mask[chosen.indices] = True
+        made[name] = mask
+    return made | baselines(w, int(BUDGET * len(w.planted)))
+
+
+def selections(w: World) -> list[Row]:
+    """Share of cognitive samples in each selection, against the pool's."""
+    rows = []
+    for name, mask in masks(w).items():
+        for against, causes in causes_of(w):
+            pool = float((causes == "cognitive").mean())
+            share = float((causes[mask] == "cognitive").mean()) if mask.any() else 0.0
+            kept = Counter(causes[mask].tolist())
+            rows.append(
+                {
+                    "selection": name,
+                    "against": against,
+                    "kept": int(mask.sum()),
+                    "pool": pool,
+                    "share": share,
+                    "times": share / pool if pool else float("nan"),
+                    "held": ", ".join(f"{c} {k}" for c, k in kept.most_common()),
+                }
+            )
+    return rows
+
+
+# ---- evidence, counterfactuals, divergences, psi --------------------------------
+
+
+def cost_of(w: World, evidence: str) -> Row:
+    """Generated tokens, forwards and seconds of all samples. Seconds of M=16 are those of
+    the truth by its share of tokens."""
+    scores = w.measured.scores
+    if evidence.startswith("rollouts M="):
+        m = int(evidence.split("=")[1])
+        tokens = int(sum(w.tokens[arm][:, :m].sum() for arm in "10"))
+        truth = scores["truth"].meta["cost"]
+        share = tokens / max(1, truth["generated_tokens"])
+        seconds = truth["seconds"] * share
+        if m == PAPER:
+            seconds = scores["m5"].meta["cost"]["seconds"]
+        forwards = scores["m5"].meta["cost"]["forwards"]
+        return {"tokens": tokens, "forwards": forwards, "seconds": seconds}
+    cost = scores["logits-drop" if "logits" in evidence else "answer-drop"].meta["cost"]
+    return {
+        "tokens": cost["generated_tokens"],
+        "forwards": cost["forwards"],
+        "seconds": cost["seconds"],
+    }
+
+
+def evidences(w: World) -> list[Row]:
+    """What each evidence costs, and its rank correlation with the truth."""
+    truth_d, truth_p1 = w.rate("1") - w.rate("0"), w.rate("1")
+    difficulty = {
+        "answer": w.column("answer-drop", "p_answer1"),
+        "answer, a token": np.exp(w.column("answer-drop", "logp_mean1")),
+        "logits (JS)": w.column("logits-drop", "p_answer1"),
+        f"rollouts M={PAPER}": w.rate("1", PAPER),
+        f"rollouts M={NEAR}": w.rate("1", NEAR),
+    }
+    rows = []
+    for name, (d, _) in cde_scores(w).items():
+        goal = np.abs(truth_d) if "logits" in name else truth_d
+        cost = cost_of(w, name)
+        found = spearman(d, goal)
+        rows.append(
+            {
+                "evidence": name,
+                "spearman_d": found,
+                "spearman_p1": spearman(difficulty[name], truth_p1),
+                "auroc_prior": auroc(-np.abs(d), w.planted == "language_prior"),
+                **cost,
+                "auroc_prior_actual": auroc(-np.abs(d), w.actual == "language_prior"),
+                "spearman_d_per_second": found / max(cost["seconds"], 1e-9),
+            }
+        )
+    return rows
+
+
+def counterfactuals(w: World) -> list[Row]:
+    """AUROC for language_prior of every kind of input without the image."""
+    rows = []
+    p1, m = w.rate("1"), min(w.rate("1").size and w.right["1"].shape[1], 8)
+    for kind in COUNTERFACTUALS:
+        if kind == "drop":
+            p0 = w.rate("0", m)
+        else:
+            table = w.measured.scores[f"rollouts-{kind}"].table
+            p0 = table["c0"].to_numpy() / table["m0"].to_numpy()
+        answer = w.column(f"answer-{kind}", "p_answer1") - w.column(
+            f"answer-{kind}", "p_answer0"
+        )
+        scored = {
+            f"rollouts M0={m}": p1 - p0,
+            "answer": answer,
+            "logits (JS)": w.column(f"logits-{kind}", "js"),
+        }
+        for evidence, d in scored.items():
+            for against, causes in causes_of(w):
+                rows.append(
+                    {
+                        "counterfactual": kind,
+                        "evidence": evidence,
+                        "against": against,
+                        "auroc": auroc(-np.abs(d), causes == "language_prior"),
+                    }
+                )
+    return rows
+
+
+def divergences(w: World) -> list[Row]:
+    """AUROC for language_prior of each divergence, over the answer and over a response."""
+    return [
+        {
+            "divergence": name,
+            "over": evidence,
+            "counterfactual": kind,
+            "against": against,
+            "auroc": auroc(
+                -w.column(f"{evidence}-{kind}", name), causes == "language_prior"
+            ),
+        }
+        for name in DIVERGENCES
+        for evidence in ("logits", "answer")
+        for kind in ("drop", "blank")
+        for against, causes in causes_of(w)
+    ]
+
+
+def psi_table(w: World) -> list[Row]:
+    """AUROC for attention_biased of each form of psi, and what lambda_a does with it."""
+    rows = []
+    for name, psi in read.psi_forms(w.measured.traces).items():
+        finite = psi[np.isfinite(psi)]
+        q1, q3 = np.percentile(finite, [25, 75]) if len(finite) else (np.nan, np.nan)
+        for against, causes in causes_of(w):
+            biased = causes == "attention_biased"
+            fence = precision_recall(psi > q3 + 1.5 * (q3 - q1), biased)
+            paper = precision_recall(psi > np.log(0.1), biased)
+            rows.append(
+                {
+                    "psi": name,
+                    "against": against,
+                    "auroc": auroc(np.where(np.isneginf(psi), -1e9, psi), biased),
+                    "fence_precision": fence[0],
+                    "fence_recall": fence[1],
+                    "flagged_at_0.1": float((psi > np.log(0.1)).mean()),
+                    "precision_at_0.1": paper[0],
+                }
+            )
+    return rows
+
+
+# ---- stability, confidence, adaptive -------------------------------------------
+
+
+def stability(w: World) -> list[Row]:
+    """Overlap (Jaccard) of selections from other completions of the same model."""
+    psi, most = psi_of(w), w.right["1"].shape[1]
+    rows = []
+    for order in ("gain", "learnable"):
+
+        def chosen(counts: tuple[Array, ...], order: str = order) -> Array:
+            made = rap.choose(rollout_scores(w, counts, psi), budget=BUDGET, order=order)
+            mask = np.zeros(len(w.planted), bool)
+            mask[made.indices] = True
+            return mask
+
+        for m in (PAPER, 8, NEAR):
+            if 2 * m > most:
+                continue
+            one = chosen(w.counts(m))
+            c1, c0 = (w.right[a][:, m : 2 * m].sum(axis=1) for a in "10")
+            full = np.full(len(c1), m)
+            two, all_of = chosen((c1, full, c0, full)), chosen(w.counts(most))
+            rows.append(
+                {"order": order, "compared": f"M={m}, two sampling seeds"}
+                | {"jaccard": jaccard(one, two)}
+            )
+            rows.append(
+                {"order": order, "compared": f"M={m} against M={most}"}
+                | {"jaccard": jaccard(one, all_of)}
+            )
+    table = w.measured.scores["m5"].table
+    batch = [table[n].to_numpy() for n in ("c1", "m1", "c0", "m0")]
+    same = np.mean([np.array_equal(a, b) for a, b in zip(batch, w.counts(5), strict=True)])
+    equal = np.mean(
+        np.all([a == b for a, b in zip(batch, w.counts(5), strict=True)], axis=0)
+    )
+    rows.append(
+        {"order": "counts", "compared": "M=5 drawn alone against the first 5 of all"}
+        | {"jaccard": float(equal if same < 1 else 1.0)}
+    )
+    return rows
+
+
+def confidence(w: World) -> list[Row]:
+    """How often Newcombe's 90 % interval holds the D of all completions, its width, and
+    how well the probability to pass D > 0.5 says who does."""
+    rows = []
+    most = w.right["1"].shape[1]
+    c1, m1, c0, m0 = w.counts(most)
+    truth = (c1 - c0) / most
+    for m in (PAPER, 8, NEAR):
+        if m >= most:
+            continue
+        rest = most - m
+        later = (w.right["1"][:, m:].sum(axis=1) - w.right["0"][:, m:].sum(axis=1)) / rest
+        a1, n1, a0, n0 = w.counts(m)
+        bounds = [interval(*map(int, x)) for x in zip(a1, n1, a0, n0, strict=True)]
+        low, high = np.array(bounds).T
+        p = keep_probability(a1, n1, a0, n0, 0.5, 4000, w.measured.seed)
+        passes = later > 0.5
+        rows.append(
+            {
+                "m": m,
+                "covered": float(((low <= truth) & (truth <= high)).mean()),
+                "width": float((high - low).mean()),
+                "brier": float(((p - passes) ** 2).mean()),
+                "brier_hard": float((((a1 - a0) / m > 0.5) != passes).mean()),
+            }
+        )
+    return rows
+
+
+def adaptive(w: World) -> list[Row]:
+    """Completions saved by stopping, and whether the decisions stay."""
+    psi = psi_of(w)
+    rows = []
+    most = w.right["1"].shape[1]
+    for m in (8, NEAR, 32):
+        if m > most:
+            continue
+        full = w.counts(m)
+        for look in (2, 3, 4, 5, 6, 8):
+            if look >= m:
+                continue
+            part = adaptive_counts(w, m, look)
+            for order in ("gain", "learnable"):
+                made = [
+                    rap.choose(rollout_scores(w, c, psi), budget=BUDGET, order=order)
+                    for c in (full, part)
+                ]
+                kept = [np.isin(np.arange(len(psi)), s.indices) for s in made]
+                reasons = [np.array(s.table["reason"].to_pylist()) for s in made]
+                share = [float((w.planted[k] == "cognitive").mean()) for k in kept]
+                drawn = (part[1] + part[3]).sum() / (2 * m * len(psi))
+                rows.append(
+                    {
+                        "m": m,
+                        "look": look,
+                        "order": order,
+                        "saved": float(1 - drawn),
+                        "same_kept": float((kept[0] == kept[1]).mean()),
+                        "jaccard": jaccard(*kept),
+                        "same_reason": float((reasons[0] == reasons[1]).mean()),
+                        "share_full": share[0],
+                        "share_adaptive": share[1],
+                    }
+                )
+    return rows
+
+
+TABLES: dict[str, Callable[[World], list[Row]]] = {
+    "estimators": estimators,
+    "selections": selections,
+    "evidence": evidences,
+    "counterfactuals": counterfactuals,
+    "divergences": divergences,
+    "psi": psi_table,
+    "stability": stability,
+    "confidence": confidence,
+    "adaptive": adaptive,
+}
+
+
+def transfer(a: World, b: World) -> list[Row]:
+    """Overlap of what two models select from one world."""
+    left, right = masks(a), masks(b)
+    return [
+        {"selection": name, "jaccard": jaccard(left[name], right[name])} for name in left
+    ]
