@@ -321,6 +321,7 @@ def cde(
     wanted, mask = _wanted(want, targets)
     place = cuda.place_of("cde", logits1=logits1, logits0=logits0)
     if place is not None:
+        _threads(threads, 0)  # says nothing there, but nonsense is refused
         out = place.empty((len(CDE_OUTPUTS), _rows(logits1)), "float64")
         _C.cde_cuda(
             _device_input(logits1, place),
@@ -372,6 +373,7 @@ def linear_cde(
     arrays = {"hidden1": hidden1, "hidden0": hidden0, "weight": weight, "bias": bias}
     place = cuda.place_of("cde", **arrays)
     if place is not None:
+        _threads(threads, 0)  # says nothing there, but nonsense is refused
         cuda.open_cublaslt()
         out = place.empty((len(CDE_OUTPUTS), _rows(hidden1)), "float64")
         _C.linear_cde_cuda(
@@ -493,6 +495,7 @@ def ace(
     masks = {"column_mask": column_mask, "image_mask": image_mask}
     place = cuda.place_of("ace", q=q, k=k, lse=lse)
     if place is not None:
+        _threads(threads, 0)  # says nothing there, but nonsense is refused
         inputs = (_device_input(q, place), _device_input(k, place), cu, start)
         inputs += tuple(_device_mask(name, x, place) for name, x in masks.items())
         inputs += (None if lse is None else _device_input(lse, place),)
@@ -573,6 +576,7 @@ def drm(
     k = _integer("k", k, 0)
     place = cuda.place_of("drm", difficulty=difficulty, gain=gain)
     if place is not None:
+        _threads(threads, 0)  # says nothing there, but nonsense is refused
         return _drm_on_device(difficulty, k, gain, eligible, place)
     scores = _scores(difficulty)
     if len(scores.shape) != 1:
