@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from rap.demo import world
-from rap.reference import ace_sample, attention
+from rap.reference import ace_sample
 from rap.scores import Scores
 
 from ..world_agreement import Seen, actual
@@ -19,8 +19,9 @@ from .collect import Measured
 
 Array = np.ndarray
 
+DEFAULT_PSI = "default: head mean, normalised, min_rows 8"
 PSI_FORMS: dict[str, dict[str, Any]] = {
-    "default: head mean, normalised, min_rows 8": {},
+    DEFAULT_PSI: {},
     "published: product, min_rows 1": {"normalise": False, "min_rows": 1},
     "product, min_rows 8": {"normalise": False},
     "normalised, min_rows 1": {"min_rows": 1},
@@ -52,6 +53,13 @@ class World:
     """{"1", "0"}: right or wrong, bool [n, M]; a completion not judged is wrong."""
     tokens: dict[str, Array]
     """{"1", "0"}: sampled tokens, end token counted, int [n, M]."""
+    forms: dict[str, Array]
+    """log psi of completion 0, [n], by form; see `psi_forms`."""
+
+    @property
+    def psi(self) -> Array:
+        """log psi in the default form."""
+        return self.forms[DEFAULT_PSI]
 
     def rate(self, arm: str, m: int | None = None) -> Array:
         """Share of the first m completions that are right."""
@@ -61,7 +69,7 @@ class World:
         """c1, m1, c0, m0 of a run with m completions an arm: numbers name the seeds, so
         they are the first m."""
         c1, c0 = (self.right[arm][:, :m].sum(axis=1) for arm in ("1", "0"))
-        full = np.full(len(c1), m)
+        full = np.full(len(c1), min(m, self.right["1"].shape[1]))
         return c1, full, c0, full
 
     def column(self, scores: str, name: str) -> Array:
@@ -78,7 +86,8 @@ def read(measured: Measured) -> World:
     planted = np.array([s.cause for s in measured.samples])
     p1, p0 = right["1"].mean(axis=1), right["0"].mean(axis=1)
     acts = [actual(Seen(*x)) for x in zip(planted, p1, p0, captured, strict=True)]
-    return World(measured, planted, np.array(acts), right, tokens)
+    forms = psi_forms(measured.traces)
+    return World(measured, planted, np.array(acts), right, tokens, forms)
 
 
 def _completions(scores: Scores, n: int) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -140,14 +149,3 @@ def psi_forms(traces: list[dict[str, Array]]) -> dict[str, Array]:
                 columns = np.sort(found["log_psi_columns"][0])[-3:]
                 forms[TOP_COLUMNS].append(float(columns.mean()))
     return {name: np.array(values) for name, values in forms.items()}
-
-
-def last_diagonal(traces: list[dict[str, Array]]) -> Array:
-    """Head mean of A_NN, the last token's attention to itself, which decides the
-    published psi where it exceeds 0.05 (method.md section 2)."""
-    return np.array(
-        [
-            attention(t["q"], t["k"], float(t["meta"][1])).mean(axis=0)[-1, -1]
-            for t in traces
-        ]
-    )

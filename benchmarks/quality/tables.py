@@ -15,7 +15,6 @@ import rap
 from rap.config import COUNTERFACTUALS, DIVERGENCES
 from rap.scores import Scores
 
-from . import read
 from .metrics import (
     auroc,
     interval,
@@ -41,11 +40,6 @@ def causes_of(w: World) -> Iterator[tuple[str, Array]]:
     yield "actual", w.actual
 
 
-def psi_of(w: World) -> Array:
-    """log psi of completion 0 in the default form; made once a world."""
-    return read.psi_forms(w.measured.traces)["default: head mean, normalised, min_rows 8"]
-
-
 # ---- estimators ---------------------------------------------------------------
 
 
@@ -64,9 +58,12 @@ def cde_scores(w: World) -> dict[str, tuple[Array, Array]]:
 
 
 def estimators(w: World) -> list[Row]:
-    """AUROC, precision and recall (as many flagged as there are) of every estimator."""
+    """AUROC of every estimator, precision and recall (as many flagged as there are);
+    ``auroc_solved`` is among samples that M=16 completions with the image solved at least
+    once: the others are barred before D is looked at."""
     rows = []
-    psi, rate = psi_of(w), w.rate("1", NEAR)
+    psi, rate = w.psi, w.rate("1", NEAR)
+    solved = rate > 0
     for against, causes in causes_of(w):
         finders: list[tuple[str, str, Array]] = []
         for evidence, (d, blind) in cde_scores(w).items():
@@ -91,25 +88,11 @@ def estimators(w: World) -> list[Row]:
                     "finds": cause,
                     "against": against,
                     "auroc": auroc(score, positive),
+                    "auroc_solved": auroc(score[solved], positive[solved]),
                     "precision": precision,
                     "recall": recall,
                 }
             )
-        fence = choose_all(w)[f"rap, rollouts M={PAPER}"]
-        reasons = np.array(fence.table["reason"].to_pylist())
-        precision, recall = precision_recall(
-            reasons == "dropped_attention_biased", causes == "attention_biased"
-        )
-        rows.append(
-            {
-                "estimator": "ACE, calibrated lambda_a",
-                "finds": "attention_biased",
-                "against": against,
-                "auroc": float("nan"),
-                "precision": precision,
-                "recall": recall,
-            }
-        )
     return rows
 
 
@@ -119,7 +102,7 @@ def estimators(w: World) -> list[Row]:
 def cheap_scores(w: World, name: str) -> Scores:
     """A cheap evidence with psi of completion 0 in place of its own, if that is null or
     too short to judge: one forward and one completion more."""
-    return with_psi(w.measured.scores[name], psi_of(w))
+    return with_psi(w.measured.scores[name], w.psi)
 
 
 def adaptive_counts(w: World, m: int, look: int) -> tuple[Array, Array, Array, Array]:
@@ -140,7 +123,7 @@ def _adaptive(right: Array, look: int, settled: Array) -> tuple[Array, Array]:
 
 def choose_all(w: World) -> dict[str, Any]:
     """{name: Selection} of what this project can do, at the same budget."""
-    psi = psi_of(w)
+    psi = w.psi
     five, near = (rollout_scores(w, w.counts(m), psi) for m in (PAPER, NEAR))
     adaptive = rollout_scores(w, adaptive_counts(w, NEAR, LOOK), psi)
     answer, logits = cheap_scores(w, "answer-drop"), cheap_scores(w, "logits-drop")
@@ -176,7 +159,8 @@ def choose_all(w: World) -> dict[str, Any]:
 def baselines(w: World, size: int) -> dict[str, Array]:
     """{name: bool [n]} of other rules, ``size`` samples each where they can be had."""
     rng = np.random.default_rng(w.measured.seed)
-    p1, p0, psi = w.rate("1", PAPER), w.rate("0", PAPER), psi_of(w)
+    c1, _, c0, _ = w.counts(PAPER)
+    p1, p0, psi = w.rate("1", PAPER), w.rate("0", PAPER), w.psi
     jitter = rng.random(len(p1))  # ties at random, not by index
     band = (p1 > 0) & (p1 < 1)
     answer1, answer0 = (w.column("answer-drop", f"logp_answer{a}") for a in "10")
@@ -184,7 +168,6 @@ def baselines(w: World, size: int) -> dict[str, Array]:
     def best(score: Array) -> Array:
         return top(score + 1e-6 * jitter, size)
 
-    gap = (p1 - p0 == 1) | ((p1 - p0 == 0.2) & (jitter < 0.1))
     return {
         "random": top(jitter, size),
         "difficulty band 0 < p < 1": top(np.where(band, jitter, jitter - 1), size),
@@ -193,12 +176,10 @@ def baselines(w: World, size: int) -> dict[str, Array]:
         "CDE only (D)": best(p1 - p0),
         "ACE only (lowest psi)": best(-psi),
         "CVS: log p(y|image) - log p(y|no image)": best(answer1 - answer0),
-        "likelihood without the question's image": best(-answer0),
+        "lowest likelihood without the image": best(-answer0),
         "authors' public rule: 5/5 dropped, 1 in 10 of 1/5": authors_rule(
-            w.counts(PAPER)[0], w.counts(PAPER)[2], PAPER, jitter, size
-        )
-        if gap.size
-        else gap,
+            c1, c0, PAPER, jitter, size
+        ),
     }
 
 
@@ -299,7 +280,7 @@ def evidences(w: World) -> list[Row]:
 def counterfactuals(w: World) -> list[Row]:
     """AUROC for language_prior of every kind of input without the image."""
     rows = []
-    p1, m = w.rate("1"), min(w.rate("1").size and w.right["1"].shape[1], 8)
+    p1, m = w.rate("1"), 8
     for kind in COUNTERFACTUALS:
         if kind == "drop":
             p0 = w.rate("0", m)
@@ -349,7 +330,7 @@ def divergences(w: World) -> list[Row]:
 def psi_table(w: World) -> list[Row]:
     """AUROC for attention_biased of each form of psi, and what lambda_a does with it."""
     rows = []
-    for name, psi in read.psi_forms(w.measured.traces).items():
+    for name, psi in w.forms.items():
         finite = psi[np.isfinite(psi)]
         q1, q3 = np.percentile(finite, [25, 75]) if len(finite) else (np.nan, np.nan)
         for against, causes in causes_of(w):
@@ -375,7 +356,7 @@ def psi_table(w: World) -> list[Row]:
 
 def stability(w: World) -> list[Row]:
     """Overlap (Jaccard) of selections from other completions of the same model."""
-    psi, most = psi_of(w), w.right["1"].shape[1]
+    psi, most = w.psi, w.right["1"].shape[1]
     rows = []
     for order in ("gain", "learnable"):
 
@@ -401,14 +382,11 @@ def stability(w: World) -> list[Row]:
                 | {"jaccard": jaccard(one, all_of)}
             )
     table = w.measured.scores["m5"].table
-    batch = [table[n].to_numpy() for n in ("c1", "m1", "c0", "m0")]
-    same = np.mean([np.array_equal(a, b) for a, b in zip(batch, w.counts(5), strict=True)])
-    equal = np.mean(
-        np.all([a == b for a, b in zip(batch, w.counts(5), strict=True)], axis=0)
-    )
+    alone = [table[n].to_numpy() for n in ("c1", "m1", "c0", "m0")]
+    equal = [a == b for a, b in zip(alone, w.counts(PAPER), strict=True)]
     rows.append(
-        {"order": "counts", "compared": "M=5 drawn alone against the first 5 of all"}
-        | {"jaccard": float(equal if same < 1 else 1.0)}
+        {"order": "counts", "compared": "M=5 drawn alone, in smaller batches: equal share"}
+        | {"jaccard": float(np.all(equal, axis=0).mean())}
     )
     return rows
 
@@ -444,7 +422,7 @@ def confidence(w: World) -> list[Row]:
 
 def adaptive(w: World) -> list[Row]:
     """Completions saved by stopping, and whether the decisions stay."""
-    psi = psi_of(w)
+    psi = w.psi
     rows = []
     most = w.right["1"].shape[1]
     for m in (8, NEAR, 32):
