@@ -111,8 +111,21 @@ def _log_lambda_a(
             f"{CALIBRATION_MIN} are needed; no sample is dropped for its attention"
         )
         return None, "too few to calibrate", [note]
-    q1, q3 = np.percentile(finite, [25, 75])
-    return float(q3 + 1.5 * (q3 - q1)), "calibrated: upper Tukey fence of log psi", []
+    return _fence(finite), "calibrated: upper Tukey fence of log psi, captured left out", []
+
+
+def _fence(log_psi: np.ndarray) -> float:
+    """Upper Tukey fence Q3 + 1.5 (Q3 - Q1) of what is at most 1.5 times as far above the
+    median as the lowest tenth is below it.
+
+    Tukey's fence alone lies beyond the captured samples as soon as they are a quarter of
+    those measured, and then drops none; the lower half tells how wide the usual ones
+    spread as long as the captured are fewer than half.
+    """
+    tenth, median = np.percentile(log_psi, [10, 50])
+    usual = log_psi[log_psi <= median + 1.5 * (median - tenth)]
+    q1, q3 = np.percentile(usual, [25, 75])
+    return float(q3 + 1.5 * (q3 - q1))
 
 
 def _lookup(tree: object, *path: str) -> object:
@@ -188,10 +201,12 @@ def choose(
     those with exactly this D. If candidates or replacements run out, the result is
     shorter and ``warnings`` says so: samples with D <= 0 never fill a budget except as
     replacements.
-    ``lambda_a=None`` is calibrated: the upper Tukey fence Q3 + 1.5 (Q3 - Q1) of all
-    finite log psi of valid samples (at least 20, else no limit and a warning). A fence
-    flags what is unusual for this model and these response lengths; a fixed quantile
-    would drop its share even when nothing is wrong.
+    ``lambda_a=None`` is calibrated: median + 4 (median - Q1) of all finite log psi of
+    valid samples (at least 20, else no limit and a warning). That is Tukey's upper fence
+    of a symmetric sample, from its lower half alone: with a fifth of the samples captured
+    Q3 + 1.5 (Q3 - Q1) may lie above all of them. A fence flags what is unusual for this
+    model and these response lengths; a fixed quantile would drop its share even when
+    nothing is wrong.
     ``by="source"``: every value of that column (null too) gets its own budget
     floor(budget * its rows), its own ranking and replacements; lambda_a stays global.
 

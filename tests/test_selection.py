@@ -78,7 +78,9 @@ def oracle(rows: list[dict], config: ChooseConfig) -> list[str]:
         usual = [p for p, v in zip(log_psi, valid, strict=True) if v and p is not None]
         usual = [float(np.float32(p)) for p in usual if p != -INF]
         if len(usual) >= 20:
-            q1, q3 = np.percentile(usual, [25, 75])
+            low, middle = np.percentile(usual, [10, 50])
+            near = [p for p in usual if p <= middle + 1.5 * (middle - low)]
+            q1, q3 = np.percentile(near, [25, 75])
             limit = q3 + 1.5 * (q3 - q1)
     if config.rule == "paper":
         floor = Fraction(str(0.5 if config.lambda_c is None else float(config.lambda_c)))
@@ -450,7 +452,8 @@ def test_attention_is_calibrated_by_the_fence() -> None:
     rows = [row(3, 5, 1, 5, log_psi=float(v)) for v in usual]
     rows += [row(3, 5, 1, 5, log_psi=1.5), row(3, 5, 1, 5, log_psi=-INF)]
     selection = choose(scores_of(rows), budget=1)
-    q1, q3 = np.percentile([*usual.astype(float), 1.5], [25, 75])
+    # 1.5 is far above the lower half: it has no part in what is usual.
+    q1, q3 = np.percentile(usual.astype(float), [25, 75])
     found = selection.settings["found"]
     assert found["log_lambda_a"] == q3 + 1.5 * (q3 - q1)
     assert found["psi_too_short"] == 1
@@ -458,6 +461,16 @@ def test_attention_is_calibrated_by_the_fence() -> None:
     assert len(selection) == 99
     assert "too short to judge" in selection.summary()
     assert len(choose(scores_of(rows), budget=1, lambda_a=math.exp(-2))) == 50
+
+
+@pytest.mark.parametrize("captured", [1, 10, 25, 40])
+def test_captured_samples_are_dropped_however_many(captured: int) -> None:
+    """A quarter of them is where Tukey's own fence would drop none."""
+    usual = np.linspace(-3.3, -1.9, 60)
+    psi = [*usual, *np.linspace(-0.4, 0.3, captured)]
+    rows = [row(3, 5, 0, 5, log_psi=float(p)) for p in psi]
+    told = reasons(choose(scores_of(rows), budget=1.0))
+    assert told == ["kept_cognitive"] * 60 + ["dropped_attention_biased"] * captured
 
 
 def test_too_few_psi_calibrate_nothing() -> None:
