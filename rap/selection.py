@@ -201,12 +201,12 @@ def choose(
     those with exactly this D. If candidates or replacements run out, the result is
     shorter and ``warnings`` says so: samples with D <= 0 never fill a budget except as
     replacements.
-    ``lambda_a=None`` is calibrated: median + 4 (median - Q1) of all finite log psi of
-    valid samples (at least 20, else no limit and a warning). That is Tukey's upper fence
-    of a symmetric sample, from its lower half alone: with a fifth of the samples captured
-    Q3 + 1.5 (Q3 - Q1) may lie above all of them. A fence flags what is unusual for this
-    model and these response lengths; a fixed quantile would drop its share even when
-    nothing is wrong.
+    ``lambda_a=None`` is calibrated: the upper Tukey fence Q3 + 1.5 (Q3 - Q1) of the
+    finite log psi of valid samples (at least 20, else no limit and a warning), those left
+    out that lie more than 1.5 times as far above the median as the lowest tenth lies below
+    it: captured samples must not widen the fence that should stop them. A fence flags what
+    is unusual for this model and these response lengths; a fixed quantile would drop its
+    share even when nothing is wrong.
     ``by="source"``: every value of that column (null too) gets its own budget
     floor(budget * its rows), its own ranking and replacements; lambda_a stays global.
 

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from rap.demo import world
+from rap.evidence import can_be_kept
 from rap.reference import ace_sample
 from rap.scores import Scores
 
@@ -115,12 +116,16 @@ def _captured(scores: Scores, n: int) -> list[float]:
 
 def rollout_scores(w: World, counts: tuple[Array, ...], log_psi: Array) -> Scores:
     """What ``rap.score`` would have returned for these counts: the truth's table with
-    them in it, and psi of completion 0 everywhere."""
+    them in it, and psi of completion 0 where it would have measured one. (Its own psi is
+    of the first right completion; the store ``m5`` has that.)"""
     table = w.measured.scores["truth"].table
     for name, values in zip(("c1", "m1", "c0", "m0"), counts, strict=True):
         at = table.schema.get_field_index(name)
         table = table.set_column(at, name, pa.array(values, pa.int16()))
-    return with_psi(Scores(table), log_psi)
+    limit = w.measured.scores["truth"].meta["fingerprint"]["config"]["screen_lambda_c"]
+    rows = zip(*(map(int, c) for c in counts), strict=True)
+    measured = np.array([can_be_kept(*row, limit) for row in rows])
+    return with_psi(Scores(table), np.where(measured, log_psi, np.nan))
 
 
 def with_psi(scores: Scores, log_psi: Array) -> Scores:

@@ -13,7 +13,7 @@ import numpy as np
 
 import rap
 from rap.config import COUNTERFACTUALS, DIVERGENCES
-from rap.scores import Scores
+from rap.selection import _fence
 
 from .metrics import (
     auroc,
@@ -99,12 +99,6 @@ def estimators(w: World) -> list[Row]:
 # ---- selections ---------------------------------------------------------------
 
 
-def cheap_scores(w: World, name: str) -> Scores:
-    """A cheap evidence with psi of completion 0 in place of its own, if that is null or
-    too short to judge: one forward and one completion more."""
-    return with_psi(w.measured.scores[name], w.psi)
-
-
 def adaptive_counts(w: World, m: int, look: int) -> tuple[Array, Array, Array, Array]:
     """c1, m1, c0, m0 under ``ScoreConfig.adaptive = look``, from the first m of all."""
     c0, m0 = _adaptive(w.right["0"][:, :m], look, np.zeros(len(w.planted), bool))
@@ -126,10 +120,13 @@ def choose_all(w: World) -> dict[str, Any]:
     psi = w.psi
     five, near = (rollout_scores(w, w.counts(m), psi) for m in (PAPER, NEAR))
     adaptive = rollout_scores(w, adaptive_counts(w, NEAR, LOOK), psi)
-    answer, logits = cheap_scores(w, "answer-drop"), cheap_scores(w, "logits-drop")
-    plain = w.measured.scores["answer-drop"]
+    plain, logits = (w.measured.scores[f"{kind}-drop"] for kind in ("answer", "logits"))
+    answer = with_psi(plain, psi)  # one completion and one forward more
+    alone = w.measured.scores["m5"]
     high = {"lambda_a": 1e30}  # no sample is dropped for its attention
     made = {
+        "rap, rollouts M=5, as scored": (alone, {}),
+        "rap, rollouts M=5, as scored, learnable": (alone, {"order": "learnable"}),
         f"rap, rollouts M={PAPER}": (five, {}),
         f"rap, rollouts M={PAPER}, learnable": (five, {"order": "learnable"}),
         f"rap, rollouts M={PAPER}, hurt may replace": (five, {"readmit_hurt": True}),
@@ -332,10 +329,10 @@ def psi_table(w: World) -> list[Row]:
     rows = []
     for name, psi in w.forms.items():
         finite = psi[np.isfinite(psi)]
-        q1, q3 = np.percentile(finite, [25, 75]) if len(finite) else (np.nan, np.nan)
+        fence_at = _fence(finite) if len(finite) else np.nan
         for against, causes in causes_of(w):
             biased = causes == "attention_biased"
-            fence = precision_recall(psi > q3 + 1.5 * (q3 - q1), biased)
+            fence = precision_recall(psi > fence_at, biased)
             paper = precision_recall(psi > np.log(0.1), biased)
             rows.append(
                 {
