@@ -224,6 +224,17 @@ def psi_by_cause(causes: Sequence[str], scored: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def guessed(sees: dict[str, dict[str, float]], count: int) -> str:
+    """The families that are not told from answers to another question's picture."""
+    names = [
+        family
+        for family, row in sees.items()
+        if measure.interval(row["image"], count)[0]
+        <= measure.interval(row["shuffle"], count)[1]
+    ]
+    return ", ".join(names) or "none"
+
+
 # ---- the run ----------------------------------------------------------------
 
 
@@ -284,6 +295,10 @@ Right answers to {questions} questions a family, layouts and seeds of the split 
 one completion each at temperature 1; Wilson intervals, 95 %.
 
 {measure.table(sees, questions)}
+
+Families whose intervals with the picture and with another's overlap, so that the model may
+only guess there: {guessed(sees, questions)}. Their samples can still be planted and actual
+`cognitive`: `actual` asks for 0 < p < 1, not that the picture helps.
 
 ## What the model does with each planted cause
 

@@ -416,3 +416,13 @@ def test_the_cause_that_completions_show(agreement, p1, p0, captured, cause):
     # Planted differently on purpose: what was planted must play no role.
     planted = "trivial" if cause != "trivial" else "unsolvable"
     assert agreement.actual(agreement.Seen(planted, p1, p0, captured)) == cause
+
+
+def test_families_that_may_be_guessed_are_named(agreement):
+    def row(image: float) -> dict[str, float]:
+        return dict.fromkeys(measure.ARMS, 0.15) | {"image": image}
+
+    sees = {"count": row(0.17), "sum": row(0.35), "bar": row(0.27)}
+    assert agreement.guessed(sees, 200) == "count"
+    assert agreement.guessed(sees, 20) == "count, sum, bar"
+    assert agreement.guessed({"sum": row(0.35)}, 200) == "none"
