@@ -79,7 +79,8 @@ def markdown(rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> str:
     lines.append("|" + "---|" * len(keys) + "---:|" * len(numbers))
     for name, group in groups.items():
         cells = [str(spread([r[k] for r in group])) for k in numbers]
-        lines.append("| " + " | ".join((*map(str, name), *cells)) + " |")
+        names = (str(part).replace("|", "\\|") for part in name)
+        lines.append("| " + " | ".join((*names, *cells)) + " |")
     return "\n".join(lines)
 
 
@@ -101,7 +102,7 @@ def report(made: dict[str, list[dict[str, Any]]], size: collect.Size, how: str) 
         f"{size.n} samples a world, seeds {', '.join(map(str, size.seeds))}; truth: "
         f"M = {size.m} completions an arm; a tenth is selected. Mean ± standard deviation "
         f"over worlds. {platform.processor() or platform.machine()}. Actual causes: see "
-        "world_agreement.md. Seconds are of a shared machine unless said otherwise.",
+        "world_agreement.md. The seconds are those of a machine that others used, too.",
         verdict,
     ]
     for table, rows in made.items():

@@ -24,10 +24,10 @@ def _bars(rows: Rows, key: str, value: str, label: str, line: float, path: Path)
     import matplotlib.pyplot as plt
 
     names, means, spreads = _means(rows, key, value)
-    fig, ax = plt.subplots(figsize=(8, 0.8 + 0.3 * len(names)), layout="constrained")
+    fig, ax = plt.subplots(figsize=(8, 0.8 + 0.22 * len(names)), layout="constrained")
     ax.barh(names, means, xerr=spreads, color="#4477aa", ecolor="#222222", height=0.7)
     ax.axvline(line, color="#cc3311", linewidth=1)
-    ax.invert_yaxis()
+    ax.set_ylim(len(names) - 0.4, -0.6)
     ax.set_xlabel(label)
     fig.savefig(path, dpi=120)
     plt.close(fig)
@@ -49,13 +49,13 @@ _BARS = {
     "selections": (
         "selection",
         "times",
-        "share of planted cognitive samples, times the pool's (line: the goal, 4)",
+        "cognitive share, times the pool's (goal: 4)",
         4.0,
     ),
     "psi": (
         "psi",
         "auroc",
-        "AUROC of log psi for planted attention_biased (line: the goal, 0.85)",
+        "AUROC for attention_biased (goal: 0.85)",
         0.85,
     ),
 }
@@ -66,7 +66,7 @@ def _adaptive(rows: Rows, path: Path) -> None:
 
     fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
     for m in sorted({r["m"] for r in rows}):
-        mine = [r for r in rows if r["m"] == m and r["order"] == "gain"]
+        mine = [r for r in rows if r["m"] == m and r["order"] == "gain" and r["look"] > 2]
         _, saved, _ = _means(mine, "look", "saved")
         looks, same, _ = _means(mine, "look", "same_kept")
         ax.plot(saved, same, "o-", label=f"M = {m}")

@@ -68,8 +68,8 @@ def estimators(w: World) -> list[Row]:
         finders: list[tuple[str, str, Array]] = []
         for evidence, (d, blind) in cde_scores(w).items():
             finders.append((f"CDE -|D|, {evidence}", "language_prior", -np.abs(d)))
-            finders.append((f"p without image, {evidence}", "language_prior", blind))
             if "logits" not in evidence:
+                finders.append((f"p without image, {evidence}", "language_prior", blind))
                 finders.append((f"CDE -D, {evidence}", "image_misleads", -d))
         finders += [
             ("ACE log psi", "attention_biased", psi),
