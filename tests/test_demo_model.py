@@ -355,6 +355,25 @@ def test_run_world_leaves_a_selection_a_report_and_the_truth(tmp_path):
     assert all(cause in table for cause in world.CAUSES)
 
 
+def test_demo_with_a_damaged_model_ends_in_one_sentence_and_writes_nothing(
+    tmp_path, monkeypatch
+):
+    from click.testing import CliRunner
+
+    from rap.cli import main
+
+    folder = copied(tmp_path)
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    monkeypatch.setattr(model, "WEIGHTS", folder)
+    out = tmp_path / "out"
+    result = CliRunner().invoke(main, ["demo", "--count", "10", "--out", str(out)])
+    assert result.exit_code != 0 and not out.exists()
+    [line] = [x for x in result.stderr.splitlines() if "error" in x.lower()]
+    assert "damaged" in line and "Install rap-select again" in line
+    assert "Traceback" not in result.output and result.stdout == ""
+
+
 def test_what_became_of_each_cause_fits_a_terminal():
     from rap.demo.run_world import found
 

@@ -64,9 +64,9 @@ def run(
     begin = time.perf_counter()
     samples = world.draw(n, seed=seed)
     causes = [sample.cause for sample in samples]
-    source = world.write(samples, out / "world")
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    model, processor = load_demo_model()
+    model, processor = load_demo_model()  # before anything is written: it may be damaged
+    source = world.write(samples, out / "world")
     count = sum(p.numel() for p in model.parameters()) / 1e6
     echo(
         f"{n} drawn pictures with questions: what each is worth for training is known.\n"
