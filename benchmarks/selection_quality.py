@@ -143,8 +143,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.collect_only:
         return 0
     made = gather([read.read(m) for m in measured])
-    how = "--quick" if args.quick else ""
-    write(made, report(made, size, how), args.out)
+    how = ["--quick"] * args.quick + [f"--weights {w}" for w in args.weights or ()]
+    write(made, report(made, size, " ".join(how)), args.out)
     print(args.out / "selection_quality.md")
     return 0
 
