@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 from click.core import ParameterSource
 
-from .config import require_judge
+from .config import ChooseConfig, require_judge, require_threshold
 from .errors import RapConfigError, RapError, RapInputError, RapStoreError
 from .formats import TARGETS
 from .loading import load_model
@@ -324,6 +324,8 @@ def select(
             if chosen["out"] is None:
                 raise click.UsageError("give --out DIR or --store DIR: scores must live on")
             store = chosen["out"] / "scores"
+        rules = ChooseConfig(**{name: chosen[name] for name in CHOOSE_NAMES})
+        require_threshold(rules, score_config(options).evidence)
         scores = _score(samples, model, store, options)
     _choose_and_tell(scores, chosen)
 

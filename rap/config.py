@@ -187,8 +187,10 @@ class AceConfig:
 class ScoreConfig:
     """Everything that decides what a sample's scores are, and how fast."""
 
-    evidence: str = "answer"
-    """``"rollouts"`` (the paper's), ``"answer"`` or ``"logits"``; design.md section 6."""
+    evidence: str = "logits"
+    """``"rollouts"`` (the paper's), ``"answer"`` or ``"logits"``. One completion a sample
+    is enough to find language priors and captured samples (benchmarks/results/
+    selection_quality.md); an answer alone is too short for psi."""
     counterfactual: str = "drop"
     """The input without the image: ``"drop"``, ``"blank"``, ``"noise"``, ``"shuffle"``."""
     m1: int = 5
@@ -398,3 +400,13 @@ class ChooseConfig:
             "a number in [0, 1)",
         )
         _require_one_of("divergence", self.divergence, DIVERGENCES)
+
+
+def require_threshold(config: ChooseConfig, evidence: str) -> None:
+    """Raises ``RapConfigError`` where the published threshold on D means nothing."""
+    if config.rule == "paper" and config.lambda_c is None and evidence == "logits":
+        raise RapConfigError(
+            "lambda_c = None: rule='paper' publishes 0.5 for a difference of accuracies; "
+            "evidence 'logits' is a divergence and needs an explicit lambda_c, or score "
+            "with evidence 'rollouts'"
+        )

@@ -96,7 +96,7 @@ MODEL_OPTIONS = _compose(
         type=click.Choice(EVIDENCE),
         help="rollouts: the paper's, samples completions with and without the image. "
         "answer: two forward passes over the reference answer. logits: divergence over "
-        "one response.  [default: answer]",
+        "one response.  [default: logits]",
     ),
     click.option(
         "--counterfactual",

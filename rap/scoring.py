@@ -41,7 +41,13 @@ from typing import TYPE_CHECKING, Any, Self
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .config import TRAIN_GROUP, ChooseConfig, ScoreConfig, require_judge
+from .config import (
+    TRAIN_GROUP,
+    ChooseConfig,
+    ScoreConfig,
+    require_judge,
+    require_threshold,
+)
 from .environment import version
 from .errors import RapConfigError, RapError, RapInputError, RapModelError
 from .evidence import Scorer, rounded
@@ -208,7 +214,10 @@ def select(
         "trivial": trivial,
         "divergence": divergence,
     }
-    ChooseConfig(**chosen)
+    names = {f.name for f in dataclasses.fields(ScoreConfig)}
+    overrides = {k: v for k, v in score_options.items() if k in names}
+    config = _resolve(score_options.get("config"), overrides)
+    require_threshold(ChooseConfig(**chosen), config.evidence)
     return choose(score(model, processor, dataset, **score_options), **chosen)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .config import ChooseConfig
+from .config import ChooseConfig, require_threshold
 from .errors import RapConfigError, RapInputError
 from .scores import PAPER_LAMBDA_C, Evidence, Scores, as_fraction, floats, read_evidence
 from .selected import DROPPED, KEPT, REASONS, Comparison, Selection, load
@@ -342,11 +342,7 @@ def _threshold(config: ChooseConfig, kind: str) -> Fraction:
     given = None if config.lambda_c is None else as_fraction("lambda_c", config.lambda_c)
     if config.rule == "budget":
         return max(Fraction(0), given or Fraction(0))
-    if given is None and kind == "logits":
-        raise RapConfigError(
-            "lambda_c = None: rule='paper' publishes 0.5 for a difference of accuracies; "
-            "evidence 'logits' is a divergence and needs an explicit lambda_c"
-        )
+    require_threshold(config, kind)
     return as_fraction("lambda_c", PAPER_LAMBDA_C) if given is None else given
 
 

@@ -286,7 +286,7 @@ def test_info_as_text_and_json():
         (("select", "--rollouts", "x", "--columns", "id=a"), "data set: --columns"),
         (
             ("score", str(MATHVISION), "--model", "m", "--store", "y", "--reward", "a:b"),
-            "reward: evidence 'answer' judges no completion",
+            "reward: evidence 'logits' judges no completion",
         ),
         (("score", "x", "--store", "y"), "--model"),
         (("select", str(MATHVISION), "--model", "m"), "--out DIR or --store DIR"),
@@ -475,7 +475,7 @@ def test_select_with_a_model_leaves_scores_selection_and_report(tiny, tmp_path):
     )
     found = json.loads(run(*command).stdout)
     assert found["samples"] == 20 and sum(found["counts"].values()) == 20
-    assert found["evidence"] == "answer"
+    assert found["evidence"] == "logits"
     assert len(rap.load(out)) == found["kept"]
     assert "data:image/webp" in page.read_text()
     again = json.loads(run("choose", out / "scores", "--budget", 0.2, "--json").stdout)

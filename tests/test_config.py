@@ -57,12 +57,21 @@ def test_wrong_types_are_refused(kind: type, given: dict, name: str) -> None:
 
 def test_what_scoring_would_never_use_is_refused() -> None:
     for given, word in (
-        ({"reward": len}, "reward: evidence 'answer' judges no completion"),
-        ({"reward": len, "evidence": "logits"}, "reward: evidence 'logits'"),
+        ({"reward": len}, "reward: evidence 'logits' judges no completion"),
+        ({"reward": len, "evidence": "answer"}, "reward: evidence 'answer'"),
         ({"config": {"m1": 3}}, "config = .*expected a rap.ScoreConfig"),
     ):
         with pytest.raises(RapConfigError, match=word):
             rap.score(None, None, [], **given)
+
+
+def test_the_paper_s_threshold_needs_accuracies() -> None:
+    """Before anything is scored: there is no model here to score with."""
+    with pytest.raises(RapConfigError, match="needs an explicit lambda_c"):
+        rap.select(None, None, [], rule="paper")
+    for given in ({"evidence": "rollouts"}, {"lambda_c": 0.1}):
+        with pytest.raises(rap.RapError, match="empty"):
+            rap.select(None, None, [], rule="paper", **given)
 
 
 def test_parts_may_be_mappings() -> None:

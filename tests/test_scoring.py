@@ -691,7 +691,7 @@ def test_fault_23_a_response_of_one_token_is_too_short_for_psi(tiny):
     rows = make_rows(2)
     for row in rows:
         row["choices"], row["answer"] = None, "4"
-    table = score(*tiny, rows, answer_prefix="\\boxed{").table
+    table = score(*tiny, rows, evidence="answer", answer_prefix="\\boxed{").table
     assert table["n_response"].to_pylist() == [1, 1]
     assert table["log_psi"].to_pylist() == [-math.inf] * 2
     assert table["psi_position"].to_pylist() == [-1, -1]
@@ -877,9 +877,10 @@ def test_what_a_score_reads_is_in_the_fingerprint(tiny, tmp_path):
         row["solution"] += " Really."
     with pytest.raises(RapConfigError, match="dataset"):
         score(*tiny, rows, **options)
-    score(*tiny, rows, store=tmp_path / "answer")  # which reads no solution
+    options = {"store": tmp_path / "answer", "evidence": "answer"}  # reads no solution
+    score(*tiny, rows, **options)
     rows[0]["solution"] = "Another."
-    score(*tiny, rows, store=tmp_path / "answer")
+    score(*tiny, rows, **options)
 
 
 ACE_OPTIONS = [
@@ -943,7 +944,7 @@ def test_fault_36_another_setting_on_the_same_store_is_refused(tiny, tmp_path):
     score(*tiny, rows, store=tmp_path, seed=1)
     for options, name in (
         ({"seed": 2}, "seed"),
-        ({"seed": 1, "evidence": "logits"}, "evidence"),
+        ({"seed": 1, "evidence": "answer"}, "evidence"),
         ({"seed": 1, "answer_prefix": "So"}, "answer_prefix"),
         ({"seed": 1, "ace": AceConfig(sigma=3.0)}, "sigma"),
     ):
@@ -1056,7 +1057,7 @@ def test_fault_32_a_failed_write_of_what_is_left_hides_no_error(
     monkeypatch.setattr(ModelDriver, "trace", interrupted)
     monkeypatch.setattr(ScoreStore, "write_partial", full)
     with pytest.raises(KeyboardInterrupt) as stopped:
-        score(*tiny, make_rows(4), store=tmp_path, batch_size=2)
+        score(*tiny, make_rows(4), store=tmp_path, batch_size=2, evidence="answer")
     assert "could not be kept: no space left" in stopped.value.__notes__[0]
 
 
