@@ -111,20 +111,24 @@ def _log_lambda_a(
             f"{CALIBRATION_MIN} are needed; no sample is dropped for its attention"
         )
         return None, "too few to calibrate", [note]
-    return _fence(finite), "calibrated: upper Tukey fence of log psi, captured left out", []
+    return _fence(finite), "calibrated: upper Tukey fence of log psi below a gap", []
 
 
 def _fence(log_psi: np.ndarray) -> float:
-    """Upper Tukey fence Q3 + 1.5 (Q3 - Q1) of what is at most 1.5 times as far above the
-    median as the lowest tenth is below it.
+    """Upper Tukey fence Q3 + 1.5 (Q3 - Q1) of what lies below a gap, if there is one.
 
-    Tukey's fence alone lies beyond the captured samples as soon as they are a quarter of
-    those measured, and then drops none; the lower half tells how wide the usual ones
-    spread as long as the captured are fewer than half.
+    A gap is the widest step between neighbours above the median, wider than Q3 - Q1 of
+    what is below it: captured samples stand apart. Tukey's fence over all lies beyond them
+    as soon as they are a quarter, and then drops none. Without a gap it is Tukey's: a
+    skewed tail or two close modes are no sign of captured samples.
     """
-    tenth, median = np.percentile(log_psi, [10, 50])
-    usual = log_psi[log_psi <= median + 1.5 * (median - tenth)]
-    q1, q3 = np.percentile(usual, [25, 75])
+    ordered = np.sort(log_psi)
+    steps = np.diff(ordered[ordered.size // 2 :])
+    widest = int(steps.argmax())
+    below = ordered[: ordered.size // 2 + widest + 1]
+    q1, q3 = np.percentile(below, [25, 75])
+    if not 0 < q3 - q1 < steps[widest]:
+        q1, q3 = np.percentile(ordered, [25, 75])
     return float(q3 + 1.5 * (q3 - q1))
 
 
@@ -202,10 +206,10 @@ def choose(
     shorter and ``warnings`` says so: samples with D <= 0 never fill a budget except as
     replacements.
     ``lambda_a=None`` is calibrated: the upper Tukey fence Q3 + 1.5 (Q3 - Q1) of the
-    finite log psi of valid samples (at least 20, else no limit and a warning), those left
-    out that lie more than 1.5 times as far above the median as the lowest tenth lies below
-    it: captured samples must not widen the fence that should stop them. A fence flags what
-    is unusual for this model and these response lengths; a fixed quantile would drop its
+    finite log psi of valid samples (at least 20, else no limit and a warning), without
+    those above a gap that is wider than Q3 - Q1 and lies above the median: captured
+    samples must not widen the fence that should stop them. A fence flags what is unusual
+    for this model and these response lengths; a fixed quantile would drop its
     share even when nothing is wrong.
     ``by="source"``: every value of that column (null too) gets its own budget
     floor(budget * its rows), its own ranking and replacements; lambda_a stays global.

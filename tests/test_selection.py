@@ -17,7 +17,16 @@ from hypothesis import strategies as st
 
 from rap.config import ChooseConfig
 from rap.errors import RapConfigError, RapInputError, RapStoreError
-from rap.selection import KEPT, REASONS, Scores, Selection, budget_size, choose, load
+from rap.selection import (
+    KEPT,
+    REASONS,
+    Scores,
+    Selection,
+    _fence,
+    budget_size,
+    choose,
+    load,
+)
 from rap.table import SCORE_SCHEMA, table_from_rows
 
 NAN, INF = float("nan"), float("inf")
@@ -452,7 +461,7 @@ def test_attention_is_calibrated_by_the_fence() -> None:
     rows = [row(3, 5, 1, 5, log_psi=float(v)) for v in usual]
     rows += [row(3, 5, 1, 5, log_psi=1.5), row(3, 5, 1, 5, log_psi=-INF)]
     selection = choose(scores_of(rows), budget=1)
-    # 1.5 is far above the lower half: it has no part in what is usual.
+    # 1.5 stands apart: it has no part in what is usual.
     q1, q3 = np.percentile(usual.astype(float), [25, 75])
     found = selection.settings["found"]
     assert found["log_lambda_a"] == q3 + 1.5 * (q3 - q1)
@@ -471,6 +480,27 @@ def test_captured_samples_are_dropped_however_many(captured: int) -> None:
     rows = [row(3, 5, 0, 5, log_psi=float(p)) for p in psi]
     told = reasons(choose(scores_of(rows), budget=1.0))
     assert told == ["kept_cognitive"] * 60 + ["dropped_attention_biased"] * captured
+
+
+@pytest.mark.parametrize(
+    "name, most",
+    [("exponential", 0.07), ("lognormal", 0.09), ("gumbel", 0.05), ("normal", 0.02)],
+)
+def test_a_skewed_tail_is_not_taken_for_captured_samples(name: str, most: float) -> None:
+    """About what Tukey's fence flags of such a distribution: no gap, nothing is cut."""
+    draw = getattr(np.random.default_rng(3), name)
+    for n in (200, 4000):
+        psi = draw(size=n)
+        assert np.mean(psi > _fence(psi)) <= most
+
+
+def test_two_close_modes_and_ties_are_not_taken_for_captured_samples() -> None:
+    rng = np.random.default_rng(4)
+    modes = np.where(rng.random(4000) < 0.55, -3.0, -2.5) + 0.1 * rng.normal(size=4000)
+    assert np.mean(modes > _fence(modes)) < 0.01
+    ties = np.concatenate([np.full(520, -2.0), rng.uniform(-2, -1, 480)])
+    assert np.mean(ties > _fence(ties)) < 0.01
+    assert _fence(np.full(50, -2.0)) == -2.0
 
 
 def test_too_few_psi_calibrate_nothing() -> None:
