@@ -200,7 +200,9 @@ class ScoreConfig:
     adaptive: int | None = None
     """If set, an arm of which the first so many completions are all right or all wrong
     draws no more; nor does the image arm where the text arm is always right (then
-    D <= 0). c and m count what was drawn. None draws m1 and m0 of every sample."""
+    D <= 0). c and m count what was drawn. Stopping when all agree pushes c/m away from
+    1/2 a little: at the same cost a smaller fixed M decided as well in our measurements
+    (benchmarks/results/selection_quality.md). None draws m1 and m0 of every sample."""
     sampling: Sampling = field(default_factory=Sampling)
     """How rollouts are drawn; a dict of `Sampling`'s fields becomes one."""
     ace: AceConfig = field(default_factory=AceConfig)

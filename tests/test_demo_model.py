@@ -349,10 +349,16 @@ def test_run_world_leaves_a_selection_a_report_and_the_truth(tmp_path):
     kept = [result["causes"][i] for i in result["selection"].indices]
     assert sum(result["kept"].values()) == len(kept) <= 4
     assert result["kept_share"] == kept.count("cognitive") / max(1, len(kept))
-    for name in ("world/samples.jsonl", "scores", "selection", "report.html"):
+    for name in ("world-40-5/samples.jsonl", "world-40-5/scores-rollouts/store.json"):
         assert (tmp_path / name).exists()
+    assert (tmp_path / "selection").is_dir() and (tmp_path / "report.html").exists()
     table = "\n".join(said)
     assert all(cause in table for cause in world.CAUSES)
+    # Another world in the same folder is another run, not a mixture; few samples are
+    # too few to calibrate lambda_a, and the demo says so.
+    said.clear()
+    run_world.run(tmp_path, n=10, seed=6, progress=False, echo=said.append)
+    assert "warning: lambda_a not calibrated" in "\n".join(said)
 
 
 def test_demo_with_a_damaged_model_ends_in_one_sentence_and_writes_nothing(

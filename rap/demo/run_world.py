@@ -17,6 +17,8 @@ from . import world
 
 BUDGET = 0.1
 COMPLETIONS = 5
+SHARD = 48
+"""Small, so that a demo that was killed goes on."""
 NOTE = (
     "Drawn pictures with planted causes, scored by the small model that comes along. "
     "What is true here is known; what it says about other models and data is not."
@@ -48,7 +50,7 @@ def run(
 ) -> dict[str, Any]:
     """Draw a world of ``n`` samples, score, choose a tenth, report.
 
-    Leaves ``out/world`` (JSONL and pictures), ``out/scores``, ``out/selection`` and
+    Leaves ``out/world-N-SEED`` (JSONL, pictures, scores), ``out/selection`` and
     ``out/report.html``. Returns ``selection``, ``scores``, ``causes`` (planted, in
     data-set order), ``kept`` (planted causes of what was kept), ``pool_share`` and
     ``kept_share`` of cognitive samples, ``report`` and ``seconds``.
@@ -66,7 +68,8 @@ def run(
     causes = [sample.cause for sample in samples]
     logging.getLogger("transformers").setLevel(logging.ERROR)
     model, processor = load_demo_model()  # before anything is written: it may be damaged
-    source = world.write(samples, out / "world")
+    work = out / f"world-{n}-{seed}"  # another world never meets this one's scores
+    source = world.write(samples, work)
     count = sum(p.numel() for p in model.parameters()) / 1e6
     echo(
         f"{n} drawn pictures with questions: what each is worth for training is known.\n"
@@ -76,12 +79,13 @@ def run(
         model,
         processor,
         source,
-        store=out / "scores",
+        store=work / f"scores-{evidence}",
         evidence=evidence,
         m1=COMPLETIONS,
         m0=COMPLETIONS,
         sampling=Sampling(max_new_tokens=48),
         batch_size=16,
+        shard_size=SHARD,
         progress=progress,
     )
     selection = choose(scores, budget=BUDGET)
@@ -101,7 +105,8 @@ def run(
         f"\ncognitive: {shares['pool_share']:.0%} of the pool, "
         f"{shares['kept_share']:.0%} of what was kept"
         f"\n{seconds:.0f} s\n"
-        f"\n   selection  {out / 'selection'}\n   report     {report}   <- open this\n"
+        + "".join(f"\nwarning: {text}\n" for text in selection.warnings)
+        + f"\n   selection  {out / 'selection'}\n   report     {report}   <- open this\n"
         "\nWith your own model and data:\n"
         "   rap select data.jsonl --model ./your-model --budget 0.09 --out selection/"
     )
