@@ -297,8 +297,8 @@ one completion each at temperature 1; Wilson intervals, 95 %.
 {measure.table(sees, questions)}
 
 Families whose intervals with the picture and with another's overlap, so that the model may
-only guess there: {guessed(sees, questions)}. Their samples can still be planted and actual
-`cognitive`: `actual` asks for 0 < p < 1, not that the picture helps.
+only guess there: {guessed(sees, questions)}. Planted are only:
+{", ".join(world.PLANTED_FAMILIES)}.
 
 ## What the model does with each planted cause
 
