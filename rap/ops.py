@@ -26,6 +26,7 @@ import numpy as np
 
 from . import _C, cuda
 from .cuda import is_torch as _is_torch
+from .cuda import on_host
 from .errors import RapConfigError, RapInputError
 
 CDE_OUTPUTS = (
@@ -319,7 +320,9 @@ def cde(
     RapConfigError (unknown ``want``). Source: method.md section 1; csrc/cde/cde.h.
     """
     wanted, mask = _wanted(want, targets)
-    place = cuda.place_of("cde", logits1=logits1, logits0=logits0)
+    place = None
+    if not on_host(logits1, logits0):
+        place = cuda.place_of("cde", logits1=logits1, logits0=logits0)
     if place is not None:
         _threads(threads, 0)  # says nothing there, but nonsense is refused
         out = place.empty((len(CDE_OUTPUTS), _rows(logits1)), "float64")
@@ -493,7 +496,7 @@ def ace(
         bool(stats),
     )
     masks = {"column_mask": column_mask, "image_mask": image_mask}
-    place = cuda.place_of("ace", q=q, k=k, lse=lse)
+    place = None if on_host(q, k, lse) else cuda.place_of("ace", q=q, k=k, lse=lse)
     if place is not None:
         _threads(threads, 0)  # says nothing there, but nonsense is refused
         inputs = (_device_input(q, place), _device_input(k, place), cu, start)
@@ -574,7 +577,9 @@ def drm(
     Source: method.md section 3, RAP (arXiv 2506.04755) section 3.3.
     """
     k = _integer("k", k, 0)
-    place = cuda.place_of("drm", difficulty=difficulty, gain=gain)
+    place = None
+    if not on_host(difficulty, gain):
+        place = cuda.place_of("drm", difficulty=difficulty, gain=gain)
     if place is not None:
         _threads(threads, 0)  # says nothing there, but nonsense is refused
         return _drm_on_device(difficulty, k, gain, eligible, place)
