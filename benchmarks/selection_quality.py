@@ -16,6 +16,8 @@ from __future__ import annotations
 import argparse
 import logging
 import platform
+import shlex
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,11 +46,17 @@ KEYS = {
     "confidence": ("m",),
     "adaptive": ("m", "look", "order"),
     "transfer": ("selection",),
+    "confirm": ("evidence",),
 }
 """Columns that name a row; the others are means over worlds."""
 
+CAPTIONS = {"evidence": "evidences", "psi": "psi_table"}
+"""Functions whose docstring stands above a table, where it is not the table's name."""
 
-def gather(worlds: Sequence[read.World]) -> dict[str, list[dict[str, Any]]]:
+
+def gather(
+    worlds: Sequence[read.World], fresh: Sequence[collect.Fresh]
+) -> dict[str, list[dict[str, Any]]]:
     """{table: rows}, each row with its model and seed."""
     made: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for w in worlds:
@@ -61,6 +69,9 @@ def gather(worlds: Sequence[read.World]) -> dict[str, list[dict[str, Any]]]:
                 pair = f"{a.measured.model} / {b.measured.model}"
                 name = {"model": pair, "seed": a.measured.seed}
                 made["transfer"] += [name | row for row in tables.transfer(a, b)]
+    for f in fresh:
+        name = {"model": f.model, "seed": f.seed}
+        made["confirm"] += [name | row for row in tables.confirm(f)]
     return dict(made)
 
 
@@ -88,13 +99,13 @@ def held(rows: Sequence[dict[str, Any]]) -> str:
     """What the selections hold, world by world: the misses by name."""
     lines = ["| selection | model | seed | kept, by planted cause |", "|---|---|---|---|"]
     for r in rows:
-        if r["against"] == "planted" and r["selection"].startswith("rap"):
+        if r["against"] == "planted" and r["selection"].startswith(("rap", "confirm")):
             lines.append(f"| {r['selection']} | {r['model']} | {r['seed']} | {r['held']} |")
     return "\n".join(lines)
 
 
 def report(made: dict[str, list[dict[str, Any]]], size: collect.Size, how: str) -> str:
-    """The whole page."""
+    """The whole page; ``how``: the arguments it was made with."""
     verdict = VERDICT.read_text() if VERDICT.exists() else ""
     parts = [
         "# Does the selection find what was planted?",
@@ -107,9 +118,13 @@ def report(made: dict[str, list[dict[str, Any]]], size: collect.Size, how: str) 
     ]
     for table, rows in made.items():
         parts += [f"## {table.capitalize()}", markdown(rows, KEYS[table])]
-        text = (tables.TABLES.get(table, tables.transfer).__doc__ or "").strip()
+        text = (getattr(tables, CAPTIONS.get(table, table)).__doc__ or "").strip()
         parts.insert(len(parts) - 1, " ".join(text.split()))
-    parts += ["## What the selections hold", held(made["selections"])]
+    confirmed = [
+        r | {"selection": f"confirm, {r['evidence']}", "against": "planted"}
+        for r in made["confirm"]
+    ]
+    parts += ["## What the selections hold", held(made["selections"] + confirmed)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -133,6 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=Path("out/quality"))
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--collect-only", action="store_true")
+    argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     size = collect.resized(
@@ -140,11 +156,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     models = args.weights or [WEIGHTS]
     measured = list(collect.collect_all(args.work, models, size, load_demo_model))
+    fresh = list(collect.confirm_all(args.work, models, size, load_demo_model))
     if args.collect_only:
         return 0
-    made = gather([read.read(m) for m in measured])
-    how = ["--quick"] * args.quick + [f"--weights {w}" for w in args.weights or ()]
-    write(made, report(made, size, " ".join(how)), args.out)
+    made = gather([read.read(m) for m in measured], fresh)
+    write(made, report(made, size, shlex.join(argv)), args.out)
     print(args.out / "selection_quality.md")
     return 0
 

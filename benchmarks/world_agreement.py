@@ -29,6 +29,8 @@ from rap.config import Sampling
 from rap.demo import measure, world
 from rap.demo.model import load_demo_model
 
+from .quality.metrics import auroc
+
 RESULT = Path(__file__).parent / "results" / "world_agreement.md"
 TOKENS = 48
 NEEDS_IMAGE = ("cognitive", "attention_biased", "trivial")
@@ -89,16 +91,6 @@ def actual(seen: Seen) -> str:
     if seen.p1 == 0:
         return "unsolvable"
     return "trivial" if seen.p1 >= 0.95 else "cognitive"
-
-
-def auroc(score: Sequence[float], positive: Sequence[bool]) -> float:
-    """P(a positive's score is higher) + P(equal) / 2; NaN without both kinds."""
-    value, mark = np.asarray(score, float), np.asarray(positive, bool)
-    pos, neg = value[mark], value[~mark]
-    if not len(pos) or not len(neg):
-        return float("nan")
-    above = (pos[:, None] > neg[None, :]).mean()
-    return float(above + (pos[:, None] == neg[None, :]).mean() / 2)
 
 
 def observe(samples: Sequence[world.WorldSample], scores: Any) -> list[Seen]:

@@ -21,6 +21,13 @@ def test_auroc_counts_pairs_and_halves_ties(rng):
     assert metrics.auroc(score, positive) == pytest.approx(np.mean(pairs), abs=1e-12)
 
 
+def test_a_score_that_is_not_known_is_counted_and_never_ranked():
+    score, positive = np.array([3, math.nan, 1, 2]), np.array([True, True, False, False])
+    with pytest.raises(ValueError, match="1 of 4 scores are NaN"):
+        metrics.auroc(score, positive)
+    assert metrics.rated(score, positive) == {"auroc": 1.0, "unknown": 1}
+
+
 def test_ranks_and_spearman():
     assert metrics.ranks([10, 30, 20, 20]).tolist() == [1, 4, 2.5, 2.5]
     assert metrics.spearman([1, 2, 3, 4], [1, 8, 27, 64]) == pytest.approx(1)
@@ -94,7 +101,16 @@ def test_the_whole_at_a_toy_size(tmp_path, monkeypatch):
     for r in rows:
         assert r["kept"] <= 2 or r["selection"].startswith("rule paper")
         assert r["times"] == pytest.approx(r["share"] / r["pool"])
+    assert selection_quality.shlex.join(args) in page
+    chance = [r for r in rows if r["selection"] == "random" and r["pool"]]
+    assert chance and all(abs(r["times"] - 1) < 0.5 for r in chance)
     drawn = pq.read_table(tmp_path / "out" / "quality_adaptive.parquet").to_pylist()
+    whole = [r for r in drawn if r["look"] == "plain 16"]
+    assert whole and all(r["same_reason"] == 1 and r["saved"] == 0 for r in whole)
+    fresh = pq.read_table(tmp_path / "out" / "quality_confirm.parquet").to_pylist()
+    assert [(r["seed"], r["evidence"]) for r in fresh] == [
+        (10, name) for name in collect.FRESH_PLAN
+    ]
     assert all(0 <= r["saved"] < 1 for r in drawn)
     assert os.path.getsize(tmp_path / "out" / "quality_selections.png") > 1000
 

@@ -24,6 +24,16 @@ from rap.scores import Scores
 
 SAMPLING = Sampling(max_new_tokens=48)
 BATCH = 16
+SCORING: dict[str, Any] = {
+    "sampling": SAMPLING,
+    "batch_size": BATCH,
+    "shard_size": 48,
+    "progress": False,
+    "allow_degenerate": True,
+    "verify_images": False,
+    "max_bad_fraction": 0.2,
+}
+"""How every store is filled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +47,10 @@ class Size:
     m_other: int = 16
     """Completions without the image under blank, noise and shuffle."""
     seeds: tuple[int, ...] = (0, 1, 2)
+    n_fresh: int = 120
+    """Samples of a world that nothing was set on."""
+    fresh: tuple[int, ...] = (10, 11, 12)
+    """Seeds of those."""
 
 
 FULL = Size()
@@ -46,7 +60,12 @@ QUICK = Size(n=120, m=32, m_other=8)
 def resized(size: Size, n: int | None, m: int | None, seeds: list[int] | None) -> Size:
     """``size`` with what is given in place of its own."""
     return dataclasses.replace(
-        size, n=n or size.n, m=m or size.m, seeds=tuple(seeds or size.seeds)
+        size,
+        n=n or size.n,
+        m=m or size.m,
+        seeds=tuple(seeds or size.seeds),
+        n_fresh=min(n or size.n_fresh, size.n_fresh),
+        fresh=size.fresh[: len(seeds or size.fresh)],
     )
 
 
@@ -117,13 +136,7 @@ def collect(
                 *model(),
                 rows,
                 store=where / name,
-                sampling=SAMPLING,
-                batch_size=BATCH,
-                shard_size=48,
-                progress=False,
-                allow_degenerate=True,
-                verify_images=False,
-                max_bad_fraction=0.2,
+                **SCORING,
                 **settings,
             )
             done.write_text(json.dumps(made.meta["cost"]))
@@ -195,3 +208,52 @@ def collect_all(
     for weights in models:
         for seed in size.seeds:
             yield collect(work, weights, size, seed, load, echo)
+
+
+# ---- confirmation ---------------------------------------------------------------
+
+FRESH_PLAN: dict[str, dict[str, Any]] = {
+    "rollouts M=5": {"evidence": "rollouts", "m1": 5, "m0": 5},
+    "logits": {"evidence": "logits"},
+    "answer": {"evidence": "answer"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Fresh:
+    """A world of split "test", which nothing was set on, scored with the defaults."""
+
+    model: str
+    seed: int
+    samples: list[world.WorldSample]
+    scores: dict[str, Scores]
+
+
+def confirm_all(
+    work: Path,
+    models: list[Path],
+    size: Size,
+    load: Callable[[Path], tuple[Any, Any]],
+) -> Iterator[Fresh]:
+    """Every (model, fresh seed); what is measured already is read."""
+    for weights in models:
+        for seed in size.fresh:
+            yield _confirm(work, weights, size.n_fresh, seed, load)
+
+
+def _confirm(work: Path, weights: Path, n: int, seed: int, load: Any) -> Fresh:
+    samples = world.draw(n, seed=seed, split="test")
+    rows = [{k: v for k, v in r.items() if k != "cause"} for r in world.rows(samples)]
+    manifest = (weights / "manifest.json").read_bytes()
+    drawn = repr([(s.id, s.question, s.answer) for s in samples])
+    digest = hashlib.sha256(manifest + drawn.encode()).hexdigest()[:12]
+    where = work / f"confirm-{weights.name}-{seed}-n{n}-{digest}"
+    where.mkdir(parents=True, exist_ok=True)
+    scores = {}
+    for name, settings in FRESH_PLAN.items():
+        store, done = where / name, where / f"{name}.done"
+        if not done.exists():
+            rap.score(*load(weights), rows, store=store, **SCORING, **settings)
+            done.touch()
+        scores[name] = Scores.load(store)
+    return Fresh(weights.name, seed, samples, scores)

@@ -66,15 +66,16 @@ def _adaptive(rows: Rows, path: Path) -> None:
 
     fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
     for m in sorted({r["m"] for r in rows}):
-        mine = [r for r in rows if r["m"] == m and r["order"] == "gain" and r["look"] > 2]
+        mine = [r for r in rows if r["m"] == m and r["order"] == "gain"]
+        mine = [r for r in mine if r["look"] != "2"]
         _, saved, _ = _means(mine, "look", "saved")
-        looks, same, _ = _means(mine, "look", "same_kept")
+        looks, same, _ = _means(mine, "look", "same_reason")
         ax.plot(saved, same, "o-", label=f"M = {m}")
         for look, x, y in zip(looks, saved, same, strict=True):
-            ax.annotate(str(look), (x, y), textcoords="offset points", xytext=(4, 4))
+            ax.annotate(look, (x, y), textcoords="offset points", xytext=(4, 4))
     ax.axvline(0.4, color="#cc3311", linewidth=1)
-    ax.set_xlabel("completions saved (number: first look; line: the goal)")
-    ax.set_ylabel("samples with the same decision")
+    ax.set_xlabel("completions saved (number: first look, or plain M; line: the goal)")
+    ax.set_ylabel("samples with the same reason as at all M")
     ax.legend()
     fig.savefig(path, dpi=120)
     plt.close(fig)

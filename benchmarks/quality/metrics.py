@@ -19,12 +19,24 @@ def ranks(x: Array) -> Array:
 
 
 def auroc(score: Array, positive: Array) -> float:
-    """P(a positive's score is higher) + P(equal) / 2; NaN without both kinds."""
+    """P(a positive's score is higher) + P(equal) / 2; NaN without both kinds.
+
+    Raises ValueError where a score is NaN, which has no rank: see `rated`.
+    """
     score, positive = np.asarray(score, float), np.asarray(positive, bool)
+    if np.isnan(score).any():
+        raise ValueError(f"{int(np.isnan(score).sum())} of {len(score)} scores are NaN")
     n_pos, n_neg = int(positive.sum()), int((~positive).sum())
     if not n_pos or not n_neg:
         return float("nan")
     return float((ranks(score)[positive].sum() - n_pos * (n_pos + 1) / 2) / (n_pos * n_neg))
+
+
+def rated(score: Array, positive: Array) -> dict[str, float]:
+    """{"auroc" of the scores that are known, "unknown": how many are not}."""
+    known = ~np.isnan(np.asarray(score, float))
+    found = auroc(np.asarray(score)[known], np.asarray(positive)[known])
+    return {"auroc": found, "unknown": int((~known).sum())}
 
 
 def precision_recall(flagged: Array, positive: Array) -> tuple[float, float]:

@@ -5,6 +5,7 @@ Every function takes one `read.World` and returns rows without the world's name;
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,12 +16,14 @@ import rap
 from rap.config import COUNTERFACTUALS, DIVERGENCES
 from rap.selection import _fence
 
+from .collect import Fresh
 from .metrics import (
     auroc,
     interval,
     jaccard,
     keep_probability,
     precision_recall,
+    rated,
     spearman,
     top,
 )
@@ -80,15 +83,16 @@ def estimators(w: World) -> list[Row]:
         ]
         for name, cause, score in finders:
             positive = causes == cause
-            flagged = top(score, int(positive.sum()))
+            flagged = top(np.nan_to_num(score, nan=-1e9), int(positive.sum()))
+            among = solved & ~np.isnan(score)
             precision, recall = precision_recall(flagged, positive)
             rows.append(
                 {
                     "estimator": name,
                     "finds": cause,
                     "against": against,
-                    "auroc": auroc(score, positive),
-                    "auroc_solved": auroc(score[solved], positive[solved]),
+                    **rated(score, positive),
+                    "auroc_solved": auroc(score[among], positive[among]),
                     "precision": precision,
                     "recall": recall,
                 }
@@ -153,9 +157,22 @@ def choose_all(w: World) -> dict[str, Any]:
     return chosen
 
 
+def _rng(w: World) -> np.random.Generator:
+    """By model and world: no two share their ties."""
+    return np.random.default_rng([zlib.crc32(w.measured.model.encode()), w.measured.seed])
+
+
+def at_random(w: World, draws: int = 200) -> Array:
+    """bool [draws, n]: ``BUDGET`` of the samples, drawn without a rule."""
+    n = len(w.planted)
+    mixed = _rng(w).random((draws, n)).argsort(axis=1)
+    return mixed < int(BUDGET * n)
+
+
 def baselines(w: World, size: int) -> dict[str, Array]:
-    """{name: bool [n]} of other rules, ``size`` samples each where they can be had."""
-    rng = np.random.default_rng(w.measured.seed)
+    """{name: bool [n]} of other rules, ``size`` samples each where they can be had; see
+    `at_random` for the one without a rule."""
+    rng = _rng(w)
     c1, _, c0, _ = w.counts(PAPER)
     p1, p0, psi = w.rate("1", PAPER), w.rate("0", PAPER), w.psi
     jitter = rng.random(len(p1))  # ties at random, not by index
@@ -166,7 +183,6 @@ def baselines(w: World, size: int) -> dict[str, Array]:
         return top(score + 1e-6 * jitter, size)
 
     return {
-        "random": top(jitter, size),
         "difficulty band 0 < p < 1": top(np.where(band, jitter, jitter - 1), size),
         "hardest that is solved": best(np.where(band, -p1, -9)),
         "reward variance p(1-p)": best(p1 * (1 - p1)),
@@ -199,8 +215,25 @@ def masks(w: World) -> dict[str, Array]:
 
 
 def selections(w: World) -> list[Row]:
-    """Share of cognitive samples in each selection, against the pool's."""
+    """Share of cognitive samples in each selection, against the pool's; random: the mean
+    of 200 draws."""
     rows = []
+    drawn = at_random(w)
+    for against, causes in causes_of(w):
+        cognitive = causes == "cognitive"
+        pool = float(cognitive.mean())
+        share = float((drawn & cognitive).sum() / drawn.sum())
+        rows.append(
+            {
+                "selection": "random",
+                "against": against,
+                "kept": int(drawn[0].sum()),
+                "pool": pool,
+                "share": share,
+                "times": share / pool if pool else float("nan"),
+                "held": "",
+            }
+        )
     for name, mask in masks(w).items():
         for against, causes in causes_of(w):
             pool = float((causes == "cognitive").mean())
@@ -255,6 +288,7 @@ def evidences(w: World) -> list[Row]:
         f"rollouts M={PAPER}": w.rate("1", PAPER),
         f"rollouts M={NEAR}": w.rate("1", NEAR),
     }
+    actual = w.actual == "language_prior"
     rows = []
     for name, (d, _) in cde_scores(w).items():
         goal = np.abs(truth_d) if "logits" in name else truth_d
@@ -265,9 +299,10 @@ def evidences(w: World) -> list[Row]:
                 "evidence": name,
                 "spearman_d": found,
                 "spearman_p1": spearman(difficulty[name], truth_p1),
-                "auroc_prior": auroc(-np.abs(d), w.planted == "language_prior"),
+                "auroc_prior": rated(-np.abs(d), w.planted == "language_prior")["auroc"],
+                "unknown": int(np.isnan(d).sum()),
                 **cost,
-                "auroc_prior_actual": auroc(-np.abs(d), w.actual == "language_prior"),
+                "auroc_prior_actual": rated(-np.abs(d), actual)["auroc"],
                 "spearman_d_per_second": found / max(cost["seconds"], 1e-9),
             }
         )
@@ -275,9 +310,11 @@ def evidences(w: World) -> list[Row]:
 
 
 def counterfactuals(w: World) -> list[Row]:
-    """AUROC for language_prior of every kind of input without the image."""
+    """AUROC for language_prior of every kind of input without the image; for rollouts as
+    many completions under each kind."""
     rows = []
-    p1, m = w.rate("1"), 8
+    p1 = w.rate("1")
+    m = int(w.measured.scores["rollouts-blank"].table["m0"].to_numpy().max())
     for kind in COUNTERFACTUALS:
         if kind == "drop":
             p0 = w.rate("0", m)
@@ -299,7 +336,7 @@ def counterfactuals(w: World) -> list[Row]:
                         "counterfactual": kind,
                         "evidence": evidence,
                         "against": against,
-                        "auroc": auroc(-np.abs(d), causes == "language_prior"),
+                        **rated(-np.abs(d), causes == "language_prior"),
                     }
                 )
     return rows
@@ -313,9 +350,7 @@ def divergences(w: World) -> list[Row]:
             "over": evidence,
             "counterfactual": kind,
             "against": against,
-            "auroc": auroc(
-                -w.column(f"{evidence}-{kind}", name), causes == "language_prior"
-            ),
+            **rated(-w.column(f"{evidence}-{kind}", name), causes == "language_prior"),
         }
         for name in DIVERGENCES
         for evidence in ("logits", "answer")
@@ -338,7 +373,7 @@ def psi_table(w: World) -> list[Row]:
                 {
                     "psi": name,
                     "against": against,
-                    "auroc": auroc(np.where(np.isneginf(psi), -1e9, psi), biased),
+                    **rated(psi, biased),
                     "fence_precision": fence[0],
                     "fence_recall": fence[1],
                     "flagged_at_0.1": float((psi > np.log(0.1)).mean()),
@@ -352,7 +387,9 @@ def psi_table(w: World) -> list[Row]:
 
 
 def stability(w: World) -> list[Row]:
-    """Overlap (Jaccard) of selections from other completions of the same model."""
+    """Overlap (Jaccard) of selections from other completions of the same model. The counts
+    of "two sampling seeds" share no completion, but psi is that of completion 0 in both:
+    two whole runs agree less."""
     psi, most = w.psi, w.right["1"].shape[1]
     rows = []
     for order in ("gain", "learnable"):
@@ -389,13 +426,12 @@ def stability(w: World) -> list[Row]:
 
 
 def confidence(w: World) -> list[Row]:
-    """How often Newcombe's 90 % interval holds the D of all completions, its width, and
-    how well the probability to pass D > 0.5 says who does."""
+    """How often Newcombe's 90 % interval from the first m completions holds the D of the
+    later ones, its width, and how well the probability to pass D > 0.5 says who does. The
+    later ones (``later`` an arm) are a noisy truth: a miss is not always the interval's."""
     rows = []
     most = w.right["1"].shape[1]
-    c1, m1, c0, m0 = w.counts(most)
-    truth = (c1 - c0) / most
-    for m in (PAPER, 8, NEAR):
+    for m in (PAPER, 8):
         if m >= most:
             continue
         rest = most - m
@@ -408,7 +444,8 @@ def confidence(w: World) -> list[Row]:
         rows.append(
             {
                 "m": m,
-                "covered": float(((low <= truth) & (truth <= high)).mean()),
+                "later": rest,
+                "covered": float(((low <= later) & (later <= high)).mean()),
                 "width": float((high - low).mean()),
                 "brier": float(((p - passes) ** 2).mean()),
                 "brier_hard": float((((a1 - a0) / m > 0.5) != passes).mean()),
@@ -418,41 +455,55 @@ def confidence(w: World) -> list[Row]:
 
 
 def adaptive(w: World) -> list[Row]:
-    """Completions saved by stopping, and whether the decisions stay."""
-    psi = w.psi
-    rows = []
+    """Completions saved by stopping, and whether the decisions stay: ``same_reason`` and
+    ``jaccard`` against plain M = m that the completions are a part of, ``other_`` against
+    an independent run of m (completions m .. 2m - 1, psi still of completion 0). Look
+    "plain k": k completions of every sample, no look."""
     most = w.right["1"].shape[1]
+    rows = []
     for m in (8, NEAR, 32):
         if m > most:
             continue
-        full = w.counts(m)
-        for look in (2, 3, 4, 5, 6, 8):
-            if look >= m:
-                continue
-            part = adaptive_counts(w, m, look)
-            for order in ("gain", "learnable"):
-                made = [
-                    rap.choose(rollout_scores(w, c, psi), budget=BUDGET, order=order)
-                    for c in (full, part)
-                ]
-                kept = [np.isin(np.arange(len(psi)), s.indices) for s in made]
-                reasons = [np.array(s.table["reason"].to_pylist()) for s in made]
-                share = [float((w.planted[k] == "cognitive").mean()) for k in kept]
-                drawn = (part[1] + part[3]).sum() / (2 * m * len(psi))
-                rows.append(
-                    {
-                        "m": m,
-                        "look": look,
-                        "order": order,
-                        "saved": float(1 - drawn),
-                        "same_kept": float((kept[0] == kept[1]).mean()),
-                        "jaccard": jaccard(*kept),
-                        "same_reason": float((reasons[0] == reasons[1]).mean()),
-                        "share_full": share[0],
-                        "share_adaptive": share[1],
-                    }
-                )
+        ways = {str(k): adaptive_counts(w, m, k) for k in (2, 3, 4, 5, 6, 8) if k < m}
+        if m == NEAR:
+            ways |= {f"plain {k}": w.counts(k) for k in (7, 8, NEAR)}
+        for order in ("gain", "learnable"):
+            full = _decided(w, w.counts(m), order)
+            other = _decided(w, _later(w, m), order) if 2 * m <= most else None
+            for look, counts in ways.items():
+                row = {"m": m, "look": look, "order": order}
+                drawn = (counts[1] + counts[3]).sum() / (2 * m * len(w.planted))
+                part = _decided(w, counts, order)
+                row |= {"saved": float(1 - drawn)} | _agreement(part, full, "")
+                row |= _agreement(part, other, "other_")
+                cognitive = w.planted == "cognitive"
+                row["share_full"] = float(cognitive[full[0]].mean())
+                rows.append(row | {"share": float(cognitive[part[0]].mean())})
     return rows
+
+
+def _later(w: World, m: int) -> tuple[Array, Array, Array, Array]:
+    """Counts of completions m .. 2m - 1."""
+    c1, c0 = (w.right[arm][:, m : 2 * m].sum(axis=1) for arm in "10")
+    full = np.full(len(c1), m)
+    return c1, full, c0, full
+
+
+def _decided(w: World, counts: tuple[Array, ...], order: str) -> tuple[Array, Array]:
+    """(kept or not, the reason) of every sample, under the default rule."""
+    made = rap.choose(rollout_scores(w, counts, w.psi), budget=BUDGET, order=order)
+    kept = np.isin(np.arange(len(w.psi)), made.indices)
+    return kept, np.array(made.table["reason"].to_pylist())
+
+
+def _agreement(
+    a: tuple[Array, Array], b: tuple[Array, Array] | None, name: str
+) -> dict[str, float]:
+    """How far two decisions agree; NaN where there is no second one."""
+    if b is None:
+        return {f"{name}same_reason": float("nan"), f"{name}jaccard": float("nan")}
+    same = float((a[1] == b[1]).mean())
+    return {f"{name}same_reason": same, f"{name}jaccard": jaccard(a[0], b[0])}
 
 
 TABLES: dict[str, Callable[[World], list[Row]]] = {
@@ -471,6 +522,31 @@ TABLES: dict[str, Callable[[World], list[Row]]] = {
 def transfer(a: World, b: World) -> list[Row]:
     """Overlap of what two models select from one world."""
     left, right = masks(a), masks(b)
-    return [
+    pairs = zip(at_random(a), at_random(b), strict=True)
+    chance = float(np.mean([jaccard(x, y) for x, y in pairs]))
+    return [{"selection": "random", "jaccard": chance}] + [
         {"selection": name, "jaccard": jaccard(left[name], right[name])} for name in left
     ]
+
+
+def confirm(fresh: Fresh) -> list[Row]:
+    """The only confirmation: worlds of split "test" that nothing was set on, scored and
+    selected with the defaults as they are."""
+    causes = np.array([s.cause for s in fresh.samples])
+    pool = float((causes == "cognitive").mean())
+    rows = []
+    for evidence, scores in fresh.scores.items():
+        kept = causes[np.array(rap.choose(scores, budget=BUDGET).indices, int)]
+        share = float((kept == "cognitive").mean()) if len(kept) else 0.0
+        counted = Counter(kept.tolist()).most_common()
+        rows.append(
+            {
+                "evidence": evidence,
+                "kept": len(kept),
+                "pool": pool,
+                "share": share,
+                "times": share / pool if pool else float("nan"),
+                "held": ", ".join(f"{c} {k}" for c, k in counted),
+            }
+        )
+    return rows
