@@ -117,17 +117,17 @@ def _log_lambda_a(
 def _fence(log_psi: np.ndarray) -> float:
     """Upper Tukey fence Q3 + 1.5 (Q3 - Q1) of what lies below a gap, if there is one.
 
-    A gap is the widest step between neighbours above the median, wider than Q3 - Q1 of
-    what is below it: captured samples stand apart. Tukey's fence over all lies beyond them
-    as soon as they are a quarter, and then drops none. Without a gap it is Tukey's: a
-    skewed tail or two close modes are no sign of captured samples.
+    A gap is the widest step between neighbours above the median, wider than half of
+    Q3 - Q1 of what is below it: captured samples stand apart. Tukey's fence over all lies
+    beyond them as soon as they are a quarter, and then drops none. Without a gap it is
+    Tukey's: a skewed tail or two close modes are no sign of captured samples.
     """
     ordered = np.sort(log_psi)
     steps = np.diff(ordered[ordered.size // 2 :])
     widest = int(steps.argmax())
     below = ordered[: ordered.size // 2 + widest + 1]
     q1, q3 = np.percentile(below, [25, 75])
-    if not 0 < q3 - q1 < steps[widest]:
+    if not 0 < (q3 - q1) / 2 < steps[widest]:
         q1, q3 = np.percentile(ordered, [25, 75])
     return float(q3 + 1.5 * (q3 - q1))
 
@@ -207,7 +207,7 @@ def choose(
     replacements.
     ``lambda_a=None`` is calibrated: the upper Tukey fence Q3 + 1.5 (Q3 - Q1) of the
     finite log psi of valid samples (at least 20, else no limit and a warning), without
-    those above a gap that is wider than Q3 - Q1 and lies above the median: captured
+    those above a gap that lies above the median and is wider than half of Q3 - Q1: captured
     samples must not widen the fence that should stop them. A fence flags what is unusual
     for this model and these response lengths; a fixed quantile would drop its
     share even when nothing is wrong.
