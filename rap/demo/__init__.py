@@ -76,7 +76,7 @@ def run(out: Path, *, samples: int = 8, echo: Callable[[str], Any] = print) -> S
         return selection
     echo(f"2. {samples} puzzles through a model: Qwen2.5-VL's own class, made small\n")
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    scores = score_puzzles(samples, out / "scores")
+    scores = score_puzzles(samples, out / "scores", evidence="answer")
     _tell(scores, echo)
     echo(
         "\n   The weights are random: these scores show that every step works, and select\n"
