@@ -8,6 +8,8 @@ from statistics import NormalDist
 
 import numpy as np
 
+from rap.demo import measure
+
 Array = np.ndarray
 
 
@@ -72,10 +74,7 @@ def jaccard(a: Array, b: Array) -> float:
 
 def wilson(c: int, m: int, level: float) -> tuple[float, float]:
     """Wilson's interval (1927) for a share of which c of m were seen."""
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    centre = (c + z * z / 2) / (m + z * z)
-    half = z / (m + z * z) * np.sqrt(c * (m - c) / m + z * z / 4)
-    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+    return measure.interval(c / m, m, NormalDist().inv_cdf((1 + level) / 2))
 
 
 def interval(c1: int, m1: int, c0: int, m0: int, level: float = 0.9) -> tuple[float, float]:
