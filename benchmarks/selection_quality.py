@@ -26,10 +26,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rap.demo.model import WEIGHTS, load_demo_model
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by its path, too
 
-from .quality import collect, figures, read, tables
-from .quality.metrics import spread
+from benchmarks.quality import collect, figures, read, tables
+from benchmarks.quality.metrics import spread
+from rap.demo.model import WEIGHTS, load_demo_model
 
 RESULTS = Path(__file__).parent / "results"
 VERDICT = Path(__file__).parent / "quality" / "verdict.md"

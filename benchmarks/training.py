@@ -32,6 +32,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by its path, too
+
 from benchmarks.training_arms import ARMS
 
 RESULTS = Path(__file__).parent / "results"
