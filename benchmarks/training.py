@@ -9,7 +9,7 @@ number of steps, on all data of a drawn world and on what each arm selects of it
 (benchmarks/training_arms.py). Every few steps it answers held-out questions of layouts that
 neither its own training nor the selection drew, with the picture and without it.
 
-A piece of work is one training run or the scoring of the pool; each is a process of its
+A piece of work is one training run or one scoring of the pool; each is a process of its
 own with one thread, under ten minutes. What is done lies in --work and is not done again:
 call it again until it says that nothing is left. ``--report`` writes
 benchmarks/results/training.{parquet,md,png}.
@@ -37,9 +37,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by its pa
 from benchmarks.training_arms import ARMS
 
 RESULTS = Path(__file__).parent / "results"
-PLAN, SCORES, RUNS = "plan.json", "scores", "runs"
-SCORING = "scores"
-"""Name of the piece that scores the pool."""
+PLAN, RUNS = "plan.json", "runs"
+SCORINGS = {f"scores-{evidence}": evidence for evidence in ("rollouts", "logits")}
+"""Pieces that score the pool, each into a store of that name."""
+RLOO_ARMS = ("full", "random", "rap")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class Plan:
     pool_seed: int = 0
     completions: int = 5
     """With the image and without it, for the selection."""
-    steps: int = 200
+    steps: int = 150
     prompts: int = 8
     """Different prompts an optimiser step."""
     generations: int = 8
@@ -65,7 +66,7 @@ class Plan:
     every: int = 25
     """Steps between measurements on held-out questions."""
     reselect_every: int = 25
-    questions: int = 50
+    questions: int = 100
     """Held-out questions of each family that needs its picture."""
     mixed: int = 200
     """Held-out samples of a whole world, causes in its shares."""
@@ -73,7 +74,7 @@ class Plan:
     main_budget: float = 0.093
     main_seeds: int = 5
     other_seeds: int = 3
-    main_arms: tuple[str, ...] = ("full", "random", "rap")
+    main_arms: tuple[str, ...] = ("full", "random", "rap", "rap_logits")
     arms: tuple[str, ...] = tuple(ARMS)
     rloo: bool = True
 
@@ -88,9 +89,14 @@ QUICK = Plan(
     budgets=(0.093,),
     main_seeds=2,
     other_seeds=1,
-    arms=("full", "random", "variance", "rap", "rap_reselect", "dapo"),
+    arms=("full", "random", "variance", "rap", "rap_logits", "rap_reselect", "dapo"),
     rloo=False,
 )
+
+TRANSFER = Plan(
+    budgets=(0.093,), main_seeds=3, arms=("full", "random", "rap", "rap_logits"), rloo=False
+)
+"""With ``--scorer`` or ``--model``: does a selection serve a model that did not make it?"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +116,8 @@ class Run:
 
 
 def runs(plan: Plan) -> list[Run]:
-    """All of them, the most wanted first: seed by seed, the main budget before others."""
+    """All of them, the most wanted first: main arms at the main budget, the others there,
+    RLOO, other budgets; seed by seed."""
     found = []
     for seed in range(max(plan.main_seeds, plan.other_seeds)):
         for arm in plan.arms:
@@ -120,11 +127,15 @@ def runs(plan: Plan) -> list[Run]:
             selects = ARMS[arm].pick is not None
             for budget in plan.budgets if selects else (None,):
                 found.append(Run(arm, budget, seed))
-            if plan.rloo and main:
+            if plan.rloo and arm in RLOO_ARMS:
                 budget = plan.main_budget if selects else None
                 found.append(Run(arm, budget, seed, "RLOO"))
-    found.sort(key=lambda r: (r.budget not in (None, plan.main_budget), r.seed))
-    return found
+    return sorted(found, key=lambda r: _rank(plan, r))
+
+
+def _rank(plan: Plan, run: Run) -> tuple[bool, bool, bool, int]:
+    elsewhere = run.budget not in (None, plan.main_budget)
+    return elsewhere, run.algorithm != "GRPO", run.arm not in plan.main_arms, run.seed
 
 
 # ---------------------------------------------------------------- one piece of work
@@ -145,25 +156,19 @@ def load(folder: str) -> tuple[Any, Any]:
     return load_demo_model(Path(folder) if folder else None)
 
 
-def score_pool(plan: Plan, work: Path) -> Any:
-    """The pool's scores: both arms of completions and attention; goes on where it was."""
+def score_pool(plan: Plan, work: Path, piece: str) -> Any:
+    """The pool's scores by one evidence, with attention; goes on where it was."""
     from rap import score
     from rap.config import Sampling
 
     model, processor = load(plan.scorer or plan.model)
-    return score(
-        model,
-        processor,
-        pool_of(plan),
-        store=work / SCORES,
-        evidence="rollouts",
-        m1=plan.completions,
-        m0=plan.completions,
-        sampling=Sampling(max_new_tokens=plan.tokens),
-        batch_size=16,
-        shard_size=64,
-        progress=False,
-    )
+    settings: dict[str, Any] = {"evidence": SCORINGS[piece]}
+    if settings["evidence"] == "rollouts":
+        settings |= {"m1": plan.completions, "m0": plan.completions}
+        settings["sampling"] = Sampling(max_new_tokens=plan.tokens)
+    store = work / piece
+    common = {"batch_size": 16, "shard_size": 64, "progress": False}
+    return score(model, processor, pool_of(plan), store=store, **common, **settings)
 
 
 class Exam:
@@ -244,7 +249,9 @@ def train(plan: Plan, run: Run, work: Path) -> dict[str, Any]:
     samples, arm = pool_of(plan), ARMS[run.arm]
     rows, reselect = None, rap.trl.Reselect(refill=arm.refill)
     if arm.pick is not None:
-        scores = dataclasses.replace(rap.Scores.load(work / SCORES), dataset=samples)
+        scores = dataclasses.replace(
+            rap.Scores.load(work / f"scores-{arm.evidence}"), dataset=samples
+        )
         rows = sorted(int(i) for i in arm.pick(scores, run.budget, run.seed))
         if arm.reselect:
             reselect = rap.trl.Reselect(
@@ -344,8 +351,8 @@ class _Clock:
 def do(plan: Plan, key: str, work: Path) -> None:
     """One piece of work, in this process."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    if key == SCORING:
-        _write(work / "cost.json", _cost(score_pool(plan, work), work))
+    if key in SCORINGS:
+        _write(work / f"{key}.json", _cost(score_pool(plan, work, key), work / key))
         return
     (run,) = [r for r in runs(plan) if r.key == key]
     begin = time.perf_counter()
@@ -353,19 +360,25 @@ def do(plan: Plan, key: str, work: Path) -> None:
     _write(work / RUNS / f"{key}.json", found | {"wall": time.perf_counter() - begin})
 
 
-def _cost(scores: Any, work: Path) -> dict[str, Any]:
+def _cost(scores: Any, store: Path) -> dict[str, Any]:
     """The ledger of the scoring, and the image arm's share of the tokens drawn."""
+    cost = {k: v for k, v in scores.meta["cost"].items() if k != "train_all"}
+    if cost["rollouts"]:
+        cost["image_share"] = _image_share(store)
+    return cost
+
+
+def _image_share(store: Path) -> float:
     from rap.store import ScoreStore
 
-    with ScoreStore.load(work / SCORES) as store:
-        rollouts = store.read_rollouts()
+    with ScoreStore.load(store) as opened:
+        rollouts = opened.read_rollouts()
     tokens = {"image": 0, "counterfactual": 0}
     for arm, ids in zip(
         rollouts["arm"].to_pylist(), rollouts["token_ids"].to_pylist(), strict=True
     ):
         tokens[arm] += len(ids)
-    cost = {k: v for k, v in scores.meta["cost"].items() if k != "train_all"}
-    return cost | {"image_share": tokens["image"] / sum(tokens.values())}
+    return tokens["image"] / sum(tokens.values())
 
 
 def _write(path: Path, value: Any) -> None:
@@ -380,9 +393,24 @@ def _write(path: Path, value: Any) -> None:
 
 def pending(plan: Plan, work: Path) -> list[str]:
     """Pieces that are not done; the scores come first."""
-    if not (work / "cost.json").exists():
-        return [SCORING]
+    unscored = [name for name in scorings(plan) if not (work / f"{name}.json").exists()]
+    if unscored:
+        return unscored
     return [r.key for r in runs(plan) if not (work / RUNS / f"{r.key}.json").exists()]
+
+
+def scorings(plan: Plan) -> list[str]:
+    """Pieces of scoring that the plan's arms read."""
+    read = {f"scores-{ARMS[arm].evidence}" for arm in plan.arms if ARMS[arm].pick}
+    return [name for name in SCORINGS if name in read]
+
+
+def read_costs(plan: Plan, work: Path) -> dict[str, Any]:
+    """{evidence: ledger of the scoring}"""
+    return {
+        SCORINGS[name]: json.loads((work / f"{name}.json").read_text())
+        for name in scorings(plan)
+    }
 
 
 def start_of(plan: Plan) -> str:
@@ -430,8 +458,8 @@ def drive(plan: Plan, work: Path, *, jobs: int, minutes: float, echo: Any = prin
         if not waiting and not working:
             return True
         late = time.monotonic() + longest > deadline
-        if late and SCORING in working:
-            _stop(working.pop(SCORING)[0])
+        for key in [k for k in working if late and k in SCORINGS]:
+            _stop(working.pop(key)[0])
         if late and not working:
             return False
         if waiting and len(working) < jobs and not late:
@@ -491,7 +519,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         plan = read_plan(work)
     else:
         weights = {"model": args.model, "scorer": args.scorer}
-        plan = dataclasses.replace(QUICK if args.quick else Plan(), **weights)
+        whole = TRANSFER if args.model or args.scorer else Plan()
+        plan = dataclasses.replace(QUICK if args.quick else whole, **weights)
         open_work(plan, work)
         if not drive(plan, work, jobs=args.jobs, minutes=args.minutes):
             print(f"not done: {len(pending(plan, work))} left, call it again")

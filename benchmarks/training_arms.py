@@ -30,6 +30,8 @@ class Arm:
     """(scores, budget, seed) -> row numbers; None: all data."""
     billed: str
     """What of the scoring it needs: nothing, the completions with the image, or all."""
+    evidence: str = "rollouts"
+    """Of the scores that it reads."""
     reselect: bool = False
     refill: int = 0
 
@@ -133,6 +135,7 @@ ARMS = {
     "cde_ace": Arm("CDE + ACE", cde_ace, "all"),
     "public": Arm("the authors' public rule", public, "all"),
     "rap": Arm("RAP", full_rap, "all"),
+    "rap_logits": Arm("RAP, evidence logits", full_rap, "all", evidence="logits"),
     "rap_reselect": Arm("RAP, re-selected by rewards", full_rap, "all", reselect=True),
     "dapo": Arm("all data, DAPO refill", None, "nothing", refill=3),
 }

@@ -36,19 +36,21 @@ def share(groups: Mapping[str, Sequence[int]], kind: str) -> float:
     return float(np.mean([r / n for r, n in found]))
 
 
-def billed(run: Mapping[str, Any], cost: Mapping[str, Any]) -> tuple[float, int]:
+def billed(run: Mapping[str, Any], costs: Mapping[str, Any]) -> tuple[float, int]:
     """(seconds, completions) of the scoring that an arm needs."""
-    part = {"nothing": 0.0, "image": cost["image_share"], "all": 1.0}[
-        ARMS[run["arm"]].billed
-    ]
+    arm = ARMS[run["arm"]]
+    if arm.billed == "nothing":
+        return 0.0, 0
+    cost = costs[arm.evidence]
+    part = cost["image_share"] if arm.billed == "image" else 1.0
     return part * cost["seconds"], round(part * cost["rollouts"])
 
 
-def points_table(found: Iterable[Mapping[str, Any]], cost: Mapping[str, Any]) -> pa.Table:
+def points_table(found: Iterable[Mapping[str, Any]], costs: Mapping[str, Any]) -> pa.Table:
     """One row a measurement: run, step, costs, accuracies, and the counts as JSON."""
     rows = []
     for run in found:
-        seconds, completions = billed(run, cost)
+        seconds, completions = billed(run, costs)
         for point in run["points"]:
             row = {k: run[k] for k in ("algorithm", "arm", "budget", "seed", "prompts")}
             row |= {"step": point["step"], "train_seconds": point["seconds"]}
@@ -116,8 +118,7 @@ ABOUT = """# Training on what each rule selects
 `python -m benchmarks.training`: {runs} of {total} runs. A world of {plan.pool} samples,
 {plan.steps} steps of {plan.prompts} prompts x {plan.generations} completions, learning rate
 {plan.learning_rate:g}, every run from the same start. Scoring the pool took
-{cost[seconds]:.0f} s and {cost[rollouts]} completions; an arm is billed what it needs of
-that.
+{scoring}; an arm is billed what it needs of that.
 
 Accuracy in per cent at the last step, mean over seeds ± half of the 95 % interval of the
 mean; differences are paired by seed. *sighted*: held-out questions that need their picture,
@@ -125,11 +126,15 @@ families alike; *blind*: the same without it; *mixed*: a whole held-out world, b
 answers. *reached*: when the mean curve is at the last value of training on all data."""
 
 
-def markdown(plan: Plan, table: pa.Table, cost: Mapping[str, Any], total: int) -> str:
+def markdown(plan: Plan, table: pa.Table, costs: Mapping[str, Any], total: int) -> str:
     """The tables of the report."""
     arms = by_arm(table)
     runs = sum(len(seeds) for seeds in arms.values())
-    lines = [ABOUT.format(runs=runs, total=total, plan=plan, cost=cost)]
+    scoring = " and ".join(
+        f"{cost['seconds']:.0f} s and {cost['rollouts']} completions (evidence {name})"
+        for name, cost in costs.items()
+    )
+    lines = [ABOUT.format(runs=runs, total=total, plan=plan, scoring=scoring)]
     for algorithm in dict.fromkeys(key[0] for key in arms):
         lines += ["", f"## {algorithm}", "", *_table(arms, algorithm)]
     return "\n".join(lines) + "\n"
@@ -270,17 +275,17 @@ def draw(table: pa.Table, budget: float, path: Path) -> None:
 
 def write_report(plan: Plan, work: Path, results: Path) -> list[Path]:
     """``training.parquet``, ``training.md``, ``training.png`` in ``results``."""
-    from benchmarks.training import finished, runs
+    from benchmarks.training import finished, read_costs, runs
 
     found = list(finished(plan, work))
     if not found:
         raise SystemExit(f"{work}: no run is done")
-    cost = json.loads((work / "cost.json").read_text())
-    table = points_table(found, cost)
+    costs = read_costs(plan, work)
+    table = points_table(found, costs)
     results.mkdir(parents=True, exist_ok=True)
     paths = [results / f"training.{end}" for end in ("parquet", "md", "png")]
     pq.write_table(table, paths[0], compression="zstd")
-    text = markdown(plan, table, cost, len(runs(plan)))
+    text = markdown(plan, table, costs, len(runs(plan)))
     text += "\n" + "\n".join(goals(table, plan.main_budget)) + "\n" + selected(found)
     paths[1].write_text(text)
     draw(table, plan.main_budget, paths[2])

@@ -44,13 +44,15 @@ def test_the_whole_table_is_as_the_issue_asks():
     }
     assert {arm for arm, _ in seeds} == set(ARMS)
     for (arm, _), count in seeds.items():
-        assert count == (5 if arm in ("full", "random", "rap") else 3)
+        assert count == (5 if arm in ("full", "random", "rap", "rap_logits") else 3)
     budgets = {b for arm, b in seeds if arm == "band"}
     assert budgets == {0.05, 0.093, 0.2}
     rloo = {(r.arm, r.budget) for r in found if r.algorithm == "RLOO"}
     assert rloo == {("full", None), ("random", 0.093), ("rap", 0.093)}
     # what is wanted most comes first
-    assert [r.seed for r in found[:14]] == [0] * 14 and found[-1].budget != 0.093
+    assert {r.arm for r in found[:20]} == {"full", "random", "rap", "rap_logits"}
+    assert [r.seed for r in found[:5]] == [0, 0, 0, 0, 1]
+    assert {r.budget for r in found[:20]} == {None, 0.093} and found[-1].budget != 0.093
 
 
 @pytest.mark.parametrize("arm", [name for name, a in ARMS.items() if a.pick])
@@ -122,7 +124,8 @@ COST = {"seconds": 50.0, "rollouts": 1000, "image_share": 0.6}
 def report(tmp_path, plan, accuracy):
     """The report of made-up runs; ``accuracy(run) -> (sighted, blind)``."""
     (tmp_path / "runs").mkdir()
-    (tmp_path / "cost.json").write_text(json.dumps(COST))
+    for name in training.scorings(plan):
+        (tmp_path / f"{name}.json").write_text(json.dumps(COST))
     for run in training.runs(plan):
         path = tmp_path / "runs" / f"{run.key}.json"
         path.write_text(json.dumps(made_up(run, *accuracy(run))))
@@ -191,7 +194,8 @@ def test_drive_stops_in_time_and_goes_on(tmp_path, monkeypatch):
     training.open_work(plan, tmp_path)
     code = (
         "import pathlib, sys; key, work = sys.argv[1], pathlib.Path(sys.argv[2]);"
-        "p = work / ('cost.json' if key == 'scores' else f'runs/{key}.json');"
+        "scores = key.startswith('scores');"
+        "p = work / (f'{key}.json' if scores else f'runs/{key}.json');"
         "p.parent.mkdir(exist_ok=True); p.write_text('{}')"
     )
     started = []
@@ -211,7 +215,7 @@ def test_drive_stops_in_time_and_goes_on(tmp_path, monkeypatch):
     assert not training.drive(plan, tmp_path, jobs=2, minutes=0, echo=echo)
     assert started == []
     assert training.drive(plan, tmp_path, jobs=2, minutes=5, echo=echo)
-    assert started[0] == "scores" and len(started) == len(set(started)) == 5
+    assert started[0] == "scores-rollouts" and len(started) == len(set(started)) == 5
     assert len(said) == 5 and training.pending(plan, tmp_path) == []
     assert training.drive(plan, tmp_path, jobs=2, minutes=5, echo=echo)
     assert len(started) == 5
