@@ -5,29 +5,24 @@ Every command is a few calls of the Python interface; nothing is decided here. E
 codes: 0 done; 1 the data, the model or the store cannot be used; 2 a wrong command line
 or setting; 130 Ctrl-C; 143 SIGTERM. An error is one sentence on stderr (``--debug``
 shows the traceback); what a script would read goes to stdout, as JSON with ``--json``.
-The options and what their texts mean are in ``rap.options``.
+The options and what their texts mean are in ``rap.options``, the exit codes in
+``rap.shell``, the steps that commands share in ``rap.steps``.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 import signal
-import sys
-import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any
 
 import click
-from click.core import ParameterSource
 
-from .config import ChooseConfig, require_judge, require_threshold
-from .errors import RapConfigError, RapError, RapInputError, RapStoreError
+from .config import ChooseConfig, require_threshold
+from .errors import RapConfigError, RapInputError
 from .formats import TARGETS
-from .loading import load_model
 from .options import (
     CHOOSE_NAMES,
     CHOOSE_OPTIONS,
@@ -39,98 +34,24 @@ from .options import (
     SECTIONS,
     TRAIN_OPTIONS,
     Sectioned,
-    filters,
     score_config,
     to_columns,
     train_arguments,
-    typed,
+)
+from .shell import Shell, on_sigterm, show_warning
+from .steps import (
+    choose_and_tell,
+    from_rollouts,
+    load_reward,
+    open_data,
+    plain_meta,
+    print_json,
+    quiet_transformers,
+    refuse_given,
+    require_same,
+    score_data,
 )
 from .table import EVIDENCE
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from .samples import SampleSet
-    from .selection import Scores, Selection
-
-OK, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM. A KeyboardInterrupt, so that all that stops cleanly on Ctrl-C does so."""
-
-
-def _on_sigterm(signum: int, frame: object) -> NoReturn:
-    raise Terminated
-
-
-# ---------------------------------------------------------------- exit codes
-
-
-class Shell(click.Group):
-    """A group whose errors become exit codes and one sentence each."""
-
-    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
-        # click's own handling knows neither our errors nor 130
-        words = list(kwargs.pop("args", None) or (args[0] if args else sys.argv[1:]))
-        if debug := "--debug" in words:  # anywhere on the line, not only up front
-            words = ["--debug", *(word for word in words if word != "--debug")]
-        kwargs["standalone_mode"] = False
-        try:
-            result = super().main(words, *args[1:], **kwargs)
-            sys.stdout.flush()
-            sys.exit(result if isinstance(result, int) else OK)
-        except Exception as error:
-            if debug and not isinstance(error, (click.ClickException, click.Abort)):
-                traceback.print_exc()
-            sys.exit(_explain(error))
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)  # in the order of use, not of the alphabet
-
-
-def _explain(error: Exception) -> int:
-    """Say what happened, in one sentence; returns the exit code."""
-    if isinstance(error, click.Abort):
-        return _stopped(error.__cause__ or error.__context__)
-    if isinstance(error, click.ClickException):
-        error.show()
-        return USAGE if isinstance(error, click.UsageError) else FAILED
-    if isinstance(error, RapConfigError):
-        return _fail(str(error), USAGE)
-    if isinstance(error, RapError):
-        return _fail(str(error), FAILED)
-    if isinstance(error, BrokenPipeError):
-        # the reader went away (rap ... | head): not worth a word
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
-    if isinstance(error, MemoryError):
-        return _fail("out of memory", FAILED)
-    if isinstance(error, OSError):
-        return _fail(str(error), FAILED)
-    name = type(error).__name__
-    return _fail(
-        f"{name}: {error}. This is a fault in rap: please report it with the output of "
-        "the same command and --debug",
-        FAILED,
-    )
-
-
-def _stopped(cause: BaseException | None) -> int:
-    click.echo("rap: stopped", err=True)
-    return TERMINATED if isinstance(cause, Terminated) else INTERRUPTED
-
-
-def _fail(text: str, code: int) -> int:
-    click.echo(f"rap: error: {' '.join(text.split())}", err=True)
-    return code
-
-
-def _show_warning(message: Any, *_: object, **__: object) -> None:
-    click.echo(f"rap: warning: {message}", err=True)
-
-
-# ---------------------------------------------------------------- the commands
 
 
 @click.group(
@@ -164,9 +85,9 @@ def main(debug: bool) -> None:
     Exit codes: 0 done, 1 data, model or store unusable, 2 wrong command line or
     setting, 130 Ctrl-C, 143 SIGTERM.
     """
-    signal.signal(signal.SIGTERM, _on_sigterm)
+    signal.signal(signal.SIGTERM, on_sigterm)
     if not debug:
-        warnings.showwarning = _show_warning
+        warnings.showwarning = show_warning
 
 
 @main.command(cls=Sectioned)
@@ -199,12 +120,12 @@ def score(
       rap score data.jsonl --model ./model --store scores/ \\
           --columns question=problem,answer=solution --counterfactual blank
     """
-    samples = _open_data(data, columns, root)
+    samples = open_data(data, columns, root)
     assert samples is not None  # DATA is required
-    scores = _score(samples, model, store, options)
-    found = {"store": str(store), "samples": len(scores), **_plain_meta(scores)}
+    scores = score_data(samples, model, store, options)
+    found = {"store": str(store), "samples": len(scores), **plain_meta(scores)}
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     click.echo(f"{len(scores)} samples in {store}")
     for name, count in found.get("counts", {}).items():
@@ -239,12 +160,12 @@ def choose(
     """
     from .selection import Scores
 
-    samples = _open_data(data, columns, root)
+    samples = open_data(data, columns, root)
     found = Scores.load(scores)
     if samples is not None:
-        _require_same(found.table, samples)
+        require_same(found.table, samples)
         found = dataclasses.replace(found, dataset=samples)
-    _choose_and_tell(found, options)
+    choose_and_tell(found, options)
 
 
 @main.command(cls=Sectioned)
@@ -308,15 +229,15 @@ def select(
     chosen = {k: options.pop(k) for k in (*CHOOSE_NAMES, "out", "report", "compare")}
     chosen["as_json"] = options.pop("as_json")
     if rollouts is not None:
-        _refuse_given(
+        refuse_given(
             f"{SECTIONS['Model']} {SECTIONS['Scoring']}",
             "with --rollouts, which stands in for a model",
         )
     else:
-        _refuse_given("rollout_columns where drop", "without --rollouts")
-    samples = _open_data(data, columns, root)
+        refuse_given("rollout_columns where drop", "without --rollouts")
+    samples = open_data(data, columns, root)
     if rollouts is not None:
-        scores = _from_rollouts(rollouts, rollout_columns, where, drop, samples)
+        scores = from_rollouts(rollouts, rollout_columns, where, drop, samples)
     else:
         if samples is None or model is None:
             raise click.UsageError("give DATA and --model, or --rollouts FILE")
@@ -326,8 +247,8 @@ def select(
             store = chosen["out"] / "scores"
         rules = ChooseConfig(**{name: chosen[name] for name in CHOOSE_NAMES})
         require_threshold(rules, score_config(options).evidence)
-        scores = _score(samples, model, store, options)
-    _choose_and_tell(scores, chosen)
+        scores = score_data(samples, model, store, options)
+    choose_and_tell(scores, chosen)
 
 
 @main.command(cls=Sectioned)
@@ -364,13 +285,13 @@ def report(
     from .report import write_report
     from .selection import load
 
-    samples = _open_data(data, columns, root)
+    samples = open_data(data, columns, root)
     found = load(selection)
     if samples is not None:
-        _require_same(found.table, samples)
+        require_same(found.table, samples)
     path = write_report(found, out, dataset=samples, title=title, per_reason=per_reason)
     if as_json:
-        _print_json({"report": str(path), "bytes": path.stat().st_size})
+        print_json({"report": str(path), "bytes": path.stat().st_size})
     else:
         click.echo(f"report: {path} ({path.stat().st_size:,} bytes)")
 
@@ -440,13 +361,13 @@ def export(
         load(selection),
         to,
         out,
-        data=_open_data(data, columns, root),
+        data=open_data(data, columns, root),
         overwrite=force,
         completions=completions,
         **options,
     )
     if as_json:
-        _print_json(dataclasses.asdict(found))
+        print_json(dataclasses.asdict(found))
     else:
         click.echo(str(found))
 
@@ -529,9 +450,7 @@ def reselect(
     found.save(out)
     if as_json:
         note = found.settings["reselect"]
-        _print_json(
-            {"selection": str(out), "kept": len(found), "tried": len(passes)} | note
-        )
+        print_json({"selection": str(out), "kept": len(found), "tried": len(passes)} | note)
         return
     click.echo(f"{len(passes)} samples have rewards")
     click.echo(found.summary())
@@ -582,7 +501,7 @@ def train(
         from .selection import load
 
         chosen = load(selection, samples)
-        _require_same(chosen.table, samples)
+        require_same(chosen.table, samples)
     config = TrainConfig(
         algorithm=options["algorithm"],
         reselect=Reselect(
@@ -607,12 +526,12 @@ def train(
         samples,
         out,
         config,
-        reward=_load_reward(options["train_reward"]),
+        reward=load_reward(options["train_reward"]),
         resume=options["resume"],
         echo=lambda text: click.echo(text, err=True),
     )
     if as_json:
-        _print_json(summary)
+        print_json(summary)
         return
     click.echo(
         f"{summary['steps']} steps on {summary['prompts']} of {summary['pool']} prompts in "
@@ -628,7 +547,7 @@ def info(as_json: bool) -> None:
 
     found = collect()
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     width = max(map(len, found))
     for name, value in found.items():
@@ -673,198 +592,10 @@ def demo(out: Path, count: int, seed: int, evidence: str, records: bool) -> None
     if records:
         from .demo import run
 
-        _refuse_given("count seed evidence", "with --records")
+        refuse_given("count seed evidence", "with --records")
         run(out, echo=click.echo)
         return
     from .demo.run_world import run as run_world
 
-    _quiet_transformers()
+    quiet_transformers()
     run_world(out, n=count, seed=seed, evidence=evidence, echo=click.echo)
-
-
-# ---------------------------------------------------------------- their parts
-
-
-def _refuse_given(names: str, why: str) -> None:
-    """A usage error that names those of these parameters that the user gave."""
-    context = click.get_current_context()
-    given = [
-        max(param.opts, key=len)
-        for param in context.command.params
-        if param.name in names.split()
-        and context.get_parameter_source(param.name) is ParameterSource.COMMANDLINE
-    ]
-    if given:
-        raise click.UsageError(f"no effect {why}: {', '.join(given)}")
-
-
-def _open_data(
-    path: Path | None, columns: Sequence[str], root: Path | None
-) -> SampleSet | None:
-    from .samples import open_samples
-
-    if path is None:
-        _refuse_given("columns root", "without a data set")
-        return None
-    if not path.exists():
-        raise RapInputError(f"{path}: no such file or folder")
-    return open_samples(path, columns=to_columns(columns), root=root)
-
-
-def _score(
-    samples: SampleSet, model: str, store: Path, options: Mapping[str, Any]
-) -> Scores:
-    config = score_config(options)  # refused before the model is loaded
-    require_judge(config.evidence, options["reward"])
-    reward = _load_reward(options["reward"])
-    shown = options["progress"]
-    if not (sys.stderr.isatty() if shown is None else shown):
-        _quiet_transformers()
-    loaded, processor = load_model(
-        model,
-        device=options["device"],
-        dtype=options["dtype"],
-        attn_implementation=options["attn_implementation"],
-        trust_remote_code=options["trust_remote_code"],
-        allow_pickle=options["allow_pickle"],
-    )
-    from .scoring import score
-
-    try:
-        return score(
-            loaded,
-            processor,
-            samples,
-            store=store,
-            config=config,
-            reward=reward,
-            progress=True if shown is None else "force" if shown else False,
-            verify_images=options["verify_images"],
-            retry_quarantined=options["retry"],
-        )
-    except KeyboardInterrupt:
-        click.echo(f"rap: {_kept_in(store)}", err=True)
-        raise
-
-
-def _kept_in(store: Any) -> str:
-    """What an interrupted run leaves behind."""
-    from .store import ScoreStore
-
-    try:
-        kept = ScoreStore.load(store).n_kept()
-    except RapStoreError:  # interrupted before there was a store
-        return "nothing was scored yet"
-    return f"{kept} samples are kept in {store}; the same command goes on from there"
-
-
-def _quiet_transformers() -> None:
-    """Its bar for loading weights belongs on a terminal, not in a log."""
-    try:
-        from transformers.utils import logging
-    except ImportError:  # load_model says what to install
-        return
-    logging.disable_progress_bar()
-
-
-def _load_reward(name: str | None) -> Callable[..., Any] | None:
-    if name is None:
-        return None
-    import importlib
-
-    module, _, function = name.partition(":")
-    sys.path.insert(0, os.getcwd())
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise RapConfigError(f"--reward {name}: {error}") from error
-    finally:
-        sys.path.remove(os.getcwd())
-    if not callable(found):
-        raise RapConfigError(f"--reward {name}: not a function")
-    return found
-
-
-def _from_rollouts(
-    path: Path,
-    columns: Sequence[str],
-    where: Sequence[str],
-    drop: Sequence[str],
-    samples: SampleSet | None,
-) -> Scores:
-    from .records import read_rollouts
-    from .selection import Scores
-
-    roles = to_columns(columns) or {}
-    for role in roles:
-        if role not in ("id", "with_image", "correct", "source"):
-            raise click.UsageError(f"--rollout-columns {role}=...: no such role")
-    table = read_rollouts(path)
-    types = {field.name: field.type for field in table.schema}
-    return Scores.from_rollouts(
-        table,
-        where=typed(filters(where, "--where"), types),
-        drop=typed(filters(drop, "--drop"), types),
-        dataset=samples,
-        **roles,
-    )
-
-
-def _require_same(table: pa.Table, samples: SampleSet) -> None:
-    """Refuse a data set that is not the one ``table`` is of: ids stand at their index."""
-    known = samples.ids
-    rows = zip(table["index"].to_pylist(), table["id"].to_pylist(), strict=True)
-    for i, name in rows:
-        if not 0 <= i < len(known) or known[i] != name:
-            raise RapInputError(
-                f"the data set is not the one that was scored: row {i} was {name[:80]!r}"
-            )
-
-
-def _choose_and_tell(scores: Scores, options: Mapping[str, Any]) -> None:
-    from .selection import choose, load
-
-    settings = {name: options[name] for name in CHOOSE_NAMES}
-    other = None if options["compare"] is None else load(options["compare"])
-    selection = choose(scores, **settings)
-    written = _write(selection, options["out"], options["report"])
-    compared = None if other is None else selection.compare(other)
-    if not options["as_json"]:
-        click.echo(selection.summary())
-        if compared is not None:
-            click.echo(f"compared with {options['compare']}: {compared}")
-        for what, path in written.items():
-            click.echo(f"{what}: {path}")
-        return
-    found = {
-        "samples": selection.table.num_rows,
-        "kept": len(selection),
-        "counts": selection.counts(),
-        "diagnostics": selection.diagnostics(),
-        **{k: selection.settings[k] for k in ("choose", "found", "evidence", "groups")},
-        "warnings": selection.warnings,
-        **written,
-    }
-    if compared is not None:
-        names = ("kept", "kept_other", "overlap", "jaccard", "gained", "lost")
-        found["compare"] = {name: getattr(compared, name) for name in names}
-    _print_json(found)
-
-
-def _write(selection: Selection, out: Path | None, report: Path | None) -> dict[str, str]:
-    written = {}
-    if out is not None:
-        selection.save(out)
-        written["selection"] = str(out)
-    if report is not None:
-        selection.report(report)
-        written["report"] = str(report)
-    return written
-
-
-def _plain_meta(scores: Scores) -> dict[str, Any]:
-    return {k: dict(scores.meta[k]) for k in ("counts", "cost") if k in scores.meta}
-
-
-def _print_json(found: Mapping[str, Any]) -> None:
-    click.echo(json.dumps(found, indent=2, default=str))

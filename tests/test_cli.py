@@ -18,9 +18,11 @@ import pytest
 from click.testing import CliRunner
 
 import rap
-from rap.cli import load_model, main, score_config
+from rap.cli import main
 from rap.demo import MATHVISION, PUZZLES, ROLLOUTS
 from rap.errors import RapConfigError, RapModelError
+from rap.loading import load_model
+from rap.options import score_config
 from rap.store import ScoreStore
 from rap.table import table_from_rows
 
@@ -440,15 +442,15 @@ def test_a_device_that_is_not_there_is_a_config_error():
 
 
 def test_reward_is_found_or_refused(tmp_path, monkeypatch):
-    from rap.cli import _load_reward
+    from rap.steps import load_reward
 
     (tmp_path / "my_reward.py").write_text("def good(**k): return [1.0]\nbad = 3\n")
     monkeypatch.chdir(tmp_path)
-    assert _load_reward("my_reward:good")() == [1.0]
-    assert _load_reward(None) is None
+    assert load_reward("my_reward:good")() == [1.0]
+    assert load_reward(None) is None
     for name in ("my_reward:bad", "my_reward:none", "no_such_module_here:f", "my_reward"):
         with pytest.raises(RapConfigError, match="--reward"):
-            _load_reward(name)
+            load_reward(name)
     assert str(tmp_path) not in sys.path
 
 
