@@ -11,7 +11,8 @@ neither its own training nor the selection drew, with the picture and without it
 
 A piece of work is one training run or one scoring of the pool; each is a process of its
 own with one thread, under ten minutes. What is done lies in --work and is not done again:
-call it again until it says that nothing is left. ``--report`` writes
+call it again until it says that nothing is left. Seconds are the process's own (CPU time of
+one thread), so that what else runs on the machine does not count. ``--report`` writes
 benchmarks/results/training.{parquet,md,png}.
 """
 
@@ -166,9 +167,17 @@ def score_pool(plan: Plan, work: Path, piece: str) -> Any:
     if settings["evidence"] == "rollouts":
         settings |= {"m1": plan.completions, "m0": plan.completions}
         settings["sampling"] = Sampling(max_new_tokens=plan.tokens)
-    store = work / piece
-    common = {"batch_size": 16, "shard_size": 64, "progress": False}
-    return score(model, processor, pool_of(plan), store=store, **common, **settings)
+    settings |= {"store": work / piece, "batch_size": 16, "shard_size": 64}
+    pool, begin = pool_of(plan), time.process_time()
+    try:
+        return score(model, processor, pool, progress=False, **settings)
+    finally:
+        _spend(work / f"{piece}.seconds", time.process_time() - begin)
+
+
+def _spend(path: Path, seconds: float) -> None:
+    """Add to what earlier attempts took."""
+    path.write_text(repr(seconds + (float(path.read_text()) if path.exists() else 0.0)))
 
 
 class Exam:
@@ -322,18 +331,18 @@ class _Clock:
     def __init__(self, plan: Plan, trainer: Any, exam: Exam) -> None:
         self.plan, self.trainer, self.exam = plan, trainer, exam
         self.points: list[dict[str, Any]] = []
-        self.begin, self.paused = time.perf_counter(), 0.0
+        self.begin, self.paused = time.process_time(), 0.0
 
     def measure(self, step: int) -> None:
-        start = time.perf_counter()
+        start = time.process_time()
         seconds = start - self.begin - self.paused if step else 0.0
         plan, refilled = self.plan, self.trainer.refilled["groups"]
         groups = refilled if self.trainer.reselect.refill else step * plan.prompts
         about = {"step": step, "seconds": seconds, "completions": groups * plan.generations}
         self.points.append(about | self.exam(self.trainer.model))
-        self.paused += time.perf_counter() - start
+        self.paused += time.process_time() - start
         if not step:
-            self.begin, self.paused = time.perf_counter(), 0.0
+            self.begin, self.paused = time.process_time(), 0.0
 
     def callback(self) -> Any:
         from transformers import TrainerCallback
@@ -352,7 +361,9 @@ def do(plan: Plan, key: str, work: Path) -> None:
     """One piece of work, in this process."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
     if key in SCORINGS:
-        _write(work / f"{key}.json", _cost(score_pool(plan, work, key), work / key))
+        cost = _cost(score_pool(plan, work, key), work / key)
+        cost["seconds"] = float((work / f"{key}.seconds").read_text())
+        _write(work / f"{key}.json", cost)
         return
     (run,) = [r for r in runs(plan) if r.key == key]
     begin = time.perf_counter()

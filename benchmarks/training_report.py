@@ -118,7 +118,7 @@ ABOUT = """# Training on what each rule selects
 `python -m benchmarks.training`: {runs} of {total} runs. A world of {plan.pool} samples,
 {plan.steps} steps of {plan.prompts} prompts x {plan.generations} completions, learning rate
 {plan.learning_rate:g}, every run from the same start. Scoring the pool took
-{scoring}; an arm is billed what it needs of that.
+{scoring}; an arm is billed what it needs of that. Seconds are CPU time of one thread.
 
 Accuracy in per cent at the last step, mean over seeds ± half of the 95 % interval of the
 mean; differences are paired by seed. *sighted*: held-out questions that need their picture,
