@@ -43,6 +43,7 @@ PyObject *rap_py_ace(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *rap_py_drm(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *rap_py_cde_cuda(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *rap_py_linear_cde_cuda(PyObject *module, PyObject *args, PyObject *kwargs);
+PyObject *rap_py_cde_means_cuda(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *rap_py_ace_cuda(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *rap_py_drm_cuda(PyObject *module, PyObject *args, PyObject *kwargs);
 bool rap_cuda_rooms_setup(PyObject *module); /* the constant CUDA_ROOMS */

@@ -71,6 +71,15 @@ def linear_cde_cuda(
     stream: int,
     allocate: Callable[[int], Any],
 ) -> None: ...
+def cde_means_cuda(
+    answers: Any,
+    weights: Any,
+    cu_seqlens: Any,
+    out: Any,
+    want: int,
+    stream: int,
+    allocate: Callable[[int], Any],
+) -> None: ...
 def ace_cuda(
     q: Any,
     k: Any,

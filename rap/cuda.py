@@ -155,15 +155,11 @@ class DeviceArray:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a call runs. ``empty(shape, dtype)`` allocates there, in ``stream``'s order;
-    ``host(x)`` copies an array from there to NumPy and waits; ``back(y)`` is NumPy in the
-    caller's framework (on the device; NumPy itself if the framework is not known)."""
+    """Where a call runs. ``empty(shape, dtype)`` allocates there, in ``stream``'s order."""
 
     device: int
     stream: int
     empty: Callable[[tuple[int, ...], str], Any]
-    host: Callable[[Any], np.ndarray]
-    back: Callable[[np.ndarray], Any]
 
     def words(self, n: int) -> Any:
         """Workspace: n int64."""
@@ -242,7 +238,7 @@ def _place(x: Any, device: int) -> Place:
     def empty(shape: tuple[int, ...], dtype: str) -> DeviceArray:
         return DeviceArray.empty(shape, dtype, device, stream)
 
-    return Place(device, stream, empty, np.asarray, np.asarray)
+    return Place(device, stream, empty)
 
 
 def _torch_place(x: Any) -> Place:
@@ -253,13 +249,7 @@ def _torch_place(x: Any) -> Place:
         return torch.empty(shape, dtype=dtypes[dtype], device=x.device)
 
     stream = torch.cuda.current_stream(x.device).cuda_stream
-    return Place(
-        x.device.index,
-        stream,
-        empty,
-        lambda y: y.cpu().numpy(),
-        lambda y: torch.from_numpy(y).to(x.device),
-    )
+    return Place(x.device.index, stream, empty)
 
 
 def _cupy_place(cupy: Any, device: int) -> Place:
@@ -269,7 +259,7 @@ def _cupy_place(cupy: Any, device: int) -> Place:
 
     with cupy.cuda.Device(device):
         stream = cupy.cuda.get_current_stream().ptr
-    return Place(device, stream, empty, cupy.asnumpy, cupy.asarray)
+    return Place(device, stream, empty)
 
 
 def view(x: Any, place: Place) -> Any:

@@ -7,10 +7,10 @@ in, torch out. The GIL is released; Ctrl-C is obeyed inside long calls; the bits
 depend on ``threads``.
 
 A call runs where its arrays are. On a CUDA device (torch, CuPy, any DLPack producer) it is
-queued on the producer's current stream and waits for nothing, except: ``cu_seqlens`` of
-cde (the means are taken on the host) and ``drm`` (its length depends on the data).
-``threads`` and ``memory`` say nothing there. Targets that are on the device are not
-range-checked: one outside makes NaN. In a build without CUDA kernels of a room, or with
+queued on the producer's current stream and waits for nothing, except ``drm`` (its length
+depends on the data) and offsets of ``ace`` that are on the device (the host plans by them).
+``threads`` and ``memory`` say nothing there. Targets, offsets and weights of cde that are on
+the device are not checked: what is out of range makes NaN. In a build without CUDA kernels of a room, or with
 RAP_CUDA=off, a torch tensor elsewhere is copied to the host.
 """
 
@@ -143,25 +143,34 @@ def _device_input(x: Any, place: cuda.Place, contiguous: bool = False) -> Any:
     return x if dense or (not contiguous and x.stride(-1) == 1) else x.contiguous()
 
 
+def _own(x: np.ndarray) -> np.ndarray:
+    """In memory that is ours. From pinned memory, which the caller may change or free as
+    soon as the call returns, the device would copy when it gets to it."""
+    return x.copy()
+
+
+def _device_integers(name: str, x: Any, place: cuda.Place) -> Any:
+    if cuda.device_of(x) != place.device:
+        raise RapInputError(f"{name} are on another device than the rest")
+    if not _is_torch(x):
+        return cuda.view(x, place)
+    if x.is_floating_point() or x.is_complex():
+        raise RapInputError(f"{name}: expected integers, got {x.dtype}")
+    return x.detach().long()
+
+
 def _device_targets(targets: Any, place: cuda.Place) -> Any:
     """On the device as they are; from the host as int64, to be checked and uploaded."""
-    device = cuda.device_of(targets)
-    if device is None:
-        return None if targets is None else _host(targets, np.int64, "targets")
-    if device != place.device:
-        raise RapInputError("targets are on another device than the rest")
-    if _is_torch(targets):
-        if targets.is_floating_point() or targets.is_complex():
-            raise RapInputError(f"targets: expected integers, got {targets.dtype}")
-        return targets.detach().long()
-    return cuda.view(targets, place)
+    if cuda.device_of(targets) is None:
+        return None if targets is None else _own(_host(targets, np.int64, "targets"))
+    return _device_integers("targets", targets, place)
 
 
 def _device_mask(name: str, mask: Any, place: cuda.Place) -> Any:
     """bool [N] on the device as it is; from the host to be uploaded."""
     device = cuda.device_of(mask)
     if device is None:
-        return None if mask is None else _host(mask, np.bool_, name)
+        return None if mask is None else _own(_host(mask, np.bool_, name))
     if device != place.device:
         raise RapInputError(f"{name} is on another device than the rest")
     if _is_torch(mask) and str(mask.dtype) != "torch.bool":
@@ -236,15 +245,20 @@ def _wanted(want: Sequence[str] | None, targets: Any) -> tuple[tuple[int, ...], 
         return _plan.__wrapped__(want, targets is not None)
 
 
+def _weights(weights: Any, total: int) -> np.ndarray:
+    w = _host(weights, np.float64, "weights")
+    if w.shape != (total,) or not np.isfinite(w).all() or (w < 0).any():
+        raise RapInputError(f"weights: expected finite numbers >= 0, [{total}]")
+    return w
+
+
 def _means(rows: np.ndarray, weights: Any, cu: np.ndarray) -> np.ndarray:
     """Weighted mean of rows [T] over each sample [S]; NaN where weights sum to 0. A row
     of weight 0 says nothing, whatever it holds."""
     if weights is None:
         weighted, w = rows, np.ones(len(rows))
     else:
-        w = _host(weights, np.float64, "weights")
-        if w.shape != rows.shape or not np.isfinite(w).all() or (w < 0).any():
-            raise RapInputError(f"weights: expected finite numbers >= 0, [{len(rows)}]")
+        w = _weights(weights, len(rows))
         weighted = np.where(w > 0, rows, 0) * w
     # every segment on its own: reduceat would let one sample's inf reach the next
     total = np.array([w[a:b].sum() for a, b in zip(cu[:-1], cu[1:], strict=True)])
@@ -271,17 +285,43 @@ def _cde_result(
     return CdeResult(*fields)
 
 
+def _device_offsets(cu_seqlens: Any, total: int, place: cuda.Place) -> Any:
+    """Checked on the host; on the device as they are."""
+    if cuda.device_of(cu_seqlens) is None:
+        return _own(_offsets(cu_seqlens, total))
+    if len(cu_seqlens.shape) != 1 or cu_seqlens.shape[0] < 1:
+        raise RapInputError(f"cu_seqlens: expected rising integers from 0 to {total}")
+    return _device_integers("cu_seqlens", cu_seqlens, place)
+
+
+def _device_weights(weights: Any, total: int, place: cuda.Place) -> Any:
+    device = cuda.device_of(weights)
+    if device is None:
+        return None if weights is None else _own(_weights(weights, total))
+    if device != place.device:
+        raise RapInputError("weights are on another device than the rest")
+    return _device_scores(weights, place)
+
+
 def _device_cde_result(
-    out: Any, wanted: tuple[int, ...], weights: Any, cu_seqlens: Any, place: cuda.Place
+    out: Any,
+    wanted: tuple[tuple[int, ...], int],
+    weights: Any,
+    cu_seqlens: Any,
+    place: cuda.Place,
 ) -> CdeResult:
+    rows, mask = wanted
     if cu_seqlens is not None:
-        host = place.host(out)
-        found = _cde_result(host, wanted, weights, cu_seqlens, host)
-        return CdeResult(*(None if x is None else place.back(x) for x in found))
-    if weights is not None:
+        total = int(out.shape[1])
+        cu = _device_offsets(cu_seqlens, total, place)
+        means = place.empty((len(CDE_OUTPUTS), int(cu.shape[0]) - 1), "float64")
+        w = _device_weights(weights, total, place)
+        _C.cde_means_cuda(out, w, cu, means, mask, place.stream, place.words)
+        out = means
+    elif weights is not None:
         raise RapConfigError("weights need cu_seqlens: they weigh the means per sample")
     fields: list[Any] = [None] * len(CDE_OUTPUTS)
-    for row in wanted:
+    for row in rows:
         fields[row] = out[row]
     return CdeResult(*fields)
 
@@ -335,7 +375,7 @@ def cde(
             place.stream,
             place.words,
         )
-        return _device_cde_result(out, wanted, weights, cu_seqlens, place)
+        return _device_cde_result(out, (wanted, mask), weights, cu_seqlens, place)
     first, second = _input(logits1), _input(logits0)
     out = np.empty((len(CDE_OUTPUTS), _rows(first)))
     ids = None if targets is None else _host(targets, np.int64, "targets")
@@ -390,7 +430,7 @@ def linear_cde(
             place.stream,
             place.words,
         )
-        return _device_cde_result(out, wanted, weights, cu_seqlens, place)
+        return _device_cde_result(out, (wanted, mask), weights, cu_seqlens, place)
     first, second = _input(hidden1), _input(hidden0)
     if bias is not None:
         bias = _input(bias, contiguous=True)

@@ -51,6 +51,8 @@ def test_error_is_at_most_four_times_the_naive_one(dtype, kind, rng):
         checks_cde.late_peak,
         checks_cde.chunks,
         checks_cde.unaligned,
+        checks_cde.packed,
+        checks_cde.packed_races,
         checks_cde.schedules,
         checks_cde.races,
     ],

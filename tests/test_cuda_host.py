@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from cuda_emulator import gates
 from cuda_emulator.build import CSRC, compiler
 from cuda_emulator.fake import build
 
@@ -22,7 +23,8 @@ from rap import _C
 pytestmark = [
     pytest.mark.skipif(compiler() is None, reason="no gcc to build the emulator with"),
     pytest.mark.skipif(
-        build.nvcc() is None or not _C.CUDA_ROOMS, reason="this build has no CUDA kernels"
+        not _C.CUDA_ROOMS or gates.cuobjdump() is None,
+        reason="no CUDA kernels in this build, or no cuobjdump to read them with",
     ),
 ]
 
@@ -92,6 +94,121 @@ nothing_left()
 """)
 
 
+def test_means_of_packed_samples_wait_for_nothing():
+    """Offsets and weights on the host or on the device."""
+    passes("""
+a, b = FakeArray(x), FakeArray(y)
+cu, w = np.array([0, 1, 1, 3]), np.array([0.5, 2.0, 0.0])
+want = rap.cde(x, y, cu_seqlens=cu, weights=w, targets=[1, 2, 3])
+waits = count("waits")
+for offsets in (cu, FakeArray(cu)):
+    for weights in (w, FakeArray(w), FakeArray(w.astype(np.float32))):
+        got = rap.cde(a, b, cu_seqlens=offsets, weights=weights, targets=[1, 2, 3])
+        linear = rap.linear_cde(a, b, b, cu_seqlens=offsets, weights=weights)
+        assert count("waits") == waits
+        for name, value in zip(got._fields, want):
+            np.testing.assert_allclose(getattr(got, name).numpy(), value, rtol=1e-5)
+        waits = count("waits")
+mean = rap.cde(a, b, cu_seqlens=cu, want="kl").kl.numpy()
+np.testing.assert_allclose(mean, rap.cde(x, y, cu_seqlens=cu).kl, rtol=1e-5)
+def refused(kind, text, **kwargs):
+    with np.testing.assert_raises_regex(kind, text):
+        rap.cde(a, b, **kwargs)
+refused(rap.RapInputError, "rising", cu_seqlens=[0, 2])
+refused(rap.RapInputError, "rising", cu_seqlens=FakeArray(cu[:0]))
+refused(rap.RapInputError, "weights", cu_seqlens=cu, weights=[1.0, -1.0, 1.0])
+refused(rap.RapInputError, "weights", cu_seqlens=cu, weights=FakeArray(w[:2]))
+refused(rap.RapInputError, "another device", cu_seqlens=FakeArray(cu, device=1))
+refused(TypeError, "weights", cu_seqlens=cu, weights=FakeArray(cu[:3]))
+refused(TypeError, "int64", cu_seqlens=FakeArray(w))
+refused(rap.RapConfigError, "need cu_seqlens", weights=w)
+assert rap.cde(a, b, cu_seqlens=FakeArray(np.array([0]))).kl.shape == (0,)
+del a, b, got, linear, offsets, weights
+nothing_left()
+""")
+
+
+def test_pinned_memory_may_change_as_soon_as_the_call_returns():
+    """The device reads it late: what is uploaded is a copy of ours."""
+    passes("""
+a, b = FakeArray(x), FakeArray(y)
+targets, cu = np.array([5, 6, 7]), np.array([0, 1, 3])
+want = rap.cde(x, y, targets=targets), rap.cde(x, y, cu_seqlens=cu)
+for i, (name, values) in enumerate((("targets", targets), ("cu_seqlens", cu))):
+    device.FAKE.rap_fake_pin(values.ctypes.data, values.nbytes)
+    got = rap.cde(a, b, **{name: values})
+    values[:] = 1
+    for field in ("kl", "logp1" if i == 0 else "js"):
+        truth = getattr(want[i], field)
+        np.testing.assert_allclose(getattr(got, field).numpy(), truth, rtol=1e-5)
+""")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_fault_28_scores_that_change_while_the_device_reads_them(seed):
+    """Another stream writes between the launches: refused, or places that can be used."""
+    passes(
+        """
+import ctypes
+ours, other = device.FAKE.rap_fake_stream(0), device.FAKE.rap_fake_stream(0)
+n, refused, answered = 400, 0, 0
+context = ctypes.c_void_p()
+_C.cuda_info()
+device.FAKE.cuDevicePrimaryCtxRetain(ctypes.byref(context), 10)
+upload = device.FAKE.cuMemcpyHtoDAsync_v2
+upload.argtypes = [ctypes.c_uint64, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
+for k in (1, 30, 200, 399, 400):
+    d = InterfaceArray(rng.random(n), ours)
+    device.FAKE.cuCtxSetCurrent(context)
+    for scores in (rng.random(n), np.full(n, 0.25), np.zeros(n), rng.random(n)) * 3:
+        assert upload(d.inner.pointer, scores.ctypes.data, 8 * n, other) == 0
+    device.FAKE.cuCtxSetCurrent(None)
+    try:
+        got = rap.drm(d, k).numpy()
+        assert ((got >= 0) & (got < n)).all() and len(set(got.tolist())) == len(got) <= k
+        answered += 1
+    except rap.RapInputError as error:
+        assert "changed" in str(error)
+        refused += 1
+print(refused, answered)
+device.FAKE.rap_fake_read(None, 0, 0)
+del d
+device.FAKE.cuDevicePrimaryCtxRelease_v2(10)
+still = np.array([0.5, 0.7, 0.0])
+assert rap.drm(InterfaceArray(still, ours), 3).numpy().tolist() == [1, 0]
+got = None
+nothing_left()
+""",
+        seed=seed,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arch", "driver", "says"),
+    [
+        (75, 13000, "cannot run the kernels"),  # before the oldest
+        (90, 12040, r"CUDA 12\.4.* cannot run"),  # the driver is of an older major version
+        (103, 13000, None),  # machine code of the same major number
+        (130, 13020, None),  # PTX, by a driver that knows it
+        (89, 13000, None),
+    ],
+)
+def test_a_device_or_a_driver_that_the_kernels_are_not_for(arch, driver, says):
+    more = {"RAP_FAKE_ARCH": str(arch), "RAP_FAKE_DRIVER": str(driver)}
+    if says is None:
+        passes("works()\nnothing_left()", more=more)
+        return
+    passes(
+        f"""
+for _ in range(2):
+    with np.testing.assert_raises_regex(rap.RapConfigError, "{says}"):
+        rap.cde(FakeArray(x), FakeArray(y))
+nothing_left()
+""",
+        more=more,
+    )
+
+
 def test_answers_are_exported_again():
     passes("""
 got = rap.cde(FakeArray(x), FakeArray(y)).kl
@@ -114,17 +231,20 @@ def test_a_producer_that_only_knows_the_array_interface(seed):
     passes(
         """
 stream = device.FAKE.rap_fake_stream(0)
-got = rap.cde(InterfaceArray(x, stream), InterfaceArray(y))
+a, b, c = InterfaceArray(x, stream), InterfaceArray(y), InterfaceArray(y, 1)
+got = rap.cde(a, b)
 np.testing.assert_allclose(got.kl.numpy(), truth.kl, rtol=1e-5)
 assert got.kl.stream == stream
 waits = count("waits")
-rap.cde(InterfaceArray(x, stream), InterfaceArray(y, 1))  # made on another: waited for
+again = rap.cde(a, c)  # c is made on another stream: waited for
 assert count("waits") == waits + 1
+# what another stream reads is its owner's to keep until then
+assert again.kl.numpy().tobytes() == got.kl.numpy().tobytes()
 with np.testing.assert_raises_regex(rap.RapInputError, "not memory of a CUDA device"):
     fake = InterfaceArray(x)
     fake.inner.pointer = x.ctypes.data
     rap.cde(fake, fake)
-del got, fake
+del a, b, c, got, again, fake
 nothing_left()
 """,
         seed=seed,
@@ -264,10 +384,9 @@ half = FakeArray(x[:, ::2])
 refused(rap.RapInputError, "contiguous", rap.cde, half, half)
 refused(TypeError, "float32", rap.cde, FakeArray(x.astype(np.float64)), b)
 refused(rap.RapInputError, r"targets\\[1\\] = 700", rap.cde, a, b, targets=[0, 700, 1])
-refused(rap.RapInputError, "cu_seqlens is on a CUDA device", rap.cde, a, b,
-        cu_seqlens=FakeArray(np.array([0, 3])))
-packed = rap.cde(a, b, cu_seqlens=[0, 1, 3])
-np.testing.assert_allclose(packed.kl, rap.cde(x, y, cu_seqlens=[0, 1, 3]).kl, rtol=1e-5)
+q = FakeArray(x[None])
+refused(rap.RapInputError, "cu_seqlens is on a CUDA device", rap.ace, q, q,
+        cu_seqlens=FakeArray(np.array([0, 3])), response_start=1)
 host = FakeArray(x)
 host.pointer = x.ctypes.data
 refused(rap.RapInputError, "logits1: its pointer is not memory", rap.cde, host, b)
@@ -288,7 +407,7 @@ assert rap.linear_cde(FakeArray(x[:0]), FakeArray(y[:0]), b).kl.shape == (0,)
 far = FakeArray(np.array([0, 700, -1]))
 got = rap.cde(a, b, targets=far).logp1.numpy()
 assert np.isfinite(got[0]) and np.isnan(got[1:]).all()
-del a, b, half, host, moved, odd, large, empty, far, got
+del a, b, q, half, host, moved, odd, large, empty, far, got
 works()
 nothing_left()
 """)

@@ -13,7 +13,7 @@ import subprocess
 import pytest
 from cuda_emulator import build, gates
 from cuda_emulator.ace import AceParams, first_key
-from cuda_emulator.cde import CdeParams, MapParams
+from cuda_emulator.cde import CdeParams, MapParams, MeansParams
 from cuda_emulator.drm import DrmParams, digits
 from cuda_emulator.emulator import F32, F64, Pointer
 from test_cuda_widen import WidenParams
@@ -29,8 +29,8 @@ STREAMING = (
     "rap_drm_gather",
     "rap_widen",
 )
-# sums float64 statistics, three a row, once a sample
-DOUBLES_ALLOWED = ("rap_ace_finish",)
+# sum float64 answers: three a row of a sample, ten a row of a sample
+DOUBLES_ALLOWED = ("rap_ace_finish", "rap_cde_means")
 MOST_SPILLS = 0
 LEAST_WARPS = 24  # of 48 or 64 an SM holds
 MOST_SHARED = 48 * 1024  # more must be asked for with cuFuncSetAttribute
@@ -109,6 +109,7 @@ def test_doubles_are_found_in_inner_loops_only():
 HEADERS = {
     CdeParams: ("cde/cde_cuda.h", "rap_cde_cuda"),
     MapParams: ("cde/cde_cuda.h", "rap_cde_map_cuda"),
+    MeansParams: ("cde/cde_cuda.h", "rap_cde_means_cuda"),
     AceParams: ("ace/ace_cuda.h", "rap_ace_cuda"),
     DrmParams: ("drm/drm_cuda.h", "rap_drm_cuda"),
     WidenParams: ("gemm/widen_cuda.h", "rap_widen_cuda"),
@@ -116,6 +117,7 @@ HEADERS = {
 KERNEL_PARAMS = {
     "rap_cde_rows": CdeParams,
     "rap_cde_map": MapParams,
+    "rap_cde_means": MeansParams,
     "rap_widen": WidenParams,
     **{f"rap_ace_{n}": AceParams for n in ("start", "lse", "fold", "stats", "columns")},
     "rap_ace_finish": AceParams,

@@ -81,6 +81,14 @@ typedef struct {
     unsigned want;
 } rap_linear_cde_args;
 
+typedef struct {
+    rap_array answers;    /* float64 [OUTPUTS, T] */
+    rap_array weights;    /* float32 or float64 [T], or data == NULL: all 1 */
+    rap_array cu_seqlens; /* int64 [S + 1] */
+    rap_array out;        /* float64 [OUTPUTS, S] */
+    unsigned want;
+} rap_cde_means_args;
+
 bool rap_cde_check(const rap_cde_args *args, rap_error *err);
 bool rap_cde_cpu(const rap_cde_args *args, rap_exec *exec, rap_error *err);
 bool rap_linear_cde_check(const rap_linear_cde_args *args, rap_error *err);
@@ -95,5 +103,13 @@ bool rap_cde_device(void *args, struct rap_cuda_call *call, void *workspace,
 int64_t rap_linear_cde_device_bytes(const void *args);
 bool rap_linear_cde_device(void *args, struct rap_cuda_call *call, void *workspace,
                            rap_error *err);
+
+/* Weighted means of rows over packed samples, as sample_means of rap/reference.py; offsets
+ * and weights that are on the device have been checked by nobody: a sample that is not
+ * inside [0, T], or with a weight that is no number >= 0, is NaN. (means_cuda.c) */
+bool rap_cde_means_check(const rap_cde_means_args *args, rap_error *err);
+int64_t rap_cde_means_device_bytes(const void *args);
+bool rap_cde_means_device(void *args, struct rap_cuda_call *call, void *workspace,
+                          rap_error *err);
 
 #endif

@@ -351,3 +351,66 @@ RAP_KERNEL(rap_cde_map, rap_cde_map_cuda, RAP_CDE_CUDA_THREADS, 4)
         }
     }
 }
+
+/* --- means of samples ------------------------------------------------------------------ */
+
+typedef struct {
+    double part[RAP_CDE_CUDA_THREADS / RAP_WARP];
+} cde_means_shared;
+
+/* NaN for what is no weight: nobody on the host has looked. */
+RAP_HD double
+cde_weight(const rap_cde_means_cuda *p, int64_t row)
+{
+    const int64_t at = row * p->weight_stride;
+    double w = 1;
+
+    if (p->weights != NULL) {
+        w = p->weight_dtype == RAP_F32 ? (double)((const float *)p->weights)[at]
+                                       : ((const double *)p->weights)[at];
+    }
+    return w >= 0 && w < INFINITY ? w : NAN;
+}
+
+/* Sum over the rows of a sample of their weights, or of the weighted answers; a row of
+ * weight 0 says nothing, whatever it holds. Known to every thread. */
+RAP_HD double
+cde_weighted_sum(const rap_cde_means_cuda *p, const double *answers, int64_t begin,
+                 int64_t end, cde_means_shared *sh)
+{
+    double sum = 0;
+
+    for (int64_t row = begin + rap_thread(); row < end; row += rap_threads()) {
+        const double w = cde_weight(p, row);
+
+        if (w != 0) {
+            sum += answers != NULL ? w * answers[row] : w;
+        }
+    }
+    return rap_block_sum(sum, sh->part);
+}
+
+RAP_KERNEL(rap_cde_means, rap_cde_means_cuda, RAP_CDE_CUDA_THREADS, 4)
+{
+    RAP_SMEM(cde_means_shared, sh);
+
+    for (int64_t s = rap_block(); s < p.samples; s += rap_blocks()) {
+        const int64_t begin = p.cu_seqlens[s * p.cu_stride];
+        const int64_t end = p.cu_seqlens[(s + 1) * p.cu_stride];
+        const bool inside = begin >= 0 && begin <= end && end <= p.rows;
+        const int64_t stop = inside ? end : begin;
+        const double total = cde_weighted_sum(&p, NULL, begin, stop, sh);
+
+        for (int o = 0; o < RAP_CDE_OUTPUTS; o++) {
+            double sum;
+
+            if (!(p.want & RAP_CDE_BIT(o))) {
+                continue;
+            }
+            sum = cde_weighted_sum(&p, p.answers + o * p.answers_stride, begin, stop, sh);
+            if (rap_thread() == 0) {
+                p.out[o * p.out_stride + s] = total > 0 ? sum / total : NAN;
+            }
+        }
+    }
+}

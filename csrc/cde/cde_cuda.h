@@ -6,6 +6,7 @@
  *                  products, the rows' sums waiting in `state` between launches
  *   rap_cde_map    bias, scale and softcap on a chunk of products, in place; only if there
  *                  are any
+ *   rap_cde_means  rows' answers -> means of each sample, a block a sample
  *
  * A block takes a row; its warps take tiles of RAP_CDE_CUDA_TILE logits. Chunks and tiles
  * are fixed, so the bits depend on the shapes alone.
@@ -51,6 +52,17 @@ typedef struct {
     int32_t bias_dtype, unused;
 } rap_cde_map_cuda;
 
+typedef struct {
+    const double *answers;     /* [OUTPUTS, rows], rows contiguous */
+    const void *weights;       /* [rows] float32 or float64, or NULL: all 1 */
+    const int64_t *cu_seqlens; /* [samples + 1] */
+    double *out;               /* [OUTPUTS, samples], samples contiguous */
+    int64_t answers_stride, weight_stride, cu_stride, out_stride; /* elements */
+    int64_t rows, samples;
+    int32_t weight_dtype;
+    uint32_t want;
+} rap_cde_means_cuda;
+
 /* Blocks: one a row; the loop inside is right for any number. */
 static inline int64_t
 rap_cde_cuda_grid(int64_t rows)
@@ -79,6 +91,7 @@ rap_cde_cuda_workspace(int64_t rows)
 
 static_assert(sizeof(rap_cde_cuda) == 112, "launcher and kernel must agree");
 static_assert(sizeof(rap_cde_map_cuda) == 64, "launcher and kernel must agree");
+static_assert(sizeof(rap_cde_means_cuda) == 88, "launcher and kernel must agree");
 static_assert(sizeof(rap_cde_state) == 104, "launcher and kernel must agree");
 
 #endif

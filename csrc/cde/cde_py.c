@@ -182,3 +182,46 @@ rap_py_linear_cde_cuda(PyObject *module, PyObject *py_args, PyObject *kwargs)
     }
     return rap_result(module, &err);
 }
+
+PyObject *
+rap_py_cde_means_cuda(PyObject *module, PyObject *py_args, PyObject *kwargs)
+{
+    static char *names[] = {"answers", "weights", "cu_seqlens", "out",
+                            "want",    "stream",  "allocate",   NULL};
+    PyObject *answers, *weights, *cu_seqlens, *out;
+    rap_cde_means_args args = {0};
+    rap_device_plan plan = {.bytes = rap_cde_means_device_bytes,
+                            .run = rap_cde_means_device};
+    rap_device_array arrays[] = {{&args.answers, "answers", false},
+                                 {&args.out, "out", false},
+                                 {&args.cu_seqlens, "cu_seqlens", true},
+                                 {&args.weights, "weights", true},
+                                 {NULL, NULL, false}};
+    rap_error err = {0};
+    long long stream;
+    int64_t ready;
+
+    if (!PyArg_ParseTupleAndKeywords(py_args, kwargs, "OOOOILO:cde_means_cuda", names,
+                                     &answers, &weights, &cu_seqlens, &out, &args.want,
+                                     &stream, &plan.allocate))
+    {
+        return NULL;
+    }
+    plan.stream = stream;
+    ready = rap_dlpack_stream(stream);
+
+    if (rap_array_from_device(answers, "answers", false, ready, &args.answers, &err)
+        && rap_array_from_device(weights, "weights", true, ready, &args.weights, &err)
+        && rap_array_from_device(cu_seqlens, "cu_seqlens", false, ready, &args.cu_seqlens,
+                                 &err)
+        && rap_array_out_device(out, "out", RAP_F64, ready, &args.out, &err)
+        && rap_cde_means_check(&args, &err))
+    {
+        rap_run_on_device(module, arrays, &plan, &args, &err);
+    }
+
+    for (const rap_device_array *a = arrays; a->view != NULL; a++) {
+        rap_array_release(a->view);
+    }
+    return rap_result(module, &err);
+}

@@ -5,6 +5,7 @@
 #include "drm_cuda.h"
 
 #include "../driver.h"
+#include "../status.h"
 
 static int64_t
 state_bytes(void)
@@ -74,6 +75,25 @@ sort(rap_cuda_call *call, rap_drm_cuda *p, rap_error *err)
     return ok;
 }
 
+/* Waits. What was gathered are places of samples, each once, whatever the scores did; only
+ * if they are as many as were counted is every place of the answer one of them. */
+static bool
+read_found(rap_cuda_call *call, const rap_drm_cuda_state *state, int64_t *found,
+           rap_error *err)
+{
+    int64_t counts[2] = {0, 0}; /* found, gathered */
+
+    static_assert(offsetof(rap_drm_cuda_state, gathered) == sizeof(counts[0]), "beside it");
+    if (!rap_cuda_download(call, counts, state, sizeof(counts), err)) {
+        return false;
+    }
+    if (counts[0] != counts[1]) {
+        return rap_fail(err, RAP_EINPUT, "the scores changed during the call");
+    }
+    *found = counts[0];
+    return true;
+}
+
 bool
 rap_drm_device(void *args, rap_cuda_call *call, void *workspace, rap_error *err)
 {
@@ -105,5 +125,5 @@ rap_drm_device(void *args, rap_cuda_call *call, void *workspace, rap_error *err)
     return choose(call, &p, err) && sort(call, &p, err)
            && launch(call, "rap_drm_answer", rap_drm_cuda_grid(p.k, RAP_DRM_CUDA_THREADS),
                      &p, err)
-           && rap_cuda_download(call, &a->found, &p.state->found, sizeof(a->found), err);
+           && read_found(call, p.state, &a->found, err);
 }

@@ -37,9 +37,9 @@ typedef struct {
 
 typedef struct {
     int64_t found;               /* the answer's length */
+    uint64_t gathered;           /* the same again, unless the scores changed meanwhile */
     uint64_t need;               /* to be chosen among those that tie so far */
     rap_drm_cuda_item threshold; /* the digits decided so far */
-    uint64_t gathered;
     uint32_t ticket, done;
     uint64_t count[RAP_DRM_CUDA_DIGITS];
 } rap_drm_cuda_state;

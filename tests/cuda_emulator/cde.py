@@ -34,6 +34,15 @@ class MapParams(Params):
     ]  # fmt: skip
 
 
+class MeansParams(Params):
+    _fields_ = [
+        ("answers", Pointer), ("weights", Pointer), ("cu_seqlens", Pointer),
+        ("out", Pointer), ("answers_stride", _i64), ("weight_stride", _i64),
+        ("cu_stride", _i64), ("out_stride", _i64), ("rows", _i64), ("samples", _i64),
+        ("weight_dtype", _i32), ("want", _u32),
+    ]  # fmt: skip
+
+
 def _answer(out: np.ndarray, wanted: tuple[int, ...]) -> dict[str, np.ndarray]:
     return {ops.CDE_OUTPUTS[row]: out[row] for row in wanted}
 
@@ -117,3 +126,28 @@ def linear_cde(
             device.launch("rap_cde_rows", params, rows, block)
     device.run(**run)
     return _answer(device.get(out), wanted)
+
+
+def means(
+    answers: np.ndarray,
+    weights: np.ndarray | None,
+    cu_seqlens: np.ndarray,
+    *,
+    want: int = (1 << len(ops.CDE_OUTPUTS)) - 1,
+    grid: int | None = None,
+    block: int = 256,
+    **run: Any,
+) -> np.ndarray:
+    """Of rows [OUTPUTS, T] over each sample: [OUTPUTS, S]."""
+    device = Device()
+    rows, samples = answers.shape[1], len(cu_seqlens) - 1
+    out = device.empty((len(ops.CDE_OUTPUTS), samples), np.float64)
+    params = MeansParams(
+        answers=device.put(answers), weights=device.put(weights), out=out,
+        cu_seqlens=device.put(np.asarray(cu_seqlens, np.int64)), answers_stride=rows,
+        weight_stride=1, cu_stride=1, out_stride=samples, rows=rows, samples=samples,
+        weight_dtype=0 if weights is None else dtype_code(weights), want=want,
+    )  # fmt: skip
+    device.launch("rap_cde_means", params, grid or samples, block)
+    device.run(**run)
+    return device.get(out)

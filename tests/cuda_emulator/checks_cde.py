@@ -12,7 +12,7 @@ import torch
 from rap import reference
 
 from .build import Mutation
-from .cde import cde, linear_cde
+from .cde import cde, linear_cde, means
 
 DIVERGENCES = ("kl", "rkl", "js", "tv", "hellinger2", "entropy1", "entropy0")
 
@@ -103,6 +103,37 @@ def schedules(mutation: Mutation | None = None, count: int = 20) -> None:
         assert np.isfinite(np.stack(list(got.values()))).all()
         want = want or got
         _equal(got, want)
+
+
+def packed(mutation: Mutation | None = None) -> None:
+    """Means over samples: ragged, empty, without weight, with bad rows and bad weights."""
+    rng = np.random.default_rng(2)
+    answers = rng.normal(size=(10, 700))
+    answers[:, 3] = np.nan  # of weight 0 below
+    answers[4, 690] = np.inf  # in its own sample only
+    weights = np.where(rng.random(700) < 0.7, rng.random(700), 0.0)
+    weights[3], weights[600:640] = 0.0, 0.0
+    cu = np.array([0, 5, 5, 300, 600, 640, 700])
+    for w in (weights, weights.astype(np.float32)):
+        got = means(answers, w, cu, grid=2, mutation=mutation)
+        for row in range(10):
+            truth = reference.sample_means(answers[row], w, cu)
+            np.testing.assert_allclose(got[row], truth, rtol=1e-13, atol=1e-15)
+    got = means(answers, None, cu, want=5, seed=3, mutation=mutation)
+    truth = reference.sample_means(answers[2], None, cu)
+    np.testing.assert_allclose(got[2], truth, rtol=1e-13, atol=1e-15)
+    assert np.isnan(got[1]).all(), "written though not wanted"
+    for bad in (-1.0, np.nan, np.inf):
+        weights[400] = bad
+        got = means(answers, weights, cu, mutation=mutation)[0]
+        assert np.isnan(got[3]) and np.isfinite(got[2]), bad
+    lost = means(answers, None, [0, 9, 4, 701, -1, 2], mutation=mutation)[0]
+    assert np.isnan(lost[1:]).all()
+
+
+def packed_races(mutation: Mutation | None = None) -> None:
+    answers, cu = np.ones((10, 150)), [0, 70, 70, 150]
+    means(answers, None, cu, grid=2, block=64, variant="tsan", mutation=mutation)
 
 
 def races(mutation: Mutation | None = None) -> None:

@@ -45,6 +45,7 @@ void *rap_emu_smem(size_t size); /* of this block, filled with 0xFF */
 void rap_emu_sync(void);
 uint64_t rap_emu_exchange(uint64_t bits, int lane);
 uint32_t rap_emu_vote(bool x);
+_Noreturn void rap_emu_misaligned(const void *at); /* as the device: the end */
 
 #define RAP_HD static inline
 #define RAP_KERNEL(name, params, threads, blocks)                                          \
@@ -166,6 +167,9 @@ typedef struct {
 RAP_HD rap_u128
 rap_load128(const void *at)
 {
+    if ((uintptr_t)at % 16 != 0) {
+        rap_emu_misaligned(at);
+    }
     return *(const rap_u128 *)at;
 }
 
@@ -179,6 +183,9 @@ rap_store128(float *at, const float *x)
 {
     const rap_f128 four = {x[0], x[1], x[2], x[3]};
 
+    if ((uintptr_t)at % 16 != 0) {
+        rap_emu_misaligned(at);
+    }
     *(rap_f128 *)at = four;
 }
 

@@ -208,6 +208,13 @@ rap_emu_exchange(uint64_t bits, int lane)
     return w->slot[side][lane % LANES];
 }
 
+_Noreturn void
+rap_emu_misaligned(const void *at)
+{
+    fprintf(stderr, "128 bits at %p: misaligned address\n", at);
+    abort();
+}
+
 uint32_t
 rap_emu_vote(bool x)
 {

@@ -1,17 +1,21 @@
-"""Builds the fake libcuda.so.1 and libcublasLt, and lists what the real cubins hold."""
+"""Builds the fake libcuda.so.1 and libcublasLt, and lists what the fat binaries hold."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import shutil
+import re
 import struct
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+from rap import _C
+
 from ..build import CSRC, compiler, library
+from ..gates import cuobjdump
 
 HERE = Path(__file__).resolve().parent
 FLAGS = ["-std=c11", "-D_GNU_SOURCE", "-O1", "-g", "-Wall", "-Wextra", "-Werror",
@@ -45,12 +49,8 @@ def shared_library(source: str, *flags: str) -> Path:
     return _cached(repr((source, flags, FLAGS)) + text, f"{source[:-2]}.so", make)
 
 
-def nvcc() -> str | None:
-    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    return shutil.which("nvcc") or shutil.which(f"{home}/bin/nvcc")
-
-
-def _sections(elf: bytes) -> list[tuple[str, bytes]]:
+def _sections(elf: bytes) -> list[tuple[str, int, bytes]]:
+    """(name, size, what the file holds of it)."""
     (start,) = struct.unpack_from("<Q", elf, 0x28)
     size, count, names = struct.unpack_from("<HHH", elf, 0x3A)
     heads = [struct.unpack_from("<IIQQQQ", elf, start + i * size) for i in range(count)]
@@ -59,48 +59,79 @@ def _sections(elf: bytes) -> list[tuple[str, bytes]]:
     for name, _, _, _, offset, length in heads:
         begin = strings + name
         text = elf[begin : elf.index(b"\0", begin)].decode()
-        found.append((text, elf[offset : offset + length]))
+        found.append((text, length, elf[offset : offset + length]))
     return found
 
 
-def kernels_of(cubin: bytes) -> dict[str, tuple[int, int]]:
-    """{kernel: (parameter bytes, most threads a block)} of an ELF cubin, from its .nv.info
-    sections: EIATTR_PARAM_CBANK (0x0a) and EIATTR_MAX_THREADS (0x05)."""
+def _attributes(info: bytes) -> dict[int, bytes]:
+    """Of one .nv.info section: EIATTR number to payload."""
+    found, at = {}, 0
+    while at < len(info):
+        form, attribute, value = struct.unpack_from("<BBH", info, at)
+        size = value if form == 4 else 0
+        found[attribute] = info[at + 4 : at + 4 + size]
+        at += 4 + size
+    return found
+
+
+def kernels_of(cubin: bytes) -> dict[str, tuple[int, int, int]]:
+    """{kernel: (parameter bytes, most threads a block, bytes of shared memory)} of an ELF
+    cubin: EIATTR_PARAM_CBANK (0x0a), EIATTR_MAX_THREADS (0x05), .nv.shared."""
+    sections = _sections(cubin)
+    shared = {name.removeprefix(".nv.shared."): size for name, size, _ in sections}
     found = {}
-    for name, data in _sections(cubin):
-        if not name.startswith(".nv.info."):
-            continue
-        params, threads, at = 0, 0, 0
-        while at < len(data):
-            form, attribute, value = struct.unpack_from("<BBH", data, at)
-            payload = data[at + 4 : at + 4 + value] if form == 4 else b""
-            at += 4 + len(payload)
-            if attribute == 0x0A and form == 4:
-                params = struct.unpack_from("<IHH", payload)[2]
-            if attribute == 0x05 and form == 4:
-                threads = struct.unpack_from("<I", payload)[0]
-        found[name.removeprefix(".nv.info.")] = (params, threads)
+    for section, _, data in sections:
+        if section.startswith(".nv.info."):
+            name, said = section.removeprefix(".nv.info."), _attributes(data)
+            (_, _, params), (threads, _, _) = (
+                struct.unpack_from("<IHH", said[0x0A]),
+                struct.unpack_from("<III", said[0x05]),
+            )
+            found[name] = (params, threads, shared.get(name, 0))
     return found
+
+
+def images(extension: bytes) -> Iterator[bytes]:
+    """The fat binaries inside the extension, each as long as its header says."""
+    at = -1
+    while (at := extension.find(b"\x50\xed\x55\xba\x01\x00\x10\x00", at + 1)) >= 0:
+        (size,) = struct.unpack_from("<Q", extension, at + 8)
+        yield extension[at : at + 16 + size]
+
+
+def _fnv(data: bytes) -> int:
+    value = 0xCBF29CE484222325
+    for byte in data:
+        value = (value ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
+    return value
+
+
+def _kernels(image: bytes, folder: Path) -> Iterator[str]:
+    """Lines of the list for one fat binary."""
+    (folder / "image.fatbin").write_bytes(image)
+    command = [str(cuobjdump()), "-xelf", "all", "image.fatbin"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    key = _fnv(image)
+    for path in sorted(folder.glob("*.cubin")):
+        arch = re.search(r"sm_(\d+)", path.name)[1]
+        for name, numbers in sorted(kernels_of(path.read_bytes()).items()):
+            yield " ".join(map(str, (f"{key:x}", arch, name, *numbers)))
+        path.unlink()
 
 
 def cubins() -> Path:
-    """A list "kernel parameter-bytes most-threads" of the real device code for sm_80."""
-    sources = sorted(CSRC.glob("*/*_cuda.cu"))
-    text = "".join(p.read_text() for p in [*sources, *sorted(CSRC.rglob("*.h"))])
+    """What the fat binaries inside this build of rap._C hold: see fake_cuda.c."""
+    extension = Path(_C.__file__).read_bytes()
 
     def make(path: Path) -> None:
-        lines = []
-        for source in sources:
-            cubin = path.with_suffix(".cubin")
-            command = [nvcc(), "-std=c++17", "-O3", "-fmad=false", f"-I{CSRC}", "-cubin"]
-            command += ["-arch=sm_80", str(source), "-o", str(cubin)]
-            subprocess.run(command, check=True)
-            found = kernels_of(cubin.read_bytes())
-            lines += [f"{name} {a} {b}\n" for name, (a, b) in sorted(found.items())]
-            cubin.unlink()
-        path.write_text("".join(lines))
+        major, minor = re.search(rb"CUDA (\d+)\.(\d+): sm_", extension).groups()
+        lines = [f"toolkit {int(major) * 1000 + int(minor) * 10}"]
+        with tempfile.TemporaryDirectory() as folder:
+            for image in images(extension):
+                lines += _kernels(image, Path(folder))
+        path.write_text("\n".join(lines) + "\n")
 
-    return _cached("cubins" + text, "cubins.txt", make)
+    return _cached(hashlib.sha256(extension).hexdigest(), "cubins.txt", make)
 
 
 def environment(seed: int = 0, old_driver: bool = False) -> dict[str, str]:

@@ -39,7 +39,13 @@ class FakeArray:
     """A copy of a NumPy array in device memory, strides kept. ``kind``: "bf" when the array
     holds the bits of bfloat16 as uint16."""
 
-    def __init__(self, array: np.ndarray, kind: str | None = None, device: int = 0) -> None:
+    def __init__(
+        self,
+        array: np.ndarray,
+        kind: str | None = None,
+        device: int = 0,
+        stream: int | None = LEGACY,
+    ) -> None:
         low, high = np.lib.array_utils.byte_bounds(array)
         if array.size == 0:
             low = high = array.ctypes.data
@@ -49,12 +55,13 @@ class FakeArray:
         self.nbytes = array.nbytes
         self.base = FAKE.rap_fake_alloc(device, high - low)
         self.pointer = self.base + (array.ctypes.data - low)
+        self.freed_on = stream or LEGACY
         self.asked: list[object] = []
         if high > low:
             FAKE.rap_fake_write(self.base, low, high - low)
 
     def __del__(self) -> None:
-        FAKE.rap_fake_release(self.base, LEGACY)
+        FAKE.rap_fake_release(self.base, self.freed_on)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return 2, self.device
@@ -70,7 +77,7 @@ class InterfaceArray:
     """The same, exporting nothing but ``__cuda_array_interface__``."""
 
     def __init__(self, array: np.ndarray, stream: int | None = None) -> None:
-        self.inner = FakeArray(array)
+        self.inner = FakeArray(array, stream=stream)
         self.shape, self.stream = array.shape, stream
 
     @property

@@ -14,7 +14,7 @@
 #include "fake_cuda.h"
 
 #define API RAP_FAKE_PUBLIC
-enum { OK = 0, INVALID_VALUE = 7, NOT_SUPPORTED = 15 };
+enum { OK = 0, NOT_INITIALIZED = 1, INVALID_VALUE = 7, NOT_SUPPORTED = 15 };
 enum { TRANSA = 3, TRANSB = 4, BATCH = 5, STRIDE = 6, OP_T = 1, COMPUTE_32F = 68 };
 enum { PREF_WORKSPACE = 1, PREF_SCHEME = 3, PREF_ALIGN_A = 5 };
 enum { R_32F = 0, R_16F = 2, R_16BF = 14 };
@@ -58,13 +58,28 @@ cublasLtGetVersion(void)
     return 130100;
 }
 
+/* A function of the fake libcuda that this process runs on. */
+static void *
+fake_cuda(const char *name)
+{
+    return dlsym(dlopen(getenv("RAP_LIBCUDA"), RTLD_NOW | RTLD_NOLOAD), name);
+}
+
+static unsigned long long
+current_context(void)
+{
+    return ((unsigned long long (*)(void))fake_cuda("rap_fake_context"))();
+}
+
+/* A handle is its context's. */
 API int
 cublasLtCreate(void **handle)
 {
-    static int one;
+    unsigned long long *context = malloc(sizeof(*context));
 
-    *handle = &one;
-    return OK;
+    *context = current_context();
+    *handle = context;
+    return *context != 0 ? OK : NOT_INITIALIZED;
 }
 
 API int
@@ -268,13 +283,11 @@ run(void *arg)
     }
 }
 
-/* The fake libcuda that this process runs on. */
 static void
 queue(void *stream, void *arg)
 {
-    void *library = dlopen(getenv("RAP_LIBCUDA"), RTLD_NOW | RTLD_NOLOAD);
     void (*put)(void *, void (*)(void *), void *) =
-        (void (*)(void *, void (*)(void *), void *))dlsym(library, "rap_fake_queue");
+        (void (*)(void *, void (*)(void *), void *))fake_cuda("rap_fake_queue");
 
     put(stream, run, arg);
 }
@@ -293,10 +306,10 @@ cublasLtMatmul(void *handle, void *d, const void *alpha, const void *a, void *a_
 {
     product *p;
 
-    if (handle == NULL || *(const float *)alpha != 1 || *(const float *)beta != 0
-        || c != out || c_layout != out_layout || !is_aligned(a, algo[0])
-        || !is_aligned(b, algo[1]) || !is_aligned(out, algo[2]) || (algo[4] & 1) != 0
-        || !is_aligned(workspace, 256))
+    if (handle == NULL || *(unsigned long long *)handle != current_context()
+        || *(const float *)alpha != 1 || *(const float *)beta != 0 || c != out
+        || c_layout != out_layout || !is_aligned(a, algo[0]) || !is_aligned(b, algo[1])
+        || !is_aligned(out, algo[2]) || (algo[4] & 1) != 0 || !is_aligned(workspace, 256))
     {
         return INVALID_VALUE;
     }

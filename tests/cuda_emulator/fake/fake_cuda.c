@@ -5,9 +5,13 @@
  * - Device memory is unreadable except while a kernel or a copy runs: a host access is a
  *   segmentation fault. It is full of NaN when allocated, unreadable for good when freed.
  * - Work on streams is queued and done late, at a wait, in an order that RAP_FAKE_SEED
- *   fixes: streams are mixed at random, the legacy stream is ordered with all.
+ *   fixes: streams are mixed at random. The legacy stream is ordered with the per-thread one
+ *   and not with rap_fake_stream's, which are non-blocking, as torch's are.
  * - Kernels are the .cu files built for the host (RAP_EMU_KERNELS); RAP_FAKE_CUBINS lists
- *   what the real fat binaries hold, one "name parameter-bytes most-threads" a line.
+ *   what the fat binaries inside rap._C hold: after "toolkit 13000", one line "hash-of-image
+ *   arch kernel parameter-bytes most-threads shared-bytes" each. An image is loaded as for a
+ *   device of RAP_FAKE_ARCH (86) and a driver of RAP_FAKE_DRIVER (13000), and has the
+ *   kernels that the list says and no others.
  * - Any entry point can be made to fail (rap_fake_fail) or be missing (RAP_FAKE_MISSING).
  */
 #include "fake_cuda.h"
@@ -25,12 +29,15 @@
 
 enum { DEVICES = 2, MOST = 4096, ALIGN = 256 };
 #define MEMORY (UINT64_C(8) << 30) /* bytes a device has */
+#define MOST_SHARED 49152          /* bytes a block has, unless it asks for more */
 enum {
     INVALID_VALUE = 1,
     NOT_INITIALIZED = 3,
     INVALID_DEVICE = 101,
     INVALID_IMAGE = 200,
     INVALID_CONTEXT = 201,
+    NO_BINARY_FOR_GPU = 209,
+    UNSUPPORTED_PTX = 222,
     INVALID_HANDLE = 400,
     NOT_FOUND = 500,
     LAUNCH_FAILED = 719,
@@ -58,12 +65,23 @@ typedef struct {
 
 typedef struct {
     context *context;
-    unsigned long long id;
+    unsigned long long id, image;
+    int arch; /* of the code that runs */
 } module;
+
+/* A kernel of a fat binary, as the real assembler left it. */
+typedef struct {
+    unsigned long long image;
+    int arch;
+    char name[64];
+    size_t param_size, shared;
+    unsigned most_threads;
+} cubin;
 
 typedef struct {
     module module;
     const rap_emu_kernel *kernel;
+    const cubin *cubin;
 } function;
 
 typedef struct op {
@@ -89,6 +107,9 @@ static op *queue; /* oldest first */
 static stream streams[64];
 static int stream_count;
 static uint64_t random_state = 1;
+static cubin cubins[512];
+static int cubin_count, toolkit;
+static const char *pinned, *pinned_end;
 static bool started;
 static long owner; /* process that called cuInit */
 static int sticky; /* after a kernel failed */
@@ -259,14 +280,25 @@ is_legacy(const void *s)
     return s == NULL || s == (void *)1;
 }
 
+static bool
+is_blocking(const void *s)
+{
+    return is_legacy(s) || s == (void *)2;
+}
+
+/* Work on these two streams runs in the order in which it was queued. */
+static bool
+are_ordered(const void *s, const void *t)
+{
+    return s == t || (is_legacy(s) && is_blocking(t)) || (is_blocking(s) && is_legacy(t));
+}
+
 /* No older work that this must wait for. */
 static bool
 is_ready(const op *o)
 {
     for (const op *before = queue; before != o; before = before->next) {
-        if (before->stream == o->stream || is_legacy(before->stream)
-            || is_legacy(o->stream))
-        {
+        if (are_ordered(before->stream, o->stream)) {
             return false;
         }
     }
@@ -299,8 +331,7 @@ drain(const void *wanted, bool all)
         bool needed = false;
 
         for (op *o = queue; o != NULL; o = o->next) {
-            needed = needed || all || o->stream == wanted || is_legacy(wanted)
-                     || is_legacy(o->stream);
+            needed = needed || all || are_ordered(o->stream, wanted);
             if (count < 64 && is_ready(o)) {
                 ready[count++] = o;
             }
@@ -372,7 +403,7 @@ run_kernel(op *o)
 static void
 run_upload(op *o)
 {
-    memcpy((void *)o->device_at, o->copy, o->bytes);
+    memcpy((void *)o->device_at, o->copy != NULL ? o->copy : o->host_at, o->bytes);
 }
 
 static void
@@ -419,25 +450,94 @@ load_kernels(void)
     kernels.table = table(&kernels.count);
 }
 
-/* True when the real fat binaries hold the kernel with this many parameter bytes. */
-static bool
-is_in_cubins(const char *name, size_t param_size)
+static void
+load_cubins(void)
 {
     const char *path = getenv("RAP_FAKE_CUBINS");
     FILE *file = path != NULL ? fopen(path, "r") : NULL;
-    char found[128];
-    long size, threads;
-    bool known = file == NULL;
+    cubin *c = cubins;
 
-    while (file != NULL && fscanf(file, "%127s %ld %ld", found, &size, &threads) == 3) {
-        if (strcmp(found, name) == 0) {
-            known = size == (long)param_size;
-        }
+    if (file == NULL || fscanf(file, "toolkit %d", &toolkit) != 1) {
+        complain("no list of what the fat binaries hold", "RAP_FAKE_CUBINS");
+    }
+    while (file != NULL && cubin_count < 512
+           && fscanf(file, "%llx %d %63s %zu %u %zu", &c->image, &c->arch, c->name,
+                     &c->param_size, &c->most_threads, &c->shared)
+                  == 6)
+    {
+        c++, cubin_count++;
     }
     if (file != NULL) {
         fclose(file);
     }
-    return known;
+}
+
+static int
+number(const char *name, int otherwise)
+{
+    const char *text = getenv(name);
+
+    return text != NULL ? atoi(text) : otherwise;
+}
+
+/* FNV-1a over a fat binary: its header says how long it is. */
+static unsigned long long
+hash_of(const unsigned char *image)
+{
+    uint16_t head;
+    uint64_t size;
+    unsigned long long hash = 0xCBF29CE484222325u;
+
+    memcpy(&head, image + 6, sizeof(head));
+    memcpy(&size, image + 8, sizeof(size));
+    for (uint64_t i = 0; i < head + size; i++) {
+        hash = (hash ^ image[i]) * 0x100000001B3u;
+    }
+    return hash;
+}
+
+/* The code of the image that the device runs: machine code of its own major number and no
+ * later minor one, else what the driver makes of the PTX of the least. 0, or why not. */
+static int
+choose_code(unsigned long long image, int *arch)
+{
+    const int device = number("RAP_FAKE_ARCH", 86),
+              driver = number("RAP_FAKE_DRIVER", 13000);
+    int least = 0;
+
+    *arch = 0;
+    for (int i = 0; i < cubin_count; i++) {
+        const int a = cubins[i].arch;
+
+        if (cubins[i].image == image) {
+            least = least == 0 || a < least ? a : least;
+            *arch = a / 10 == device / 10 && a <= device && a > *arch ? a : *arch;
+        }
+    }
+    if (least == 0 || driver / 1000 < toolkit / 1000) {
+        return INVALID_IMAGE;
+    }
+    if (*arch == 0 && device < least) {
+        return NO_BINARY_FOR_GPU;
+    }
+    if (*arch == 0 && driver < toolkit) {
+        return UNSUPPORTED_PTX;
+    }
+    *arch = *arch != 0 ? *arch : least;
+    return 0;
+}
+
+static const cubin *
+find_cubin(const module *m, const char *name)
+{
+    for (int i = 0; i < cubin_count; i++) {
+        const cubin *c = &cubins[i];
+
+        if (c->image == m->image && c->arch == m->arch && strcmp(c->name, name) == 0) {
+            return c;
+        }
+    }
+    return NULL;
 }
 
 /* --- the driver's entry points ------------------------------------------------------- */
@@ -470,6 +570,7 @@ cuInit(unsigned flags)
     if (!started) {
         random_state = 0x9E3779B97F4A7C15u * (1 + (seed ? strtoull(seed, NULL, 10) : 0));
         load_kernels();
+        load_cubins();
         owner = (long)getpid();
         started = true;
     }
@@ -479,9 +580,7 @@ cuInit(unsigned flags)
 API
 cuDriverGetVersion(int *version)
 {
-    const char *text = getenv("RAP_FAKE_DRIVER");
-
-    *version = text != NULL ? atoi(text) : 13000;
+    *version = number("RAP_FAKE_DRIVER", 13000);
     return injected("cuDriverGetVersion");
 }
 
@@ -546,7 +645,8 @@ cuDeviceGetAttribute(int *value, int attribute, int device)
 {
     ENTER("cuDeviceGetAttribute", false)
     (void)device;
-    *value = attribute == 75 ? 8 : attribute == 76 ? 6 : 0;
+    *value = number("RAP_FAKE_ARCH", 86);
+    *value = attribute == 75 ? *value / 10 : attribute == 76 ? *value % 10 : 0;
     return 0;
 }
 
@@ -610,13 +710,20 @@ API
 cuModuleLoadData(void **at, const void *image)
 {
     module *m;
+    unsigned long long hash;
+    int arch;
 
     ENTER("cuModuleLoadData", true)
     if (*(const uint32_t *)image != 0xBA55ED50u) {
         return INVALID_IMAGE;
     }
+    hash = hash_of(image);
+    code = choose_code(hash, &arch);
+    if (code != 0) {
+        return code;
+    }
     m = calloc(1, sizeof(*m));
-    *m = (module){current, current->id};
+    *m = (module){current, current->id, hash, arch};
     modules++;
     *at = m;
     return 0;
@@ -626,24 +733,27 @@ API
 cuModuleGetFunction(void **at, void *of, const char *name)
 {
     const module *m = of;
+    const cubin *found;
 
     ENTER("cuModuleGetFunction", true)
     if (m->context != current || m->id != current->id) {
         return INVALID_HANDLE;
     }
-    for (int i = 0; i < kernels.count; i++) {
+    found = find_cubin(m, name);
+    for (int i = 0; found != NULL && i < kernels.count; i++) {
         if (strcmp(kernels.table[i].name, name) == 0) {
             function *f = calloc(1, sizeof(*f));
 
-            if (!is_in_cubins(name, kernels.table[i].param_size)) {
-                complain("the fat binary has it not, or with other parameters", name);
+            if (kernels.table[i].param_size != found->param_size) {
+                complain("has other parameters in the fat binary", name);
                 return NOT_FOUND;
             }
-            *f = (function){*m, &kernels.table[i]};
+            *f = (function){*m, &kernels.table[i], found};
             *at = f;
             return 0;
         }
     }
+    complain("is not in this fat binary", name);
     return NOT_FOUND;
 }
 
@@ -663,8 +773,8 @@ cuLaunchKernel(void *of, unsigned grid_x, unsigned grid_y, unsigned grid_z,
         return INVALID_HANDLE;
     }
     if (grid_x < 1 || grid_x > 0x7fffffffu || grid_y != 1 || grid_z != 1 || block_x < 1
-        || block_x > (unsigned)f->kernel->max_threads || block_y != 1 || block_z != 1
-        || shared != 0 || extra != NULL)
+        || block_x > f->cubin->most_threads || block_y != 1 || block_z != 1
+        || f->cubin->shared + shared > MOST_SHARED || shared != 0 || extra != NULL)
     {
         complain("launch limits", f->kernel->name);
         return INVALID_VALUE;
@@ -725,7 +835,8 @@ in_range(uint64_t pointer, size_t bytes)
     return b != NULL && (char *)pointer + bytes <= b->at + b->bytes;
 }
 
-/* From pageable memory: the bytes are taken now and arrive late. */
+/* From pageable memory the bytes are taken now and arrive late; pinned memory is read when
+ * the copy is done. */
 API
 cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *on)
 {
@@ -736,8 +847,13 @@ cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *on)
         return INVALID_VALUE;
     }
     o = new_op(on, run_upload);
-    o->copy = malloc(bytes);
-    memcpy(o->copy, from, bytes);
+    if ((const char *)from >= pinned && (const char *)from < pinned_end) {
+        o->host_at = (void *)from;
+    }
+    else {
+        o->copy = malloc(bytes);
+        memcpy(o->copy, from, bytes);
+    }
     o->device_at = to;
     o->bytes = bytes;
     pthread_mutex_lock(&mutex);
@@ -880,6 +996,19 @@ rap_fake_stream(int device)
 {
     streams[stream_count].device = device;
     return &streams[stream_count++];
+}
+
+RAP_FAKE_PUBLIC void
+rap_fake_pin(const void *from, size_t bytes)
+{
+    pinned = from;
+    pinned_end = pinned + bytes;
+}
+
+RAP_FAKE_PUBLIC unsigned long long
+rap_fake_context(void)
+{
+    return current != NULL ? current->id : 0;
 }
 
 RAP_FAKE_PUBLIC void

@@ -17,7 +17,12 @@ RAP_FAKE_PUBLIC void rap_fake_release(uint64_t pointer, void *stream);
 /* Wait for everything, then copy. */
 RAP_FAKE_PUBLIC int rap_fake_write(uint64_t to, const void *from, size_t bytes);
 RAP_FAKE_PUBLIC int rap_fake_read(void *to, uint64_t from, size_t bytes);
+/* Non-blocking. */
 RAP_FAKE_PUBLIC void *rap_fake_stream(int device);
+/* Host memory that is pinned from now on: uploads read it late. */
+RAP_FAKE_PUBLIC void rap_fake_pin(const void *from, size_t bytes);
+/* Of the context that is current; 0: none. */
+RAP_FAKE_PUBLIC unsigned long long rap_fake_context(void);
 /* Runs fn(arg) late, on `stream`, with device memory open; arg is freed after. */
 RAP_FAKE_PUBLIC void rap_fake_queue(void *stream, void (*fn)(void *), void *arg);
 /* The nth call from now of the entry point `name` answers `code`; nth 0: no call does. */
