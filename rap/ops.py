@@ -8,10 +8,10 @@ depend on ``threads``.
 
 A call runs where its arrays are. On a CUDA device (torch, CuPy, any DLPack producer) it is
 queued on the producer's current stream and waits for nothing, except ``drm`` (its length
-depends on the data) and offsets of ``ace`` that are on the device (the host plans by them).
-``threads`` and ``memory`` say nothing there. Targets, offsets and weights of cde that are on
-the device are not checked: what is out of range makes NaN. In a build without CUDA kernels of a room, or with
-RAP_CUDA=off, a torch tensor elsewhere is copied to the host.
+depends on the data) and ``ace`` for offsets that are on the device: the host plans by them.
+``threads`` and ``memory`` say nothing there. Targets, offsets and weights of cde that are
+on the device are not checked: what is out of range makes NaN. In a build without CUDA
+kernels of a room, or with RAP_CUDA=off, a torch tensor elsewhere is copied to the host.
 """
 
 from __future__ import annotations
