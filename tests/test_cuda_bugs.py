@@ -8,9 +8,11 @@ files of the rooms).
 from __future__ import annotations
 
 import pytest
-from cuda_emulator import build
-from cuda_emulator.bugs import BUGS
+from cuda_emulator import build, gates
+from cuda_emulator.bugs import BUGS, HOST_BUGS
 from cuda_emulator.emulator import EmulatorError
+
+from rap import _C
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="needs gcc")
 
@@ -23,6 +25,20 @@ def test_seeded_bug_is_caught(bug):
         assert "data race" in caught.value.text and "_cuda.cu:" in caught.value.text
 
 
-def test_there_are_at_least_twelve_bugs_and_no_number_twice():
-    numbers = [bug.number for bug in BUGS]
-    assert len(set(numbers)) == len(numbers) >= 12
+@pytest.mark.skipif(
+    not _C.CUDA_ROOMS or gates.cuobjdump() is None,
+    reason="no CUDA kernels in this build, or no cuobjdump to read them with",
+)
+@pytest.mark.parametrize(
+    "bug", HOST_BUGS, ids=lambda b: f"{b.number}-{b.caught_by.__name__}"
+)
+def test_seeded_host_bug_is_caught(bug):
+    """By a program that ends badly; test_cuda_host.py runs the same one on rap as it is."""
+    with pytest.raises(AssertionError, match="^exit "):
+        bug.caught_by(bug.mutation)
+
+
+def test_there_are_at_least_twelve_bugs_of_each_kind_and_no_number_twice():
+    device, host = ([bug.number for bug in bugs] for bugs in (BUGS, HOST_BUGS))
+    assert len(set(device)) == len(device) >= 12 and max(device) < 100
+    assert len(set(host)) == len(host) >= 12 and min(host) >= 100

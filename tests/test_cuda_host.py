@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cuda_emulator import gates
+from cuda_emulator import checks_host, gates
 from cuda_emulator.build import CSRC, compiler
 from cuda_emulator.fake import build
 
@@ -56,6 +56,11 @@ def passes(code: str, **options) -> str:
     done = build.python(START + code, **options)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+@pytest.mark.parametrize("check", checks_host.CHECKS, ids=lambda check: check.__name__)
+def test_holds(check):
+    check()
 
 
 def entry_points() -> list[tuple[str, str]]:
@@ -126,61 +131,6 @@ assert rap.cde(a, b, cu_seqlens=FakeArray(np.array([0]))).kl.shape == (0,)
 del a, b, got, linear, offsets, weights
 nothing_left()
 """)
-
-
-def test_pinned_memory_may_change_as_soon_as_the_call_returns():
-    """The device reads it late: what is uploaded is a copy of ours."""
-    passes("""
-a, b = FakeArray(x), FakeArray(y)
-targets, cu = np.array([5, 6, 7]), np.array([0, 1, 3])
-want = rap.cde(x, y, targets=targets), rap.cde(x, y, cu_seqlens=cu)
-for i, (name, values) in enumerate((("targets", targets), ("cu_seqlens", cu))):
-    device.FAKE.rap_fake_pin(values.ctypes.data, values.nbytes)
-    got = rap.cde(a, b, **{name: values})
-    values[:] = 1
-    for field in ("kl", "logp1" if i == 0 else "js"):
-        truth = getattr(want[i], field)
-        np.testing.assert_allclose(getattr(got, field).numpy(), truth, rtol=1e-5)
-""")
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_fault_28_scores_that_change_while_the_device_reads_them(seed):
-    """Another stream writes between the launches: refused, or places that can be used."""
-    passes(
-        """
-import ctypes
-ours, other = device.FAKE.rap_fake_stream(0), device.FAKE.rap_fake_stream(0)
-n, refused, answered = 400, 0, 0
-context = ctypes.c_void_p()
-_C.cuda_info()
-device.FAKE.cuDevicePrimaryCtxRetain(ctypes.byref(context), 10)
-upload = device.FAKE.cuMemcpyHtoDAsync_v2
-upload.argtypes = [ctypes.c_uint64, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
-for k in (1, 30, 200, 399, 400):
-    d = InterfaceArray(rng.random(n), ours)
-    device.FAKE.cuCtxSetCurrent(context)
-    for scores in (rng.random(n), np.full(n, 0.25), np.zeros(n), rng.random(n)) * 3:
-        assert upload(d.inner.pointer, scores.ctypes.data, 8 * n, other) == 0
-    device.FAKE.cuCtxSetCurrent(None)
-    try:
-        got = rap.drm(d, k).numpy()
-        assert ((got >= 0) & (got < n)).all() and len(set(got.tolist())) == len(got) <= k
-        answered += 1
-    except rap.RapInputError as error:
-        assert "changed" in str(error)
-        refused += 1
-print(refused, answered)
-device.FAKE.rap_fake_read(None, 0, 0)
-del d
-device.FAKE.cuDevicePrimaryCtxRelease_v2(10)
-still = np.array([0.5, 0.7, 0.0])
-assert rap.drm(InterfaceArray(still, ours), 3).numpy().tolist() == [1, 0]
-got = None
-nothing_left()
-""",
-        seed=seed,
-    )
 
 
 @pytest.mark.parametrize(

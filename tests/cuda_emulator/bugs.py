@@ -1,6 +1,7 @@
 """One seeded bug each, and the check that must catch it (tests/test_cuda_bugs.py).
 
-A bug is a change of one text in a copy of the source. Numbers below 100: device code.
+A bug is a change of one text in a copy of the source. Numbers below 100: device code, from
+100 on: the host's, C and Python.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import checks_ace, checks_cde, checks_drm
+from . import checks_ace, checks_cde, checks_drm, checks_host
 from .build import Mutation
 
 
@@ -141,4 +142,114 @@ BUGS = (
          "if (c >= x->lo && c + 4 <= x->hi) {", "if (true) {", checks_ace.large_scores),
     _bug(51, "ties for the largest weights counted in full", ACE,
          "large += (double)sh->need *", "large += (double)p->top *", checks_ace.values),
+)  # fmt: skip
+
+DRIVER = "csrc/driver.c"
+BLAS = "csrc/gemm/gemm_cuda.c"
+LINEAR = "csrc/cde/linear_cuda.c"
+ACE_HOST = "csrc/ace/ace_cuda.c"
+DRM_HOST = "csrc/drm/drm_cuda.c"
+BINDING = "csrc/cuda_py.c"
+
+HOST_BUGS = (
+    _bug(100, "kernels on the legacy stream", DRIVER,
+         "                               call->stream, list, NULL);",
+         "                               NULL, list, NULL);", checks_host.streams),
+    _bug(101, "uploads on the legacy stream", DRIVER,
+         "to, from, (size_t)bytes, call->stream),", "to, from, (size_t)bytes, NULL),",
+         checks_host.streams),
+    _bug(102, "a download on the legacy stream", DRIVER,
+         "(uintptr_t)from, (size_t)bytes, call->stream),",
+         "(uintptr_t)from, (size_t)bytes, NULL),", checks_host.selection),
+    _bug(103, "an answer read before the stream was waited for", DRIVER,
+         "rap_cuda_ok(call->api, call->api->stream_wait(call->stream),",
+         "rap_cuda_ok(call->api, 0,", checks_host.selection),
+    _bug(104, "products on the legacy stream", BLAS,
+         "(size_t)RAP_BLAS_WORKSPACE, call->stream);", "(size_t)RAP_BLAS_WORKSPACE, NULL);",
+         checks_host.products),
+    _bug(105, "cuBLASLt's first operand is not transposed", BLAS,
+         "DESC_TRANSA, &yes, sizeof(yes)", "DESC_TRANSA, &no, sizeof(no)",
+         checks_host.products),
+    _bug(106, "leading dimensions swapped", BLAS,
+         "p->depth, p->a.rows, p->a.ld, p->batch,",
+         "p->depth, p->a.rows, p->b.ld, p->batch,",
+         checks_host.products),
+    _bug(107, "the answer's leading dimension is its width", BLAS,
+         "p->b.rows, p->a.rows, p->ldc, p->batch,",
+         "p->b.rows, p->a.rows, p->b.rows, p->batch,", checks_host.products),
+    _bug(108, "a batch stride of rows instead of heads", ACE_HOST,
+         "p->rows, q->stride[0]),", "p->rows, q->stride[1]),", checks_host.attention),
+    _bug(109, "the answers of a batch one row too close", ACE_HOST,
+         "stride = p->block_rows * p->ld;", "stride = (p->block_rows - 1) * p->ld;",
+         checks_host.attention),
+    _bug(110, "addresses said to be aligned to 256 bytes", BLAS,
+         "    return (uint32_t)(bits & (~bits + 1));\n",
+         "    (void)bits;\n    return 256;\n",
+         checks_host.products),
+    _bug(111, "rows that overlap given to cuBLASLt", BLAS,
+         "    return x->ld >= depth;", "    return true;", checks_host.products),
+    _bug(112, "float32 copies given back before the products ran", BLAS,
+         "call->api->memory_free(pointer, call->stream);",
+         "call->api->memory_free(pointer, NULL);", checks_host.products),
+    _bug(113, "memory given back before the stream ran", BINDING,
+         "                       (void *)block->stream, &call, &err))",
+         "                       NULL, &call, &err))", checks_host.streams),
+    _bug(114, "the caller's context is not put back", DRIVER,
+         "    if (call->bound) {\n", "    if (false) {\n", checks_host.contexts),
+    _bug(115, "the primary context is never let go", DRIVER,
+         "    if (call->retained) {\n", "    if (false) {\n", checks_host.contexts),
+    _bug(116, "kernels of a context that was lost", DRIVER,
+         "l->context == call->context && l->context_id == call->context_id",
+         "l->context == call->context", checks_host.contexts),
+    _bug(117, "kernels of the first context for all", DRIVER,
+         "l->context == call->context && l->context_id == call->context_id\n"
+         "            && ", "", checks_host.contexts),
+    _bug(118, "a cuBLASLt handle of the first context for all", BLAS,
+         "if (h->context == call->context && h->context_id == call->context_id) {",
+         "if (true) {", checks_host.contexts),
+    _bug(119, "nobody asks whether a launch worked", DRIVER,
+         "    return rap_cuda_ok(call->api, result, kernel, err);\n", "    return true;\n",
+         checks_host.failures),
+    _bug(120, "nobody asks whether an upload was queued", DRIVER,
+         "               call->api->upload(", "               0 * call->api->upload(",
+         checks_host.failures),
+    _bug(121, "memory is not asked where it is", DRIVER,
+         "    if (!has_elements(view)) {\n", "    if (true) {\n", checks_host.memory),
+    _bug(122, "memory of another device is taken", DRIVER,
+         "    return at == call->ordinal\n", "    return true\n", checks_host.memory),
+    _bug(123, "a grid of no blocks", "csrc/cde/cde_cuda.c",
+         "    if (rows == 0) {\n", "    if (false) {\n", checks_host.memory),
+    _bug(124, "more threads than the kernel was compiled for", "csrc/cde/cde_cuda.c",
+         "RAP_CDE_CUDA_THREADS, &p, err);", "2 * RAP_CDE_CUDA_THREADS, &p, err);",
+         checks_host.memory),
+    _bug(125, "the parameters of another kernel", LINEAR,
+         "RAP_CDE_CUDA_THREADS, &map,", "RAP_CDE_CUDA_THREADS, (void *)&product,",
+         checks_host.products),
+    _bug(126, "a kernel looked for in another room's code", LINEAR,
+         'rap_cuda_launch(run->call, "cde", "rap_cde_map",',
+         'rap_cuda_launch(run->call, "drm", "rap_cde_map",', checks_host.products),
+    _bug(127, "parts of the workspace that are not aligned for 128-bit loads", ACE_HOST,
+         "    return rap_ceil_div(bytes, 256) * 256;\n", "    return bytes + 4;\n",
+         checks_host.attention),
+    _bug(128, "workspace without the last part", ACE_HOST,
+         "           + s.total + rap_cuda_small_bytes(&a->column_mask)",
+         "           + rap_cuda_small_bytes(&a->column_mask)", checks_host.attention),
+    _bug(129, "no workspace for cuBLASLt", ACE_HOST,
+         "    return RAP_BLAS_WORKSPACE + s.sums", "    return s.sums",
+         checks_host.attention),
+    _bug(130, "two uploads to one place", DRIVER,
+         "    *space += rap_cuda_small_bytes(view);\n", "", checks_host.streams),
+    _bug(131, "scores that changed are taken for what was counted", DRM_HOST,
+         "if (counts[0] != counts[1]) {", "if (false) {", checks_host.scores_that_change),
+    _bug(132, "pinned memory uploaded from where the caller has it", "rap/ops.py",
+         "    return x.copy()\n", "    return x\n", checks_host.pinned),
+    _bug(133, "data that another stream makes is not waited for", "rap/cuda.py",
+         "place.stream if made_on is None else made_on,", "place.stream,",
+         checks_host.exports),
+    _bug(134, "answers exported to another stream before they are made", "rap/cuda.py",
+         "        if stream not in (-1, self.stream):  # None is the legacy stream\n",
+         "        if False:\n", checks_host.exports),
+    _bug(135, "the legacy stream for all", "rap/cuda.py",
+         '        stream = x.__cuda_array_interface__.get("stream") or LEGACY_STREAM\n',
+         "        stream = LEGACY_STREAM\n", checks_host.streams),
 )  # fmt: skip

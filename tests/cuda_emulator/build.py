@@ -17,7 +17,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +52,12 @@ class Mutation:
     before: str
     after: str
 
+    def apply(self, path: Path) -> None:
+        text = path.read_text()
+        if text.count(self.before) != 1:
+            raise ValueError(f"{self}: found {text.count(self.before)} times")
+        path.write_text(text.replace(self.before, self.after))
+
 
 def compiler() -> str | None:
     return shutil.which("gcc")
@@ -61,11 +67,15 @@ def sources() -> list[Path]:
     return [CSRC / name for name in KERNELS if (CSRC / name).exists()]
 
 
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def _ingredients(variant: str, mutation: Mutation | None) -> str:
     text = [variant, repr(mutation), repr(COMMON), repr(SANITIZE)]
     files = [*CSRC.rglob("*.h"), *sources(), *HERE.glob("*.[ch]")]
     text += [path.read_text() for path in sorted(files)]
-    return hashlib.sha256("\0".join(text).encode()).hexdigest()[:16]
+    return digest("\0".join(text))
 
 
 @contextmanager
@@ -87,11 +97,7 @@ def _mutate(folder: Path, mutation: Mutation | None) -> Path:
         return CSRC
     copy = folder / "csrc"
     shutil.copytree(CSRC, copy, ignore=shutil.ignore_patterns("*.so", "third_party"))
-    path = copy / mutation.file
-    text = path.read_text()
-    if text.count(mutation.before) != 1:
-        raise ValueError(f"{mutation}: found {text.count(mutation.before)} times")
-    path.write_text(text.replace(mutation.before, mutation.after))
+    mutation.apply(copy / mutation.file)
     return copy
 
 
@@ -122,19 +128,32 @@ def _build(folder: Path, variant: str, mutation: Mutation | None) -> None:
     _run(cc, *link, "-shared", "-o", folder / "librap_kernels.so", *objects, "-lm")
 
 
-def folder(variant: str = "plain", mutation: Mutation | None = None) -> Path:
-    """The folder with the finished build; built if need be, once for all processes."""
+def cache() -> Path:
+    """Where builds are kept."""
     base = Path(os.environ.get("RAP_EMULATOR_CACHE", tempfile.gettempdir()))
     base = base / f"rap-emulator-{os.getuid()}"
     base.mkdir(mode=0o700, exist_ok=True)
-    path = base / f"{variant}-{_ingredients(variant, mutation)}"
+    return base
+
+
+@contextmanager
+def kept(name: str, make: Callable[[Path], None]) -> Iterator[Path]:
+    """The folder that ``make`` filled; once for all processes."""
+    path = cache() / name
     with _locked(path):
         if not (path / "done").exists():
             shutil.rmtree(path, ignore_errors=True)
             path.mkdir()
-            _build(path, variant, mutation)
+            make(path)
             (path / "done").touch()
-    return path
+    yield path
+
+
+def folder(variant: str = "plain", mutation: Mutation | None = None) -> Path:
+    """The folder with the finished build; built if need be."""
+    name = f"{variant}-{_ingredients(variant, mutation)}"
+    with kept(name, lambda path: _build(path, variant, mutation)) as path:
+        return path
 
 
 def library(variant: str = "plain", mutation: Mutation | None = None) -> Path:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rap import _C
 
-from ..build import CSRC, compiler, library
+from ..build import CSRC, cache, compiler, library
 from ..gates import cuobjdump
 
 HERE = Path(__file__).resolve().parent
@@ -24,10 +24,7 @@ FLAGS = ["-std=c11", "-D_GNU_SOURCE", "-O1", "-g", "-Wall", "-Wextra", "-Werror"
 
 def _cached(key: str, name: str, make) -> Path:
     """The file ``name`` that ``make(path)`` writes, once for one key."""
-    base = Path(os.environ.get("RAP_EMULATOR_CACHE", tempfile.gettempdir()))
-    folder = base / f"rap-emulator-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}-{name}"
+    path = cache() / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}-{name}"
     if not path.exists():
         part = path.with_suffix(f".{os.getpid()}")
         make(part)
@@ -152,9 +149,11 @@ def environment(seed: int = 0, old_driver: bool = False) -> dict[str, str]:
 
 
 def python(code: str, **options) -> subprocess.CompletedProcess[str]:
-    """Runs code in a process of its own, with the fakes."""
+    """Runs code in a process of its own, with the fakes; ``root``: where rap is."""
     more = options.pop("more", {})
+    root = options.pop("root", CSRC.parent)
+    path = os.pathsep.join((str(root), str(CSRC.parent / "tests")))
     return subprocess.run(
-        [sys.executable, "-c", code], env={**environment(**options), **more},
-        capture_output=True, text=True, timeout=240,
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=240, cwd=root,
+        env={**environment(**options), "PYTHONPATH": path, **more},
     )  # fmt: skip

@@ -1,0 +1,315 @@
+"""What must hold for the host side of CUDA, on the fake driver: each check raises where it
+does not.
+
+Every check is a program of its own, in which rap finds the fakes. The tests run them on
+rap as it is; test_cuda_bugs.py on a copy with one seeded bug (host.py).
+"""
+
+from __future__ import annotations
+
+from .build import Mutation
+from .fake import build
+from .host import package
+
+START = """
+import ctypes, gc, os
+import numpy as np
+import rap
+from rap import _C
+from cuda_emulator.fake import device
+from cuda_emulator.fake.device import FAKE, FakeArray, InterfaceArray, count, fail, problem
+rng = np.random.default_rng(1)
+x, y = (rng.normal(size=(3, 130)).astype(np.float32) for _ in range(2))
+truth = rap.cde(x, y, targets=[1, 2, 3])
+close = np.testing.assert_allclose
+upload = FAKE.cuMemcpyHtoDAsync_v2
+upload.argtypes = [ctypes.c_uint64, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
+context = ctypes.c_void_p()
+_C.cuda_info()
+assert FAKE.cuDevicePrimaryCtxRetain(ctypes.byref(context), 10) == 0
+
+def late(array, stream):
+    '''On the device, where it arrives in the order of the stream.'''
+    found = InterfaceArray(np.zeros_like(array), stream)
+    assert FAKE.cuCtxSetCurrent(context) == 0
+    assert upload(found.inner.pointer, array.ctypes.data, array.nbytes, stream) == 0
+    assert FAKE.cuCtxSetCurrent(None) == 0
+    return found
+
+def refused(kind, text, call, *args, **kwargs):
+    with np.testing.assert_raises_regex(kind, text):
+        call(*args, **kwargs)
+
+def same(got, want, rtol=1e-4):
+    for name, value in zip(got._fields, want):
+        if value is not None:
+            close(np.asarray(getattr(got, name)), value, rtol=rtol, atol=1e-5, err_msg=name)
+
+def nothing_left():
+    FAKE.cuDevicePrimaryCtxRelease_v2(10)
+    gc.collect()
+    FAKE.rap_fake_read(None, 0, 0)
+    left = {n: count(n) for n in ("allocations", "retained", "queued", "bound")}
+    assert not any(left.values()), left
+    assert problem() == "", problem()
+"""
+
+
+def _run(code: str, mutation: Mutation | None, **options) -> None:
+    with package(mutation) as root:
+        done = build.python(START + code, root=root, **options)
+    assert done.returncode == 0, (
+        f"exit {done.returncode}: {done.stdout}{done.stderr[-3000:]}"
+    )
+
+
+def streams(mutation: Mutation | None = None) -> None:
+    """Work goes on the producer's stream: inputs arrive late, answers and workspace are
+    given back in its order."""
+    _run(
+        """
+for i in range(12):
+    s = FAKE.rap_fake_stream(0)
+    a, b = late(x, s), late(y, s)
+    waits = count("waits")
+    got = rap.cde(a, b, targets=[1, 2, 3])
+    weights = np.array([1.0, 2.0, 0.0])
+    mean = rap.cde(a, b, cu_seqlens=[0, 1, 3], weights=weights, want="kl").kl
+    assert count("waits") == waits
+    same(got, truth)
+    close(mean.numpy(), rap.cde(x, y, cu_seqlens=[0, 1, 3], weights=weights).kl, rtol=1e-4)
+del a, b, got, mean
+nothing_left()
+""",
+        mutation,
+    )
+
+
+def products(mutation: Mutation | None = None) -> None:
+    """linear_cde: views with wide rows on odd addresses, rows that overlap, two dtypes."""
+    _run(
+        """
+wide = rng.normal(size=(3, 75)).astype(np.float32)
+w, bias = rng.normal(size=(21, 37)).astype(np.float32), np.ones(21, np.float32)
+for i in range(2):
+    s = FAKE.rap_fake_stream(0)
+    a, b = late(wide, s), late(wide[::-1].copy(), s)
+    head = late(w, s)
+    for at, to, key in ((0, 37, np.s_[:, :37]), (1, 38, np.s_[:, 1:38])):
+        for array in (a, b):
+            array.inner.strides, array.shape = (75, 1), (3, 37)
+            array.inner.pointer += 4 * at
+        want = rap.linear_cde(wide[key], wide[::-1][key], w, softcap=3.0, targets=[1, 2, 3])
+        same(rap.linear_cde(a, b, head, softcap=3.0, targets=[1, 2, 3]), want, 1e-3)
+        for array in (a, b):
+            array.inner.pointer -= 4 * at
+half = InterfaceArray(w.astype(np.float16), s)
+want = rap.linear_cde(wide[:, :37], wide[::-1][:, :37], w.astype(np.float16), want="kl")
+for i in range(5):
+    same(rap.linear_cde(a, b, half, want="kl"), want, 1e-3)
+flat = FakeArray(np.lib.stride_tricks.as_strided(wide, (3, 37), (8, 4)))
+over = np.lib.stride_tricks.as_strided(wide, (3, 37), (8, 4))
+same(rap.linear_cde(flat, flat, FakeArray(w)), rap.linear_cde(over, over, w), 1e-3)
+del a, b, array, head, half, flat
+nothing_left()
+""",
+        mutation,
+    )
+
+
+def attention(mutation: Mutation | None = None) -> None:
+    """ace: grouped heads, a batch a key head, packed samples, masks from the host."""
+    _run(
+        """
+q = rng.normal(size=(4, 33, 8)).astype(np.float32)
+k = rng.normal(size=(2, 33, 8)).astype(np.float32)
+mask = rng.random(33) < 0.7
+s = FAKE.rap_fake_stream(0)
+for heads in ("mean", "each"):
+    options = dict(response_start=[4, 5], cu_seqlens=[0, 20, 33], heads=heads, min_rows=2,
+                   column_mask=mask, image_mask=~mask)
+    got = rap.ace(late(q, s), late(k, s), **options)
+    FAKE.rap_fake_read(None, 0, 0)
+    same(got, rap.ace(q, k, **options))
+del got
+nothing_left()
+""",
+        mutation,
+    )
+
+
+def selection(mutation: Mutation | None = None) -> None:
+    """drm waits for its stream, and for nothing less."""
+    _run(
+        """
+d = rng.random(300)
+for i in range(8):
+    s = FAKE.rap_fake_stream(0)
+    a, e = late(d, s), rng.random(300) < 0.5
+    want = rap.drm(d, 40, eligible=e)
+    np.testing.assert_array_equal(rap.drm(a, 40, eligible=e).numpy(), want)
+del a
+nothing_left()
+""",
+        mutation,
+    )
+
+
+def scores_that_change(mutation: Mutation | None = None) -> None:
+    """drm while another stream writes: refused, or places that can be used."""
+    _run(
+        """
+ours, other = FAKE.rap_fake_stream(0), FAKE.rap_fake_stream(0)
+n, answers, refusals = 400, 0, 0
+for k in (1, 30, 200, 399, 400) * 3:
+    d = InterfaceArray(rng.random(n), ours)
+    FAKE.cuCtxSetCurrent(context)
+    for scores in (rng.random(n), np.full(n, 0.25), np.zeros(n), rng.random(n)) * 3:
+        assert upload(d.inner.pointer, scores.ctypes.data, 8 * n, other) == 0
+    FAKE.cuCtxSetCurrent(None)
+    try:
+        got = rap.drm(d, k).numpy()
+        assert ((got >= 0) & (got < n)).all() and len(set(got.tolist())) == len(got) <= k
+        answers += 1
+    except rap.RapInputError as error:
+        assert "changed" in str(error)
+        refusals += 1
+    FAKE.rap_fake_read(None, 0, 0)
+assert answers and refusals, (answers, refusals)
+still = np.array([0.5, 0.7, 0.0])
+assert rap.drm(InterfaceArray(still, ours), 3).numpy().tolist() == [1, 0]
+del d, got
+nothing_left()
+""",
+        mutation,
+    )
+
+
+def contexts(mutation: Mutation | None = None) -> None:
+    """Two devices, a lost context, a caller with a context of his own; all put back."""
+    _run(
+        """
+w = y[:, :130]
+def both(device):
+    a, b, h = (FakeArray(v, device=device) for v in (x, y, w))
+    same(rap.cde(a, b, targets=[1, 2, 3]), truth)
+    same(rap.linear_cde(a, b, h), rap.linear_cde(x, y, w), 1e-3)
+def current():
+    now = ctypes.c_void_p()
+    assert FAKE.cuCtxGetCurrent(ctypes.byref(now)) == 0
+    return now.value
+for device_number in (0, 1, 0, 1):
+    both(device_number)
+    assert current() is None
+assert FAKE.cuCtxSetCurrent(context) == 0
+both(1), both(0)
+assert current() == context.value
+assert FAKE.cuCtxSetCurrent(None) == 0
+assert count("retained") == 1, count("retained")
+gc.collect()
+FAKE.rap_fake_reset(0)
+both(0)
+assert count("retained") == 0, count("retained")
+assert FAKE.cuDevicePrimaryCtxRetain(ctypes.byref(context), 10) == 0
+nothing_left()
+""",
+        mutation,
+    )
+
+
+def failures(mutation: Mutation | None = None) -> None:
+    """Each call that may fail, at its first and second use, is an error of ours."""
+    _run(
+        """
+a, b, w = (FakeArray(v) for v in (x, y, y))
+kinds = (MemoryError, rap.RapDeviceError, rap.RapConfigError)
+rap.linear_cde(a, b, w, targets=[0, 1, 2]).kl.numpy()
+for name in ("cuLaunchKernel", "cuMemcpyHtoDAsync", "cuMemAllocAsync", "cuCtxSetCurrent",
+             "cuDevicePrimaryCtxRetain", "cuCtxGetCurrent", "cuDeviceGet", "cuCtxGetId"):
+    for nth, code in ((1, 2), (1, 719), (2, 1)):
+        if nth == 2 and name in ("cuMemcpyHtoDAsync", "cuCtxSetCurrent"):
+            continue  # there is but one; nothing can be said of a restore that fails
+        fail(name, nth, code)
+        refused(kinds, "", rap.linear_cde, a, b, w, targets=[0, 1, 2])
+        fail(name, 0, 0)
+        FAKE.cuCtxSetCurrent(None)
+got = rap.linear_cde(a, b, w)
+for name in ("cuMemcpyDtoHAsync", "cuStreamSynchronize"):
+    fail(name, 1, 719)
+    refused(kinds, "", got.kl.numpy)
+assert np.isfinite(got.kl.numpy()).all()
+del a, b, w, got
+nothing_left()
+""",
+        mutation,
+    )
+
+
+def memory(mutation: Mutation | None = None) -> None:
+    """Whose memory it is, is asked before it is read; empty arrays have none."""
+    _run(
+        """
+a, b = FakeArray(x), FakeArray(y)
+host, moved = FakeArray(x), FakeArray(x)
+host.pointer, moved.device = x.ctypes.data, 1
+refused(rap.RapInputError, "not memory", rap.cde, host, b)
+refused(rap.RapInputError, "device 0, not on 1", rap.cde, moved, FakeArray(y, device=1))
+assert rap.cde(FakeArray(x[:0]), FakeArray(y[:0])).kl.numpy().shape == (0,)
+same(rap.cde(a, b, targets=[1, 2, 3]), truth)
+del a, b, host, moved
+nothing_left()
+""",
+        mutation,
+    )
+
+
+def pinned(mutation: Mutation | None = None) -> None:
+    """The device reads pinned memory when it gets to it, and may find it changed."""
+    _run(
+        """
+a, b = FakeArray(x), FakeArray(y)
+targets, eligible = np.array([1, 2, 3]), np.ones(9, bool)
+FAKE.rap_fake_pin(targets.ctypes.data, targets.nbytes)
+got = rap.cde(a, b, targets=targets)
+targets[:] = 0
+same(got, truth)
+del a, b, got
+nothing_left()
+""",
+        mutation,
+    )
+
+
+def exports(mutation: Mutation | None = None) -> None:
+    """Who takes an answer on another stream, or brings data from one, finds it made."""
+    _run(
+        """
+for i in range(8):
+    s, t = FAKE.rap_fake_stream(0), FAKE.rap_fake_stream(0)
+    a, b = late(x, s), late(y, t)  # two streams: b is waited for
+    got = rap.cde(a, b, targets=[1, 2, 3])
+    waits = count("waits")
+    got.kl.__dlpack__(max_version=(1, 0), stream=s)
+    assert count("waits") == waits
+    capsule = got.kl.__dlpack__(max_version=(1, 0), stream=t)
+    assert count("waits") == waits + 1
+    same(got, truth)
+del a, b, got, capsule
+nothing_left()
+""",
+        mutation,
+    )
+
+
+CHECKS = (
+    streams,
+    products,
+    attention,
+    selection,
+    scores_that_change,
+    contexts,
+    failures,
+    memory,
+    pinned,
+    exports,
+)
