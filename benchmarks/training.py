@@ -447,6 +447,7 @@ def open_work(plan: Plan, work: Path) -> None:
         raise SystemExit(
             f"{work} was made with another {', '.join(changed)}: name another --work"
         )
+    _write(work / PLAN, wanted)
 
 
 def drive(plan: Plan, work: Path, *, jobs: int, minutes: float, echo: Any = print) -> bool:

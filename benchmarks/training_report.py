@@ -43,7 +43,8 @@ def billed(run: Mapping[str, Any], costs: Mapping[str, Any]) -> tuple[float, int
         return 0.0, 0
     cost = costs[arm.evidence]
     part = cost["image_share"] if arm.billed == "image" else 1.0
-    return part * cost["seconds"], round(part * cost["rollouts"])
+    # evidence logits draws one completion a sample; its ledger does not call it a rollout
+    return part * cost["seconds"], round(part * (cost["rollouts"] or cost["samples"]))
 
 
 def points_table(found: Iterable[Mapping[str, Any]], costs: Mapping[str, Any]) -> pa.Table:
@@ -131,7 +132,8 @@ def markdown(plan: Plan, table: pa.Table, costs: Mapping[str, Any], total: int) 
     arms = by_arm(table)
     runs = sum(len(seeds) for seeds in arms.values())
     scoring = " and ".join(
-        f"{cost['seconds']:.0f} s and {cost['rollouts']} completions (evidence {name})"
+        f"{cost['seconds']:.0f} s and {cost['rollouts'] or cost['samples']} completions "
+        f"(evidence {name})"
         for name, cost in costs.items()
     )
     lines = [ABOUT.format(runs=runs, total=total, plan=plan, scoring=scoring)]

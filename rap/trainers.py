@@ -137,6 +137,7 @@ class SelectionMixin(_Base):
                 f"{', '.join(plain.column_names)}: rap.trl.prepare makes one"
             )
         self.pool_ids = [str(name) for name in plain[column][:]]
+        self._rows_of(self.reselect.candidates())  # refused now, not in mid-training
         args = self.args
         return PromptOrder(
             len(self.pool_ids),
@@ -151,7 +152,8 @@ class SelectionMixin(_Base):
         if missing:
             raise RapConfigError(
                 f"{len(missing)} of {len(ids)} selected ids are not in train_dataset, the "
-                f"first is {missing[0][:80]!r}: with re-selection it is the whole pool"
+                f"first is {missing[0][:80]!r}: with re-selection it is the whole pool, "
+                "prepare(selection.source)"
             )
         return [place[name] for name in ids]
 
@@ -172,11 +174,18 @@ class SelectionMixin(_Base):
     def selection_state(self) -> dict[str, Any]:
         """What a checkpoint keeps; JSON."""
         return {
-            "selection": self.reselect.fingerprint(self.pool_ids),
+            "selection": self._fingerprint(),
             "order": self.order.state(),
             "passes": {name: list(counts) for name, counts in self.passes.items()},
             "reselections": list(self.reselections),
             "refilled": dict(self.refilled),
+        }
+
+    def _fingerprint(self) -> dict[str, Any]:
+        return {
+            "algorithm": self._name,
+            "num_generations": self.num_generations,
+            **self.reselect.fingerprint(self.pool_ids),
         }
 
     def selection_begins(self, state: Any) -> None:
@@ -194,8 +203,7 @@ class SelectionMixin(_Base):
         self.accelerator.wait_for_everyone()  # no process logs before the start does
 
     def _restore(self, saved: Mapping[str, Any]) -> None:
-        now = self.reselect.fingerprint(self.pool_ids)
-        for name, value in now.items():
+        for name, value in self._fingerprint().items():
             if saved["selection"].get(name) != value:
                 raise RapConfigError(
                     f"the checkpoint was made with another {name} "
@@ -286,7 +294,9 @@ class SelectionMixin(_Base):
 
     def _calculate_rewards(self, *args: Any, **options: Any) -> Any:
         self._recorder.counting = self.model.training
-        return super()._calculate_rewards(*args, **options)
+        rewards = super()._calculate_rewards(*args, **options)
+        self._totals = _totals(rewards, self.reward_weights)
+        return rewards
 
     # ------------------------------------------------ groups that teach nothing
 
@@ -300,7 +310,7 @@ class SelectionMixin(_Base):
         """Groups whose rewards are all the same give way to groups of other prompts (as
         DAPO's dynamic sampling does), in ``refill`` more generations at most."""
         size = self.num_generations
-        empty = _without_variance(batch["advantages"], size)
+        empty = _without_variance(self._totals, size)
         self.refilled["groups"] += len(batch["advantages"]) // size
         self.refilled["no_variance"] += len(empty)
         avoid = set(self._rows_of(sorted(used)))
@@ -312,7 +322,7 @@ class SelectionMixin(_Base):
             data = self.train_dataset
             inputs = [row for i in rows for row in [data[i]] * size]
             more = super()._generate_and_score_completions(inputs)
-            barren = _without_variance(more["advantages"], size)
+            barren = _without_variance(self._totals, size)
             good = [g for g in range(len(rows)) if g not in barren]
             taken = list(zip(empty, good, strict=False))
             if taken:
@@ -326,11 +336,23 @@ class SelectionMixin(_Base):
         return batch
 
 
-def _without_variance(advantages: torch.Tensor, size: int) -> list[int]:
-    """Numbers of the groups of ``size`` whose advantages are all the same."""
-    groups = advantages.view(-1, size)
-    same = (groups == groups[:, :1]).all(dim=1)
-    return same.nonzero()[:, 0].tolist()
+def _totals(rewards: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """[completions, functions] -> the weighted sum of each; NaN where none judged it."""
+    unjudged = rewards.isnan().all(dim=1)
+    return (
+        (rewards * weights.to(rewards.device))
+        .nansum(dim=1)
+        .masked_fill(unjudged, torch.nan)
+    )
+
+
+def _without_variance(totals: torch.Tensor, size: int) -> list[int]:
+    """Numbers of the groups of ``size`` whose judged rewards are all the same. Rewards, not
+    advantages: RLOO's contain the divergence from the reference model."""
+    groups = totals.view(-1, size)
+    low = groups.nan_to_num(nan=torch.inf).amin(dim=1)
+    high = groups.nan_to_num(nan=-torch.inf).amax(dim=1)
+    return (low >= high).nonzero()[:, 0].tolist()
 
 
 def _exchange(

@@ -9,6 +9,8 @@ The folder holds ``checkpoint-N/``, ``rewards.jsonl`` (pass counts per sample,
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -16,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .errors import RapConfigError, RapInputError, RapStoreError, first_line
+from .errors import RapConfigError, RapError, RapInputError, RapStoreError, first_line
 from .files import write_atomic
 from .loading import load_model
 from .samples import SampleSet, open_samples
@@ -65,18 +67,22 @@ def train(
 ) -> dict[str, Any]:
     """Train, or go on from the last checkpoint in ``out``; returns the summary.
 
+    A run that was stopped before its first checkpoint begins again.
+
     reward: a reward function of TRL; None: the built-in checker.
     Raises ``RapConfigError`` for settings that cannot be (fewer prompts than a batch,
     unknown arguments, another selection than the checkpoint's, a folder that holds a run
     already), ``RapInputError`` for data and rewards that cannot be used.
     """
-    checkpoint = _checkpoint(out, resume)
+    checkpoint = _checkpoint(out, resume, echo)
     trl = _trl()
     arguments = _arguments(trl, config, out)
     trainer = getattr(trl, f"{config.algorithm.upper()}Trainer")
     made = trainer(
         model,
-        watched(builtin_reward() if reward is None else reward, out / "rewards.jsonl"),
+        watched(
+            builtin_reward() if reward is None else _named(reward), out / "rewards.jsonl"
+        ),
         args=arguments,
         train_dataset=prepare(samples, prompt_template=_template(config.reselect)),
         processing_class=processor,
@@ -192,16 +198,17 @@ def _arguments(trl: Any, config: TrainConfig, out: Path) -> Any:
         raise RapConfigError(f"{kind.__name__}: {first_line(error)}") from error
 
 
-def _checkpoint(out: Path, resume: bool) -> str | None:
-    """The last checkpoint in ``out``, to go on from."""
+def _checkpoint(out: Path, resume: bool, echo: Callable[[str], Any]) -> str | None:
+    """The last whole checkpoint in ``out``, to go on from; None: from the beginning."""
     found = sorted(
         (int(p.name.rpartition("-")[2]), p)
         for p in out.glob("checkpoint-*")
-        if p.name.rpartition("-")[2].isdigit() and (p / "trainer_state.json").is_file()
+        if p.name.rpartition("-")[2].isdigit()
     )
-    if resume and not found:
-        raise RapConfigError(f"--resume: {out} has no checkpoint")
-    if not resume and (found or (out / "rewards.jsonl").exists()):
+    begun = bool(found) or (out / "rewards.jsonl").exists()
+    if resume and not begun:
+        raise RapConfigError(f"--resume: {out} holds no training run")
+    if not resume and begun:
         raise RapConfigError(
             f"{out} holds a training run: --resume goes on with it; or name another folder"
         )
@@ -209,7 +216,43 @@ def _checkpoint(out: Path, resume: bool) -> str | None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RapStoreError(f"{out}: cannot be made: {error}") from error
-    return str(found[-1][1]) if resume else None
+    whole = [path for _, path in found if _is_whole(path)]
+    if resume:
+        torn = [path.name for _, path in found if path not in whole]
+        if torn:
+            echo(f"not whole, passed over: {', '.join(torn)}")
+        echo(f"going on from {whole[-1].name if whole else 'the beginning'}")
+    return str(whole[-1]) if whole else None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """transformers writes the trainer's state last."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _named(reward: Callable[..., Any]) -> Callable[..., Any]:
+    """``reward``, whose errors say that they are its own."""
+    if inspect.iscoroutinefunction(reward):
+        return reward
+
+    @functools.wraps(reward)
+    def wrapper(**columns: Any) -> Any:
+        try:
+            return reward(**columns)
+        except RapError:
+            raise
+        except Exception as error:
+            name = getattr(reward, "__name__", type(reward).__name__)
+            raise RapInputError(
+                f"the reward function {name!r} raised {type(error).__name__}: "
+                f"{first_line(error)}"
+            ) from error
+
+    return wrapper
 
 
 def _template(reselect: Reselect) -> str | None:

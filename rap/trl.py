@@ -23,6 +23,7 @@ import functools
 import hashlib
 import inspect
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -299,7 +300,9 @@ def watched(
 ) -> Callable[..., Any]:
     """The same reward function, and pass counts per id in a log (``rap.rewardlog``).
 
-    The rewards go to the trainer as they are. Wrap the function that judges every
+    The rewards go to the trainer as they are, but for infinite ones: None stands for them,
+    because one would make every advantage of its batch NaN. What is not a number or None a
+    completion is refused with the function's name. Wrap the function that judges every
     completion (a reward from 0.5 up is a pass): a batch without one judged completion
     stops the training, named, instead of training on nothing.
     ``log``: the file, by custom beside the score store (``scores.rewards.jsonl``); None
@@ -313,26 +316,45 @@ def watched(
     writer = log if isinstance(log, RewardLog) or log is None else RewardLog(log)
     recorder = Recorder(writer, id_column)
 
-    def counted(rewards: Any, columns: Mapping[str, Any]) -> list[Any]:
-        values = list(rewards)
+    name = getattr(reward, "__name__", type(reward).__name__)
+
+    def counted(rewards: Any, columns: Mapping[str, Any]) -> list[float | None]:
+        values = _numbers(name, rewards, len(columns["completions"]))
         recorder.record(columns, values)
         return values
 
     if inspect.iscoroutinefunction(reward):
 
         @functools.wraps(reward)
-        async def wrapper(*args: Any, **columns: Any) -> list[Any]:
-            return counted(await reward(*args, **columns), columns)
+        async def wrapper(**columns: Any) -> list[float | None]:
+            return counted(await reward(**columns), columns)
 
     else:
 
         @functools.wraps(reward)
-        def wrapper(*args: Any, **columns: Any) -> list[Any]:
-            return counted(reward(*args, **columns), columns)
+        def wrapper(**columns: Any) -> list[float | None]:
+            return counted(reward(**columns), columns)
 
-    wrapper.__name__ = getattr(reward, "__name__", type(reward).__name__)
+    wrapper.__name__ = name
     wrapper.rap_recorder = recorder  # type: ignore[attr-defined]
     return wrapper
+
+
+def _numbers(name: str, rewards: Any, count: int) -> list[float | None]:
+    """The rewards, checked; infinite ones are None."""
+    try:
+        values = [None if r is None else float(r) for r in rewards]
+    except (TypeError, ValueError) as error:
+        raise RapInputError(
+            f"the reward function {name!r} returned {repr(rewards)[:80]}; expected a list "
+            f"with a number or None a completion ({error})"
+        ) from error
+    if len(values) != count:
+        raise RapInputError(
+            f"the reward function {name!r} returned {len(values)} rewards for {count} "
+            "completions; expected one each"
+        )
+    return [None if r is not None and math.isinf(r) else r for r in values]
 
 
 # ---------------------------------------------------------------- re-selection
@@ -429,12 +451,22 @@ class Reselect:
     def fingerprint(self, pool: Sequence[str]) -> dict[str, Any]:
         """What a resumed run must share with the one that wrote the checkpoint."""
         settings = {"every": self.every, "refill": self.refill, "rules": asdict(self.rules)}
+        scored = {} if self.selection is None else self.selection.settings
         return {
-            "pool": _digest(pool),
-            "selection": _digest(self.first_ids(pool)),
+            "pool": _digest(pool),  # in its order: a checkpoint names rows by their number
+            "selection": _digest(sorted(self.first_ids(pool))),
+            "prompt_template": _template_of(scored),
             "mode": self.mode,
             "settings": settings,
         }
+
+    def candidates(self) -> list[str]:
+        """Ids that a re-selection may bring in."""
+        if self.selection is None or self.mode == "off":
+            return []
+        table = self.selection.table
+        bad = pc.starts_with(table["reason"], "quarantined")
+        return table["id"].filter(pc.invert(bad)).to_pylist()
 
 
 def _with_active(first: Selection, active: Sequence[str]) -> Selection:
@@ -455,7 +487,7 @@ def _with_active(first: Selection, active: Sequence[str]) -> Selection:
 
 
 def _digest(names: Sequence[str]) -> str:
-    text = json.dumps(sorted(names)).encode()
+    text = json.dumps(list(names)).encode()
     return hashlib.sha256(text).hexdigest()[:16]
 
 

@@ -88,7 +88,8 @@ def test_arms_that_draw_follow_the_seed(scores):
 def test_a_work_folder_is_of_one_plan_and_one_start(tmp_path, monkeypatch):
     plan = dataclasses.replace(training.QUICK, main_seeds=1)
     training.open_work(plan, tmp_path)
-    training.open_work(dataclasses.replace(plan, main_seeds=5), tmp_path)
+    plan = dataclasses.replace(plan, main_seeds=5)
+    training.open_work(plan, tmp_path)  # more runs: what is done stays
     assert training.read_plan(tmp_path) == plan
     with pytest.raises(SystemExit, match="made with another steps: name another --work"):
         training.open_work(dataclasses.replace(plan, steps=7), tmp_path)
@@ -118,7 +119,7 @@ def made_up(run: training.Run, accuracy: float, blind: float) -> dict:
     return dataclasses.asdict(run) | about
 
 
-COST = {"seconds": 50.0, "rollouts": 1000, "image_share": 0.6}
+COST = {"seconds": 50.0, "rollouts": 1000, "samples": 100, "image_share": 0.6}
 
 
 def report(tmp_path, plan, accuracy):

@@ -290,7 +290,8 @@ def test_watched_passes_rewards_on_and_logs_counts(tmp_path):
     metrics = {}
     reward = watched(lambda **columns: [1.0, None, 0.0, 0.0], tmp_path / "r.jsonl")
     columns = {"id": ["a", "a", "b", "b"], "trainer_state": State()}
-    found = reward(prompts=[], completions=[], **columns, log_metric=metrics.__setitem__)
+    columns |= {"completions": [""] * 4, "log_metric": metrics.__setitem__}
+    found = reward(prompts=[], **columns)
     assert found == [1.0, None, 0.0, 0.0]
     rows = read_rewards(tmp_path / "r.jsonl").to_pylist()
     assert [(r["id"], r["passed"], r["judged"], r["unjudged"]) for r in rows] == [
@@ -309,12 +310,35 @@ def test_watched_passes_rewards_on_and_logs_counts(tmp_path):
 def test_watched_names_a_reward_that_judges_nothing():
     reward = watched(lambda **columns: [None, math.nan])
     with pytest.raises(RapInputError, match="None or NaN for all 2 completions.*'a'"):
-        reward(prompts=[], completions=[], id=["a", "a"])
+        reward(prompts=[], completions=["", ""], id=["a", "a"])
+
+
+@pytest.mark.parametrize(
+    "returned, message",
+    [
+        ([1.0], "'graded' returned 1 rewards for 2 completions"),
+        (None, "'graded' returned None; expected a list"),
+        (["good", 1.0], "'graded' returned .*expected a list with a number"),
+        ([[1.0], [0.0]], "'graded' returned .*expected a list with a number"),
+    ],
+)
+def test_watched_names_a_reward_that_returns_no_rewards(returned, message):
+    def graded(**columns):
+        return returned
+
+    with pytest.raises(RapInputError, match=message):
+        watched(graded)(prompts=[], completions=["", ""], id=["a", "a"])
+
+
+def test_watched_keeps_infinity_from_the_trainer():
+    reward = watched(lambda **columns: [math.inf, -math.inf, 1])
+    assert reward(completions=[""] * 3, id=["a", "a", "b"]) == [None, None, 1.0]
+    assert reward.rap_recorder.take()["a"] == Outcome(0, 0, 2)
 
 
 def test_watched_needs_ids_and_a_function():
     with pytest.raises(RapInputError, match="the column 'id'.*has .*question"):
-        watched(lambda **c: [1.0])(prompts=[], completions=[], question=["q"])
+        watched(lambda **c: [1.0])(prompts=[], completions=[""], question=["q"])
     with pytest.raises(RapConfigError, match="reward is str"):
         watched("accuracy")
 
@@ -611,6 +635,46 @@ def _seen(batch, advantages):
     return batch
 
 
+def test_refill_in_rloo_goes_by_rewards_not_by_the_divergence(trl, tmp_path, pool):
+    """RLOO's advantages contain the KL term, so that they always differ a little."""
+    from rap.demo.tiny import tiny_qwen2_5_vl
+
+    model, processor = tiny_qwen2_5_vl()
+    model.save_pretrained(tmp_path / "start")  # RLOO reads its reference model there
+    model = type(model).from_pretrained(tmp_path / "start")
+    barren = set(pool.ids[::2])
+
+    def reward(id, completions, **columns):
+        return [0.0 if name in barren else float(k % 2) for k, name in enumerate(id)]
+
+    made = trainer(
+        tmp_path,
+        prepare(pool),
+        "RLOO",
+        reward=reward,
+        reselect=Reselect(refill=3),
+        model=(model, processor),
+        beta=0.05,
+        max_steps=4,
+    )
+    made.train()
+    assert made.refilled["no_variance"] > 0 and made.refilled["replaced"] > 0
+    assert any(h.get("kl", 0) > 0 for h in made.state.log_history)
+
+
+def test_refill_counts_what_was_judged():
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("trl")
+    from rap.trainers import _totals, _without_variance
+
+    nan = math.nan
+    rewards = torch.tensor([[1, 0], [0, 2], [nan, 2], [1, 0], [nan, nan], [1, nan]])
+    totals = _totals(rewards, torch.tensor([1.0, 0.5]))
+    assert totals[:4].tolist() == [1] * 4 and totals[4].isnan() and totals[5] == 1
+    assert _without_variance(totals, 2) == [0, 1, 2]
+    assert _without_variance(torch.tensor([nan, nan, 0, nan, 0, 1]), 2) == [0, 1]
+
+
 def test_refill_pads_both_batches_to_the_same_width():
     torch = pytest.importorskip("torch")
     pytest.importorskip("trl")
@@ -773,6 +837,16 @@ def test_resuming_with_another_selection_is_refused(trl, tmp_path, pool):
         with pytest.raises(RapConfigError, match=match):
             made = trainer(tmp_path, prepare(pool), reselect=other, max_steps=2)
             made.train(resume_from_checkpoint=checkpoint)
+    with pytest.raises(RapConfigError, match="another num_generations"):
+        made = trainer(tmp_path, prepare(pool), reselect=Reselect(sel), num_generations=2)
+        made.train(resume_from_checkpoint=checkpoint)
+    with pytest.raises(RapConfigError, match="another algorithm .GRPO, here RLOO"):
+        made = trainer(tmp_path, prepare(pool), "RLOO", reselect=Reselect(sel))
+        made.train(resume_from_checkpoint=checkpoint)
+    with pytest.raises(RapConfigError, match="another pool"):  # rows have other numbers
+        turned = prepare(pool).select(range(len(pool) - 1, -1, -1))
+        made = trainer(tmp_path, turned, reselect=Reselect(sel))
+        made.train(resume_from_checkpoint=checkpoint)
     with pytest.raises(RapConfigError, match="seed = 42, this run has 7"):
         made = trainer(tmp_path, prepare(pool), reselect=Reselect(sel), seed=7)
         made.train(resume_from_checkpoint=checkpoint)
@@ -786,6 +860,8 @@ def test_resuming_with_another_selection_is_refused(trl, tmp_path, pool):
 
 def test_what_makes_no_sense_is_refused_by_name(trl, tmp_path, pool):
     sel = selection_of(pool, [1, 5, 6, 9])
+    with pytest.raises(RapConfigError, match="it is the whole pool, prepare"):
+        trainer(tmp_path, prepare(sel), reselect=Reselect(sel, mode="rewards"))
     for match, options in {
         "mode = 'on'": {"mode": "on"},
         "every = 0": {"every": 0},
@@ -882,7 +958,7 @@ def test_rap_train_refuses_by_name(trl, tmp_path, data):
         ("generation_batch_size", (path, "--set", "num_generations=3"), 2),
         ("no such file or folder", (tmp_path / "none.jsonl",), 1),
         ("needs the first selection", (path, "--reselect", "rewards"), 2),
-        ("has no checkpoint", (path, "--resume"), 2),
+        ("holds no training run", (path, "--resume"), 2),
         ("cannot be read", (path, "--config", tmp_path / "none.yaml"), 2),
         ("lora = 0", (path, "--lora", 0), 2),
         ("4 prompts are selected", (path, "--selection", selection, *BATCH), 2),
@@ -894,6 +970,22 @@ def test_rap_train_refuses_by_name(trl, tmp_path, data):
 BATCH = ("--set", "per_device_train_batch_size=32", "--set", "num_generations=4")
 
 
+def test_rap_train_goes_on_from_the_last_whole_checkpoint(trl, tmp_path, data):
+    path, selection = data
+    out = tmp_path / "run"
+    words = [path, "--selection", selection, "--out", out, *FEW]
+    words[words.index("save_steps=2")] = "save_steps=1"
+    out.mkdir()
+    (out / "rewards.jsonl").write_text('{"kind": "start", "step": 0}\n')  # killed early
+    assert "holds a training run" in shell(*words, code=2)
+    assert "going on from the beginning" in shell(*words, "--resume")
+    state = out / "checkpoint-2" / "trainer_state.json"
+    state.write_bytes(state.read_bytes()[:100])
+    said = shell(*words, "--resume")
+    assert "not whole, passed over: checkpoint-2" in said
+    assert "going on from checkpoint-1" in said and "step 2/2" in said
+
+
 @pytest.mark.parametrize("text", ["- 1", "a: [", "\x00"])
 def test_a_config_file_that_is_none_is_refused(tmp_path, text):
     from rap.training import read_arguments
@@ -901,3 +993,15 @@ def test_a_config_file_that_is_none_is_refused(tmp_path, text):
     (tmp_path / "bad.yaml").write_text(text)
     with pytest.raises(RapConfigError, match="bad.yaml: (expected settings|is not YAML)"):
         read_arguments(tmp_path / "bad.yaml")
+
+
+def test_rap_train_says_whose_error_it_is(trl, tmp_path, data, monkeypatch):
+    path, selection = data
+    (tmp_path / "my_rewards.py").write_text(
+        "def broken(**columns):\n    raise KeyError('label')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    words = (path, "--selection", selection, "--out", tmp_path / "run", *FEW)
+    said = shell(*words, "--reward", "my_rewards:broken", code=1)
+    assert "the reward function 'broken' raised KeyError: 'label'" in said
+    assert "fault in rap" not in said

@@ -28,9 +28,10 @@
 #include "../cpu.h"
 
 #define RAP_DRM_CHUNK (INT64_C(1) << 20)
-#define RAP_DRM_BUCKETS 16384
-#define RAP_DRM_LINE 1024    /* samples searched at a time */
-#define RAP_DRM_SAMPLE 65536 /* scores that are looked at first */
+#define RAP_DRM_BUCKETS 4096    /* at most: a power of two */
+#define RAP_DRM_PER_BUCKET 1024 /* samples, where that makes fewer */
+#define RAP_DRM_LINE 1024       /* samples searched at a time */
+#define RAP_DRM_SAMPLE 16384    /* scores that are looked at first */
 
 typedef struct {
     rap_array difficulty; /* [N] float32 or float64 */

@@ -5,28 +5,48 @@
 #include "../parallel.h"
 #include "../status.h"
 #include "drm.h"
+#include "drm_sort.h"
 
-#define DIGIT_BITS 11
-#define DIGITS (1 << DIGIT_BITS)
-#define FEW 48 /* items that are sorted by insertion */
+#define CLASSES 6
+#define RANKS 2048               /* of a sample of the last bucket */
+#define STEPS (INT64_C(1) << 16) /* between two questions whether to stop */
 
+/* What orders candidates: ordered_key of difficulty above ordered_key of gain. */
+__extension__ typedef unsigned __int128 rank;
+
+/* Of a chunk and a column: first the count, then the places that are still free. */
 typedef struct {
-    uint64_t key; /* ordered_key of difficulty, or of gain while ties are sorted */
-    int64_t index;
-} item;
+    int64_t at, end;
+} span;
 
+typedef enum { DIFFICULTY, GAIN, NOTHING } field;
+
+/* Columns are buckets, the highest first; `last` is the one of the k-th candidate. Of its
+ * bucket, what ranks above `ceiling` is in and goes to the column; what ranks in [floor,
+ * ceiling] goes to the next column, `rest`, and the first `need` of it are in.
+ *
+ * An item is a sample in 64 bits: leading bits of its rank within the bucket, then its index
+ * turned round: items are distinct, the larger comes first. They are written to `out`, sorted
+ * there, and leave their index. */
 typedef struct {
     const rap_drm_args *a;
     rap_exec *exec;
     int64_t n, chunks, k;
-    int low;             /* least bucket counted */
-    int last;            /* bucket of the k-th candidate */
-    int64_t *at;         /* [chunks, BUCKETS - low] counts, then first places */
-    int64_t *bucket_at;  /* [BUCKETS - low + 1] first place of bucket BUCKETS - 1 - i */
-    int64_t above, need; /* items in buckets above the last; items of the last to keep */
-    item *items;         /* by bucket down, index up */
-    item *scratch;       /* a worker: as many as the largest bucket holds */
-    int64_t scratch_size;
+    int buckets; /* a power of two */
+    int low;     /* least bucket counted */
+    int64_t columns, last;
+    span *spans;  /* [chunks, columns] */
+    int64_t *at;  /* [columns + 1] first place of a column */
+    int64_t need; /* of the rest; before it is cut, of the last bucket */
+    int64_t held; /* how many the rest holds */
+    rank floor, ceiling;
+    rank edge[CLASSES - 1];
+    int64_t *classes; /* [chunks, CLASSES] */
+    int index_bits;
+    uint64_t *items, *rest;
+    uint64_t *own;   /* the rest's memory, if it holds more than is needed */
+    uint64_t *other; /* [workers, room] */
+    int64_t room;
     atomic_bool changed; /* the caller's scores are no longer those that were counted */
 } drm_ctx;
 
@@ -49,27 +69,43 @@ ordered_key(const rap_array *x, int64_t i)
     return bits >> 63 ? ~bits : bits | UINT64_C(1) << 63;
 }
 
-/* In the loops below: true once in a while, when the call should end. */
-static bool
-interrupted(const drm_ctx *ctx, int64_t i, int worker)
+static rank
+rank_at(const drm_ctx *ctx, int64_t i)
 {
-    return ((uint64_t)i & (RAP_DRM_CHUNK - 1)) == 0 && rap_should_stop(ctx->exec, worker);
+    return (rank)ordered_key(&ctx->a->difficulty, i) << 64 | ordered_key(&ctx->a->gain, i);
 }
 
-/* --- scans --------------------------------------------------------------------------- */
+/* --- candidates ---------------------------------------------------------------------- */
 
-/* Of a number in (0, 1); anything else, met when scores change under our hands, is 0. */
-static int
-bucket_of(double difficulty)
+/* Column of a difficulty; -1 if it is no candidate's or in no bucket that is counted. */
+static int64_t
+column_of(const drm_ctx *ctx, double difficulty)
 {
-    return difficulty > 0 && difficulty < 1 ? (int)(difficulty * RAP_DRM_BUCKETS) : 0;
+    int bucket = difficulty > 0 && difficulty < 1 ? (int)(difficulty * ctx->buckets) : -1;
+
+    return bucket >= ctx->low ? ctx->buckets - 1 - bucket : -1;
+}
+
+/* The same of one sample, whatever its place. */
+static int64_t
+candidate(const drm_ctx *ctx, int64_t i)
+{
+    const rap_drm_args *a = ctx->a;
+    const uint8_t *eligible = a->eligible.data; /* not bool: any byte may be there */
+
+    if ((eligible != NULL && eligible[i] == 0)
+        || (a->gain.data != NULL && isnan(value_at(&a->gain, i))))
+    {
+        return -1;
+    }
+    return column_of(ctx, value_at(&a->difficulty, i));
 }
 
 /* The bits that the kernels compare with: of the least number in bucket `low`. */
 static uint64_t
 low_bits(const drm_ctx *ctx)
 {
-    const double edge = (double)ctx->low / RAP_DRM_BUCKETS;
+    const double edge = (double)ctx->low / ctx->buckets;
     const float edge32 = (float)edge;
     uint32_t bits32;
     uint64_t bits;
@@ -110,398 +146,551 @@ line_hits(const drm_ctx *ctx, int64_t begin, int64_t n, uint64_t low, int32_t *h
     return kept;
 }
 
-/* Column of the tables for a bucket: the highest bucket comes first. */
-static int64_t
-column_of(const drm_ctx *ctx, int64_t i)
-{
-    int bucket = RAP_MAX(bucket_of(value_at(&ctx->a->difficulty, i)), ctx->low);
-
-    return RAP_DRM_BUCKETS - 1 - bucket;
-}
+/* --- counting ------------------------------------------------------------------------ */
 
 static void
 count_task(void *arg, int64_t chunk, int worker)
 {
     const drm_ctx *ctx = arg;
-    const int64_t columns = RAP_DRM_BUCKETS - ctx->low;
     const int64_t end = RAP_MIN(ctx->n, (chunk + 1) * RAP_DRM_CHUNK);
     const uint64_t low = low_bits(ctx);
-    int64_t *count = ctx->at + chunk * columns;
+    span *spans = ctx->spans + chunk * ctx->columns;
     int32_t hit[RAP_DRM_LINE];
 
     (void)worker;
-    memset(count, 0, (size_t)columns * sizeof(*count));
+    memset(spans, 0, (size_t)ctx->columns * sizeof(*spans));
     for (int64_t i = chunk * RAP_DRM_CHUNK; i < end; i += RAP_DRM_LINE) {
         int64_t hits = line_hits(ctx, i, RAP_MIN(RAP_DRM_LINE, end - i), low, hit);
 
         for (int64_t h = 0; h < hits; h++) {
-            count[column_of(ctx, i + hit[h])]++;
-        }
-    }
-}
+            int64_t c = column_of(ctx, value_at(&ctx->a->difficulty, i + hit[h]));
 
-/* First place of what a chunk has of a bucket's column, and of the next chunk's. */
-static int64_t
-place_after(const drm_ctx *ctx, int64_t chunk, int64_t column)
-{
-    const int64_t columns = RAP_DRM_BUCKETS - ctx->low;
-
-    return chunk + 1 < ctx->chunks ? ctx->at[(chunk + 1) * columns + column]
-                                   : ctx->bucket_at[column + 1];
-}
-
-/* Writes only as much as was counted: another thread may be changing the scores. */
-static void
-write_task(void *arg, int64_t chunk, int worker)
-{
-    drm_ctx *ctx = arg;
-    const int64_t columns = RAP_DRM_BUCKETS - ctx->low, used = RAP_DRM_BUCKETS - ctx->last;
-    const int64_t end = RAP_MIN(ctx->n, (chunk + 1) * RAP_DRM_CHUNK);
-    const uint64_t low = low_bits(ctx);
-    int64_t next[RAP_DRM_BUCKETS];
-    int32_t hit[RAP_DRM_LINE];
-
-    (void)worker;
-    memcpy(next, ctx->at + chunk * columns, (size_t)used * sizeof(*next));
-    for (int64_t i = chunk * RAP_DRM_CHUNK; i < end; i += RAP_DRM_LINE) {
-        int64_t hits = line_hits(ctx, i, RAP_MIN(RAP_DRM_LINE, end - i), low, hit);
-
-        for (int64_t h = 0; h < hits; h++) {
-            const int64_t index = i + hit[h], column = column_of(ctx, index);
-
-            if (column < used && next[column] < place_after(ctx, chunk, column)) {
-                ctx->items[next[column]++] =
-                    (item){ordered_key(&ctx->a->difficulty, index), index};
+            if (c >= 0) {
+                spans[c].end++;
             }
         }
     }
-    for (int64_t c = 0; c < used; c++) {
-        if (next[c] != place_after(ctx, chunk, c)) {
-            atomic_store(&ctx->changed, true);
-        }
-    }
-}
-
-/* Counts become places, bucket by bucket and chunk by chunk. False if the buckets counted do
- * not hold k candidates. */
-static bool
-place(drm_ctx *ctx)
-{
-    const int64_t columns = RAP_DRM_BUCKETS - ctx->low;
-    int64_t total = 0, column = 0;
-
-    for (; column < columns && total < ctx->k; column++) {
-        ctx->bucket_at[column] = total;
-        for (int64_t c = 0; c < ctx->chunks; c++) {
-            int64_t *at = &ctx->at[c * columns + column], count = *at;
-
-            *at = total;
-            total += count;
-        }
-    }
-    ctx->bucket_at[column] = total;
-    ctx->last = RAP_DRM_BUCKETS - (int)column;
-    ctx->above = ctx->bucket_at[column - 1];
-    ctx->need = RAP_MIN(ctx->k, total) - ctx->above;
-    return total >= ctx->k;
 }
 
 /* A bucket that the k-th candidate surely lies in or above, from a sample at even steps: four
- * standard deviations lower than the sample says. Being wrong costs time only. */
+ * standard deviations lower than the sample says. Being wrong costs time only. `count` has
+ * room for all buckets. */
 static int
-sampled_low(const drm_ctx *ctx)
+sampled_low(const drm_ctx *ctx, int64_t *count)
 {
     const int64_t size = RAP_MIN(RAP_DRM_SAMPLE, ctx->n / 16), step = ctx->n / (size + 1);
-    const uint64_t low = low_bits(ctx);
     const double share = (double)ctx->k / (double)ctx->n;
     double rest = share * (double)size + 4 * sqrt(share * (double)size) + 4;
-    int32_t count[RAP_DRM_BUCKETS] = {0}, hit[1];
-    int bucket = RAP_DRM_BUCKETS - 1;
+    int column = 0;
 
+    memset(count, 0, (size_t)ctx->buckets * sizeof(*count));
     for (int64_t s = 0; s < size; s++) {
-        if (line_hits(ctx, s * step, 1, low, hit) == 1) {
-            count[bucket_of(value_at(&ctx->a->difficulty, s * step))]++;
+        int64_t c = candidate(ctx, s * step);
+
+        if (c >= 0) {
+            count[c]++;
         }
     }
-    while (bucket > 0 && (rest -= count[bucket]) > 0) {
-        bucket--;
+    while (column < ctx->buckets - 1 && (rest -= (double)count[column]) > 0) {
+        column++;
     }
-    return bucket;
+    return ctx->buckets - 1 - column;
 }
 
-/* Both tables, with the buckets from ctx->low on. */
+/* The last column, and what of it is needed. False if the buckets counted do not hold k
+ * candidates. */
 static bool
-count_buckets(drm_ctx *ctx, rap_error *err)
+find_last(drm_ctx *ctx)
 {
-    const int64_t columns = RAP_DRM_BUCKETS - ctx->low;
+    const int64_t buckets = ctx->columns - 1;
+    int64_t total = 0, above = 0, column = 0;
 
-    ctx->at = rap_alloc(8 * ctx->chunks * columns, err);
-    ctx->bucket_at = rap_alloc(8 * (columns + 1), err);
-    return ctx->at != NULL && ctx->bucket_at != NULL
-           && rap_parallel(ctx->exec, ctx->chunks, count_task, ctx, err);
+    for (; column < buckets && total < ctx->k; column++) {
+        above = total;
+        for (int64_t c = 0; c < ctx->chunks; c++) {
+            total += ctx->spans[c * ctx->columns + column].end;
+        }
+    }
+    ctx->last = column - 1;
+    ctx->need = RAP_MIN(ctx->k, total) - above;
+    ctx->held = total - above;
+    for (int64_t c = 0; c < ctx->chunks; c++) { /* all of it may be needed or not */
+        span *spans = ctx->spans + c * ctx->columns + ctx->last;
+
+        spans[1].end = spans[0].end;
+        spans[0].end = 0;
+    }
+    return total >= ctx->k;
 }
 
-static void
-free_buckets(drm_ctx *ctx)
+/* The table, with the buckets from `low` on. */
+static bool
+count_buckets(drm_ctx *ctx, int low, rap_error *err)
 {
-    rap_free(ctx->at);
-    rap_free(ctx->bucket_at);
-    ctx->at = ctx->bucket_at = NULL;
+    ctx->low = low;
+    ctx->columns = ctx->buckets - low + 1; /* and the rest */
+    rap_free(ctx->spans);
+    ctx->spans = rap_alloc((int64_t)sizeof(span) * ctx->chunks * ctx->columns, err);
+    return ctx->spans != NULL && rap_parallel(ctx->exec, ctx->chunks, count_task, ctx, err);
 }
 
 static bool
-find_places(drm_ctx *ctx, rap_error *err)
+find_column(drm_ctx *ctx, rap_error *err)
 {
-    ctx->low = sampled_low(ctx);
-    if (!count_buckets(ctx, err)) {
+    int low;
+
+    ctx->at = rap_alloc((int64_t)sizeof(*ctx->at) * (ctx->buckets + 2), err);
+    if (ctx->at == NULL) {
         return false;
     }
-    if (!place(ctx) && ctx->low > 0) {
-        free_buckets(ctx);
-        ctx->low = 0;
-        if (!count_buckets(ctx, err)) {
+    low = sampled_low(ctx, ctx->at);
+    if (!count_buckets(ctx, low, err)) {
+        return false;
+    }
+    if (!find_last(ctx) && low > 0) {
+        if (!count_buckets(ctx, 0, err)) {
             return false;
         }
-        place(ctx);
+        find_last(ctx);
+    }
+    ctx->low = ctx->buckets - 1 - (int)ctx->last; /* what is lower is not looked at again */
+    return true;
+}
+
+/* --- the last bucket, when most of it is not needed ---------------------------------- */
+
+/* How many edges a rank does not exceed; CLASSES for one below the floor. */
+static inline int
+class_of(const drm_ctx *ctx, rank r)
+{
+    if (r > ctx->edge[2]) {
+        return r > ctx->edge[0] ? 0 : r > ctx->edge[1] ? 1 : 2;
+    }
+    if (r > ctx->edge[4]) {
+        return r > ctx->edge[3] ? 3 : 4;
+    }
+    return r >= ctx->floor ? 5 : 6;
+}
+
+/* Counts a chunk's samples in the last bucket by class. */
+static void
+class_task(void *arg, int64_t chunk, int worker)
+{
+    const drm_ctx *ctx = arg;
+    const int64_t end = RAP_MIN(ctx->n, (chunk + 1) * RAP_DRM_CHUNK);
+    const uint64_t low = low_bits(ctx);
+    int64_t count[CLASSES + 1] = {0};
+    int32_t hit[RAP_DRM_LINE];
+
+    (void)worker;
+    for (int64_t i = chunk * RAP_DRM_CHUNK; i < end; i += RAP_DRM_LINE) {
+        int64_t hits = line_hits(ctx, i, RAP_MIN(RAP_DRM_LINE, end - i), low, hit);
+
+        for (int64_t h = 0; h < hits; h++) {
+            const int64_t index = i + hit[h];
+
+            if (column_of(ctx, value_at(&ctx->a->difficulty, index)) == ctx->last) {
+                count[class_of(ctx, rank_at(ctx, index))]++;
+            }
+        }
+    }
+    memcpy(ctx->classes + chunk * CLASSES, count, CLASSES * sizeof(*count));
+}
+
+/* Ranks of the rest, largest first, at places that look random. Returns how many. */
+static int
+sample_ranks(const drm_ctx *ctx, rank *sample)
+{
+    uint64_t place = 0;
+    int n = 0;
+
+    for (int s = 0; s < RAP_DRM_SAMPLE && n < RANKS; s++) {
+        int64_t i = (int64_t)((rank)(place += UINT64_C(0x9e3779b97f4a7c15)) * ctx->n >> 64);
+        rank r = rank_at(ctx, i);
+        int j = n;
+
+        if (candidate(ctx, i) != ctx->last || r < ctx->floor || r > ctx->ceiling) {
+            continue;
+        }
+        for (; j > 0 && sample[j - 1] < r; j--) {
+            sample[j] = sample[j - 1];
+        }
+        sample[j] = r;
+        n++;
+    }
+    return n;
+}
+
+/* Two ranks that the need-th of the rest most likely lies between, or is: three standard
+ * deviations about where a sample has it. Where the sample found nothing, the middle. */
+static void
+set_edges(drm_ctx *ctx, rank *sample)
+{
+    const int n = sample_ranks(ctx, sample);
+    const double share = (double)ctx->need / (double)ctx->held;
+    const double around = 3 * sqrt(n * share * (1 - share)) + 2;
+    rank high = ctx->floor + (ctx->ceiling - ctx->floor) / 2, low = high;
+
+    if (n > 0) {
+        high = sample[(int)RAP_MAX(0, n * share - around)];
+        low = sample[(int)RAP_MIN(n - 1, n * share + around)];
+    }
+    low = RAP_MIN(low, high - 1); /* edges fall */
+    ctx->edge[0] = ctx->ceiling;
+    ctx->edge[1] = high;
+    ctx->edge[2] = high - 1;
+    ctx->edge[3] = low;
+    ctx->edge[4] = low - 1;
+}
+
+/* The class of the need-th becomes the rest; those before it are in. */
+static bool
+take_class(drm_ctx *ctx, int64_t needed, rap_error *err)
+{
+    int64_t total[CLASSES] = {0}, in = 0;
+    int c = 0;
+
+    for (int64_t i = 0; i < ctx->chunks * CLASSES; i++) {
+        total[i % CLASSES] += ctx->classes[i];
+    }
+    while (c < CLASSES && in + total[c] < needed) {
+        in += total[c++];
+    }
+    if (c == 0 || c == CLASSES) {
+        return rap_fail(err, RAP_EINPUT, "the scores changed during the call");
+    }
+    ctx->ceiling = ctx->edge[c - 1];
+    ctx->floor = c < CLASSES - 1 ? ctx->edge[c] + 1 : ctx->floor;
+    ctx->need = needed - in;
+    ctx->held = total[c];
+    for (int64_t chunk = 0; chunk < ctx->chunks; chunk++) {
+        span *spans = ctx->spans + chunk * ctx->columns + ctx->last;
+        const int64_t *classes = ctx->classes + chunk * CLASSES;
+
+        spans[0].end = 0;
+        for (int i = 0; i < c; i++) {
+            spans[0].end += classes[i];
+        }
+        spans[1].end = classes[c];
     }
     return true;
 }
 
-/* --- the last bucket ----------------------------------------------------------------- */
-
-static int
-digit_of(const item *x, int shift)
+/* Until the rest is all needed, all of one rank or small enough to be stored. */
+static bool
+narrow(drm_ctx *ctx, rap_error *err)
 {
-    return (int)(x->key >> shift) & (DIGITS - 1);
+    const int64_t needed = ctx->need, bound = RAP_DRM_ROOM + ctx->n / 16;
+    rank *sample = NULL;
+    bool ok = true;
+
+    if (ctx->held > needed && ctx->held > bound) {
+        sample = rap_alloc((int64_t)sizeof(*sample) * RANKS, err);
+        ctx->classes =
+            rap_alloc((int64_t)sizeof(*ctx->classes) * ctx->chunks * CLASSES, err);
+        ok = sample != NULL && ctx->classes != NULL;
+    }
+    while (ok && ctx->held > ctx->need && ctx->held > bound && ctx->floor < ctx->ceiling) {
+        set_edges(ctx, sample);
+        ok = rap_parallel(ctx->exec, ctx->chunks, class_task, ctx, err)
+             && take_class(ctx, needed, err);
+    }
+    rap_free(sample);
+    rap_free(ctx->classes);
+    return ok;
 }
 
-/* Keeps in items[0 .. n) the `need` largest by one digit as far as it decides: those with
- * larger digits move to the front and are final, those with the deciding digit follow. Both
- * keep their order. Returns how many are final; *n becomes the rest. */
-static int64_t
-refine(const drm_ctx *ctx, item *items, int64_t *n, int64_t need, int shift, item *scratch,
-       int worker)
-{
-    int64_t count[DIGITS] = {0}, above = 0, final = 0, rest = 0;
-    int digit = DIGITS - 1;
+/* --- writing ------------------------------------------------------------------------- */
 
-    for (int64_t i = 0; i < *n; i++) {
-        if (interrupted(ctx, i, worker)) {
-            return 0;
+/* Counts become places, column by column and chunk by chunk; the rest has only as many as
+ * can be needed. */
+static void
+place(drm_ctx *ctx)
+{
+    int64_t total = 0;
+
+    if (ctx->floor == ctx->ceiling) { /* by index: the first are in */
+        ctx->held = ctx->need;
+    }
+    for (int64_t column = 0; column <= ctx->last + 1; column++) {
+        const bool rest = column == ctx->last + 1;
+        const int64_t most = rest ? total + ctx->held : INT64_MAX;
+
+        ctx->at[column] = total;
+        for (int64_t c = 0; c < ctx->chunks; c++) {
+            span *s = &ctx->spans[c * ctx->columns + column];
+
+            s->at = total;
+            total = s->end = RAP_MIN(most, total + s->end);
         }
-        count[digit_of(&items[i], shift)]++;
     }
-    while (above + count[digit] < need) {
-        above += count[digit--];
-    }
-    if (count[digit] == *n) {
+    ctx->at[ctx->last + 2] = total;
+}
+
+/* The sample of difficulty x as an item: key and index. */
+static uint64_t
+packed(const drm_ctx *ctx, uint64_t key, int64_t index)
+{
+    const uint64_t mask = (UINT64_C(1) << ctx->index_bits) - 1;
+
+    return key << ctx->index_bits | (mask - (uint64_t)index);
+}
+
+static int64_t
+index_of(const drm_ctx *ctx, uint64_t item)
+{
+    const uint64_t mask = (UINT64_C(1) << ctx->index_bits) - 1;
+
+    return (int64_t)(mask - (item & mask));
+}
+
+/* One sample to its place, if it has one. No more are written than were counted: another
+ * thread may be changing the scores. Returns how many were, 0 or 1. */
+static inline int64_t
+put(const drm_ctx *ctx, span *spans, int64_t index, double fraction)
+{
+    const double x = value_at(&ctx->a->difficulty, index);
+    int64_t column = column_of(ctx, x), before = 0;
+    const double inside = x * ctx->buckets - (double)(ctx->buckets - 1 - column);
+    uint64_t *items = ctx->items;
+
+    if (column < 0) {
         return 0;
     }
-    for (int64_t i = 0; i < *n; i++) {
-        int d = digit_of(&items[i], shift);
+    if (column == ctx->last) {
+        const rank r = rank_at(ctx, index);
 
-        if (d > digit) {
-            scratch[final++] = items[i];
+        if (r < ctx->floor) {
+            return 0;
         }
-        else if (d == digit) {
-            items[rest++] = items[i];
+        if (r <= ctx->ceiling) {
+            column++;
+            items = ctx->rest;
+            before = ctx->at[column];
         }
     }
-    memmove(items + final, items, (size_t)rest * sizeof(*items));
-    memcpy(items, scratch, (size_t) final * sizeof(*items));
-    *n = rest;
-    return final;
-}
-
-/* The same digit by digit; returns how many of the `need` are final, *n becomes the rest. */
-static int64_t
-refine_key(const drm_ctx *ctx, item *items, int64_t *n, int64_t need, item *scratch,
-           int worker)
-{
-    static const int shifts[] = {53, 42, 31, 20, 9, 0};
-    int64_t done = 0;
-
-    for (int s = 0; s < 6 && need - done < *n; s++) {
-        done += refine(ctx, items + done, n, need - done, shifts[s], scratch, worker);
+    if (spans[column].at == spans[column].end) {
+        return 0;
     }
-    return done;
+    items[spans[column].at++ - before] =
+        packed(ctx, (uint64_t)(int64_t)(inside * fraction), index);
+    return 1;
 }
 
+/* A chunk is done with when all its places are filled: of many ties the first are enough. */
 static void
-take_keys(const drm_ctx *ctx, const rap_array *x, item *items, int64_t n, int worker)
+write_task(void *arg, int64_t chunk, int worker)
 {
-    for (int64_t i = 0; i < n && !interrupted(ctx, i, worker); i++) {
-        items[i].key = ordered_key(x, items[i].index);
+    drm_ctx *ctx = arg;
+    const int64_t end = RAP_MIN(ctx->n, (chunk + 1) * RAP_DRM_CHUNK);
+    const uint64_t low = low_bits(ctx);
+    const double fraction = ldexp(1, 64 - ctx->index_bits);
+    span *spans = ctx->spans + chunk * ctx->columns;
+    int64_t left = 0;
+    int32_t hit[RAP_DRM_LINE];
+
+    (void)worker;
+    for (int64_t c = 0; c <= ctx->last + 1; c++) {
+        left += spans[c].end - spans[c].at;
     }
-}
+    for (int64_t i = chunk * RAP_DRM_CHUNK; i < end && left > 0; i += RAP_DRM_LINE) {
+        int64_t hits = line_hits(ctx, i, RAP_MIN(RAP_DRM_LINE, end - i), low, hit);
 
-/* The `need` best of n items to the front; order among them comes later. What ties to the end
- * is cut by index: the first have the least. */
-static void
-select_items(const drm_ctx *ctx, item *items, int64_t n, int64_t need, item *scratch,
-             int worker)
-{
-    int64_t done = refine_key(ctx, items, &n, need, scratch, worker);
-
-    items += done;
-    need -= done;
-    if (need < n && ctx->a->gain.data != NULL) {
-        take_keys(ctx, &ctx->a->gain, items, n, worker);
-        refine_key(ctx, items, &n, need, scratch, worker);
-        take_keys(ctx, &ctx->a->difficulty, items, need, worker);
-    }
-}
-
-/* --- a bucket, sorted ---------------------------------------------------------------- */
-
-static void
-insertion_sort(item *items, int64_t n)
-{
-    for (int64_t i = 1; i < n; i++) {
-        item x = items[i];
-        int64_t j = i;
-
-        for (; j > 0 && items[j - 1].key < x.key; j--) {
-            items[j] = items[j - 1];
+        for (int64_t h = 0; h < hits; h++) {
+            left -= put(ctx, spans, i + hit[h], fraction);
         }
-        items[j] = x;
     }
-}
-
-/* Moves items by one digit of their key, larger digits first, stable. */
-static void
-sort_digit(const drm_ctx *ctx, const item *items, item *other, int64_t n, int shift,
-           int worker)
-{
-    int64_t count[DIGITS] = {0}, at = 0;
-
-    for (int64_t i = 0; i < n; i++) {
-        count[digit_of(&items[i], shift)]++;
-    }
-    for (int d = DIGITS - 1; d >= 0; d--) {
-        int64_t here = count[d];
-
-        count[d] = at;
-        at += here;
-    }
-    for (int64_t i = 0; i < n && !interrupted(ctx, i + 1, worker); i++) {
-        other[count[digit_of(&items[i], shift)]++] = items[i];
-    }
-}
-
-/* Stable, key down; only digits that vary cost a pass. */
-static void
-sort_items(const drm_ctx *ctx, item *items, item *other, int64_t n, int worker)
-{
-    item *from = items, *to = other;
-    uint64_t varying = 0;
-
-    if (n <= FEW) {
-        insertion_sort(items, n);
-        return;
-    }
-    for (int64_t i = 1; i < n; i++) {
-        varying |= items[i].key ^ items[0].key;
-    }
-    for (int shift = 0; shift < 64 && varying >> shift != 0; shift += DIGIT_BITS) {
-        while ((varying >> shift & 1) == 0) {
-            shift++;
-        }
-        sort_digit(ctx, from, to, n, shift, worker);
-
-        item *swap = from;
-
-        from = to;
-        to = swap;
-    }
-    if (from != items) {
-        memcpy(items, from, (size_t)n * sizeof(*items));
-    }
-}
-
-/* Items of one difficulty, by gain. */
-static void
-sort_ties(const drm_ctx *ctx, item *items, item *other, int64_t n, int worker)
-{
-    for (int64_t begin = 0, end; begin < n; begin = end) {
-        for (end = begin + 1; end < n && items[end].key == items[begin].key; end++) {
-        }
-        if (end - begin == 1) {
-            continue;
-        }
-        take_keys(ctx, &ctx->a->gain, items + begin, end - begin, worker);
-        sort_items(ctx, items + begin, other, end - begin, worker);
-    }
-}
-
-static void
-bucket_task(void *arg, int64_t column, int worker)
-{
-    const drm_ctx *ctx = arg;
-    const int64_t at = ctx->bucket_at[column];
-    const bool last = column == RAP_DRM_BUCKETS - 1 - ctx->last;
-    item *items = ctx->items + at, *scratch = ctx->scratch + worker * ctx->scratch_size;
-    int64_t n = ctx->bucket_at[column + 1] - at, *out = ctx->a->out.data;
-
-    if (last) {
-        select_items(ctx, items, n, ctx->need, scratch, worker);
-        n = ctx->need;
-    }
-    sort_items(ctx, items, scratch, n, worker);
-    if (ctx->a->gain.data != NULL) {
-        sort_ties(ctx, items, scratch, n, worker);
-    }
-    for (int64_t i = 0; i < n; i++) {
-        out[at + i] = items[i].index;
+    if (left > 0) {
+        atomic_store(&ctx->changed, true);
     }
 }
 
 static bool
-sort_buckets(drm_ctx *ctx, rap_error *err)
+write_items(drm_ctx *ctx, rap_error *err)
 {
-    const int64_t buckets = RAP_DRM_BUCKETS - ctx->last;
-    bool ok = false;
-
-    ctx->scratch_size = ctx->need;
-    for (int64_t c = 0; c + 1 < buckets; c++) {
-        ctx->scratch_size =
-            RAP_MAX(ctx->scratch_size, ctx->bucket_at[c + 1] - ctx->bucket_at[c]);
+    place(ctx);
+    ctx->items = ctx->a->out.data;
+    ctx->rest = ctx->items + ctx->at[ctx->last + 1];
+    if (ctx->held > ctx->need) {
+        ctx->rest = ctx->own = rap_alloc((int64_t)sizeof(*ctx->own) * ctx->held, err);
     }
-    ctx->scratch = rap_alloc(
-        (int64_t)sizeof(item) * ctx->scratch_size * rap_workers(ctx->exec, buckets), err);
-    ok = ctx->scratch != NULL && rap_parallel(ctx->exec, buckets, bucket_task, ctx, err);
-    rap_free(ctx->scratch);
+    if (ctx->rest == NULL || !rap_parallel(ctx->exec, ctx->chunks, write_task, ctx, err)) {
+        return false;
+    }
+    return !atomic_load(&ctx->changed)
+           || rap_fail(err, RAP_EINPUT, "the scores changed during the call");
+}
+
+/* --- order within a bucket ----------------------------------------------------------- */
+
+/* In the loops below: true once in a while, when the call should end. */
+static bool
+interrupted(const rap_drm_sorter *sorter, int64_t i)
+{
+    return (i + 1) % STEPS == 0 && rap_should_stop(sorter->exec, sorter->worker);
+}
+
+static void sort_field(const drm_ctx *ctx, const rap_drm_sorter *sorter, uint64_t *items,
+                       int64_t n, field by, int bits);
+
+/* Items that have the same key, by what the key does not hold: `bits` low bits of a field. */
+static void
+sort_runs(const drm_ctx *ctx, const rap_drm_sorter *sorter, uint64_t *items, int64_t n,
+          field by, int bits)
+{
+    int64_t begin = 0;
+
+    for (int64_t i = 1; i <= n && by != NOTHING; i++) {
+        if (i < n && (items[i] ^ items[begin]) >> ctx->index_bits == 0) {
+            continue;
+        }
+        if (i - begin > 1) {
+            sort_field(ctx, sorter, items + begin, i - begin, by, bits);
+        }
+        if (begin / STEPS != i / STEPS && rap_should_stop(sorter->exec, sorter->worker)) {
+            return;
+        }
+        begin = i;
+    }
+}
+
+static field
+next_field(const drm_ctx *ctx, field by)
+{
+    return by == DIFFICULTY && ctx->a->gain.data != NULL ? GAIN : NOTHING;
+}
+
+/* Items in order of index, by `bits` low bits of a field and then by what follows. Their keys
+ * become the highest of those bits that differ, as many as there is room for. */
+static void
+sort_field(const drm_ctx *ctx, const rap_drm_sorter *sorter, uint64_t *items, int64_t n,
+           field by, int bits)
+{
+    const rap_array *x = by == DIFFICULTY ? &ctx->a->difficulty : &ctx->a->gain;
+    const uint64_t low = ~UINT64_C(0) >> (64 - bits),
+                   mask = ~UINT64_C(0) >> ctx->index_bits;
+    uint64_t all = ~UINT64_C(0), any = 0;
+    int shift;
+
+    for (int64_t i = 0; i < n && !interrupted(sorter, i); i++) {
+        const uint64_t key = ordered_key(x, index_of(ctx, items[i]));
+
+        all &= key;
+        any |= key;
+    }
+    any = (any ^ all) & low;
+    if (any == 0) {
+        by = next_field(ctx, by);
+        if (by != NOTHING) {
+            sort_field(ctx, sorter, items, n, by, 64);
+        }
+        return;
+    }
+    shift = RAP_MAX(0, ctx->index_bits - __builtin_clzll(any));
+    for (int64_t i = 0; i < n && !interrupted(sorter, i); i++) {
+        const int64_t index = index_of(ctx, items[i]);
+
+        items[i] = packed(ctx, (ordered_key(x, index) & low) >> shift & mask, index);
+    }
+    rap_drm_sort(sorter, items, n, ctx->index_bits);
+    if (shift > 0) {
+        sort_runs(ctx, sorter, items, n, by, shift);
+    }
+    else {
+        sort_runs(ctx, sorter, items, n, next_field(ctx, by), 64);
+    }
+}
+
+/* One column, from the rest to the first; then only indices are left. */
+static void
+column_task(void *arg, int64_t task, int worker)
+{
+    const drm_ctx *ctx = arg;
+    const int64_t column = ctx->last + 1 - task, at = ctx->at[column];
+    const bool rest = task == 0;
+    const int bucket = ctx->buckets - 1 - (int)RAP_MIN(column, ctx->last);
+    const bool exact = ctx->a->difficulty.dtype == RAP_F32 && bucket > 0;
+    const rap_drm_sorter sorter = {.other = ctx->room > 0 ? ctx->other + worker * ctx->room
+                                                          : NULL,
+                                   .room = ctx->room,
+                                   .exec = ctx->exec,
+                                   .worker = worker};
+    uint64_t *items = rest ? ctx->rest : ctx->items + at;
+    int64_t n = ctx->at[column + 1] - at, *out = ctx->a->out.data;
+
+    rap_drm_sort(&sorter, items, n, ctx->index_bits);
+    sort_runs(ctx, &sorter, items, n, exact ? next_field(ctx, DIFFICULTY) : DIFFICULTY, 64);
+    n = rest ? ctx->need : n;
+    for (int64_t i = 0; i < n; i++) {
+        out[at + i] = index_of(ctx, items[i]);
+    }
+}
+
+/* Scratch is what the largest column wants, for no more workers than such columns there can
+ * be and one. */
+static bool
+sort_columns(drm_ctx *ctx, rap_error *err)
+{
+    const int64_t columns = ctx->last + 2;
+    const int threads = ctx->exec->threads;
+    int64_t room = 0;
+    bool ok = true;
+
+    for (int64_t c = 0; c < columns; c++) {
+        room = RAP_MAX(room, ctx->at[c + 1] - ctx->at[c]);
+    }
+    room = RAP_MIN(room, RAP_DRM_ROOM);
+    if (room > RAP_DRM_FEW) {
+        ctx->room = room;
+        ctx->exec->threads = (int)RAP_MIN(threads, ctx->at[columns] / room + 1);
+        ctx->other = rap_alloc(
+            (int64_t)sizeof(*ctx->other) * room * rap_workers(ctx->exec, columns), err);
+        ok = ctx->other != NULL;
+    }
+    ok = ok && rap_parallel(ctx->exec, columns, column_task, ctx, err);
+    ctx->exec->threads = threads;
     return ok;
+}
+
+/* --- the call ------------------------------------------------------------------------ */
+
+static drm_ctx
+start(const rap_drm_args *a, rap_exec *exec)
+{
+    drm_ctx ctx = {.a = a, .exec = exec, .n = a->difficulty.shape[0], .buckets = 1};
+
+    ctx.k = RAP_MIN(a->out.shape[0], ctx.n);
+    ctx.chunks = rap_ceil_div(ctx.n, RAP_DRM_CHUNK);
+    ctx.ceiling = ~(rank)0;
+    ctx.index_bits = 2; /* keys below 2^62: what a double is turned into without fuss */
+    while (ctx.n > INT64_C(1) << ctx.index_bits) {
+        ctx.index_bits++;
+    }
+    while (ctx.buckets < RAP_DRM_BUCKETS && ctx.buckets * RAP_DRM_PER_BUCKET < ctx.n) {
+        ctx.buckets *= 2;
+    }
+    return ctx;
 }
 
 bool
 rap_drm_cpu(rap_drm_args *a, rap_exec *exec, rap_error *err)
 {
-    drm_ctx ctx = {.a = a, .exec = exec, .n = a->difficulty.shape[0], .k = a->out.shape[0]};
-    bool ok = false;
+    drm_ctx ctx = start(a, exec);
+    bool ok = true;
 
     a->found = 0;
-    if (ctx.n == 0 || ctx.k == 0) {
-        return true;
+    if (ctx.k > 0) {
+        ok = find_column(&ctx, err) && narrow(&ctx, err) && write_items(&ctx, err)
+             && sort_columns(&ctx, err)
+             && (!atomic_load(&exec->stop) || rap_fail(err, RAP_EINTERRUPT, "interrupted"));
     }
-    ctx.k = RAP_MIN(ctx.k, ctx.n);
-    ctx.chunks = rap_ceil_div(ctx.n, RAP_DRM_CHUNK);
-    if (!find_places(&ctx, err)) {
-        goto done;
+    if (ok && ctx.k > 0) {
+        a->found = ctx.at[ctx.last + 1] + ctx.need;
     }
-    a->found = ctx.above + ctx.need;
-    ctx.items =
-        rap_alloc((int64_t)sizeof(item) * ctx.bucket_at[RAP_DRM_BUCKETS - ctx.last], err);
-    ok = ctx.items != NULL && rap_parallel(exec, ctx.chunks, write_task, &ctx, err)
-         && (!atomic_load(&ctx.changed)
-             || rap_fail(err, RAP_EINPUT, "the scores changed during the call"))
-         && sort_buckets(&ctx, err);
-    if (ok && atomic_load(&exec->stop)) {
-        ok = rap_fail(err, RAP_EINTERRUPT, "interrupted");
-    }
-done:
-    rap_free(ctx.items);
-    free_buckets(&ctx);
+    rap_free(ctx.spans);
+    rap_free(ctx.at);
+    rap_free(ctx.own);
+    rap_free(ctx.other);
     return ok;
 }
 
