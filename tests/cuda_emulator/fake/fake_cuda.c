@@ -251,12 +251,15 @@ allocate(int device, size_t bytes)
 static void
 check_edges(const block *b, const char *of)
 {
-    const char *end = b->map + b->pages;
+    const char *const parts[2][2] = {{b->map, b->at},
+                                     {b->at + b->bytes, b->map + b->pages}};
 
-    for (const char *p = b->map; p < end; p++) {
-        if ((p < b->at || p >= b->at + b->bytes) && (unsigned char)*p != 0xFF) {
-            complain("wrote outside its memory", of);
-            return;
+    for (int i = 0; i < 2; i++) {
+        for (const char *p = parts[i][0]; p < parts[i][1]; p++) {
+            if ((unsigned char)*p != 0xFF) {
+                complain("wrote outside its memory", of);
+                return;
+            }
         }
     }
 }
