@@ -49,6 +49,7 @@ def test_error_is_at_most_four_times_the_naive_one(dtype, kind, rng):
         checks_cde.values,
         checks_cde.masked,
         checks_cde.late_peak,
+        checks_cde.any_size,
         checks_cde.chunks,
         checks_cde.unaligned,
         checks_cde.packed,

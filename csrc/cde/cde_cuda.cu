@@ -13,6 +13,11 @@
 
 #define LANE_STEP (8 * RAP_WARP) /* logits a warp reads at a time */
 
+/* Logits are taken from their references at a thousandth of their size: differences and
+ * sums of a tile then stay finite for every finite float32, and no bit is lost. */
+#define SMALL 0x1p-10f
+#define LOG2E_OF_SMALL (RAP_LOG2E / SMALL)
+
 typedef struct {
     rap_cde_state part[RAP_CDE_CUDA_THREADS / RAP_WARP];
     rap_cde_state row;
@@ -53,29 +58,33 @@ cde_times(float e, float x)
     return e == 0 ? 0 : e * x; /* 0 inf = 0; NaN stays */
 }
 
+/* h1, h0: logits less their references, times SMALL. */
 RAP_HD void
-cde_add(cde_sums *sum, float x1, float x0, const bool hellinger, float least)
+cde_add(cde_sums *sum, float h1, float h0, const bool hellinger, float least)
 {
-    const float e1 = rap_exp2f(x1, least), e0 = rap_exp2f(x0, least), d = x1 - x0;
+    const float x1 = h1 * LOG2E_OF_SMALL, x0 = h0 * LOG2E_OF_SMALL, d = h1 - h0;
+    const float e1 = rap_exp2f(x1, least), e0 = rap_exp2f(x0, least);
 
     sum->top = rap_larger(sum->top, rap_larger(x1, x0));
     sum->z1 += e1;
     sum->z0 += e0;
     sum->s1 += cde_times(e1, d);
     sum->s0 += cde_times(e0, d);
-    sum->u1 += cde_times(e1, x1);
-    sum->u0 += cde_times(e0, x0);
+    sum->u1 += cde_times(e1, h1);
+    sum->u0 += cde_times(e0, h0);
     if (hellinger) {
         sum->b += rap_exp2f(0.5f * (x1 + x0), least);
     }
 }
 
-/* This lane's sums of a tile, x taken from the references of `st`. */
+/* This lane's sums of a tile, x taken from the references of `st`; s and u times SMALL, in
+ * nats. */
 RAP_HD cde_sums
 cde_tile(const rap_cde_cuda *p, const cde_row *r1, const cde_row *r0, int64_t tile,
          const rap_cde_state *st)
 {
-    const float m1 = (float)rap_cde_base(st->m1), m0 = (float)rap_cde_base(st->m0);
+    const float m1 = SMALL * (float)rap_cde_base(st->m1);
+    const float m0 = SMALL * (float)rap_cde_base(st->m0);
     const float least = rap_exp2f_least();
     const bool hellinger = p->want & RAP_CDE_BIT(RAP_CDE_HELLINGER2);
     cde_sums sum = {0, 0, 0, 0, 0, 0, 0, -INFINITY};
@@ -89,7 +98,7 @@ cde_tile(const rap_cde_cuda *p, const cde_row *r1, const cde_row *r0, int64_t ti
         cde_load8(p, r0, at, l0);
 #pragma unroll
         for (int i = 0; i < 8; i++) {
-            cde_add(&sum, (l1[i] - m1) * RAP_LOG2E, (l0[i] - m0) * RAP_LOG2E, hellinger,
+            cde_add(&sum, RAP_FMA(l1[i], SMALL, -m1), RAP_FMA(l0[i], SMALL, -m0), hellinger,
                     least);
         }
     }
@@ -122,6 +131,7 @@ cde_sweep_lane(const rap_cde_cuda *p, const cde_row *r1, const cde_row *r0,
                rap_cde_state *st)
 {
     const int64_t step = (int64_t)RAP_CDE_CUDA_TILE * (rap_threads() / RAP_WARP);
+    const double unit = LOG2E_OF_SMALL;
 
     rap_cde_clear(st);
     for (int64_t tile = (int64_t)RAP_CDE_CUDA_TILE * rap_warp(); tile < p->columns;
@@ -144,10 +154,10 @@ cde_sweep_lane(const rap_cde_cuda *p, const cde_row *r1, const cde_row *r0,
         }
         st->z1 += add.z1;
         st->z0 += add.z0;
-        st->s1 += add.s1;
-        st->s0 += add.s0;
-        st->u1 += add.u1;
-        st->u0 += add.u0;
+        st->s1 += add.s1 * unit;
+        st->s0 += add.s0 * unit;
+        st->u1 += add.u1 * unit;
+        st->u0 += add.u0 * unit;
         st->b += add.b;
     }
 }

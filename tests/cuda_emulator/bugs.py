@@ -81,6 +81,8 @@ BUGS = (
     _bug(16, "offsets that nobody checked are believed", CDE,
          "const int64_t stop = inside ? end : begin;", "const int64_t stop = end;",
          checks_cde.packed),
+    _bug(17, "differences of logits that overflow", CDE,
+         "#define SMALL 0x1p-10f", "#define SMALL 1.0f", checks_cde.any_size),
     _bug(20, "a block's counts and its ticket without a barrier between", DRM,
          "    rap_sync();\n    if (rap_thread() == 0) {\n        sh->last",
          "    if (rap_thread() == 0) {\n        sh->last", checks_drm.races),

@@ -53,6 +53,18 @@ def masked(mutation: Mutation | None = None) -> None:
     assert np.isfinite(got["rkl"]).all() and np.isfinite(got["js"]).all()
 
 
+def any_size(mutation: Mutation | None = None) -> None:
+    """Logits near the end of float32, and masks as large among common logits."""
+    for size in (1e4, 1e30, 3.3e38):
+        l1 = np.array([[size, size, -size, 0.0] * 600] * 2, np.float32)
+        l0 = np.array([[0.0, size, size, -size] * 600] * 2, np.float32)
+        l1[1], l0[1] = 0.5, 0.25
+        l1[1, 1500:], l0[1, 1500:] = -size, -size
+        got, truth = cde(l1, l0, mutation=mutation), reference.cde(l1, l0)
+        for name in DIVERGENCES:
+            np.testing.assert_allclose(got[name], truth[name], rtol=1e-5, atol=1e-5)
+
+
 def late_peak(mutation: Mutation | None = None) -> None:
     """The peak comes in the last tile of a warp: the references must follow it."""
     l1, l0 = _pair(2, 9000)
