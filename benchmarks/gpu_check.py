@@ -81,6 +81,33 @@ def _eager_top(d: torch.Tensor, k: int) -> torch.Tensor:
     return torch.topk(torch.where((d > 0) & (d < 1), d, -1.0), k).indices
 
 
+def _liger(h1: torch.Tensor, h0: torch.Tensor, w: torch.Tensor) -> Callable[[], object]:
+    """Its fused Jensen-Shannon divergence, which also makes gradients: rap's is "js"."""
+    from liger_kernel.transformers import LigerFusedLinearJSD
+
+    jsd = LigerFusedLinearJSD(jsd_beta=0.5)
+    return lambda: jsd(h1, w, h0, w)
+
+
+def _cce(h1: torch.Tensor, w: torch.Tensor) -> Callable[[], object]:
+    """Log-probabilities of targets of one branch only: less than any divergence."""
+    from cut_cross_entropy import linear_cross_entropy
+
+    targets = torch.zeros(len(h1), dtype=torch.int64, device="cuda")
+    return lambda: linear_cross_entropy(h1, w, targets, reduction="none")
+
+
+def _rival(name: str, make: Callable[..., Callable[[], object]], *arrays: torch.Tensor):
+    """[(name, call)], or nothing and the reason printed."""
+    try:
+        call = make(*arrays)
+        call()
+    except Exception as error:  # whatever somebody else's package says
+        print(f"skip  {name}: {type(error).__name__}: {str(error)[:100]}")
+        return []
+    return [(name, call)]
+
+
 def times() -> None:
     """One table: shape, rap, rival, ratio."""
     flush = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
@@ -95,7 +122,15 @@ def times() -> None:
          lambda: _eager(h1 @ w.T, h0 @ w.T)),
         ("drm 1e8, 9 %", lambda: rap.drm(d, 9_000_000), "topk",
          lambda: _eager_top(d, 9_000_000)),
+        # torch.sort of one large array is CUB's radix sort
+        ("drm 1e8, 9 %", lambda: rap.drm(d, 9_000_000), "CUB sort", lambda: torch.sort(d)),
     ]  # fmt: skip
+    for name, rival in _rival("Liger", _liger, h1, h0, w):
+        js = ("linear_cde js", lambda: rap.linear_cde(h1, h0, w, want="js"))
+        table.append((*js, name, rival))
+    for name, rival in _rival("CCE (less)", _cce, h1, w):
+        kl = ("linear_cde kl", lambda: rap.linear_cde(h1, h0, w, want="kl"))
+        table.append((*kl, name, rival))
     print(f"{torch.cuda.get_device_name()}: milliseconds, median of 20")
     print(f"{'':16}{'rap':>10}{'rival':>10}  ratio")
     for name, ours, rival_name, rival in table:

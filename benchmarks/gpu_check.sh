@@ -6,7 +6,8 @@
 #
 # Builds with RAP_CUDA=on, compares the device with the CPU path on every room and dtype,
 # runs compute-sanitizer (memcheck, racecheck, synccheck, initcheck) on small shapes if it
-# is installed, and times rap against torch eager and torch.topk (CUDA events, L2 flushed).
+# is installed, and times rap against torch eager, torch.topk, torch.sort (CUB) and, where
+# they are installed, Liger and CCE (CUDA events, L2 flushed).
 set -uo pipefail
 cd "$(dirname "$0")/.."
 PY=${1:-python3}

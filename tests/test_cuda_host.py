@@ -452,12 +452,24 @@ nothing_left()
 """)
 
 
-# What runs on the device in CI: of the accuracy tests the kinds that differ most.
-# What is quick with fibers. The whole suites take minutes: `pytest -p
-# cuda_emulator.fake.plugin tests/test_cde.py` with build.environment().
+@pytest.mark.parametrize("name", ["cde", "linear_cde", "ace", "drm"])
+def test_every_option_has_the_answer_or_the_error_of_the_cpu(name):
+    """One table for all options and dtypes: tests/cuda_emulator/options.py."""
+    done = subprocess.run(
+        [sys.executable, "-m", "cuda_emulator.options", name],
+        env=build.environment(seed=3) | {"RAP_FAKE_THREADS": "32"},
+        capture_output=True, text=True, timeout=290,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+
+
+# What is quick with fibers; drm but for what plugin.py names. The rest of cde and ace takes
+# minutes: `pytest -p cuda_emulator.fake.plugin tests/test_ace.py` with build.environment().
 SUITES = {
-    "tests/test_cde.py": "masked or wanted or packed or targets or equal_rows or rejects",
+    "tests/test_cde.py": "masked or wanted or packed or targets or equal_rows or rejects "
+    "or any_finite_size",
     "tests/test_ace.py": "wrong or opera or fault_23",
+    "tests/test_drm.py": "test",
 }
 
 
@@ -466,7 +478,7 @@ def test_the_public_tests_on_the_device(path):
     """The tests of the CPU, unchanged, every array on the fake device."""
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider",
-         "-p", "cuda_emulator.fake.plugin", path, "-k", SUITES[path] or "test"],
+         "-p", "cuda_emulator.fake.plugin", path, "-k", SUITES[path]],
         env=build.environment(seed=7), capture_output=True, text=True,
         cwd=Path(__file__).resolve().parent.parent, timeout=290,
     )  # fmt: skip

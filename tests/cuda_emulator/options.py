@@ -61,7 +61,11 @@ OPTIONS: dict[str, Options] = {
     "cde": ROWS,
     "linear_cde": ROWS
     | {
-        "bias": [np.ones(V, np.float32), np.ones(V, np.float16), np.ones(V - 1, np.float32)],
+        "bias": [
+            np.ones(V, np.float32),
+            np.ones(V, np.float16),
+            np.ones(V - 1, np.float32),
+        ],
         "scale": [None, 0.25, float("nan")],
         "softcap": [None, 4.0, -1.0],
         "memory": [1 << 20, -1],
@@ -171,7 +175,9 @@ def _compare(case: Options, got: Any, want: Any, bound: float) -> None:
         a, b = a.numpy(), b.numpy()
         assert a.dtype == b.dtype and a.shape == b.shape, case
         largest = max(1.0, np.abs(b[np.isfinite(b)]).max(initial=0.0))
-        np.testing.assert_allclose(a, b, rtol=0, atol=2 * bound * largest, err_msg=str(case))
+        np.testing.assert_allclose(
+            a, b, rtol=0, atol=2 * bound * largest, err_msg=str(case)
+        )
 
 
 def main(name: str) -> None:
