@@ -126,7 +126,7 @@ def full_rap(scores: rap.Scores, budget: float, seed: int) -> np.ndarray:
 
 
 def learnable(scores: rap.Scores, budget: float, seed: int) -> np.ndarray:
-    """``rap.choose`` that ranks by D times difficulty, as it does for the other evidence."""
+    """``rap.choose`` by D times difficulty, as it ranks the other evidence."""
     return choose(scores, budget, order="learnable").indices
 
 
