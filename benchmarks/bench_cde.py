@@ -65,7 +65,8 @@ def run_float32(rows: int) -> list[Row]:
     ]
     try:
         compiled = torch.compile(formula)
-        check("torch.compile", compiled(l1, l0)[0], ours().kl, 1e-4)
+        for name, got in zip(BOTH, compiled(l1, l0), strict=True):
+            check(f"torch.compile {name}", got, getattr(ours(), name), 1e-4)
         rivals.append(("torch.compile", lambda: compiled(l1, l0), 5))
     except WrongResult:
         raise
@@ -119,6 +120,7 @@ def run_trl(rows: int) -> list[Row]:
             return rap.cde(l1, l0, want=("logp1", "logp0"), targets=ids, threads=1)
 
         check("TRL's log-probability", targets().logp1, gather(l1, ids), 1e-4)
+        check("TRL's log-probability, blind", targets().logp0, gather(l0, ids), 1e-4)
         out.append(
             compare(
                 "cde",

@@ -15,8 +15,11 @@ import torch
 
 import rap
 from benchmarks.common import Row, check, compare, optional, shape_of
+from rap import reference
 
 RESPONSE = 256  # tokens
+WANT = ("kl", "logp1", "logp0")
+STATISTICS = ("log_psi", "attention_entropy", "attention_top", "image_mass")
 
 
 def wide_model(width: int, layers: int, vocab: int) -> tuple[Any, Any] | None:
@@ -52,7 +55,7 @@ def score_traces(driver: Any, with_image: Any, blind: Any) -> tuple[Any, Any]:
         scale=head.scale,
         softcap=head.softcap,
         targets=one.response_ids,
-        want=("kl", "logp1", "logp0"),
+        want=WANT,
         threads=1,
     )
     ace = rap.ace(
@@ -65,6 +68,25 @@ def score_traces(driver: Any, with_image: Any, blind: Any) -> tuple[Any, Any]:
         threads=1,
     )
     return cde, ace
+
+
+def check_scored(scored: tuple[Any, Any], logits: list[torch.Tensor], trace: Any) -> None:
+    """All that is timed, against the reference on the bare forwards' logits and on q, k."""
+    cde, ace = scored
+    l1, l0 = (x.double() for x in logits)
+    truth = reference.cde(l1, l0, targets=trace.response_ids)
+    for name in WANT:
+        check(f"scoring a sample: {name}", getattr(cde, name), truth[name], 1e-4)
+    truth = reference.ace(
+        trace.q,
+        trace.k,
+        response_start=trace.n_prompt,
+        scale=trace.scaling,
+        column_mask=~trace.special_mask,
+        image_mask=trace.image_mask,
+    )
+    for name in STATISTICS:
+        check(f"scoring a sample: {name}", getattr(ace, name), truth[name], 1e-4)
 
 
 def run(quick: bool) -> list[Row]:
@@ -95,8 +117,7 @@ def run(quick: bool) -> list[Row]:
     def scored() -> tuple[Any, Any]:
         return score_traces(driver, with_image, blind)
 
-    l1, l0 = both()
-    check("scoring a sample", scored()[0].kl, rap.cde(l1, l0, want="kl").kl, 1e-4)
+    check_scored(scored(), both(), driver.trace([with_image])[0])
     shape = shape_of(
         E=model.config.text_config.hidden_size,
         R=RESPONSE,

@@ -125,6 +125,16 @@ def full_rap(scores: rap.Scores, budget: float, seed: int) -> np.ndarray:
     return choose(scores, budget).indices
 
 
+def learnable(scores: rap.Scores, budget: float, seed: int) -> np.ndarray:
+    """``rap.choose`` by D times difficulty, as it ranks the other evidence."""
+    return choose(scores, budget, order="learnable").indices
+
+
+def readmitting(scores: rap.Scores, budget: float, seed: int) -> np.ndarray:
+    """``rap.choose`` as published: what the image hurts may replace trivial samples."""
+    return choose(scores, budget, readmit_hurt=True).indices
+
+
 ARMS = {
     "full": Arm("all data", None, "nothing"),
     "random": Arm("random, equal size", random, "nothing"),
@@ -136,6 +146,8 @@ ARMS = {
     "public": Arm("the authors' public rule", public, "all"),
     "rap": Arm("RAP", full_rap, "all"),
     "rap_logits": Arm("RAP, evidence logits", full_rap, "all", evidence="logits"),
+    "rap_learnable": Arm("RAP, order learnable", learnable, "all"),
+    "rap_readmit": Arm("RAP, image-hurts readmitted", readmitting, "all"),
     "rap_reselect": Arm("RAP, re-selected by rewards", full_rap, "all", reselect=True),
     "dapo": Arm("all data, DAPO refill", None, "nothing", refill=3),
 }

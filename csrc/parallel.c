@@ -126,13 +126,11 @@ static void
 run_tasks(job *j, int worker)
 {
     uint64_t mode = rap_fp_mode_enter();
+    int64_t task;
 
-    while (!rap_should_stop(j->exec, worker)) {
-        int64_t task = atomic_fetch_add(&j->next, 1);
-
-        if (task >= j->tasks) {
-            break;
-        }
+    while ((task = atomic_fetch_add(&j->next, 1)) < j->tasks
+           && !rap_should_stop(j->exec, worker))
+    {
         j->fn(j->ctx, task, worker);
     }
     rap_fp_mode_leave(mode);

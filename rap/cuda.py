@@ -171,19 +171,6 @@ def is_torch(x: object) -> bool:
     return torch is not None and isinstance(x, torch.Tensor)
 
 
-def on_host(*arrays: Any) -> bool:
-    """Whether each is None, NumPy's or torch's on the CPU: a quick way past `place_of`,
-    which costs a call on small arrays a microsecond."""
-    torch = sys.modules.get("torch")
-    tensor = () if torch is None else torch.Tensor
-    for x in arrays:
-        if x is None or isinstance(x, np.ndarray):
-            continue
-        if not (isinstance(x, tensor) and x.is_cpu):
-            return False
-    return True
-
-
 def device_of(x: Any) -> int | None:
     """Ordinal of the CUDA device that an array is on; None for any other memory."""
     if x is None or isinstance(x, np.ndarray):

@@ -26,7 +26,6 @@ import numpy as np
 
 from . import _C, cuda
 from .cuda import is_torch as _is_torch
-from .cuda import on_host
 from .errors import RapConfigError, RapInputError
 
 CDE_OUTPUTS = (
@@ -112,6 +111,17 @@ def _threads(threads: int | None, work: int) -> int:
     return min(_integer("threads", threads), 256)
 
 
+def _as_is(x: Any) -> bool:
+    """Whether _C can view x where it lies: an array in host memory, NumPy's or torch's,
+    contiguous. A quick way past `cuda.place_of` and `_input`, which cost a call on small
+    arrays two microseconds."""
+    if isinstance(x, np.ndarray):
+        return x.flags.carray
+    if not _is_torch(x) or x.requires_grad or x.is_neg():
+        return False
+    return x.is_cpu and x.is_contiguous()
+
+
 def _input(x: Any, contiguous: bool = False) -> Any:
     """What _C can view: torch tensors detached, the last dimension contiguous (all of
     them if asked)."""
@@ -173,7 +183,7 @@ def _device_mask(name: str, mask: Any, place: cuda.Place) -> Any:
         return None if mask is None else _own(_host(mask, np.bool_, name))
     if device != place.device:
         raise RapInputError(f"{name} is on another device than the rest")
-    if str(getattr(mask, "dtype", "bool")).removeprefix("torch.") != "bool":
+    if _is_torch(mask) and str(mask.dtype) != "torch.bool":
         raise RapInputError(f"{name}: expected booleans, got {mask.dtype}")
     return _device_input(mask, place, contiguous=True)
 
@@ -195,16 +205,19 @@ def _host(x: Any, dtype: type, name: str) -> np.ndarray:
 
 def _integer(name: str, value: object, least: int = 1) -> int:
     """A whole number that C can hold."""
+    if type(value) is int and least <= value < 2**63:
+        return value
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
         if least <= value < 2**63:
             return int(value)
     raise RapConfigError(f"{name} = {value!r}: expected an integer >= {least}")
 
 
-def _answer(like: Any) -> Callable[[np.ndarray], Any]:
-    """Brings arrays into the framework that `like` came from, and on its device."""
+def _answer(like: Any) -> Callable[[np.ndarray], Any] | None:
+    """Brings an array into the framework that `like` came from, and on its device; None:
+    that is NumPy."""
     if isinstance(like, np.ndarray) or not _is_torch(like):
-        return np.asarray
+        return None
     from_numpy = sys.modules["torch"].from_numpy
     return from_numpy if like.is_cpu else lambda x: from_numpy(x).to(like.device)
 
@@ -271,18 +284,16 @@ def _means(rows: np.ndarray, weights: Any, cu: np.ndarray) -> np.ndarray:
 def _cde_result(
     out: np.ndarray, wanted: tuple[int, ...], weights: Any, cu_seqlens: Any, like: Any
 ) -> CdeResult:
-    answer = _answer(like)
-    fields: list[Any] = [None] * len(CDE_OUTPUTS)
     if cu_seqlens is not None:
         cu = _offsets(cu_seqlens, out.shape[1])
-        for row in wanted:
-            fields[row] = answer(_means(out[row], weights, cu))
     elif weights is not None:
         raise RapConfigError("weights need cu_seqlens: they weigh the means per sample")
-    else:
-        for row in wanted:
-            fields[row] = answer(out[row])
-    return CdeResult(*fields)
+    answer = _answer(like)
+    fields: list[Any] = [None] * len(CDE_OUTPUTS)
+    for row in wanted:
+        x = out[row] if cu_seqlens is None else _means(out[row], weights, cu)
+        fields[row] = x if answer is None else answer(x)
+    return CdeResult._make(fields)
 
 
 def _device_offsets(cu_seqlens: Any, total: int, place: cuda.Place) -> Any:
@@ -327,8 +338,10 @@ def _device_cde_result(
 
 
 def _rows(x: Any) -> int:
-    shape = getattr(x, "shape", ())
-    return int(shape[0]) if len(shape) else 0
+    try:
+        return x.shape[0]
+    except (AttributeError, IndexError):  # _C will say what is wrong with it
+        return 0
 
 
 def _bytes(x: Any) -> int:
@@ -360,23 +373,23 @@ def cde(
     RapConfigError (unknown ``want``). Source: method.md section 1; csrc/cde/cde.h.
     """
     wanted, mask = _wanted(want, targets)
-    place = None
-    if not on_host(logits1, logits0):
-        place = cuda.place_of("cde", logits1=logits1, logits0=logits0)
-    if place is not None:
-        _threads(threads, 0)  # says nothing there, but nonsense is refused
-        out = place.empty((len(CDE_OUTPUTS), _rows(logits1)), "float64")
-        _C.cde_cuda(
-            _device_input(logits1, place),
-            _device_input(logits0, place),
-            _device_targets(targets, place),
-            out,
-            mask,
-            place.stream,
-            place.words,
-        )
-        return _device_cde_result(out, (wanted, mask), weights, cu_seqlens, place)
-    first, second = _input(logits1), _input(logits0)
+    first, second = logits1, logits0
+    if not (_as_is(first) and _as_is(second)):
+        place = cuda.place_of("cde", logits1=first, logits0=second)
+        if place is not None:
+            _threads(threads, 0)  # says nothing there, but nonsense is refused
+            out = place.empty((len(CDE_OUTPUTS), _rows(first)), "float64")
+            _C.cde_cuda(
+                _device_input(first, place),
+                _device_input(second, place),
+                _device_targets(targets, place),
+                out,
+                mask,
+                place.stream,
+                place.words,
+            )
+            return _device_cde_result(out, (wanted, mask), weights, cu_seqlens, place)
+        first, second = _input(first), _input(second)
     out = np.empty((len(CDE_OUTPUTS), _rows(first)))
     ids = None if targets is None else _host(targets, np.int64, "targets")
     _C.cde(first, second, ids, out, mask, _threads(threads, _bytes(first)))
@@ -510,18 +523,18 @@ def ace(
     """
     if len(getattr(q, "shape", ())) != 3 or len(getattr(k, "shape", ())) != 3:
         raise RapInputError("q and k: expected arrays [heads, L, D]")
-    hq, total, dim = map(int, q.shape)
+    hq, total, dim = q.shape
     if cu_seqlens is None:
-        cu, samples = np.array((0, total), np.int64), 1
+        cu, samples = None, 1
     else:
         cu = _host(cu_seqlens, np.int64, "cu_seqlens")
         samples = max(0, cu.size - 1)
-    if samples == 1 and type(response_start) is int and 0 <= response_start <= total:
-        start = np.array((response_start,), np.int64)  # half the time of the general way
-    else:
-        start = _host(response_start, np.int64, "response_start")
-        start = np.full(samples, start) if start.ndim == 0 else start
-    fields = hq if heads == "each" else 1
+    start = response_start
+    if cu is not None or type(start) is not int:
+        start = _host(start, np.int64, "response_start")
+        start = np.full(samples, start) if np.ndim(response_start) == 0 else start
+    fields = (hq,) if heads == "each" else ()
+    shape = (samples, *fields)
     options = (
         float(dim**-0.5 if scale is None else scale),
         float(sigma),
@@ -535,54 +548,55 @@ def ace(
         bool(normalise),
         bool(stats),
     )
-    masks = {"column_mask": column_mask, "image_mask": image_mask}
-    place = None if on_host(q, k, lse) else cuda.place_of("ace", q=q, k=k, lse=lse)
-    if place is not None:
-        _threads(threads, 0)  # says nothing there, but nonsense is refused
-        inputs = (_device_input(q, place), _device_input(k, place), cu, start)
-        inputs += tuple(_device_mask(name, x, place) for name, x in masks.items())
-        inputs += (None if lse is None else _device_input(lse, place),)
-        return _ace_on_device(inputs, (samples, fields, total), options, place, heads)
-    summary = np.empty((4, samples, fields))
-    position = np.empty((samples, fields), np.int64)
-    psi = np.empty((fields, total))
+    first, second = q, k
+    if not (_as_is(q) and _as_is(k) and (lse is None or _as_is(lse))):
+        place = cuda.place_of("ace", q=q, k=k, lse=lse)
+        if place is not None:
+            _threads(threads, 0)  # says nothing there, but nonsense is refused
+            masks = {"column_mask": column_mask, "image_mask": image_mask}
+            inputs = (_device_input(q, place), _device_input(k, place), cu, start)
+            inputs += tuple(_device_mask(name, x, place) for name, x in masks.items())
+            inputs += (None if lse is None else _device_input(lse, place),)
+            return _ace_on_device(inputs, shape, (*fields, total), options, place)
+        first, second = _input(q), _input(k)
+        lse = None if lse is None else _input(lse)
+    summary = np.empty((4, *shape))
+    position = np.empty(shape, np.int64)
+    psi = np.empty((*fields, total))
     _C.ace(
-        _input(q),
-        _input(k),
+        first,
+        second,
         cu,
         start,
-        *(None if x is None else _host(x, np.bool_, name) for name, x in masks.items()),
-        None if lse is None else _input(lse),
+        None if column_mask is None else _host(column_mask, np.bool_, "column_mask"),
+        None if image_mask is None else _host(image_mask, np.bool_, "image_mask"),
+        lse,
         summary,
         position,
         psi,
         *options,
         _threads(threads, hq * total * total * dim),
     )
-    if heads != "each":
-        summary, position, psi = summary[:, :, 0], position[:, 0], psi[0]
-    values = (summary[0], position, summary[1], summary[2], summary[3], psi)
-    return AceResult(*map(_answer(q), values))
+    log_psi, entropy, mass, image = summary
+    values = (log_psi, position, entropy, mass, image, psi)
+    answer = _answer(q)
+    return AceResult(*(values if answer is None else map(answer, values)))
 
 
 def _ace_on_device(
     inputs: tuple[Any, ...],
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
+    columns: tuple[int, ...],
     options: tuple[Any, ...],
     place: cuda.Place,
-    heads: str,
 ) -> AceResult:
-    samples, fields, total = shape
     cuda.open_cublaslt()
-    summary = place.empty((4, samples, fields), "float64")
-    position = place.empty((samples, fields), "int64")
-    psi = place.empty((fields, total), "float64")
+    summary = place.empty((4, *shape), "float64")
+    position = place.empty(shape, "int64")
+    psi = place.empty(columns, "float64")
     _C.ace_cuda(*inputs, summary, position, psi, *options, place.stream, place.words)
     log_psi, entropy, mass, image = (summary[i] for i in range(4))
-    if heads == "each":
-        return AceResult(log_psi, position, entropy, mass, image, psi)
-    flat = (x.reshape(samples) for x in (log_psi, position, entropy, mass, image))
-    return AceResult(*flat, psi.reshape(total))
+    return AceResult(log_psi, position, entropy, mass, image, psi)
 
 
 def _scores(x: Any) -> Any:
@@ -618,7 +632,7 @@ def drm(
     """
     k = _integer("k", k, 0)
     place = None
-    if not on_host(difficulty, gain):
+    if not (_as_is(difficulty) and (gain is None or _as_is(gain))):
         place = cuda.place_of("drm", difficulty=difficulty, gain=gain)
     if place is not None:
         _threads(threads, 0)  # says nothing there, but nonsense is refused
@@ -634,7 +648,8 @@ def drm(
         out,
         _threads(threads, 8 * int(scores.shape[0])),
     )
-    return _answer(difficulty)(out[:found])
+    answer = _answer(difficulty)
+    return out[:found] if answer is None else answer(out[:found])
 
 
 def _device_scores(x: Any, place: cuda.Place) -> Any:

@@ -53,10 +53,11 @@ typedef struct {
     rap_array response_start; /* int64 [S], inside the sample */
     rap_array column_mask;    /* bool [L]: true may be a candidate; or empty */
     rap_array image_mask;     /* bool [L]; or empty */
-    rap_array lse;      /* float32 or float64 [Hq, L] of the scaled scores; or empty */
-    rap_array summary;  /* out float64 [OUTPUTS, S, F] */
-    rap_array position; /* out int64 [S, F]: column inside the sample, -1: none */
-    rap_array psi;      /* out float64 [F, L]: log psi_j, -inf: no candidate */
+    rap_array lse; /* float32 or float64 [Hq, L] of the scaled scores; or empty */
+    /* out, contiguous, F in the shape or not where it is 1: */
+    rap_array summary;  /* float64 [OUTPUTS, S, F] */
+    rap_array position; /* int64 [S, F]: column inside the sample, -1: none */
+    rap_array psi;      /* float64 [F, L]: log psi_j, -inf: no candidate */
     double scale, sigma;
     int64_t min_rows, window; /* window 0: all rows */
     int64_t key_window;       /* keys a row sees, 0: all before it */

@@ -330,7 +330,7 @@ reduce_task(void *arg, int64_t task, int worker)
     const ace_sample *s = &ctx->sample[task / ctx->fields];
     const int64_t field = task % ctx->fields, width = s->length + 3;
     const double *sums = ctx->sums + s->sums_at + field * s->groups * width;
-    double *psi = (double *)ctx->a->psi.data + field * ctx->a->psi.stride[0] + s->begin;
+    double *psi = (double *)ctx->a->psi.data + field * ctx->a->q.shape[1] + s->begin;
     double *out = (double *)ctx->a->summary.data + task;
     const int64_t outputs = ctx->samples * ctx->fields, rows = s->length - s->start;
     double best = -INFINITY;

@@ -90,7 +90,7 @@ check_samples(const rap_ace_args *a, rap_error *err)
 }
 
 static bool
-is_dense(const rap_array *x)
+is_dense(const rap_array *x, int64_t elements)
 {
     int64_t size = 1;
     bool dense = true;
@@ -99,7 +99,7 @@ is_dense(const rap_array *x)
         dense = dense && (x->shape[i] <= 1 || x->stride[i] == size);
         size *= x->shape[i];
     }
-    return dense || size == 0;
+    return size == elements && (dense || size == 0);
 }
 
 static bool
@@ -107,13 +107,10 @@ check_outputs(const rap_ace_args *a, rap_error *err)
 {
     const int64_t fields = a->heads == RAP_ACE_EACH ? a->q.shape[0] : 1;
     const int64_t samples = a->cu_seqlens.shape[0] - 1;
-    const rap_array *sum = &a->summary, *pos = &a->position, *psi = &a->psi;
 
-    if (sum->ndim != 3 || sum->shape[0] != RAP_ACE_OUTPUTS || sum->shape[1] != samples
-        || sum->shape[2] != fields || pos->ndim != 2 || pos->shape[0] != samples
-        || pos->shape[1] != fields || psi->ndim != 2 || psi->shape[0] != fields
-        || psi->shape[1] != a->q.shape[1] || !is_dense(sum) || !is_dense(pos)
-        || !is_dense(psi))
+    if (!is_dense(&a->summary, RAP_ACE_OUTPUTS * samples * fields)
+        || !is_dense(&a->position, samples * fields)
+        || !is_dense(&a->psi, fields * a->q.shape[1]))
     {
         return rap_fail(err, RAP_EINPUT, "outputs: expected other shapes, contiguous");
     }
@@ -281,18 +278,21 @@ pack_task(void *arg, int64_t task, int worker)
 
     rap_gemm_pack(ctx->exec->kernels, at, k->dtype, k->stride[1], s->length, ctx->dim,
                   ctx->packed + s->packed_at + head * s->packed_size,
-                  p->lines + worker * p->lines_size);
+                  p->lines == NULL ? NULL : p->lines + worker * p->lines_size);
 }
 
 bool
 rap_ace_pack(ace_ctx *ctx, rap_error *err)
 {
     const int64_t tasks = ctx->samples * ctx->a->k.shape[0];
-    pack_ctx p = {.ctx = ctx, .lines_size = ctx->exec->kernels->gemm_nr * ctx->dim};
+    pack_ctx p = {.ctx = ctx};
     bool ok;
 
-    p.lines = rap_alloc(4 * p.lines_size * rap_workers(ctx->exec, tasks), err);
-    ok = p.lines != NULL && rap_parallel(ctx->exec, tasks, pack_task, &p, err);
+    if (ctx->a->k.dtype != RAP_F32) {
+        p.lines_size = ctx->exec->kernels->gemm_nr * ctx->dim;
+        p.lines = rap_alloc(4 * p.lines_size * rap_workers(ctx->exec, tasks), err);
+    }
+    ok = err->status == RAP_OK && rap_parallel(ctx->exec, tasks, pack_task, &p, err);
     rap_free(p.lines);
     return ok;
 }

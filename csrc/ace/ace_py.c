@@ -5,13 +5,43 @@
 #include "../cuda_py.h"
 #include "ace.h"
 
+/* Offsets as int64 arrays; or None for one sample of length L, and an int for its
+ * response_start: `one` holds them then, and two small arrays are spared. */
 static bool
-acquire(PyObject *const *object, rap_ace_args *a, rap_error *err)
+acquire_samples(PyObject *cu_seqlens, PyObject *response_start, int64_t one[3],
+                rap_ace_args *a, rap_error *err)
+{
+    int overflow = 0;
+    bool ok = true;
+
+    if (cu_seqlens == Py_None) {
+        one[0] = 0;
+        one[1] = a->q.shape[1];
+        a->cu_seqlens = (rap_array){
+            .data = one, .shape = {2}, .stride = {1}, .ndim = 1, .dtype = RAP_I64};
+    }
+    else {
+        ok = rap_array_from(cu_seqlens, "cu_seqlens", false, &a->cu_seqlens, err);
+    }
+    if (ok && PyLong_Check(response_start)) {
+        one[2] = PyLong_AsLongLongAndOverflow(response_start, &overflow);
+        a->response_start = (rap_array){
+            .data = one + 2, .shape = {1}, .stride = {1}, .ndim = 1, .dtype = RAP_I64};
+    }
+    else {
+        ok = ok
+             && rap_array_from(response_start, "response_start", false, &a->response_start,
+                               err);
+    }
+    return ok;
+}
+
+static bool
+acquire(PyObject *const *object, int64_t one[3], rap_ace_args *a, rap_error *err)
 {
     return rap_array_from(object[0], "q", false, &a->q, err)
            && rap_array_from(object[1], "k", false, &a->k, err)
-           && rap_array_from(object[2], "cu_seqlens", false, &a->cu_seqlens, err)
-           && rap_array_from(object[3], "response_start", false, &a->response_start, err)
+           && acquire_samples(object[2], object[3], one, a, err)
            && rap_array_from(object[4], "column_mask", true, &a->column_mask, err)
            && rap_array_from(object[5], "image_mask", true, &a->image_mask, err)
            && rap_array_from(object[6], "lse", true, &a->lse, err)
@@ -33,6 +63,7 @@ rap_py_ace(PyObject *module, PyObject *py_args, PyObject *kwargs)
     rap_ace_args args = {0};
     rap_error err = {0};
     rap_exec exec;
+    int64_t one[3];
     long long min_rows, window, key_window;
     int renormalise, normalise, stats, threads;
 
@@ -51,7 +82,7 @@ rap_py_ace(PyObject *module, PyObject *py_args, PyObject *kwargs)
     args.normalise = normalise;
     args.stats = stats;
 
-    if (acquire(o, &args, &err) && rap_ace_check(&args, &err)) {
+    if (acquire(o, one, &args, &err) && rap_ace_check(&args, &err)) {
         const int64_t *shape = args.q.shape;
         double products =
             (double)shape[0] * (double)shape[1] * (double)shape[1] * (double)shape[2] / 2;
@@ -75,12 +106,12 @@ rap_py_ace(PyObject *module, PyObject *py_args, PyObject *kwargs)
 /* --- the same on a CUDA device ------------------------------------------------------- */
 
 static bool
-acquire_device(PyObject *const *object, int64_t ready, rap_ace_args *a, rap_error *err)
+acquire_device(PyObject *const *object, int64_t ready, int64_t one[3], rap_ace_args *a,
+               rap_error *err)
 {
     return rap_array_from_device(object[0], "q", false, ready, &a->q, err)
            && rap_array_from_device(object[1], "k", false, ready, &a->k, err)
-           && rap_array_from(object[2], "cu_seqlens", false, &a->cu_seqlens, err)
-           && rap_array_from(object[3], "response_start", false, &a->response_start, err)
+           && acquire_samples(object[2], object[3], one, a, err)
            && rap_array_from_device(object[4], "column_mask", true, ready, &a->column_mask,
                                     err)
            && rap_array_from_device(object[5], "image_mask", true, ready, &a->image_mask,
@@ -113,6 +144,7 @@ rap_py_ace_cuda(PyObject *module, PyObject *py_args, PyObject *kwargs)
                                  {&args.image_mask, "image_mask", true},
                                  {NULL, NULL, false}};
     rap_error err = {0};
+    int64_t one[3];
     long long min_rows, window, key_window, stream;
     int renormalise, normalise, stats;
 
@@ -132,7 +164,7 @@ rap_py_ace_cuda(PyObject *module, PyObject *py_args, PyObject *kwargs)
     args.stats = stats;
     plan.stream = stream;
 
-    if (acquire_device(o, rap_dlpack_stream(stream), &args, &err)
+    if (acquire_device(o, rap_dlpack_stream(stream), one, &args, &err)
         && rap_ace_check(&args, &err))
     {
         rap_run_on_device(module, arrays, &plan, &args, &err);
