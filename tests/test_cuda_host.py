@@ -351,6 +351,8 @@ large.shape = (4, 2**61)
 refused(rap.RapInputError, "too large", rap.cde, large, large)
 large.shape = (2**40, 2)
 refused(MemoryError, "OUT_OF_MEMORY", rap.cde, large, large)
+large.shape, large.strides = (1, 2**33, 2), (2**34, 2, 1)
+refused(MemoryError, "OUT_OF_MEMORY", rap.ace, large, large, response_start=5)
 empty = rap.cde(FakeArray(x[:0]), FakeArray(y[:0]))
 assert empty.kl.shape == (0,) and empty.kl.numpy().size == 0
 assert rap.linear_cde(FakeArray(x[:0]), FakeArray(y[:0]), b).kl.shape == (0,)
