@@ -16,6 +16,9 @@ available(const rap_kernels **table)
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")
         && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
     {
+        if (__builtin_cpu_supports("avx512bf16")) {
+            table[n++] = &rap_kernels_avx512_bf16;
+        }
         table[n++] = &rap_kernels_avx512;
     }
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")

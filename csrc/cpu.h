@@ -13,6 +13,9 @@
 
 struct rap_cde_state; /* cde/cde.h */
 
+typedef void rap_gemm_panel(const float *a, int64_t lda, int64_t rows, const float *panel,
+                            int64_t depth, bool add, float *c, int64_t ldc);
+
 typedef struct rap_kernels {
     const char *name;
     int piece; /* terms summed in float32 before float64 */
@@ -24,8 +27,8 @@ typedef struct rap_kernels {
     int gemm_nr;
     void (*gemm_pack)(const float *b, int64_t ldb, int64_t cols, int64_t depth,
                       float *panel);
-    void (*gemm_panel)(const float *a, int64_t lda, int64_t rows, const float *panel,
-                       int64_t depth, bool add, float *c, int64_t ldc);
+    rap_gemm_panel *gemm_panel;
+    rap_gemm_panel *gemm_panel_bf16; /* NULL or gemm/gemm_bf16_kernel.h */
 
     /* cde/cde.h */
     void (*cde_sweep)(const void *l1, const void *l0, rap_dtype dtype, int64_t n,

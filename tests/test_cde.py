@@ -318,3 +318,28 @@ def test_linear_rejects_what_does_not_fit(rng):
         rap.linear_cde(h, h, w[:, :8], memory=-1)
     empty = rap.linear_cde(h[:0], h[:0], w[:, :8])
     assert empty.kl.shape == (0,)
+
+
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
+def test_bfloat16_products_are_as_exact_as_those_of_float32(isa, rng):
+    """Products of bfloat16 are exact in float32: what rounds is the sum, in either type."""
+    for tokens, vocab, hidden in ((40, 700, 1026), (3, 33, 2), (13, 200, 515)):
+        h1, h0 = (
+            torch.from_numpy(rng.normal(size=(tokens, hidden))).bfloat16() for _ in range(2)
+        )
+        w = torch.from_numpy(rng.normal(size=(vocab, hidden)) * 3 / hidden**0.5).bfloat16()
+        got = rap.linear_cde(h1, h0, w, threads=1)
+        truth = reference.linear_cde(h1.double(), h0.double(), w.double())
+        l1, l0 = (h.float() @ w.float().T for h in (h1, h0))
+        plain = naive(l1, l0, torch.zeros(tokens, dtype=torch.int64))
+        unit = 2.0**-24 * max(1.0, float(l1.abs().max()))
+        for name in ("kl", "rkl", "js", "entropy1"):
+            error = np.abs(getattr(got, name).numpy() - truth[name]).max()
+            assert error <= 4 * max(np.abs(plain[name] - truth[name]).max(), unit), name
+        many = rap.linear_cde(h1, h0, w, threads=3, memory=1)
+        assert got.kl.numpy().tobytes() == many.kl.numpy().tobytes()
+        # rows that are no whole pairs of bfloat16 take the way through float32
+        odd = torch.empty(vocab, hidden + 1, dtype=torch.bfloat16)[:, 1:].copy_(w)
+        np.testing.assert_allclose(
+            rap.linear_cde(h1, h0, odd).kl, got.kl, rtol=1e-4, atol=4 * unit
+        )

@@ -25,6 +25,7 @@
  * RAP_CDE_SLACK is set to the end of it; anything further out is left to be seen.
  *
  * Limits: -inf is a token outside the support (0 log 0 = 0; kl = inf where p1 > 0 = p0);
+ * infinite divergences are equal: +inf, above every finite one, whatever mass is outside.
  * NaN or +inf in a row makes NaN of all that reads its branch. V >= 1.
  */
 #ifndef RAP_CDE_H

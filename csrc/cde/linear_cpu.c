@@ -30,8 +30,28 @@ typedef struct {
     int64_t rows;          /* rows a task */
     int64_t begin, n;      /* this chunk */
     int64_t panels;        /* packed by one task each */
+    bool pairs;            /* the product takes bfloat16 as it lies: 32 bits hold two */
+    int64_t depth;         /* E; of pairs, half of it */
     int pass;
 } linear_ctx;
+
+/* Rows of two bfloat16 in 32 bits each. */
+static bool
+is_pairs(const rap_array *x)
+{
+    return x->dtype == RAP_BF16 && x->shape[1] % 2 == 0 && x->stride[0] % 2 == 0
+           && (uintptr_t)x->data % sizeof(float) == 0;
+}
+
+static void
+choose_product(linear_ctx *ctx)
+{
+    const rap_linear_cde_args *a = ctx->args;
+
+    ctx->pairs = ctx->exec->kernels->gemm_panel_bf16 != NULL && is_pairs(&a->weight)
+                 && is_pairs(&a->hidden1) && is_pairs(&a->hidden0);
+    ctx->depth = ctx->pairs ? a->weight.shape[1] / 2 : a->weight.shape[1];
+}
 
 static void
 pack_task(void *arg, int64_t panel, int worker)
@@ -39,16 +59,16 @@ pack_task(void *arg, int64_t panel, int worker)
     const linear_ctx *ctx = arg;
     const rap_array *w = &ctx->args->weight;
     const rap_kernels *kernels = ctx->exec->kernels;
-    const int64_t depth_all = w->shape[1], nr = kernels->gemm_nr;
+    const int64_t depth_all = ctx->depth, nr = kernels->gemm_nr;
     const int64_t first = ctx->begin + panel * nr;
     const int64_t cols = RAP_MIN(nr, ctx->begin + ctx->n - first);
     float *lines = ctx->scratch + worker * ctx->scratch_size;
     const char *src =
         (const char *)w->data + first * w->stride[0] * (int64_t)rap_dtype_size(w->dtype);
     const float *b = (const float *)src;
-    int64_t ldb = w->stride[0];
+    int64_t ldb = ctx->pairs ? w->stride[0] / 2 : w->stride[0];
 
-    if (w->dtype != RAP_F32) {
+    if (w->dtype != RAP_F32 && !ctx->pairs) {
         for (int64_t j = 0; j < cols; j++) {
             kernels->widen(src + j * w->stride[0] * (int64_t)rap_dtype_size(w->dtype),
                            w->dtype, depth_all, lines + j * depth_all);
@@ -64,22 +84,22 @@ pack_task(void *arg, int64_t panel, int worker)
     }
 }
 
-/* Rows [row, row + n) of hidden as float32, in place or widened. */
+/* Rows [row, row + n) of hidden as the product takes them: in place or widened. */
 static const float *
-hidden_rows(const rap_kernels *kernels, const rap_array *hidden, int64_t row, int64_t n,
+hidden_rows(const linear_ctx *ctx, const rap_array *hidden, int64_t row, int64_t n,
             float *buffer, int64_t *ld)
 {
     size_t size = rap_dtype_size(hidden->dtype);
     const char *at = (const char *)hidden->data + row * hidden->stride[0] * (int64_t)size;
 
-    *ld = hidden->stride[0];
-    if (hidden->dtype == RAP_F32) {
+    *ld = ctx->pairs ? hidden->stride[0] / 2 : hidden->stride[0];
+    if (hidden->dtype == RAP_F32 || ctx->pairs) {
         return (const float *)at;
     }
     *ld = hidden->shape[1];
     for (int64_t i = 0; i < n; i++) {
-        kernels->widen(at + i * hidden->stride[0] * (int64_t)size, hidden->dtype,
-                       hidden->shape[1], buffer + i * hidden->shape[1]);
+        ctx->exec->kernels->widen(at + i * hidden->stride[0] * (int64_t)size, hidden->dtype,
+                                  hidden->shape[1], buffer + i * hidden->shape[1]);
     }
     return buffer;
 }
@@ -115,17 +135,18 @@ rows_task(void *arg, int64_t task, int worker)
     const linear_ctx *ctx = arg;
     const rap_linear_cde_args *a = ctx->args;
     const rap_kernels *kernels = ctx->exec->kernels;
-    const int64_t depth = a->weight.shape[1], row = task * ctx->rows;
+    const int64_t row = task * ctx->rows;
     const int64_t n = RAP_MIN(ctx->rows, a->hidden1.shape[0] - row);
     float *products = ctx->scratch + worker * ctx->scratch_size;
     float *buffer = products + 2 * ctx->rows * RAP_LINEAR_CHUNK;
 
     for (int branch = 0; branch < 2; branch++) {
         int64_t ld;
-        const float *h = hidden_rows(kernels, branch == 0 ? &a->hidden1 : &a->hidden0, row,
-                                     n, buffer, &ld);
+        const float *h =
+            hidden_rows(ctx, branch == 0 ? &a->hidden1 : &a->hidden0, row, n, buffer, &ld);
 
-        rap_gemm(kernels, h, ld, n, ctx->packed, ctx->n, depth,
+        rap_gemm(kernels, ctx->pairs ? kernels->gemm_panel_bf16 : kernels->gemm_panel, h,
+                 ld, n, ctx->packed, ctx->n, ctx->depth,
                  products + branch * n * RAP_LINEAR_CHUNK, RAP_LINEAR_CHUNK);
     }
     for (int64_t i = 0; i < n; i++) {
@@ -191,6 +212,7 @@ rap_linear_cde_cpu(const rap_linear_cde_args *a, rap_exec *exec, rap_error *err)
     if (err->status != RAP_OK) {
         goto done;
     }
+    choose_product(&ctx);
     for (int64_t t = 0; t < tokens; t++) {
         rap_cde_clear(&ctx.states[t]);
     }

@@ -39,8 +39,8 @@ rap_gemm_pack(const rap_kernels *kernels, const void *b, rap_dtype dtype, int64_
 }
 
 void
-rap_gemm(const rap_kernels *kernels, const float *a, int64_t lda, int64_t m,
-         const float *packed, int64_t n, int64_t k, float *c, int64_t ldc)
+rap_gemm(const rap_kernels *kernels, rap_gemm_panel *panel, const float *a, int64_t lda,
+         int64_t m, const float *packed, int64_t n, int64_t k, float *c, int64_t ldc)
 {
     const int nr = kernels->gemm_nr;
     const int64_t panels = rap_ceil_div(n, nr);
@@ -49,8 +49,8 @@ rap_gemm(const rap_kernels *kernels, const float *a, int64_t lda, int64_t m,
         int64_t depth = RAP_MIN(RAP_GEMM_DEPTH, k - d);
 
         for (int64_t p = 0; p < panels; p++) {
-            kernels->gemm_panel(a + d, lda, m, packed + d * panels * nr + p * depth * nr,
-                                depth, d > 0, c + p * nr, ldc);
+            panel(a + d, lda, m, packed + d * panels * nr + p * depth * nr, depth, d > 0,
+                  c + p * nr, ldc);
         }
     }
 }

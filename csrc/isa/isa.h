@@ -10,12 +10,17 @@
 #include <stdint.h>
 #include <string.h>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include "../cpu.h"
 
 extern const rap_kernels rap_kernels_scalar;
 #if defined(__x86_64__)
 extern const rap_kernels rap_kernels_avx2;
 extern const rap_kernels rap_kernels_avx512;
+extern const rap_kernels rap_kernels_avx512_bf16; /* and one more product */
 #elif defined(__aarch64__)
 extern const rap_kernels rap_kernels_neon;
 #endif

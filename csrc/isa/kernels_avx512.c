@@ -22,6 +22,7 @@
 
 #define RAP_ISA_NAME "avx512"
 #define RAP_ISA_TABLE rap_kernels_avx512
+#define RAP_ISA_BF16_TABLE rap_kernels_avx512_bf16
 #define RAP_LANES 16
 #define RAP_MR 12
 #define RAP_NR 32

@@ -24,24 +24,19 @@ _Static_assert(RAP_ACE_ROWS % RAP_MR == 0, "a block must hold whole tiles");
 
 #include "../drm/drm_kernel.h"
 
-const rap_kernels RAP_ISA_TABLE = {
-    .name = RAP_ISA_NAME,
-    .piece = RAP_PIECE,
-    .widen = widen,
-    .gemm_nr = RAP_NR,
-    .gemm_pack = gemm_pack,
-    .gemm_panel = gemm_panel,
-    .cde_sweep = cde_sweep,
-    .cde_mix = cde_mix,
-    .cde_map = cde_map,
-    .ace_max = ace_max,
-    .ace_sum_exp = ace_sum_exp,
-    .ace_exp = ace_exp,
-    .ace_add = ace_add,
-    .ace_log_max = ace_log_max,
-    .ace_ln = ace_ln,
-    .ace_columns = ace_columns,
-    .ace_dot = ace_dot,
-    .drm_hits_f32 = drm_hits_f32,
-    .drm_hits_f64 = drm_hits_f64,
-};
+#define RAP_ISA_ENTRIES                                                                   \
+    .piece = RAP_PIECE, .widen = widen, .gemm_nr = RAP_NR, .gemm_pack = gemm_pack,        \
+    .gemm_panel = gemm_panel, .cde_sweep = cde_sweep, .cde_mix = cde_mix,                 \
+    .cde_map = cde_map, .ace_max = ace_max, .ace_sum_exp = ace_sum_exp,                   \
+    .ace_exp = ace_exp, .ace_add = ace_add, .ace_log_max = ace_log_max, .ace_ln = ace_ln, \
+    .ace_columns = ace_columns, .ace_dot = ace_dot, .drm_hits_f32 = drm_hits_f32,         \
+    .drm_hits_f64 = drm_hits_f64
+
+const rap_kernels RAP_ISA_TABLE = {.name = RAP_ISA_NAME, RAP_ISA_ENTRIES};
+
+#ifdef RAP_ISA_BF16_TABLE
+#include "../gemm/gemm_bf16_kernel.h"
+
+const rap_kernels RAP_ISA_BF16_TABLE = {
+    .name = RAP_ISA_NAME "_bf16", RAP_ISA_ENTRIES, .gemm_panel_bf16 = gemm_panel_bf16};
+#endif
