@@ -183,7 +183,7 @@ def _device_mask(name: str, mask: Any, place: cuda.Place) -> Any:
         return None if mask is None else _own(_host(mask, np.bool_, name))
     if device != place.device:
         raise RapInputError(f"{name} is on another device than the rest")
-    if _is_torch(mask) and str(mask.dtype) != "torch.bool":
+    if str(getattr(mask, "dtype", "bool")).removeprefix("torch.") != "bool":
         raise RapInputError(f"{name}: expected booleans, got {mask.dtype}")
     return _device_input(mask, place, contiguous=True)
 
