@@ -123,6 +123,7 @@ def test_pieces_measure_something_and_are_shown(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench_ace, "run_sdpa", lambda n, f=bench_ace.run_sdpa: f(96))
     monkeypatch.setattr(bench_ace, "run_layer", lambda n, f=bench_ace.run_layer: f(96))
     monkeypatch.setattr(bench_drm, "run_large", lambda n, f=bench_drm.run_large: f(50_000))
+    monkeypatch.setattr(bench_drm, "run_ties", lambda n, f=bench_drm.run_ties: f(50_000))
     monkeypatch.setattr(
         bench_drm, "run_kinds", lambda n, counts, f=bench_drm.run_kinds: f(20_000, (300,))
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import timeit
 
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ def test_any_scores(data):
 
 
 @pytest.mark.parametrize("isa", ISAS, indirect=True)
-@pytest.mark.parametrize("kind", ["uniform", "counts", "equal", "tiny"])
+@pytest.mark.parametrize("kind", ["uniform", "counts", "equal", "tiny", "near"])
 def test_more_than_one_chunk(isa, kind, rng):
     n = (1 << 20) + 4099
     d = {
@@ -59,6 +60,7 @@ def test_more_than_one_chunk(isa, kind, rng):
         "counts": lambda: rng.integers(0, 6, n) / 5,
         "equal": lambda: np.full(n, 0.5),
         "tiny": lambda: rng.random(n) * 1e-300,
+        "near": lambda: np.where(rng.random(n) < 0.01, np.nextafter(0.5, 1), 0.5),
     }[kind]()
     g = rng.integers(-5, 6, n) / 5
     d[rng.integers(0, n, 1000)] = np.nan
@@ -67,7 +69,8 @@ def test_more_than_one_chunk(isa, kind, rng):
         truth = reference.drm(d, k, gain=g)
         for threads in (1, 3):
             np.testing.assert_array_equal(rap.drm(d, k, gain=g, threads=threads), truth)
-    np.testing.assert_array_equal(rap.drm(d, 5000), reference.drm(d, 5000))
+    for x in (d, d.astype(np.float32)):
+        np.testing.assert_array_equal(rap.drm(x, 5000), reference.drm(x, 5000))
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
@@ -75,7 +78,7 @@ def test_a_sample_that_misleads_costs_time_only(kind, rng):
     """The kernel looks at every step-th score first; here these are the only high ones,
     then the only low ones."""
     n = 1 << 20
-    step = n // (n // 16 + 1)
+    step = n // (16384 + 1)  # RAP_DRM_SAMPLE
     for seen, others in ((0.99, 0.1), (0.01, 0.9)):
         d = (rng.random(n) * 0.1 + others - 0.1).astype(kind)
         d[::step] = seen
@@ -89,6 +92,96 @@ def test_fault_43_nothing_to_choose_from():
         assert rap.drm(np.array(d), 3).shape == (0,)
     assert rap.drm(np.array([0.5, 0.5]), 0).shape == (0,)
     np.testing.assert_array_equal(rap.drm(np.array([0.5, 0.5, 0.6]), 9), [2, 0, 1])
+
+
+def test_memory_is_bounded_whatever_the_scores():
+    """At most 1.5x the scores' bytes, the answer included, for 9 % of the samples: address
+    space, which is no less than what is resident, of a forked child a case."""
+    code = """
+import os, numpy as np, rap
+n = 4_000_000
+rng = np.random.default_rng(0)
+even, half = rng.random(n, dtype=np.float32), np.full(n, 0.5, np.float32)
+near = np.where(even < 0.5, half, np.nextafter(half, np.float32(1)))
+mixed = rng.choice(np.array([-np.inf, np.nan, 0.0, 0.5, 1.0], np.float32), n)
+cases = {
+    "even": (even, None), "ties": (half, None), "ties, gain": (half, even),
+    "ties, gain of two values": (half, near), "two values": (near, None),
+    "one bucket": (half + even / 20000, None), "tiny": (even.astype(float) * 1e-300, None),
+    "pass rates": (np.ceil(even * 5) / 5, None), "mixed": (mixed, even),
+}
+def status(field):
+    with open("/proc/self/status") as lines:
+        return next(1024 * int(x.split()[1]) for x in lines if x.startswith(field))
+for name, (d, gain) in cases.items():
+    for threads in (1, 8):
+        child = os.fork()
+        if child == 0:
+            rap.drm(even[:300_000].astype(float), 100_000, threads=threads)  # their stacks
+            before = status("VmSize")
+            rap.drm(d, n * 9 // 100, gain=gain, threads=threads)
+            most = (status("VmPeak") - before) / (d.nbytes + getattr(gain, "nbytes", 0))
+            if most > 1.5:
+                print(f"{name}, {threads} threads: {most:.2f}x", flush=True)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == "", done.stdout + done.stderr
+
+
+def test_a_thread_with_a_small_stack_is_enough():
+    code = """
+import threading, numpy as np, rap
+x = np.random.default_rng(0).random(2 << 20)
+g = np.random.default_rng(1).integers(0, 3, x.size) / 3
+threading.stack_size(128 << 10)
+found = []
+def call():
+    found.append(len(rap.drm(x, x.size // 2, threads=1)))
+    found.append(len(rap.drm(np.ceil(x * 5) / 5, x.size // 2, gain=g, threads=1)))
+thread = threading.Thread(target=call)
+thread.start()
+thread.join()
+assert found == [x.size // 2] * 2, found
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, (done.returncode, done.stderr)
+
+
+def test_fault_32_a_signal_ends_the_call_soon():
+    """Counted in processor time of the process, which other work does not add to."""
+    code = """
+import signal, time, numpy as np, rap
+n = 12_000_000
+d, gain = np.full(n, 0.5), np.random.default_rng(0).random(n)
+def stop(number, frame):
+    raise KeyboardInterrupt
+signal.signal(signal.SIGPROF, stop)
+stopped = 0
+for delay in (0.1, 0.2, 0.3, 0.4, 0.5):
+    signal.setitimer(signal.ITIMER_PROF, delay)
+    start = time.process_time()
+    try:
+        rap.drm(d, n, gain=gain, threads=1)
+    except KeyboardInterrupt:
+        print(delay, round(time.process_time() - start - delay, 3))
+        stopped += 1
+    signal.setitimer(signal.ITIMER_PROF, 0)
+assert stopped
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    late = [float(line.split()[-1]) for line in done.stdout.splitlines()]
+    assert max(late) < 0.15, done.stdout
+
+
+def test_a_small_call_walks_no_large_tables():
+    def least(call):
+        return min(timeit.repeat(call, number=20, repeat=50))
+
+    nothing, two = np.empty(0), np.array([0.25, 0.5])
+    assert least(lambda: rap.drm(two, 1)) < 8 * least(lambda: rap.drm(nothing, 1))
 
 
 def test_fault_29_flushed_subnormals_change_nothing(rng):

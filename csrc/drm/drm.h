@@ -10,17 +10,21 @@
  * Shapes: difficulty [N] and gain [N] in float32 or float64 (both become float64 keys),
  * eligible bool [N]; N up to 2^40. NaN selects nothing; -0.0 and 0.0 tie.
  *
- * How: difficulty in [0, 1) is cut into RAP_DRM_BUCKETS equal buckets. A sample of the
- * scores tells a bucket that the k-th surely lies in or above. One scan counts, per chunk of
- * RAP_DRM_CHUNK samples and bucket from there on, which gives the bucket of the k-th and the
- * place of every item; a second scan writes items (key, index) sorted by bucket. Each bucket
- * is then sorted by itself, in cache. The last one is first refined digit by digit
- * (difficulty, then gain); ties that remain are cut by index. Should the sample have been
- * wrong, both scans take all buckets: the answer never depends on it.
+ * How: difficulty in [0, 1) is cut into equal buckets. A sample of the scores tells a bucket
+ * that the k-th surely lies in or above. One scan counts, per chunk of RAP_DRM_CHUNK samples
+ * and bucket from there on, which gives the bucket of the k-th and the place of every item; a
+ * second scan writes items, 64 bits each (leading bits of the rank within the bucket, index),
+ * sorted by bucket, into `out` itself. Each bucket is then sorted there, and what its keys do
+ * not hold (low bits of float64, gain) is looked up for those that tie.
  *
- * Memory beside the input: 16 bytes for each of the k and for each sample in the last
- * bucket, as much again for the largest bucket, 8 bytes a chunk and bucket counted (128 KiB
- * a chunk at most). Exact: no arithmetic on the scores but the choice of buckets.
+ * The last bucket may hold far more than is needed of it: pass rates take few values. Then
+ * scans that store nothing narrow it down, between two ranks of a sample each, until what is
+ * undecided is one rank (the first by index are in) or small enough to be stored and sorted.
+ * Should a sample have been wrong, there is one more scan: the answer never depends on it.
+ *
+ * Memory beside the input and `out`: half of the scores' bytes for what is undecided, at most
+ * 64 KiB a chunk for the counts, and 512 KiB a worker, whatever the scores. Exact: of the
+ * scores nothing but leading bits is computed.
  */
 #ifndef RAP_DRM_H
 #define RAP_DRM_H

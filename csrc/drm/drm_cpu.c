@@ -57,16 +57,18 @@ value_at(const rap_array *x, int64_t i)
                                : ((const double *)x->data)[i];
 }
 
-/* Larger value, larger key; -0.0 has the key of 0.0. */
+/* Larger value, larger key; -0.0 has the key of 0.0. No branch on the sign: a wrong guess would
+ * wait for memory, and these are read all over it. */
 static uint64_t
 ordered_key(const rap_array *x, int64_t i)
 {
+    const uint64_t sign = UINT64_C(1) << 63;
     double value = x->data == NULL ? 0.0 : value_at(x, i);
     uint64_t bits;
 
     memcpy(&bits, &value, sizeof(bits));
-    bits = bits << 1 == 0 ? 0 : bits;
-    return bits >> 63 ? ~bits : bits | UINT64_C(1) << 63;
+    bits &= 0 - (uint64_t)(bits != sign);
+    return bits ^ ((0 - (bits >> 63)) | sign);
 }
 
 static rank
@@ -376,11 +378,24 @@ take_class(drm_ctx *ctx, int64_t needed, rap_error *err)
     return true;
 }
 
+/* How many the rest may hold to be stored and sorted: half of the scores' bytes at most, and
+ * not much more than is needed, where looking again is cheaper. */
+static int64_t
+bound_of(const drm_ctx *ctx)
+{
+    const rap_array *x = &ctx->a->difficulty, *y = &ctx->a->gain;
+    const size_t bytes =
+        rap_dtype_size(x->dtype) + (y->data != NULL ? rap_dtype_size(y->dtype) : 0);
+    const int64_t most = (int64_t)bytes * ctx->n / (2 * (int64_t)sizeof(*ctx->rest));
+
+    return RAP_DRM_ROOM + RAP_MIN(most, RAP_MAX(2 * ctx->need, ctx->n / 16));
+}
+
 /* Until the rest is all needed, all of one rank or small enough to be stored. */
 static bool
 narrow(drm_ctx *ctx, rap_error *err)
 {
-    const int64_t needed = ctx->need, bound = RAP_DRM_ROOM + ctx->n / 16;
+    const int64_t needed = ctx->need, bound = bound_of(ctx);
     rank *sample = NULL;
     bool ok = true;
 
@@ -561,44 +576,38 @@ next_field(const drm_ctx *ctx, field by)
 }
 
 /* Items in order of index, by `bits` low bits of a field and then by what follows. Their keys
- * become the highest of those bits that differ, as many as there is room for. */
+ * become the highest of those bits, as many as there is room for. */
 static void
 sort_field(const drm_ctx *ctx, const rap_drm_sorter *sorter, uint64_t *items, int64_t n,
            field by, int bits)
 {
     const rap_array *x = by == DIFFICULTY ? &ctx->a->difficulty : &ctx->a->gain;
-    const uint64_t low = ~UINT64_C(0) >> (64 - bits),
-                   mask = ~UINT64_C(0) >> ctx->index_bits;
-    uint64_t all = ~UINT64_C(0), any = 0;
-    int shift;
+    const int shift = RAP_MAX(0, bits + ctx->index_bits - 64);
+    const int empty = x->dtype == RAP_F32 ? 29 : 0; /* low bits that no float32 has */
+    const uint64_t mask = ~UINT64_C(0) >> (64 - bits + shift);
 
-    for (int64_t i = 0; i < n && !interrupted(sorter, i); i++) {
-        const uint64_t key = ordered_key(x, index_of(ctx, items[i]));
-
-        all &= key;
-        any |= key;
-    }
-    any = (any ^ all) & low;
-    if (any == 0) {
-        by = next_field(ctx, by);
-        if (by != NOTHING) {
-            sort_field(ctx, sorter, items, n, by, 64);
-        }
-        return;
-    }
-    shift = RAP_MAX(0, ctx->index_bits - __builtin_clzll(any));
     for (int64_t i = 0; i < n && !interrupted(sorter, i); i++) {
         const int64_t index = index_of(ctx, items[i]);
 
-        items[i] = packed(ctx, (ordered_key(x, index) & low) >> shift & mask, index);
+        items[i] = packed(ctx, ordered_key(x, index) >> shift & mask, index);
     }
     rap_drm_sort(sorter, items, n, ctx->index_bits);
-    if (shift > 0) {
+    if (shift > empty) {
         sort_runs(ctx, sorter, items, n, by, shift);
     }
     else {
         sort_runs(ctx, sorter, items, n, next_field(ctx, by), 64);
     }
+}
+
+/* How many low bits of a difficulty its first key may not hold: below one, float64 has at most
+ * 52 bits behind the point of a bucket's number, float32 23; the first bucket has any. */
+static int
+bits_left(const drm_ctx *ctx, int bucket)
+{
+    const int most = ctx->a->difficulty.dtype == RAP_F32 ? 23 : 52;
+
+    return bucket == 0 ? 64 : RAP_MAX(0, most + ctx->index_bits - 64);
 }
 
 /* One column, from the rest to the first; then only indices are left. */
@@ -609,7 +618,7 @@ column_task(void *arg, int64_t task, int worker)
     const int64_t column = ctx->last + 1 - task, at = ctx->at[column];
     const bool rest = task == 0;
     const int bucket = ctx->buckets - 1 - (int)RAP_MIN(column, ctx->last);
-    const bool exact = ctx->a->difficulty.dtype == RAP_F32 && bucket > 0;
+    const int left = bits_left(ctx, bucket);
     const rap_drm_sorter sorter = {.other = ctx->room > 0 ? ctx->other + worker * ctx->room
                                                           : NULL,
                                    .room = ctx->room,
@@ -619,7 +628,8 @@ column_task(void *arg, int64_t task, int worker)
     int64_t n = ctx->at[column + 1] - at, *out = ctx->a->out.data;
 
     rap_drm_sort(&sorter, items, n, ctx->index_bits);
-    sort_runs(ctx, &sorter, items, n, exact ? next_field(ctx, DIFFICULTY) : DIFFICULTY, 64);
+    sort_runs(ctx, &sorter, items, n, left > 0 ? DIFFICULTY : next_field(ctx, DIFFICULTY),
+              left > 0 ? left : 64);
     n = rest ? ctx->need : n;
     for (int64_t i = 0; i < n; i++) {
         out[at + i] = index_of(ctx, items[i]);
@@ -675,16 +685,17 @@ start(const rap_drm_args *a, rap_exec *exec)
 bool
 rap_drm_cpu(rap_drm_args *a, rap_exec *exec, rap_error *err)
 {
-    drm_ctx ctx = start(a, exec);
-    bool ok = true;
+    drm_ctx ctx;
+    bool ok;
 
     a->found = 0;
-    if (ctx.k > 0) {
-        ok = find_column(&ctx, err) && narrow(&ctx, err) && write_items(&ctx, err)
-             && sort_columns(&ctx, err)
-             && (!atomic_load(&exec->stop) || rap_fail(err, RAP_EINTERRUPT, "interrupted"));
+    if (a->difficulty.shape[0] == 0 || a->out.shape[0] == 0) {
+        return true;
     }
-    if (ok && ctx.k > 0) {
+    ctx = start(a, exec);
+    ok = find_column(&ctx, err) && narrow(&ctx, err) && write_items(&ctx, err)
+         && sort_columns(&ctx, err);
+    if (ok) {
         a->found = ctx.at[ctx.last + 1] + ctx.need;
     }
     rap_free(ctx.spans);
