@@ -149,7 +149,8 @@ def export(
     if not len(selection):
         raise RapInputError("nothing to export: the selection keeps no sample")
     samples = _samples(selection, data)
-    folder = Path(os.path.abspath(path))
+    folder = Path(os.path.realpath(path))
+    _clear_up(folder)
     _refuse_to_replace(folder, overwrite)
     template = prompt_template or _template(selection.settings)
     target = TARGETS[to]
@@ -304,8 +305,11 @@ def _as_trainers_see(data: bytes, upright: bool) -> Image | None:
 def _checked(rows: Iterator[Row], to: str) -> Iterator[Row]:
     """Refuses text that a trainer would take for the place of a picture or a film."""
     for row in rows:
+        texts = [row.prompt]
+        if to == "llamafactory":  # it counts placeholders in the answers, too
+            texts.append(row.answer)
         for tag in TARGETS[to].tags:
-            if tag in row.prompt:
+            if any(tag in text for text in texts):
                 raise RapInputError(
                     f"sample {row.id[:80]!r} cannot be exported: its text holds {tag!r}, "
                     f"which {to} takes for a placeholder"
@@ -346,6 +350,33 @@ def _refuse_to_replace(folder: Path, overwrite: bool) -> None:
             f"{folder}: holds {there[0]!r} and no {MANIFEST}: it is no export, and is not "
             "replaced"
         )
+
+
+def _clear_up(folder: Path) -> None:
+    """What exports that were killed left beside ``folder``: an unfinished one goes, an
+    older one that had made room comes back."""
+    if not folder.parent.is_dir():
+        return
+    head = f".{folder.name}."
+    for left in sorted(folder.parent.iterdir()):
+        pid, _, kind = left.name.removeprefix(head).partition(".")
+        ours = left.name.startswith(head) and pid.isdigit() and kind in ("tmp", "old")
+        if not ours or _runs(int(pid)):
+            continue
+        if kind == "old" and not folder.exists():
+            os.replace(left, folder)
+        else:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 def _scratch(folder: Path) -> Path:

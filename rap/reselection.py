@@ -45,6 +45,10 @@ WHY = (
 share that is kept whatever its rewards say."""
 
 
+class NothingLeft(RapInputError):
+    """The rules leave no sample to train on."""
+
+
 @dataclass(frozen=True, slots=True)
 class ReselectConfig:
     """Settings of ``reselect``. Raises ``RapConfigError`` for one that makes no sense."""
@@ -183,7 +187,9 @@ def decide(
     admit(best(np.flatnonzero(first), share, out), "stays_first")
     left = size - int(active.sum())
     admit(best(np.flatnonzero(before & ~out & ~active), left), "stays")
-    free = _open(judged) & ~active & ~before & ~out & (told | (scored > 0) & (scored < 1))
+    free = (
+        open_rows(judged) & ~active & ~before & ~out & (told | (scored > 0) & (scored < 1))
+    )
     if now is not None:
         left = size - int(active.sum())
         admit(best(np.flatnonzero(free & now_kept(judged)), left), "comes_cognitive")
@@ -195,7 +201,7 @@ def decide(
     why[gone & trivial] = "leaves_trivial"
     why[gone & unsolved] = "leaves_unsolved"
     if not active.any():
-        raise RapInputError("reselect: no sample is left to train on")
+        raise NothingLeft("reselect: no sample is left to train on")
     counts = {code: int((why == code).sum()) for code in WHY}
     counts["missing"] = size - int(active.sum())
     return Decision(active, why, difficulty, passed, tried, counts)
@@ -289,7 +295,7 @@ def _base(table: pa.Table) -> pa.ChunkedArray:
     return table["first_reason" if "first_reason" in table.column_names else "reason"]
 
 
-def _open(table: pa.Table) -> np.ndarray:
+def open_rows(table: pa.Table) -> np.ndarray:
     """bool [n]: neither quarantined nor barred by ``choose``."""
     base = _base(table)
     closed = pc.or_(

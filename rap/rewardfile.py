@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from .errors import RapConfigError, RapInputError
 from .records import read_rollouts
-from .rewardlog import grouped, read_rewards
+from .rewardlog import grouped, is_line, read_rewards
 
 IDS = ("id", "rap_id", "index")
 REWARDS = ("reward", "correct", "score", "acc", "accuracy")
@@ -54,14 +54,16 @@ def read_visits(
 
 
 def _is_own(path: Path) -> bool:
-    """Whether the first whole line is one of ``rap.rewardlog``."""
+    """Whether one of the first lines is of ``rap.rewardlog``: the first may be torn."""
     with path.open("rb") as file:
-        line = file.readline(1 << 20)
-    try:
-        first = json.loads(line)
-    except ValueError:
-        return False
-    return isinstance(first, dict) and first.get("kind") in ("start", "rewards")
+        lines = [file.readline(1 << 20) for _ in range(3)]
+    for line in lines:
+        try:
+            if is_line(json.loads(line)):
+                return True
+        except ValueError:
+            continue
+    return False
 
 
 def _own(path: Path) -> Iterator[Visit]:

@@ -166,5 +166,22 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             line = json.loads(text)
         except ValueError:  # empty, or torn by a crash
             continue
-        if isinstance(line, dict) and line.get("kind") in ("start", "rewards"):
+        if is_line(line):
             yield line
+
+
+_COLUMNS = ("ids", "passed", "judged", "unjudged", "low", "high")
+
+
+def is_line(line: object) -> bool:
+    """Whether it is a whole line of this log: a damaged one may still be JSON."""
+    if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+        return False
+    if line.get("kind") == "start":
+        return True
+    lists = [line.get(name) for name in _COLUMNS]
+    return (
+        line.get("kind") == "rewards"
+        and all(isinstance(values, list) for values in lists)
+        and len({len(values) for values in lists}) == 1  # type: ignore[arg-type]
+    )

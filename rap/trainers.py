@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,8 +31,9 @@ from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_b
 
 from .errors import RapConfigError
 from .order import PromptOrder
+from .reselection import NothingLeft
 from .rewardlog import Outcome
-from .trl import Recorder, Reselect, watched
+from .trl import Recorder, Reselect, template_of_rows, watched
 
 if TYPE_CHECKING:
     _Base = trl.GRPOTrainer
@@ -84,7 +86,8 @@ class SelectionMixin(_Base):
     """Before a trainer of TRL: ``class Mine(SelectionMixin, trl.GRPOTrainer)``.
 
     reselect: ``rap.trl.Reselect``; None is ``Reselect()``: all rows of ``train_dataset``,
-    none ever exchanged. ``train_dataset`` is the pool, with an id column.
+    none ever exchanged. ``train_dataset`` is the pool, with an id column, each id once.
+    Passes are counted by the watched reward function, or by the only one there is.
     Raises ``RapConfigError``: fewer prompts than a generation batch, ids that are not in
     the pool, an ``IterableDataset``, a checkpoint of another selection.
     """
@@ -100,10 +103,15 @@ class SelectionMixin(_Base):
         self.reselect = Reselect() if reselect is None else reselect
         functions = list(reward_funcs) if _is_list(reward_funcs) else [reward_funcs]
         recorder = _recorder(functions)
-        if recorder is None:
+        if recorder is None and len(functions) == 1:
             functions[0] = watched(functions[0], id_column=self.reselect.id_column)
             recorder = functions[0].rap_recorder
-        self._recorder: Recorder = recorder
+        elif recorder is None and self.reselect.mode != "off":
+            raise RapConfigError(
+                f"mode = {self.reselect.mode!r} with {len(functions)} reward functions: "
+                "wrap the one that says whether an answer is right in rap.trl.watched"
+            )
+        self._recorder = recorder or Recorder(None, self.reselect.id_column)
         processor = options.get("processing_class")
         _pad_left(processor)
         super().__init__(model, functions, *args, **options)
@@ -118,6 +126,7 @@ class SelectionMixin(_Base):
         self.refilled = {"groups": 0, "no_variance": 0, "replaced": 0, "kept_anyway": 0}
         """What ``refill`` did, counted over the run."""
         self.rescoring_seconds = 0.0
+        self._before, self._begin = 0.0, time.perf_counter()
         self.add_callback(_Between(self))
 
     # ------------------------------------------------ the order
@@ -137,8 +146,20 @@ class SelectionMixin(_Base):
                 f"{', '.join(plain.column_names)}: rap.trl.prepare makes one"
             )
         self.pool_ids = [str(name) for name in plain[column][:]]
+        twice = len(self.pool_ids) - len(set(self.pool_ids))
+        if twice:
+            name = next(x for x, n in Counter(self.pool_ids).items() if n > 1)
+            raise RapConfigError(
+                f"{twice} ids of train_dataset stand more than once, the first is "
+                f"{name[:80]!r}: each names one sample"
+            )
         self._rows_of(self.reselect.candidates())  # refused now, not in mid-training
         args = self.args
+        if not getattr(args, "shuffle_dataset", True):
+            raise RapConfigError(
+                "shuffle_dataset = False: this trainer deals its prompts in shuffled "
+                "passes; TRL's own trainer keeps the order of prepare(selection)"
+            )
         return PromptOrder(
             len(self.pool_ids),
             self._rows_of(self.reselect.first_ids(self.pool_ids)),
@@ -153,7 +174,7 @@ class SelectionMixin(_Base):
             raise RapConfigError(
                 f"{len(missing)} of {len(ids)} selected ids are not in train_dataset, the "
                 f"first is {missing[0][:80]!r}: with re-selection it is the whole pool, "
-                "prepare(selection.source)"
+                "prepare(selection, pool=True), and every sample that may come in is usable"
             )
         return [place[name] for name in ids]
 
@@ -179,17 +200,25 @@ class SelectionMixin(_Base):
             "passes": {name: list(counts) for name, counts in self.passes.items()},
             "reselections": list(self.reselections),
             "refilled": dict(self.refilled),
+            "rescoring_seconds": self.rescoring_seconds,
+            "seconds": self.seconds(),
         }
+
+    def seconds(self) -> float:
+        """Wall time of the training, with what a resumed run's checkpoint had."""
+        return self._before + time.perf_counter() - self._begin
 
     def _fingerprint(self) -> dict[str, Any]:
         return {
             "algorithm": self._name,
             "num_generations": self.num_generations,
+            "prompt_template": template_of_rows(self.train_dataset),
             **self.reselect.fingerprint(self.pool_ids),
         }
 
     def selection_begins(self, state: Any) -> None:
         """A run starts, or goes on from the checkpoint that ``state`` was read from."""
+        self._begin = time.perf_counter()
         if state.global_step:
             saved = state.stateful_callbacks.get(STATE)
             if saved is None:
@@ -214,6 +243,8 @@ class SelectionMixin(_Base):
         self.passes = {n: (p[0], p[1]) for n, p in saved["passes"].items()}
         self.reselections = list(saved["reselections"])
         self.refilled = dict(saved["refilled"])
+        self.rescoring_seconds = saved["rescoring_seconds"]
+        self._before = saved["seconds"]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """The checkpoint's weights, all of them.
@@ -248,7 +279,10 @@ class SelectionMixin(_Base):
             return
         scores = self._rescored() if self.reselect.mode == "rescore" else None
         active = [self.pool_ids[row] for row in self.order.active]
-        ids, counts = self.reselect.next_ids(active, self.passes, scores)
+        try:
+            ids, counts = self.reselect.next_ids(active, self.passes, scores)
+        except NothingLeft:
+            ids, counts = [], {}
         came = gone = 0
         enough = len(ids) >= self.order.batch
         if enough:

@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import inspect
 import json
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,6 +74,8 @@ def train(
     already), ``RapInputError`` for data and rewards that cannot be used.
     """
     checkpoint = _checkpoint(out, resume, echo)
+    if checkpoint is not None:
+        _same_adapters(Path(checkpoint), config.lora)
     trl = _trl()
     arguments = _arguments(trl, config, out)
     trainer = getattr(trl, f"{config.algorithm.upper()}Trainer")
@@ -90,16 +91,14 @@ def train(
         reselect=config.reselect,
     )
     _speak(made, out / "log.jsonl", echo)
-    begin = time.perf_counter()
     made.train(resume_from_checkpoint=checkpoint)
-    seconds = time.perf_counter() - begin
     made.save_model(str(out / "model"))
     summary = {
         "algorithm": config.algorithm,
         "steps": made.state.global_step,
         "prompts": len(made.order.active),
         "pool": made.order.pool,
-        "seconds": round(seconds, 1),
+        "seconds": round(made.seconds(), 1),
         "reselections": made.reselections,
         "rescoring_seconds": round(made.rescoring_seconds, 1),
         "refilled": made.refilled,
@@ -225,6 +224,19 @@ def _checkpoint(out: Path, resume: bool, echo: Callable[[str], Any]) -> str | No
     return str(whole[-1]) if whole else None
 
 
+def _same_adapters(checkpoint: Path, rank: int | None) -> None:
+    """Refuse to load all weights into adapters, or adapters of another rank."""
+    try:
+        saved = json.loads((checkpoint / "adapter_config.json").read_bytes())["r"]
+    except FileNotFoundError:
+        saved = None
+    if saved != rank:
+        raise RapConfigError(
+            f"{checkpoint} was made with lora = {saved}, here {rank}: resume with the "
+            "same, or start anew in another folder"
+        )
+
+
 def _is_whole(checkpoint: Path) -> bool:
     """transformers writes the trainer's state last."""
     try:
@@ -276,10 +288,17 @@ def _speak(trainer: Any, log: Path, echo: Callable[[str], Any]) -> None:
     """A line for a person each time the trainer logs, and all of it as JSON in ``log``."""
     from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
+    def write(line: Mapping[str, Any]) -> None:
+        with log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
     class Speaker(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step:  # what was logged of later steps is done again
+                write({"resumed": state.global_step})
+
         def on_log(self, args: Any, state: Any, control: Any, logs: Any, **_: Any) -> None:
-            with log.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+            write({"step": state.global_step, **logs})
             if "reward" in logs:
                 echo(_line(state.global_step, state.max_steps, logs))
 

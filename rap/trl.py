@@ -5,7 +5,7 @@
     trainer = GRPOTrainer(                       # TRL's own, with one option more
         model=model, processing_class=processor, args=GRPOConfig(...),
         reward_funcs=watched(builtin_reward(), "scores.rewards.jsonl"),
-        train_dataset=prepare(sel.source),       # the whole pool
+        train_dataset=prepare(sel, pool=True),   # the whole pool
         reselect=Reselect(sel, mode="rewards", every=50),
     )
 
@@ -35,7 +35,7 @@ import pyarrow.compute as pc
 from .choices import prompt_text
 from .config import ScoreConfig
 from .errors import RapConfigError, RapInputError
-from .reselection import ReselectConfig, decide, pass_counts
+from .reselection import ReselectConfig, decide, open_rows, pass_counts
 from .rewardlog import Outcome, RewardLog, grouped
 from .rewards import make_checker
 from .samples import Bad, BadSample, Sample, SampleSet, load_images, open_samples
@@ -88,6 +88,7 @@ NO_PPO = (
 def prepare(
     source: object,
     *,
+    pool: bool = False,
     columns: Mapping[str, str] | None = None,
     root: str | os.PathLike[str] | None = None,
     prompt_template: str | None = None,
@@ -97,6 +98,7 @@ def prepare(
 
     source: a ``Selection`` (its kept samples), a ``SampleSet``, or what ``open_samples``
         takes, with its ``columns`` and ``root``.
+    pool: all samples that a ``Selection`` was chosen from, for re-selection.
     prompt_template: as ``ScoreConfig.prompt_template``; None is the one the selection was
         scored with, else the default.
 
@@ -111,7 +113,7 @@ def prepare(
     """
     ids: set[str] | None = None
     if hasattr(source, "settings") and hasattr(source, "indices"):
-        ids = set(source.ids)
+        ids = None if pool else set(source.ids)
         if prompt_template is None:
             prompt_template = _template_of(source.settings)
         if source.source is None:
@@ -143,6 +145,12 @@ def prepare(
     return table.with_transform(_Rows(samples, template, max_pixels))
 
 
+def template_of_rows(data: Any) -> str | None:
+    """The prompt template of what ``prepare`` made; None for other data."""
+    options = (getattr(data, "format", None) or {}).get("format_kwargs") or {}
+    return getattr(options.get("transform"), "template", None)
+
+
 def _template_of(settings: Mapping[str, Any]) -> str | None:
     scores = settings.get("scores") or {}
     return (scores.get("config") or {}).get("prompt_template")
@@ -152,7 +160,8 @@ class _Rows:
     """Row numbers -> the rows a trainer sees (a transform of ``datasets``)."""
 
     OURS = ("id", "prompt", "images", "solution", "choices")
-    TAKEN = ("image", "completion", "completion_ids", "environment", "tools")
+    TAKEN = ("image", "prompts", "completion", "completions", "completion_ids")
+    TAKEN += ("environment", "environments", "tools")
 
     def __init__(self, samples: SampleSet, template: str, max_pixels: int) -> None:
         self.samples, self.template, self.max_pixels = samples, template, max_pixels
@@ -451,11 +460,9 @@ class Reselect:
     def fingerprint(self, pool: Sequence[str]) -> dict[str, Any]:
         """What a resumed run must share with the one that wrote the checkpoint."""
         settings = {"every": self.every, "refill": self.refill, "rules": asdict(self.rules)}
-        scored = {} if self.selection is None else self.selection.settings
         return {
             "pool": _digest(pool),  # in its order: a checkpoint names rows by their number
             "selection": _digest(sorted(self.first_ids(pool))),
-            "prompt_template": _template_of(scored),
             "mode": self.mode,
             "settings": settings,
         }
@@ -465,8 +472,7 @@ class Reselect:
         if self.selection is None or self.mode == "off":
             return []
         table = self.selection.table
-        bad = pc.starts_with(table["reason"], "quarantined")
-        return table["id"].filter(pc.invert(bad)).to_pylist()
+        return table["id"].filter(pa.array(open_rows(table))).to_pylist()
 
 
 def _with_active(first: Selection, active: Sequence[str]) -> Selection:

@@ -243,6 +243,35 @@ def test_settings_that_make_no_sense(selection, tmp_path, options, message):
     assert os.listdir(tmp_path) == []
 
 
+def test_what_a_killed_export_left_is_cleared_up(selection, tmp_path):
+    """Killed while it wrote, and between its two renames."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    selection.export("trl", tmp_path / "real")
+    (tmp_path / "out").symlink_to(tmp_path / "real")
+    files = sorted(p.name for p in (tmp_path / "real").iterdir())
+    (tmp_path / f".real.{gone.pid}.tmp").mkdir()
+    (tmp_path / f".real.{os.getpid()}.tmp").mkdir()  # of a process that runs
+    os.replace(tmp_path / "real", tmp_path / f".real.{gone.pid}.old")
+    with pytest.raises(RapStoreError, match="is not empty"):  # it is back
+        selection.export("trl", tmp_path / "out")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == files
+    (tmp_path / f".real.{os.getpid()}.tmp").rmdir()
+    selection.export("trl", tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out").is_symlink()
+    assert sorted(os.listdir(tmp_path)) == ["out", "real"]
+
+
+def test_an_answer_with_a_placeholder_is_refused_where_it_is_counted(tmp_path):
+    file = make(tmp_path / "data")
+    text = file.read_text()
+    assert '"answer": "2"' in text
+    file.write_text(text.replace('"answer": "2"', '"answer": "2 <image>"', 1))
+    selection = select(file)
+    with pytest.raises(RapInputError, match="holds '<image>', which llamafactory takes"):
+        selection.export("llamafactory", tmp_path / "out")
+
+
 def test_an_empty_selection_is_refused(selection, tmp_path):
     empty = rap.choose(rap.Scores(selection.table, {}, selection.source), budget=0.01)
     assert len(empty) == 0

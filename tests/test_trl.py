@@ -17,7 +17,7 @@ import pytest
 from rap.demo import world
 from rap.errors import RapConfigError, RapInputError, RapStoreError
 from rap.order import PromptOrder
-from rap.reselection import ReselectConfig
+from rap.reselection import NothingLeft, ReselectConfig
 from rap.rewardlog import Outcome, RewardLog, grouped, read_rewards
 from rap.trl import Reselect, builtin_reward, completion_text, prepare, watched
 
@@ -48,7 +48,17 @@ def test_log_start_makes_void_what_is_done_again(tmp_path):
     assert read_rewards(log.path)["id"].to_pylist() == ["s0", "s1", "again"]
 
 
-@pytest.mark.parametrize("torn", [b'{"kind": "rewards", "st', b"\x00\xff", b"{}"])
+@pytest.mark.parametrize(
+    "torn",
+    [
+        b'{"kind": "rewards", "st',
+        b"\x00\xff",
+        b"{}",
+        b'{"kind": "rewards", "step": 0}',
+        b'{"kind": "rewards", "step": 0, "ids": ["a"], "passed": [], "judged": [1], '
+        b'"unjudged": [0], "low": [0], "high": [1]}',
+    ],
+)
 def test_log_torn_line_is_passed_over_and_closed(tmp_path, torn):
     log = RewardLog(tmp_path / "rewards.jsonl")
     log.append(0, {"a": Outcome.of([1.0])})
@@ -584,6 +594,52 @@ def test_reselection_that_leaves_less_than_a_batch_changes_nothing(trl, tmp_path
     assert only["too_few"] and only["active"] == 4 and only["came"] == only["gone"] == 0
 
 
+def test_reselection_that_leaves_nothing_changes_nothing(trl, tmp_path, pool, monkeypatch):
+    def nothing(*_):
+        raise NothingLeft("no sample is left to train on")
+
+    monkeypatch.setattr(Reselect, "next_ids", nothing)
+    sel = selection_of(pool, [1, 5, 6, 9])
+    reselect = Reselect(sel, mode="rewards", every=2)
+    made = trainer(tmp_path, prepare(pool), reselect=reselect, max_steps=3)
+    with pytest.warns(RuntimeWarning, match="step 2 leaves 0 prompts"):
+        made.train()
+    assert made.reselections[0]["too_few"] and made.reselections[0]["active"] == 4
+
+
+def test_of_several_rewards_the_watched_one_counts(trl, tmp_path, pool):
+    """TRL lets a function return None for samples that are not its own."""
+
+    def form(completions, **columns):
+        return [None] * len(completions)
+
+    sel = selection_of(pool, [1, 5, 6, 9])
+    made = trainer(tmp_path, prepare(pool), reward=[form, odd], reselect=Reselect(sel))
+    made.train()
+    assert made.passes == {}
+    reselect = Reselect(sel, mode="rewards")
+    with pytest.raises(RapConfigError, match="2 reward functions: wrap the one"):
+        trainer(tmp_path, prepare(pool), reward=[form, odd], reselect=reselect)
+    both = [form, watched(odd)]
+    made = trainer(tmp_path, prepare(pool), reward=both, reselect=reselect)
+    made.train()
+    assert made.passes
+
+
+def test_the_pool_has_the_prompts_that_were_scored(trl, tmp_path, pool):
+    sel = selection_of(pool, [1, 5, 6, 9])
+    scored = {"config": {"prompt_template": "Look closely. {question}"}}
+    sel = sel.__class__(sel.table, {**sel.settings, "scores": scored}, pool)
+    whole = prepare(sel, pool=True)
+    assert len(whole) == len(pool) and len(prepare(sel)) == 4
+    assert whole[0]["prompt"][0]["content"].startswith("Look closely. ")
+    save = {"save_strategy": "steps", "save_steps": 1, "max_steps": 1}
+    trainer(tmp_path, whole, reselect=Reselect(sel), **save).train()
+    made = trainer(tmp_path, prepare(pool), reselect=Reselect(sel), max_steps=2)
+    with pytest.raises(RapConfigError, match="another prompt_template"):
+        made.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+
+
 def test_reselection_off_trains_on_the_first_selection_only(trl, tmp_path, pool):
     sel = selection_of(pool, [1, 5, 6, 9])
     made = trainer(tmp_path, prepare(pool), reselect=Reselect(sel), max_steps=6)
@@ -742,6 +798,9 @@ made = tests.trainer(
 made.train()
 state = {"order": made.order.state(), "passes": made.passes, "again": made.reselections}
 (out / f"{os.environ['RANK']}.json").write_text(json.dumps(state))
+import torch.distributed
+torch.distributed.barrier()  # who leaves first must not abort the other
+torch.distributed.destroy_process_group()
 """
 
 
@@ -862,6 +921,10 @@ def test_what_makes_no_sense_is_refused_by_name(trl, tmp_path, pool):
     sel = selection_of(pool, [1, 5, 6, 9])
     with pytest.raises(RapConfigError, match="it is the whole pool, prepare"):
         trainer(tmp_path, prepare(sel), reselect=Reselect(sel, mode="rewards"))
+    with pytest.raises(RapConfigError, match="1 ids .* more than once.*selection-2-000003"):
+        trainer(tmp_path, prepare(pool).select([0, 3, 4, 3]))
+    with pytest.raises(RapConfigError, match="shuffle_dataset = False"):
+        trainer(tmp_path, prepare(pool), shuffle_dataset=False)
     for match, options in {
         "mode = 'on'": {"mode": "on"},
         "every = 0": {"every": 0},
@@ -945,7 +1008,14 @@ def test_rap_train_reads_a_config_file_and_trains_lora_adapters(trl, tmp_path, d
     assert (tmp_path / "run" / "model" / "adapter_model.safetensors").exists()
     again = [*words, "--resume"]
     again[again.index("--steps") + 1] = "3"
+    assert "was made with lora = 2, here 4" in shell(*again, "--lora", "4", code=2)
     assert "3 steps on 4 of 24 prompts" in shell(*again)
+    lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    assert {"resumed": 2} in map(json.loads, lines)
+    state = json.loads((tmp_path / "run/checkpoint-2/trainer_state.json").read_text())
+    before = state["stateful_callbacks"]["RapReselection"]["seconds"]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["seconds"] >= round(before, 1) > 0
 
 
 def test_rap_train_refuses_by_name(trl, tmp_path, data):
