@@ -11,7 +11,8 @@
  * are, two neighbours in 32 bits: gemm_bf16_kernel.h, twice the rate of widened ones.
  *
  * Why not a BLAS: its bits change with the number of threads and the build, and the chunk
- * must be reduced while it is still in cache. Measured on one AVX2 core: 106 GFLOP/s, the machine's limit being about 110.
+ * must be reduced while it is still in cache. Measured on one AVX2 core: 106 GFLOP/s,
+ * the machine's limit being about 110.
  *
  * Error: at most K/2 roundings of float32 a sum, as any straight summation, and less
  * for K > RAP_GEMM_DEPTH since partial sums are added block by block.

@@ -35,6 +35,7 @@ CPU_ONLY = {
     "fault_28": "another thread cannot write device memory: a stream does, in "
     "checks_host.py",
     "fault_29": "in a process of its own, about CPU threads",
+    "small_call": "the time of a call on host memory",
     "long_input": "in a process of its own, about host memory",
     "memory_change_no_bit": "threads and memory say nothing on a device",
 }
