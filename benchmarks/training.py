@@ -13,7 +13,7 @@ A piece of work is one training run or one scoring of the pool; each is a proces
 own with one thread, under ten minutes. What is done lies in --work and is not done again:
 call it again until it says that nothing is left. Seconds are the process's own (CPU time of
 one thread), so that what else runs on the machine does not count. ``--report`` writes
-benchmarks/results/training.{parquet,md,png}.
+benchmarks/results/training.{parquet,md,png}, with --model or --scorer training_transfer.*.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by its pa
 from benchmarks.training_arms import ARMS
 
 RESULTS = Path(__file__).parent / "results"
+VERDICT = Path(__file__).with_name("training_verdict.md")
+"""What the whole table says, in words; goes into the report."""
 PLAN, RUNS = "plan.json", "runs"
 SCORINGS = {f"scores-{evidence}": evidence for evidence in ("rollouts", "logits")}
 """Pieces that score the pool, each into a store of that name."""
@@ -539,8 +541,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
     from benchmarks.training_report import write_report
 
-    quick = plan.pool == QUICK.pool or bool(plan.model or plan.scorer)
-    for path in write_report(plan, work, args.results or (work if quick else RESULTS)):
+    transfer = bool(plan.model or plan.scorer)
+    name = "training_transfer" if transfer else "training"
+    whole = plan.pool != QUICK.pool
+    verdict = VERDICT.read_text() if whole and not transfer else ""
+    results = args.results or (RESULTS if whole else work)
+    for path in write_report(plan, work, results, name=name, verdict=verdict):
         print(path)
     return 0
 
