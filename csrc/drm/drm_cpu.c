@@ -4,72 +4,11 @@
 
 #include "../parallel.h"
 #include "../status.h"
-#include "drm.h"
+#include "drm_plan.h"
 #include "drm_sort.h"
 
-#define CLASSES 6
-#define RANKS 2048               /* of a sample of the last bucket */
-#define STEPS (INT64_C(1) << 16) /* between two questions whether to stop */
-
-/* What orders candidates: ordered_key of difficulty above ordered_key of gain. */
-__extension__ typedef unsigned __int128 rank;
-
-/* Of a chunk and a column: first the count, then the places that are still free. */
-typedef struct {
-    int64_t at, end;
-} span;
-
-typedef enum { DIFFICULTY, GAIN, NOTHING } field;
-
-/* Columns are buckets, the highest first; `last` is the one of the k-th candidate. Of its
- * bucket, what ranks above `ceiling` is in and goes to the column; what ranks in [floor,
- * ceiling] goes to the next column, `rest`, and the first `need` of it are in.
- *
- * An item is a sample in 64 bits: leading bits of its rank within the bucket, then its index
- * turned round: items are distinct, the larger comes first. They are written to `out`, sorted
- * there, and leave their index. */
-typedef struct {
-    const rap_drm_args *a;
-    rap_exec *exec;
-    int64_t n, chunks, k;
-    int buckets; /* a power of two */
-    int low;     /* least bucket counted */
-    int64_t columns, last;
-    span *spans;  /* [chunks, columns] */
-    int64_t *at;  /* [columns + 1] first place of a column */
-    int64_t need; /* of the rest; before it is cut, of the last bucket */
-    int64_t held; /* how many the rest holds */
-    rank floor, ceiling;
-    rank edge[CLASSES - 1];
-    int64_t *classes; /* [chunks, CLASSES] */
-    int index_bits;
-    uint64_t *items, *rest;
-    uint64_t *own;   /* the rest's memory, if it holds more than is needed */
-    uint64_t *other; /* [workers, room] */
-    int64_t room;
-    atomic_bool changed; /* the caller's scores are no longer those that were counted */
-} drm_ctx;
-
-static double
-value_at(const rap_array *x, int64_t i)
-{
-    return x->dtype == RAP_F32 ? (double)((const float *)x->data)[i]
-                               : ((const double *)x->data)[i];
-}
-
-/* Larger value, larger key; -0.0 has the key of 0.0. No branch on the sign: a wrong guess would
- * wait for memory, and these are read all over it. */
-static uint64_t
-ordered_key(const rap_array *x, int64_t i)
-{
-    const uint64_t sign = UINT64_C(1) << 63;
-    double value = x->data == NULL ? 0.0 : value_at(x, i);
-    uint64_t bits;
-
-    memcpy(&bits, &value, sizeof(bits));
-    bits &= 0 - (uint64_t)(bits != sign);
-    return bits ^ ((0 - (bits >> 63)) | sign);
-}
+#define CLASSES RAP_DRM_CLASSES
+#define RANKS 2048 /* of a sample of the last bucket */
 
 static rank
 rank_at(const drm_ctx *ctx, int64_t i)
@@ -442,23 +381,6 @@ place(drm_ctx *ctx)
     ctx->at[ctx->last + 2] = total;
 }
 
-/* The sample of difficulty x as an item: key and index. */
-static uint64_t
-packed(const drm_ctx *ctx, uint64_t key, int64_t index)
-{
-    const uint64_t mask = (UINT64_C(1) << ctx->index_bits) - 1;
-
-    return key << ctx->index_bits | (mask - (uint64_t)index);
-}
-
-static int64_t
-index_of(const drm_ctx *ctx, uint64_t item)
-{
-    const uint64_t mask = (UINT64_C(1) << ctx->index_bits) - 1;
-
-    return (int64_t)(mask - (item & mask));
-}
-
 /* One sample to its place, if it has one. No more are written than were counted: another
  * thread may be changing the scores. Returns how many were, 0 or 1. */
 static inline int64_t
@@ -536,132 +458,6 @@ write_items(drm_ctx *ctx, rap_error *err)
            || rap_fail(err, RAP_EINPUT, "the scores changed during the call");
 }
 
-/* --- order within a bucket ----------------------------------------------------------- */
-
-/* In the loops below: true once in a while, when the call should end. */
-static bool
-interrupted(const rap_drm_sorter *sorter, int64_t i)
-{
-    return (i + 1) % STEPS == 0 && rap_should_stop(sorter->exec, sorter->worker);
-}
-
-static void sort_field(const drm_ctx *ctx, const rap_drm_sorter *sorter, uint64_t *items,
-                       int64_t n, field by, int bits);
-
-/* Items that have the same key, by what the key does not hold: `bits` low bits of a field. */
-static void
-sort_runs(const drm_ctx *ctx, const rap_drm_sorter *sorter, uint64_t *items, int64_t n,
-          field by, int bits)
-{
-    int64_t begin = 0;
-
-    for (int64_t i = 1; i <= n && by != NOTHING; i++) {
-        if (i < n && (items[i] ^ items[begin]) >> ctx->index_bits == 0) {
-            continue;
-        }
-        if (i - begin > 1) {
-            sort_field(ctx, sorter, items + begin, i - begin, by, bits);
-        }
-        if (begin / STEPS != i / STEPS && rap_should_stop(sorter->exec, sorter->worker)) {
-            return;
-        }
-        begin = i;
-    }
-}
-
-static field
-next_field(const drm_ctx *ctx, field by)
-{
-    return by == DIFFICULTY && ctx->a->gain.data != NULL ? GAIN : NOTHING;
-}
-
-/* Items in order of index, by `bits` low bits of a field and then by what follows. Their keys
- * become the highest of those bits, as many as there is room for. */
-static void
-sort_field(const drm_ctx *ctx, const rap_drm_sorter *sorter, uint64_t *items, int64_t n,
-           field by, int bits)
-{
-    const rap_array *x = by == DIFFICULTY ? &ctx->a->difficulty : &ctx->a->gain;
-    const int shift = RAP_MAX(0, bits + ctx->index_bits - 64);
-    const int empty = x->dtype == RAP_F32 ? 29 : 0; /* low bits that no float32 has */
-    const uint64_t mask = ~UINT64_C(0) >> (64 - bits + shift);
-
-    for (int64_t i = 0; i < n && !interrupted(sorter, i); i++) {
-        const int64_t index = index_of(ctx, items[i]);
-
-        items[i] = packed(ctx, ordered_key(x, index) >> shift & mask, index);
-    }
-    rap_drm_sort(sorter, items, n, ctx->index_bits);
-    if (shift > empty) {
-        sort_runs(ctx, sorter, items, n, by, shift);
-    }
-    else {
-        sort_runs(ctx, sorter, items, n, next_field(ctx, by), 64);
-    }
-}
-
-/* How many low bits of a difficulty its first key may not hold: below one, float64 has at most
- * 52 bits behind the point of a bucket's number, float32 23; the first bucket has any. */
-static int
-bits_left(const drm_ctx *ctx, int bucket)
-{
-    const int most = ctx->a->difficulty.dtype == RAP_F32 ? 23 : 52;
-
-    return bucket == 0 ? 64 : RAP_MAX(0, most + ctx->index_bits - 64);
-}
-
-/* One column, from the rest to the first; then only indices are left. */
-static void
-column_task(void *arg, int64_t task, int worker)
-{
-    const drm_ctx *ctx = arg;
-    const int64_t column = ctx->last + 1 - task, at = ctx->at[column];
-    const bool rest = task == 0;
-    const int bucket = ctx->buckets - 1 - (int)RAP_MIN(column, ctx->last);
-    const int left = bits_left(ctx, bucket);
-    const rap_drm_sorter sorter = {.other = ctx->room > 0 ? ctx->other + worker * ctx->room
-                                                          : NULL,
-                                   .room = ctx->room,
-                                   .exec = ctx->exec,
-                                   .worker = worker};
-    uint64_t *items = rest ? ctx->rest : ctx->items + at;
-    int64_t n = ctx->at[column + 1] - at, *out = ctx->a->out.data;
-
-    rap_drm_sort(&sorter, items, n, ctx->index_bits);
-    sort_runs(ctx, &sorter, items, n, left > 0 ? DIFFICULTY : next_field(ctx, DIFFICULTY),
-              left > 0 ? left : 64);
-    n = rest ? ctx->need : n;
-    for (int64_t i = 0; i < n; i++) {
-        out[at + i] = index_of(ctx, items[i]);
-    }
-}
-
-/* Scratch is what the largest column wants, for no more workers than such columns there can
- * be and one. */
-static bool
-sort_columns(drm_ctx *ctx, rap_error *err)
-{
-    const int64_t columns = ctx->last + 2;
-    const int threads = ctx->exec->threads;
-    int64_t room = 0;
-    bool ok = true;
-
-    for (int64_t c = 0; c < columns; c++) {
-        room = RAP_MAX(room, ctx->at[c + 1] - ctx->at[c]);
-    }
-    room = RAP_MIN(room, RAP_DRM_ROOM);
-    if (room > RAP_DRM_FEW) {
-        ctx->room = room;
-        ctx->exec->threads = (int)RAP_MIN(threads, ctx->at[columns] / room + 1);
-        ctx->other = rap_alloc(
-            (int64_t)sizeof(*ctx->other) * room * rap_workers(ctx->exec, columns), err);
-        ok = ctx->other != NULL;
-    }
-    ok = ok && rap_parallel(ctx->exec, columns, column_task, ctx, err);
-    ctx->exec->threads = threads;
-    return ok;
-}
-
 /* --- the call ------------------------------------------------------------------------ */
 
 static drm_ctx
@@ -694,7 +490,7 @@ rap_drm_cpu(rap_drm_args *a, rap_exec *exec, rap_error *err)
     }
     ctx = start(a, exec);
     ok = find_column(&ctx, err) && narrow(&ctx, err) && write_items(&ctx, err)
-         && sort_columns(&ctx, err);
+         && rap_drm_order(&ctx, err);
     if (ok) {
         a->found = ctx.at[ctx.last + 1] + ctx.need;
     }
