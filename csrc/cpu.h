@@ -47,6 +47,8 @@ typedef struct rap_kernels {
                         float log2_z, bool first);
     void (*ace_ln)(float *ln_w, const float *w, int64_t n);
     void (*ace_columns)(double *column, const float *ln_w, int64_t n, double shift);
+    void (*ace_suffix_add)(double *sum, const float *x, int64_t n, double sign);
+    double (*ace_suffix_dot)(const double *suffix, const float *k, int64_t n);
     float (*ace_dot)(const float *w, const float *x, int64_t n);
 
     /* drm/drm_kernel.h */

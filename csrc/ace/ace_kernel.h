@@ -105,6 +105,29 @@ ace_columns(double *restrict column, const float *restrict ln_w, int64_t n, doub
     }
 }
 
+/* sum += sign x: rows that enter or leave a suffix sum */
+static void
+ace_suffix_add(double *restrict sum, const float *restrict x, int64_t n, double sign)
+{
+#pragma omp simd
+    for (int64_t d = 0; d < n; d++) {
+        sum[d] += sign * (double)x[d];
+    }
+}
+
+/* sum_d suffix_d k_d in float64 */
+static double
+ace_suffix_dot(const double *suffix, const float *k, int64_t n)
+{
+    double dot = 0;
+
+#pragma omp simd reduction(+ : dot)
+    for (int64_t d = 0; d < n; d++) {
+        dot += suffix[d] * (double)k[d];
+    }
+    return dot;
+}
+
 /* sum_j w_j x_j: entropy (x = ln w) and image mass (x = 0 or 1) */
 static float
 ace_dot(const float *w, const float *x, int64_t n)

@@ -337,10 +337,14 @@ rap_ace_lse(const ace_ctx *ctx, int64_t head, int64_t at)
 static const float *
 vector_at(const ace_ctx *ctx, const rap_array *x, int64_t head, int64_t at, float *buffer)
 {
-    ctx->exec->kernels->widen((const char *)x->data
-                                  + (head * x->stride[0] + at * x->stride[1])
-                                        * (int64_t)rap_dtype_size(x->dtype),
-                              x->dtype, ctx->dim, buffer);
+    const char *vector =
+        (const char *)x->data
+        + (head * x->stride[0] + at * x->stride[1]) * (int64_t)rap_dtype_size(x->dtype);
+
+    if (x->dtype == RAP_F32) {
+        return (const float *)vector;
+    }
+    ctx->exec->kernels->widen(vector, x->dtype, ctx->dim, buffer);
     return buffer;
 }
 
@@ -351,9 +355,7 @@ suffix_add(const ace_ctx *ctx, const ace_sample *s, int64_t head, int64_t row, d
 {
     const float *q = vector_at(ctx, &ctx->a->q, head, s->begin + row, buffer);
 
-    for (int64_t d = 0; d < ctx->dim; d++) {
-        suffix[d] += sign * (double)q[d];
-    }
+    ctx->exec->kernels->ace_suffix_add(suffix, q, ctx->dim, sign);
     *lse += sign * rap_ace_lse(ctx, head, s->begin + row);
 }
 
@@ -362,12 +364,8 @@ column_sum(const ace_ctx *ctx, const ace_sample *s, int64_t head, int64_t j, flo
            const double *suffix, double lse)
 {
     const float *k = vector_at(ctx, &ctx->a->k, head / ctx->group, s->begin + j, buffer);
-    double dot = 0;
 
-    for (int64_t d = 0; d < ctx->dim; d++) {
-        dot += suffix[d] * (double)k[d];
-    }
-    return ctx->a->scale * dot - lse;
+    return ctx->a->scale * ctx->exec->kernels->ace_suffix_dot(suffix, k, ctx->dim) - lse;
 }
 
 void

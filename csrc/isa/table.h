@@ -29,7 +29,8 @@ _Static_assert(RAP_ACE_ROWS % RAP_MR == 0, "a block must hold whole tiles");
     .gemm_panel = gemm_panel, .cde_sweep = cde_sweep, .cde_mix = cde_mix,                 \
     .cde_map = cde_map, .ace_max = ace_max, .ace_sum_exp = ace_sum_exp,                   \
     .ace_exp = ace_exp, .ace_add = ace_add, .ace_log_max = ace_log_max, .ace_ln = ace_ln, \
-    .ace_columns = ace_columns, .ace_dot = ace_dot, .drm_hits_f32 = drm_hits_f32,         \
+    .ace_columns = ace_columns, .ace_suffix_add = ace_suffix_add,                         \
+    .ace_suffix_dot = ace_suffix_dot, .ace_dot = ace_dot, .drm_hits_f32 = drm_hits_f32,   \
     .drm_hits_f64 = drm_hits_f64
 
 const rap_kernels RAP_ISA_TABLE = {.name = RAP_ISA_NAME, RAP_ISA_ENTRIES};
