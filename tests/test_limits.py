@@ -66,6 +66,7 @@ h, w = (r.normal(size=(n, 32)).astype(np.float16) for n in (9, 700))
 q = r.normal(size=(2, 90, 16)).astype(np.float16)
 d, g = r.integers(0, 6, 1 << 17) / 5, r.random(1 << 17)
 low = r.random(1 << 17) * 0.1
+tied = r.random(1 << 18)  # too many in one bucket to be stored
 low[:: low.size // (low.size // 16 + 1)] = 0.9  # misleads the sample: counted twice
 image = np.arange(90) < 20
 lse = np.ones((2, 90))
@@ -77,6 +78,7 @@ calls = {
         q, q, response_start=30, heads="each", stats=False, lse=lse, threads=1),
     "drm": lambda: rap.drm(d, 30_000, gain=g, threads=1),
     "drm twice": lambda: rap.drm(low, 60_000, threads=1),
+    "drm narrowed": lambda: rap.drm(np.full(tied.size, 0.5), 1000, gain=tied, threads=1),
 }
 def bits(answer):
     fields = answer if isinstance(answer, tuple) else (answer,)
@@ -122,7 +124,8 @@ def test_each_allocation_that_fails_is_a_memory_error_and_nothing_leaks(tmp_path
     assert done.returncode == 0, done.stderr
     sites = dict(line.rsplit(" ", 1) for line in done.stdout.splitlines())
     least = {
-        "cde": 0, "linear_cde": 4, "ace": 6, "ace linear": 3, "drm": 4, "drm twice": 5
+        "cde": 0, "linear_cde": 4, "ace": 6, "ace linear": 3,
+        "drm": 4, "drm twice": 5, "drm narrowed": 6,
     }  # fmt: skip
     assert {name: int(n) for name, n in sites.items()} == least
 
