@@ -56,7 +56,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .choices import prompt_text
-from .errors import RapConfigError, RapInputError, RapStoreError
+from .errors import RapConfigError, RapInputError, RapStoreError, first_line
 from .files import fsync_folder, store_error
 from .formats import MANIFEST, TARGETS, Picture, Row, Writing
 from .images import decode, read_bytes, sniff
@@ -350,6 +350,24 @@ def _refuse_to_replace(folder: Path, overwrite: bool) -> None:
             f"{folder}: holds {there[0]!r} and no {MANIFEST}: it is no export, and is not "
             "replaced"
         )
+    foreign = sorted(set(there) - _files_of(folder)) if there else []
+    if foreign:
+        raise RapStoreError(
+            f"{folder}: holds {foreign[0]!r}, which is not of the export: it is not "
+            "replaced"
+        )
+
+
+def _files_of(folder: Path) -> set[str]:
+    """What the export in ``folder`` wrote there."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        return {MANIFEST, *map(str, files)}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RapStoreError(
+            f"{folder}: its {MANIFEST} cannot be read, so it is not replaced: "
+            f"{first_line(error)}"
+        ) from error
 
 
 def _clear_up(folder: Path) -> None:

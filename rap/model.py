@@ -164,7 +164,7 @@ class ModelDriver:
         self._special_ids = torch.tensor(
             sorted(_special_ids(processor, self.image_token_id)), dtype=torch.int64
         )
-        self._placeholders = _placeholder_texts(processor, self.image_token_id)
+        self._placeholders = placeholder_texts(processor, self.image_token_id)
         self._lock = threading.RLock()
         self._parts: Parts | None = None
         self._head: Head | None = None
@@ -575,7 +575,7 @@ def _image_token_id(model: Any, processor: Any) -> int:
     )
 
 
-def _placeholder_texts(processor: Any, image_token_id: int) -> tuple[str, ...]:
+def placeholder_texts(processor: Any, image_token_id: int) -> tuple[str, ...]:
     """Texts that the processor would take for an image or a video."""
     tokenizer = getattr(processor, "tokenizer", processor)
     names = ("image_token", "video_token", "boi_token")

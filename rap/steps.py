@@ -40,6 +40,8 @@ def refuse_given(names: str, why: str) -> None:
 def open_data(
     path: Path | None, columns: Sequence[str], root: Path | None
 ) -> SampleSet | None:
+    """The data set at ``path``, None without one. Raises ``RapInputError`` if it cannot be
+    read, a usage error for its options without it."""
     from .samples import open_samples
 
     if path is None:
@@ -53,6 +55,8 @@ def open_data(
 def score_data(
     samples: SampleSet, model: str, store: Path, options: Mapping[str, Any]
 ) -> Scores:
+    """Load the model and score into ``store``; Ctrl-C says what is kept. Raises what
+    ``rap.score`` and ``load_model`` raise."""
     config = score_config(options)  # refused before the model is loaded
     require_judge(config.evidence, options["reward"])
     reward = load_reward(options["reward"])
@@ -107,6 +111,8 @@ def quiet_transformers() -> None:
 
 
 def load_reward(name: str | None) -> Callable[..., Any] | None:
+    """``MODULE:FUNCTION``, looked for in the working folder, too. Raises ``RapConfigError``
+    if there is no such function."""
     if name is None:
         return None
     import importlib
@@ -131,6 +137,7 @@ def from_rollouts(
     drop: Sequence[str],
     samples: SampleSet | None,
 ) -> Scores:
+    """Scores of completions that are there already (``Scores.from_rollouts``)."""
     from .records import read_rollouts
     from .selection import Scores
 
@@ -161,6 +168,7 @@ def require_same(table: pa.Table, samples: SampleSet) -> None:
 
 
 def choose_and_tell(scores: Scores, options: Mapping[str, Any]) -> None:
+    """Choose, write what was asked for, and print the summary, or all of it as JSON."""
     from .selection import choose, load
 
     settings = {name: options[name] for name in CHOOSE_NAMES}
@@ -193,6 +201,7 @@ def choose_and_tell(scores: Scores, options: Mapping[str, Any]) -> None:
 def write_selection(
     selection: Selection, out: Path | None, report: Path | None
 ) -> dict[str, str]:
+    """{what was written: its path}"""
     written = {}
     if out is not None:
         selection.save(out)
@@ -204,8 +213,10 @@ def write_selection(
 
 
 def plain_meta(scores: Scores) -> dict[str, Any]:
+    """Counts and cost of the scoring, where they are known."""
     return {k: dict(scores.meta[k]) for k in ("counts", "cost") if k in scores.meta}
 
 
 def print_json(found: Mapping[str, Any]) -> None:
+    """What a script reads, on stdout."""
     click.echo(json.dumps(found, indent=2, default=str))

@@ -29,11 +29,12 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedModel, TrainerCallback
 from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
 
-from .errors import RapConfigError
+from .errors import RapConfigError, RapInputError
+from .model import placeholder_texts
 from .order import PromptOrder
 from .reselection import NothingLeft
 from .rewardlog import Outcome
-from .trl import Recorder, Reselect, template_of_rows, watched
+from .trl import Recorder, Reselect, completion_text, template_of_rows, watched
 
 if TYPE_CHECKING:
     _Base = trl.GRPOTrainer
@@ -115,6 +116,7 @@ class SelectionMixin(_Base):
         processor = options.get("processing_class")
         _pad_left(processor)
         super().__init__(model, functions, *args, **options)
+        self._placeholders = _placeholders(self.model, self.processing_class)
         if self.accelerator.num_processes > 1:
             _one_process(self.reselect)
         self.order = self._new_order()
@@ -335,10 +337,23 @@ class SelectionMixin(_Base):
     # ------------------------------------------------ groups that teach nothing
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Any:
+        self._refuse_placeholders(inputs)
         batch = super()._generate_and_score_completions(inputs)
         if not (self.reselect.refill and self.model.training):
             return batch
         return self._refill(batch, {str(row[self.reselect.id_column]) for row in inputs})
+
+    def _refuse_placeholders(self, inputs: Sequence[Mapping[str, Any]]) -> None:
+        """A message that the processor would take for a picture fails far from its sample.
+        A prompt that is one text has its pictures' places in it."""
+        for row in inputs:
+            text = "" if isinstance(row["prompt"], str) else completion_text(row["prompt"])
+            for token in self._placeholders:
+                if token in text:
+                    raise RapInputError(
+                        f"sample {str(row[self.reselect.id_column])[:80]!r}: its text "
+                        f"holds {token!r}, which the processor takes for a picture"
+                    )
 
     def _refill(self, batch: dict[str, Any], used: set[str]) -> dict[str, Any]:
         """Groups whose rewards are all the same give way to groups of other prompts (as
@@ -355,6 +370,7 @@ class SelectionMixin(_Base):
             avoid.update(rows)
             data = self.train_dataset
             inputs = [row for i in rows for row in [data[i]] * size]
+            self._refuse_placeholders(inputs)
             more = super()._generate_and_score_completions(inputs)
             barren = _without_variance(self._totals, size)
             good = [g for g in range(len(rows)) if g not in barren]
@@ -461,6 +477,12 @@ COMPLETION_WIDE = (
     "importance_sampling_ratio",
 )
 """Tensors of a generation batch with one value a completion token."""
+
+
+def _placeholders(model: Any, processor: Any) -> tuple[str, ...]:
+    """None for a model without pictures."""
+    token = getattr(model.config, "image_token_id", None)
+    return () if token is None else placeholder_texts(processor, token)
 
 
 def _one_process(reselect: Reselect) -> None:

@@ -92,13 +92,14 @@ def train(
     )
     _speak(made, out / "log.jsonl", echo)
     made.train(resume_from_checkpoint=checkpoint)
+    seconds = made.seconds()
     made.save_model(str(out / "model"))
     summary = {
         "algorithm": config.algorithm,
         "steps": made.state.global_step,
         "prompts": len(made.order.active),
         "pool": made.order.pool,
-        "seconds": round(made.seconds(), 1),
+        "seconds": round(seconds, 1),
         "reselections": made.reselections,
         "rescoring_seconds": round(made.rescoring_seconds, 1),
         "refilled": made.refilled,

@@ -272,6 +272,18 @@ def test_an_answer_with_a_placeholder_is_refused_where_it_is_counted(tmp_path):
         selection.export("llamafactory", tmp_path / "out")
 
 
+def test_what_others_put_into_an_export_is_not_deleted(selection, tmp_path):
+    selection.export("trl", tmp_path / "out")
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    with pytest.raises(RapStoreError, match="'notes.txt', which is not of the export"):
+        selection.export("verl", tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+    (tmp_path / "out" / "notes.txt").unlink()
+    (tmp_path / "out" / MANIFEST).write_text("{")
+    with pytest.raises(RapStoreError, match="cannot be read, so it is not replaced"):
+        selection.export("verl", tmp_path / "out", overwrite=True)
+
+
 def test_an_empty_selection_is_refused(selection, tmp_path):
     empty = rap.choose(rap.Scores(selection.table, {}, selection.source), budget=0.01)
     assert len(empty) == 0

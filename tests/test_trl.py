@@ -878,6 +878,19 @@ def test_an_image_that_vanishes_in_mid_training_is_named(trl, tmp_path):
         made.train()
 
 
+def test_a_text_that_stands_for_a_picture_is_named(trl, tmp_path, pool):
+    def place(row):
+        content = row["prompt"][0]["content"] + " <|image_pad|>"
+        return {"id": row["id"], "prompt": [{"role": "user", "content": content}]}
+
+    rows = [place(row) | {"images": row["images"]} for row in prepare(pool)]
+    import datasets
+
+    made = trainer(tmp_path, datasets.Dataset.from_list(rows))
+    with pytest.raises(RapInputError, match="'selection-2-.*holds '<.image_pad.>'"):
+        made.train()
+
+
 def test_a_budget_smaller_than_a_batch_is_refused(trl, tmp_path, pool):
     with pytest.raises(RapConfigError, match="1 prompts are selected.* takes 2 different"):
         trainer(tmp_path, prepare(pool), reselect=Reselect(selection_of(pool, [3])))
@@ -940,138 +953,3 @@ def test_what_makes_no_sense_is_refused_by_name(trl, tmp_path, pool):
     twice = [watched(odd), watched(odd)]
     with pytest.raises(RapConfigError, match="2 reward functions are watched"):
         trainer(tmp_path, prepare(pool), reward=twice)
-
-
-# ---------------------------------------------------------------- rap train
-
-
-def shell(*words, code=0):
-    """Output of ``rap train``; stderr is part of it."""
-    from click.testing import CliRunner
-
-    from rap.cli import main
-
-    found = CliRunner().invoke(main, ["train", *map(str, words)])
-    assert found.exit_code == code, found.output
-    return found.output
-
-
-FEW = ("--steps", "2", "--set", "num_generations=4", "--set", "max_completion_length=24")
-FEW += (
-    "--set",
-    "per_device_train_batch_size=8",
-    "--set",
-    "save_steps=2",
-    "--model",
-    "demo",
-)
-
-
-@pytest.fixture
-def data(tmp_path, pool):
-    """(JSONL file, selection folder)."""
-    path = world.write(world.draw(24, seed=2), tmp_path / "data")
-    selection_of(pool, [1, 5, 6, 9]).save(tmp_path / "selection")
-    return path, tmp_path / "selection"
-
-
-@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
-def test_rap_train_leaves_model_log_and_rewards(trl, tmp_path, data, algorithm):
-    path, selection = data
-    out = tmp_path / "run"
-    words = (path, "--selection", selection, "--out", out, "--algorithm", algorithm, *FEW)
-    said = shell(*words, "--reselect", "rewards", "--every", "1")
-    assert "step 1/2, reward " in said and "2 steps on 4 of 24 prompts" in said
-    assert "re-selected 4" in said
-    assert len(read_rewards(out / "rewards.jsonl")) == 4
-    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    assert lines[0]["step"] == 1 and "reward" in lines[0]
-    summary = json.loads((out / "summary.json").read_text())
-    assert summary["steps"] == 2 and [r["step"] for r in summary["reselections"]] == [1, 2]
-    from transformers import AutoModelForImageTextToText
-
-    AutoModelForImageTextToText.from_pretrained(out / "model")
-    assert "holds a training run: --resume goes on" in shell(*words, code=2)
-    more = [*words, "--reselect", "rewards", "--every", "1", "--resume", "--json"]
-    more[more.index("--steps") + 1] = "3"
-    assert '"steps": 3' in shell(*more)
-
-
-def test_rap_train_reads_a_config_file_and_trains_lora_adapters(trl, tmp_path, data):
-    pytest.importorskip("peft", reason="LoRA needs peft")
-    path, selection = data
-    (tmp_path / "grpo.toml").write_text(
-        "lora = 2\nselection = '" + str(selection) + "'\nsteps = 9\nbeta = 0.01\n"
-    )
-    words = (path, "--config", tmp_path / "grpo.toml", "--out", tmp_path / "run", *FEW)
-    assert "2 steps on 4 of 24 prompts" in shell(*words)
-    assert (tmp_path / "run" / "model" / "adapter_model.safetensors").exists()
-    again = [*words, "--resume"]
-    again[again.index("--steps") + 1] = "3"
-    assert "was made with lora = 2, here 4" in shell(*again, "--lora", "4", code=2)
-    assert "3 steps on 4 of 24 prompts" in shell(*again)
-    lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
-    assert {"resumed": 2} in map(json.loads, lines)
-    state = json.loads((tmp_path / "run/checkpoint-2/trainer_state.json").read_text())
-    before = state["stateful_callbacks"]["RapReselection"]["seconds"]
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["seconds"] >= round(before, 1) > 0
-
-
-def test_rap_train_refuses_by_name(trl, tmp_path, data):
-    path, selection = data
-    out = ("--out", tmp_path / "run", *FEW)
-    for match, words, code in [
-        ("TRL 1.16 has no PPO trainer", (path, "--algorithm", "ppo"), 2),
-        ("expected one of ('grpo', 'rloo')", (path, "--algorithm", "dpo"), 2),
-        ("GRPOConfig has no learningrate", (path, "--set", "learningrate=1"), 2),
-        ("generation_batch_size", (path, "--set", "num_generations=3"), 2),
-        ("no such file or folder", (tmp_path / "none.jsonl",), 1),
-        ("needs the first selection", (path, "--reselect", "rewards"), 2),
-        ("holds no training run", (path, "--resume"), 2),
-        ("cannot be read", (path, "--config", tmp_path / "none.yaml"), 2),
-        ("lora = 0", (path, "--lora", 0), 2),
-        ("4 prompts are selected", (path, "--selection", selection, *BATCH), 2),
-    ]:
-        assert match in " ".join(shell(*words[:1], *out, *words[1:], code=code).split())
-    assert not (tmp_path / "run" / "model").exists()
-
-
-BATCH = ("--set", "per_device_train_batch_size=32", "--set", "num_generations=4")
-
-
-def test_rap_train_goes_on_from_the_last_whole_checkpoint(trl, tmp_path, data):
-    path, selection = data
-    out = tmp_path / "run"
-    words = [path, "--selection", selection, "--out", out, *FEW]
-    words[words.index("save_steps=2")] = "save_steps=1"
-    out.mkdir()
-    (out / "rewards.jsonl").write_text('{"kind": "start", "step": 0}\n')  # killed early
-    assert "holds a training run" in shell(*words, code=2)
-    assert "going on from the beginning" in shell(*words, "--resume")
-    state = out / "checkpoint-2" / "trainer_state.json"
-    state.write_bytes(state.read_bytes()[:100])
-    said = shell(*words, "--resume")
-    assert "not whole, passed over: checkpoint-2" in said
-    assert "going on from checkpoint-1" in said and "step 2/2" in said
-
-
-@pytest.mark.parametrize("text", ["- 1", "a: [", "\x00"])
-def test_a_config_file_that_is_none_is_refused(tmp_path, text):
-    from rap.training import read_arguments
-
-    (tmp_path / "bad.yaml").write_text(text)
-    with pytest.raises(RapConfigError, match="bad.yaml: (expected settings|is not YAML)"):
-        read_arguments(tmp_path / "bad.yaml")
-
-
-def test_rap_train_says_whose_error_it_is(trl, tmp_path, data, monkeypatch):
-    path, selection = data
-    (tmp_path / "my_rewards.py").write_text(
-        "def broken(**columns):\n    raise KeyError('label')\n"
-    )
-    monkeypatch.chdir(tmp_path)
-    words = (path, "--selection", selection, "--out", tmp_path / "run", *FEW)
-    said = shell(*words, "--reward", "my_rewards:broken", code=1)
-    assert "the reward function 'broken' raised KeyError: 'label'" in said
-    assert "fault in rap" not in said
