@@ -270,7 +270,7 @@ def draw(table: pa.Table, budget: float, path: Path) -> None:
         "train_seconds": "training seconds",
         "total_seconds": "seconds with the selection's cost",
     }
-    figure, panels = plt.subplots(2, 3, figsize=(14, 8), layout="constrained")
+    figure, panels = plt.subplots(2, 3, figsize=(14, 9), layout="constrained")
     arms = by_arm(table)
     for row, name in zip(panels, ("image_sighted", "image_blind"), strict=True):
         for axes, (cost, title) in zip(row, axes_of.items(), strict=True):
@@ -280,10 +280,13 @@ def draw(table: pa.Table, budget: float, path: Path) -> None:
                 points = list(zip(*runs.values(), strict=True))
                 x = [np.mean([r[cost] for r in rows]) for rows in points]
                 y = [100 * np.mean([r[name] for r in rows]) for rows in points]
-                axes.plot(x, y, marker=".", label=ARMS[arm].title)
+                number = list(ARMS).index(arm)  # ten colours, then another line
+                style = {"color": f"C{number % 10}", "ls": ("-", "--")[number // 10]}
+                axes.plot(x, y, marker=".", label=ARMS[arm].title, **style)
             axes.set(xlabel=title, ylabel=f"{name.partition('_')[2]} accuracy, %")
             axes.grid(True, alpha=0.3)
-    panels[0][0].legend(fontsize=8)
+    shown = panels[0][0].get_legend_handles_labels()
+    figure.legend(*shown, loc="outside lower center", ncols=5, fontsize=9)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
