@@ -79,6 +79,8 @@ class Plan:
     other_seeds: int = 3
     main_arms: tuple[str, ...] = ("full", "random", "rap", "rap_logits")
     arms: tuple[str, ...] = tuple(ARMS)
+    once: tuple[str, ...] = ("rap_learnable", "rap_readmit")
+    """Further forms of RAP: at the main budget only."""
     rloo: bool = True
 
 
@@ -128,7 +130,8 @@ def runs(plan: Plan) -> list[Run]:
             if seed >= (plan.main_seeds if main else plan.other_seeds):
                 continue
             selects = ARMS[arm].pick is not None
-            for budget in plan.budgets if selects else (None,):
+            budgets = (plan.main_budget,) if arm in plan.once else plan.budgets
+            for budget in budgets if selects else (None,):
                 found.append(Run(arm, budget, seed))
             if plan.rloo and arm in RLOO_ARMS:
                 budget = plan.main_budget if selects else None
@@ -443,7 +446,7 @@ def open_work(plan: Plan, work: Path) -> None:
         return
     there = json.loads((work / PLAN).read_text())
     # more seeds, budgets or arms only add runs
-    grows = ("main_seeds", "other_seeds", "budgets", "arms", "rloo", "main_arms")
+    grows = ("main_seeds", "other_seeds", "budgets", "arms", "rloo", "main_arms", "once")
     changed = [k for k in wanted if k not in grows and there.get(k) != wanted[k]]
     if changed:
         raise SystemExit(
