@@ -65,6 +65,9 @@ _FOUR = "rap_u128 a = rap_load128(in + N); float x[4]; " + "".join(
     f"x[{i}] = rap_exp2f(RAP_FMA(m1, rap_from_bits(a.{lane}), -m0), least); "
     for i, lane in enumerate("xyzw")
 )
+_WIDE = "float x[8]; wide(in + N, x); for (int i = 0; i < 8; i++) "
+_QUERY = _WIDE + "ace_pair_add(&v[i], x[i]);"
+_KEY = _WIDE + "ace_pair_product(&dot, &v[i], x[i]);"
 PROBES = {
     "cde pair, kl": ("cde", 8, _PAIRS + _SWEEP.format("false")),
     "cde pair, hellinger2 too": ("cde", 8, _PAIRS + _SWEEP.format("true")),
@@ -87,12 +90,14 @@ PROBES = {
     "ace weight, column": (
         "ace",
         1,
-        "ace_add_exact(&s.z1, &s.z0, rap_logf(((const float *)in)[32 * N]));",
+        "rap_add_exact(&s.z1, &s.z0, rap_logf(((const float *)in)[32 * N]));",
     ),
+    "ace dimension of a query, added": ("ace_linear", 8, _QUERY),
+    "ace dimension of a key, multiplied": ("ace_linear", 8, _KEY),
 }
 
 PROBE = """
-#include "{room}/{room}_cuda.cu"
+#include "{source}"
 typedef struct {{ float z1, z0, s1, s0, u1, u0, b, top; }} probe_sums;
 RAP_HD void
 wide(const uint4 *at, float *x)
@@ -109,9 +114,22 @@ probe(const uint4 *in, float *out, float m1, float m0, float s0)
     {extra}
     in += threadIdx.x * 64;
     {pieces}
-    out[threadIdx.x] = s.z1 + s.z0 + s.s1 + s.s0 + s.u1 + s.u0 + s.b + s.top;
+    out[threadIdx.x] = s.z1 + s.z0 + s.s1 + s.s0 + s.u1 + s.u0 + s.b + s.top{use};
 }}
 """
+
+# what a probe includes, keeps its sums in, declares besides and uses of that
+ROOMS = {
+    "cde": ("cde/cde_cuda.cu", "cde_sums", "cde_scale k = {m1, m0, s0, s0};", ""),
+    "ace": ("ace/ace_cuda.cu", "probe_sums", "", ""),
+    "ace_linear": (
+        "ace/ace_linear_cuda.cu",
+        "probe_sums",
+        "ace_pair dot = {m1, m0}, v[8] = {{m1, m0}, {s0, m0}, {m0, m1}, {m1, s0}, "
+        "{m0, s0}, {s0, m1}, {m1, m1}, {s0, s0}};",
+        " + dot.hi + dot.lo" + "".join(f" + v[{i}].hi * s0 + v[{i}].lo" for i in range(8)),
+    ),
+}
 
 
 def _piece(code: str, number: int) -> str:
@@ -122,10 +140,12 @@ def _length(room: str, code: str, pieces: int, arch: int) -> int:
     """Instructions of a kernel of so many pieces, one after the other."""
     from tests.cuda_emulator import gates
 
+    source, sums, extra, use = ROOMS[room]
     text = PROBE.format(
-        room=room,
-        sums="cde_sums" if room == "cde" else "probe_sums",
-        extra="cde_scale k = {m1, m0, s0, s0};" if room == "cde" else "",
+        source=source,
+        sums=sums,
+        extra=extra,
+        use=use,
         pieces="\n".join("{" + _piece(code, i) + "}" for i in range(pieces)),
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -240,6 +260,19 @@ def ace(m: Shape, counts: Counts, gpu: Gpu) -> Cost:
     return Cost(traffic, terms * (each + rest), 2 * terms * m.dim, scores)
 
 
+def ace_linear(m: Shape, counts: Counts, gpu: Gpu) -> Cost:
+    """Each head alone, log-sum-exps given, columns of the response: q is read for the
+    tiles and again for the walk, where each query head reads its keys."""
+    key = f"sm_{gpu.arch}"
+    elements = m.heads * RESPONSE * m.dim
+    query = counts["ace dimension of a query, added"][key]
+    product = counts["ace dimension of a key, multiplied"][key]
+    traffic = 2 * (2 * m.heads + m.kv_heads) * RESPONSE * m.dim
+    idle = max(1.0, 256 / m.dim)  # eight dimensions a lane of the walk's warps
+    work = elements * (query + idle * (query + product))
+    return Cost(traffic, work, 0, 2 * elements)
+
+
 def eager_attention(m: Shape) -> Cost:
     """scores (write), scale (2), mask (2), softmax (2), mean over heads (read), all
     float32 [Hq, R, L]; what output_attentions costs, from the response's rows alone."""
@@ -315,6 +348,8 @@ def rows(counts: Counts) -> list[str]:
         ours = [ace(m, counts, g) for g in GPUS]
         rivals = {"torch eager": [eager_attention(m)] * three}
         lines.append(_line("ace, head mean, no statistics", shape, ours, rivals))
+        ours = [ace_linear(m, counts, g) for g in GPUS]
+        lines.append(_line("ace, each head, given log-sum-exps", shape, ours, rivals))
     for n in (1e6, 1e7, 1e8):
         for ties in (False, True):
             ours = [drm(n, ties=ties)] * three
@@ -368,6 +403,8 @@ instructions: they may miss their roof as ours may miss its own.
   of one float32 carries 12 bytes through a radix sort. Where k is a large part of a large
   N the sort decides, and we should lose to torch.topk, which answers an easier question.
   A bitonic sort stood here first; this page is why it does not now.
+- The linear form of ace takes less than its five launches, a few microseconds each, which
+  the page leaves out: with short responses they decide.
 - js by linear_cde makes the products twice, where Liger keeps float32 logits of a chunk of
   rows: slower where E is large, but without 8 V bytes a row.
 """

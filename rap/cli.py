@@ -47,6 +47,7 @@ from .steps import (
     plain_meta,
     print_json,
     quiet_transformers,
+    refuse_another,
     refuse_given,
     require_same,
     score_data,
@@ -410,6 +411,7 @@ def export(
 )
 @click.option("--size", type=int, help="Samples to have.  [default: as many as now]")
 @click.option("--out", type=PATH, required=True, metavar="DIR", help="The next selection.")
+@click.option("--force", is_flag=True, help="Replace another selection in DIR.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def reselect(
     selection: Path,
@@ -417,6 +419,7 @@ def reselect(
     reward_columns: Sequence[str],
     now: Path | None,
     out: Path,
+    force: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -447,6 +450,8 @@ def reselect(
     visits = read_visits(rewards, to_columns(reward_columns))
     passes = pass_counts(visits, decay=config.decay)
     found = again(before, passes, config, now=None if now is None else load(now))
+    if not force:
+        refuse_another(out, found)
     found.save(out)
     if as_json:
         note = found.settings["reselect"]

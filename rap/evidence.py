@@ -339,10 +339,11 @@ class Scorer:
             memory=self.config.linear_memory,
         )
         names = (*_DIVERGENCES, "logp1", "logp0")
-        values = {name: getattr(result, name).double().tolist() for name in names}
+        # one copy, one wait for a device
+        rows = torch.stack([getattr(result, name).double() for name in names]).T.tolist()
         found: dict[int, dict[str, Any]] = {}
         for s, job in enumerate(live):
-            row = {name: values[name][s] for name in names}
+            row = dict(zip(names, rows[s], strict=True))
             bad = [name for name, x in row.items() if not math.isfinite(x)]
             if bad:
                 job.quarantine("model", "nonfinite", f"{bad[0]} is not finite (head)")
@@ -364,41 +365,50 @@ class Scorer:
 
     def _psi(self, jobs: list[Job], traces: dict[int, Trace]) -> None:
         """Attention confidence of the with-image response; method.md section 2."""
-        from . import ops
+        import torch
 
-        ace = self.config.ace
-        for job in jobs:
-            if not job.alive:
-                continue
-            trace = traces[id(job)]
-            result = ops.ace(
-                trace.q,
-                trace.k,
-                response_start=trace.n_prompt,
-                scale=trace.scaling,
-                sigma=ace.sigma,
-                heads=ace.heads,
-                renormalise=ace.renormalise,
-                normalise=ace.normalise,
-                min_rows=ace.min_rows,
-                window=ace.window,
-                key_window=trace.key_window,
-                columns=ace.columns,
-                column_mask=~trace.special_mask,
-                image_mask=trace.image_mask,
-            )
-            row = {name: float(getattr(result, name)) for name in _ATTENTION}
+        live = [job for job in jobs if job.alive]
+        if not live:
+            return
+        results = [self._attention(traces[id(job)]) for job in live]
+        names = (*_ATTENTION, "position")
+        # one copy, one wait for a device
+        values = torch.stack([getattr(r, n).double() for n in names for r in results])
+        values = values.reshape(len(names), len(live)).T.tolist()
+        for job, (*numbers, place) in zip(live, values, strict=True):
+            row = dict(zip(_ATTENTION, numbers, strict=True))
             bad = [k for k, v in row.items() if math.isnan(v) or v == math.inf]
             if bad:
                 job.quarantine("model", "nonfinite", f"{bad[0]} is not finite (attention)")
                 continue
-            position = int(result.position)
+            trace, position = traces[id(job)], int(place)
             job.row |= row
             job.row |= {
                 "psi_position": position,
                 "psi_token": self._token(job, trace, position),
                 "n_response": len(trace.response_ids),
             }
+
+    def _attention(self, trace: Trace) -> Any:
+        from . import ops
+
+        ace = self.config.ace
+        return ops.ace(
+            trace.q,
+            trace.k,
+            response_start=trace.n_prompt,
+            scale=trace.scaling,
+            sigma=ace.sigma,
+            heads=ace.heads,
+            renormalise=ace.renormalise,
+            normalise=ace.normalise,
+            min_rows=ace.min_rows,
+            window=ace.window,
+            key_window=trace.key_window,
+            columns=ace.columns,
+            column_mask=~trace.special_mask,
+            image_mask=trace.image_mask,
+        )
 
     def _token(self, job: Job, trace: Trace, position: int) -> str | None:
         if position < 0:

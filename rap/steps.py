@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -13,7 +14,7 @@ import click
 from click.core import ParameterSource
 
 from .config import require_judge
-from .errors import RapConfigError, RapInputError, RapStoreError
+from .errors import RapConfigError, RapError, RapInputError, RapStoreError
 from .loading import load_model
 from .options import CHOOSE_NAMES, filters, score_config, to_columns, typed
 
@@ -210,6 +211,22 @@ def write_selection(
         selection.report(report)
         written["report"] = str(report)
     return written
+
+
+def refuse_another(folder: Path, selection: Selection) -> None:
+    """Raises ``RapConfigError`` where ``folder`` holds anything but this very selection,
+    which may be written again."""
+    from .selection import load
+
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    with contextlib.suppress(RapError):
+        there = load(folder)
+        if there.ids == selection.ids and there.settings == selection.settings:
+            return
+    raise RapConfigError(
+        f"--out {folder}: holds something else, which would be lost; --force replaces it"
+    )
 
 
 def plain_meta(scores: Scores) -> dict[str, Any]:

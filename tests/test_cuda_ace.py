@@ -12,6 +12,7 @@ from cuda_emulator.ace import ace
 from cuda_emulator.checks_ace import attention_input, difference, log_sum_exps
 from test_ace import DTYPES, naive
 
+import rap
 from rap import reference
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="needs gcc")
@@ -25,9 +26,12 @@ pytestmark = pytest.mark.skipif(build.compiler() is None, reason="needs gcc")
         checks_ace.large_scores,
         checks_ace.sums_of_logarithms,
         checks_ace.packed,
+        checks_ace.linear_form,
         checks_ace.bounds,
+        checks_ace.linear_bounds,
         checks_ace.schedules,
         checks_ace.races,
+        checks_ace.linear_races,
     ],
     ids=lambda check: check.__name__,
 )
@@ -93,6 +97,35 @@ def test_given_log_sum_exps(heads):
             off = difference(got["log_psi_columns"], truth["log_psi_columns"])
             assert off < 2e-5, (columns, stats, off)
             np.testing.assert_array_equal(got["position"], truth["position"])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_linear_form_of_every_dtype_and_more_dimensions_than_lanes(dtype):
+    q, k = (x.to(DTYPES[dtype]) for x in attention_input(2, 1, 90, 300))
+    options = dict(response_start=11, heads="each", window=40, columns="all", scale=0.25)
+    lse = log_sum_exps(q, k, 0.25)
+    got = ace(q, k, lse=lse, stats=False, **options)["log_psi_columns"]
+    truth = reference.ace(q.double(), k.double(), **options)["log_psi_columns"]
+    assert difference(got, truth) < 1e-12
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("where", ["q", "k", "lse"])
+def test_linear_form_answers_nan_and_infinity_as_the_cpu_does(where, bad):
+    """A bad row poisons the columns up to it, also those whose window does not hold it."""
+    for window, at in itertools.product((None, 5, 40), (20, 43, 70)):
+        q, k = attention_input(2, 1, 90, 8)
+        lse = log_sum_exps(q, k, 0.25)
+        {"q": q, "k": k, "lse": lse}[where][0, at] = bad
+        options = dict(
+            response_start=11, heads="each", window=window, columns="all", scale=0.25,
+            min_rows=1, stats=False, lse=lse,
+        )  # fmt: skip
+        got, cpu = ace(q, k, **options), rap.ace(q, k, **options)
+        columns, want = got["log_psi_columns"], np.asarray(cpu.log_psi_columns)
+        np.testing.assert_array_equal(np.isnan(columns), np.isnan(want))
+        np.testing.assert_allclose(columns, want, rtol=1e-12, atol=1e-12)
+        np.testing.assert_array_equal(got["position"], cpu.position)
 
 
 @pytest.mark.parametrize("top", [1, 8, 64])

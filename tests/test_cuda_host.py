@@ -320,6 +320,52 @@ works()
 """)
 
 
+def test_threads_that_call_at_once():
+    """Each on a stream of its own, modules opened by whoever comes first."""
+    passes("""
+import threading
+d = rng.random(50)
+order = rap.drm(d, 9)
+q = rng.normal(size=(2, 20, 8)).astype(np.float32)
+psi = rap.ace(q, q, response_start=8).log_psi
+errors = []
+
+def work(number):
+    try:
+        stream = device.FAKE.rap_fake_stream(0)
+        a, b, c = (InterfaceArray(z, stream) for z in (x[:, :90], y[:, :90], q))
+        for _ in range(4):
+            got = rap.cde(a, b).kl.numpy()
+            np.testing.assert_allclose(got, want, rtol=1e-5)
+            np.testing.assert_array_equal(rap.drm(FakeArray(d), 9).numpy(), order)
+            got = rap.ace(c, c, response_start=8).log_psi.numpy()
+            np.testing.assert_allclose(got, psi, rtol=1e-4)
+    except BaseException as error:
+        errors.append(error)
+
+want = rap.cde(x[:, :90], y[:, :90]).kl
+threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert not errors, errors
+assert count("modules") == 3
+nothing_left()
+""")
+
+
+@pytest.mark.parametrize("how", ["", "raise SystemExit(0)", "os._exit(0)"])
+def test_a_program_may_end_with_work_queued(how):
+    """Answers still alive are given back while the interpreter goes down."""
+    passes(f"""
+a, b = FakeArray(x), FakeArray(y)
+kept = [rap.cde(a, b), rap.linear_cde(a, b, b), rap.drm(FakeArray(x[0]), 3)]
+assert count("queued") > 0
+{how}
+""")
+
+
 def test_bad_input_has_the_errors_of_the_cpu():
     passes("""
 a, b = FakeArray(x), FakeArray(y)

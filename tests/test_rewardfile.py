@@ -173,3 +173,19 @@ def test_shell_refuses_by_name(saved, tmp_path):
     refused("reselect", saved, *out, code=2, says="Missing option '--rewards'")
     refused("reselect", tmp_path, "--rewards", log, *out, code=1, says="selection.parquet")
     assert not os.path.exists(tmp_path / "out")
+
+
+def test_shell_keeps_another_selection_that_lies_there(saved, tmp_path):
+    first, out = rap.load(saved), tmp_path / "second"
+    run("reselect", saved, "--rewards", rewards(tmp_path, first, trivial=4), "--out", out)
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    other = ("reselect", saved, "--rewards", rewards(tmp_path, first, trivial=2))
+    refused(*other, "--out", out, code=2, says="holds something else")
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "notes.txt").write_text("mine")
+    refused(*other, "--out", foreign, code=2, says="holds something else")
+    run(*other, "--out", out, "--force")
+    assert rap.load(out).ids != first.ids
+    assert {p.name: p.read_bytes() for p in out.iterdir()} != before

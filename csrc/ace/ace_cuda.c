@@ -4,6 +4,7 @@
  * rows, what one block of rows needs, masks that came from the host.
  */
 #include "ace_cuda.h"
+#include "ace_linear_cuda.h"
 
 #include <math.h>
 
@@ -13,13 +14,14 @@
 
 /* Bytes of each part of the workspace; the largest sample decides. */
 typedef struct {
-    int64_t sums, stats, scores, weights, reference, total;
+    int64_t blas, sums, stats, scores, weights, reference, total, tiles;
 } ace_space;
 
 typedef struct {
     const rap_ace_args *a;
     rap_cuda_call *call;
     void *blas_workspace;
+    double *tiles; /* of the linear form */
     rap_ace_cuda p;
 } ace_run;
 
@@ -47,12 +49,33 @@ fields_of(const rap_ace_args *a)
     return a->heads == RAP_ACE_EACH ? a->q.shape[0] : 1;
 }
 
-static ace_space
-space_of(const rap_ace_args *a)
+/* Single heads whose log-sum-exps are given need no scores. */
+static bool
+is_linear(const rap_ace_args *a)
 {
-    const int64_t hq = a->q.shape[0], fields = fields_of(a), total = a->q.shape[1];
-    ace_space space = {.sums = whole(8 * fields * total),
-                       .stats = whole(24 * fields * total)};
+    return a->heads == RAP_ACE_EACH && a->lse.data != NULL && !a->stats && !a->renormalise
+           && (a->key_window == 0 || a->columns == RAP_ACE_RESPONSE);
+}
+
+static ace_space
+linear_space(const rap_ace_args *a)
+{
+    const int64_t hq = a->q.shape[0], dim = a->q.shape[2];
+    ace_space space = {0};
+
+    for (int64_t s = 0; s < a->cu_seqlens.shape[0] - 1; s++) {
+        const int64_t rows = sample_length(a, s) - offset_at(&a->response_start, s);
+
+        space.tiles = RAP_MAX(space.tiles, whole(8 * rap_ace_linear_space(hq, rows, dim)));
+    }
+    return space;
+}
+
+static ace_space
+scores_space(const rap_ace_args *a)
+{
+    const int64_t hq = a->q.shape[0], fields = fields_of(a);
+    ace_space space = {.blas = RAP_BLAS_WORKSPACE};
 
     for (int64_t s = 0; s < a->cu_seqlens.shape[0] - 1; s++) {
         const int64_t length = sample_length(a, s);
@@ -68,14 +91,25 @@ space_of(const rap_ace_args *a)
     return space;
 }
 
+static ace_space
+space_of(const rap_ace_args *a)
+{
+    const int64_t numbers = fields_of(a) * a->q.shape[1];
+    ace_space space = is_linear(a) ? linear_space(a) : scores_space(a);
+
+    space.sums = whole(8 * numbers);
+    space.stats = whole(24 * numbers);
+    return space;
+}
+
 int64_t
 rap_ace_device_bytes(const void *args)
 {
     const rap_ace_args *a = args;
     const ace_space s = space_of(a);
 
-    return RAP_BLAS_WORKSPACE + s.sums + s.stats + s.scores + s.weights + s.reference
-           + s.total + rap_cuda_small_bytes(&a->column_mask)
+    return s.blas + s.sums + s.stats + s.scores + s.weights + s.reference + s.total
+           + s.tiles + rap_cuda_small_bytes(&a->column_mask)
            + rap_cuda_small_bytes(&a->image_mask);
 }
 
@@ -84,6 +118,14 @@ launch(ace_run *run, const char *kernel, int64_t blocks, rap_error *err)
 {
     return rap_cuda_launch(run->call, "ace", kernel, blocks, RAP_ACE_CUDA_THREADS, &run->p,
                            err);
+}
+
+static bool
+launch_linear(ace_run *run, const char *kernel, int64_t blocks, rap_ace_linear_cuda *p,
+              rap_error *err)
+{
+    return rap_cuda_launch(run->call, "ace_linear", kernel, blocks, RAP_ACE_LINEAR_THREADS,
+                           p, err);
 }
 
 /* Heads [head, ...) of x, from one row of the packed sequence on. */
@@ -139,6 +181,80 @@ block(ace_run *run, rap_error *err)
            && launch(run, "rap_ace_columns", rap_ace_cuda_columns_grid(p), err);
 }
 
+/* Column sums of the sample block after block, from scores. */
+static bool
+blocks(ace_run *run, rap_error *err)
+{
+    rap_ace_cuda *p = &run->p;
+    bool ok = true;
+
+    p->ld = rap_ace_cuda_ld(p->length);
+    p->block_rows = (int32_t)rap_ace_cuda_block_rows(p->hq, p->length);
+    for (p->row = p->start; ok && p->row < p->length; p->row += p->block_rows) {
+        p->rows = (int32_t)RAP_MIN(p->block_rows, p->length - p->row);
+        p->key = rap_ace_cuda_first_key(p, p->row);
+        ok = block(run, err);
+    }
+    return ok;
+}
+
+static bool
+is_wide(const rap_operand *x, const rap_array *from)
+{
+    const int64_t size = (int64_t)rap_dtype_size(from->dtype);
+
+    return (uintptr_t)x->data % 16 == 0 && from->stride[0] * size % 16 == 0
+           && from->stride[1] * size % 16 == 0;
+}
+
+static rap_ace_linear_cuda
+linear_of(const ace_run *run)
+{
+    const rap_ace_args *a = run->a;
+    const rap_ace_cuda *p = &run->p;
+    const rap_operand q = rows_of(&a->q, 0, p->begin, p->length, 0);
+    const rap_operand k = rows_of(&a->k, 0, p->begin, p->length, 0);
+    const int64_t window = p->window > 0 ? RAP_MIN(p->window, p->length) : p->length;
+
+    return (rap_ace_linear_cuda){
+        .q = q.data,
+        .k = k.data,
+        .lse = (const char *)a->lse.data
+               + p->begin * a->lse.stride[1] * (int64_t)rap_dtype_size(a->lse.dtype),
+        .tiles = run->tiles,
+        .sums = p->sums + p->begin,
+        .scale = a->scale,
+        .q_stride = {a->q.stride[0], a->q.stride[1]},
+        .k_stride = {a->k.stride[0], a->k.stride[1]},
+        .lse_stride = {a->lse.stride[0], a->lse.stride[1]},
+        .total_length = p->total_length,
+        .length = p->length,
+        .start = p->start,
+        .window = p->key_window > 0 ? RAP_MIN(window, p->key_window) : window,
+        .tiles_count = rap_ace_linear_tiles(p->length - p->start),
+        .hq = p->hq,
+        .group = (int32_t)(a->q.shape[0] / a->k.shape[0]),
+        .dim = a->q.shape[2],
+        .columns = p->columns,
+        .q_dtype = (int32_t)a->q.dtype,
+        .k_dtype = (int32_t)a->k.dtype,
+        .lse_dtype = (int32_t)a->lse.dtype,
+        .q_wide = is_wide(&q, &a->q),
+        .k_wide = is_wide(&k, &a->k),
+    };
+}
+
+/* Column sums of the sample from suffix sums of the queries. */
+static bool
+linear(ace_run *run, rap_error *err)
+{
+    rap_ace_linear_cuda p = linear_of(run);
+
+    return launch_linear(run, "rap_ace_tiles", rap_ace_linear_tiles_grid(&p), &p, err)
+           && launch_linear(run, "rap_ace_suffix", rap_ace_linear_suffix_grid(&p), &p, err)
+           && launch_linear(run, "rap_ace_linear", rap_ace_linear_grid(&p), &p, err);
+}
+
 static bool
 sample(ace_run *run, int64_t s, rap_error *err)
 {
@@ -149,12 +265,8 @@ sample(ace_run *run, int64_t s, rap_error *err)
     p->begin = offset_at(&run->a->cu_seqlens, s);
     p->length = sample_length(run->a, s);
     p->start = offset_at(&run->a->response_start, s);
-    p->ld = rap_ace_cuda_ld(p->length);
-    p->block_rows = (int32_t)rap_ace_cuda_block_rows(p->hq, p->length);
-    for (p->row = p->start; ok && p->row < p->length; p->row += p->block_rows) {
-        p->rows = (int32_t)RAP_MIN(p->block_rows, p->length - p->row);
-        p->key = rap_ace_cuda_first_key(p, p->row);
-        ok = block(run, err);
+    if (p->start < p->length) {
+        ok = is_linear(run->a) ? linear(run, err) : blocks(run, err);
     }
     return ok && launch(run, "rap_ace_finish", rap_ace_cuda_finish_grid(p), err);
 }
@@ -197,14 +309,14 @@ lay_out(ace_run *run, char *at, rap_error *err)
     rap_ace_cuda *p = &run->p;
     bool ok;
 
-    run->blas_workspace = at;
-    at += RAP_BLAS_WORKSPACE;
+    run->blas_workspace = at, at += s.blas;
     p->sums = (double *)at, at += s.sums;
     p->stats = (double *)at, at += s.stats;
     p->scores = (float *)at, at += s.scores;
     p->weights = s.weights > 0 ? (float *)at : p->scores, at += s.weights;
     p->reference = (float *)at, at += s.reference;
     p->total = (float *)at, at += s.total;
+    run->tiles = (double *)at, at += s.tiles;
     ok = rap_cuda_small(run->call, &run->a->column_mask, &at, &column_mask, err)
          && rap_cuda_small(run->call, &run->a->image_mask, &at, &image_mask, err);
     p->column_mask = column_mask;

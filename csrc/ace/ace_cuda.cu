@@ -375,16 +375,6 @@ ace_last_row(const rap_ace_cuda *p, int64_t j)
     return RAP_MAX(first, last);
 }
 
-/* hi + lo += x exactly, but for the last bit of lo */
-RAP_HD void
-ace_add_exact(float *hi, float *lo, float x)
-{
-    const float sum = *hi + x, back = sum - *hi;
-
-    *lo += (*hi - (sum - back)) + (x - back);
-    *hi = sum;
-}
-
 RAP_KERNEL(rap_ace_columns, rap_ace_cuda, RAP_ACE_CUDA_THREADS, 4)
 {
     const int64_t keys = p.row + p.rows - p.key, n = p.fields * keys;
@@ -404,9 +394,9 @@ RAP_KERNEL(rap_ace_columns, rap_ace_cuda, RAP_ACE_CUDA_THREADS, 4)
         for (int64_t r = RAP_MAX(j - p.row, 0); r < end - p.row; r++) {
             const float v = p.weights[(field * p.block_rows + r) * p.ld + c];
 
-            ace_add_exact(&hi, &lo, ace_ln(&p, v));
+            rap_add_exact(&hi, &lo, ace_ln(&p, v));
             if (p.renormalise) {
-                ace_add_exact(&hi, &lo, -total[r]);
+                rap_add_exact(&hi, &lo, -total[r]);
                 lo -= rest[r];
             }
         }

@@ -212,6 +212,27 @@ rap_load8(const void *row, int dtype, int64_t at, int64_t n, bool wide, float be
     }
 }
 
+RAP_HD double
+rap_shfl_f64(double x, int lane)
+{
+    uint64_t u;
+
+    memcpy(&u, &x, sizeof(u));
+    u = rap_shfl_u64(u, lane);
+    memcpy(&x, &u, sizeof(x));
+    return x;
+}
+
+/* hi + lo += x exactly, but for the last bit of lo */
+RAP_HD void
+rap_add_exact(float *hi, float *lo, float x)
+{
+    const float sum = *hi + x, back = sum - *hi;
+
+    *lo += (*hi - (sum - back)) + (x - back);
+    *hi = sum;
+}
+
 /* --- reductions: fixed trees, so the same bits on every run --------------------------- */
 
 RAP_HD int

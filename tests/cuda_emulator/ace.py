@@ -38,6 +38,21 @@ class AceParams(Params):
         return not self.lse.value or bool(self.want_stats) or bool(self.renormalise)
 
 
+class AceLinearParams(Params):
+    _fields_ = [
+        ("q", Pointer), ("k", Pointer), ("lse", Pointer), ("tiles", Pointer),
+        ("sums", Pointer), ("scale", _f64), ("q_stride", _i64 * 2),
+        ("k_stride", _i64 * 2), ("lse_stride", _i64 * 2), ("total_length", _i64),
+        ("length", _i64), ("start", _i64), ("window", _i64), ("tiles_count", _i64),
+        ("dim", _i64), ("hq", _i32), ("group", _i32), ("columns", _i32),
+        ("q_dtype", _i32), ("k_dtype", _i32), ("lse_dtype", _i32), ("q_wide", _i32),
+        ("k_wide", _i32),
+    ]  # fmt: skip
+
+
+TILE = 32
+
+
 def first_key(p: AceParams, row: int) -> int:
     """rap_ace_cuda_first_key."""
     key = max(0, row - p.key_window + 1) if p.key_window > 0 else 0
@@ -80,6 +95,47 @@ def _sample(
     device.launch("rap_ace_finish", p, grid, block)
 
 
+def _strided(device: Device, x: torch.Tensor, wide: bool) -> tuple[int, list[int]]:
+    """Address and strides of [heads, L, D]; wide: each row at a 16-byte boundary."""
+    heads, length, dim = x.shape
+    width = -(-dim // 8) * 8 if wide else dim
+    padded = torch.full((heads, length, width), float("nan"), dtype=x.dtype)
+    padded[:, :, :dim] = x
+    return device.put(padded), [length * width, width]
+
+
+def _linear(
+    device: Device, q: Any, k: Any, lse: Any, p: AceParams, scale: float, wide: bool,
+    grid: int, block: int,
+) -> None:  # fmt: skip
+    """The launches of the linear form for one sample."""
+    begin, end = p.begin, p.begin + p.length
+    tiles = -(-(p.length - p.start) // TILE)
+    window = min(x for x in (p.window, p.key_window, p.length) if x > 0)
+    space = device.empty((p.hq, tiles + 1, q.shape[2] + 1), np.float64)
+    x = AceLinearParams(
+        tiles=space, sums=p.sums.value + 8 * begin, scale=scale,
+        total_length=p.total_length, length=p.length, start=p.start, window=window,
+        tiles_count=tiles, dim=q.shape[2], hq=p.hq, group=len(q) // len(k),
+        columns=p.columns, q_dtype=dtype_code(q), k_dtype=dtype_code(k),
+        lse_dtype=dtype_code(lse), q_wide=wide, k_wide=wide,
+    )  # fmt: skip
+    address, strides = _strided(device, q[:, begin:end], wide)
+    x.q, x.q_stride[:] = Pointer(address), strides
+    address, strides = _strided(device, k[:, begin:end], wide)
+    x.k, x.k_stride[:] = Pointer(address), strides
+    x.lse, x.lse_stride[:] = Pointer(device.put(lse[:, begin:end])), (p.length, 1)
+    for name in ("rap_ace_tiles", "rap_ace_suffix", "rap_ace_linear"):
+        device.launch(name, x, grid, block)
+
+
+def is_linear(p: AceParams) -> bool:
+    """Single heads whose log-sum-exps are given, without anything that needs scores."""
+    response = p.columns == COLUMNS["response"]
+    each = p.heads == HEADS["each"]
+    return each and not p.needs_all and (p.key_window == 0 or response)
+
+
 def ace(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -103,9 +159,10 @@ def ace(
     block_rows: int = 24,
     grid: int = 4,
     block: int = 64,
+    wide: bool = True,
     **run: Any,
 ) -> dict[str, np.ndarray]:
-    """As ``rap.ace``; block_rows: rows of a block of scores."""
+    """As ``rap.ace``; block_rows: rows of a block of scores; wide: see ``_strided``."""
     hq, length, dim = q.shape
     cu = np.array([0, length] if cu_seqlens is None else cu_seqlens)
     samples = len(cu) - 1
@@ -136,7 +193,12 @@ def ace(
     for sample in range(samples):
         p.sample, p.begin = sample, int(cu[sample])
         p.length, p.start = int(cu[sample + 1]) - p.begin, int(starts[sample])
-        _sample(device, q, k, p, block_rows, grid, block)
+        if is_linear(p):
+            if p.start < p.length:
+                _linear(device, q, k, lse, p, scale, wide, grid, block)
+            device.launch("rap_ace_finish", p, grid, block)
+        else:
+            _sample(device, q, k, p, block_rows, grid, block)
     device.run(**run)
     values = device.get(summary)
     out = {

@@ -28,6 +28,7 @@ def _bug(number, what, file, before, after, caught_by) -> Bug:
 
 
 ACE = "ace/ace_cuda.cu"
+LINEAR = "ace/ace_linear_cuda.cu"
 CDE = "cde/cde_cuda.cu"
 DRM = "drm/drm_cuda.cu"
 DEVICE = "cuda/device.h"
@@ -144,6 +145,28 @@ BUGS = (
          "if (c >= x->lo && c + 4 <= x->hi) {", "if (true) {", checks_ace.large_scores),
     _bug(51, "ties for the largest weights counted in full", ACE,
          "large += (double)sh->need *", "large += (double)p->top *", checks_ace.values),
+    _bug(52, "a window's last row stays in the sum", LINEAR,
+         "if (row + p->window < p->length) {", "if (row + p->window + 1 < p->length) {",
+         checks_ace.linear_form),
+    _bug(53, "rows between the window's end and the next tile forgotten", LINEAR,
+         "for (int64_t row = w->left; row < w->right; row++) {",
+         "for (int64_t row = w->left + 1; row < w->right; row++) {",
+         checks_ace.linear_form),
+    _bug(54, "products without the lower part of the sum", LINEAR,
+         "fmaf(s->lo, k, fmaf(s->hi, k, -product))", "fmaf(s->hi, k, -product)",
+         checks_ace.linear_form),
+    _bug(55, "a tile counted with those after it", LINEAR,
+         "w.from = w.response ? tile + 1 : 0;", "w.from = w.response ? tile : 0;",
+         checks_ace.linear_form),
+    _bug(56, "the last tile reads and writes a row too many", LINEAR,
+         "row < RAP_MIN(first + TILE, p->length); row++", "row < first + TILE; row++",
+         checks_ace.linear_bounds),
+    _bug(57, "every thread writes the suffix sums of the first head", LINEAR,
+         "ace_tile_at(&p, i / (p.dim + 1), p.tiles_count)",
+         "ace_tile_at(&p, 0, p.tiles_count)", checks_ace.linear_races),
+    _bug(58, "the log-sum-exps of a window that has ended", LINEAR,
+         "ace_lse_at(p, w->head, row) - ace_lse_at(p, w->head, row + p->window);",
+         "ace_lse_at(p, w->head, row);", checks_ace.linear_form),
 )  # fmt: skip
 
 DRIVER = "csrc/driver.c"

@@ -24,7 +24,13 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parent.parent / "csrc"
-KERNELS = ("cde/cde_cuda.cu", "ace/ace_cuda.cu", "drm/drm_cuda.cu", "gemm/widen_cuda.cu")
+KERNELS = (
+    "cde/cde_cuda.cu",
+    "ace/ace_cuda.cu",
+    "ace/ace_linear_cuda.cu",
+    "drm/drm_cuda.cu",
+    "gemm/widen_cuda.cu",
+)
 COMMON = [
     "-std=c11",
     "-D_GNU_SOURCE",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -109,43 +110,102 @@ def packed(mutation: Mutation | None = None) -> None:
         compare(got, reference.ace(q, k, **options), 4e-6, heads)
 
 
+def linear_form(mutation: Mutation | None = None) -> None:
+    """Given log-sum-exps and single heads: sums of 48 bits, whatever the windows, tiles
+    of 32 rows that begin and end anywhere, two packed samples."""
+    cu, starts = [0, 75, 175], [10, 31]
+    q, k = attention_input(4, 2, 175, 20)
+    lse = torch.cat(
+        [log_sum_exps(q[:, a:b], k[:, a:b], 0.25) for a, b in itertools.pairwise(cu)], 1
+    )
+    for window, columns, given, wide in (
+        (None, "all", lse, True),
+        (7, "all", lse, False),
+        (40, "all", lse, True),
+        (32, "response", lse, False),
+        (64, "prompt", lse, True),
+        (None, "response", lse.float(), True),
+    ):
+        options = dict(
+            response_start=starts, cu_seqlens=cu, heads="each", window=window,
+            columns=columns, min_rows=1, scale=0.25, normalise=False,
+        )  # fmt: skip
+        got = ace(q, k, lse=given, stats=False, wide=wide, **options, mutation=mutation)
+        truth = reference.ace(q.double(), k.double(), **options)
+        # 48 bits of sums of up to 900; float32 log-sum-exps round at 1e-6, 90 rows
+        bound = 1e-11 if given is lse else 1e-4
+        off = difference(got["log_psi_columns"], truth["log_psi_columns"])
+        assert off < bound, (window, columns, off)
+        np.testing.assert_array_equal(got["position"], truth["position"])
+
+
 def bounds(mutation: Mutation | None = None) -> None:
     """AddressSanitizer and UBSan watch every array."""
     q, k = attention_input(2, 1, 37, 4)
     mask = np.random.default_rng(1).random(37) < 0.5
+    run = dict(variant="asan", block=64, grid=2, block_rows=16, mutation=mutation)
     for heads in ("mean", "each"):
         options = dict(
             response_start=5, heads=heads, columns="all", key_window=11, column_mask=mask,
             image_mask=mask,
         )  # fmt: skip
-        got = ace(
-            q, k, **options, variant="asan", block=64, grid=2, block_rows=16,
-            mutation=mutation,
-        )  # fmt: skip
+        got = ace(q, k, **options, **run)
         compare(got, reference.ace(q, k, **options), 4e-6, heads)
+
+
+def linear_bounds(mutation: Mutation | None = None) -> None:
+    """The same of the linear form: rows that are and are not whole 128-bit loads."""
+    q, k = attention_input(2, 1, 79, 12)
+    options = dict(
+        response_start=5, heads="each", columns="all", window=35, min_rows=1, scale=0.25
+    )
+    truth = reference.ace(q, k, **options)["log_psi_columns"]
+    given = dict(lse=log_sum_exps(q, k, 0.25), stats=False)
+    for wide in (True, False):
+        got = ace(q, k, **options, **given, wide=wide, variant="asan", block=64, grid=2,
+                  mutation=mutation)  # fmt: skip
+        assert difference(got["log_psi_columns"], truth) < 1e-11
+
+
+def _same_bits(results: Iterable[dict[str, np.ndarray]], names: Sequence[str]) -> None:
+    first, *others = results
+    for got in others:
+        for name in names:
+            assert got[name].tobytes() == first[name].tobytes(), name
+    assert all(np.isfinite(first[name]).any() for name in names)
 
 
 def schedules(mutation: Mutation | None = None, count: int = 20) -> None:
     """Any order of threads and blocks: the same bits."""
     q, k = attention_input(2, 1, 40, 4)
     mask = np.random.default_rng(1).random(40) < 0.5
-    want = None
-    for seed in range(count):
-        got = ace(
-            q, k, response_start=20, heads="max", renormalise=True, image_mask=mask,
-            block=64, seed=seed, mutation=mutation,
-        )  # fmt: skip
-        want = want or got
-        for name, value in want.items():
-            assert got[name].tobytes() == value.tobytes(), name
-        assert np.isfinite(got["attention_top"]).all()
+    run = dict(response_start=20, block=64, mutation=mutation)
+    _same_bits(
+        (
+            ace(q, k, heads="max", renormalise=True, image_mask=mask, seed=seed, **run)
+            for seed in range(count)
+        ),
+        FIELDS,
+    )
+    given = dict(lse=log_sum_exps(q, k, 0.5), heads="each", stats=False)
+    _same_bits(
+        (ace(q, k, **given, seed=seed, **run) for seed in range(count)),
+        ("log_psi", "log_psi_columns"),
+    )
 
 
 def races(mutation: Mutation | None = None) -> None:
     """ThreadSanitizer, within blocks and between them."""
     q, k = attention_input(2, 1, 24, 4)
     mask = np.random.default_rng(1).random(24) < 0.5
+    run = dict(block=64, grid=2, variant="tsan", mutation=mutation)
+    ace(q, k, response_start=14, heads="max", renormalise=True, image_mask=mask, **run)
+
+
+def linear_races(mutation: Mutation | None = None) -> None:
+    q, k = attention_input(2, 1, 70, 4)
+    lse = log_sum_exps(q, k, 0.5)
     ace(
-        q, k, response_start=14, heads="max", renormalise=True, image_mask=mask, block=64,
-        grid=2, variant="tsan", mutation=mutation,
+        q, k, response_start=2, heads="each", lse=lse, stats=False, block=64, grid=2,
+        variant="tsan", mutation=mutation,
     )  # fmt: skip

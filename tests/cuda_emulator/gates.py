@@ -125,24 +125,90 @@ def _functions(sass: str) -> dict[str, list[tuple[int, str]]]:
     return found
 
 
+def _successors(code: list[tuple[int, str]]) -> list[list[int]]:
+    """By the number of an instruction, those that may come next."""
+    number = {at: i for i, (at, _) in enumerate(code)}
+    found = []
+    for i, (_, text) in enumerate(code):
+        op = text.split()[1 if text.startswith("@") else 0]
+        target = re.search(r"\b(?:BRA|CALL|JMP)\S*\s.*?0x([0-9a-f]+)", text)
+        after = [number[int(target[1], 16)]] if target else []
+        ends = re.match(r"(BRA|JMP|EXIT|RET)\b", op)
+        # a branch may be conditional in other ways than its predicate: BRA.DIV, BRA P0, ...
+        always = ends and op == text.split()[0] and not re.search(r"\.DIV|\s!?U?P\d", text)
+        if i + 1 < len(code) and not always:
+            after.append(i + 1)
+        found.append(after)
+    return found
+
+
+def _dominators(after: list[list[int]]) -> list[int]:
+    """For each instruction a bit set of those that every way to it passes."""
+    before: list[list[int]] = [[] for _ in after]
+    for i, targets in enumerate(after):
+        for t in targets:
+            before[t].append(i)
+    everything = (1 << len(after)) - 1
+    found = [1] + [everything] * (len(after) - 1)
+    changed = True
+    while changed:
+        changed = False
+        for i in range(1, len(after)):
+            common = everything
+            for b in before[i]:
+                common &= found[b]
+            common |= 1 << i
+            changed |= common != found[i]
+            found[i] = common
+    return found
+
+
+def _reached(after: list[list[int]]) -> set[int]:
+    """Without the filling behind the end."""
+    found, todo = set(), [0]
+    while todo:
+        x = todo.pop()
+        if x not in found:
+            found.add(x)
+            todo += after[x]
+    return found
+
+
+def loops(code: list[tuple[int, str]]) -> list[set[int]]:
+    """Natural loops, as numbers of instructions: the compiler moves rare paths behind the
+    kernel's end, so not every jump back closes one."""
+    after = _successors(code)
+    dominators = _dominators(after)
+    before: list[list[int]] = [[] for _ in after]
+    for i, targets in enumerate(after):
+        for t in targets:
+            before[t].append(i)
+    bodies: dict[int, set[int]] = {}
+    for i in _reached(after):
+        for head in after[i]:
+            if dominators[i] >> head & 1:
+                body, todo = bodies.setdefault(head, {head}), [i]
+                while todo:
+                    x = todo.pop()
+                    if x not in body:
+                        body.add(x)
+                        todo += before[x]
+    return list(bodies.values())
+
+
 def innermost_loops(code: list[tuple[int, str]]) -> list[list[str]]:
-    """Instructions between a backward branch and its target, where no smaller loop lies."""
-    ends = [
-        (int(target.group(1), 16), at)
-        for at, text in code
-        if (target := re.search(r"\bBRA\S*\s.*?0x([0-9a-f]+)", text))
-        and int(target.group(1), 16) < at
+    """Instructions of each loop that holds no other."""
+    found = loops(code)
+    return [
+        [code[i][1] for i in sorted(body)]
+        for body in found
+        if not any(other < body for other in found)
     ]
-    inner = [
-        (a, b) for a, b in ends
-        if not any((c, d) != (a, b) and a <= c and d <= b for c, d in ends)
-    ]  # fmt: skip
-    return [[text for at, text in code if a <= at <= b] for a, b in inner]
 
 
 def _doubles_in_loops(code: list[tuple[int, str]]) -> int:
-    loops = [x for x in innermost_loops(code) if any("LDG" in text for text in x)]
-    return sum(bool(_DOUBLE.search(text)) for loop in loops for text in loop)
+    reading = [x for x in innermost_loops(code) if any("LDG" in text for text in x)]
+    return sum(bool(_DOUBLE.search(text)) for loop in reading for text in loop)
 
 
 def _param_sizes(elf: str) -> dict[str, int]:
