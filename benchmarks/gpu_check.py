@@ -1,6 +1,6 @@
 """What benchmarks/gpu_check.sh runs on a real GPU. Never run on one so far.
 
-python -m benchmarks.gpu_check values|small|times
+python -m benchmarks.gpu_check values|small|scoring|times
 """
 
 from __future__ import annotations
@@ -26,6 +26,13 @@ def _same(name: str, device: object, host: object, rtol: float) -> None:
         )
 
 
+def _log_sum_exps(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    keys = k.double().repeat_interleave(len(q) // len(k), 0)
+    scores = q.double() @ keys.transpose(1, 2) / q.shape[2] ** 0.5
+    hidden = torch.ones(q.shape[1], q.shape[1], dtype=torch.bool).triu(1)
+    return scores.masked_fill(hidden, float("-inf")).logsumexp(-1)
+
+
 def values(rows: int, vocab: int, hidden: int, length: int) -> None:
     """Every room and dtype, on the current stream and on another, against the CPU."""
     g = torch.Generator().manual_seed(0)
@@ -49,12 +56,34 @@ def values(rows: int, vocab: int, hidden: int, length: int) -> None:
                     options = {"response_start": length // 3, "heads": heads}
                     got = rap.ace(q.cuda(), k.cuda(), **options)
                     _same("ace", got, rap.ace(q, k, **options), 1e-3)
+                linear = {"lse": _log_sum_exps(q, k), "stats": False} | options
+                given = linear | {"lse": linear["lse"].cuda()}
+                got = rap.ace(q.cuda(), k.cuda(), **given)
+                _same("ace, linear form", got, rap.ace(q, k, **linear), 1e-9)
     for n in (1, 1000, rows * vocab):
         d = torch.randint(0, 9, (n,), generator=g) / 8
         gain = torch.randn(n, generator=g)
         got = rap.drm(d.cuda(), n // 3 + 1, gain=gain.cuda())
         assert torch.equal(got.cpu(), rap.drm(d, n // 3 + 1, gain=gain)), "drm"
     print(f"values agree: {rows} x {vocab}, hidden {hidden}, length {length}")
+
+
+def scoring() -> None:
+    """The demo's model on the GPU scores a small world as it does on the CPU."""
+    from rap.demo import world
+    from rap.demo.model import load_demo_model
+
+    data = world.to_dataset(world.draw(24, seed=0))
+    model, processor = load_demo_model()
+    for evidence, column in (("logits", "js"), ("answer", "logp_answer1")):
+        tables = [
+            rap.score(model.to(device), processor, data, evidence=evidence, progress=False)
+            for device in ("cpu", "cuda")
+        ]
+        host, device = (t.table[column].to_numpy() for t in tables)
+        # float32 sums in another order, and values kept to twelve bits
+        np.testing.assert_allclose(device, host, rtol=5e-3, atol=1e-4, err_msg=column)
+    print(f"scores agree: {len(host)} samples of the demo's world")
 
 
 def _time(call: Callable[[], object], flush: torch.Tensor, repeats: int = 20) -> float:
@@ -147,6 +176,8 @@ def main(what: str) -> None:
         values(rows=67, vocab=32_003, hidden=512, length=600)
     elif what == "small":
         values(rows=3, vocab=5001, hidden=64, length=70)
+    elif what == "scoring":
+        scoring()
     else:
         times()
 

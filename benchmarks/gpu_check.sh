@@ -22,6 +22,7 @@ step() {
 step "build" env RAP_CUDA=on "$PY" setup.py -q build_ext --inplace
 step "device" "$PY" -c 'import rap, torch; print(rap.info()["gpu"]); assert torch.cuda.is_available()'
 step "values" timeout 120 "$PY" -m benchmarks.gpu_check values
+step "scoring" timeout 90 "$PY" -m benchmarks.gpu_check scoring
 if command -v compute-sanitizer > /dev/null; then
     for tool in memcheck racecheck synccheck initcheck; do
         step "$tool" timeout 60 compute-sanitizer --tool "$tool" --error-exitcode 1 \

@@ -74,6 +74,8 @@ class DeviceArray:
     ) -> DeviceArray:
         """Uninitialised; MemoryError when the device has no more."""
         size = math.prod(shape) * np.dtype(dtype).itemsize
+        if size >= 1 << 62:  # no address space holds it
+            raise MemoryError(f"{size} bytes on CUDA device {device}")
         owner, pointer = _C.cuda_alloc(size, device, stream)
         return cls(owner, pointer, shape, dtype, device, stream)
 
@@ -255,16 +257,24 @@ def view(x: Any, place: Place) -> Any:
     if x is None or isinstance(x, np.ndarray) or hasattr(x, "__dlpack__"):
         return x
     said = x.__cuda_array_interface__
+    dtype, strides = np.dtype(said["typestr"]), said.get("strides")
+    if not dtype.isnative or dtype.kind not in _DLPACK_KINDS:
+        raise TypeError(f"__cuda_array_interface__: cannot read {said['typestr']!r}")
+    if strides is not None and any(s % dtype.itemsize for s in strides):
+        raise RapInputError(
+            f"__cuda_array_interface__: strides {strides} are no multiples of "
+            f"{dtype.itemsize} bytes"
+        )
     pointer, _ = said["data"]
     made_on = said.get("stream")
     return DeviceArray(
         x,
         pointer,
         tuple(said["shape"]),
-        said["typestr"],
+        dtype,
         place.device,
         place.stream if made_on is None else made_on,
-        said.get("strides"),
+        strides,
     )
 
 

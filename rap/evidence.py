@@ -18,9 +18,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from . import cuda
 from .config import ScoreConfig
 from .errors import RapError, RapModelError, first_line
 from .jobs import Job, clean
@@ -29,6 +29,8 @@ from .rollouts import BLIND_ARM, IMAGE_ARM, Completion, degenerate, row_seed
 from .samples import BadSample
 
 if TYPE_CHECKING:
+    import torch
+
     from .model import Head, ModelDriver, Trace
 
 MIN_GROUPS = 8
@@ -65,11 +67,16 @@ class Scorer:
         self.allow_degenerate = allow_degenerate
         self.groups = 0
         self.degenerate_groups = 0
+        self._heads: dict[torch.device, Head] = {}
 
-    @cached_property
-    def _host_head(self) -> Head:
-        """Where the kernels run: copied from the device once, not for each batch."""
-        return self.driver.head.to("cpu")
+    def _head_for(self, hidden: torch.Tensor) -> Head:
+        """The head where the kernels run: on the CUDA device of the hidden states, or, for
+        a device that this build has no kernels for, on the host. Copied once, if at all."""
+        device = hidden.device
+        if device not in self._heads:
+            there = device.type == "cuda" and "cde" in cuda.rooms()
+            self._heads[device] = self.driver.head.to(device if there else "cpu")
+        return self._heads[device]
 
     def score_batch(self, jobs: list[Job]) -> None:
         """Fill in the rows of these jobs; a job that fails is quarantined in place."""
@@ -326,7 +333,7 @@ class Scorer:
         pairs = [(with_image[id(job)], without[id(job)]) for job in live]
         device = pairs[0][0].hidden.device
         sizes = torch.tensor([0] + [len(a.response_ids) for a, _ in pairs])
-        head = self._host_head
+        head = self._head_for(pairs[0][0].hidden)
         result = ops.linear_cde(
             torch.cat([a.hidden for a, _ in pairs]),
             torch.cat([b.hidden for _, b in pairs]),

@@ -66,7 +66,7 @@ class Head:
     softcap: float | None
     scale: float | None
 
-    def to(self, device: str) -> Head:
+    def to(self, device: torch.device | str) -> Head:
         """The same head on ``device``; itself if it is there already."""
         bias = None if self.bias is None else self.bias.to(device)
         return replace(self, weight=self.weight.to(device), bias=bias)

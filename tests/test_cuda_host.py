@@ -194,7 +194,25 @@ with np.testing.assert_raises_regex(rap.RapInputError, "not memory of a CUDA dev
     fake = InterfaceArray(x)
     fake.inner.pointer = x.ctypes.data
     rap.cde(fake, fake)
-del a, b, c, got, again, fake
+class Said(InterfaceArray):
+    def __init__(self, **said):
+        super().__init__(x)
+        self.said = said
+
+    @property
+    def __cuda_array_interface__(self):
+        return super().__cuda_array_interface__ | self.said
+
+for said, kind, text in (
+    ({"typestr": ">f4"}, TypeError, ">f4"),
+    ({"typestr": "<c8"}, TypeError, "<c8"),
+    ({"typestr": "<V2"}, TypeError, "<V2"),
+    ({"strides": (2802, 4)}, rap.RapInputError, "no multiples of 4"),
+):
+    odd = Said(**said)
+    with np.testing.assert_raises_regex(kind, text):
+        rap.cde(odd, odd)
+del a, b, c, got, again, fake, odd
 nothing_left()
 """,
         seed=seed,
@@ -399,6 +417,14 @@ large.shape = (2**40, 2)
 refused(MemoryError, "OUT_OF_MEMORY", rap.cde, large, large)
 large.shape, large.strides = (1, 2**33, 2), (2**34, 2, 1)
 refused(MemoryError, "OUT_OF_MEMORY", rap.ace, large, large, response_start=5)
+large.shape, large.strides = (2**57, 2), (0, 1)
+refused(MemoryError, "bytes on CUDA device 0", rap.cde, large, large)
+for shape in ((2**59, 1, 1), (1, 1, 2**30)):
+    large.shape, large.strides = shape, (0, 0, 1)
+    refused(rap.RapInputError, "more than 2", rap.ace, large, large, response_start=0)
+for shape in ((1, 2**58, 1), (2**10, 2**33, 1)):
+    large.shape, large.strides = shape, (0, 0, 1)
+    refused(MemoryError, "", rap.ace, large, large, response_start=0)
 empty = rap.cde(FakeArray(x[:0]), FakeArray(y[:0]))
 assert empty.kl.shape == (0,) and empty.kl.numpy().size == 0
 assert rap.linear_cde(FakeArray(x[:0]), FakeArray(y[:0]), b).kl.shape == (0,)

@@ -41,7 +41,8 @@
 #include "../cpu.h"
 
 #define RAP_ACE_FLOOR 0x1p-126f
-#define RAP_ACE_TOP 64  /* largest `top` */
+#define RAP_ACE_TOP 64                  /* largest `top` */
+#define RAP_ACE_MOST (INT64_C(1) << 20) /* heads, dimensions; its square: all rows */
 #define RAP_ACE_ROWS 24 /* blocks of rows are multiples of it: whole tiles everywhere */
 
 enum { RAP_ACE_MEAN, RAP_ACE_MAX, RAP_ACE_EACH };

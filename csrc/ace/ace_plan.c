@@ -36,6 +36,15 @@ check_heads(const rap_ace_args *a, rap_error *err)
         return rap_fail(err, RAP_EINPUT, "%lld query heads cannot share %lld key heads",
                         (long long)q->shape[0], (long long)k->shape[0]);
     }
+    if (q->shape[0] > RAP_ACE_MOST || q->shape[2] > RAP_ACE_MOST
+        || q->shape[1] > RAP_ACE_MOST * RAP_ACE_MOST / q->shape[0])
+    {
+        return rap_fail(err, RAP_EINPUT,
+                        "q [%lld, %lld, %lld]: more than 2^20 heads or dimensions, or 2^40 "
+                        "rows of all heads",
+                        (long long)q->shape[0], (long long)q->shape[1],
+                        (long long)q->shape[2]);
+    }
     if ((q->shape[2] > 1 && q->stride[2] != 1) || (k->shape[2] > 1 && k->stride[2] != 1)) {
         return rap_fail(err, RAP_EINPUT, "q, k: the last dimension must be contiguous");
     }
