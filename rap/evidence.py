@@ -15,7 +15,7 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -303,17 +303,18 @@ class Scorer:
             prepared = [getattr(job, which) for job in part]
             return self.driver.trace(prepared, attention=attention)
 
+        results = in_halves(run, live)
+        finite = all_finite([r for r in results if not isinstance(r, _Failure)])
         traces: dict[int, Trace] = {}
-        for job, result in zip(live, in_halves(run, live), strict=True):
+        for job, result in zip(live, results, strict=True):
             job.row["forwards"] += 1
             if isinstance(result, _Failure):
                 job.quarantine("model", result.code, f"{which} forward: {result.message}")
-                continue
-            bad = result.nonfinite()
-            if bad is not None:
+            elif not next(finite):
+                bad = result.nonfinite()
                 job.quarantine("model", "nonfinite", f"{bad} is not finite ({which} arm)")
-                continue
-            traces[id(job)] = result
+            else:
+                traces[id(job)] = result
         return traces
 
     def _head(
@@ -430,6 +431,13 @@ class Scorer:
 
 
 # ---- helpers ----------------------------------------------------------------
+
+
+def all_finite(traces: Sequence[Trace]) -> Iterator[bool]:
+    """Whether each trace is finite; one copy, one wait for a device."""
+    import torch
+
+    return iter(torch.stack([t.finite() for t in traces]).tolist() if traces else ())
 
 
 def in_halves(

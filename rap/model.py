@@ -127,6 +127,12 @@ class Trace:
     key_window: int | None = None
     """Tokens a response row sees in the last layer; None: all up to itself."""
 
+    def finite(self) -> torch.Tensor:
+        """bool [], on the model's device: all of ``hidden``, ``q``, ``k``. Waits for
+        nothing."""
+        given = [x for x in (self.hidden, self.q, self.k) if x is not None]
+        return torch.stack([torch.isfinite(x).all() for x in given]).all()
+
     def nonfinite(self) -> str | None:
         """The first of ``hidden``, ``q``, ``k`` that holds NaN or infinity, and where."""
         rows = torch.isfinite(self.hidden).all(dim=-1)
