@@ -5,6 +5,7 @@
 #define NPY_TARGET_VERSION NPY_1_25_API_VERSION
 #include <numpy/arrayobject.h>
 
+#include "cuda_py.h"
 #include "status.h"
 #include "third_party/dlpack.h"
 
@@ -286,15 +287,41 @@ exchange_api(PyObject *object)
     return api != NULL && api->header.version.major == DLPACK_MAJOR_VERSION ? api : NULL;
 }
 
-/* An owning export: the memory stays whatever another thread does to the tensor. */
+/* Whether what the producer queues on the array's device now comes before what is queued on
+ * `stream` (as the array API counts): then nobody has to wait for anybody. */
 static bool
-from_exchange(const DLPackExchangeAPI *api, PyObject *object, const char *name,
-              rap_array *view, rap_error *err)
+in_order(const DLPackExchangeAPI *api, DLDevice device, int64_t stream)
+{
+    void *theirs = NULL;
+
+    if (stream == RAP_NO_STREAM || device.device_type == kDLCPU) {
+        return true;
+    }
+    if (api->current_work_stream == NULL
+        || api->current_work_stream(device.device_type, device.device_id, &theirs) != 0)
+    {
+        PyErr_Clear();
+        return false;
+    }
+    return rap_dlpack_stream((int64_t)(intptr_t)theirs) == stream;
+}
+
+/* An owning export: the memory stays whatever another thread does to the tensor. False in
+ * `taken`: the array is to be asked for in the other way, which waits. */
+static bool
+from_exchange(const DLPackExchangeAPI *api, PyObject *object, int64_t stream,
+              const char *name, rap_array *view, bool *taken, rap_error *err)
 {
     DLManagedTensorVersioned *managed = NULL;
 
+    *taken = true;
     if (api->managed_tensor_from_py_object_no_sync(object, &managed) != 0) {
         return rap_fail(err, RAP_EPYTHON, "%s", name);
+    }
+    if (!in_order(api, managed->dl_tensor.device, stream)) {
+        *taken = false;
+        managed->deleter(managed);
+        return true;
     }
     return from_managed(managed, name, view, err);
 }
@@ -399,7 +426,7 @@ rap_array_from_device(PyObject *object, const char *name, bool optional, int64_t
     static const char nothing[64] = {0};
     const DLPackExchangeAPI *api;
     PyObject *capsule = NULL;
-    bool ok = false;
+    bool ok = false, taken = false;
 
     if (object == NULL || object == Py_None) {
         return optional
@@ -411,7 +438,9 @@ rap_array_from_device(PyObject *object, const char *name, bool optional, int64_t
     }
     api = exchange_api(object);
     if (api != NULL) {
-        ok = from_exchange(api, object, name, view, err);
+        ok = from_exchange(api, object, stream, name, view, &taken, err);
+    }
+    if (taken) {
         goto done;
     }
     capsule = ask_dlpack(object, stream);

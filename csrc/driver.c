@@ -37,6 +37,7 @@ struct rap_cuda {
     void *library;
     rap_cuda_api api;
     atomic_long opened_by; /* process id; 0: not opened yet */
+    atomic_long opens;     /* the process that is about to open, or has */
     loaded *list;
     int64_t count, room_for;
 };
@@ -165,10 +166,14 @@ open_driver(rap_cuda *cuda, rap_error *err)
 const rap_cuda_api *
 rap_cuda_open(rap_cuda *cuda, rap_error *err)
 {
-    long by = atomic_load(&cuda->opened_by), self = (long)getpid();
+    long by = atomic_load(&cuda->opened_by), opens = 0, self = (long)getpid();
     bool ok = by == self;
 
-    if (by != 0 && !ok) { /* before the mutex: a fork may have left it locked */
+    if (!ok) {
+        atomic_compare_exchange_strong(&cuda->opens, &opens, self);
+    }
+    /* before the mutex: a fork may have left it locked */
+    if (!ok && (by != 0 || (opens != 0 && opens != self))) {
         forked(err);
         return NULL;
     }
@@ -177,6 +182,9 @@ rap_cuda_open(rap_cuda *cuda, rap_error *err)
         ok = atomic_load(&cuda->opened_by) == self || open_driver(cuda, err);
         if (ok) {
             atomic_store(&cuda->opened_by, self);
+        }
+        else {
+            atomic_store(&cuda->opens, 0);
         }
         pthread_mutex_unlock(&cuda->mutex);
     }
@@ -193,6 +201,7 @@ rap_cuda_new(void)
         memset(cuda, 0, sizeof(*cuda));
         pthread_mutex_init(&cuda->mutex, NULL);
         atomic_init(&cuda->opened_by, 0);
+        atomic_init(&cuda->opens, 0);
     }
     return cuda;
 }

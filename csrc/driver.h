@@ -6,8 +6,8 @@
  * A call runs where the data is: in the context that is current if it belongs to that
  * device, else in the device's primary one, bound for the length of the call. Work goes on
  * the producer's stream and nothing waits, except where a function says so. Memory is the
- * caller's: a framework's allocator is ordered by that same stream, so views may be
- * released as soon as the work is queued.
+ * caller's, and views of it are released as soon as the work is queued: torch's and CuPy's
+ * allocators are ordered by that same stream; rap/cuda.py keeps other arrays alive.
  *
  * A process that was forked after CUDA was opened cannot use it: that is an error here, not
  * a hang. RAP_LIBCUDA names another library.

@@ -3,7 +3,9 @@
 torch and CuPy arrays are met through their own module: its current stream, its allocator,
 which is ordered by that stream. Any other producer (DLPack, or
 ``__cuda_array_interface__``) is met on the legacy default stream or the one it names, with
-memory of the driver's pool (``DeviceArray``).
+memory of the driver's pool (``DeviceArray``). DLPack does not say in which order such a
+producer gives memory back, so its arrays stay alive here until their call is known to be
+done (``held``).
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ import glob
 import math
 import os
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -24,6 +28,11 @@ from .errors import RapInputError
 
 LEGACY_STREAM = 1
 _CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
+MOST_HELD = 2
+"""Calls whose arrays are held at a time, on one stream."""
+
+_held: dict[tuple[int, int], list[Any]] = {}
+_lock = threading.Lock()
 _DLPACK_KINDS = {"i": 0, "u": 1, "f": 2, "b": 6}
 
 
@@ -148,7 +157,8 @@ class DeviceArray:
             raise RapInputError("only a contiguous array is copied to the host")
         flat = np.empty(math.prod(self.shape), self.dtype)
         if flat.size:
-            _C.cuda_read(flat, self._pointer, self.device, self.stream)
+            key = self.device, self.stream
+            _let_go(key, lambda: _C.cuda_read(flat, self._pointer, *key))
         return flat.reshape(self.shape)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -235,7 +245,10 @@ def _torch_place(x: Any) -> Place:
     dtypes = {"float64": torch.float64, "int64": torch.int64}
 
     def empty(shape: tuple[int, ...], dtype: str) -> Any:
-        return torch.empty(shape, dtype=dtypes[dtype], device=x.device)
+        try:
+            return torch.empty(shape, dtype=dtypes[dtype], device=x.device)
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(str(error)) from error
 
     stream = torch.cuda.current_stream(x.device).cuda_stream
     return Place(x.device.index, stream, empty)
@@ -276,6 +289,52 @@ def view(x: Any, place: Place) -> Any:
         place.stream if made_on is None else made_on,
         strides,
     )
+
+
+@contextmanager
+def held(place: Place, *arrays: Any) -> Iterator[None]:
+    """Around a call that queues work on ``place``: arrays that might be freed before it is
+    done stay alive until later. Waits for the stream where too many would."""
+    foreign = [x for x in arrays if _is_foreign(x)]
+    if not foreign:
+        yield
+        return
+    key = place.device, place.stream
+    if len(_held.get(key, ())) >= MOST_HELD:
+        _let_go(key, lambda: _C.cuda_wait(*key))
+    try:
+        yield
+    finally:  # also after an error: something may have been queued
+        with _lock:
+            _held.setdefault(key, []).append(foreign)
+
+
+def release() -> None:
+    """Wait for the calls whose arrays are held, and let these go."""
+    for key in list(_held):
+        _let_go(key, lambda key=key: _C.cuda_wait(*key))
+
+
+def _is_foreign(x: Any) -> bool:
+    """On a device, of a producer of which nothing but DLPack is known: torch's and CuPy's
+    allocators follow the stream, ``__cuda_array_interface__`` names it."""
+    if x is None or isinstance(x, np.ndarray | DeviceArray) or is_torch(x):
+        return False
+    cupy = sys.modules.get("cupy")
+    known = cupy is not None and isinstance(x, cupy.ndarray)
+    return not known and hasattr(x, "__dlpack__") and device_of(x) is not None
+
+
+def _let_go(key: tuple[int, int], wait: Callable[[], None]) -> None:
+    """What was held before ``wait``, which waits for the stream, is free after it."""
+    with _lock:
+        before = _held.pop(key, [])
+    try:
+        wait()
+    except BaseException:
+        with _lock:
+            _held.setdefault(key, []).extend(before)
+        raise
 
 
 def to_host(x: Any, name: str) -> np.ndarray:

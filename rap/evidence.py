@@ -16,6 +16,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,7 @@ MIN_GROUPS = 8
 
 _LOGS = ("logp_answer1", "logp_answer0", "logp_mean1", "logp_mean0")
 _DIVERGENCES = ("kl", "rkl", "jeffreys", "js", "tv", "hellinger2", "entropy1", "entropy0")
+_HEAD = (*_DIVERGENCES, "logp1", "logp0")
 _ATTENTION = ("log_psi", "attention_entropy", "attention_top", "image_mass")
 _ROUNDED = (*_LOGS, *_DIVERGENCES, *_ATTENTION)
 
@@ -324,42 +326,48 @@ class Scorer:
 
         ``"1"`` and ``"0"`` hold (mean log p, number of tokens) of the response.
         """
-        import torch
-
-        from . import ops
-
         live = [job for job in jobs if job.alive]
-        if not live:
-            return {}
-        pairs = [(with_image[id(job)], without[id(job)]) for job in live]
-        device = pairs[0][0].hidden.device
-        sizes = torch.tensor([0] + [len(a.response_ids) for a, _ in pairs])
-        head = self._head_for(pairs[0][0].hidden)
-        result = ops.linear_cde(
-            torch.cat([a.hidden for a, _ in pairs]),
-            torch.cat([b.hidden for _, b in pairs]),
-            head.weight,
-            bias=head.bias,
-            scale=head.scale,
-            softcap=head.softcap,
-            targets=torch.cat([a.response_ids for a, _ in pairs]).to(device),
-            cu_seqlens=sizes.cumsum(0).to(device),
-            memory=self.config.linear_memory,
-        )
-        names = (*_DIVERGENCES, "logp1", "logp0")
-        # one copy, one wait for a device
-        rows = torch.stack([getattr(result, name).double() for name in names]).T.tolist()
+
+        def run(part: Sequence[Job]) -> list[list[float]]:
+            return self._rows([(with_image[id(job)], without[id(job)]) for job in part])
+
         found: dict[int, dict[str, Any]] = {}
-        for s, job in enumerate(live):
-            row = dict(zip(names, rows[s], strict=True))
+        for job, result in zip(live, in_halves(run, live), strict=True):
+            if isinstance(result, _Failure):
+                job.quarantine("model", result.code, f"head: {result.message}")
+                continue
+            row = dict(zip(_HEAD, result, strict=True))
             bad = [name for name, x in row.items() if not math.isfinite(x)]
             if bad:
                 job.quarantine("model", "nonfinite", f"{bad[0]} is not finite (head)")
                 continue
-            n = int(sizes[s + 1])
-            row["1"], row["0"] = (row.pop("logp1"), n), (row.pop("logp0"), n)
-            found[id(job)] = row
+            n = len(with_image[id(job)].response_ids)
+            found[id(job)] = row | {"1": (row["logp1"], n), "0": (row["logp0"], n)}
         return found
+
+    def _rows(self, pairs: list[tuple[Trace, Trace]]) -> list[list[float]]:
+        """What the head gives for each pair: the numbers of `_HEAD`."""
+        import torch
+
+        from . import ops
+
+        device = pairs[0][0].hidden.device
+        sizes = torch.tensor([0] + [len(a.response_ids) for a, _ in pairs])
+        head = self._head_for(pairs[0][0].hidden)
+        with _memory_of(device):
+            result = ops.linear_cde(
+                torch.cat([a.hidden for a, _ in pairs]),
+                torch.cat([b.hidden for _, b in pairs]),
+                head.weight,
+                bias=head.bias,
+                scale=head.scale,
+                softcap=head.softcap,
+                targets=torch.cat([a.response_ids for a, _ in pairs]).to(device),
+                cu_seqlens=sizes.cumsum(0).to(device),
+                memory=self.config.linear_memory,
+            )
+        # one copy, one wait for a device
+        return torch.stack([getattr(result, name).double() for name in _HEAD]).T.tolist()
 
     @staticmethod
     def _put_answer(job: Job, arm: str, logp: tuple[float, int]) -> None:
@@ -373,17 +381,16 @@ class Scorer:
 
     def _psi(self, jobs: list[Job], traces: dict[int, Trace]) -> None:
         """Attention confidence of the with-image response; method.md section 2."""
-        import torch
-
         live = [job for job in jobs if job.alive]
-        if not live:
-            return
-        results = [self._attention(traces[id(job)]) for job in live]
-        names = (*_ATTENTION, "position")
-        # one copy, one wait for a device
-        values = torch.stack([getattr(r, n).double() for n in names for r in results])
-        values = values.reshape(len(names), len(live)).T.tolist()
-        for job, (*numbers, place) in zip(live, values, strict=True):
+
+        def run(part: Sequence[Job]) -> list[list[float]]:
+            return self._attention([traces[id(job)] for job in part])
+
+        for job, result in zip(live, in_halves(run, live), strict=True):
+            if isinstance(result, _Failure):
+                job.quarantine("model", result.code, f"attention: {result.message}")
+                continue
+            *numbers, place = result
             row = dict(zip(_ATTENTION, numbers, strict=True))
             bad = [k for k, v in row.items() if math.isnan(v) or v == math.inf]
             if bad:
@@ -397,7 +404,18 @@ class Scorer:
                 "n_response": len(trace.response_ids),
             }
 
-    def _attention(self, trace: Trace) -> Any:
+    def _attention(self, traces: list[Trace]) -> list[list[float]]:
+        """For each trace the numbers of `_ATTENTION` and the position."""
+        import torch
+
+        with _memory_of(traces[0].hidden.device):
+            results = [self._ace(trace) for trace in traces]
+        names = (*_ATTENTION, "position")
+        # one copy, one wait for a device
+        values = torch.stack([getattr(r, n).double() for r in results for n in names])
+        return values.reshape(len(traces), len(names)).tolist()
+
+    def _ace(self, trace: Trace) -> Any:
         from . import ops
 
         ace = self.config.ace
@@ -431,6 +449,20 @@ class Scorer:
 
 
 # ---- helpers ----------------------------------------------------------------
+
+
+@contextmanager
+def _memory_of(device: torch.device) -> Iterator[None]:
+    """Kernels out of memory on a device fail as the model does there: smaller batches may
+    fit. On the host a MemoryError stays what it is."""
+    import torch
+
+    try:
+        yield
+    except MemoryError as error:
+        if device.type != "cuda":
+            raise
+        raise torch.OutOfMemoryError(str(error)) from error
 
 
 def all_finite(traces: Sequence[Trace]) -> Iterator[bool]:

@@ -9,9 +9,11 @@ depend on ``threads``.
 A call runs where its arrays are. On a CUDA device (torch, CuPy, any DLPack producer) it is
 queued on the producer's current stream and waits for nothing, except ``drm`` (its length
 depends on the data) and ``ace`` for offsets that are on the device: the host plans by them.
-``threads`` and ``memory`` say nothing there. Targets, offsets and weights of cde that are
-on the device are not checked: what is out of range makes NaN. In a build without CUDA
-kernels of a room, or with RAP_CUDA=off, a torch tensor elsewhere is copied to the host.
+``threads`` and ``memory`` say nothing there. Of others than torch, integers must be int64
+there and scores and weights contiguous float32 or float64. Targets, offsets and weights of
+cde that are on the device are not checked: what is out of range makes NaN. In a build
+without CUDA kernels of a room, or with RAP_CUDA=off, a torch tensor elsewhere is copied to
+the host.
 """
 
 from __future__ import annotations
@@ -164,7 +166,7 @@ def _device_integers(name: str, x: Any, place: cuda.Place) -> Any:
         raise RapInputError(f"{name} are on another device than the rest")
     if not _is_torch(x):
         return cuda.view(x, place)
-    if x.is_floating_point() or x.is_complex():
+    if x.is_floating_point() or x.is_complex() or x.dtype == sys.modules["torch"].bool:
         raise RapInputError(f"{name}: expected integers, got {x.dtype}")
     return x.detach().long()
 
@@ -379,16 +381,17 @@ def cde(
         if place is not None:
             _threads(threads, 0)  # says nothing there, but nonsense is refused
             out = place.empty((len(CDE_OUTPUTS), _rows(first)), "float64")
-            _C.cde_cuda(
-                _device_input(first, place),
-                _device_input(second, place),
-                _device_targets(targets, place),
-                out,
-                mask,
-                place.stream,
-                place.words,
-            )
-            return _device_cde_result(out, (wanted, mask), weights, cu_seqlens, place)
+            with cuda.held(place, first, second, targets, weights, cu_seqlens):
+                _C.cde_cuda(
+                    _device_input(first, place),
+                    _device_input(second, place),
+                    _device_targets(targets, place),
+                    out,
+                    mask,
+                    place.stream,
+                    place.words,
+                )
+                return _device_cde_result(out, (wanted, mask), weights, cu_seqlens, place)
         first, second = _input(first), _input(second)
     out = np.empty((len(CDE_OUTPUTS), _rows(first)))
     ids = None if targets is None else _host(targets, np.int64, "targets")
@@ -432,18 +435,19 @@ def linear_cde(
         _threads(threads, 0)  # says nothing there, but nonsense is refused
         cuda.open_cublaslt()
         out = place.empty((len(CDE_OUTPUTS), _rows(hidden1)), "float64")
-        _C.linear_cde_cuda(
-            *(_device_input(x, place) for x in (hidden1, hidden0, weight)),
-            None if bias is None else _device_input(bias, place, contiguous=True),
-            _device_targets(targets, place),
-            out,
-            scale,
-            softcap,
-            mask,
-            place.stream,
-            place.words,
-        )
-        return _device_cde_result(out, (wanted, mask), weights, cu_seqlens, place)
+        with cuda.held(place, *arrays.values(), targets, weights, cu_seqlens):
+            _C.linear_cde_cuda(
+                *(_device_input(x, place) for x in (hidden1, hidden0, weight)),
+                None if bias is None else _device_input(bias, place, contiguous=True),
+                _device_targets(targets, place),
+                out,
+                scale,
+                softcap,
+                mask,
+                place.stream,
+                place.words,
+            )
+            return _device_cde_result(out, (wanted, mask), weights, cu_seqlens, place)
     first, second = _input(hidden1), _input(hidden0)
     if bias is not None:
         bias = _input(bias, contiguous=True)
@@ -554,10 +558,13 @@ def ace(
         if place is not None:
             _threads(threads, 0)  # says nothing there, but nonsense is refused
             masks = {"column_mask": column_mask, "image_mask": image_mask}
-            inputs = (_device_input(q, place), _device_input(k, place), cu, start)
+            # the host plans by the offsets more than once: from a copy nobody changes
+            offsets = (_own(x) if isinstance(x, np.ndarray) else x for x in (cu, start))
+            inputs = (_device_input(q, place), _device_input(k, place), *offsets)
             inputs += tuple(_device_mask(name, x, place) for name, x in masks.items())
             inputs += (None if lse is None else _device_input(lse, place),)
-            return _ace_on_device(inputs, shape, (*fields, total), options, place)
+            with cuda.held(place, q, k, column_mask, image_mask, lse):
+                return _ace_on_device(inputs, shape, (*fields, total), options, place)
         first, second = _input(q), _input(k)
         lse = None if lse is None else _input(lse)
     summary = np.empty((4, *shape))

@@ -8,7 +8,7 @@ files of the rooms).
 from __future__ import annotations
 
 import pytest
-from cuda_emulator import build, gates
+from cuda_emulator import build, checks_host, gates
 from cuda_emulator.bugs import BUGS, HOST_BUGS
 from cuda_emulator.emulator import EmulatorError
 
@@ -36,6 +36,21 @@ def test_seeded_host_bug_is_caught(bug):
     """By a program that ends badly; test_cuda_host.py runs the same one on rap as it is."""
     with pytest.raises(AssertionError, match="^exit "):
         bug.caught_by(bug.mutation)
+
+
+@pytest.mark.skipif(
+    not _C.CUDA_ROOMS or gates.cuobjdump() is None,
+    reason="no CUDA kernels in this build, or no cuobjdump to read them with",
+)
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [("csrc/driver.c", "forked(rap_error *err)\n"), ("rap/cuda.py", "def place_of(")],
+)
+def test_a_copy_without_a_bug_passes(file, text):
+    """The copies that host bugs are seeded in are good ones."""
+    same = build.Mutation(file, text, text)
+    checks_host.streams(same)
+    checks_host.products(same)
 
 
 def test_there_are_at_least_twelve_bugs_of_each_kind_and_no_number_twice():

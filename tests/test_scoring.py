@@ -18,10 +18,10 @@ from scoring_rewards import by_length, hangs, sometimes
 from tiny_models import NAMES, build
 
 import rap
-from rap import reference
+from rap import ops, reference
 from rap.config import AceConfig, Sampling, ScoreConfig
 from rap.errors import RapConfigError, RapInputError, RapModelError, RapStoreError
-from rap.evidence import Scorer, can_be_kept, in_halves, significant
+from rap.evidence import Scorer, _memory_of, can_be_kept, in_halves, significant
 from rap.jobs import ahead, answer_tokens, reference_solution, reference_text
 from rap.model import ModelDriver
 from rap.rollouts import row_seed
@@ -776,6 +776,34 @@ def test_fault_30_out_of_memory_ends_with_the_same_scores(tiny, monkeypatch, evi
     assert (table[3]["code"], table[3]["stage"]) == ("oom", "model")
     for i in (0, 1, 2, 4, 5, 6):
         assert_close(table[i], clean.table.to_pylist()[i])
+
+
+@pytest.mark.parametrize("kernel", ["linear_cde", "ace"])
+def test_fault_30_kernels_out_of_device_memory_halve_their_batch(tiny, monkeypatch, kernel):
+    """As torch's allocator says it, on the way to the kernels or from them."""
+    rows = [r | {"solution": "because it is so"} for r in make_rows(5)]
+    clean = score(*tiny, rows, evidence="logits", batch_size=5)
+    real, failed = getattr(ops, kernel), []
+    longest = max(clean.table["n_response"].to_pylist())
+
+    def small(*args, **kwargs):
+        samples = len(kwargs.get("cu_seqlens", (0, 0))) - 1
+        if samples > 2 or (kernel == "ace" and len(failed) < 3):
+            failed.append(samples)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(ops, kernel, small)
+    scores = score(*tiny, rows, evidence="logits", batch_size=5)
+    assert failed and longest > 1
+    for got, want in zip(scores.table.to_pylist(), clean.table.to_pylist(), strict=True):
+        assert_close(got, want)
+
+
+def test_fault_30_memory_of_a_device_and_of_the_host_are_told_apart():
+    for device, kind in (("cuda", torch.OutOfMemoryError), ("cpu", MemoryError)):
+        with pytest.raises(kind), _memory_of(torch.device(device)):
+            raise MemoryError("2 GiB")
 
 
 # ---- set-up ------------------------------------------------------------------------------

@@ -4,7 +4,8 @@
  * TF32; a batch of such products with a stride each. cuBLASLt 13 or 12 does them: the copy
  * that is loaded already (torch's), else a file that Python names, else the system's.
  * RAP_LIBCUBLASLT names another. Reduction schemes that depend on the order of atomics are
- * not allowed, so the bits depend on shapes, strides and the library alone.
+ * not allowed, so the bits depend on shapes, strides, alignment of the rows
+ * and the library alone.
  *
  * cuBLASLt multiplies one dtype by itself: operands of two dtypes, or a layout it refuses,
  * are widened to float32 first (widen_cuda.cu) in memory of the stream's pool.

@@ -46,6 +46,7 @@ def same(got, want, rtol=1e-4):
             close(np.asarray(getattr(got, name)), value, rtol=rtol, atol=1e-5, err_msg=name)
 
 def nothing_left():
+    rap.cuda.release()
     FAKE.cuDevicePrimaryCtxRelease_v2(10)
     gc.collect()
     FAKE.rap_fake_read(None, 0, 0)

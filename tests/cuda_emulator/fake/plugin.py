@@ -16,7 +16,7 @@ import torch
 from hypothesis import settings
 
 import rap
-from rap import ops
+from rap import cuda, ops
 from rap.cuda import DeviceArray
 
 from . import device
@@ -116,6 +116,7 @@ def pytest_collection_modifyitems(config, items) -> None:
 
 
 def pytest_sessionfinish(session, exitstatus) -> None:
+    cuda.release()
     gc.collect()
     device.FAKE.rap_fake_read(None, 0, 0)  # drains the queues
     left = {n: device.count(n) for n in ("allocations", "retained", "queued")}
