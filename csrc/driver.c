@@ -381,7 +381,7 @@ load_module(rap_cuda_call *call, const char *room, void **module, rap_error *err
         call->api->version(&version);
         return rap_fail(err, RAP_ECONFIG,
                         "this device or its driver (CUDA %d.%d) cannot run the kernels of "
-                        "this build (%.100s)",
+                        "this build (%.100s): RAP_CUDA=off uses the CPU",
                         version / 1000, version % 1000 / 10, rap_fatbin_made);
     }
     return rap_cuda_ok(call->api, result, "loading the kernels", err)

@@ -28,7 +28,7 @@ def _bug(number, what, file, before, after, caught_by) -> Bug:
 
 
 ACE = "ace/ace_cuda.cu"
-LINEAR = "ace/ace_linear_cuda.cu"
+ACE_LINEAR = "ace/ace_linear_cuda.cu"
 CDE = "cde/cde_cuda.cu"
 DRM = "drm/drm_cuda.cu"
 DEVICE = "cuda/device.h"
@@ -145,26 +145,26 @@ BUGS = (
          "if (c >= x->lo && c + 4 <= x->hi) {", "if (true) {", checks_ace.large_scores),
     _bug(51, "ties for the largest weights counted in full", ACE,
          "large += (double)sh->need *", "large += (double)p->top *", checks_ace.values),
-    _bug(52, "a window's last row stays in the sum", LINEAR,
+    _bug(52, "a window's last row stays in the sum", ACE_LINEAR,
          "if (row + p->window < p->length) {", "if (row + p->window + 1 < p->length) {",
          checks_ace.linear_form),
-    _bug(53, "rows between the window's end and the next tile forgotten", LINEAR,
+    _bug(53, "rows between the window's end and the next tile forgotten", ACE_LINEAR,
          "for (int64_t row = w->left; row < w->right; row++) {",
          "for (int64_t row = w->left + 1; row < w->right; row++) {",
          checks_ace.linear_form),
-    _bug(54, "products without the lower part of the sum", LINEAR,
+    _bug(54, "products without the lower part of the sum", ACE_LINEAR,
          "fmaf(s->lo, k, fmaf(s->hi, k, -product))", "fmaf(s->hi, k, -product)",
          checks_ace.linear_form),
-    _bug(55, "a tile counted with those after it", LINEAR,
+    _bug(55, "a tile counted with those after it", ACE_LINEAR,
          "w.from = w.response ? tile + 1 : 0;", "w.from = w.response ? tile : 0;",
          checks_ace.linear_form),
-    _bug(56, "the last tile reads and writes a row too many", LINEAR,
+    _bug(56, "the last tile reads and writes a row too many", ACE_LINEAR,
          "row < RAP_MIN(first + TILE, p->length); row++", "row < first + TILE; row++",
          checks_ace.linear_bounds),
-    _bug(57, "every thread writes the suffix sums of the first head", LINEAR,
+    _bug(57, "every thread writes the suffix sums of the first head", ACE_LINEAR,
          "ace_tile_at(&p, i / (p.dim + 1), p.tiles_count)",
          "ace_tile_at(&p, 0, p.tiles_count)", checks_ace.linear_races),
-    _bug(58, "the log-sum-exps of a window that has ended", LINEAR,
+    _bug(58, "the log-sum-exps of a window that has ended", ACE_LINEAR,
          "ace_lse_at(p, w->head, row) - ace_lse_at(p, w->head, row + p->window);",
          "ace_lse_at(p, w->head, row);", checks_ace.linear_form),
 )  # fmt: skip
@@ -257,10 +257,10 @@ HOST_BUGS = (
          "    return rap_ceil_div(bytes, 256) * 256;\n", "    return bytes + 4;\n",
          checks_host.attention),
     _bug(128, "workspace without the last part", ACE_HOST,
-         "           + s.total + rap_cuda_small_bytes(&a->column_mask)",
-         "           + rap_cuda_small_bytes(&a->column_mask)", checks_host.attention),
+         "s.weights + s.reference + s.total\n", "s.weights + s.reference\n",
+         checks_host.attention),
     _bug(129, "no workspace for cuBLASLt", ACE_HOST,
-         "    return RAP_BLAS_WORKSPACE + s.sums", "    return s.sums",
+         "{.blas = RAP_BLAS_WORKSPACE};", "{.blas = 0};",
          checks_host.attention),
     _bug(130, "two uploads to one place", DRIVER,
          "    *space += rap_cuda_small_bytes(view);\n", "", checks_host.streams),
@@ -277,4 +277,15 @@ HOST_BUGS = (
     _bug(135, "the legacy stream for all", "rap/cuda.py",
          '        stream = x.__cuda_array_interface__.get("stream") or LEGACY_STREAM\n',
          "        stream = LEGACY_STREAM\n", checks_host.streams),
+    _bug(136, "the legacy stream by a number that DLPack does not know", BINDING,
+         "    return stream == 0 ? 1 : stream;", "    return stream;", checks_host.routes),
+    _bug(137, "a producer that works on another stream is taken at its word",
+         "csrc/array.c", "rap_dlpack_stream((int64_t)(intptr_t)theirs) == stream;", "true;",
+         checks_host.exchange_table),
+    _bug(138, "arrays of a foreign allocator let go while they are read", "rap/cuda.py",
+         "            _held.setdefault(key, []).append(foreign)\n", "            pass\n",
+         checks_host.foreign_memory),
+    _bug(139, "offsets read again where the caller may change them", "rap/ops.py",
+         "offsets = (_own(x) if isinstance(x, np.ndarray) else x for x in (cu, start))",
+         "offsets = (cu, start)", checks_host.offsets_that_change),
 )  # fmt: skip

@@ -7,6 +7,8 @@ rap as it is; test_cuda_bugs.py on a copy with one seeded bug (host.py).
 
 from __future__ import annotations
 
+import itertools
+
 from .build import Mutation
 from .fake import build
 from .host import package
@@ -302,6 +304,216 @@ nothing_left()
     )
 
 
+ROUTES = """
+import contextlib, sys, types
+import torch
+made = []
+STREAM = device.FAKE.rap_fake_stream(0) if {own} else 0
+
+def watched(array):
+    found = FakeArray(array)
+    found.freed_on = STREAM or 1
+    made.append(found)
+    return found
+
+def values(fake):
+    return rap.cuda.DeviceArray(
+        fake, fake.pointer, fake.shape, fake.dtype, 0, STREAM).numpy()
+
+class OnDevice(torch.Tensor):
+    # a torch tensor whose memory is the fake device's
+    device, is_cuda, is_cpu = torch.device("cuda", 0), True, False
+    __dlpack_c_exchange_api__ = None
+    detach = resolve_neg = lambda self: self
+
+    @classmethod
+    def of(cls, array):
+        found = torch.from_numpy(array).as_subclass(cls)
+        found.fake = watched(array)
+        return found
+
+    def __dlpack_device__(self):
+        return self.fake.__dlpack_device__()
+
+    def __dlpack__(self, **options):
+        return self.fake.__dlpack__(**options)
+
+class Cupy(FakeArray):
+    # as cupy.ndarray
+    @classmethod
+    def of(cls, array):
+        found = cls(array)
+        found.freed_on = STREAM or 1
+        made.append(found)
+        return found
+
+    def __getitem__(self, row):
+        return self
+
+@contextlib.contextmanager
+def current(ordinal):
+    assert ordinal == 0
+    yield
+
+def empty(shape, dtype, device=None):
+    return {kind}.of(np.empty(shape, str(dtype).removeprefix("torch.")))
+
+torch.empty = empty
+torch.cuda.current_stream = lambda on: types.SimpleNamespace(cuda_stream=STREAM)
+cupy = types.ModuleType("cupy")
+cupy.ndarray, cupy.empty = Cupy, empty
+cupy.cuda = types.SimpleNamespace(
+    Device=current, get_current_stream=lambda: types.SimpleNamespace(ptr=STREAM))
+sys.modules["cupy"] = cupy
+"""
+
+
+def routes(mutation: Mutation | None = None) -> None:
+    """torch and CuPy are met on their own stream, with their own memory. The legacy stream
+    is 1 to DLPack, never 0."""
+    for own, kind in itertools.product((True, False), ("OnDevice", "Cupy")):
+        code = (
+            ROUTES
+            + """
+a, b = {kind}.of(x), {kind}.of(y)
+waits = count("waits")
+got = rap.cde(a, b)
+assert count("waits") == waits and not rap.cuda._held
+fakes = [getattr(z, "fake", z) for z in (a, b)]
+for fake in fakes:
+    assert fake.asked == [STREAM or 1], fake.asked
+out = made[2]  # the first that was made for the call: its answers
+np.testing.assert_allclose(values(out)[0], truth.kl, rtol=1e-5)
+linear = rap.linear_cde(a, b, b)
+same = next(m for m in made[3:] if m.shape == out.shape)
+np.testing.assert_allclose(values(same)[0], rap.linear_cde(x, y, y).kl, rtol=1e-3)
+del a, b, got, fakes, fake, out, linear, same, made[:]
+nothing_left()
+"""
+        )
+        _run(code.replace("{own}", str(own)).replace("{kind}", kind), mutation)
+
+
+def exchange_table(mutation: Mutation | None = None) -> None:
+    """DLPack's table of C functions waits for nothing: only a producer that works on the
+    call's own stream is taken at its word, the others are asked by __dlpack__(stream)."""
+    for work_on in ("stream", "0", "None"):
+        _run(
+            """
+import ctypes
+stream = device.FAKE.rap_fake_stream(0)
+work_on = {work_on}
+api = ctypes.pythonapi
+api.PyCapsule_New.restype = ctypes.py_object
+api.PyCapsule_GetPointer.restype = ctypes.c_void_p
+api.PyCapsule_New.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+api.PyCapsule_GetPointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
+api.PyCapsule_SetName.argtypes = [ctypes.py_object, ctypes.c_char_p]
+USED = b"used_dltensor_versioned"
+out_pointer = ctypes.POINTER(ctypes.c_void_p)
+taken = []
+
+@ctypes.CFUNCTYPE(ctypes.c_int, ctypes.py_object, out_pointer)
+def managed(array, out):
+    capsule = array.capsule()
+    out[0] = api.PyCapsule_GetPointer(capsule, b"dltensor_versioned")
+    api.PyCapsule_SetName(capsule, USED)
+    taken.append(array)
+    return 0
+
+@ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_int32, out_pointer)
+def current(kind, ordinal, out):
+    assert (kind, ordinal) == (2, 0)
+    out[0] = work_on
+    return 0
+
+class Table(ctypes.Structure):
+    _fields_ = [("major", ctypes.c_uint32), ("minor", ctypes.c_uint32),
+                ("before", ctypes.c_void_p), ("allocate", ctypes.c_void_p),
+                ("managed", type(managed)), ("to_python", ctypes.c_void_p),
+                ("view", ctypes.c_void_p), ("current", ctypes.c_void_p)]
+
+at = ctypes.cast(current, ctypes.c_void_p) if work_on is not None else None
+table = Table(1, 3, None, None, managed, None, None, at)
+
+class Array(FakeArray):
+    __dlpack_c_exchange_api__ = api.PyCapsule_New(
+        ctypes.addressof(table), b"dlpack_exchange_api", None)
+
+    def capsule(self):
+        return super().__dlpack__()
+
+a, b = Array(x), Array(y)
+got = rap.cde(a, b)  # on the legacy stream: 0 to the driver, 1 to DLPack
+assert len(taken) >= 2
+assert [z.asked for z in (a, b)] == ([[None], [None]] if work_on == 0 else [[None, 1]] * 2)
+np.testing.assert_allclose(got.kl.numpy(), truth.kl, rtol=1e-5)
+del a, b, got, taken[:]
+nothing_left()
+""".replace("{work_on}", work_on),
+            mutation,
+        )
+
+
+def foreign_memory(mutation: Mutation | None = None) -> None:
+    """Arrays whose memory goes back on another stream, as JAX's, stay until they were read:
+    DLPack does not say how an allocator is ordered."""
+    _run(
+        """
+other = device.FAKE.rap_fake_stream(0)
+
+def array(values):
+    found = FakeArray(values)
+    found.freed_on = other
+    return found
+
+q = rng.normal(size=(2, 20, 8)).astype(np.float32)
+d, mask = rng.random(50), rng.random(20) < 0.8
+psi, kl = rap.ace(q, q, response_start=8, column_mask=mask).log_psi, truth.kl
+linear, order = rap.linear_cde(x, y, y).kl, rap.drm(d, 9)
+kept = []
+for i in range(4):
+    kept.append((rap.cde(array(x), array(y)).kl, kl))
+    kept.append((rap.linear_cde(array(x), array(y), array(y)).kl, linear))
+    got = rap.ace(array(q), array(q), response_start=8, column_mask=array(mask))
+    kept.append((got.log_psi, psi))
+    kept.append((rap.drm(array(d), 9, gain=array(d)), rap.drm(d, 9, gain=d)))
+    assert len(rap.cuda._held[0, 1]) <= rap.cuda.MOST_HELD
+for got, want in kept:
+    np.testing.assert_allclose(got.numpy(), want, rtol=1e-3)
+assert not rap.cuda._held  # numpy() has waited
+del kept, got
+nothing_left()
+""",
+        mutation,
+    )
+
+
+def offsets_that_change(mutation: Mutation | None = None) -> None:
+    """Fault 28: the host plans by a copy of its own."""
+    _run(
+        """
+cu = np.array([0, 9, 20])
+q = rng.normal(size=(2, 20, 8)).astype(np.float32)
+want = rap.ace(q, q, response_start=[3, 4], cu_seqlens=cu).log_psi
+real, calls = rap.cuda.DeviceArray.empty.__func__, []
+
+def empty(cls, *args):
+    calls.append(args)
+    cu[:] = [0, 10**6, 10**6]  # while rap sizes its workspace
+    return real(cls, *args)
+
+rap.cuda.DeviceArray.empty = classmethod(empty)
+got = rap.ace(FakeArray(q), FakeArray(q), response_start=[3, 4], cu_seqlens=cu)
+np.testing.assert_allclose(got.log_psi.numpy(), want, rtol=1e-4)
+assert calls and cu[1] == 10**6
+del got
+nothing_left()
+""",
+        mutation,
+    )
+
+
 CHECKS = (
     streams,
     products,
@@ -313,4 +525,8 @@ CHECKS = (
     memory,
     pinned,
     exports,
+    routes,
+    exchange_table,
+    foreign_memory,
+    offsets_that_change,
 )

@@ -1,7 +1,8 @@
 """Every option of rap.cde, linear_cde, ace and drm on the device: the answers of the CPU,
-or its error. Run as a program, in which rap finds the fakes:
+or its error. Run as a program, in which rap finds the fakes, or on a real GPU:
 
     python -m cuda_emulator.options NAME
+    RAP_OPTIONS_DEVICE=cuda python -m cuda_emulator.options NAME
 
 An option that OPTIONS does not name is an error here: what the CPU path can do the device
 must do, or say why not.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,15 +22,20 @@ import torch
 
 import rap
 
-from .fake.device import FakeArray
+REAL = os.environ.get("RAP_OPTIONS_DEVICE")
+"""torch's name of a device to run on; else the fake one."""
+if not REAL:
+    from .fake.device import FakeArray
 
 UNIT = 2.0**-24
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 Options = dict[str, Any]
 
 
-def on_device(x: Any) -> FakeArray:
+def on_device(x: Any) -> Any:
     """Of NumPy or torch; bfloat16 as the bits it is."""
+    if REAL:
+        return torch.as_tensor(x).to(REAL)
     if not isinstance(x, torch.Tensor):
         return FakeArray(np.asarray(x))
     if x.dtype == torch.bfloat16:
@@ -172,7 +179,7 @@ def _compare(case: Options, got: Any, want: Any, bound: float) -> None:
         assert (a is None) == (b is None), case
         if b is None:
             continue
-        a, b = a.numpy(), b.numpy()
+        a, b = (a.cpu() if REAL else a).numpy(), b.numpy()
         assert a.dtype == b.dtype and a.shape == b.shape, case
         largest = max(1.0, np.abs(b[np.isfinite(b)]).max(initial=0.0))
         np.testing.assert_allclose(

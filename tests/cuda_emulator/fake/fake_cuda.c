@@ -13,6 +13,9 @@
  *   device of RAP_FAKE_ARCH (86) and a driver of RAP_FAKE_DRIVER (13000), and has the
  *   kernels that the list says and no others.
  * - Any entry point can be made to fail (rap_fake_fail) or be missing (RAP_FAKE_MISSING).
+ *
+ * Kinder than a real one: the primary context outlives its last release, and a kernel that
+ * failed is told at the next wait, not by every call after it.
  */
 #include "fake_cuda.h"
 
