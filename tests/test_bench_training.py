@@ -166,7 +166,8 @@ def test_report_bills_the_selection_and_pairs_by_seed(tmp_path):
     (row,) = [line for line in lines if line.startswith("| p (1 - p)")]
     assert "| 200 | 230 | never |" in row  # 60 % of the scoring: no blind completions
     assert "excludes 0: +20.0 ± 0.0 points: reached" in text
-    assert "250 against 200, -25% less: missed" in text
+    again = "(seeds drawn again: -25% to -25%)"
+    assert f"250 against 200, -25% less {again}: missed" in text
 
 
 def test_report_says_what_is_missed(tmp_path):
@@ -179,6 +180,20 @@ def test_report_says_what_is_missed(tmp_path):
     _, text = report(tmp_path, PLAN, accuracy)
     goals = text[text.index("## Goals") :].splitlines()[2:7]
     assert len(goals) == 5 and all("missed" in line for line in goals)
+
+
+def test_saving_draws_the_seeds_again():
+    def rows(*values):
+        return [
+            {"step": 10 * i, "cost": 10.0 * i, "image_sighted": value}
+            for i, value in enumerate(values)
+        ]
+
+    full = {seed: rows(0.1, 0.2, 0.3) for seed in range(4)}
+    ours = {seed: rows(0.1, 0.5, 0.5) for seed in range(4)}
+    assert training_report.saving(ours, full, "cost") == (0.5, 0.5)
+    ours[3] = rows(0.1, 0.1, 0.1)  # two of four drawn seeds must be others: 5 % are not
+    assert training_report.saving(ours, full, "cost") == (-np.inf, 0.5)
 
 
 def test_interval_is_students():
