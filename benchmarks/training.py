@@ -41,7 +41,7 @@ RESULTS = Path(__file__).parent / "results"
 VERDICT = Path(__file__).with_name("training_verdict.md")
 """What the whole table says, in words; goes into the report."""
 PLAN, RUNS = "plan.json", "runs"
-SCORINGS = {f"scores-{evidence}": evidence for evidence in ("rollouts", "logits")}
+SCORINGS = {f"scores-{name}": name for name in ("rollouts", "logits", "part")}
 """Pieces that score the pool, each into a store of that name."""
 RLOO_ARMS = ("full", "random", "rap")
 
@@ -60,6 +60,10 @@ class Plan:
     pool_seed: int = 0
     completions: int = 5
     """With the image and without it, for the selection."""
+    part: int = 600
+    """Samples, the pool's first, that the arm scores which leaves the others unread."""
+    part_completions: tuple[int, int] = (4, 1)
+    """Its completions with the image and without it."""
     steps: int = 150
     prompts: int = 8
     """Different prompts an optimiser step."""
@@ -77,9 +81,9 @@ class Plan:
     main_budget: float = 0.093
     main_seeds: int = 5
     other_seeds: int = 3
-    main_arms: tuple[str, ...] = ("full", "random", "rap", "rap_logits")
+    main_arms: tuple[str, ...] = ("full", "random", "rap", "rap_logits", "rap_part")
     arms: tuple[str, ...] = tuple(ARMS)
-    once: tuple[str, ...] = ("rap_learnable", "rap_readmit")
+    once: tuple[str, ...] = ("rap_learnable", "rap_readmit", "rap_part")
     """Further forms of RAP: at the main budget only."""
     rloo: bool = True
 
@@ -147,12 +151,13 @@ def _rank(plan: Plan, run: Run) -> tuple[bool, bool, bool, int]:
 # ---------------------------------------------------------------- one piece of work
 
 
-def pool_of(plan: Plan) -> Any:
-    """The samples that are selected from."""
+def pool_of(plan: Plan, first: int | None = None) -> Any:
+    """The samples that are selected from, or the ``first`` of them."""
     from rap.demo import world
     from rap.samples import open_samples
 
-    return open_samples(world.to_dataset(world.draw(plan.pool, seed=plan.pool_seed)))
+    drawn = world.draw(plan.pool, seed=plan.pool_seed)
+    return open_samples(world.to_dataset(drawn[:first]))
 
 
 def load(folder: str) -> tuple[Any, Any]:
@@ -168,12 +173,16 @@ def score_pool(plan: Plan, work: Path, piece: str) -> Any:
     from rap.config import Sampling
 
     model, processor = load(plan.scorer or plan.model)
-    settings: dict[str, Any] = {"evidence": SCORINGS[piece]}
-    if settings["evidence"] == "rollouts":
-        settings |= {"m1": plan.completions, "m0": plan.completions}
+    name = SCORINGS[piece]
+    settings: dict[str, Any] = {"evidence": "logits"}
+    if name != "logits":
+        part = plan.part_completions
+        m1, m0 = part if name == "part" else (plan.completions,) * 2
+        settings = {"evidence": "rollouts", "m1": m1, "m0": m0}
         settings["sampling"] = Sampling(max_new_tokens=plan.tokens)
     settings |= {"store": work / piece, "batch_size": 16, "shard_size": 64}
-    pool, begin = pool_of(plan), time.process_time()
+    pool = pool_of(plan, plan.part if name == "part" else None)
+    begin = time.process_time()
     try:
         return score(model, processor, pool, progress=False, **settings)
     finally:
@@ -264,7 +273,8 @@ def train(plan: Plan, run: Run, work: Path) -> dict[str, Any]:
     rows, reselect = None, rap.trl.Reselect(refill=arm.refill)
     if arm.pick is not None:
         scores = dataclasses.replace(
-            rap.Scores.load(work / f"scores-{arm.evidence}"), dataset=samples
+            rap.Scores.load(work / f"scores-{arm.evidence}"),
+            dataset=pool_of(plan, plan.part) if arm.evidence == "part" else samples,
         )
         rows = sorted(int(i) for i in arm.pick(scores, run.budget, run.seed))
         if arm.reselect:
@@ -447,7 +457,8 @@ def open_work(plan: Plan, work: Path) -> None:
     there = json.loads((work / PLAN).read_text())
     # more seeds, budgets or arms only add runs
     grows = ("main_seeds", "other_seeds", "budgets", "arms", "rloo", "main_arms", "once")
-    changed = [k for k in wanted if k not in grows and there.get(k) != wanted[k]]
+    # a setting that an older plan does not have came with arms that it did not have
+    changed = [k for k in wanted if k not in grows and there.get(k, wanted[k]) != wanted[k]]
     if changed:
         raise SystemExit(
             f"{work} was made with another {', '.join(changed)}: name another --work"

@@ -31,7 +31,7 @@ class Arm:
     billed: str
     """What of the scoring it needs: nothing, the completions with the image, or all."""
     evidence: str = "rollouts"
-    """Of the scores that it reads."""
+    """Of the scores that it reads; "part": rollouts, fewer, of a part of the pool."""
     reselect: bool = False
     refill: int = 0
 
@@ -148,6 +148,7 @@ ARMS = {
     "rap_logits": Arm("RAP, evidence logits", full_rap, "all", evidence="logits"),
     "rap_learnable": Arm("RAP, order learnable", learnable, "all"),
     "rap_readmit": Arm("RAP, image-hurts readmitted", readmitting, "all"),
+    "rap_part": Arm("RAP, a part of the pool scored", full_rap, "all", evidence="part"),
     "rap_reselect": Arm("RAP, re-selected by rewards", full_rap, "all", reselect=True),
     "dapo": Arm("all data, DAPO refill", None, "nothing", refill=3),
 }
