@@ -60,7 +60,7 @@ class Plan:
     pool_seed: int = 0
     completions: int = 5
     """With the image and without it, for the selection."""
-    part: int = 600
+    part: int = 1200
     """Samples, the pool's first, that the arm scores which leaves the others unread."""
     part_completions: tuple[int, int] = (4, 1)
     """Its completions with the image and without it."""
@@ -81,7 +81,7 @@ class Plan:
     main_budget: float = 0.093
     main_seeds: int = 5
     other_seeds: int = 3
-    main_arms: tuple[str, ...] = ("full", "random", "rap", "rap_logits", "rap_part")
+    main_arms: tuple[str, ...] = ("full", "random", "rap", "rap_logits")
     arms: tuple[str, ...] = tuple(ARMS)
     once: tuple[str, ...] = ("rap_learnable", "rap_readmit", "rap_part")
     """Further forms of RAP: at the main budget only."""
