@@ -419,42 +419,48 @@ from_buffer(PyObject *object, const char *name, rap_array *view, rap_error *err)
 
 /* ------------------------------------------------------------------------------------- */
 
-bool
-rap_array_from_device(PyObject *object, const char *name, bool optional, int64_t stream,
-                      rap_array *view, rap_error *err)
+/* What is not NumPy's: by the table of C functions, by DLPack, as a buffer. */
+static bool
+from_producer(PyObject *object, int64_t stream, const char *name, rap_array *view,
+              rap_error *err)
 {
-    static const char nothing[64] = {0};
-    const DLPackExchangeAPI *api;
+    const DLPackExchangeAPI *api = exchange_api(object);
     PyObject *capsule = NULL;
     bool ok = false, taken = false;
 
-    if (object == NULL || object == Py_None) {
-        return optional
-               || rap_fail(err, RAP_ETYPE, "%s: expected an array, got None", name);
-    }
-    if (PyArray_Check(object)) {
-        ok = from_numpy((PyArrayObject *)object, name, view, err);
-        goto done;
-    }
-    api = exchange_api(object);
     if (api != NULL) {
         ok = from_exchange(api, object, stream, name, view, &taken, err);
     }
     if (taken) {
-        goto done;
+        return ok;
     }
     capsule = ask_dlpack(object, stream);
     if (capsule != NULL) {
         ok = from_capsule(capsule, name, view, err);
     }
     else if (PyErr_Occurred()) {
-        rap_fail(err, RAP_EPYTHON, "%s", name);
+        ok = rap_fail(err, RAP_EPYTHON, "%s", name);
     }
     else {
         ok = from_buffer(object, name, view, err);
     }
     Py_XDECREF(capsule);
-done:
+    return ok;
+}
+
+bool
+rap_array_from_device(PyObject *object, const char *name, bool optional, int64_t stream,
+                      rap_array *view, rap_error *err)
+{
+    static const char nothing[64] = {0};
+    bool ok;
+
+    if (object == NULL || object == Py_None) {
+        return optional
+               || rap_fail(err, RAP_ETYPE, "%s: expected an array, got None", name);
+    }
+    ok = PyArray_Check(object) ? from_numpy((PyArrayObject *)object, name, view, err)
+                               : from_producer(object, stream, name, view, err);
     if (!ok) {
         rap_array_release(view);
     }
