@@ -319,6 +319,7 @@ def draw(table: pa.Table, budget: float, path: Path) -> None:
                 axes.plot(x, y, marker=".", label=ARMS[arm].title, **style)
             axes.set(xlabel=title, ylabel=f"{name.partition('_')[2]} accuracy, %")
             axes.grid(True, alpha=0.3)
+    figure.suptitle(f"GRPO: all data, and {100 * budget:g} % of it")
     shown = panels[0][0].get_legend_handles_labels()
     figure.legend(*shown, loc="outside lower center", ncols=5, fontsize=9)
     figure.savefig(path, dpi=110)
