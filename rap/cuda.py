@@ -295,7 +295,7 @@ def view(x: Any, place: Place) -> Any:
 def held(place: Place, *arrays: Any) -> Iterator[None]:
     """Around a call that queues work on ``place``: arrays that might be freed before it is
     done stay alive until later. Waits for the stream where too many would."""
-    foreign = [x for x in arrays if _is_foreign(x)]
+    foreign = [x for x in arrays if _is_foreign(x, place)]
     if not foreign:
         yield
         return
@@ -315,14 +315,23 @@ def release() -> None:
         _let_go(key, lambda key=key: _C.cuda_wait(*key))
 
 
-def _is_foreign(x: Any) -> bool:
-    """On a device, of a producer of which nothing but DLPack is known: torch's and CuPy's
-    allocators follow the stream, ``__cuda_array_interface__`` names it."""
-    if x is None or isinstance(x, np.ndarray | DeviceArray) or is_torch(x):
+def _is_foreign(x: Any, place: Place) -> bool:
+    """On a device, and its memory may go back in another order than the stream's: torch's
+    and CuPy's allocators follow theirs, of others DLPack does not say."""
+    if x is None or isinstance(x, np.ndarray) or is_torch(x):
         return False
     cupy = sys.modules.get("cupy")
     known = cupy is not None and isinstance(x, cupy.ndarray)
-    return not known and hasattr(x, "__dlpack__") and device_of(x) is not None
+    return not known and device_of(x) is not None and _order_of(x) != place.stream
+
+
+def _order_of(x: Any) -> int | None:
+    """The stream that an array says it belongs to; None: it does not say."""
+    if isinstance(x, DeviceArray):
+        return x.stream
+    if hasattr(x, "__dlpack__"):
+        return None
+    return x.__cuda_array_interface__.get("stream") or LEGACY_STREAM
 
 
 def _let_go(key: tuple[int, int], wait: Callable[[], None]) -> None:

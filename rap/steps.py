@@ -218,8 +218,8 @@ def refuse_another(folder: Path, selection: Selection) -> None:
     which may be written again."""
     from .selection import load
 
-    if not folder.exists() or not any(folder.iterdir()):
-        return
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return  # what is no folder is refused when it is written
     with contextlib.suppress(RapError):
         there = load(folder)
         if there.ids == selection.ids and there.settings == selection.settings:

@@ -186,6 +186,8 @@ def test_shell_keeps_another_selection_that_lies_there(saved, tmp_path):
     foreign.mkdir()
     (foreign / "notes.txt").write_text("mine")
     refused(*other, "--out", foreign, code=2, says="holds something else")
+    refused(*other, "--out", foreign / "notes.txt", code=1, says="notes.txt")
+    assert (foreign / "notes.txt").read_text() == "mine"
     run(*other, "--out", out, "--force")
     assert rap.load(out).ids != first.ids
     assert {p.name: p.read_bytes() for p in out.iterdir()} != before

@@ -67,6 +67,22 @@ typedef struct {
     bool renormalise, normalise, stats;
 } rap_ace_args;
 
+/* Whether rows are needed as a whole, or only candidate columns of them. */
+static inline bool
+rap_ace_needs_all(const rap_ace_args *a)
+{
+    return a->lse.data == NULL || a->stats || a->renormalise;
+}
+
+/* Whether the linear form answers. Under a key window prompt columns have rows of their own
+ * each: no shared suffix. */
+static inline bool
+rap_ace_is_linear(const rap_ace_args *a)
+{
+    return !rap_ace_needs_all(a) && a->heads == RAP_ACE_EACH
+           && (a->key_window == 0 || a->columns == RAP_ACE_RESPONSE);
+}
+
 bool rap_ace_check(const rap_ace_args *args, rap_error *err);
 bool rap_ace_cpu(const rap_ace_args *args, rap_exec *exec, rap_error *err);
 

@@ -49,14 +49,6 @@ fields_of(const rap_ace_args *a)
     return a->heads == RAP_ACE_EACH ? a->q.shape[0] : 1;
 }
 
-/* Single heads whose log-sum-exps are given need no scores. */
-static bool
-is_linear(const rap_ace_args *a)
-{
-    return a->heads == RAP_ACE_EACH && a->lse.data != NULL && !a->stats && !a->renormalise
-           && (a->key_window == 0 || a->columns == RAP_ACE_RESPONSE);
-}
-
 static ace_space
 linear_space(const rap_ace_args *a)
 {
@@ -95,7 +87,7 @@ static ace_space
 space_of(const rap_ace_args *a)
 {
     const int64_t numbers = fields_of(a) * a->q.shape[1];
-    ace_space space = is_linear(a) ? linear_space(a) : scores_space(a);
+    ace_space space = rap_ace_is_linear(a) ? linear_space(a) : scores_space(a);
 
     space.sums = whole(8 * numbers);
     space.stats = whole(24 * numbers);
@@ -266,7 +258,7 @@ sample(ace_run *run, int64_t s, rap_error *err)
     p->length = sample_length(run->a, s);
     p->start = offset_at(&run->a->response_start, s);
     if (p->start < p->length) {
-        ok = is_linear(run->a) ? linear(run, err) : blocks(run, err);
+        ok = rap_ace_is_linear(run->a) ? linear(run, err) : blocks(run, err);
     }
     return ok && launch(run, "rap_ace_finish", rap_ace_cuda_finish_grid(p), err);
 }

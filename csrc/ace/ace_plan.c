@@ -201,10 +201,8 @@ rap_ace_plan(const rap_ace_args *a, rap_exec *exec, ace_ctx *ctx, rap_error *err
     ctx->scale2 = (float)(a->scale * (double)RAP_LOG2E);
     ctx->unit = ctx->scale2 != 0 ? a->scale / ctx->scale2 : 1 / (double)RAP_LOG2E;
     ctx->fields = a->heads == RAP_ACE_EACH ? ctx->hq : 1;
-    ctx->needs_all = a->lse.data == NULL || a->stats || a->renormalise;
-    /* under a key window prompt columns have rows of their own each: no shared suffix */
-    ctx->linear = !ctx->needs_all && a->heads == RAP_ACE_EACH
-                  && (a->key_window == 0 || a->columns == RAP_ACE_RESPONSE);
+    ctx->needs_all = rap_ace_needs_all(a);
+    ctx->linear = rap_ace_is_linear(a);
     ctx->sample = rap_alloc(ctx->samples * (int64_t)sizeof(ace_sample), err);
     if (ctx->sample == NULL) {
         return false;

@@ -482,6 +482,16 @@ for i in range(4):
 for got, want in kept:
     np.testing.assert_allclose(got.numpy(), want, rtol=1e-3)
 assert not rap.cuda._held  # numpy() has waited
+# of rap's own and of arrays that name their stream: those of another stream than the call's
+near = InterfaceArray(x, other), InterfaceArray(y, other)
+got = rap.cde(*near)
+assert not rap.cuda._held
+weights = rap.cde(*near).kl
+far = rap.cde(array(x), array(y), cu_seqlens=[0, 3], weights=weights)
+assert any(z is weights for z in rap.cuda._held[0, 1][-1])
+mixed = rap.cde(near[0], InterfaceArray(y, 1))
+assert len(rap.cuda._held[0, other][-1]) == 1
+del near, far, mixed, weights
 del kept, got
 nothing_left()
 """,
