@@ -42,7 +42,7 @@ def wide_model(width: int, layers: int, vocab: int) -> tuple[Any, Any] | None:
 
 
 def score_traces(driver: Any, with_image: Any, blind: Any) -> tuple[Any, Any]:
-    """What rap.evidence asks of one sample in mode "logits": both traces, all divergences,
+    """What scoring.evidence asks of one sample in mode "logits": both traces, all divergences,
     and the attention confidence of the response with the image."""
     (one,) = driver.trace([with_image])
     (none,) = driver.trace([blind], attention=False)
@@ -95,8 +95,8 @@ def run(quick: bool) -> list[Row]:
         return []
     from PIL import Image
 
-    from rap.model import ModelDriver
-    from rap.parsing import Sample
+    from rap.model.driver import ModelDriver
+    from rap.samples.sample import Sample
 
     model, processor = built
     driver = ModelDriver(model, processor)

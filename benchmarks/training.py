@@ -154,7 +154,7 @@ def _rank(plan: Plan, run: Run) -> tuple[bool, bool, bool, int]:
 def pool_of(plan: Plan, first: int | None = None) -> Any:
     """The samples that are selected from, or the ``first`` of them."""
     from rap.demo import world
-    from rap.samples import open_samples
+    from rap.samples.sampleset import open_samples
 
     drawn = world.draw(plan.pool, seed=plan.pool_seed)
     return open_samples(world.to_dataset(drawn[:first]))
@@ -200,7 +200,8 @@ class Exam:
     SEED = 2_000_003
 
     def __init__(self, plan: Plan, processor: Any) -> None:
-        from rap.demo import measure, world
+        from benchmarks.demo_model import measure
+        from rap.demo import world
 
         self.processor, self.tokens = processor, plan.tokens
         asked = [
@@ -228,7 +229,7 @@ class Exam:
         return found
 
     def _ask(self, model: Any, *, blind: bool) -> dict[str, list[int]]:
-        from rap.demo import measure
+        from benchmarks.demo_model import measure
 
         groups: dict[str, list[int]] = {}
         side = self.processor.tokenizer.padding_side
@@ -252,8 +253,8 @@ class Exam:
 
 def correct(completions: Any, solution: Any, **columns: Any) -> list[float]:
     """Reward: the number that a completion ends with is the reference answer."""
-    from rap.demo.measure import answer_in
-    from rap.trl import completion_text
+    from benchmarks.demo_model.measure import answer_in
+    from rap.trl.rewards import completion_text
 
     texts = [completion_text(c) for c in completions]
     return [float(str(answer_in(t)) == s) for t, s in zip(texts, solution, strict=True)]
@@ -395,7 +396,7 @@ def _cost(scores: Any, store: Path) -> dict[str, Any]:
 
 
 def _image_share(store: Path) -> float:
-    from rap.store import ScoreStore
+    from rap.scores.store import ScoreStore
 
     with ScoreStore.load(store) as opened:
         rollouts = opened.read_rollouts()

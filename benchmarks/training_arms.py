@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 import rap
-from rap.scores import floats
-from rap.selected import Selection
-from rap.selection import budget_size
+from rap.scores.scores import floats
+from rap.selection.rules import budget_size
+from rap.selection.selection import Selection
 
 NO_LIMIT = 1e300
 """A lambda_a that flags nothing."""

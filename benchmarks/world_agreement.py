@@ -25,8 +25,9 @@ from typing import Any
 import numpy as np
 
 import rap
+from benchmarks.demo_model import measure
 from rap.config import Sampling
-from rap.demo import measure, world
+from rap.demo import world
 from rap.demo.model import load_demo_model
 
 from .quality.metrics import auroc

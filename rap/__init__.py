@@ -22,10 +22,12 @@ from .errors import (
     RapStoreError,
 )
 from .ops import AceResult, CdeResult, ace, cde, drm, linear_cde
-from .selection import Scores, Selection, choose, load
+from .scores.scores import Scores
+from .selection.rules import choose
+from .selection.selection import Selection, load
 
 if TYPE_CHECKING:
-    from .scoring import score, select
+    from .scoring.run import score, select
 
 __all__ = [
     "AceConfig",

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from .errors import RapConfigError
-from .table import EVIDENCE
+
+EVIDENCE = ("rollouts", "answer", "logits")
 
 COUNTERFACTUALS = ("drop", "blank", "noise", "shuffle")
 COLUMNS = ("response", "prompt", "all")

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 import rap
-from rap.samples import open_samples
+from rap.samples.sampleset import open_samples
 
 IDS = ["turned", "two", "glass", "deep", "stained", "plain/ü", "palette"]
 """Kept, in data-set order; between them stand others."""

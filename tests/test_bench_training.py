@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks import training, training_report
 from benchmarks.training_arms import ARMS
-from rap.scores import Scores
+from rap.scores.scores import Scores
 
 N = 200
 

@@ -18,13 +18,13 @@ import pytest
 from click.testing import CliRunner
 
 import rap
-from rap.cli import main
+from rap.cli.commands import main
+from rap.cli.options import score_config
 from rap.demo import MATHVISION, PUZZLES, ROLLOUTS
 from rap.errors import RapConfigError, RapModelError
-from rap.loading import load_model
-from rap.options import score_config
-from rap.store import ScoreStore
-from rap.table import table_from_rows
+from rap.model.loading import load_model
+from rap.scores.store import ScoreStore
+from rap.scores.table import table_from_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = ("score", "choose", "select", "report", "export", "reselect", "info", "demo")
@@ -442,7 +442,7 @@ def test_a_device_that_is_not_there_is_a_config_error():
 
 
 def test_reward_is_found_or_refused(tmp_path, monkeypatch):
-    from rap.steps import load_reward
+    from rap.cli.steps import load_reward
 
     (tmp_path / "my_reward.py").write_text("def good(**k): return [1.0]\nbad = 3\n")
     monkeypatch.chdir(tmp_path)

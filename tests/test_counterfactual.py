@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from rap.config import COUNTERFACTUALS
-from rap.counterfactual import counterfactual_images
 from rap.errors import RapConfigError, RapInputError
+from rap.model.counterfactual import counterfactual_images
 
 
 @pytest.fixture

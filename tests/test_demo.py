@@ -11,8 +11,9 @@ import pytest
 
 import rap
 from rap import demo
-from rap.images import load_images
-from rap.samples import Sample, open_samples
+from rap.samples.images import load_images
+from rap.samples.sample import Sample
+from rap.samples.sampleset import open_samples
 
 SETS = {"mathvision": demo.MATHVISION, "puzzlevqa": demo.PUZZLES}
 

@@ -15,7 +15,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("torchvision")
 
-from rap.demo import measure, model, train, world  # noqa: E402
+from benchmarks.demo_model import measure, train  # noqa: E402
+from rap.demo import model, world  # noqa: E402
 from rap.errors import RapModelError  # noqa: E402
 
 
@@ -325,7 +326,7 @@ def test_table_of_pass_rates_puts_all_families_last():
 
 def test_the_driver_accepts_it(shipped):
     from rap.config import ScoreConfig
-    from rap.model import ModelDriver
+    from rap.model.driver import ModelDriver
 
     ModelDriver(*shipped, ScoreConfig()).check()
 
@@ -366,7 +367,7 @@ def test_demo_with_a_damaged_model_ends_in_one_sentence_and_writes_nothing(
 ):
     from click.testing import CliRunner
 
-    from rap.cli import main
+    from rap.cli.commands import main
 
     folder = copied(tmp_path)
     path = folder / "model.safetensors"

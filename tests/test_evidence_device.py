@@ -16,7 +16,7 @@ from tiny_models import build
 
 import rap
 from rap import cuda, ops
-from rap.model import Head, ModelDriver
+from rap.model.driver import Head, ModelDriver
 
 CUDA = torch.device("cuda", 0)
 

@@ -23,15 +23,16 @@ from PIL import Image
 from test_cli import refused, run
 
 import rap
-import rap.export
+import rap.export.write
 from rap.demo import MATHVISION, published
 from rap.errors import RapConfigError, RapInputError, RapStoreError
-from rap.export import export
-from rap.formats import MANIFEST, TARGETS, VERL_SOURCE
-from rap.images import decode
-from rap.reselection import pass_counts
-from rap.rewardfile import read_visits
-from rap.samples import load_images, open_samples, sample_sha256
+from rap.export.formats import MANIFEST, TARGETS, VERL_SOURCE
+from rap.export.write import export
+from rap.samples.images import decode
+from rap.samples.sample import sample_sha256
+from rap.samples.sampleset import load_images, open_samples
+from rap.selection.reselection import pass_counts
+from rap.trl.rewardfile import read_visits
 
 PARQUET = ("trl", "verl", "easyr1")
 QUESTION = "What is {}?\n  It is \\frac{{1}}{{2}} “so”."
@@ -531,7 +532,7 @@ with open(given[reward + "reward_kwargs.log"], "a") as log:
 
 def test_the_script_for_verl_runs_as_it_is_written(saved, tmp_path):
     """The phases in the module's docstring, with a stand-in for verl alone."""
-    script = rap.export.__doc__.split("::\n\n", 1)[1].split("\n\nGiven all")[0]
+    script = rap.export.write.__doc__.split("::\n\n", 1)[1].split("\n\nGiven all")[0]
     assert script.count("rap export $selection") == script.count("rap reselect") == 1
     for name, text in {
         "rap": f'#!/bin/sh\nexec {sys.executable} -m rap "$@"\n',

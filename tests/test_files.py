@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from rap.errors import RapStoreError
-from rap.store import ScoreStore
-from rap.table import ROLLOUT_SCHEMA, table_from_rows
+from rap.scores.store import ScoreStore
+from rap.scores.table import ROLLOUT_SCHEMA, table_from_rows
 
 
 def one_sample(path: Path, text: str) -> ScoreStore:

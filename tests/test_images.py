@@ -1,4 +1,4 @@
-"""rap.images: what is refused and by which code, and what RGB means."""
+"""rap.samples.images: what is refused and by which code, and what RGB means."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rap.images import FORMATS, decode, encode_image, load_images, read_bytes
-from rap.samples import Bad, BadSample, ImageRef, Sample, open_samples
+from rap.samples.images import FORMATS, decode, encode_image, load_images, read_bytes
+from rap.samples.sample import Bad, BadSample, ImageRef, Sample
+from rap.samples.sampleset import open_samples
 
 MANY = 50_000_000
 

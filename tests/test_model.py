@@ -19,11 +19,12 @@ from tiny_models import NAMES, build
 from transformers import Llama4Config, Llama4ForConditionalGeneration
 
 from rap import ops, reference
-from rap.capture import ATTENTION_NAME, find_parts
 from rap.config import ScoreConfig
 from rap.errors import RapModelError
-from rap.model import ModelDriver, _head_options, processor_sha256, weights_sha256
-from rap.samples import BadSample, Sample
+from rap.model.capture import ATTENTION_NAME, find_parts
+from rap.model.driver import ModelDriver, _head_options
+from rap.model.identity import processor_sha256, weights_sha256
+from rap.samples.sample import BadSample, Sample
 
 # The same number computed in float32 in another order, relative to the largest of its
 # kind: about 80 roundings of 2^-23. Measured on the eight classes: at most 2e-6 of it.
@@ -770,7 +771,8 @@ def test_identity_is_the_same_in_every_process():
     mine = ModelDriver(model, processor).identity()
     code = (
         "import json; from rap.demo.tiny import tiny_qwen2_5_vl as t; "
-        "from rap.model import ModelDriver as D; print(json.dumps(D(*t()).identity()))"
+        "from rap.model.driver import ModelDriver as D\n"
+        "print(json.dumps(D(*t()).identity()))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
@@ -832,7 +834,7 @@ def test_weights_hash_of_large_tensors():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8, torch.bool])
 def test_weights_hash_sees_any_one_weight(dtype, monkeypatch):
     """Whatever the chunk it lies in, and wherever the tensor lies in memory."""
-    from rap import model as module
+    from rap.model import identity as module
 
     monkeypatch.setattr(module, "_CHUNK_BYTES", 1 << 14)
     rng = torch.Generator().manual_seed(0)
@@ -857,7 +859,7 @@ def test_weights_hash_sees_any_one_weight(dtype, monkeypatch):
 
 
 def test_weights_checksums_are_what_they_say():
-    from rap.model import _checksums
+    from rap.model.identity import _checksums
 
     x = torch.arange(-5, 1 << 14, dtype=torch.int16) * 7
     data = x.numpy().tobytes()

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from rap.errors import RapInputError
-from rap.selection import Scores, choose
+from rap.scores.scores import Scores
+from rap.selection.rules import choose
 
 ROWS = [
     {"id": "b", "with_image": True, "correct": True, "text": "4", "model": "m"},

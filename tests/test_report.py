@@ -17,10 +17,19 @@ import pytest
 from PIL import Image
 
 from rap.errors import RapConfigError, RapStoreError
-from rap.report import grouped, number, percent, render, thumbnails, visible, write_report
-from rap.samples import open_samples
-from rap.selection import Scores, choose
-from rap.table import SCORE_SCHEMA, table_from_rows
+from rap.report.page import (
+    grouped,
+    number,
+    percent,
+    render,
+    thumbnails,
+    visible,
+    write_report,
+)
+from rap.samples.sampleset import open_samples
+from rap.scores.scores import Scores
+from rap.scores.table import SCORE_SCHEMA, table_from_rows
+from rap.selection.rules import choose
 
 HOSTILE = [
     "<script>alert(1)</script>",

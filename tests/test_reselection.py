@@ -1,4 +1,4 @@
-"""Re-selection from pass counts: rap.reselection."""
+"""Re-selection from pass counts: rap.selection.reselection."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 
 import rap
 from rap.errors import RapConfigError, RapInputError
-from rap.reselection import WHY, ReselectConfig, decide, pass_counts, reselect
+from rap.selection.reselection import WHY, ReselectConfig, decide, pass_counts, reselect
 
 # id: correct of 5 with the image, of 5 without it
 POOL = {

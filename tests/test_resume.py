@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import rap
-from rap.store import ScoreStore
-from rap.table import VOLATILE_COLUMNS
+from rap.scores.store import ScoreStore
+from rap.scores.table import VOLATILE_COLUMNS
 
 KILLS = int(os.environ.get("RAP_KILLS", "5"))
 SEED = int(os.environ.get("RAP_KILL_SEED", "7"))
@@ -31,7 +31,7 @@ import os, sys, traceback
 import numpy as np, torch
 from PIL import Image
 torch.set_num_threads(1)
-import rap, rap.scoring, rap.model, rap.images, rap.demo.tiny
+import rap, rap.scoring, rap.model, rap.samples.images, rap.demo.tiny
 import transformers.models.qwen2_5_vl.modeling_qwen2_5_vl, transformers.generation
 from tqdm import tqdm
 
@@ -54,7 +54,7 @@ for line in sys.stdin:
     pid = os.fork()
     if pid == 0:
         try:
-            rap.scoring.PARTIAL_SECONDS = float(seconds)
+            rap.scoring.run.PARTIAL_SECONDS = float(seconds)
             rap.score(model, processor, rows, root=folder, store=store, evidence=evidence,
                       m1=3, m0=2, sampling=rap.Sampling(max_new_tokens=6),
                       shard_size=int(shard_size), batch_size=2,

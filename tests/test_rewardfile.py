@@ -15,9 +15,9 @@ from test_cli import refused, run
 import rap
 from rap.demo import published
 from rap.errors import RapConfigError, RapInputError
-from rap.reselection import pass_counts
-from rap.rewardfile import read_visits
-from rap.rewardlog import Outcome, RewardLog
+from rap.selection.reselection import pass_counts
+from rap.trl.rewardfile import read_visits
+from rap.trl.rewardlog import Outcome, RewardLog
 
 
 def jsonl(path: Path, rows: list[dict]) -> Path:

@@ -1,4 +1,4 @@
-"""rap.rewards and rap.grading: right, wrong, and neither."""
+"""rap.rewards: right, wrong, and neither."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from rap import grading
 from rap.errors import RapConfigError
-from rap.grading import final_answer, grade, named_choice, quantity
-from rap.rewards import Verdict, callable_name, make_checker
-from rap.samples import Sample
+from rap.rewards import grading
+from rap.rewards.checker import Verdict, callable_name, make_checker
+from rap.rewards.grading import final_answer, grade, named_choice, quantity
+from rap.samples.sample import Sample
 
 RIGHT, WRONG = Verdict(True), Verdict(False)
 

@@ -10,8 +10,8 @@ from PIL import Image
 from tiny_models import NAMES, build
 
 from rap.config import Sampling, ScoreConfig
-from rap.model import ModelDriver
-from rap.rollouts import (
+from rap.model.driver import ModelDriver
+from rap.model.rollouts import (
     BLIND_ARM,
     IMAGE_ARM,
     Completion,
@@ -22,7 +22,7 @@ from rap.rollouts import (
     race_times,
     row_seed,
 )
-from rap.samples import Sample
+from rap.samples.sample import Sample
 
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, -3.0, 0.5, -math.inf])
 

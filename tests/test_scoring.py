@@ -21,14 +21,14 @@ import rap
 from rap import ops, reference
 from rap.config import AceConfig, Sampling, ScoreConfig
 from rap.errors import RapConfigError, RapInputError, RapModelError, RapStoreError
-from rap.evidence import Scorer, _memory_of, can_be_kept, in_halves, significant
-from rap.jobs import ahead, answer_tokens, reference_solution, reference_text
-from rap.model import ModelDriver
-from rap.rollouts import row_seed
-from rap.samples import open_samples
-from rap.scoring import score
-from rap.store import ScoreStore
-from rap.table import VOLATILE_COLUMNS
+from rap.model.driver import ModelDriver
+from rap.model.rollouts import row_seed
+from rap.samples.sampleset import open_samples
+from rap.scores.store import ScoreStore
+from rap.scores.table import VOLATILE_COLUMNS
+from rap.scoring.evidence import Scorer, _memory_of, can_be_kept, in_halves, significant
+from rap.scoring.jobs import ahead, answer_tokens, reference_solution, reference_text
+from rap.scoring.run import score
 
 FEW = Sampling(max_new_tokens=10)
 STEP = 2**-11  # what `significant` may move a value by, relatively, and some noise
@@ -1050,7 +1050,9 @@ def test_fault_32_interrupt_loses_at_most_the_current_batch(
 
     threads = threading.active_count()
     monkeypatch.setattr(Scorer, "score_batch", interrupted)
-    monkeypatch.setattr(rap.scoring, "PARTIAL_SECONDS", 0.0 if error is OSError else 1e9)
+    monkeypatch.setattr(
+        rap.scoring.run, "PARTIAL_SECONDS", 0.0 if error is OSError else 1e9
+    )
     broken = tmp_path / "broken"
     with pytest.raises(error):
         score(*tiny, rows, store=broken, **options)
@@ -1100,7 +1102,7 @@ def test_fault_32_a_long_shard_is_kept_while_it_is_in_progress(tiny, tmp_path, m
     monkeypatch.setattr(ScoreStore, "write_partial", written)
     score(*tiny, make_rows(8), store=tmp_path / "quick", batch_size=2, shard_size=6)
     assert kept == []  # not half a minute
-    monkeypatch.setattr(rap.scoring, "PARTIAL_SECONDS", 0.0)
+    monkeypatch.setattr(rap.scoring.run, "PARTIAL_SECONDS", 0.0)
     score(*tiny, make_rows(8), store=tmp_path / "slow", batch_size=2, shard_size=6)
     assert kept == [(0, 2), (0, 4)]
     assert not list((tmp_path / "slow").glob("partial*"))

@@ -17,17 +17,11 @@ from hypothesis import strategies as st
 
 from rap.config import ChooseConfig
 from rap.errors import RapConfigError, RapInputError, RapStoreError
-from rap.selection import (
-    KEPT,
-    REASONS,
-    Scores,
-    Selection,
-    _fence,
-    budget_size,
-    choose,
-    load,
-)
-from rap.table import SCORE_SCHEMA, table_from_rows
+from rap.scores.scores import Scores
+from rap.scores.selected import KEPT, REASONS
+from rap.scores.table import SCORE_SCHEMA, table_from_rows
+from rap.selection.rules import _fence, budget_size, choose
+from rap.selection.selection import Selection, load
 
 NAN, INF = float("nan"), float("inf")
 

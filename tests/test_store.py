@@ -19,12 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import rap.files
+import rap.scores.files
 from rap.errors import RapConfigError, RapStoreError
-from rap.files import read_parquet, write_atomic, write_parquet
-from rap.selection import Scores, choose
-from rap.store import ScoreStore, differences
-from rap.table import ROLLOUT_SCHEMA, SCORE_SCHEMA, table_from_rows
+from rap.scores.files import read_parquet, write_atomic, write_parquet
+from rap.scores.scores import Scores
+from rap.scores.store import ScoreStore, differences
+from rap.scores.table import ROLLOUT_SCHEMA, SCORE_SCHEMA, table_from_rows
+from rap.selection.rules import choose
 
 FINGERPRINT = {
     "model": {"id": "m", "weights": "abc"},
@@ -483,7 +484,7 @@ def test_fault_33_no_space_at_every_write(
             count()
         real_replace(a, b)
 
-    monkeypatch.setattr(rap.files, "open", counting_open, raising=False)
+    monkeypatch.setattr(rap.scores.files, "open", counting_open, raising=False)
     monkeypatch.setattr(os, "fsync", counting_fsync)
     monkeypatch.setattr(os, "replace", counting_replace)
     finished: dict[str, bytes] = {}

@@ -9,8 +9,8 @@ from test_trl import selection_of
 
 from rap.demo import world
 from rap.errors import RapConfigError
-from rap.rewardlog import read_rewards
-from rap.samples import open_samples
+from rap.samples.sampleset import open_samples
+from rap.trl.rewardlog import read_rewards
 
 # TRL 1.16 reads attributes that transformers 5.23 has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*is deprecated")
@@ -25,7 +25,7 @@ def shell(*words, code=0):
     """Output of ``rap train``; stderr is part of it."""
     from click.testing import CliRunner
 
-    from rap.cli import main
+    from rap.cli.commands import main
 
     found = CliRunner().invoke(main, ["train", *map(str, words)])
     assert found.exit_code == code, found.output
@@ -134,7 +134,7 @@ def test_rap_train_goes_on_from_the_last_whole_checkpoint(trl, tmp_path, data):
 
 @pytest.mark.parametrize("text", ["- 1", "a: [", "\x00"])
 def test_a_config_file_that_is_none_is_refused(tmp_path, text):
-    from rap.training import read_arguments
+    from rap.trl.run import read_arguments
 
     (tmp_path / "bad.yaml").write_text(text)
     with pytest.raises(RapConfigError, match="bad.yaml: (expected settings|is not YAML)"):

@@ -16,10 +16,12 @@ import pytest
 
 from rap.demo import world
 from rap.errors import RapConfigError, RapInputError, RapStoreError
-from rap.order import PromptOrder
-from rap.reselection import NothingLeft, ReselectConfig
-from rap.rewardlog import Outcome, RewardLog, grouped, read_rewards
-from rap.trl import Reselect, builtin_reward, completion_text, prepare, watched
+from rap.selection.reselection import NothingLeft, ReselectConfig
+from rap.trl.data import prepare
+from rap.trl.order import PromptOrder
+from rap.trl.reselect import Reselect
+from rap.trl.rewardlog import Outcome, RewardLog, grouped, read_rewards
+from rap.trl.rewards import builtin_reward, completion_text, watched
 
 # TRL 1.16 reads attributes that transformers 5.23 has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*is deprecated")
@@ -81,8 +83,8 @@ def test_log_that_cannot_be_read_or_written_is_a_store_error(tmp_path):
 
 KILLED = """
 import os, sys
-from rap.reselection import ReselectConfig
-from rap.rewardlog import Outcome, RewardLog
+from rap.selection.reselection import ReselectConfig
+from rap.trl.rewardlog import Outcome, RewardLog
 log = RewardLog(sys.argv[1])
 print("up", flush=True)
 for step in range(10**9):
@@ -194,7 +196,7 @@ def test_order_refuses_by_name():
 @pytest.fixture(scope="module")
 def pool():
     pytest.importorskip("datasets")
-    from rap.samples import open_samples
+    from rap.samples.sampleset import open_samples
 
     return open_samples(world.rows(world.draw(24, seed=2)))
 
@@ -219,7 +221,7 @@ def test_prepare_writes_choices_as_they_were_scored(pool):
 def test_prepare_takes_a_selection_by_its_ids(pool):
     sel = selection_of(pool, [1, 5, 6])
     assert list(prepare(sel)["id"]) == [pool.ids[i] for i in (1, 5, 6)]
-    from rap.samples import open_samples
+    from rap.samples.sampleset import open_samples
 
     other = open_samples(world.rows(world.draw(4, seed=9)))
     with pytest.raises(RapInputError, match="3 of 3 selected samples are not in the data"):
@@ -249,8 +251,8 @@ def selection_of(pool, kept, **settings):
     right without it too (and as hard as their row number says)."""
     import pyarrow as pa
 
-    from rap.scores import Scores
-    from rap.selection import choose
+    from rap.scores.scores import Scores
+    from rap.selection.rules import choose
 
     rows = []
     for i, name in enumerate(pool.ids):
@@ -468,7 +470,7 @@ def test_selected_rows_go_into_trls_own_trainer(trl, tmp_path, pool, algorithm):
 def test_a_dataset_in_trls_columns_goes_in_unchanged(trl, tmp_path):
     import datasets
 
-    from rap.samples import open_samples
+    from rap.samples.sampleset import open_samples
 
     text = datasets.Value("string")
     features = {"id": text, "solution": text, "images": datasets.List(datasets.Image())}
@@ -721,7 +723,7 @@ def test_refill_in_rloo_goes_by_rewards_not_by_the_divergence(trl, tmp_path, poo
 def test_refill_counts_what_was_judged():
     torch = pytest.importorskip("torch")
     pytest.importorskip("trl")
-    from rap.trainers import _totals, _without_variance
+    from rap.trl.trainer import _totals, _without_variance
 
     nan = math.nan
     rewards = torch.tensor([[1, 0], [0, 2], [nan, 2], [1, 0], [nan, nan], [1, nan]])
@@ -734,7 +736,7 @@ def test_refill_counts_what_was_judged():
 def test_refill_pads_both_batches_to_the_same_width():
     torch = pytest.importorskip("torch")
     pytest.importorskip("trl")
-    from rap.trainers import _exchange
+    from rap.trl.trainer import _exchange
 
     def batch(prompt, length, first):
         rows = torch.arange(first, first + 4)
@@ -845,8 +847,8 @@ def test_a_group_without_variance_is_counted_and_changes_nothing(trl, tmp_path, 
 
 def test_a_crash_of_the_trainer_leaves_store_and_log_whole(trl, tmp_path, pool):
     from rap.demo.tiny import tiny_qwen2_5_vl
-    from rap.scores import Scores
-    from rap.scoring import score
+    from rap.scores.scores import Scores
+    from rap.scoring.run import score
 
     score(*tiny_qwen2_5_vl(), pool, store=tmp_path / "scores", progress=False)
     files = {p: p.read_bytes() for p in sorted((tmp_path / "scores").rglob("*.parquet"))}

@@ -12,7 +12,8 @@ import pytest
 
 from rap.demo import world
 from rap.errors import RapConfigError, RapError
-from rap.samples import Bad, load_images, open_samples
+from rap.samples.sample import Bad
+from rap.samples.sampleset import load_images, open_samples
 
 pytest.importorskip("PIL")
 

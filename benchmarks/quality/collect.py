@@ -20,7 +20,7 @@ import numpy as np
 import rap
 from rap.config import COUNTERFACTUALS, Sampling
 from rap.demo import world
-from rap.scores import Scores
+from rap.scores.scores import Scores
 
 SAMPLING = Sampling(max_new_tokens=48)
 BATCH = 16
@@ -167,9 +167,9 @@ def keep_traces(path: Path, model: Any, processor: Any, rows: Any, truth: Scores
     samples it must be known of all.
     """
     from rap.config import ScoreConfig
-    from rap.jobs import prepare_job
-    from rap.model import ModelDriver
-    from rap.samples import open_samples
+    from rap.model.driver import ModelDriver
+    from rap.samples.sampleset import open_samples
+    from rap.scoring.jobs import prepare_job
 
     config = ScoreConfig(evidence="rollouts", sampling=SAMPLING)
     driver, ids = ModelDriver(model, processor, config), first_completions(truth)

@@ -8,7 +8,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from rap.demo import measure
+from benchmarks.demo_model import measure
 
 Array = np.ndarray
 

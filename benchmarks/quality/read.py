@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from rap.demo import world
-from rap.evidence import can_be_kept
 from rap.reference import ace_sample
-from rap.scores import Scores
+from rap.scores.scores import Scores
+from rap.scoring.evidence import can_be_kept
 
 from ..world_agreement import Seen, actual
 from .collect import Measured

@@ -14,7 +14,7 @@ import numpy as np
 
 import rap
 from rap.config import COUNTERFACTUALS, DIVERGENCES
-from rap.selection import _fence
+from rap.selection.rules import _fence
 
 from .collect import Fresh
 from .metrics import (

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..samples import SampleSet
-    from ..selection import Scores, Selection
+    from ..samples.sampleset import SampleSet
+    from ..scores.scores import Scores
+    from ..selection.selection import Selection
 
 DATA = Path(__file__).parent / "data"
 MATHVISION = DATA / "mathvision" / "samples.jsonl"
@@ -35,8 +36,9 @@ POOL = (
 
 def published() -> Selection:
     """The selection that the published completions of MATH-V make; no model runs."""
-    from ..samples import open_samples
-    from ..selection import Scores, choose
+    from ..samples.sampleset import open_samples
+    from ..scores.scores import Scores
+    from ..selection.rules import choose
 
     scores = Scores.from_rollouts(ROLLOUTS, dataset=open_samples(MATHVISION))
     return choose(scores, budget=BUDGET)
@@ -44,7 +46,7 @@ def published() -> Selection:
 
 def puzzles(count: int) -> SampleSet:
     """The first ``count`` puzzles."""
-    from ..samples import open_samples
+    from ..samples.sampleset import open_samples
 
     rows = open_samples(PUZZLES)
     return open_samples([rows.row(i) for i in range(count)], root=PUZZLES.parent)
@@ -52,7 +54,7 @@ def puzzles(count: int) -> SampleSet:
 
 def score_puzzles(count: int, store: Path | None = None, **settings: Any) -> Scores:
     """``count`` puzzles through a small Qwen2.5-VL with random weights."""
-    from ..scoring import score
+    from ..scoring.run import score
     from .tiny import tiny_qwen2_5_vl
 
     model, processor = tiny_qwen2_5_vl()

@@ -59,8 +59,8 @@ def run(
     shipped model is missing or damaged.
     """
     from ..config import Sampling
-    from ..scoring import score
-    from ..selection import choose
+    from ..scoring.run import score
+    from ..selection.rules import choose
     from .model import load_demo_model
 
     begin = time.perf_counter()

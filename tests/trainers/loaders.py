@@ -23,10 +23,10 @@ sys.path.insert(0, str(HERE.parent))
 from export_data import IDS, make, select  # noqa: E402
 
 import rap  # noqa: E402
-from rap.choices import prompt_text  # noqa: E402
-from rap.reselection import pass_counts  # noqa: E402
-from rap.rewardfile import read_visits  # noqa: E402
-from rap.samples import load_images  # noqa: E402
+from rap.samples.choices import prompt_text  # noqa: E402
+from rap.samples.sampleset import load_images  # noqa: E402
+from rap.selection.reselection import pass_counts  # noqa: E402
+from rap.trl.rewardfile import read_visits  # noqa: E402
 
 OVERLAYS = Path(os.environ.get("RAP_TRAINERS", HERE.parents[1] / ".venv-trainers"))
 

@@ -1,0 +1,241 @@
+"""Steps that several commands of the shell share: open, score, choose, write, print."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from ..config import require_judge
+from ..errors import RapConfigError, RapError, RapInputError, RapStoreError
+from ..model.loading import load_model
+from .options import CHOOSE_NAMES, filters, score_config, to_columns, typed
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from ..samples.sampleset import SampleSet
+    from ..scores.scores import Scores
+    from ..selection.selection import Selection
+
+
+def refuse_given(names: str, why: str) -> None:
+    """A usage error that names those of these parameters that the user gave."""
+    context = click.get_current_context()
+    given = [
+        max(param.opts, key=len)
+        for param in context.command.params
+        if param.name in names.split()
+        and context.get_parameter_source(param.name) is ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise click.UsageError(f"no effect {why}: {', '.join(given)}")
+
+
+def open_data(
+    path: Path | None, columns: Sequence[str], root: Path | None
+) -> SampleSet | None:
+    """The data set at ``path``, None without one. Raises ``RapInputError`` if it cannot be
+    read, a usage error for its options without it."""
+    from ..samples.sampleset import open_samples
+
+    if path is None:
+        refuse_given("columns root", "without a data set")
+        return None
+    if not path.exists():
+        raise RapInputError(f"{path}: no such file or folder")
+    return open_samples(path, columns=to_columns(columns), root=root)
+
+
+def score_data(
+    samples: SampleSet, model: str, store: Path, options: Mapping[str, Any]
+) -> Scores:
+    """Load the model and score into ``store``; Ctrl-C says what is kept. Raises what
+    ``rap.score`` and ``load_model`` raise."""
+    config = score_config(options)  # refused before the model is loaded
+    require_judge(config.evidence, options["reward"])
+    reward = load_reward(options["reward"])
+    shown = options["progress"]
+    if not (sys.stderr.isatty() if shown is None else shown):
+        quiet_transformers()
+    loaded, processor = load_model(
+        model,
+        device=options["device"],
+        dtype=options["dtype"],
+        attn_implementation=options["attn_implementation"],
+        trust_remote_code=options["trust_remote_code"],
+        allow_pickle=options["allow_pickle"],
+    )
+    from ..scoring.run import score
+
+    try:
+        return score(
+            loaded,
+            processor,
+            samples,
+            store=store,
+            config=config,
+            reward=reward,
+            progress=True if shown is None else "force" if shown else False,
+            verify_images=options["verify_images"],
+            retry_quarantined=options["retry"],
+        )
+    except KeyboardInterrupt:
+        click.echo(f"rap: {kept_in(store)}", err=True)
+        raise
+
+
+def kept_in(store: Any) -> str:
+    """What an interrupted run leaves behind."""
+    from ..scores.store import ScoreStore
+
+    try:
+        kept = ScoreStore.load(store).n_kept()
+    except RapStoreError:  # interrupted before there was a store
+        return "nothing was scored yet"
+    return f"{kept} samples are kept in {store}; the same command goes on from there"
+
+
+def quiet_transformers() -> None:
+    """Its bar for loading weights belongs on a terminal, not in a log."""
+    try:
+        from transformers.utils import logging
+    except ImportError:  # load_model says what to install
+        return
+    logging.disable_progress_bar()
+
+
+def load_reward(name: str | None) -> Callable[..., Any] | None:
+    """``MODULE:FUNCTION``, looked for in the working folder, too. Raises ``RapConfigError``
+    if there is no such function."""
+    if name is None:
+        return None
+    import importlib
+
+    module, _, function = name.partition(":")
+    sys.path.insert(0, os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise RapConfigError(f"--reward {name}: {error}") from error
+    finally:
+        sys.path.remove(os.getcwd())
+    if not callable(found):
+        raise RapConfigError(f"--reward {name}: not a function")
+    return found
+
+
+def from_rollouts(
+    path: Path,
+    columns: Sequence[str],
+    where: Sequence[str],
+    drop: Sequence[str],
+    samples: SampleSet | None,
+) -> Scores:
+    """Scores of completions that are there already (``Scores.from_rollouts``)."""
+    from ..scores.records import read_rollouts
+    from ..scores.scores import Scores
+
+    roles = to_columns(columns) or {}
+    for role in roles:
+        if role not in ("id", "with_image", "correct", "source"):
+            raise click.UsageError(f"--rollout-columns {role}=...: no such role")
+    table = read_rollouts(path)
+    types = {field.name: field.type for field in table.schema}
+    return Scores.from_rollouts(
+        table,
+        where=typed(filters(where, "--where"), types),
+        drop=typed(filters(drop, "--drop"), types),
+        dataset=samples,
+        **roles,
+    )
+
+
+def require_same(table: pa.Table, samples: SampleSet) -> None:
+    """Refuse a data set that is not the one ``table`` is of: ids stand at their index."""
+    known = samples.ids
+    rows = zip(table["index"].to_pylist(), table["id"].to_pylist(), strict=True)
+    for i, name in rows:
+        if not 0 <= i < len(known) or known[i] != name:
+            raise RapInputError(
+                f"the data set is not the one that was scored: row {i} was {name[:80]!r}"
+            )
+
+
+def choose_and_tell(scores: Scores, options: Mapping[str, Any]) -> None:
+    """Choose, write what was asked for, and print the summary, or all of it as JSON."""
+    from ..selection.rules import choose
+    from ..selection.selection import load
+
+    settings = {name: options[name] for name in CHOOSE_NAMES}
+    other = None if options["compare"] is None else load(options["compare"])
+    selection = choose(scores, **settings)
+    written = write_selection(selection, options["out"], options["report"])
+    compared = None if other is None else selection.compare(other)
+    if not options["as_json"]:
+        click.echo(selection.summary())
+        if compared is not None:
+            click.echo(f"compared with {options['compare']}: {compared}")
+        for what, path in written.items():
+            click.echo(f"{what}: {path}")
+        return
+    found = {
+        "samples": selection.table.num_rows,
+        "kept": len(selection),
+        "counts": selection.counts(),
+        "diagnostics": selection.diagnostics(),
+        **{k: selection.settings[k] for k in ("choose", "found", "evidence", "groups")},
+        "warnings": selection.warnings,
+        **written,
+    }
+    if compared is not None:
+        names = ("kept", "kept_other", "overlap", "jaccard", "gained", "lost")
+        found["compare"] = {name: getattr(compared, name) for name in names}
+    print_json(found)
+
+
+def write_selection(
+    selection: Selection, out: Path | None, report: Path | None
+) -> dict[str, str]:
+    """{what was written: its path}"""
+    written = {}
+    if out is not None:
+        selection.save(out)
+        written["selection"] = str(out)
+    if report is not None:
+        selection.report(report)
+        written["report"] = str(report)
+    return written
+
+
+def refuse_another(folder: Path, selection: Selection) -> None:
+    """Raises ``RapConfigError`` where ``folder`` holds anything but this very selection,
+    which may be written again."""
+    from ..selection.selection import load
+
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return  # what is no folder is refused when it is written
+    with contextlib.suppress(RapError):
+        there = load(folder)
+        if there.ids == selection.ids and there.settings == selection.settings:
+            return
+    raise RapConfigError(
+        f"--out {folder}: holds something else, which would be lost; --force replaces it"
+    )
+
+
+def plain_meta(scores: Scores) -> dict[str, Any]:
+    """Counts and cost of the scoring, where they are known."""
+    return {k: dict(scores.meta[k]) for k in ("counts", "cost") if k in scores.meta}
+
+
+def print_json(found: Mapping[str, Any]) -> None:
+    """What a script reads, on stdout."""
+    click.echo(json.dumps(found, indent=2, default=str))

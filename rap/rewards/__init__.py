@@ -1,0 +1,7 @@
+"""Is a completion right? ``grading``: the rules; ``checker``: the built-in checker and
+users' reward functions behind one call."""
+
+from .checker import Checker, make_checker
+from .grading import grade
+
+__all__ = ["Checker", "grade", "make_checker"]

@@ -1,0 +1,72 @@
+"""The data types of this stage: a sample, its images by reference, what cannot be used."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+class BadSample(Exception):
+    """One sample cannot be used; scoring turns this into a quarantined row.
+
+    ``stage`` is where it was found (``data``, ``image``, ``prompt``, ``model``,
+    ``check``), ``code`` one of the quarantine codes, ``message`` a sentence.
+    """
+
+    def __init__(self, stage: str, code: str, message: str) -> None:
+        super().__init__(f"{stage}: {code}: {message}")
+        self.stage, self.code, self.message = stage, code, message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return BadSample, (self.stage, self.code, self.message)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRef:
+    """One image, not yet read: its encoded bytes, or an absolute path inside the root."""
+
+    data: bytes | None
+    path: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One usable row."""
+
+    index: int
+    """Row in the data set."""
+    id: str
+    """Opaque text, unique in the data set."""
+    question: str
+    """The user's text, image tags stripped."""
+    answer: str
+    """The reference answer as given: free text, a choice's letter or its text."""
+    choices: tuple[str, ...]
+    """Empty if the question is open."""
+    images: tuple[ImageRef, ...]
+    """At least one."""
+    source: str | None
+    """Group for budgets per source."""
+    extra: Mapping[str, object]
+    """The row's columns under their own names, images left out: what the user's reward
+    function is called with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bad:
+    """One row that cannot be used, and why."""
+
+    index: int
+    id: str
+    stage: str
+    code: str
+    message: str
+
+
+def sample_sha256(sample: Sample, image_hashes: Sequence[str]) -> str:
+    """sha256 of what a sample's score depends on: question, answer, choices, images."""
+    fields = [sample.question, sample.answer, list(sample.choices), list(image_hashes)]
+    return hashlib.sha256(json.dumps(fields).encode()).hexdigest()

@@ -1,0 +1,329 @@
+"""Data set -> samples: rows, columns, ids, images by reference.
+
+``open_samples`` takes what people have (a ``datasets.Dataset``, a list of dicts, JSONL
+beside an image folder, Parquet in TRL's, verl's or EasyR1's columns, a ``save_to_disk``
+folder) and answers with a ``SampleSet``: a sequence whose item ``i`` is a ``Sample``, or a
+``Bad`` that says what is wrong with row ``i``. A broken row is never an exception; a data
+set that cannot be used at all is a ``RapInputError`` before any work.
+
+``sources`` reads the files, ``parsing`` makes a row a ``Sample``. Nothing here decodes an
+image (``images`` does) and nothing but numpy and pyarrow is needed.
+
+Memory: what ``rap.samples.sources`` keeps a row, and the ids, as text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from ..errors import RapInputError
+from .parsing import cell, detect_columns, kind_of, parse_row, scalar_text
+from .sample import Bad, BadSample, Sample
+from .sources import (
+    ArrowRows,
+    DatasetRows,
+    Rows,
+    datasets_library,
+    open_rows,
+    union_of_keys,
+)
+
+if TYPE_CHECKING:
+    import datasets
+    from PIL.Image import Image
+
+
+# --------------------------------------------------------------------- the sample set
+
+
+class SampleSet(Sequence["Sample | Bad"]):
+    """The rows of a data set, each a ``Sample`` or a ``Bad``, in data-set order.
+
+    Reading an item parses one row; images are not touched. Safe to read from several
+    threads at once.
+    """
+
+    def __init__(
+        self, rows: Rows, columns: Mapping[str, str | None], root: str | None
+    ) -> None:
+        self._rows = rows
+        self.columns: Mapping[str, str | None] = MappingProxyType(dict(columns))
+        """Role -> column that plays it, None if none does."""
+        self.root = root
+        """Folder that image paths must stay in, links resolved; None: no paths."""
+        self._ids, self._bad_ids = self._read_ids()
+        self._require_a_usable_row()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Sample | Bad:  # type: ignore[override]
+        if not isinstance(index, (int, np.integer)):
+            raise TypeError(f"index is {type(index).__name__}, expected int")
+        i = int(index) + (len(self) if index < 0 else 0)
+        if not 0 <= i < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        try:
+            row = self._rows.row(i)
+            if i in self._bad_ids:
+                raise self._bad_ids[i]
+            return parse_row(
+                row,
+                self.columns,
+                index=i,
+                id=self._ids[i],
+                root=self.root,
+                image_columns=self._rows.image_columns,
+            )
+        except BadSample as bad:
+            return Bad(i, self._ids[i], bad.stage, bad.code, bad.message)
+
+    @property
+    def ids(self) -> list[str]:
+        """Every row's id, in data-set order; a row without one has its place instead."""
+        return list(self._ids)
+
+    @property
+    def column_names(self) -> list[str]:
+        """All columns of the data set."""
+        return list(self._rows.columns)
+
+    def row(self, index: int) -> Mapping[str, Any]:
+        """The original columns of one row; empty if the row cannot be read."""
+        try:
+            return self._rows.row(index)
+        except BadSample:
+            return {}
+
+    def describe(self) -> str:
+        """What was opened and which column plays which role, one line each."""
+        lines = [f"{self._rows.kind}: {len(self):,} rows"]
+        for role, name in self.columns.items():
+            missing = "row numbers are used" if role == "id" else "none"
+            lines.append(f"  {role:<8} <- {missing if name is None else name}")
+        lines.append(f"  images inside {self.root or '(no folder: bytes only)'}")
+        return "\n".join(lines)
+
+    def _read_ids(self) -> tuple[list[str], dict[int, BadSample]]:
+        """Every row's id, and the rows whose id cannot be used. Raises ``RapInputError`` on
+        a duplicate, naming both rows."""
+        ids: list[str | None] = []
+        bad: dict[int, BadSample] = {}
+        seen: dict[str, int] = {}
+        for i, row in enumerate(self._rows.each(self._outer("id"))):
+            name = None
+            try:
+                name = self._id_of(row, i)
+            except BadSample as error:
+                bad[i] = error
+            if name is not None and (first := seen.setdefault(name, i)) != i:
+                raise RapInputError(
+                    f"id {name[:80]!r} is there twice: {self._rows.where(first)} and "
+                    f"{self._rows.where(i)}"
+                )
+            ids.append(name)
+        return [
+            self._stand_in(i, seen) if name is None else name for i, name in enumerate(ids)
+        ], bad
+
+    def _stand_in(self, index: int, taken: dict[str, int]) -> str:
+        """An id for a row that has none: where it is."""
+        name = self._rows.where(index).replace(" ", ":")
+        while name in taken:
+            name += "'"
+        taken[name] = index
+        return name
+
+    def _outer(self, *roles: str) -> list[str]:
+        """The data set's columns that these roles are read from."""
+        names = [self.columns[role] for role in roles]
+        there = self._rows.columns
+        outer = [n if n in there else n.partition(".")[0] for n in names if n is not None]
+        return list(dict.fromkeys(outer))
+
+    def _require_a_usable_row(self) -> None:
+        """Raises ``RapInputError`` with the counts if there is none; stops at the first."""
+        reasons: dict[str, list[Any]] = {}
+        for i in range(len(self)):
+            item = self[i]
+            if isinstance(item, Sample):
+                return
+            reasons.setdefault(item.code, [0, item.message])[0] += 1
+        counts = "; ".join(f"{n} {code} (first: {m})" for code, (n, m) in reasons.items())
+        raise RapInputError(
+            f"{self._rows.kind}: 0 of {len(self)} rows can be used: {counts}"
+        )
+
+    def _id_of(self, row: Mapping[str, Any] | BadSample, index: int) -> str | None:
+        column = self.columns["id"]
+        if column is None:
+            return str(index)
+        if isinstance(row, BadSample):
+            return None
+        value = cell(row, column)
+        if value is None:
+            return None
+        text = scalar_text(value)
+        if text is None:
+            raise BadSample("data", "bad_text", f"id is {kind_of(value)}, not text")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise BadSample("data", "bad_text", "id holds a lone surrogate") from None
+        return text
+
+    def content_hash(self, more: Iterable[str] = ()) -> str:
+        """sha256 over ids, questions, answers, choices, sources and image paths as they
+        stand in the rows, in order, and over the columns ``more`` as far as they are there.
+
+        One pass over the rows. The images' own bytes are not in it: they are hashed one by
+        one when they are read (``sample_sha256``), so that an image that changed shows in
+        its row and does not make the whole data set another one.
+        """
+        roles = ["question", "answer", "choices", "source"]
+        if self.columns["images"] not in self._rows.image_columns:
+            roles.append("images")
+        there = set(self._rows.columns) - set(self._rows.image_columns)
+        names = sorted(there.intersection(more))
+        digest = hashlib.sha256(json.dumps([self._ids, roles, names]).encode())
+        for row in self._rows.each(list(dict.fromkeys([*self._outer(*roles), *names]))):
+            if isinstance(row, BadSample):
+                digest.update(row.message.encode("utf-8", "replace"))
+            else:
+                values = [cell(row, self.columns[role]) for role in roles]
+                digest.update(_canonical([*values, *(cell(row, name) for name in names)]))
+            digest.update(b"\n")
+        return digest.hexdigest()
+
+    @cached_property
+    def dataset(self) -> datasets.Dataset | None:
+        """The rows as a ``datasets.Dataset``, original columns untouched; built on first
+        use for JSONL and lists. None if the `datasets` library is not installed."""
+        given = self._rows.dataset()
+        if given is not None or datasets_library() is None:
+            return given
+        return _build_dataset([self.row(i) for i in range(len(self))], self._rows.columns)
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> datasets.Dataset:
+        """The rows ``indices`` (any order) as a ``datasets.Dataset``, original columns
+        untouched. Raises ``RapInputError`` if `datasets` is not installed."""
+        wanted = [int(i) for i in indices]
+        for i in wanted:
+            if not 0 <= i < len(self):
+                raise IndexError(f"sample {i} of {len(self)}")
+        given = self._rows.dataset()
+        if given is not None:
+            return given.select(wanted)
+        if datasets_library() is None:
+            raise RapInputError("take: needs the datasets library: pip install datasets")
+        return _build_dataset([self.row(i) for i in wanted], self._rows.columns)
+
+
+def _canonical(values: object) -> bytes:
+    """Values as JSON bytes; image bytes left out, anything odd by its type's name."""
+
+    def other(value: object) -> object:
+        is_image = isinstance(value, (bytes, bytearray, memoryview))
+        return None if is_image else type(value).__name__
+
+    try:
+        return json.dumps(values, default=other, skipkeys=True).encode()
+    except (RecursionError, ValueError):  # nested without end
+        return b"?"
+
+
+def _build_dataset(
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[str]
+) -> datasets.Dataset:
+    """Rows of Python values as a data set. A column whose values have no one Arrow type is
+    written as JSON text, with a warning, because Arrow cannot hold it as it is."""
+    hf = datasets_library()
+    names = list(dict.fromkeys([*columns, *union_of_keys(rows)]))
+    out: dict[str, Any] = {}
+    for name in names:
+        values = [row.get(name) for row in rows]
+        try:
+            hf.Dataset.from_dict({name: values})
+        except (pa.ArrowException, TypeError, ValueError, OverflowError, UnicodeError):
+            warnings.warn(
+                f"column {name!r} mixes types and becomes JSON text",
+                UserWarning,
+                stacklevel=3,
+            )
+            values = [None if v is None else json.dumps(v, default=repr) for v in values]
+        out[name] = values
+    return hf.Dataset.from_dict(out)
+
+
+def open_samples(
+    source: object,
+    *,
+    columns: Mapping[str, str] | None = None,
+    root: str | os.PathLike[str] | None = None,
+) -> SampleSet:
+    """Open a data set.
+
+    source: ``datasets.Dataset`` (one split), ``pyarrow.Table``, list of dicts, or a path:
+        JSONL (image paths relative to its folder), a JSON array, Parquet in TRL's, verl's
+        or EasyR1's columns, a ``save_to_disk`` folder, a folder with one JSONL file or with
+        Parquet files.
+    columns: role -> column where detection is wrong, e.g. ``{"question": "q"}``; roles are
+        id, question, answer, choices, images, source; ``"a.b"`` is field b of column a;
+        ``""`` says that there is none (id, choices, source).
+    root: folder that image paths are relative to and must stay in. Default: the data
+        file's folder; for objects in memory none, and then images must be bytes.
+
+    Ids become text; without an id column they are the row numbers. Every row is read once
+    here, to find duplicate ids.
+
+    Raises ``RapInputError``: not such a source, unreadable, no column for question, answer
+    or images, a wrong name in ``columns``, a duplicate id, no usable row at all.
+    """
+    rows, default_root = open_rows(source)
+    if not len(rows):
+        raise RapInputError(f"{rows.kind}: the data set is empty: 0 rows")
+    folder = default_root if root is None else Path(root)
+    if folder is not None and not folder.is_dir():
+        raise RapInputError(f"root {folder}: not a folder")
+    if not rows.columns:
+        raise RapInputError(f"{rows.kind}: none of {len(rows)} rows can be read")
+    found = detect_columns(rows.columns, _first_row(rows), rows.image_columns, columns)
+    if isinstance(rows, (ArrowRows, DatasetRows)):
+        rows.leave_out(rows.image_columns - {found["images"] or ""})
+    return SampleSet(rows, found, None if folder is None else os.path.realpath(folder))
+
+
+def _first_row(rows: Rows) -> Mapping[str, Any]:
+    """Keys of the first rows, nested ones too, as one row."""
+    merged: dict[str, Any] = {}
+    for row in islice(rows.each(rows.columns), 100):
+        if isinstance(row, BadSample):
+            continue
+        for key, value in row.items():
+            if isinstance(value, Mapping):
+                inner = merged.get(key)
+                merged[key] = {**(inner if isinstance(inner, dict) else {}), **value}
+            else:
+                merged.setdefault(key, value)
+    return merged
+
+
+def load_images(
+    sample: Sample, *, max_pixels: int, min_side: int = 2
+) -> tuple[list[Image], list[str]]:
+    """``samples.images.load_images``: RGB images and the sha256 of their encoded bytes."""
+    from .images import load_images as load
+
+    return load(sample.images, max_pixels=max_pixels, min_side=min_side)

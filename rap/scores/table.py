@@ -1,0 +1,102 @@
+"""The score table: the one contract between ``score`` and ``choose``.
+
+One row a sample, in data-set order. ``status`` is ``"scored"`` or ``"quarantined"``;
+a quarantined row carries ``code`` (why), ``stage`` (where) and ``message``, and null
+scores. A score that was not needed or not measured is null, never NaN.
+
+``ROLLOUT_SCHEMA`` keeps every completion, so that another checker or threshold needs
+no model. Counts are integers: decisions compare integers, never quotients
+(method.md, section 1).
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+SCORED = "scored"
+QUARANTINED = "quarantined"
+
+SCORE_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("index", pa.int64()),  # row in the data set
+        ("source", pa.string()),  # group for budgets per source; null if unknown
+        ("image_sha256", pa.string()),  # of the encoded bytes; several joined by ","
+        ("sample_sha256", pa.string()),  # of question, answer, choices, image hashes
+        ("status", pa.string()),
+        ("stage", pa.string()),  # of a quarantine: data | image | prompt | model | check
+        ("code", pa.string()),
+        ("message", pa.string()),
+        ("evidence", pa.string()),
+        # rollouts
+        ("c1", pa.int16()),  # accepted with the image
+        ("m1", pa.int16()),  # judged with the image
+        ("c0", pa.int16()),  # accepted without
+        ("m0", pa.int16()),
+        # answer: probability of the reference answer, with (1) and without (0) image
+        ("p_answer1", pa.float64()),
+        ("p_answer0", pa.float64()),
+        ("logp_answer1", pa.float64()),  # nats, summed over the answer's tokens
+        ("logp_answer0", pa.float64()),
+        ("logp_mean1", pa.float64()),  # nats a token: the length-normalised form
+        ("logp_mean0", pa.float64()),
+        # divergences, means over the response tokens (nats; tv and hellinger2 <= 1)
+        ("kl", pa.float32()),
+        ("rkl", pa.float32()),
+        ("jeffreys", pa.float32()),
+        ("js", pa.float32()),
+        ("tv", pa.float32()),
+        ("hellinger2", pa.float32()),
+        ("entropy1", pa.float32()),
+        ("entropy0", pa.float32()),
+        # attention
+        ("log_psi", pa.float32()),  # -inf: response too short to judge
+        ("psi_position", pa.int32()),  # token index in prompt + response; -1 if none
+        ("psi_token", pa.string()),
+        ("attention_entropy", pa.float32()),
+        ("attention_top", pa.float32()),
+        ("image_mass", pa.float32()),
+        ("n_prompt", pa.int32()),
+        ("n_response", pa.int32()),
+        ("truncated", pa.bool_()),
+        # cost of this sample
+        ("forwards", pa.int32()),
+        ("generated_tokens", pa.int64()),
+        ("seconds", pa.float32()),
+    ]
+)
+
+ROLLOUT_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("index", pa.int64()),
+        ("arm", pa.string()),  # "image" | "counterfactual"
+        ("number", pa.int16()),  # 0 .. M-1 inside the arm
+        ("text", pa.string()),
+        ("token_ids", pa.list_(pa.int32())),
+        ("finish_reason", pa.string()),  # "stop" | "length"
+        ("seed", pa.int64()),
+        ("correct", pa.bool_()),  # null: not judged
+        # null, or why it was not judged; an empty completion is judged, as wrong: it has
+        # correct = False and code = "empty_response"
+        ("code", pa.string()),
+    ]
+)
+
+# ``seconds`` is a clock reading: it differs between two runs that score the same.
+VOLATILE_COLUMNS = ("seconds",)
+
+
+def table_from_rows(rows: list[dict], schema: pa.Schema = SCORE_SCHEMA) -> pa.Table:
+    """Build a table of ``schema`` from dicts; a missing key becomes null.
+
+    Raises ``KeyError`` on a key the schema does not have.
+    """
+    for row in rows:
+        for key in row:
+            if schema.get_field_index(key) < 0:
+                raise KeyError(f"score table has no column {key!r}")
+    columns = {name: [row.get(name) for row in rows] for name in schema.names}
+    return pa.table(columns, schema=schema)

@@ -1,0 +1,224 @@
+"""One sample on its way to its row: decoded, hashed, ready for the model.
+
+Host only: `prepare_job` runs in the worker threads of `ahead`, before a batch meets the
+model. What the evidence then adds to a `Job` is in ``rap.scoring.evidence``.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ..config import ScoreConfig
+from ..errors import RapInputError
+from ..model.counterfactual import counterfactual_images
+from ..model.rollouts import row_seed
+from ..samples.choices import letter, resolve_choice
+from ..samples.sample import Bad, BadSample, Sample, sample_sha256
+from ..samples.sampleset import SampleSet, load_images
+from ..scores.table import QUARANTINED, SCORED
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ..model.driver import ModelDriver, Prepared
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
+SOLUTION_COLUMNS = ("response", "solution", "rationale", "explanation")
+"""Columns that may hold a worked solution, for evidence ``logits``."""
+
+
+@dataclass(slots=True)
+class Job:
+    """One sample on its way to its row of the score table."""
+
+    row: dict[str, Any]
+    sample: Sample = None  # type: ignore[assignment]  # only where the row is bad
+    image: Prepared | None = None
+    """Prompt (and response, where it is known beforehand) with the image."""
+    blind: Prepared | None = None
+    """The same without it."""
+    answer: Prepared | None = None
+    """Evidence ``logits``: the answer with the image, for the difficulty."""
+    rollouts: list[dict[str, Any]] = field(default_factory=list)
+    groups: int = 0
+    """Groups of completions that were drawn, and those that were ``degenerate``."""
+    degenerate_groups: int = 0
+
+    @property
+    def alive(self) -> bool:
+        return self.row["status"] == SCORED
+
+    def quarantine(self, stage: str, code: str, message: str) -> None:
+        """End this sample: its scores are dropped, what it cost is kept."""
+        kept = ("id", "index", "source", "image_sha256", "sample_sha256", "evidence")
+        cost = ("forwards", "generated_tokens", "seconds")
+        self.row = {k: self.row[k] for k in (*kept, *cost) if k in self.row}
+        self.row |= {
+            "status": QUARANTINED,
+            "stage": stage,
+            "code": code,
+            "message": clean(message),
+        }
+        self.image = self.blind = self.answer = None
+
+
+def clean(text: str, limit: int = 500) -> str:
+    """A text that any file can hold: no lone surrogates, no NUL, not too long."""
+    text = text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
+    return text if len(text) <= limit else text[: limit - 1] + "\u2026"
+
+
+def prepare_job(
+    samples: SampleSet, driver: ModelDriver, config: ScoreConfig, i: int
+) -> Job:
+    """Decode and preprocess sample i: host only, called from worker threads."""
+    sample = samples[i]
+    row: dict[str, Any] = {
+        "id": sample.id,
+        "index": sample.index,
+        "status": SCORED,
+        "evidence": config.evidence,
+        "forwards": 0,
+        "generated_tokens": 0,
+        "seconds": 0.0,
+    }
+    job = Job(row)
+    if isinstance(sample, Bad):
+        job.quarantine(sample.stage, sample.code, sample.message)
+        return job
+    row["source"] = sample.source
+    job.sample = sample
+    try:
+        images, hashes = load_images(sample, max_pixels=config.max_image_pixels)
+        row["image_sha256"] = ",".join(hashes)
+        row["sample_sha256"] = sample_sha256(sample, hashes)
+        other = counterfactual_images(
+            images,
+            config.counterfactual,
+            seed=row_seed(config.seed, sample.id, config.counterfactual, 0),
+            partner=_partner_images(samples, config, i),
+        )
+        _prepare_arms(job, sample, images, other, driver, config)
+    except BadSample as bad:
+        job.quarantine(bad.stage, bad.code, bad.message)
+    return job
+
+
+def _partner_images(samples: SampleSet, config: ScoreConfig, i: int) -> list[Image] | None:
+    """Images of another sample, for ``shuffle``: chosen by hash, the next one if bad."""
+    n = len(samples)
+    if config.counterfactual != "shuffle":
+        return None
+    if n < 2:
+        raise RapInputError("counterfactual = 'shuffle' needs at least two samples")
+    mine = samples[i]
+    start = row_seed(config.seed, mine.id, "partner", 0) % (n - 1)
+    for step in range(min(n - 1, 100)):
+        other = samples[(i + 1 + (start + step) % (n - 1)) % n]
+        if isinstance(other, Bad):
+            continue
+        try:
+            return load_images(other, max_pixels=config.max_image_pixels)[0]
+        except BadSample:
+            continue
+    raise BadSample("image", "image_unreadable", "no other sample has a usable image")
+
+
+def _prepare_arms(
+    job: Job,
+    sample: Sample,
+    images: list[Image],
+    other: list[Image] | None,
+    driver: ModelDriver,
+    config: ScoreConfig,
+) -> None:
+    response: list[int] | None = None
+    prefix = ""
+    if config.evidence == "answer":
+        prefix, response = answer_tokens(driver, sample, config)
+    elif config.evidence == "logits":
+        solution = reference_solution(sample)
+        if solution is not None:
+            response = driver.encode_response(solution)
+        answer_prefix, answer = answer_tokens(driver, sample, config)
+        job.answer = driver.prepare(sample, images, answer, prefix=answer_prefix)
+    if response is not None and not response:
+        raise BadSample("prompt", "empty_response", "the reference has no tokens")
+    job.image = driver.prepare(sample, images, response, prefix=prefix)
+    job.row["n_prompt"] = job.image.n_prompt
+    job.blind = driver.prepare(sample, other, response, prefix=prefix)
+
+
+def reference_text(sample: Sample, config: ScoreConfig) -> str:
+    """The answer that is teacher-forced.
+
+    A sample with choices, where the prompt lists them as "(A) text", is answered by the
+    letter of the right choice, whether the data set gives the letter or the text: one
+    short form, comparable between samples, and the one the prompt asks for. Without
+    choices (or with a template that leaves them out) it is the reference as it stands.
+    """
+    if sample.choices and "{choices}" in config.prompt_template:
+        right = resolve_choice(sample.answer, sample.choices)
+        if right is not None:
+            return letter(right)
+    return sample.answer
+
+
+def answer_tokens(
+    driver: ModelDriver, sample: Sample, config: ScoreConfig
+) -> tuple[str, list[int]]:
+    """(prefix text, answer tokens), split where the tokenizer splits them.
+
+    Most tokenizers put a space at the start of a word (" B" is one token, " " + "B" two
+    unusual ones), so white space at the end of the prefix moves to the answer, and the
+    answer's tokens are what the whole has more than the prefix.
+    """
+    prefix = config.answer_prefix.rstrip()
+    space = config.answer_prefix[len(prefix) :]
+    text = space + reference_text(sample, config)
+    if not prefix:
+        return "", driver.encode_response(text.lstrip())
+    before = driver.encode_response(prefix)
+    whole = driver.encode_response(prefix + text)
+    if len(whole) > len(before) and whole[: len(before)] == before:
+        return prefix, whole[len(before) :]
+    return config.answer_prefix, driver.encode_response(text.lstrip())
+
+
+def reference_solution(sample: Sample) -> str | None:
+    """A worked solution the data set brings, if it says more than the answer."""
+    for name in SOLUTION_COLUMNS:
+        value = sample.extra.get(name)
+        if isinstance(value, str) and len(value.strip()) > len(sample.answer.strip()):
+            return value.strip()
+    return None
+
+
+def ahead(
+    prepare: Callable[[Item], Made], items: Iterable[Item], *, workers: int, depth: int
+) -> Generator[Made]:
+    """``prepare`` of each item, in order, at most ``depth`` made ahead by threads.
+
+    Closing the iterator cancels what has not begun. ``workers`` 0 works in the caller.
+    """
+    if workers == 0:
+        yield from map(prepare, items)
+        return
+    waiting: deque[Future[Made]] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="rap-prepare")
+    try:
+        rest = iter(items)
+        for item in rest:
+            waiting.append(pool.submit(prepare, item))
+            if len(waiting) >= depth:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,162 @@
+"""``Selection``, the result of ``choose``: what was chosen, with its views.
+
+The data, and what can be asked of it, are ``rap.scores.selected``; nothing is decided
+here; the rules are in ``rap.selection.rules``.
+"""
+
+from __future__ import annotations
+
+import html
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..scores.scores import floats, read_saved
+from ..scores.selected import KEPT, Selected
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from ..export.write import Exported
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Selection(Selected):
+    """What ``choose`` returns: ``Selected`` with its views.
+
+    ``table``: the score table plus ``D`` (float64), ``difficulty`` (float64) and
+    ``reason``, one row an input sample, in data-set order; an unknown D or difficulty is
+    null. ``settings``: the settings given, the thresholds found, the fingerprint of the
+    scores, warnings. ``source``: the data set if known.
+    """
+
+    def __repr__(self) -> str:
+        rule = self.settings["choose"]["rule"]
+        return f"<rap.Selection: {len(self)} of {self.table.num_rows}, rule {rule!r}>"
+
+    def summary(self) -> str:
+        """A page of text: what was kept, why the rest was not, thresholds, warnings."""
+        n, found = self.table.num_rows, self.settings["found"]
+        choice = self.settings["choose"]
+        lines = [
+            f"{len(self)} of {n} samples kept ({len(self) / n:.2%}); rule "
+            f"{choice['rule']}, evidence {self.settings['evidence']}"
+        ]
+        lines += [
+            f"  {count:>9}  {count / n:>7.2%}  {reason}"
+            for reason, count in self.counts().items()
+            if count or reason in KEPT
+        ]
+        lines += [f"  {line}" for line in _threshold_lines(choice, found)]
+        if again := self.settings.get("reselect"):
+            done = [f"{n} {code}" for code, n in again["counts"].items() if n]
+            lines.append(f"  selected again, phase {again['phase']}: {', '.join(done)}")
+        for group in self.settings["groups"] or ():
+            lines.append(
+                f"  {choice['by']} = {group['group']}: {group['kept']} of "
+                f"{group['samples']}, D > {group['lambda_c']:.4g}"
+            )
+        lines += [f"  warning: {text}" for text in self.warnings]
+        return "\n".join(lines)
+
+    def export(self, to: str, path: str | os.PathLike[str], **options: Any) -> Exported:
+        """Write the kept samples as files that a trainer reads: trl, verl, easyr1,
+        openrlhf, ms-swift or llamafactory; see ``rap.export.export``."""
+        from ..export.write import export
+
+        return export(self, to, path, **options)
+
+    def report(self, path: str | os.PathLike[str], **options: Any) -> Any:
+        """Write one self-contained HTML page; see ``rap.report.write_report``."""
+        from ..report.page import write_report
+
+        return write_report(self, path, **options)
+
+    def plot(self) -> Figure:
+        """A matplotlib figure: histograms of D, difficulty and log psi, kept samples
+        over all, thresholds as lines. Needs the extra ``report`` (matplotlib)."""
+        from matplotlib.figure import Figure
+
+        found = self.settings["found"]
+        panels = [
+            ("D", "D: what the image changes", found["lambda_c"]),
+            ("difficulty", "difficulty", None),
+            ("log_psi", "log psi: attention on one token", found["log_lambda_a"]),
+        ]
+        figure = Figure(figsize=(11, 3), layout="constrained")
+        for axes, (name, title, line) in zip(
+            figure.subplots(1, len(panels)), panels, strict=True
+        ):
+            values = floats(self.table[name])
+            usable = np.isfinite(values)
+            axes.set(title=title, ylabel="samples")
+            if not usable.any():
+                axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes)
+                continue
+            bins = np.histogram_bin_edges(values[usable], bins=40)
+            axes.hist(values[usable], bins=bins, color="0.8", label="all")
+            axes.hist(values[usable & self.kept], bins=bins, color="C0", label="kept")
+            axes.set_yscale("symlog")
+            if line is not None:
+                axes.axvline(line, color="C3", linestyle="--", label="threshold")
+            axes.legend()
+        return figure
+
+    def _repr_html_(self) -> str:
+        """Counts per reason and, where images are at hand, a few thumbnails."""
+        n = self.table.num_rows
+        rows = "".join(
+            f"<tr><td style='text-align:left'>{html.escape(reason)}</td>"
+            f"<td>{count}</td><td>{count / n:.2%}</td></tr>"
+            for reason, count in self.counts().items()
+            if count
+        )
+        notes = "".join(f"<p><b>warning:</b> {html.escape(w)}</p>" for w in self.warnings)
+        head = f"<p><b>{len(self)} of {n} samples kept</b> ({len(self) / n:.2%})</p>"
+        return f"<div>{head}<table>{rows}</table>{notes}{self._thumbnails()}</div>"
+
+    def _thumbnails(self) -> str:
+        if self.source is None:
+            return ""
+        try:
+            from ..report.page import thumbnails
+        except ImportError:  # the extra "report" is not installed: counts only
+            return ""
+        return thumbnails(self, limit=6)
+
+
+def _threshold_lines(choice: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    lines = []
+    if found["lambda_c"] is not None:
+        exact = found["lambda_c_exact"]
+        text = f"D > {found['lambda_c']:.6g}" + (f" ({exact})" if exact else "")
+        taken, tied = found["at_lambda_c"]
+        if taken:
+            text += f", and {taken} of the {tied} samples with exactly that D"
+        lines.append(text)
+    if found.get("order") == "learnable":
+        lines.append("ranked by D times what is left to learn (order='learnable')")
+    if found["lambda_a"] is None:
+        lines.append(f"psi: no limit ({found['lambda_a_origin']})")
+    else:
+        lines.append(f"psi <= {found['lambda_a']:.6g} ({found['lambda_a_origin']})")
+    if found["psi_too_short"]:
+        lines.append(f"{found['psi_too_short']} responses are too short to judge attention")
+    if choice["replace"]:
+        lines.append(
+            f"{found['replaced']} of {found['trivial_removed']} trivial samples replaced"
+        )
+    return lines
+
+
+def load(folder: str | os.PathLike[str], dataset: Any = None) -> Selection:
+    """The selection that ``Selection.save`` wrote; ``dataset`` gives it its data again.
+
+    Raises ``RapStoreError`` if it is not there, damaged, or of a newer schema.
+    """
+    table, settings = read_saved(Path(folder) / "selection.parquet", "selection")
+    return Selection(table, settings, dataset)

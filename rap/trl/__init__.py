@@ -1,0 +1,53 @@
+"""Training on a selection with TRL: data, reward, log, and trainers that re-select.
+
+    from rap.trl import GRPOTrainer, Reselect, builtin_reward, prepare, watched
+
+    trainer = GRPOTrainer(                       # TRL's own, with one option more
+        model=model, processing_class=processor, args=GRPOConfig(...),
+        reward_funcs=watched(builtin_reward(), "scores.rewards.jsonl"),
+        train_dataset=prepare(sel, pool=True),   # the whole pool
+        reselect=Reselect(sel, mode="rewards", every=50),
+    )
+
+Without re-selection TRL's own trainers do: ``train_dataset=prepare(sel)``, or
+``sel.dataset`` itself where its columns are TRL's (``prompt`` as messages, ``images``).
+GRPO and RLOO; TRL 1.16 has no PPO trainer.
+
+Importing this module imports neither torch nor trl; ``GRPOTrainer`` and ``RLOOTrainer``
+do (pip install 'rap-select[trl]').
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..errors import RapConfigError
+from .data import prepare
+from .reselect import Reselect
+from .rewards import NO_PPO, builtin_reward, watched
+
+if TYPE_CHECKING:
+    from .trainer import GRPOTrainer, RLOOTrainer
+
+__all__ = [
+    "GRPOTrainer",
+    "RLOOTrainer",
+    "Reselect",
+    "builtin_reward",
+    "prepare",
+    "watched",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("GRPOTrainer", "RLOOTrainer"):
+        try:
+            from . import trainer
+        except ImportError as error:
+            raise RapConfigError(
+                f"training needs TRL ({error}): pip install 'rap-select[trl]'"
+            ) from error
+        return getattr(trainer, name)
+    if name == "PPOTrainer":
+        raise AttributeError(NO_PPO)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

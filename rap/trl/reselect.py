@@ -1,0 +1,155 @@
+"""Which prompts of the pool a trainer trains on, and how that changes while it does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..config import ScoreConfig
+from ..errors import RapConfigError
+from ..selection.reselection import ReselectConfig, decide, open_rows, pass_counts
+from ..selection.rules import choose
+from .rewardlog import Outcome
+
+if TYPE_CHECKING:
+    from ..scores.scores import Scores
+    from ..selection.selection import Selection
+
+MODES = ("off", "rewards", "rescore")
+
+
+@dataclass(frozen=True)
+class Reselect:
+    """Which prompts of the pool a trainer of ``rap.trl`` trains on, and how that changes.
+
+    Raises ``RapConfigError`` for a setting that makes no sense.
+    """
+
+    selection: Selection | None = None
+    """Where training starts; None: with every row of ``train_dataset``."""
+    mode: str = "off"
+    """``"off"``: the first selection stays. ``"rewards"``: every ``every`` steps the rules
+    of ``rap.selection.reselection`` run on the rewards that the trainer computed anyway.
+    ``"rescore"``: then the pool is scored again too, by the policy as it is."""
+    every: int = 50
+    """Optimiser steps between re-selections."""
+    refill: int = 0
+    """Generations, at most, in which groups without variance are replaced by groups of
+    other prompts before the optimiser sees the batch (DAPO's dynamic sampling); 0: never.
+    What they cost and brought is counted in ``trainer.refilled``."""
+    id_column: str = "id"
+    """Column of ``train_dataset`` that names a sample."""
+    rules: ReselectConfig = field(default_factory=ReselectConfig)
+    """What leaves, what comes in and how much of the first selection stays."""
+    config: ScoreConfig | None = None
+    """How ``"rescore"`` scores; None: as the selection was scored. Evidence ``rollouts``
+    is judged by the built-in checker."""
+
+    def __post_init__(self) -> None:
+        _require(self.mode in MODES, "mode", self.mode, f"one of {MODES}")
+        for name, least in (("every", 1), ("refill", 0)):
+            value = getattr(self, name)
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            _require(whole and value >= least, name, value, f"an integer >= {least}")
+        if self.mode != "off" and self.selection is None:
+            raise RapConfigError(
+                f"mode = {self.mode!r}: re-selection needs the first selection, whose "
+                "scores it goes on from"
+            )
+        if self.mode == "rescore" and self.selection.source is None:  # type: ignore[union-attr]
+            raise RapConfigError(
+                "mode = 'rescore': the selection does not know its data set: "
+                "rap.load(folder, dataset=...)"
+            )
+
+    def first_ids(self, pool: Sequence[str]) -> list[str]:
+        """Ids to start with."""
+        return list(pool) if self.selection is None else self.selection.ids
+
+    def visited(
+        self, passes: Mapping[str, tuple[float, float]], outcomes: Mapping[str, Outcome]
+    ) -> dict[str, tuple[float, float]]:
+        """``passes`` (see ``reselection.pass_counts``) after one more visit each."""
+        visits = [(name, *passes[name]) for name in outcomes if name in passes]
+        visits += [(name, o.passed, o.judged) for name, o in outcomes.items()]
+        return {**passes, **pass_counts(visits, decay=self.rules.decay)}
+
+    def next_ids(
+        self,
+        active: Sequence[str],
+        passes: Mapping[str, tuple[float, float]],
+        scores: Scores | None = None,
+    ) -> tuple[list[str], dict[str, int]]:
+        """(ids to train on from now on, {why: samples}), by ``reselection.decide``.
+
+        active: ids trained on now; passes: what their completions got; scores: the pool's,
+        by the policy as it is (``"rescore"``).
+        """
+        assert self.selection is not None  # __post_init__ saw to it
+        now = None
+        if scores is not None:
+            now = choose(scores, **self.selection.settings["choose"])
+        current = _with_active(self.selection, active)
+        known = set(current.table["id"].to_pylist())
+        passes = {name: counts for name, counts in passes.items() if name in known}
+        decision = decide(current, passes, self.rules, now=now)
+        ids = current.table["id"].filter(pa.array(decision.active)).to_pylist()
+        return ids, decision.counts
+
+    def score_config(self) -> ScoreConfig:
+        """How ``"rescore"`` scores."""
+        if self.config is not None or self.selection is None:
+            return self.config or ScoreConfig()
+        return ScoreConfig(
+            **((self.selection.settings["scores"] or {}).get("config") or {})
+        )
+
+    def fingerprint(self, pool: Sequence[str]) -> dict[str, Any]:
+        """What a resumed run must share with the one that wrote the checkpoint."""
+        settings = {"every": self.every, "refill": self.refill, "rules": asdict(self.rules)}
+        return {
+            "pool": _digest(pool),  # in its order: a checkpoint names rows by their number
+            "selection": _digest(sorted(self.first_ids(pool))),
+            "mode": self.mode,
+            "settings": settings,
+        }
+
+    def candidates(self) -> list[str]:
+        """Ids that a re-selection may bring in."""
+        if self.selection is None or self.mode == "off":
+            return []
+        table = self.selection.table
+        return table["id"].filter(pa.array(open_rows(table))).to_pylist()
+
+
+def _with_active(first: Selection, active: Sequence[str]) -> Selection:
+    """The first selection with ``active`` as what is kept, as ``reselect`` remembers it."""
+    table = first.table
+    now = pc.is_in(table["id"], value_set=pa.array(list(active), pa.string()))
+    reason = pc.if_else(
+        now,
+        pc.if_else(pa.array(first.kept), table["reason"], "kept_replacement"),
+        pc.if_else(pa.array(first.kept), "dropped_over_budget", table["reason"]),
+    )
+    base = table["reason"]
+    table = table.drop_columns(["reason"]).append_column("reason", reason)
+    if "first" not in table.column_names:
+        table = table.append_column("first", pa.array(first.kept))
+        table = table.append_column("first_reason", base)
+    return type(first)(table, first.settings, first.source)
+
+
+def _digest(names: Sequence[str]) -> str:
+    text = json.dumps(list(names)).encode()
+    return hashlib.sha256(text).hexdigest()[:16]
+
+
+def _require(ok: bool, name: str, value: object, expected: str) -> None:
+    if not ok:
+        raise RapConfigError(f"{name} = {value!r}: expected {expected}")

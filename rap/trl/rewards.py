@@ -1,0 +1,182 @@
+"""Rewards for TRL: the built-in checker as a reward function, and a log of any reward."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import RapConfigError, RapInputError
+from ..rewards.checker import make_checker
+from ..samples.sample import Sample
+from .rewardlog import Outcome, RewardLog, grouped
+
+if TYPE_CHECKING:
+    pass
+
+NO_PPO = (
+    "TRL 1.16 has no PPO trainer (it was taken out, also of trl.experimental); use GRPO or "
+    "RLOO"
+)
+
+
+def builtin_reward(*, timeout: float = 5.0) -> Callable[..., list[float | None]]:
+    """The built-in checker (``rap.make_checker``) as a reward function of TRL: 1.0 for a
+    right answer, 0.0 for a wrong one, None where it cannot judge (TRL leaves such a
+    completion out of its group).
+
+    Reads the columns ``solution`` (or ``answer``) and ``choices`` as ``prepare`` makes
+    them. One checking process is started at the first call and ends with this process;
+    ``timeout``: seconds a check.
+    """
+    checker = make_checker(timeout=timeout)
+
+    def rap_builtin(
+        prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
+    ) -> list[float | None]:
+        answers = columns.get("solution", columns.get("answer"))
+        if answers is None:
+            raise RapInputError(
+                "the built-in reward needs a column 'solution' or 'answer'; the data set "
+                f"has {', '.join(sorted(columns)) or 'none'}"
+            )
+        choices = columns.get("choices") or [()] * len(completions)
+        rewards: list[float | None] = []
+        for answer, options, completion in zip(answers, choices, completions, strict=True):
+            sample = Sample(0, "", "", str(answer), tuple(options or ()), (), None, {})
+            verdict = checker.check(sample, completion_text(completion))
+            rewards.append(None if verdict.correct is None else float(verdict.correct))
+        return rewards
+
+    return rap_builtin
+
+
+def completion_text(completion: Any) -> str:
+    """A completion's text: itself, or the contents of its messages."""
+    if isinstance(completion, str):
+        return completion
+    contents = [message.get("content") or "" for message in completion]
+    return "".join(
+        part if isinstance(part, str) else "".join(p.get("text") or "" for p in part)
+        for part in contents
+    )
+
+
+class Recorder:
+    """What ``watched`` keeps: the log, and the outcomes that nobody has taken yet."""
+
+    def __init__(self, log: RewardLog | None, id_column: str) -> None:
+        self.log, self.id_column = log, id_column
+        self.counting = True
+        """False while the trainer evaluates."""
+        self.fresh: dict[str, Outcome] = {}
+
+    def record(self, columns: Mapping[str, Any], rewards: Sequence[float | None]) -> None:
+        """Count one generation batch. Raises ``RapInputError`` if there is no id column,
+        or if not one completion was judged: the reward function is out of order."""
+        if not self.counting:
+            return
+        if self.id_column not in columns:
+            raise RapInputError(
+                f"the rewards log needs the column {self.id_column!r}, which names the "
+                f"sample; the data set has {', '.join(sorted(columns))}"
+            )
+        outcomes = grouped([str(x) for x in columns[self.id_column]], rewards)
+        unjudged = sum(o.unjudged for o in outcomes.values())
+        if unjudged == len(rewards):
+            raise RapInputError(
+                f"the reward function returned None or NaN for all {unjudged} completions "
+                f"of a batch (the first sample is {next(iter(outcomes), '')[:80]!r})"
+            )
+        state = columns.get("trainer_state")
+        step = 0 if state is None else state.global_step
+        if self.log is not None:
+            process = int(os.environ.get("RANK", 0))
+            self.log.append(step, outcomes, process)
+        for name, outcome in outcomes.items():
+            self.fresh[name] = self.fresh.get(name, Outcome()) + outcome
+        self._tell(columns.get("log_metric"), outcomes, unjudged)
+
+    def take(self) -> dict[str, Outcome]:
+        """The outcomes since the last call."""
+        fresh, self.fresh = self.fresh, {}
+        return fresh
+
+    @staticmethod
+    def _tell(
+        log_metric: Callable[[str, float], Any] | None,
+        outcomes: Mapping[str, Outcome],
+        unjudged: int,
+    ) -> None:
+        if log_metric is None:
+            return
+        log_metric("rap/unjudged", unjudged)
+        log_metric("rap/no_variance", sum(not o.varies for o in outcomes.values()))
+
+
+def watched(
+    reward: Callable[..., Any],
+    log: str | os.PathLike[str] | RewardLog | None = None,
+    *,
+    id_column: str = "id",
+) -> Callable[..., Any]:
+    """The same reward function, and pass counts per id in a log (``rap.trl.rewardlog``).
+
+    The rewards go to the trainer as they are, but for infinite ones: None stands for them,
+    because one would make every advantage of its batch NaN. What is not a number or None a
+    completion is refused with the function's name. Wrap the function that judges every
+    completion (a reward from 0.5 up is a pass): a batch without one judged completion
+    stops the training, named, instead of training on nothing.
+    ``log``: the file, by custom beside the score store (``scores.rewards.jsonl``); None
+    keeps the counts in memory only, for ``Reselect``. Coroutine functions stay ones.
+    """
+    if not callable(reward) or hasattr(reward, "state_dict"):
+        raise RapConfigError(
+            f"watched: reward is {type(reward).__name__}; expected a function as TRL's "
+            "trainers take it"
+        )
+    writer = log if isinstance(log, RewardLog) or log is None else RewardLog(log)
+    recorder = Recorder(writer, id_column)
+
+    name = getattr(reward, "__name__", type(reward).__name__)
+
+    def counted(rewards: Any, columns: Mapping[str, Any]) -> list[float | None]:
+        values = _numbers(name, rewards, len(columns["completions"]))
+        recorder.record(columns, values)
+        return values
+
+    if inspect.iscoroutinefunction(reward):
+
+        @functools.wraps(reward)
+        async def wrapper(**columns: Any) -> list[float | None]:
+            return counted(await reward(**columns), columns)
+
+    else:
+
+        @functools.wraps(reward)
+        def wrapper(**columns: Any) -> list[float | None]:
+            return counted(reward(**columns), columns)
+
+    wrapper.__name__ = name
+    wrapper.rap_recorder = recorder  # type: ignore[attr-defined]
+    return wrapper
+
+
+def _numbers(name: str, rewards: Any, count: int) -> list[float | None]:
+    """The rewards, checked; infinite ones are None."""
+    try:
+        values = [None if r is None else float(r) for r in rewards]
+    except (TypeError, ValueError) as error:
+        raise RapInputError(
+            f"the reward function {name!r} returned {repr(rewards)[:80]}; expected a list "
+            f"with a number or None a completion ({error})"
+        ) from error
+    if len(values) != count:
+        raise RapInputError(
+            f"the reward function {name!r} returned {len(values)} rewards for {count} "
+            "completions; expected one each"
+        )
+    return [None if r is not None and math.isinf(r) else r for r in values]

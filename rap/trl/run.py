@@ -1,0 +1,322 @@
+"""``rap train``: a training run on a selection, in a folder of its own.
+
+Thin: the trainers are TRL's (``rap.trl``), every field of their configuration can be set.
+The folder holds ``checkpoint-N/``, ``rewards.jsonl`` (pass counts per sample,
+``trl.rewardlog``), ``log.jsonl`` (what the trainer logs, a line each time) and in the end
+``model/`` and ``summary.json``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import RapConfigError, RapError, RapInputError, RapStoreError, first_line
+from ..model.loading import load_model
+from ..samples.sampleset import SampleSet, open_samples
+from ..scores.files import write_atomic
+from .data import prepare
+from .reselect import Reselect
+from .rewards import NO_PPO, builtin_reward, watched
+
+ALGORITHMS = ("grpo", "rloo")
+DEMO = "demo"
+"""Stands for the demo's model, and for a world of ``DEMO_SAMPLES`` of its samples."""
+DEMO_SAMPLES = 240
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What ``train`` does besides what TRL's configuration says."""
+
+    algorithm: str = "grpo"
+    """``"grpo"`` or ``"rloo"``."""
+    reselect: Reselect = field(default_factory=Reselect)
+    """The selection to train on and how it changes; all data by default."""
+    lora: int | None = None
+    """Rank of LoRA adapters on every linear layer (needs peft); None: all weights."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of ``trl.GRPOConfig`` or ``trl.RLOOConfig``."""
+
+    def __post_init__(self) -> None:
+        if self.algorithm == "ppo":
+            raise RapConfigError(f"algorithm = 'ppo': {NO_PPO}")
+        if self.algorithm not in ALGORITHMS:
+            raise RapConfigError(
+                f"algorithm = {self.algorithm!r}: expected one of {ALGORITHMS}"
+            )
+        if self.lora is not None and self.lora < 1:
+            raise RapConfigError(f"lora = {self.lora}: expected a rank >= 1")
+
+
+def train(
+    model: Any,
+    processor: Any,
+    samples: SampleSet,
+    out: Path,
+    config: TrainConfig,
+    *,
+    reward: Callable[..., Any] | None = None,
+    resume: bool = False,
+    echo: Callable[[str], Any] = print,
+) -> dict[str, Any]:
+    """Train, or go on from the last checkpoint in ``out``; returns the summary.
+
+    A run that was stopped before its first checkpoint begins again.
+
+    reward: a reward function of TRL; None: the built-in checker.
+    Raises ``RapConfigError`` for settings that cannot be (fewer prompts than a batch,
+    unknown arguments, another selection than the checkpoint's, a folder that holds a run
+    already), ``RapInputError`` for data and rewards that cannot be used.
+    """
+    checkpoint = _checkpoint(out, resume, echo)
+    if checkpoint is not None:
+        _same_adapters(Path(checkpoint), config.lora)
+    trl = _trl()
+    arguments = _arguments(trl, config, out)
+    trainer = getattr(trl, f"{config.algorithm.upper()}Trainer")
+    made = trainer(
+        model,
+        watched(
+            builtin_reward() if reward is None else _named(reward), out / "rewards.jsonl"
+        ),
+        args=arguments,
+        train_dataset=prepare(samples, prompt_template=_template(config.reselect)),
+        processing_class=processor,
+        peft_config=None if config.lora is None else _lora(config.lora),
+        reselect=config.reselect,
+    )
+    _speak(made, out / "log.jsonl", echo)
+    made.train(resume_from_checkpoint=checkpoint)
+    seconds = made.seconds()
+    made.save_model(str(out / "model"))
+    summary = {
+        "algorithm": config.algorithm,
+        "steps": made.state.global_step,
+        "prompts": len(made.order.active),
+        "pool": made.order.pool,
+        "seconds": round(seconds, 1),
+        "reselections": made.reselections,
+        "rescoring_seconds": round(made.rescoring_seconds, 1),
+        "refilled": made.refilled,
+        "model": str(out / "model"),
+    }
+    text = json.dumps(summary, indent=1).encode() + b"\n"
+    write_atomic(out / "summary.json", lambda file: file.write(text))
+    return summary
+
+
+def open_training_data(data: Path, **options: Any) -> SampleSet:
+    """The samples of ``data``; ``demo`` (where there is no such file) is a drawn world."""
+    if data.exists():
+        return open_samples(data, **options)
+    if str(data) != DEMO:
+        raise RapInputError(f"{data}: no such file or folder")
+    from ..demo import world
+
+    return open_samples(world.to_dataset(world.draw(DEMO_SAMPLES)))
+
+
+def load_training_model(name: str, **options: Any) -> tuple[Any, Any]:
+    """(model, processor) of a folder, a hub name, or the demo."""
+    if name == DEMO and not Path(name).exists():
+        from ..demo.model import load_demo_model
+
+        return load_demo_model()
+    return load_model(name, **options)
+
+
+def read_arguments(path: Path) -> dict[str, Any]:
+    """A configuration file: TOML or YAML by its ending, JSON is YAML too.
+
+    Raises ``RapConfigError`` if it cannot be read or is no table of settings.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".toml":
+            import tomllib
+
+            found: Any = tomllib.loads(text)
+        else:
+            import yaml  # comes with transformers
+
+            found = yaml.safe_load(text)
+    except (OSError, ValueError, ImportError) as error:
+        raise RapConfigError(f"{path}: cannot be read: {first_line(error)}") from error
+    except Exception as error:  # yaml's own errors have no other base
+        if type(error).__module__.partition(".")[0] != "yaml":
+            raise
+        raise RapConfigError(f"{path}: is not YAML: {first_line(error)}") from error
+    if not isinstance(found, dict):
+        raise RapConfigError(f"{path}: expected settings, NAME: VALUE")
+    return {str(name).replace("-", "_"): value for name, value in found.items()}
+
+
+def _trl() -> Any:
+    """TRL's trainers (ours) and configurations in one place."""
+    try:
+        import trl
+
+        from . import trainer
+    except ImportError as error:
+        raise RapConfigError(
+            f"training needs TRL ({error}): pip install 'rap-select[trl]'"
+        ) from error
+    names = ("GRPOTrainer", "RLOOTrainer")
+    found = {name: getattr(trainer, name) for name in names}
+    found |= {name: getattr(trl, name) for name in ("GRPOConfig", "RLOOConfig")}
+    return type("trl", (), found)
+
+
+def _arguments(trl: Any, config: TrainConfig, out: Path) -> Any:
+    import torch
+
+    kind = getattr(trl, f"{config.algorithm.upper()}Config")
+    known = {f.name for f in dataclasses.fields(kind)}
+    unknown = sorted(set(config.arguments) - known)
+    if unknown:
+        raise RapConfigError(
+            f"{kind.__name__} has no {', '.join(unknown)}: not an option of rap train and "
+            "not a field of TRL's configuration"
+        )
+    gpu = torch.cuda.is_available()
+    ours = {
+        "use_cpu": not gpu,
+        "bf16": gpu and torch.cuda.is_bf16_supported(),
+        "report_to": [],
+        "logging_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 50,
+    }
+    try:
+        return kind(output_dir=str(out), **ours | dict(config.arguments))
+    except (ValueError, TypeError) as error:
+        raise RapConfigError(f"{kind.__name__}: {first_line(error)}") from error
+
+
+def _checkpoint(out: Path, resume: bool, echo: Callable[[str], Any]) -> str | None:
+    """The last whole checkpoint in ``out``, to go on from; None: from the beginning."""
+    found = sorted(
+        (int(p.name.rpartition("-")[2]), p)
+        for p in out.glob("checkpoint-*")
+        if p.name.rpartition("-")[2].isdigit()
+    )
+    begun = bool(found) or (out / "rewards.jsonl").exists()
+    if resume and not begun:
+        raise RapConfigError(f"--resume: {out} holds no training run")
+    if not resume and begun:
+        raise RapConfigError(
+            f"{out} holds a training run: --resume goes on with it; or name another folder"
+        )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RapStoreError(f"{out}: cannot be made: {error}") from error
+    whole = [path for _, path in found if _is_whole(path)]
+    if resume:
+        torn = [path.name for _, path in found if path not in whole]
+        if torn:
+            echo(f"not whole, passed over: {', '.join(torn)}")
+        echo(f"going on from {whole[-1].name if whole else 'the beginning'}")
+    return str(whole[-1]) if whole else None
+
+
+def _same_adapters(checkpoint: Path, rank: int | None) -> None:
+    """Refuse to load all weights into adapters, or adapters of another rank."""
+    try:
+        saved = json.loads((checkpoint / "adapter_config.json").read_bytes())["r"]
+    except FileNotFoundError:
+        saved = None
+    if saved != rank:
+        raise RapConfigError(
+            f"{checkpoint} was made with lora = {saved}, here {rank}: resume with the "
+            "same, or start anew in another folder"
+        )
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """transformers writes the trainer's state last."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _named(reward: Callable[..., Any]) -> Callable[..., Any]:
+    """``reward``, whose errors say that they are its own."""
+    if inspect.iscoroutinefunction(reward):
+        return reward
+
+    @functools.wraps(reward)
+    def wrapper(**columns: Any) -> Any:
+        try:
+            return reward(**columns)
+        except RapError:
+            raise
+        except Exception as error:
+            name = getattr(reward, "__name__", type(reward).__name__)
+            raise RapInputError(
+                f"the reward function {name!r} raised {type(error).__name__}: "
+                f"{first_line(error)}"
+            ) from error
+
+    return wrapper
+
+
+def _template(reselect: Reselect) -> str | None:
+    if reselect.selection is None:
+        return None
+    scored = reselect.selection.settings.get("scores") or {}
+    return (scored.get("config") or {}).get("prompt_template")
+
+
+def _lora(rank: int) -> Any:
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise RapConfigError(
+            f"--lora needs peft ({error}): pip install 'rap-select[lora]'"
+        ) from error
+    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+
+
+def _speak(trainer: Any, log: Path, echo: Callable[[str], Any]) -> None:
+    """A line for a person each time the trainer logs, and all of it as JSON in ``log``."""
+    from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+
+    def write(line: Mapping[str, Any]) -> None:
+        with log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    class Speaker(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step:  # what was logged of later steps is done again
+                write({"resumed": state.global_step})
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any, **_: Any) -> None:
+            write({"step": state.global_step, **logs})
+            if "reward" in logs:
+                echo(_line(state.global_step, state.max_steps, logs))
+
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(Speaker())
+
+
+def _line(step: int, last: int, logs: Mapping[str, Any]) -> str:
+    parts = [f"step {step}/{last}", f"reward {logs['reward']:.3f}"]
+    if "frac_reward_zero_std" in logs:
+        parts.append(f"groups without variance {logs['frac_reward_zero_std']:.0%}")
+    if "rap/active" in logs:
+        came, gone = int(logs["rap/came"]), int(logs["rap/gone"])
+        parts.append(f"re-selected {int(logs['rap/active'])} (+{came} -{gone})")
+    if "step_time" in logs:
+        parts.append(f"{logs['step_time']:.1f} s a step")
+    return ", ".join(parts)

@@ -1,0 +1,525 @@
+"""TRL's trainers with one option more, ``reselect``: which prompts they train on.
+
+Use them through ``rap.trl``. This module imports torch, transformers and trl.
+
+Three hooks, no copy of TRL's code: ``_get_train_sampler`` hands TRL a sampler whose order
+can change while it runs (TRL builds its data loader once, so that another
+``train_dataset`` would change nothing); a callback changes it between optimiser steps, and
+its state goes into the checkpoint's ``trainer_state.json``, written with the checkpoint or
+not at all; ``_generate_and_score_completions`` is called again for groups that taught
+nothing (``Reselect.refill``).
+
+The data loader looks one batch ahead, more with ``dataloader_num_workers``: a re-selection
+takes effect one generation batch later.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import trl
+from accelerate.utils import gather_object
+from torch.utils.data import Sampler
+from transformers import PreTrainedModel, TrainerCallback
+from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
+
+from ..errors import RapConfigError, RapInputError
+from ..model.driver import placeholder_texts
+from ..selection.reselection import NothingLeft
+from .data import template_of_rows
+from .order import PromptOrder
+from .reselect import Reselect
+from .rewardlog import Outcome
+from .rewards import Recorder, completion_text, watched
+
+if TYPE_CHECKING:
+    _Base = trl.GRPOTrainer
+else:
+    _Base = object  # the trainer that the mixin stands before
+
+STATE = "RapReselection"
+"""Name in ``trainer_state.json``."""
+
+
+class OrderSampler(Sampler[int]):
+    """A ``PromptOrder`` as TRL's ``RepeatSampler`` would deal it: every row of a batch
+    ``repeats`` times in a row, every batch ``rounds`` times."""
+
+    def __init__(self, order: PromptOrder, *, repeats: int, rounds: int) -> None:
+        self.order, self.repeats, self.rounds = order, repeats, rounds
+        self.batches = len(order.active) // order.batch
+        """Batches an epoch; fixed, as the trainer reads the length once."""
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return self.batches * self.order.batch * self.repeats * self.rounds
+
+    def __iter__(self) -> Iterator[int]:
+        first = self._epoch * self.batches
+        for number in range(first, first + self.batches):
+            rows = self.order.batch_at(number)
+            for _ in range(self.rounds):
+                for row in rows:
+                    yield from [row] * self.repeats
+
+
+class _Between(TrainerCallback):
+    """Calls the trainer back: when it starts, and between optimiser steps."""
+
+    def __init__(self, trainer: SelectionMixin) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.trainer.selection_begins(state)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.trainer.selection_step(state.global_step)
+
+
+class SelectionMixin(_Base):
+    """Before a trainer of TRL: ``class Mine(SelectionMixin, trl.GRPOTrainer)``.
+
+    reselect: ``rap.trl.Reselect``; None is ``Reselect()``: all rows of ``train_dataset``,
+    none ever exchanged. ``train_dataset`` is the pool, with an id column, each id once.
+    Passes are counted by the watched reward function, or by the only one there is.
+    Raises ``RapConfigError``: fewer prompts than a generation batch, ids that are not in
+    the pool, an ``IterableDataset``, a checkpoint of another selection.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = None,
+        *args: Any,
+        reselect: Reselect | None = None,
+        **options: Any,
+    ) -> None:
+        self.reselect = Reselect() if reselect is None else reselect
+        functions = list(reward_funcs) if _is_list(reward_funcs) else [reward_funcs]
+        recorder = _recorder(functions)
+        if recorder is None and len(functions) == 1:
+            functions[0] = watched(functions[0], id_column=self.reselect.id_column)
+            recorder = functions[0].rap_recorder
+        elif recorder is None and self.reselect.mode != "off":
+            raise RapConfigError(
+                f"mode = {self.reselect.mode!r} with {len(functions)} reward functions: "
+                "wrap the one that says whether an answer is right in rap.trl.watched"
+            )
+        self._recorder = recorder or Recorder(None, self.reselect.id_column)
+        processor = options.get("processing_class")
+        _pad_left(processor)
+        super().__init__(model, functions, *args, **options)
+        self._placeholders = _placeholders(self.model, self.processing_class)
+        if self.accelerator.num_processes > 1:
+            _one_process(self.reselect)
+        self.order = self._new_order()
+        self.passes: dict[str, tuple[float, float]] = {}
+        """{id: (passed, tried)}, older visits weighing less (``ReselectConfig.decay``)."""
+        self.reselections: list[dict[str, Any]] = []
+        """One entry a re-selection: step, how many came in, went, are active, and why;
+        ``too_few``: the rules found less than a batch, and nothing was changed."""
+        self.refilled = {"groups": 0, "no_variance": 0, "replaced": 0, "kept_anyway": 0}
+        """What ``refill`` did, counted over the run."""
+        self.rescoring_seconds = 0.0
+        self._before, self._begin = 0.0, time.perf_counter()
+        self.add_callback(_Between(self))
+
+    # ------------------------------------------------ the order
+
+    def _new_order(self) -> PromptOrder:
+        data = self.train_dataset
+        if data is None or not hasattr(data, "select"):
+            raise RapConfigError(
+                f"train_dataset is {type(data).__name__}: selecting needs a datasets."
+                "Dataset, whose rows can be read in any order"
+            )
+        column = self.reselect.id_column
+        plain = data.with_format(None)
+        if column not in plain.column_names:
+            raise RapConfigError(
+                f"train_dataset has no id column {column!r}, it has "
+                f"{', '.join(plain.column_names)}: rap.trl.prepare makes one"
+            )
+        self.pool_ids = [str(name) for name in plain[column][:]]
+        twice = len(self.pool_ids) - len(set(self.pool_ids))
+        if twice:
+            name = next(x for x, n in Counter(self.pool_ids).items() if n > 1)
+            raise RapConfigError(
+                f"{twice} ids of train_dataset stand more than once, the first is "
+                f"{name[:80]!r}: each names one sample"
+            )
+        self._rows_of(self.reselect.candidates())  # refused now, not in mid-training
+        args = self.args
+        if not getattr(args, "shuffle_dataset", True):
+            raise RapConfigError(
+                "shuffle_dataset = False: this trainer deals its prompts in shuffled "
+                "passes; TRL's own trainer keeps the order of prepare(selection)"
+            )
+        return PromptOrder(
+            len(self.pool_ids),
+            self._rows_of(self.reselect.first_ids(self.pool_ids)),
+            batch=args.generation_batch_size // self.num_generations,
+            seed=args.seed,
+        )
+
+    def _rows_of(self, ids: Sequence[str]) -> list[int]:
+        place = {name: row for row, name in enumerate(self.pool_ids)}
+        missing = [name for name in ids if name not in place]
+        if missing:
+            raise RapConfigError(
+                f"{len(missing)} of {len(ids)} selected ids are not in train_dataset, the "
+                f"first is {missing[0][:80]!r}: with re-selection it is the whole pool, "
+                "prepare(selection, pool=True), and every sample that may come in is usable"
+            )
+        return [place[name] for name in ids]
+
+    def _get_train_sampler(self, dataset: Any = None) -> OrderSampler:
+        args = self.args
+        return OrderSampler(
+            self.order,
+            repeats=self.num_generations,
+            rounds=self.num_iterations * args.steps_per_generation,
+        )
+
+    # ------------------------------------------------ checkpoints
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self.state.stateful_callbacks[STATE] = self.selection_state()
+        super()._save_checkpoint(model, trial)
+
+    def selection_state(self) -> dict[str, Any]:
+        """What a checkpoint keeps; JSON."""
+        return {
+            "selection": self._fingerprint(),
+            "order": self.order.state(),
+            "passes": {name: list(counts) for name, counts in self.passes.items()},
+            "reselections": list(self.reselections),
+            "refilled": dict(self.refilled),
+            "rescoring_seconds": self.rescoring_seconds,
+            "seconds": self.seconds(),
+        }
+
+    def seconds(self) -> float:
+        """Wall time of the training, with what a resumed run's checkpoint had."""
+        return self._before + time.perf_counter() - self._begin
+
+    def _fingerprint(self) -> dict[str, Any]:
+        return {
+            "algorithm": self._name,
+            "num_generations": self.num_generations,
+            "prompt_template": template_of_rows(self.train_dataset),
+            **self.reselect.fingerprint(self.pool_ids),
+        }
+
+    def selection_begins(self, state: Any) -> None:
+        """A run starts, or goes on from the checkpoint that ``state`` was read from."""
+        self._begin = time.perf_counter()
+        if state.global_step:
+            saved = state.stateful_callbacks.get(STATE)
+            if saved is None:
+                raise RapConfigError(
+                    "the checkpoint was made without rap's sampler: the order of its "
+                    "prompts is not known, so it cannot be gone on with"
+                )
+            self._restore(saved)
+        if self._recorder.log is not None and self.is_world_process_zero():
+            self._recorder.log.start(state.global_step)
+        self.accelerator.wait_for_everyone()  # no process logs before the start does
+
+    def _restore(self, saved: Mapping[str, Any]) -> None:
+        for name, value in self._fingerprint().items():
+            if saved["selection"].get(name) != value:
+                raise RapConfigError(
+                    f"the checkpoint was made with another {name} "
+                    f"({saved['selection'].get(name)}, here {value}): resume with the same "
+                    "selection, or start anew"
+                )
+        self.order.load(saved["order"])
+        self.passes = {n: (p[0], p[1]) for n, p in saved["passes"].items()}
+        self.reselections = list(saved["reselections"])
+        self.refilled = dict(saved["refilled"])
+        self.rescoring_seconds = saved["rescoring_seconds"]
+        self._before = saved["seconds"]
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """The checkpoint's weights, all of them.
+
+        transformers 5.23 reads a checkpoint by the names in the file; ``save_pretrained``
+        writes some classes (Qwen2.5-VL) under older names, so that a resumed run would go
+        on with the weights it was started with, and only a warning would say so.
+        """
+        target = self.model if model is None else model
+        whole = (
+            isinstance(target, PreTrainedModel)
+            and (Path(resume_from_checkpoint) / "config.json").is_file()
+            and not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        )
+        if not whole:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        saved = type(target).from_pretrained(resume_from_checkpoint, dtype=target.dtype)
+        target.load_state_dict(saved.state_dict())
+
+    # ------------------------------------------------ between steps
+
+    def selection_step(self, step: int) -> None:
+        """After optimiser step ``step``: count, and re-select when it is time."""
+        outcomes = self._recorder.take()
+        if self.accelerator.num_processes > 1:
+            parts, outcomes = gather_object(list(outcomes.items())), {}
+            for name, outcome in parts:  # a group may lie in two processes
+                outcomes[name] = outcomes.get(name, Outcome()) + outcome
+        self.passes = self.reselect.visited(self.passes, outcomes)
+        if self.reselect.mode == "off" or step % self.reselect.every:
+            return
+        scores = self._rescored() if self.reselect.mode == "rescore" else None
+        active = [self.pool_ids[row] for row in self.order.active]
+        try:
+            ids, counts = self.reselect.next_ids(active, self.passes, scores)
+        except NothingLeft:
+            ids, counts = [], {}
+        came = gone = 0
+        enough = len(ids) >= self.order.batch
+        if enough:
+            came, gone = self.order.replace(self._rows_of(ids))
+        else:
+            warnings.warn(
+                f"re-selection at step {step} leaves {len(ids)} prompts, a generation "
+                f"batch takes {self.order.batch}: the selection stays as it was",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        active = len(self.order.active)
+        about = {"step": step, "came": came, "gone": gone, "active": active}
+        self.reselections.append(about | {"too_few": not enough, "counts": counts})
+        self._tell({name: about[name] for name in ("active", "came", "gone")})
+
+    def _tell(self, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._metrics["train"][f"rap/{name}"].append(float(value))
+
+    def _rescored(self) -> Any:
+        """Scores of the pool by the model as it is now (``Reselect.mode == "rescore"``).
+
+        The random state and the training mode are left as they were.
+        """
+        from ..scoring.run import score
+
+        begin = time.perf_counter()
+        model = self.accelerator.unwrap_model(self.model)
+        training, side = model.training, self._tokenizer.padding_side
+        with torch.random.fork_rng():
+            scores = score(
+                model.eval(),
+                self.processing_class,
+                self.reselect.selection.source,  # type: ignore[union-attr]
+                config=self.reselect.score_config(),
+                progress=False,
+            )
+        model.train(training)
+        self._tokenizer.padding_side = side
+        self.rescoring_seconds += time.perf_counter() - begin
+        return scores
+
+    def _calculate_rewards(self, *args: Any, **options: Any) -> Any:
+        self._recorder.counting = self.model.training
+        rewards = super()._calculate_rewards(*args, **options)
+        self._totals = _totals(rewards, self.reward_weights)
+        return rewards
+
+    # ------------------------------------------------ groups that teach nothing
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Any:
+        self._refuse_placeholders(inputs)
+        batch = super()._generate_and_score_completions(inputs)
+        if not (self.reselect.refill and self.model.training):
+            return batch
+        return self._refill(batch, {str(row[self.reselect.id_column]) for row in inputs})
+
+    def _refuse_placeholders(self, inputs: Sequence[Mapping[str, Any]]) -> None:
+        """A message that the processor would take for a picture fails far from its sample.
+        A prompt that is one text has its pictures' places in it."""
+        for row in inputs:
+            text = "" if isinstance(row["prompt"], str) else completion_text(row["prompt"])
+            for token in self._placeholders:
+                if token in text:
+                    raise RapInputError(
+                        f"sample {str(row[self.reselect.id_column])[:80]!r}: its text "
+                        f"holds {token!r}, which the processor takes for a picture"
+                    )
+
+    def _refill(self, batch: dict[str, Any], used: set[str]) -> dict[str, Any]:
+        """Groups whose rewards are all the same give way to groups of other prompts (as
+        DAPO's dynamic sampling does), in ``refill`` more generations at most."""
+        size = self.num_generations
+        empty = _without_variance(self._totals, size)
+        self.refilled["groups"] += len(batch["advantages"]) // size
+        self.refilled["no_variance"] += len(empty)
+        avoid = set(self._rows_of(sorted(used)))
+        for _ in range(self.reselect.refill):
+            rows = self.order.spare(len(empty), avoid=avoid) if empty else []
+            if not rows:
+                break
+            avoid.update(rows)
+            data = self.train_dataset
+            inputs = [row for i in rows for row in [data[i]] * size]
+            self._refuse_placeholders(inputs)
+            more = super()._generate_and_score_completions(inputs)
+            barren = _without_variance(self._totals, size)
+            good = [g for g in range(len(rows)) if g not in barren]
+            taken = list(zip(empty, good, strict=False))
+            if taken:
+                batch = _exchange(batch, more, taken, size, self._tokenizer.pad_token_id)
+            self.refilled["groups"] += len(rows)
+            self.refilled["no_variance"] += len(barren)
+            self.refilled["replaced"] += len(taken)
+            empty = empty[len(taken) :]
+        self.refilled["kept_anyway"] += len(empty)
+        self._tell({"refill_missing": len(empty)})
+        return batch
+
+
+def _totals(rewards: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """[completions, functions] -> the weighted sum of each; NaN where none judged it."""
+    unjudged = rewards.isnan().all(dim=1)
+    return (
+        (rewards * weights.to(rewards.device))
+        .nansum(dim=1)
+        .masked_fill(unjudged, torch.nan)
+    )
+
+
+def _without_variance(totals: torch.Tensor, size: int) -> list[int]:
+    """Numbers of the groups of ``size`` whose judged rewards are all the same. Rewards, not
+    advantages: RLOO's contain the divergence from the reference model."""
+    groups = totals.view(-1, size)
+    low = groups.nan_to_num(nan=torch.inf).amin(dim=1)
+    high = groups.nan_to_num(nan=-torch.inf).amax(dim=1)
+    return (low >= high).nonzero()[:, 0].tolist()
+
+
+def _exchange(
+    batch: dict[str, Any],
+    more: dict[str, Any],
+    pairs: Sequence[tuple[int, int]],
+    size: int,
+    pad: int,
+) -> dict[str, Any]:
+    """``batch`` with its groups pairs[.][0] replaced by the groups pairs[.][1] of ``more``.
+
+    Both are padded to the wider prompt (on the left) and the longer completion.
+    """
+    prompt, length = (
+        max(batch[name].shape[1], more[name].shape[1])
+        for name in ("prompt_ids", "completion_ids")
+    )
+    old = split_pixel_values_by_grid(_widened(batch, prompt, length, pad))
+    new = split_pixel_values_by_grid(_widened(more, prompt, length, pad))
+    rows = len(old["advantages"])
+    source = {}
+    for there, here in pairs:
+        for k in range(size):
+            source[there * size + k] = here * size + k
+    result = {}
+    for name, values in old.items():
+        if isinstance(values, list):
+            result[name] = [
+                new[name][source[i]] if i in source else values[i] for i in range(rows)
+            ]
+        elif isinstance(values, torch.Tensor) and values.ndim:
+            values = values.clone()
+            values[list(source)] = new[name][list(source.values())]
+            result[name] = values
+        else:
+            result[name] = values
+    mask = result["completion_mask"]
+    result["num_items_in_batch"] = (mask * result.get("tool_mask", 1)).sum()
+    return unsplit_pixel_values_by_grid(result)
+
+
+def _widened(
+    batch: Mapping[str, Any], prompt: int, length: int, pad: int
+) -> dict[str, Any]:
+    """Every tensor of a generation batch for ``prompt`` + ``length`` tokens a row."""
+    left = prompt - batch["prompt_ids"].shape[1]
+    right = length - batch["completion_ids"].shape[1]
+    out = dict(batch)
+    for name, values in batch.items():
+        if not isinstance(values, torch.Tensor) or values.ndim != 2:
+            continue
+        sides = None
+        if name.startswith("prompt_"):
+            sides = (left, 0)
+        elif name.endswith("token_type_ids"):
+            sides = (left, right)
+        elif name in COMPLETION_WIDE:
+            sides = (0, right)
+        if sides is not None:
+            fill = pad if name.endswith("_ids") and "type" not in name else 0
+            out[name] = torch.nn.functional.pad(values, sides, value=fill)
+    return out
+
+
+COMPLETION_WIDE = (
+    "completion_ids",
+    "completion_mask",
+    "tool_mask",
+    "old_per_token_logps",
+    "ref_per_token_logps",
+    "sampling_per_token_logps",
+    "importance_sampling_ratio",
+)
+"""Tensors of a generation batch with one value a completion token."""
+
+
+def _placeholders(model: Any, processor: Any) -> tuple[str, ...]:
+    """None for a model without pictures."""
+    token = getattr(model.config, "image_token_id", None)
+    return () if token is None else placeholder_texts(processor, token)
+
+
+def _one_process(reselect: Reselect) -> None:
+    if reselect.mode == "rescore" or reselect.refill:
+        raise RapConfigError(
+            "mode = 'rescore' and refill run in one process; mode = 'rewards' and 'off' in "
+            "several"
+        )
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, (list, tuple))
+
+
+def _recorder(functions: Sequence[Any]) -> Recorder | None:
+    found = [f.rap_recorder for f in functions if hasattr(f, "rap_recorder")]
+    if len(found) > 1:
+        raise RapConfigError(
+            f"{len(found)} reward functions are watched: watch the one that says whether "
+            "an answer is right"
+        )
+    return found[0] if found else None
+
+
+def _pad_left(processor: Any) -> None:
+    """TRL generates from prompts padded on the left and pads token types as the processor
+    does: a processor that pads on the right makes a model's own shape error of it."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if tokenizer is not None:
+        tokenizer.padding_side = "left"
+
+
+class GRPOTrainer(SelectionMixin, trl.GRPOTrainer):
+    """``trl.GRPOTrainer`` with the option ``reselect``; see ``SelectionMixin``."""
+
+
+class RLOOTrainer(SelectionMixin, trl.RLOOTrainer):
+    """``trl.RLOOTrainer`` with the option ``reselect``; see ``SelectionMixin``."""
