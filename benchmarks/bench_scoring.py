@@ -42,7 +42,7 @@ def wide_model(width: int, layers: int, vocab: int) -> tuple[Any, Any] | None:
 
 
 def score_traces(driver: Any, with_image: Any, blind: Any) -> tuple[Any, Any]:
-    """What scoring.evidence asks of one sample in mode "logits": both traces, all divergences,
+    """What scoring.evidence asks of one sample for "logits": both traces, all divergences,
     and the attention confidence of the response with the image."""
     (one,) = driver.trace([with_image])
     (none,) = driver.trace([blind], attention=False)
