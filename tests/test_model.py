@@ -388,11 +388,6 @@ def break_logits(model):
     model.__class__ = type("Shifted", (type(model),), {"forward": shifted})
 
 
-def break_numbers(model):
-    with torch.no_grad():
-        model.model.language_model.layers[0].mlp.down_proj.weight[0, 0] = torch.inf
-
-
 @pytest.mark.parametrize(
     ("damage", "word"),
     [
@@ -405,7 +400,6 @@ def break_numbers(model):
         (break_encoder, "encoder-decoder"),
         (break_forward, "only with flash attention"),
         (break_logits, "do not give its logits"),
-        (break_numbers, "NaN or infinity"),
     ],
 )
 def test_fault_20_parts_that_cannot_be_used(damage, word):
@@ -423,7 +417,7 @@ def test_fault_20_a_processor_that_makes_no_prompt():
         ModelDriver(model, processor).check()
     _, other = built("llava")
     with pytest.raises(
-        RapModelError, match=r"no prompt|do(es)? not match|is not supported"
+        RapModelError, match="do not belong together: the tokenizer has tokens up to"
     ):
         ModelDriver(model, other).check()
     with pytest.raises(RapModelError, match="max_prompt_tokens"):

@@ -39,7 +39,8 @@ class Trace:
     """One sample's forward, padding cut away. L = P + R tokens.
 
     ``hidden``, ``q``, ``k`` are on the model's device in its dtype, and views of the
-    batch's tensors: drop them to free these. Masks and ids are on the host.
+    batch's tensors: drop them to free these. Where the head has another dtype (a float32
+    head), ``hidden`` is in the head's, as the head casts it. Masks and ids are on the host.
     """
 
     n_prompt: int
@@ -101,16 +102,22 @@ def collate(
 
 
 def cut(
-    capture: Capture, row: int, start: int, prepared: Prepared, attention: bool
+    capture: Capture,
+    row: int,
+    start: int,
+    prepared: Prepared,
+    *,
+    attention: bool,
+    dtype: torch.dtype,
 ) -> Trace:
-    """One sample out of a batch: it lies at ``start`` in row ``row``."""
+    """One sample out of a batch: it lies at ``start`` in row ``row``. dtype: the head's."""
     length, prompt = len(prepared), prepared.n_prompt
     span = slice(start, start + length)
     window = key_window(capture, row, start, prompt, length) if attention else None
     return Trace(
         n_prompt=prompt,
         response_ids=prepared.response_ids,
-        hidden=capture.hidden[row, start + prompt - 1 : start + length - 1],
+        hidden=capture.hidden[row, start + prompt - 1 : start + length - 1].to(dtype),
         q=capture.q[row, :, span] if attention else None,
         k=capture.k[row, :, span] if attention else None,
         scaling=capture.scaling,

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from ..errors import RapModelError, first_line
+from .weights import is_shard
 
 ATTENTION_NAME = "rap_capture"
 """Our attention function in the registries of transformers."""
@@ -30,6 +31,11 @@ UNSUPPORTED = {
     "position_bias": "it adds a bias to attention logits",
 }
 """Arguments of an attention function that make softmax(scale q.k) wrong, and why."""
+
+PARTIAL = (
+    "it is split by tensor parallelism, so each process has only some of the attention "
+    'heads: load it without tp_plan (device_map="auto" splits a model by layers)'
+)
 
 
 @dataclass(slots=True)
@@ -90,6 +96,8 @@ def _attention(
     for name, reason in UNSUPPORTED.items():
         if name in arguments:
             raise UnsupportedModelError(f"its last decoder layer: {reason}")
+    if any(is_shard(p) for p in (query, *module.parameters())):
+        raise UnsupportedModelError(PARTIAL, advised=True)
     out = sdpa(module, query, key, value, attention_mask, **kwargs)
     capture.calls += 1
     capture.q, capture.k, capture.mask, capture.arguments = (
@@ -105,7 +113,14 @@ def _attention(
 
 
 class UnsupportedModelError(ValueError):
-    """Why a model is not supported; `unsupported` makes the user's error of it."""
+    """Why a model is not supported; `unsupported` makes the user's error of it.
+
+    advised: the reason says itself what to do.
+    """
+
+    def __init__(self, reason: str, *, advised: bool = False) -> None:
+        super().__init__(reason)
+        self.advised = advised
 
 
 UndrivableError = UnsupportedModelError
@@ -114,8 +129,11 @@ UndrivableError = UnsupportedModelError
 
 def unsupported(model: Any, reason: object) -> RapModelError:
     """The error that says what is missing and what to do."""
+    said = f"{type(model).__name__} is not supported: {reason}"
+    if getattr(reason, "advised", False):
+        return RapModelError(said)
     return RapModelError(
-        f"{type(model).__name__} is not supported: {reason}. Load a class that comes with "
+        f"{said}. Load a class that comes with "
         'transformers (no trust_remote_code) with attn_implementation="sdpa" or '
         'attn_implementation="eager", for example through AutoModelForImageTextToText; '
         "with rollouts made elsewhere (--rollouts) no model is needed"
@@ -145,14 +163,17 @@ def find_parts(model: Any) -> Parts:
         raise unsupported(
             model, f"it does not name its parts ({first_line(error)})"
         ) from error
+    if int(getattr(model, "tp_size", None) or 1) > 1:
+        raise unsupported(model, UnsupportedModelError(PARTIAL, advised=True))
     paths = {id(module): name for name, module in model.named_modules()}
     if decoder is model or id(decoder) not in paths:
         raise unsupported(model, "get_decoder() does not give its text decoder")
     if getattr(model.config, "is_encoder_decoder", False):
         raise unsupported(model, "it is an encoder-decoder, made for no chat prompt")
-    weight = getattr(head, "weight", None)
-    if weight is None or not weight.is_floating_point() or weight.dim() != 2:
-        raise unsupported(model, "its language-model head has no floating-point weight")
+    if head is None:
+        raise unsupported(
+            model, "its language-model head has no floating-point weight: there is none"
+        )
     if not getattr(decoder, "_supports_sdpa", False):
         raise unsupported(model, f"{type(decoder).__name__} does not support sdpa")
     steps = paths[id(decoder)].split(".")
@@ -195,7 +216,7 @@ def capturing(model: Any, parts: Parts, capture: Capture) -> Iterator[None]:
     _register()
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        stack.enter_context(_unchanged(model))
+        stack.enter_context(unchanged(model))
         stack.enter_context(_attention_replaced(parts.configs))
         keep_hidden = _keep_hidden(capture)
         hook = parts.decoder.register_forward_hook(keep_hidden)
@@ -247,7 +268,7 @@ def _attention_replaced(configs: Sequence[Any]) -> Iterator[None]:
 
 
 @contextmanager
-def _unchanged(model: torch.nn.Module) -> Iterator[None]:
+def unchanged(model: torch.nn.Module) -> Iterator[None]:
     """Put back what a forward leaves in the modules: mode, hooks, buffers, attributes.
 
     Qwen-VL keeps ``rope_deltas``, long-context rotary embeddings change their buffers,

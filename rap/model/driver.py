@@ -39,7 +39,7 @@ from .capture import (
     require_attention,
     unsupported,
 )
-from .head import Head, head_forms
+from .head import Head
 from .identity import processor_sha256, weights_sha256
 from .probe import ModelDescription, check_attention, check_head, describe
 from .prompt import (
@@ -47,10 +47,22 @@ from .prompt import (
     PROBE_SIZE,
     REFUSALS,
     image_token_id,
+    other_family,
     pad_token_id,
     placeholder_texts,
     probe_sample,
+    require_model,
+    require_pair,
+    require_processor,
     special_ids,
+)
+from .weights import (
+    class_name,
+    input_device,
+    input_dtype,
+    plain,
+    require_weights,
+    underlying,
 )
 
 if TYPE_CHECKING:
@@ -70,7 +82,9 @@ class ModelDriver:
     """
 
     def __init__(self, model: Any, processor: Any, config: ScoreConfig | None = None):
-        _require_loaded(model, processor)
+        model = underlying(model)
+        require_model(model)
+        require_processor(processor)
         self.model = model
         self.processor = processor
         self.config = config or ScoreConfig()
@@ -206,9 +220,9 @@ class ModelDriver:
         """
         pad_id = pad_token_id(self.tokenizer, self.image_token_id)
         out = collate(batch, pad_id, padding_side)
-        dtype = self.model.dtype
+        device, dtype = input_device(self.model), input_dtype(self.model)
         return {
-            name: x.to(self.model.device, dtype if x.is_floating_point() else None)
+            name: x.to(device, dtype if x.is_floating_point() else None)
             for name, x in out.items()
         }
 
@@ -237,10 +251,10 @@ class ModelDriver:
         if self._head is None:
             self.check()
         capture = self._forward(batch, padding_side, keep_values=False)
-        longest = capture.hidden.shape[1]
+        longest, dtype = capture.hidden.shape[1], self.head.weight.dtype
         starts = [longest - len(p) if padding_side == "left" else 0 for p in batch]
         return [
-            cut(capture, row, start, p, attention)
+            cut(capture, row, start, p, attention=attention, dtype=dtype)
             for row, (start, p) in enumerate(zip(starts, batch, strict=True))
         ]
 
@@ -265,6 +279,7 @@ class ModelDriver:
         """``check``, and what it found out: classes, sizes, the form of the head, image
         tokens, and how far the rebuilt numbers are from the model's own."""
         parts = self._model_parts()
+        require_weights(self.model)
         theirs = getattr(self.model.config, "_attn_implementation", None)
         if theirs not in ("sdpa", "eager", None):
             log.warning(
@@ -272,18 +287,22 @@ class ModelDriver:
                 "with sdpa while rap scores",
                 theirs,
             )
-        probe = self._probe()
+        remark = other_family(self.model, self.processor)
+        if remark:
+            log.warning(remark)
+        probe = self._probe(remark)
         try:
             capture = self._forward([probe], "right", keep_values=True)
             attention = check_attention(capture, probe)
-            forms = head_forms(self.model, parts.head)
-            head, difference, largest = check_head(capture, forms)
+            head, difference, largest = check_head(self.model, parts, capture)
         except torch.OutOfMemoryError:
             raise
         except UnsupportedModelError as error:
             raise unsupported(self.model, error) from error
         except (*REFUSALS, AttributeError, AssertionError) as error:
             reason = f"its forward failed ({type(error).__name__}: {first_line(error)})"
+            if remark:
+                reason = UnsupportedModelError(f"{reason}; {remark}", advised=True)
             raise unsupported(self.model, reason) from error
         self._head = head
         return describe(
@@ -292,7 +311,7 @@ class ModelDriver:
             parts,
             capture,
             head,
-            device=str(self.model.device),
+            device=str(input_device(self.model)),
             image_token=self.tokenizer.convert_ids_to_tokens(self.image_token_id),
             image_token_id=self.image_token_id,
             probe_image_size=PROBE_SIZE,
@@ -326,23 +345,26 @@ class ModelDriver:
         if not hasattr(capture, "hidden"):
             raise UnsupportedModelError("its text decoder gave no hidden states")
         require_attention(capture)
+        capture.hidden = _gathered(capture.hidden)
         if keep_values:
-            capture.logits = output.logits
+            capture.logits = _gathered(output.logits)
         return capture
 
     # -- the probe
 
-    def _probe(self) -> Prepared:
+    def _probe(self, remark: str) -> Prepared:
         """A grey image, a short question and a short answer, through the processor."""
         from PIL import Image
 
         image = Image.new("RGB", PROBE_SIZE, (120, 130, 140))
+        require_pair(self.model, self.processor, self.image_token_id)
         pair = f"{type(self.processor).__name__} and {type(self.model).__name__}"
         try:
             response = self.encode_response(PROBE_RESPONSE)
             return self.prepare(probe_sample(), [image], response)
         except BadSample as bad:
-            raise RapModelError(f"{pair}: no prompt can be made: {bad.message}") from bad
+            said = f"{pair}: no prompt can be made: {bad.message}"
+            raise RapModelError(f"{said}; {remark}" if remark else said) from bad
         except (*REFUSALS, AttributeError) as error:
             raise RapModelError(
                 f"{pair}: no prompt can be made: {first_line(error)}. The model's own "
@@ -365,7 +387,7 @@ class ModelDriver:
         """
         config = self.model.config
         return {
-            "class": type(self.model).__name__,
+            "class": class_name(self.model),
             "name_or_path": str(getattr(config, "_name_or_path", "") or ""),
             "revision": getattr(config, "_commit_hash", None),
             "weights_sha256": weights_sha256(self.model),
@@ -374,24 +396,12 @@ class ModelDriver:
         }
 
 
-def _require_loaded(model: Any, processor: Any) -> None:
-    """A path, None or the two in the wrong order, said before anything is touched."""
-    if not isinstance(model, torch.nn.Module) or not hasattr(model, "config"):
-        raise RapModelError(
-            f"model = {_short(model)}: expected a loaded Hugging Face model, as "
-            "AutoModelForImageTextToText.from_pretrained(...) gives it"
-        )
-    if not callable(getattr(processor, "apply_chat_template", None)):
-        raise RapModelError(
-            f"processor = {_short(processor)}: expected the model's processor, as "
-            "AutoProcessor.from_pretrained(...) gives it"
-        )
-
-
-def _short(value: object) -> str:
-    if value is None or isinstance(value, (str, int, float)):
-        return repr(value)[:80]
-    return f"a {type(value).__name__}"
+def _gathered(tensor: Any) -> Any:
+    """A tensor of the forward as an ordinary one."""
+    values = plain(tensor) if isinstance(tensor, torch.Tensor) else tensor
+    if values is None:
+        raise UnsupportedModelError(f"its forward gives a {type(tensor).__name__}")
+    return values
 
 
 __all__ = [

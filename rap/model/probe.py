@@ -7,7 +7,6 @@ output, the hidden state and the head the model's own logits. What was found is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,8 @@ import torch
 
 from .batching import Prepared
 from .capture import Capture, Parts, UnsupportedModelError, attend, key_window
-from .head import Head
+from .head import Head, head_forms
+from .weights import class_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,37 +81,57 @@ def check_attention(capture: Capture, probe: Prepared) -> tuple[float, float]:
         raise UnsupportedModelError(
             "it gives NaN or infinity for a plain sample (its dtype?)"
         )
-    if not close(rebuilt, theirs, capture.q):
+    if not close(rebuilt, theirs, capture.q, capture.out):
         raise UnsupportedModelError(
             "queries and keys of its last decoder layer do not give that layer's attention"
         )
     return _largest(rebuilt - theirs), _largest(theirs)
 
 
-def check_head(capture: Capture, forms: Sequence[Head]) -> tuple[Head, float, float]:
+def check_head(model: Any, parts: Parts, capture: Capture) -> tuple[Head, float, float]:
     """The form that gives the model's own logits from the hidden state before them, the
     largest difference and the largest logit. Raises `UnsupportedModelError` if none."""
     logits = capture.logits
     if not isinstance(logits, torch.Tensor) or logits.shape[:2] != (1, 1):
         raise UnsupportedModelError("it makes more logits than were asked for")
-    last = capture.hidden[0, -1].to(forms[0].weight.device)
-    theirs = logits[0, -1].double()
-    with torch.no_grad():
-        ours = [head.logits(last).double() for head in forms]
-    errors = [_largest(x - theirs) for x in ours]
-    best = min(range(len(forms)), key=errors.__getitem__)
-    if not close(ours[best], theirs, logits):
-        raise UnsupportedModelError("its hidden states and its head do not give its logits")
-    return forms[best], errors[best], _largest(theirs)
+    for forms in head_forms(model, parts.head, capture.hidden):
+        last = capture.hidden[0, -1].to(forms[0].weight.device)
+        theirs = logits[0, -1].to(last.device).double()
+        with torch.no_grad():
+            ours = [head.logits(last).double() for head in forms]
+        errors = [_largest(x - theirs) for x in ours]
+        best = min(range(len(forms)), key=errors.__getitem__)
+        if close(ours[best], theirs, logits):
+            return forms[best], errors[best], _largest(theirs)
+    raise _mismatch(model, parts.head)
 
 
-def close(a: torch.Tensor, b: torch.Tensor, like: torch.Tensor) -> bool:
-    """Equal up to the rounding of one layer in the dtype of ``like``, relative to the
-    largest value: 2^-12 for float32 (2^-8 on CUDA, where it may be TF32), 2^-7 for
-    float16, 2^-5 for bfloat16. What is looked for is larger. NaN is never close."""
-    share = {torch.float16: 2.0**-7, torch.bfloat16: 2.0**-5}.get(
-        like.dtype, 2.0**-8 if like.is_cuda else 2.0**-12
-    )
+def _mismatch(model: Any, head: torch.nn.Module) -> UnsupportedModelError:
+    reason = "its hidden states and its head do not give its logits"
+    if hasattr(model, "_original_forward"):  # accelerate
+        return UnsupportedModelError(
+            f"{reason}: accelerate runs it in mixed precision. Pass it as it was, "
+            "accelerator.unwrap_model(model, keep_fp32_wrapper=False)",
+            advised=True,
+        )
+    if type(head).forward is not torch.nn.Linear.forward:
+        name = f"{type(head).__module__}.{type(head).__name__}"
+        return UnsupportedModelError(
+            f"{reason}: its head, a {name}, is no linear map (one that quantises its "
+            "inputs is none). Quantise the model without its head (lm_head), as the "
+            "quantisers of transformers do unless told otherwise",
+            advised=True,
+        )
+    return UnsupportedModelError(reason)
+
+
+def close(a: torch.Tensor, b: torch.Tensor, *like: torch.Tensor) -> bool:
+    """Equal up to the rounding of one layer in the coarsest dtype of ``like`` (under
+    autocast they differ), relative to the largest value: 2^-12 for float32 (2^-8 on CUDA,
+    where it may be TF32), 2^-7 for float16, 2^-5 for bfloat16. What is looked for is
+    larger. NaN is never close."""
+    shares = {torch.float16: 2.0**-7, torch.bfloat16: 2.0**-5}
+    share = max(shares.get(x.dtype, 2.0**-8 if x.is_cuda else 2.0**-12) for x in like)
     return _largest(a - b) <= max(share * _largest(b), 1e-30)
 
 
@@ -126,7 +146,7 @@ def describe(
     config = getattr(parts.decoder, "config", None)
     embedding = getattr(model.get_input_embeddings(), "weight", None)
     return ModelDescription(
-        model_class=type(model).__name__,
+        model_class=class_name(model),
         processor_class=type(processor).__name__,
         dtype=_name(capture.hidden.dtype),
         layers=int(getattr(config, "num_hidden_layers", 0)),

@@ -17,6 +17,108 @@ PROBE_SIZE = (56, 56)
 PROBE_RESPONSE = "The answer is grey."
 
 
+ADVICE = "Pass the model's own processor: AutoProcessor.from_pretrained(...)"
+
+# ---- what is refused before anything runs ------------------------------------------
+
+
+def require_model(model: Any) -> None:
+    """Raises ``RapModelError`` unless this is a loaded model of transformers."""
+    import torch
+
+    if not isinstance(model, torch.nn.Module) or not hasattr(model, "config"):
+        raise RapModelError(
+            f"model = {_short(model)}: expected a loaded Hugging Face model, as "
+            "AutoModelForImageTextToText.from_pretrained(...) gives it"
+        )
+
+
+def require_processor(processor: Any) -> None:
+    """Raises ``RapModelError`` unless this has a tokenizer and an image processor.
+
+    A tokenizer alone would do everything that a processor does, but for the images.
+    """
+    given = _short(processor)
+    for kind, why in _NO_PROCESSORS.items():
+        if any(c.__name__ == kind for c in type(processor).__mro__):
+            raise RapModelError(f"processor = {given}: {why}. {ADVICE}")
+    if not callable(getattr(processor, "apply_chat_template", None)):
+        raise RapModelError(
+            f"processor = {given}: expected the model's processor, as "
+            "AutoProcessor.from_pretrained(...) gives it"
+        )
+    for part in ("tokenizer", "image_processor"):
+        if getattr(processor, part, None) is None:
+            raise RapModelError(f"processor = {given}: it has no {part}. {ADVICE}")
+
+
+_NO_PROCESSORS = {
+    "PreTrainedTokenizerBase": "a tokenizer prepares no images, so every sample would be "
+    "scored without its images",
+    "ImageProcessingMixin": "an image processor makes no prompts",
+    "BaseVideoProcessor": "a video processor makes no prompts",
+    "FeatureExtractionMixin": "a feature extractor makes no prompts",
+}
+"""Classes of transformers by name, and why they do not do."""
+
+
+def require_pair(model: Any, processor: Any, image_token_id: int) -> None:
+    """Raises ``RapModelError`` if the processor cannot be this model's: its tokens are
+    more than the model knows, it has no image token of the model, or no chat template."""
+    name, tokenizer = type(processor).__name__, processor.tokenizer
+    pair = f"{name} and {type(model).__name__} do not belong together"
+    embedding = model.get_input_embeddings()
+    rows = int(getattr(embedding, "num_embeddings", 0) or embedding.weight.shape[0])
+    special = {int(i) for i in tokenizer.all_special_ids} | {image_token_id}
+    highest = max(set(tokenizer.get_vocab().values()) - special, default=0)
+    if highest >= rows:
+        raise RapModelError(
+            f"{pair}: the tokenizer has tokens up to {highest}, the model knows {rows}. "
+            f"{ADVICE}"
+        )
+    if tokenizer.convert_ids_to_tokens(image_token_id) is None:
+        raise RapModelError(
+            f"{pair}: the model's image token is {image_token_id}, the tokenizer's "
+            f"vocabulary has {len(tokenizer)} tokens. {ADVICE}"
+        )
+    if not getattr(processor, "chat_template", None):
+        theirs = getattr(tokenizer, "chat_template", None)
+        raise RapModelError(
+            f"{name} has no chat template, so no prompt can be made. "
+            + (
+                "Its tokenizer has one: processor.chat_template = "
+                "processor.tokenizer.chat_template"
+                if theirs
+                else "Set processor.chat_template, or load an instruct model: base models "
+                "have none"
+            )
+        )
+
+
+def other_family(model: Any, processor: Any) -> str:
+    """A remark if transformers has another processor class for this model, else ""."""
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+
+    kind = getattr(model.config, "model_type", None)
+    usual = PROCESSOR_MAPPING_NAMES.get(kind)
+    names = {c.__name__ for c in type(processor).__mro__}
+    if not isinstance(usual, str) or usual in names:
+        return ""
+    return (
+        f"the processor of {kind} models is {usual}, and this is a "
+        f"{type(processor).__name__}: pass the model's own"
+    )
+
+
+def _short(value: object) -> str:
+    if value is None or isinstance(value, (str, int, float)):
+        return repr(value)[:80]
+    return f"a {type(value).__name__}"
+
+
+# ---- tokens ------------------------------------------------------------------------
+
+
 def probe_sample() -> Sample:
     """The small sample that a model is checked with; its image is a plain grey."""
     return Sample(
