@@ -13,46 +13,46 @@ import functools
 import inspect
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
 
 from ..errors import RapConfigError, RapError, RapInputError, RapStoreError, first_line
 from ..model.loading import load_model
 from ..samples.sampleset import SampleSet, open_samples
 from ..scores.files import write_atomic
+from ..settings import Ge, near, setting, settings
 from .data import prepare
 from .reselect import Reselect
 from .rewards import NO_PPO, builtin_reward, watched
 
-ALGORITHMS = ("grpo", "rloo")
+AlgorithmName = Literal["grpo", "rloo"]
+ALGORITHMS: tuple[str, ...] = get_args(AlgorithmName)
 DEMO = "demo"
 """Stands for the demo's model, and for a world of ``DEMO_SAMPLES`` of its samples."""
 DEMO_SAMPLES = 240
 
 
-@dataclass(frozen=True)
+@settings
 class TrainConfig:
     """What ``train`` does besides what TRL's configuration says."""
 
-    algorithm: str = "grpo"
-    """``"grpo"`` or ``"rloo"``."""
-    reselect: Reselect = field(default_factory=Reselect)
-    """The selection to train on and how it changes; all data by default."""
-    lora: int | None = None
-    """Rank of LoRA adapters on every linear layer (needs peft); None: all weights."""
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of ``trl.GRPOConfig`` or ``trl.RLOOConfig``."""
-
-    def __post_init__(self) -> None:
-        if self.algorithm == "ppo":
-            raise RapConfigError(f"algorithm = 'ppo': {NO_PPO}")
-        if self.algorithm not in ALGORITHMS:
-            raise RapConfigError(
-                f"algorithm = {self.algorithm!r}: expected one of {ALGORITHMS}"
-            )
-        if self.lora is not None and self.lora < 1:
-            raise RapConfigError(f"lora = {self.lora}: expected a rank >= 1")
+    algorithm: AlgorithmName = setting(
+        "The trainer; TRL 1.16 has no PPO.",
+        default="grpo",
+        hint=lambda value: NO_PPO if value == "ppo" else "",
+    )
+    reselect: Reselect = setting(
+        "The selection to train on and how it changes; by default all of the data.",
+        default_factory=Reselect,
+    )
+    lora: Annotated[int, Ge(1)] | None = setting(
+        "Rank of LoRA adapters on every linear layer (needs peft).",
+        default=None,
+        none="all weights are trained",
+    )
+    arguments: Mapping[str, Any] = setting(
+        "Fields of trl.GRPOConfig or trl.RLOOConfig.", default_factory=dict
+    )
 
 
 def train(
@@ -183,7 +183,7 @@ def _arguments(trl: Any, config: TrainConfig, out: Path) -> Any:
     if unknown:
         raise RapConfigError(
             f"{kind.__name__} has no {', '.join(unknown)}: not an option of rap train and "
-            "not a field of TRL's configuration"
+            f"not a field of TRL's configuration{near(unknown[0], known)}"
         )
     gpu = torch.cuda.is_available()
     ours = {
