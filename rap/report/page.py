@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 
 from ..config import DEFAULT_BUDGET, MAX_IMAGE_PIXELS, TRAIN_GROUP
 from ..environment import version
-from ..errors import RapConfigError, RapError
+from ..errors import RapConfigError, RapError, install
 from ..scores.files import write_atomic
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def render(
         from jinja2 import Environment, PackageLoader, StrictUndefined
     except ImportError as error:
         raise RapConfigError(
-            "a report needs jinja2 and pillow: pip install 'rap-select[report]'"
+            f"a report needs jinja2 and pillow: {install('report')}"
         ) from error
     for name, value, least, most in (
         ("per_reason", per_reason, 0, 100),

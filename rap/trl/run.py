@@ -16,7 +16,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from ..errors import RapConfigError, RapError, RapInputError, RapStoreError, first_line
+from ..errors import (
+    RapConfigError,
+    RapError,
+    RapInputError,
+    RapStoreError,
+    first_line,
+    install,
+)
 from ..model.loading import load_model
 from ..samples.sampleset import SampleSet, open_samples
 from ..scores.files import write_atomic
@@ -132,32 +139,6 @@ def load_training_model(name: str, **options: Any) -> tuple[Any, Any]:
     return load_model(name, **options)
 
 
-def read_arguments(path: Path) -> dict[str, Any]:
-    """A configuration file: TOML or YAML by its ending, JSON is YAML too.
-
-    Raises ``RapConfigError`` if it cannot be read or is no table of settings.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".toml":
-            import tomllib
-
-            found: Any = tomllib.loads(text)
-        else:
-            import yaml  # comes with transformers
-
-            found = yaml.safe_load(text)
-    except (OSError, ValueError, ImportError) as error:
-        raise RapConfigError(f"{path}: cannot be read: {first_line(error)}") from error
-    except Exception as error:  # yaml's own errors have no other base
-        if type(error).__module__.partition(".")[0] != "yaml":
-            raise
-        raise RapConfigError(f"{path}: is not YAML: {first_line(error)}") from error
-    if not isinstance(found, dict):
-        raise RapConfigError(f"{path}: expected settings, NAME: VALUE")
-    return {str(name).replace("-", "_"): value for name, value in found.items()}
-
-
 def _trl() -> Any:
     """TRL's trainers (ours) and configurations in one place."""
     try:
@@ -165,9 +146,7 @@ def _trl() -> Any:
 
         from . import trainer
     except ImportError as error:
-        raise RapConfigError(
-            f"training needs TRL ({error}): pip install 'rap-select[trl]'"
-        ) from error
+        raise RapConfigError(f"training needs TRL ({error}): {install('trl')}") from error
     names = ("GRPOTrainer", "RLOOTrainer")
     found = {name: getattr(trainer, name) for name in names}
     found |= {name: getattr(trl, name) for name in ("GRPOConfig", "RLOOConfig")}
@@ -281,9 +260,7 @@ def _lora(rank: int) -> Any:
     try:
         from peft import LoraConfig
     except ImportError as error:
-        raise RapConfigError(
-            f"--lora needs peft ({error}): pip install 'rap-select[lora]'"
-        ) from error
+        raise RapConfigError(f"--lora needs peft ({error}): {install('lora')}") from error
     return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
 
 
