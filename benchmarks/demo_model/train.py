@@ -1,14 +1,16 @@
-"""Trains the demo's model from random weights: ``python -m rap.demo.train``.
+"""Trains the demo's model from random weights.
 
-    python -m rap.demo.train --out work/            # goes on from work/checkpoint.pt;
-                                                    # in the end there is work/weights/
-    python -m rap.demo.train --out work/ --seconds 500   # a piece of that
-    python -m rap.demo.train --verify 30            # first 30 steps against the shipped log
+    python -m benchmarks.demo_model.train --out work/   # goes on from work/checkpoint.pt;
+                                                        # writes work/weights/ at the end
+    python -m benchmarks.demo_model.train --out work/ --seconds 500   # a piece of that
+    python -m benchmarks.demo_model.train --verify 30   # first 30 steps, the shipped log
 
 The second model, which only benchmarks need (benchmarks/second_model):
 
-    python -m rap.demo.train --seed 1 --width 96 --look 700 --steps 2400 --restart 0
-    python -m rap.demo.train --verify 30 --log benchmarks/second_model/training.jsonl
+    python -m benchmarks.demo_model.train --seed 1 --width 96 --look 700 --steps 2400 \\
+        --restart 0
+    python -m benchmarks.demo_model.train --verify 30 \\
+        --log benchmarks/second_model/training.jsonl
 
 Dense reading comes first (a model shown one-digit answers alone stays blind: the issue's
 prototypes), then questions, then both. A lesson is a prompt and what a teacher writes; two
@@ -557,7 +559,9 @@ def verify(log: Path, steps: int) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m rap.demo.train", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.demo_model.train", description=__doc__
+    )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--out", type=Path, default=Path("demo-training"))
     parser.add_argument("--seconds", type=float, default=math.inf)

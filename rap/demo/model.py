@@ -1,7 +1,7 @@
 """The demo's model: a Qwen2.5-VL of 1.3 M parameters that was taught to read the world.
 
 Qwen's own classes, its own tokenizer and processor, trained from random weights by
-``python -m rap.demo.train`` and shipped in ``rap/demo/weights/`` (float16). An 84 x 84
+benchmarks/demo_model/train.py and shipped in ``rap/demo/weights/`` (float16). An 84 x 84
 picture is nine image tokens, one a cell.
 """
 
@@ -172,7 +172,10 @@ def write_manifest(folder: Path) -> None:
 def check_files(folder: Path) -> None:
     """Every file of the manifest is there and whole, else ``RapModelError``."""
     path = folder / MANIFEST
-    advice = "Install rap-select again, or train it anew: python -m rap.demo.train"
+    advice = (
+        "Install rap-select again, or train it anew in a checkout of the repository: "
+        "python -m benchmarks.demo_model.train"
+    )
     try:
         hashes = json.loads(path.read_text())
         expected = {str(name): str(digest) for name, digest in hashes.items()}
