@@ -30,7 +30,7 @@ from rap.config import Sampling
 from rap.demo import world
 from rap.demo.model import load_demo_model
 
-from .quality.metrics import auroc
+from .metrics import auroc
 
 RESULT = Path(__file__).parent / "results" / "world_agreement.md"
 TOKENS = 48
