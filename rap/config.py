@@ -81,7 +81,7 @@ def _part(kind: type, name: str, value: object) -> object:
     expected = f"rap.{kind.__name__} or a dict of its fields"
     _require(isinstance(value, Mapping), name, value, expected)
     fields: dict[Any, Any] = dict(value)  # type: ignore[call-overload]
-    known = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    known = [f.name for f in dataclasses.fields(kind)]
     for key in fields:
         if key not in known:
             raise RapConfigError(f"{name}.{key}: rap.{kind.__name__} has no such field")

@@ -472,6 +472,7 @@ def reselect(
 @click.pass_context
 def train(
     ctx: click.Context,
+    /,
     data: Path,
     model: str,
     out: Path,

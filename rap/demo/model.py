@@ -75,9 +75,10 @@ def build_processor(corpus: Iterable[str]) -> Any:
     )
     bpe.train_from_iterator(corpus, trainer)
     trained = json.loads(bpe.to_str())["model"]
+    merges: Any = [tuple(pair) for pair in trained["merges"]]  # annotated as texts there
     tokenizer = Qwen2Tokenizer(
         vocab=trained["vocab"],
-        merges=[tuple(pair) for pair in trained["merges"]],
+        merges=merges,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         additional_special_tokens=list(SPECIAL_TOKENS),

@@ -393,7 +393,7 @@ def _panel(
     kept, _ = np.histogram(values[usable & selection.kept], edges)
     most = int(every.max()), int(kept.max())
     step = WIDTH / BINS
-    bars = []
+    bars: list[tuple[float, float, float, float, float, str]] = []
     for i in np.flatnonzero(every):
         tip = (
             f"{number(edges[i])} to {number(edges[i + 1])}: {grouped(every[i])} samples, "
