@@ -56,7 +56,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def _when_used(name: str) -> Any:
     # score and select need torch and transformers, which the kernels do without
     if name not in ("score", "select"):
         raise AttributeError(f"module 'rap' has no attribute {name!r}")
@@ -82,3 +82,7 @@ def _missing(name: str, modules: str) -> Any:
         raise RapConfigError(f"rap.{name} needs {modules}: pip install 'rap-select[hf]'")
 
     return refuse
+
+
+if not TYPE_CHECKING:  # a type checker would take any name for one of ours
+    __getattr__ = _when_used
