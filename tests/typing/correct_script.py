@@ -1,18 +1,18 @@
-"""A user's script without a mistake: what the README shows, and a little more. Type checkers
-must find nothing in it; it is never run."""
+"""A user's script without a mistake: what the README shows, and a little more.
+
+Type checkers must find nothing in it; it is never run.
+"""
 
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from numpy import ndarray as Array
 
 import rap
 import rap.trl
 
 
-def kernels(
-    logits1: np.ndarray, logits0: np.ndarray, q: np.ndarray, k: np.ndarray
-) -> float:
+def kernels(logits1: Array, logits0: Array, q: Array, k: Array) -> float:
     found = rap.cde(logits1, logits0, want=("kl", "js"), threads=2)
     whole = rap.linear_cde(logits1, logits0, logits0, memory=64 << 20, softcap=30.0)
     attention = rap.ace(q, k, response_start=5, sigma=2.0, heads="max", window=None)
@@ -32,15 +32,8 @@ def choosing(path: Path) -> rap.Selection:
 
 def driving(model: Any, processor: Any, data: Any) -> rap.Selection:
     sampling = rap.Sampling(temperature=0.7, max_new_tokens=256)
-    scores = rap.score(
-        model,
-        processor,
-        data,
-        store="scores/",
-        evidence="rollouts",
-        m1=5,
-        sampling=sampling,
-    )
+    options = rap.ScoreConfig(evidence="rollouts", m1=5, sampling=sampling)
+    scores = rap.score(model, processor, data, config=options, store="scores/", m0=4)
     try:
         print(rap.choose(scores, rule="paper", lambda_c=0.5, lambda_a=0.1).warnings)
     except (rap.RapConfigError, rap.RapInputError) as error:

@@ -1,19 +1,22 @@
-"""A user's script with one planted error a marked line. Read by type checkers, never run."""
+"""A user's script with a planted error on each marked line.
+
+Type checkers must report these lines and no other; it is never run.
+"""
 
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from numpy import ndarray as Array
 
 import rap
 import rap.trl
 
 
-def kernels(logits1: np.ndarray, logits0: np.ndarray, q: np.ndarray, k: np.ndarray) -> None:
+def kernels(logits1: Array, logits0: Array, q: Array, k: Array) -> None:
     rap.cde(logits1, logits0, wants=("kl",))  # planted: no such keyword
     rap.cde(logits1)  # planted: an argument is missing
     rap.cde(logits1, logits0, threads="two")  # planted: threads is a number
-    rap.cde(logits1, logits0).kullback  # planted: no such divergence
+    print(rap.cde(logits1, logits0).kullback)  # planted: no such divergence
     rap.linear_cde(logits1, logits0, logits0, memory="64 MiB")  # planted: bytes
     rap.ace(q, k)  # planted: response_start is required
     rap.ace(q, k, 5)  # planted: response_start goes by name
@@ -28,7 +31,7 @@ def choosing(path: Path) -> None:
     rap.choose(scores, budget="9 %")  # planted: budget is a share
     rap.choose(path, budget=0.09)  # planted: a path is not scores
     selection = rap.choose(scores, budget=0.09)
-    selection.idices  # planted: a misspelt attribute
+    print(selection.idices)  # planted: a misspelt attribute
     selection.save()  # planted: where to?
     selection.counts().keys_sorted()  # planted: counts() is a dict
     selection.table = None  # planted: a selection does not change
