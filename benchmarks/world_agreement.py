@@ -307,7 +307,7 @@ They agree on {agree:.1%} of the samples (95 %: {low:.1%} .. {high:.1%}).
 
 ACE's figure below says that psi finds what was planted there, no more: the training has a
 term that puts the last layer's attention on the loud word (`captured_loss` in
-benchmarks/demo_model/train.py), and ACE reads that attention. An earlier model, trained
+benchmarks/demo_model/losses.py), and ACE reads that attention. An earlier model, trained
 without the term, repeated the loud word and spread its attention over the copies: ACE's
 AUROC was 0.011, that is, reversed.
 
