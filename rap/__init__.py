@@ -67,7 +67,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def _when_used(name: str) -> Any:
     if name == "__version__":
         return version("rap-select") or "0+unknown"
     # these need torch and transformers, which the kernels do without
@@ -91,3 +91,7 @@ def _missing(name: str, modules: str) -> Any:
     refuse.__name__ = name
     refuse.__doc__ = f"Needs {modules}: {install('hf')}."
     return refuse
+
+
+if not TYPE_CHECKING:  # a type checker would take any name for one of ours
+    __getattr__ = _when_used

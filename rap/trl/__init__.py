@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def _when_used(name: str) -> Any:
     if name in ("GRPOTrainer", "RLOOTrainer"):
         try:
             from . import trainer
@@ -51,3 +51,7 @@ def __getattr__(name: str) -> Any:
     if name == "PPOTrainer":
         raise AttributeError(NO_PPO)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+if not TYPE_CHECKING:  # a type checker would take any name for one of ours
+    __getattr__ = _when_used

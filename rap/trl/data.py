@@ -12,6 +12,7 @@ from ..samples.choices import prompt_text
 from ..samples.sample import Bad, BadSample, Sample
 from ..samples.sampleset import SampleSet, load_images, open_samples
 from ..samples.sources import datasets_library
+from ..scores.selected import Selected
 
 if TYPE_CHECKING:
     import datasets
@@ -44,7 +45,7 @@ def prepare(
     its data; ``datasets`` must be installed.
     """
     ids: set[str] | None = None
-    if hasattr(source, "settings") and hasattr(source, "indices"):
+    if isinstance(source, Selected):
         ids = None if pool else set(source.ids)
         if prompt_template is None:
             prompt_template = _template_of(source.settings)
@@ -92,8 +93,10 @@ class _Rows:
     """Row numbers -> the rows a trainer sees (a transform of ``datasets``)."""
 
     OURS = ("id", "prompt", "images", "solution", "choices")
-    TAKEN = ("image", "prompts", "completion", "completions", "completion_ids")
-    TAKEN += ("environment", "environments", "tools")
+    TAKEN = (
+        *("image", "prompts", "completion", "completions", "completion_ids"),
+        *("environment", "environments", "tools"),
+    )
 
     def __init__(self, samples: SampleSet, template: str, max_pixels: int) -> None:
         self.samples, self.template, self.max_pixels = samples, template, max_pixels

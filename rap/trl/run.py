@@ -165,7 +165,7 @@ def _arguments(trl: Any, config: TrainConfig, out: Path) -> Any:
             f"not a field of TRL's configuration{near(unknown[0], known)}"
         )
     gpu = torch.cuda.is_available()
-    ours = {
+    ours: dict[str, Any] = {
         "use_cpu": not gpu,
         "bf16": gpu and torch.cuda.is_bf16_supported(),
         "report_to": [],
@@ -277,7 +277,8 @@ def _speak(trainer: Any, log: Path, echo: Callable[[str], Any]) -> None:
             if state.global_step:  # what was logged of later steps is done again
                 write({"resumed": state.global_step})
 
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any, **_: Any) -> None:
+        def on_log(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            logs = more["logs"]
             write({"step": state.global_step, **logs})
             if "reward" in logs:
                 echo(_line(state.global_step, state.max_steps, logs))
