@@ -213,11 +213,14 @@ def test_what_is_no_folder(saved, tmp_path):
         load_model(tmp_path / "empty")
 
 
-def test_a_tokenizer_is_what_a_folder_may_have_instead(folder):
-    """AutoProcessor gives the tokenizer where there is nothing else."""
-    no_processor(folder)
-    text_model(folder)
-    (folder / "processor_config.json").write_text("{}")
+def test_a_tokenizer_where_a_processor_should_be(folder, monkeypatch):
+    """AutoProcessor gives the tokenizer of a model without an image processor."""
+    import transformers
+
+    tokenizer = built("qwen2_5_vl")[1].tokenizer
+    monkeypatch.setattr(
+        transformers.AutoProcessor, "from_pretrained", lambda *a, **k: tokenizer
+    )
     with pytest.raises(RapModelError, match=f"^model {folder}: processor = a .*Tokenizer"):
         load_processor(folder)
 

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from ..errors import RapConfigError, RapModelError, first_line
+from ..errors import RapConfigError, RapModelError, first_line, install
 from .folders import (
     adapter_base,
     check_folder,
@@ -147,8 +147,7 @@ def _libraries() -> Any:
         import transformers  # noqa: F401  # looked for now
     except ImportError as error:
         raise RapConfigError(
-            f"driving a model needs torch and transformers ({error}): "
-            "pip install 'rap-select[hf]'"
+            f"driving a model needs torch and transformers ({error}): {install('hf')}"
         ) from error
     return torch
 
