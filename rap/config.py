@@ -23,6 +23,7 @@ COUNTERFACTUALS = ("drop", "blank", "noise", "shuffle")
 COLUMNS = ("response", "prompt", "all")
 RULES = ("budget", "paper")
 ORDERS = ("gain", "learnable")
+LIKELIHOODS = ("product", "mean")
 DIVERGENCES = ("js", "kl", "rkl", "jeffreys", "tv", "hellinger2")
 
 TRAIN_GROUP = 8
@@ -322,7 +323,8 @@ class ChooseConfig:
 
     rule: str = "budget"
     """``"budget"``: keep floor(budget * n), thresholds are found.
-    ``"paper"``: the published thresholds."""
+    ``"paper"``: the published thresholds. ``rap.choose`` refuses settings that the rule has
+    no use for; ``rap.selection.rules`` has the rules."""
     budget: float | None = None
     """Share of the samples to keep, in (0, 1]; rule ``budget`` only. None is 0.09."""
     lambda_c: float | None = None
@@ -338,10 +340,19 @@ class ChooseConfig:
     """What rule ``budget`` ranks by: ``"gain"`` (D) or ``"learnable"`` (D times what is
     left to learn). None: gain for rollouts, learnable for answer and logits."""
     by: str | None = None
-    """Column whose values get their own budget, e.g. ``"source"``."""
+    """Column whose values get their own budget, e.g. ``"source"``: of the score table, the
+    data set or the rollouts."""
     trivial: float = 0.0
     """A survivor whose difficulty is at most this is trivial. The paper's 0 means
     "always solved"; probabilities (evidence ``answer``) hardly ever reach it."""
+    unsolved: float = 1.0
+    """A sample whose difficulty is at least this is never solved: there is nothing to
+    reward. 1 means no correct completion; for probabilities (evidence ``answer`` and
+    ``logits``) that p(answer) is below 1.1e-16, where 1 - p is 1 in float64. 0.999 drops
+    answers with a probability up to one in a thousand."""
+    likelihood: str = "product"
+    """Which p(answer) evidence ``answer`` and ``logits`` go by: ``"product"`` over its
+    tokens, or their geometric ``"mean"``, which does not vanish for long references."""
     divergence: str = "js"
     """Which divergence is D when the evidence is ``logits``."""
 
@@ -356,12 +367,6 @@ class ChooseConfig:
             "budget",
             self.budget,
             "None or a number in (0, 1]",
-        )
-        _require(
-            self.rule == "budget" or self.budget is None,
-            "budget",
-            self.budget,
-            "None with rule='paper', which keeps what passes its thresholds",
         )
         _require(
             self.lambda_c is None
@@ -385,31 +390,16 @@ class ChooseConfig:
         if self.order is not None:
             _require_one_of("order", self.order, ORDERS)
         _require(
-            self.rule == "budget" or self.order is None,
-            "order",
-            self.order,
-            "None with rule='paper', which ranks nothing",
-        )
-        _require(
-            self.rule == "budget" or self.by is None,
-            "by",
-            self.by,
-            "None with rule='paper', which has no budget to divide",
-        )
-        _require(
             is_number(self.trivial) and 0 <= self.trivial < 1,
             "trivial",
             self.trivial,
             "a number in [0, 1)",
         )
-        _require_one_of("divergence", self.divergence, DIVERGENCES)
-
-
-def require_threshold(config: ChooseConfig, evidence: str) -> None:
-    """Raises ``RapConfigError`` where the published threshold on D means nothing."""
-    if config.rule == "paper" and config.lambda_c is None and evidence == "logits":
-        raise RapConfigError(
-            "lambda_c = None: rule='paper' publishes 0.5 for a difference of accuracies; "
-            "evidence 'logits' is a divergence and needs an explicit lambda_c, or score "
-            "with evidence 'rollouts'"
+        _require(
+            is_number(self.unsolved) and self.trivial < self.unsolved <= 1,
+            "unsolved",
+            self.unsolved,
+            f"a number above trivial = {self.trivial}, at most 1",
         )
+        _require_one_of("likelihood", self.likelihood, LIKELIHOODS)
+        _require_one_of("divergence", self.divergence, DIVERGENCES)

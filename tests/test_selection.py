@@ -20,7 +20,9 @@ from rap.errors import RapConfigError, RapInputError, RapStoreError
 from rap.scores.scores import Scores
 from rap.scores.selected import KEPT, REASONS
 from rap.scores.table import SCORE_SCHEMA, table_from_rows
-from rap.selection.rules import _fence, budget_size, choose
+from rap.selection.attention import fence
+from rap.selection.choosing import choose
+from rap.selection.groups import budget_size
 from rap.selection.selection import Selection, load
 
 NAN, INF = float("nan"), float("inf")
@@ -450,7 +452,7 @@ def test_diagnostics_use_the_divergence_of_the_selection() -> None:
     assert selection.diagnostics()["above"] == 2
 
 
-def test_attention_is_calibrated_by_the_fence() -> None:
+def test_attention_is_calibrated_by_thefence() -> None:
     usual = np.linspace(-3, -1, 98).astype(np.float32)
     rows = [row(3, 5, 1, 5, log_psi=float(v)) for v in usual]
     rows += [row(3, 5, 1, 5, log_psi=1.5), row(3, 5, 1, 5, log_psi=-INF)]
@@ -485,16 +487,16 @@ def test_a_skewed_tail_is_not_taken_for_captured_samples(name: str, most: float)
     draw = getattr(np.random.default_rng(3), name)
     for n in (200, 4000):
         psi = draw(size=n)
-        assert np.mean(psi > _fence(psi)) <= most
+        assert np.mean(psi > fence(psi)) <= most
 
 
 def test_two_close_modes_and_ties_are_not_taken_for_captured_samples() -> None:
     rng = np.random.default_rng(4)
     modes = np.where(rng.random(4000) < 0.55, -3.0, -2.5) + 0.1 * rng.normal(size=4000)
-    assert np.mean(modes > _fence(modes)) < 0.01
+    assert np.mean(modes > fence(modes)) < 0.01
     ties = np.concatenate([np.full(520, -2.0), rng.uniform(-2, -1, 480)])
-    assert np.mean(ties > _fence(ties)) < 0.01
-    assert _fence(np.full(50, -2.0)) == -2.0
+    assert np.mean(ties > fence(ties)) < 0.01
+    assert fence(np.full(50, -2.0)) == -2.0
 
 
 def test_too_few_psi_calibrate_nothing() -> None:

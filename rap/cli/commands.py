@@ -20,9 +20,10 @@ from typing import Any
 
 import click
 
-from ..config import EVIDENCE, ChooseConfig, require_threshold
+from ..config import EVIDENCE, ChooseConfig
 from ..errors import RapConfigError, RapInputError
 from ..export.formats import TARGETS
+from ..selection.rules import check as check_rule
 from .options import (
     CHOOSE_NAMES,
     CHOOSE_OPTIONS,
@@ -246,7 +247,7 @@ def select(
                 raise click.UsageError("give --out DIR or --store DIR: scores must live on")
             store = chosen["out"] / "scores"
         rules = ChooseConfig(**{name: chosen[name] for name in CHOOSE_NAMES})
-        require_threshold(rules, score_config(options).evidence)
+        check_rule(rules, score_config(options).evidence)
         scores = score_data(samples, model, store, options)
     choose_and_tell(scores, chosen)
 

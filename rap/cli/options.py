@@ -17,6 +17,8 @@ import click
 
 from ..config import COUNTERFACTUALS, EVIDENCE, ORDERS, RULES, ScoreConfig
 from ..errors import RapConfigError
+from ..scores.evidence import describe as describe_evidence
+from ..selection.rules import describe as describe_rules
 
 MODES = ("off", "rewards", "rescore")
 """Of re-selection, as ``rap.trl.MODES``: the shell does not load that for a help text."""
@@ -93,9 +95,7 @@ MODEL_OPTIONS = _compose(
     click.option(
         "--evidence",
         type=click.Choice(EVIDENCE),
-        help="rollouts: the paper's, samples completions with and without the image. "
-        "answer: two forward passes over the reference answer. logits: divergence over "
-        "one response.  [default: logits]",
+        help=f"{describe_evidence()}  [default: logits]",
     ),
     click.option(
         "--counterfactual",
@@ -166,8 +166,7 @@ CHOOSE_OPTIONS = _compose(
         type=click.Choice(RULES),
         default="budget",
         show_default=True,
-        help="budget: thresholds are found so that the share fits. paper: the published "
-        "thresholds, D > 0.5 and psi <= 0.1.",
+        help=describe_rules(),
     ),
     click.option("--budget", type=float, help="Share to keep.  [default: 0.09]"),
     click.option("--lambda-c", type=float, help="Keep only if D is above this."),

@@ -171,7 +171,7 @@ def require_same(table: pa.Table, samples: SampleSet) -> None:
 
 def choose_and_tell(scores: Scores, options: Mapping[str, Any]) -> None:
     """Choose, write what was asked for, and print the summary, or all of it as JSON."""
-    from ..selection.rules import choose
+    from ..selection.choosing import choose
     from ..selection.selection import load
 
     settings = {name: options[name] for name in CHOOSE_NAMES}

@@ -60,7 +60,7 @@ def run(
     """
     from ..config import Sampling
     from ..scoring.run import score
-    from ..selection.rules import choose
+    from ..selection.choosing import choose
     from .model import load_demo_model
 
     begin = time.perf_counter()

@@ -46,7 +46,6 @@ from ..config import (
     ChooseConfig,
     ScoreConfig,
     require_judge,
-    require_threshold,
 )
 from ..environment import version
 from ..errors import RapConfigError, RapError, RapInputError, RapModelError
@@ -55,7 +54,8 @@ from ..rewards.checker import Checker, make_checker
 from ..samples.images import read_bytes
 from ..samples.sample import BadSample, Sample
 from ..samples.sampleset import SampleSet, open_samples
-from ..scores.scores import Scores, as_fraction
+from ..scores.columns import as_fraction
+from ..scores.scores import Scores
 from ..scores.store import ScoreStore
 from ..scores.table import (
     QUARANTINED,
@@ -64,7 +64,8 @@ from ..scores.table import (
     SCORED,
     table_from_rows,
 )
-from ..selection.rules import choose
+from ..selection.choosing import choose
+from ..selection.rules import check as check_rule
 from ..selection.selection import Selection
 from .evidence import Scorer, rounded
 from .jobs import SOLUTION_COLUMNS, Job, ahead, clean, prepare_job
@@ -218,7 +219,7 @@ def select(
     names = {f.name for f in dataclasses.fields(ScoreConfig)}
     overrides = {k: v for k, v in score_options.items() if k in names}
     config = _resolve(score_options.get("config"), overrides)
-    require_threshold(ChooseConfig(**chosen), config.evidence)
+    check_rule(ChooseConfig(**chosen), config.evidence)
     return choose(score(model, processor, dataset, **score_options), **chosen)
 
 

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 
 from ..config import is_number
 from ..errors import RapConfigError, RapInputError
-from ..scores.scores import floats, mask_of
+from ..scores.columns import floats, mask_of
 from ..scores.selected import KEPT
 from .selection import Selection
 
@@ -257,7 +257,7 @@ def reselect(
         "reselect": note,
         "warnings": warnings,
     }
-    return Selection(table, settings, selection.source)
+    return Selection(table, settings, selection.source, selection.rollouts)
 
 
 def now_kept(table: pa.Table) -> np.ndarray:
