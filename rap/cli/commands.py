@@ -163,6 +163,9 @@ def choose(
 
     samples = open_data(data, columns, root)
     found = Scores.load(scores)
+    mapped = (to_columns(columns) or {}).get("source")
+    if options["by"] == "source" and mapped:  # the store may hold another one's values
+        options["by"] = mapped
     if samples is not None:
         require_same(found.table, samples)
         found = dataclasses.replace(found, dataset=samples)
@@ -258,6 +261,12 @@ def select(
 @click.option(
     "--out", "-o", type=PATH, default=Path("report.html"), show_default=True, metavar="FILE"
 )
+@click.option(
+    "--store",
+    type=PATH,
+    metavar="DIR",
+    help="The score store: shows completions of the samples on the page.",
+)
 @click.option("--title", help="Heading of the page.")
 @click.option(
     "--per-reason", type=int, default=12, show_default=True, help="Samples shown a reason."
@@ -268,6 +277,7 @@ def report(
     selection: Path,
     data: Path | None,
     out: Path,
+    store: Path | None,
     title: str | None,
     per_reason: int,
     columns: Sequence[str],
@@ -290,7 +300,9 @@ def report(
     found = load(selection)
     if samples is not None:
         require_same(found.table, samples)
-    path = write_report(found, out, dataset=samples, title=title, per_reason=per_reason)
+    path = write_report(
+        found, out, dataset=samples, rollouts=store, title=title, per_reason=per_reason
+    )
     if as_json:
         print_json({"report": str(path), "bytes": path.stat().st_size})
     else:
