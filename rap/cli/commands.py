@@ -23,6 +23,7 @@ import click
 from ..config import EVIDENCE, ChooseConfig
 from ..errors import RapConfigError, RapInputError
 from ..export.formats import TARGETS
+from ..export.formats import describe as describe_targets
 from ..selection.rules import check as check_rule
 from .options import (
     CHOOSE_NAMES,
@@ -311,7 +312,12 @@ def report(
 
 @main.command(cls=Sectioned)
 @click.argument("selection", type=PATH)
-@click.option("--to", type=click.Choice(list(TARGETS)), required=True, help="The trainer.")
+@click.option(
+    "--to",
+    type=click.Choice(list(TARGETS)),
+    required=True,
+    help=f"The trainer. {describe_targets()}.",
+)
 @click.option("--out", type=PATH, required=True, metavar="DIR", help="Files go here.")
 @click.option("--force", is_flag=True, help="Replace an older export in DIR.")
 @click.option("--data", type=PATH, required=True, help="The data set that was scored.")
@@ -350,9 +356,6 @@ def export(
     **options: Any,
 ) -> None:
     """Write the kept samples of SELECTION as files that a trainer reads.
-
-    For trl, verl, easyr1, openrlhf and ms-swift these are GRPO's inputs. LLaMA-Factory
-    has no GRPO: it gets SFT on the reference answers or, with --store, DPO pairs.
 
     \b
     Examples:

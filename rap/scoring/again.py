@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..config import ScoreConfig
+from ..model.counterfactual import WITH_PARTNER
 from ..samples.images import read_bytes
 from ..samples.sample import BadSample, Sample
 from ..samples.sampleset import SampleSet
@@ -57,7 +58,7 @@ def redo_changed_images(
         if stale:
             redone.add(k)
             found += stale
-    for k in there if found and config.counterfactual == "shuffle" else sorted(redone):
+    for k in there if found and config.counterfactual in WITH_PARTNER else sorted(redone):
         shards.redo(k)
     if found:
         warnings.warn(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import ScoreConfig
 from ..errors import RapInputError
-from ..model.counterfactual import counterfactual_images
+from ..model.counterfactual import WITH_PARTNER, counterfactual_images
 from ..model.rollouts import row_seed
 from ..samples.sample import Bad, BadSample, sample_sha256
 from ..samples.sampleset import SampleSet, load_images
@@ -60,7 +60,7 @@ def prepare_job(
 def _partner_images(samples: SampleSet, config: ScoreConfig, i: int) -> list[Image] | None:
     """Images of another sample, for ``shuffle``: chosen by hash, the next one if bad."""
     n = len(samples)
-    if config.counterfactual != "shuffle":
+    if config.counterfactual not in WITH_PARTNER:
         return None
     if n < 2:
         raise RapInputError("counterfactual = 'shuffle' needs at least two samples")
