@@ -13,7 +13,7 @@ from ..scores.evidence import KINDS
 from .text import grouped, number
 
 if TYPE_CHECKING:
-    from ..selection.selection import Selection
+    from ..scores.selected import Selected
 
 BINS = 41  # odd, over a range half a bin wider on each side: 0 and 1 are bin centres
 WIDTH, HEIGHT, KEPT_HEIGHT = 300.0, 80.0, 46.0
@@ -35,7 +35,7 @@ class Panel:
     line_text: str  # what the line is, or why there is nothing to see
 
 
-def panels_of(selection: Selection) -> list[Panel]:
+def panels_of(selection: Selected) -> list[Panel]:
     settings = selection.settings
     found, kind = settings["found"], KINDS[settings["evidence"]]
     lambda_c, limit = found["lambda_c"], found["log_lambda_a"]
@@ -76,7 +76,7 @@ def panels_of(selection: Selection) -> list[Panel]:
 
 
 def _panel(
-    selection: Selection,
+    selection: Selected,
     column: str,
     title: str,
     text: str,
@@ -104,7 +104,7 @@ def _panel(
     kept, _ = np.histogram(values[usable & selection.kept], edges)
     most = int(every.max()), int(kept.max())
     step = WIDTH / BINS
-    bars = []
+    bars: list[tuple[float, float, float, float, float, str]] = []
     for i in np.flatnonzero(every):
         tip = (
             f"{number(edges[i])} to {number(edges[i + 1])}: {grouped(every[i])} samples, "
@@ -127,7 +127,7 @@ def _height(count: int, most: int, full: float) -> float:
     return max(1.0, full * count / most) if count else 0.0
 
 
-def averages(selection: Selection) -> list[tuple[str, float | None, float | None]]:
+def averages(selection: Selected) -> list[tuple[str, float | None, float | None]]:
     """(what, mean over all samples judged, mean over the kept ones)."""
     table, kept = selection.table, selection.kept
     rates = KINDS[selection.settings["evidence"]].rates(table)

@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from ..config import TRAIN_GROUP
 from ..environment import version
-from ..errors import RapConfigError, RapInputError
+from ..errors import RapConfigError, RapInputError, install
 from ..scores.files import write_atomic
 from ..scores.fingerprint import other_run
 from .charts import averages, panels_of
@@ -39,14 +39,14 @@ from .samples import (
 from .text import grouped, number, percent, visible
 
 if TYPE_CHECKING:
-    from ..selection.selection import Selection
+    from ..scores.selected import Selected
 
 MAX_WARNINGS = 20
 CAPTION = 110  # characters under a thumbnail
 
 
 def write_report(
-    selection: Selection,
+    selection: Selected,
     path: str | os.PathLike[str],
     *,
     dataset: Any = None,
@@ -87,7 +87,7 @@ def write_report(
 
 
 def render(
-    selection: Selection,
+    selection: Selected,
     *,
     dataset: Any = None,
     rollouts: pa.Table | str | os.PathLike[str] | None = None,
@@ -102,7 +102,7 @@ def render(
         from jinja2 import Environment, PackageLoader, StrictUndefined
     except ImportError as error:
         raise RapConfigError(
-            "a report needs jinja2 and pillow: pip install 'rap-select[report]'"
+            f"a report needs jinja2 and pillow: {install('report')}"
         ) from error
     for name, value, least, most in (
         ("per_reason", per_reason, 0, 100),
@@ -150,7 +150,7 @@ def render(
     )
 
 
-def thumbnails(selection: Selection, limit: int = 6) -> str:
+def thumbnails(selection: Selected, limit: int = 6) -> str:
     """Kept samples as HTML figures, for a notebook: at most ``limit``, the largest
     ranking key first.
 
@@ -185,7 +185,7 @@ def thumbnails(selection: Selection, limit: int = 6) -> str:
 
 
 def completions_of(
-    selection: Selection, rollouts: pa.Table | str | os.PathLike[str] | None
+    selection: Selected, rollouts: pa.Table | str | os.PathLike[str] | None
 ) -> pa.Table | None:
     """The completions behind the scores; see ``write_report``."""
     if rollouts is None:

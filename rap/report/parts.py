@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from .text import visible
 
 if TYPE_CHECKING:
-    from ..selection.selection import Selection
+    from ..scores.selected import Selected
 
 MAX_REASONS = 40
 MAX_GROUPS = 50
@@ -67,7 +67,7 @@ class Reason:
     text: str
 
 
-def reasons_of(selection: Selection) -> list[Reason]:
+def reasons_of(selection: Selected) -> list[Reason]:
     counts = selection.counts()
     text = dict(EXPLANATION)
     if selection.settings["found"]["lambda_a"] is not None:  # else nobody looked
@@ -112,7 +112,7 @@ class Cost:
         return self.completions / saved if saved > 0 and self.completions else None
 
 
-def cost_of(selection: Selection, group: int) -> Cost:
+def cost_of(selection: Selected, group: int) -> Cost:
     table = selection.table
 
     def total(name: str) -> Any:
@@ -130,7 +130,7 @@ def cost_of(selection: Selection, group: int) -> Cost:
     )
 
 
-def groups_of(selection: Selection) -> dict[str, Any] | None:
+def groups_of(selection: Selected) -> dict[str, Any] | None:
     groups = selection.settings["groups"]
     if not groups:
         return None

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..config import MAX_IMAGE_PIXELS
 from ..errors import RapError
 from ..scores.columns import floats
 from ..scores.evidence import KINDS
@@ -20,9 +21,8 @@ from .parts import Reason
 from .text import number, token_text, visible
 
 if TYPE_CHECKING:
-    from ..selection.selection import Selection
+    from ..scores.selected import Selected
 
-MAX_PIXELS = 50_000_000
 THUMBNAIL = (320, 240)  # pixels; shown at half that size, for screens of high density
 QUESTION, SHORT, COMPLETION = 700, 200, 240  # characters of a text that are shown
 
@@ -56,7 +56,7 @@ class Shown:
 
 
 def shown_samples(
-    selection: Selection,
+    selection: Selected,
     source: Any,
     reasons: Sequence[Reason],
     per_reason: int,
@@ -184,7 +184,7 @@ def thumbnail(sample: Any, row: Mapping[str, Any]) -> tuple[str | None, str]:
     from ..samples.sampleset import load_images
 
     try:
-        images, hashes = load_images(sample, max_pixels=MAX_PIXELS)
+        images, hashes = load_images(sample, max_pixels=MAX_IMAGE_PIXELS)
     except BadSample as bad:
         return None, visible(f"{bad.code}: {bad.message}", SHORT)
     if not images:

@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..config import is_number, plain
+from ..config import is_number
 from ..errors import RapConfigError
+from ..settings import to_python
 
 
 def integers(column: pa.ChunkedArray) -> np.ndarray:
@@ -34,7 +35,7 @@ def nullable(values: np.ndarray) -> pa.Array:
 
 def as_fraction(name: str, value: float) -> Fraction:
     """The decimal the user wrote: 0.1 is 1/10, not the nearest binary number."""
-    number = plain(value)
+    number = to_python(value)
     if not is_number(number):
         raise RapConfigError(f"{name} = {value!r}: expected a finite number")
     return Fraction(str(float(number)))  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -79,7 +80,7 @@ class Kind:
         """(label, float64 [n], NaN: unknown) with and without the image."""
         raise NotImplementedError
 
-    def lines(self, row: Mapping[str, object]) -> list[tuple[str, object]]:
+    def lines(self, row: Mapping[str, Any]) -> list[tuple[str, str | float]]:
         """(label, text or number) of one row, with and without the image."""
         raise NotImplementedError
 
@@ -130,7 +131,7 @@ class Rollouts(Kind):
             found.append((label, _quotient(integers(table[c]), judged, judged > 0)))
         return found
 
-    def lines(self, row: Mapping[str, object]) -> list[tuple[str, object]]:
+    def lines(self, row: Mapping[str, Any]) -> list[tuple[str, str | float]]:
         arms = (("with image", "c1", "m1"), ("without", "c0", "m0"))
         return [(n, f"{row[c]} of {row[m]}") for n, c, m in arms if row[m] is not None]
 
@@ -165,7 +166,7 @@ class _Probabilities(Kind):
             ("p(answer) without the image", floats(table["p_answer0"])),
         ]
 
-    def lines(self, row: Mapping[str, object]) -> list[tuple[str, object]]:
+    def lines(self, row: Mapping[str, Any]) -> list[tuple[str, str | float]]:
         arms = (("p with image", "p_answer1"), ("p without", "p_answer0"))
         return [(name, row[p]) for name, p in arms if row[p] is not None]
 

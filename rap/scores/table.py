@@ -15,6 +15,7 @@ A new column is nullable, goes into ``SCORE_SCHEMA`` and ``SINCE``, and raises
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pyarrow as pa
 
@@ -128,7 +129,9 @@ def filled(table: pa.Table, schema: pa.Schema) -> pa.Table:
     return table.cast(pa.schema([*schema, *others]))
 
 
-def table_from_rows(rows: list[dict], schema: pa.Schema = SCORE_SCHEMA) -> pa.Table:
+def table_from_rows(
+    rows: list[dict[str, Any]], schema: pa.Schema = SCORE_SCHEMA
+) -> pa.Table:
     """Build a table of ``schema`` from dicts; a missing key becomes null.
 
     Raises ``KeyError`` on a key the schema does not have.

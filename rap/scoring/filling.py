@@ -19,6 +19,7 @@ from ..samples.sampleset import SampleSet
 from ..scores.columns import as_fraction
 from ..scores.store import ScoreStore
 from ..scores.table import QUARANTINED, ROLLOUT_SCHEMA, table_from_rows
+from .evidence import EVIDENCE
 from .jobs import Job, ahead, clean
 from .prepare import prepare_job
 from .rounding import rounded
@@ -36,6 +37,19 @@ writes answers in the reference's form is so sure of another."""
 
 PARTIAL_SECONDS = 30.0
 """A shard that takes longer is kept so often while it is in progress."""
+
+
+def score_batch(scorer: Scorer, jobs: list[Job]) -> None:
+    """Fill in the rows of these jobs by the evidence that was chosen; a job that fails is
+    quarantined in place."""
+    started = time.perf_counter()
+    EVIDENCE[scorer.config.evidence].score(scorer, jobs)
+    share = (time.perf_counter() - started) / len(jobs)
+    for job in jobs:
+        job.row["seconds"] = share
+        # A finished job waits for its shard: only its row may stay in memory.
+        job.image = job.blind = job.answer = None
+        job.sample = None  # type: ignore[assignment]
 
 
 @dataclass(slots=True)
@@ -145,7 +159,7 @@ class Run:
                 batch.append(job)
             last = len(part.jobs) == part.size
             if len(batch) == self.config.batch_size or (batch and last):
-                self.scorer.score_batch(batch)
+                score_batch(self.scorer, batch)
                 batch = []
             if batch:
                 continue

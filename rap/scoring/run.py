@@ -26,48 +26,65 @@ there. A batch halved for lack of memory counts as one of another size.
 from __future__ import annotations
 
 import dataclasses
+import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from ..config import (
     ChooseConfig,
+    ChooseOptions,
     ScoreConfig,
+    ScoreOptions,
     require_judge,
 )
 from ..environment import version
-from ..errors import RapConfigError, RapInputError
+from ..errors import RapInputError
 from ..rewards.checker import Checker, make_checker
 from ..samples.sampleset import SampleSet, open_samples
 from ..scores.scores import Scores
 from ..scores.store import ScoreStore
-from ..scores.table import (
-    SCHEMA_VERSION,
-)
-from ..selection.choosing import choose
+from ..scores.table import SCHEMA_VERSION
+from ..selection.choosing import choose as choose_from
 from ..selection.rules import check as check_rule
 from ..selection.selection import Selection
+from ..settings import require_known, resolve
 from .again import redo_changed_images, redo_quarantined
+from .evidence import EVIDENCE
 from .filling import Run
-from .jobs import SOLUTION_COLUMNS
 from .ledger import count_rows, ledger
 from .scorer import Scorer
 
 if TYPE_CHECKING:
-    import os
-
     from ..model.driver import ModelDriver
+
+
+class RunOptions(TypedDict, total=False):
+    """`score`'s keyword arguments besides `ScoreConfig`'s fields, for type checkers."""
+
+    store: str | os.PathLike[str] | None
+    reward: Callable[..., Sequence[float | None]] | None
+    columns: dict[str, str] | None
+    root: str | os.PathLike[str] | None
+    progress: bool | str
+    allow_degenerate: bool
+    verify_images: bool
+    retry_quarantined: bool
+
+
+class SelectOptions(ChooseOptions, ScoreOptions, RunOptions, total=False):
+    """`select`'s keyword arguments: those of `score` and of `choose`."""
 
 
 def score(
     model: Any,
     processor: Any,
     dataset: Any,
+    config: ScoreConfig | None = None,
     *,
     store: str | os.PathLike[str] | None = None,
-    config: ScoreConfig | None = None,
     reward: Callable[..., Sequence[float | None]] | None = None,
     columns: dict[str, str] | None = None,
     root: str | os.PathLike[str] | None = None,
@@ -75,9 +92,9 @@ def score(
     allow_degenerate: bool = False,
     verify_images: bool = True,
     retry_quarantined: bool = False,
-    **overrides: Any,
+    **overrides: Unpack[ScoreOptions],
 ) -> Scores:
-    """Score every sample of a data set with one model: the heavy half.
+    """Score every sample of a data set with one model: the slow step, resumable.
 
     Parameters
     ----------
@@ -91,7 +108,8 @@ def score(
         goes on; one made with another model, setting or data set is refused. None keeps
         the shards in a temporary folder, gone when the call returns.
     config, **overrides
-        A `ScoreConfig`, and single fields that replace its own.
+        A `ScoreConfig` (None is the defaults), and single fields that replace its own: see
+        ``help(rap.ScoreConfig)``.
     reward
         None checks answers with the built-in checker, else a callable with TRL's
         signature. For evidence ``rollouts`` only: the others judge no completion.
@@ -123,13 +141,16 @@ def score(
     RapModelError
         The model cannot be driven, most of the bad samples are the model's doing, or the
         completions of most samples are identical.
-    RapConfigError, RapStoreError
-        See `ScoreConfig` and ``rap.scores.store``.
+    RapConfigError
+        An option that is none, a value that its field does not allow, a reward function
+        that nothing would call.
+    RapStoreError
+        The store cannot be read or written, or is locked by another run.
     """
     from ..model.driver import ModelDriver
 
     wall = time.perf_counter()
-    config = _resolve(config, overrides)
+    config = resolve(ScoreConfig, "config", config, overrides, "rap.score")
     require_judge(config.evidence, reward)
     if isinstance(dataset, SampleSet):
         samples = dataset
@@ -167,51 +188,70 @@ def select(
     model: Any,
     processor: Any,
     dataset: Any,
+    config: ScoreConfig | None = None,
     *,
-    rule: str = "budget",
-    budget: float | None = None,
-    lambda_c: float | None = None,
-    lambda_a: float | None = None,
-    replace: bool = True,
-    readmit_hurt: bool | None = None,
-    order: str | None = None,
-    by: str | None = None,
-    trivial: float = 0.0,
-    divergence: str = "js",
-    **score_options: Any,
+    choose: ChooseConfig | Mapping[str, Any] | None = None,
+    **options: Unpack[SelectOptions],
 ) -> Selection:
     """`score`, then `choose`: from a data set to the samples worth training on.
 
-    The options named here are those of `choose`, all others those of `score`. A setting
-    of `choose` that is nonsense is refused before the model runs.
+        selection = rap.select(model, processor, dataset, budget=0.09, store="scores/")
+        selection.dataset          # the chosen rows, all columns
+
+    With ``store`` a run that was stopped goes on, and a run with another ``budget`` scores
+    nothing again.
+
+    Parameters
+    ----------
+    model, processor
+        A Hugging Face ``AutoModelForImageTextToText`` and its processor.
+    dataset
+        A ``datasets.Dataset``, a list of dicts, a path (JSONL, Parquet, a saved data set)
+        or a ``rap.samples.sampleset.SampleSet``.
+    config : ScoreConfig or None
+        How samples are scored; None is the defaults.
+    choose : ChooseConfig, dict of its fields, or None
+        How the selection is made of the scores; None is the defaults.
+    **options
+        Single fields that replace those of ``config`` (``evidence``, ``m1``, ``seed``, ...,
+        see ``help(rap.ScoreConfig)``) or of ``choose`` (``budget``, ``rule``, ``by``, ...,
+        see ``help(rap.ChooseConfig)``), and what `score` takes besides: ``store``,
+        ``reward``, ``columns``, ``root``, ``progress``, ``allow_degenerate``,
+        ``verify_images``, ``retry_quarantined``, see ``help(rap.score)``.
+
+    Returns
+    -------
+    Selection
+        ``indices``, ``table`` (all scores and a reason for each sample), ``dataset``,
+        ``summary()``, ``report(path)``, ``save(folder)``, ``export(to, path)``.
+
+    Raises
+    ------
+    RapConfigError
+        An option that is none, or a value that its field does not allow, before the model
+        runs.
+    RapInputError, RapModelError, RapStoreError
+        As `score` and `choose` do.
     """
-    chosen: dict[str, Any] = {
-        "rule": rule,
-        "budget": budget,
-        "lambda_c": lambda_c,
-        "lambda_a": lambda_a,
-        "replace": replace,
-        "readmit_hurt": readmit_hurt,
-        "order": order,
-        "by": by,
-        "trivial": trivial,
-        "divergence": divergence,
-    }
-    names = {f.name for f in dataclasses.fields(ScoreConfig)}
-    overrides = {k: v for k, v in score_options.items() if k in names}
-    config = _resolve(score_options.get("config"), overrides)
-    check_rule(ChooseConfig(**chosen), config.evidence)
-    return choose(score(model, processor, dataset, **score_options), **chosen)
+    fields = {kind: {f.name for f in dataclasses.fields(kind)} for kind in _SETTINGS}
+    given: dict[str, Any] = {**options}
+    run_options = RunOptions.__annotations__
+    known = [*run_options, *sorted(set().union(*fields.values()))]
+    require_known(given, known, "rap.select has no such option")
+    scoring, choosing = (
+        {name: value for name, value in given.items() if name in fields[kind]}
+        for kind in _SETTINGS
+    )
+    if isinstance(choose, Mapping):
+        choose = ChooseConfig(**choose)
+    chosen = resolve(ChooseConfig, "choose", choose, choosing, "rap.select")
+    config = resolve(ScoreConfig, "config", config, scoring, "rap.select")
+    check_rule(chosen, config.evidence)
+    rest = {name: value for name, value in given.items() if name in run_options}
+    return choose_from(score(model, processor, dataset, config, **rest), chosen)
 
 
-def _resolve(config: ScoreConfig | None, overrides: dict[str, Any]) -> ScoreConfig:
-    names = [f.name for f in dataclasses.fields(ScoreConfig)]
-    for name in overrides:
-        if name not in names:
-            raise RapConfigError(f"unknown setting {name!r}: expected one of {names}")
-    if not isinstance(config, (ScoreConfig, type(None))):
-        raise RapConfigError(f"config = {config!r}: expected a rap.ScoreConfig or None")
-    return dataclasses.replace(config or ScoreConfig(), **overrides)
+_SETTINGS = (ScoreConfig, ChooseConfig)
 
 
 @contextmanager
@@ -241,8 +281,8 @@ def _folder(store: str | os.PathLike[str] | None) -> Iterator[str | os.PathLike[
 def _checker(
     reward: Callable[..., Any] | None, config: ScoreConfig
 ) -> AbstractContextManager[Checker | None]:
-    """Only evidence ``rollouts`` judges answers; the others need no worker process."""
-    if config.evidence != "rollouts":
+    """The worker process that grades, if the evidence has any completion graded."""
+    if not EVIDENCE[config.evidence].reading.graded:
         return nullcontext()
     return make_checker(reward, timeout=config.checker_timeout)
 
@@ -256,11 +296,10 @@ def _fingerprint(
 ) -> dict[str, Any]:
     """All that a score depends on; a store refuses another one, naming the field.
 
-    A user's reward function may read any column; evidence ``logits`` reads a solution.
+    A user's reward function may read any column.
     """
-    more: Iterable[str] = SOLUTION_COLUMNS if config.evidence == "logits" else ()
-    if custom_reward:
-        more = samples.column_names
+    own = EVIDENCE[config.evidence].data_columns
+    more = samples.column_names if custom_reward else own
     return {
         "model": driver.identity(),
         "config": config.fingerprint(),

@@ -1,8 +1,7 @@
 """What evidence asks of the model, a batch of samples at a time.
 
-`Scorer.score_batch` fills in the rows of a batch of `Job` by the evidence that was chosen
-(``scoring.evidence``); its other methods are what evidence is made of: completions,
-teacher-forced forward passes, the head product (``rap.linear_cde``), psi (``rap.ace``).
+`Scorer` has what evidence (``scoring.evidence``) is made of: completions, teacher-forced
+forward passes, the head product (``rap.linear_cde``), psi (``rap.ace``).
 A sample that fails, for lack of memory or with values that are not finite, is quarantined,
 and the rest of its batch goes on.
 """
@@ -11,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +19,8 @@ from ..errors import RapModelError
 from ..model.rollouts import IMAGE_ARM, Completion, degenerate, row_seed
 from ..rewards.checker import Checker
 from ..samples.sample import BadSample
+from ..scores.table import SCORE_SCHEMA
 from .batches import Failure, all_finite, in_halves, memory_of
-from .evidence import EVIDENCE
-from .evidence.base import DIVERGENCES
 from .jobs import Job, clean
 
 if TYPE_CHECKING:
@@ -34,6 +31,8 @@ if TYPE_CHECKING:
 MIN_GROUPS = 8
 """Groups of completions seen before a run is given up as degenerate."""
 
+DIVERGENCES = tuple(name for name in ops.CDE_OUTPUTS if name in SCORE_SCHEMA.names)
+"""Columns of a comparison of both arms over one response."""
 _HEAD = (*DIVERGENCES, "logp1", "logp0")
 _ATTENTION = ("log_psi", "attention_entropy", "attention_top", "image_mass")
 
@@ -67,17 +66,6 @@ class Scorer:
             there = device.type == "cuda" and "cde" in cuda.rooms()
             self._heads[device] = self.driver.head.to(device if there else "cpu")
         return self._heads[device]
-
-    def score_batch(self, jobs: list[Job]) -> None:
-        """Fill in the rows of these jobs; a job that fails is quarantined in place."""
-        started = time.perf_counter()
-        EVIDENCE[self.config.evidence].score(self, jobs)
-        share = (time.perf_counter() - started) / len(jobs)
-        for job in jobs:
-            job.row["seconds"] = share
-            # A finished job waits for its shard: only its row may stay in memory.
-            job.image = job.blind = job.answer = None
-            job.sample = None  # type: ignore[assignment]
 
     def compare_arms(self, jobs: list[Job]) -> dict[int, dict[str, Any]]:
         """Divergences and psi of a response that both arms already carry."""

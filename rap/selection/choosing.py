@@ -12,18 +12,19 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..config import ChooseConfig
-from ..errors import RapConfigError, RapInputError
+from ..config import ChooseConfig, ChooseOptions
+from ..errors import RapInputError
 from ..scores.columns import as_fraction, nullable
 from ..scores.evidence import Evidence, read_evidence
 from ..scores.scores import Scores
 from ..scores.table import SCHEMA_VERSION
+from ..settings import resolve
 from .attention import Attention, judge_attention
 from .groups import budget_by_group, budget_size, groups_of
 from .notes import Counted, cut_completions, median_probability, notes_of
@@ -33,7 +34,7 @@ from .selection import Selection
 
 
 def choose(
-    scores: Scores, config: ChooseConfig | None = None, **overrides: Any
+    scores: Scores, config: ChooseConfig | None = None, **overrides: Unpack[ChooseOptions]
 ) -> Selection:
     """Choose the samples worth training on; every other one gets the reason why not.
 
@@ -121,7 +122,7 @@ def choose(
     for an empty table, one without a single valid sample, mixed evidence, or (answer and
     logits) answers none of which the model gives any probability.
     """
-    config = resolve(config, overrides)
+    config = resolve(ChooseConfig, "config", config, overrides, "rap.choose")
     table, rule = scores.table, RULES[config.rule]
     if table.num_rows == 0:
         raise RapInputError("nothing to choose from: the score table has no rows")
@@ -159,20 +160,6 @@ def choose(
     }
     chosen = _with_reasons(table, evidence, ruled)
     return Selection(chosen, settings, scores.dataset, scores.rollouts)
-
-
-def resolve(config: ChooseConfig | None, overrides: dict[str, Any]) -> ChooseConfig:
-    """``config`` (None: the defaults) with single fields replaced.
-
-    Raises ``RapConfigError`` for something else, or a name that is no field.
-    """
-    names = [f.name for f in dataclasses.fields(ChooseConfig)]
-    for name in overrides:
-        if name not in names:
-            raise RapConfigError(f"unknown setting {name!r}: expected one of {names}")
-    if not isinstance(config, (ChooseConfig, type(None))):
-        raise RapConfigError(f"config = {config!r}: expected a rap.ChooseConfig or None")
-    return dataclasses.replace(config or ChooseConfig(), **overrides)
 
 
 @dataclass(frozen=True, slots=True)

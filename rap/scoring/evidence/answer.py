@@ -12,13 +12,13 @@ from ...config import ScoreConfig
 from ...samples.sample import Sample
 from ..jobs import Job, answer_tokens
 from ..rounding import significant
-from .base import DIVERGENCES, PSI, Evidence, prepare_arms
+from ..scorer import DIVERGENCES, Scorer
+from .base import PSI, Evidence, prepare_arms
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ...model.driver import ModelDriver
-    from ..scorer import Scorer
 
 
 def probabilities(*arms: str) -> tuple[str, ...]:

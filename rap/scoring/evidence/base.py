@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ...config import ScoreConfig
-from ...ops import CDE_OUTPUTS
 from ...samples.sample import BadSample, Sample
 from ...scores.evidence import KINDS, Kind
-from ...scores.table import SCORE_SCHEMA
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -19,8 +17,6 @@ if TYPE_CHECKING:
     from ..jobs import Job
     from ..scorer import Scorer
 
-DIVERGENCES = tuple(name for name in CDE_OUTPUTS if name in SCORE_SCHEMA.names)
-"""Columns of a comparison of both arms over one response."""
 PSI = (
     "log_psi",
     "psi_position",
@@ -40,6 +36,8 @@ class Evidence:
     name: str
     columns: tuple[str, ...]
     """Columns of the score table that it fills, besides those that every row has."""
+    data_columns: tuple[str, ...] = ()
+    """Columns of the data set that its scores depend on, besides those with a role."""
 
     @property
     def reading(self) -> Kind:

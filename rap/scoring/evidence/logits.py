@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 from ...config import ScoreConfig
 from ...model.rollouts import IMAGE_ARM
 from ...samples.sample import Sample
-from ..jobs import Job, answer_tokens, reference_solution
+from ..jobs import SOLUTION_COLUMNS, Job, answer_tokens, reference_solution
+from ..scorer import DIVERGENCES, Scorer
 from .answer import probabilities, put_answer
-from .base import DIVERGENCES, PSI, Evidence, prepare_arms
+from .base import PSI, Evidence, prepare_arms
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ...model.driver import ModelDriver
-    from ..scorer import Scorer
 
 
 class Logits(Evidence):
@@ -25,6 +25,7 @@ class Logits(Evidence):
     """
 
     name = "logits"
+    data_columns = SOLUTION_COLUMNS
     columns = (*probabilities("1"), *DIVERGENCES, *PSI, "n_drawn", "n_cut")
 
     def prepare(

@@ -15,13 +15,13 @@ from ...config import ScoreConfig
 from ...model.rollouts import BLIND_ARM, IMAGE_ARM, Completion
 from ...samples.sample import Sample
 from ..jobs import Job, clean
+from ..scorer import Scorer
 from .base import PSI, Evidence, prepare_arms
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ...model.driver import ModelDriver
-    from ..scorer import Scorer
 
 
 class Rollouts(Evidence):

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from ...config import ChooseConfig
+from ...config import DEFAULT_BUDGET, ChooseConfig
 from ...scores.columns import as_fraction
 from ...scores.evidence import Evidence
 from .rule import Ranking, Rule
-
-DEFAULT_BUDGET = 0.09
 
 
 class Budget(Rule):
