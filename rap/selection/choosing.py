@@ -28,7 +28,7 @@ from ..settings import resolve
 from .attention import Attention, judge_attention
 from .groups import budget_by_group, budget_size, groups_of
 from .notes import Counted, cut_completions, median_probability, notes_of
-from .picking import Candidates, found_in, pick
+from .picking import Candidates, found_in, pick, ranks
 from .rules import RULES, Ranking, Rule
 from .selection import Selection
 
@@ -197,8 +197,9 @@ def _apply(
     share = rule.share(config)
     targets: list[int | None] = [None] * len(groups)
     if share is not None:
-        key = np.zeros(n) if ranking is None else ranking.key
-        targets = [*budget_by_group(share, groups, of.passes, key)]
+        one = len(groups) == 1
+        rank = np.empty(0) if one else ranks(of, ranking)
+        targets = [*budget_by_group(share, groups, of.passes, rank)]
     cognitive, replacement = np.zeros((2, n), dtype=bool)
     found = []
     for (name, rows), target in zip(groups, targets, strict=True):

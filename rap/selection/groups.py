@@ -56,25 +56,25 @@ def budget_size(budget: float, n: int) -> int:
 
 
 def budget_by_group(
-    budget: float, groups: Sequence[Group], passes: np.ndarray, key: np.ndarray
+    budget: float, groups: Sequence[Group], passes: np.ndarray, rank: np.ndarray
 ) -> list[int]:
     """How many samples each group keeps: largest remainder.
 
     Each group gets ``budget_size`` of its own rows. What is then missing to
     ``budget_size`` of all rows goes, one each, to the groups with the largest remainder
-    that have another candidate; among equal remainders to the best next candidate by
-    ``key``, then in the order of ``groups``. passes: bool [n], candidates.
+    that have another candidate; among equal remainders to those whose next one is best.
+    passes: bool [n], candidates. rank: int64 [n], unique, the best candidate's the least.
     """
     sizes = [len(rows) for _, rows in groups]
     base = [budget_size(budget, size) for size in sizes]
     left = budget_size(budget, sum(sizes)) - sum(base)
     share = as_fraction("budget", budget)
-    open_groups: list[tuple[Fraction, float, int]] = []
-    for i, (_, rows) in enumerate(groups if left > 0 else ()):
-        candidates = key[rows[passes[rows]]]
+    open_groups: list[tuple[Fraction, int, int]] = []
+    for i, (_, rows) in enumerate(groups if left > 0 and len(groups) > 1 else ()):
+        candidates = rank[rows[passes[rows]]]
         if base[i] < len(candidates):
-            best = -np.partition(-candidates, base[i])[base[i]]
-            open_groups.append((base[i] - share * sizes[i], -float(best), i))
+            best = int(np.partition(candidates, base[i])[base[i]])
+            open_groups.append((base[i] - share * sizes[i], best, i))
     for _, _, i in sorted(open_groups)[: max(left, 0)]:
         base[i] += 1
     return base

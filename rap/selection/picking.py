@@ -71,6 +71,18 @@ def pick(
     )
 
 
+def ranks(of: Candidates, ranking: Ranking | None) -> np.ndarray:
+    """int64 [n]: the place of each row in the whole ranking, as ``pick`` has it in a group;
+    candidates before the others."""
+    found = of.evidence.measured
+    key = found.order if ranking is None else ranking.key
+    difficulty = np.nan_to_num(found.difficulty, nan=-1.0)
+    order = np.lexsort((-difficulty, -found.order, -key, ~of.passes))
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[order] = np.arange(len(order))
+    return rank
+
+
 def _best(
     evidence: Evidence, candidates: np.ndarray, target: int, key: np.ndarray
 ) -> tuple[np.ndarray, int, tuple[int, int]]:
