@@ -26,9 +26,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..config import TRAIN_GROUP
+from ..config import DEFAULT_BUDGET, MAX_IMAGE_PIXELS, TRAIN_GROUP
 from ..environment import version
-from ..errors import RapConfigError, RapError
+from ..errors import RapConfigError, RapError, install
 from ..scores.files import write_atomic
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 MAX_REASONS = 40
 MAX_GROUPS = 50
 MAX_WARNINGS = 20
-MAX_PIXELS = 50_000_000
 THUMBNAIL = (320, 240)  # pixels; shown at half that size, for screens of high density
 QUESTION, SHORT, SETTINGS = 700, 200, 6000  # characters of a text that are shown
 CAPTION = 110  # under a thumbnail
@@ -130,7 +129,7 @@ def render(
         from jinja2 import Environment, PackageLoader, StrictUndefined
     except ImportError as error:
         raise RapConfigError(
-            "a report needs jinja2 and pillow: pip install 'rap-select[report]'"
+            f"a report needs jinja2 and pillow: {install('report')}"
         ) from error
     for name, value, least, most in (
         ("per_reason", per_reason, 0, 100),
@@ -147,6 +146,7 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["default_budget"] = DEFAULT_BUDGET
     environment.filters |= {"grouped": grouped, "percent": percent, "number": number}
     source = _open(selection.source if dataset is None else dataset)
     reasons = _reasons(selection)
@@ -614,7 +614,7 @@ def _thumbnail(sample: Any, row: Mapping[str, Any]) -> tuple[str | None, str]:
     from ..samples.sampleset import load_images
 
     try:
-        images, hashes = load_images(sample, max_pixels=MAX_PIXELS)
+        images, hashes = load_images(sample, max_pixels=MAX_IMAGE_PIXELS)
     except BadSample as bad:
         return None, visible(f"{bad.code}: {bad.message}", SHORT)
     if not images:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..errors import RapConfigError
+from ..errors import RapConfigError, install
 from .data import prepare
 from .reselect import Reselect
 from .rewards import NO_PPO, builtin_reward, watched
@@ -45,7 +45,7 @@ def _when_used(name: str) -> Any:
             from . import trainer
         except ImportError as error:
             raise RapConfigError(
-                f"training needs TRL ({error}): pip install 'rap-select[trl]'"
+                f"training needs TRL ({error}): {install('trl')}"
             ) from error
         return getattr(trainer, name)
     if name == "PPOTrainer":

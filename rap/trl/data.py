@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..config import MAX_IMAGE_PIXELS, PROMPT_TEMPLATE
 from ..errors import RapInputError
 from ..samples.choices import prompt_text
 from ..samples.sample import Bad, BadSample, Sample
@@ -17,10 +18,6 @@ if TYPE_CHECKING:
     import datasets
 
 
-MAX_PIXELS = 50_000_000
-"""As ``ScoreConfig.max_image_pixels``."""
-
-
 def prepare(
     source: object,
     *,
@@ -28,7 +25,7 @@ def prepare(
     columns: Mapping[str, str] | None = None,
     root: str | os.PathLike[str] | None = None,
     prompt_template: str | None = None,
-    max_pixels: int = MAX_PIXELS,
+    max_pixels: int = MAX_IMAGE_PIXELS,
 ) -> datasets.Dataset:
     """The data as TRL's trainers take it, one row a usable sample.
 
@@ -77,7 +74,7 @@ def prepare(
         raise RapInputError("prepare: needs the datasets library: pip install datasets")
     names = samples.ids
     table = hf.Dataset.from_dict({"id": [names[i] for i in rows], "row": rows})
-    template = prompt_template or "{question}{choices}"
+    template = prompt_template or PROMPT_TEMPLATE
     return table.with_transform(_Rows(samples, template, max_pixels))
 
 
