@@ -64,7 +64,7 @@ def group(section: str, *options: Callable[..., Decorator]) -> Decorator:
 # ---------------------------------------------------------------- from fields
 
 
-class FieldType(click.ParamType):
+class FieldType(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 on
     """The type of a settings field: what its class refuses is refused here, by name."""
 
     def __init__(self, kind: type, name: str) -> None:
@@ -143,9 +143,10 @@ def _field_option(
     default = default_text(field)
     if hint is bool:
         default = {"True": spelled, "False": f"no-{spelled}"}.get(default, default)
-        flags, kind_of_value = f"--{spelled}/--no-{spelled}", click.BOOL
+        flags = f"--{spelled}/--no-{spelled}"
     else:
-        flags, kind_of_value = f"--{spelled}", FieldType(kind, field.name)
+        flags = f"--{spelled}"
+    kind_of_value: Any = click.BOOL if hint is bool else FieldType(kind, field.name)
     text = field.metadata["help"] + (f"  [default: {default}]" if default else "")
     return option(flags, field.name, type=kind_of_value, default=None, help=text)
 
