@@ -6,8 +6,8 @@
 
 A package is what stands directly in rap/: a folder, or a module that has none. An import is
 counted once for a pair of packages, wherever it stands (in a function, for types). A circle
-is a largest set of modules that all import each other, directly or not; in C, of names: a
-file and its header are one, and it imports the headers that it includes. Python's modules
+is a largest set of modules that all import each other, directly or not; in C a module is a
+translation unit with its header, and imports the headers that it includes. Python's modules
 and imports are read by grimp (the extra ``lint``).
 """
 
@@ -18,6 +18,7 @@ import ast
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from statistics import median
 
@@ -79,10 +80,19 @@ def python_imports(tree: Path, package: str) -> nx.DiGraph:
 
 
 def c_imports(folder: Path) -> nx.DiGraph:
+    """Translation units by name, and whose headers each includes, directly or through a
+    header that belongs to no unit."""
     graph = nx.DiGraph()
+    units = set()
     for path in c_files(folder):
         included = _INCLUDE.findall(path.read_text(encoding="utf-8"))
         graph.add_edges_from((path.stem, other) for other in included)
+        if path.suffix != ".h":
+            units.add(path.stem)
+    for header in set(graph) - units:
+        ends = product(graph.predecessors(header), graph.successors(header))
+        graph.add_edges_from(list(ends))
+        graph.remove_node(header)
     return graph
 
 

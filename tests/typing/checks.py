@@ -175,7 +175,9 @@ def test_no_circle_between_c_files() -> None:
 def test_long_functions_and_circles_are_seen(tmp_path: Path) -> None:
     body = "    x++;\n" * 81
     (tmp_path / "one.c").write_text(f'#include "two.h"\nvoid\nf(void)\n{{\n{body}}}\n')
-    (tmp_path / "two.h").write_text('#include "sub/one.h"\n')
+    (tmp_path / "two.h").write_text('#include "sub/three.h"\n')
+    (tmp_path / "two.c").write_text("")
+    (tmp_path / "three.h").write_text('#include "one.h"\n')  # belongs to no unit
     assert list(house.c_functions(tmp_path / "one.c")) == [83]
     assert house.circles(house.c_imports(tmp_path)) == [["one", "two"]]
     script = tmp_path / "long.py"
