@@ -141,12 +141,12 @@ def _field_option(
 ) -> Callable[..., Decorator]:
     spelled = (name or field.name).replace("_", "-")
     default = default_text(field)
+    kind_of_value: Any
     if hint is bool:
         default = {"True": spelled, "False": f"no-{spelled}"}.get(default, default)
-        flags = f"--{spelled}/--no-{spelled}"
+        flags, kind_of_value = f"--{spelled}/--no-{spelled}", click.BOOL
     else:
-        flags = f"--{spelled}"
-    kind_of_value: Any = click.BOOL if hint is bool else FieldType(kind, field.name)
+        flags, kind_of_value = f"--{spelled}", FieldType(kind, field.name)
     text = field.metadata["help"] + (f"  [default: {default}]" if default else "")
     return option(flags, field.name, type=kind_of_value, default=None, help=text)
 
