@@ -64,7 +64,7 @@ def group(section: str, *options: Callable[..., Decorator]) -> Decorator:
 # ---------------------------------------------------------------- from fields
 
 
-class FieldType(click.ParamType):
+class FieldType(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 on
     """The type of a settings field: what its class refuses is refused here, by name."""
 
     def __init__(self, kind: type, name: str) -> None:
@@ -149,6 +149,7 @@ def _field_option(
 ) -> Callable[..., Decorator]:
     spelled = (name or field.name).replace("_", "-")
     default = default_text(field)
+    kind_of_value: Any
     if hint is bool:
         default = {"True": spelled, "False": f"no-{spelled}"}.get(default, default)
         flags, kind_of_value = f"--{spelled}/--no-{spelled}", click.BOOL

@@ -245,7 +245,7 @@ TRAIN_OPTIONS = _both(
 def score_config(options: Mapping[str, Any]) -> ScoreConfig:
     """The options given on the command line as a ``ScoreConfig``; the rest is default."""
     found: dict[str, Any] = given(ScoreConfig, options)
-    parts: dict[str, dict[str, Any]] = {
+    parts: dict[str, Any] = {
         name: {} for name, kind in field_types(ScoreConfig).items() if is_settings(kind)
     }
     parts["sampling"] |= given(Sampling, options)
