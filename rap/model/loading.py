@@ -159,11 +159,12 @@ def _model(name: str, options: dict[str, Any]) -> Any:
     if not is_hub_name(name):
         check_weights(Path(name))
     try:
-        model, info = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             name, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     except _errors() as error:
         raise _failure("", name, error, options["trust_remote_code"]) from error
+    model, info = loaded
     require_keys(
         f"model {name}",
         info["missing_keys"],
