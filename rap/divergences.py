@@ -1,13 +1,13 @@
-"""What ``rap.cde`` answers, by name: the one list of divergences on the Python side.
+"""What ``rap.cde`` returns, by name: the one list of divergences on the Python side.
 
-A new divergence is a field here; settings, score table and kernels take its name from
-here. The C side's list is the enum of csrc/cde/cde.h, in the same order
-(tests/test_csrc.py compares them). Nothing is imported, so that settings need no kernels.
+A new divergence is a field here and a name in ``DivergenceName``; settings, score table
+and kernels take it from here. The C side's list is the enum of csrc/cde/cde.h, in the same
+order (tests/test_csrc.py compares them). Nothing is imported: settings need no kernels.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 
 # a tuple, not a dataclass: a call on small arrays costs as much as making a frozen one
@@ -37,7 +37,9 @@ class CdeResult(NamedTuple):
 CDE_OUTPUTS = CdeResult._fields
 TARGETED = ("logp1", "logp0")
 """Those that need targets."""
-SCORED = tuple(name for name in CDE_OUTPUTS if name not in TARGETED)
+CDE_COLUMNS = tuple(name for name in CDE_OUTPUTS if name not in TARGETED)
 """Columns of the score table: means over a response's tokens."""
-DIVERGENCES = tuple(name for name in SCORED if not name.startswith("entropy"))
-"""What samples may be ranked by."""
+
+DivergenceName = Literal["js", "kl", "rkl", "jeffreys", "tv", "hellinger2"]
+"""What samples may be ranked by: all but the entropies."""
+DIVERGENCES: tuple[str, ...] = get_args(DivergenceName)

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -35,7 +35,7 @@ def kind_of(x: object) -> int:
     return kind
 
 
-def _kind(cls: type) -> int:
+def _kind(cls: Any) -> int:
     torch = sys.modules.get("torch")
     if torch is None or not issubclass(cls, torch.Tensor):
         return OTHER
@@ -179,7 +179,7 @@ class Host:
     device; None: it is NumPy's already."""
 
     __slots__ = ("answer",)
-    empty = staticmethod(np.empty)
+    empty: ClassVar[Any] = staticmethod(np.empty)
 
     def __init__(self, answer: Callable[[np.ndarray], Any] | None = None) -> None:
         self.answer = answer

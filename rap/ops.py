@@ -319,8 +319,11 @@ def _samples(
     its start as they are, which spares two arrays."""
     if cu_seqlens is None and type(response_start) is int:
         return total, response_start, 1
-    cu = total if cu_seqlens is None else place.plan("cu_seqlens", cu_seqlens)
-    samples = 1 if cu_seqlens is None else max(0, cu.size - 1)
+    cu: Any = total
+    samples = 1
+    if cu_seqlens is not None:
+        cu = place.plan("cu_seqlens", cu_seqlens)
+        samples = max(0, cu.size - 1)
     start = place.plan("response_start", response_start)
     if start is not None and np.ndim(response_start) == 0:
         start = np.full(samples, start)

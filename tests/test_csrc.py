@@ -196,6 +196,8 @@ def test_the_enum_of_divergences_is_the_list_of_names():
         r"value\[RAP_CDE_(\w+)\] =", (CSRC / "cde" / "cde_math.h").read_text()
     )
     assert sorted(map(str.lower, answers)) == sorted(divergences.CDE_OUTPUTS)
+    ranked = {n for n in divergences.CDE_COLUMNS if not n.startswith("entropy")}
+    assert set(divergences.DIVERGENCES) == ranked
     doubles = re.search(r"typedef struct rap_cde_state \{(.*?)\}", code_of(
         CSRC / "cde" / "cde.h"), re.S)[1]  # fmt: skip
     fields = len(re.findall(r"\w+\s*(?=[,;])", doubles))

@@ -11,7 +11,11 @@ no model. Counts are integers: decisions compare integers, never quotients
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyarrow as pa
+
+from ..divergences import CDE_COLUMNS
 
 SCHEMA_VERSION = 1
 
@@ -43,14 +47,7 @@ SCORE_SCHEMA = pa.schema(
         ("logp_mean1", pa.float64()),  # nats a token: the length-normalised form
         ("logp_mean0", pa.float64()),
         # divergences, means over the response tokens (nats; tv and hellinger2 <= 1)
-        ("kl", pa.float32()),
-        ("rkl", pa.float32()),
-        ("jeffreys", pa.float32()),
-        ("js", pa.float32()),
-        ("tv", pa.float32()),
-        ("hellinger2", pa.float32()),
-        ("entropy1", pa.float32()),
-        ("entropy0", pa.float32()),
+        *((name, pa.float32()) for name in CDE_COLUMNS),
         # attention
         ("log_psi", pa.float32()),  # -inf: response too short to judge
         ("psi_position", pa.int32()),  # token index in prompt + response; -1 if none
@@ -89,7 +86,9 @@ ROLLOUT_SCHEMA = pa.schema(
 VOLATILE_COLUMNS = ("seconds",)
 
 
-def table_from_rows(rows: list[dict], schema: pa.Schema = SCORE_SCHEMA) -> pa.Table:
+def table_from_rows(
+    rows: list[dict[str, Any]], schema: pa.Schema = SCORE_SCHEMA
+) -> pa.Table:
     """Build a table of ``schema`` from dicts; a missing key becomes null.
 
     Raises ``KeyError`` on a key the schema does not have.

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import cuda
 from ..config import ScoreConfig
+from ..divergences import CDE_COLUMNS
 from ..errors import RapError, RapModelError, first_line
 from ..model.rollouts import BLIND_ARM, IMAGE_ARM, Completion, degenerate, row_seed
 from ..rewards.checker import Checker
@@ -38,10 +39,9 @@ MIN_GROUPS = 8
 """Groups of completions seen before a run is given up as degenerate."""
 
 _LOGS = ("logp_answer1", "logp_answer0", "logp_mean1", "logp_mean0")
-_DIVERGENCES = ("kl", "rkl", "jeffreys", "js", "tv", "hellinger2", "entropy1", "entropy0")
-_HEAD = (*_DIVERGENCES, "logp1", "logp0")
+_HEAD = (*CDE_COLUMNS, "logp1", "logp0")
 _ATTENTION = ("log_psi", "attention_entropy", "attention_top", "image_mass")
-_ROUNDED = (*_LOGS, *_DIVERGENCES, *_ATTENTION)
+_ROUNDED = (*_LOGS, *CDE_COLUMNS, *_ATTENTION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,7 @@ class Scorer:
         result = self._head(jobs, hidden, without)
         for job in jobs:
             if job.alive:
-                job.row |= {name: result[id(job)][name] for name in _DIVERGENCES}
+                job.row |= {name: result[id(job)][name] for name in CDE_COLUMNS}
                 job.row.setdefault("truncated", False)
         return result
 
