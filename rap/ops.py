@@ -34,7 +34,16 @@ from .host import FLOAT64, INT64, Host, default_threads, host_of, integer, is_to
 if _C.CDE_OUTPUTS != len(CDE_OUTPUTS):
     raise ImportError("rap._C was built from other sources than these: build it again")
 
-__all__ = ["AceResult", "CdeResult", "ace", "cde", "default_threads", "drm", "linear_cde"]
+__all__ = [
+    "CDE_OUTPUTS",
+    "AceResult",
+    "CdeResult",
+    "ace",
+    "cde",
+    "default_threads",
+    "drm",
+    "linear_cde",
+]
 
 _HEADS = {"mean": 0, "max": 1, "each": 2}
 _COLUMNS = {"response": 1, "prompt": 2, "all": 3}

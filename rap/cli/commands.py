@@ -20,13 +20,11 @@ from typing import Any
 
 import click
 
-from ..config import (
-    DEFAULT_BUDGET,
-    ChooseConfig,
-    require_threshold,
-)
+from ..config import DEFAULT_BUDGET, ChooseConfig
 from ..errors import RapConfigError, RapInputError
 from ..export.formats import TARGETS
+from ..export.formats import describe as describe_targets
+from ..selection.rules import check as check_rule
 from .about import demo, info
 from .check import check
 from .fields import Command, given, group, option
@@ -172,7 +170,11 @@ def choose(
     if samples is not None:
         require_same(found.table, samples)
         found = dataclasses.replace(found, dataset=samples)
-    choose_and_tell(found, ChooseConfig(**given(ChooseConfig, options)), options)
+    rules = ChooseConfig(**given(ChooseConfig, options))
+    mapped = (to_columns(columns) or {}).get("source")
+    if rules.by == "source" and mapped:  # the store may hold another column's values
+        rules = dataclasses.replace(rules, by=mapped)
+    choose_and_tell(found, rules, options)
 
 
 @main.command(cls=Command)
@@ -225,7 +227,7 @@ def select(
             if options["out"] is None:
                 raise click.UsageError("give --out DIR or --store DIR: scores must live on")
             store = options["out"] / "scores"
-        require_threshold(rules, score_config(options).evidence)
+        check_rule(rules, score_config(options).evidence)
         scores = score_data(samples, model, store, options)
     choose_and_tell(scores, rules, options)
 
@@ -247,6 +249,12 @@ MODEL_ONLY = ("Model", "Scoring", "Sampling of completions", "Speed and limits")
         show_default=True,
         metavar="FILE",
     ),
+    option(
+        "--store",
+        type=PATH,
+        metavar="DIR",
+        help="The score store: shows completions of the samples on the page.",
+    ),
     option("--title", help="Heading of the page."),
     option(
         "--per-reason",
@@ -262,6 +270,7 @@ def report(
     selection: Path,
     data: Path | None,
     out: Path,
+    store: Path | None,
     title: str | None,
     per_reason: int,
     columns: Sequence[str],
@@ -284,7 +293,9 @@ def report(
     found = load(selection)
     if samples is not None:
         require_same(found.table, samples)
-    path = write_report(found, out, dataset=samples, title=title, per_reason=per_reason)
+    path = write_report(
+        found, out, dataset=samples, rollouts=store, title=title, per_reason=per_reason
+    )
     if as_json:
         print_json({"report": str(path), "bytes": path.stat().st_size})
     else:
@@ -300,7 +311,12 @@ def report(
 @DATA_OPTIONS
 @group(
     "Trainer",
-    option("--to", type=click.Choice(list(TARGETS)), required=True, help="The trainer."),
+    option(
+        "--to",
+        type=click.Choice(list(TARGETS)),
+        required=True,
+        help=f"The trainer. {describe_targets()}.",
+    ),
     option("--max-images", type=int, metavar="N", help="Refuse samples with more images."),
     option(
         "--prompt-template",
@@ -340,9 +356,6 @@ def export(
     **options: Any,
 ) -> None:
     """Write the kept samples of SELECTION as files that a trainer reads.
-
-    For trl, verl, easyr1, openrlhf and ms-swift these are GRPO's inputs. LLaMA-Factory
-    has no GRPO: it gets SFT on the reference answers or, with --store, DPO pairs.
 
     \b
     Examples:

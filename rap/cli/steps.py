@@ -166,7 +166,7 @@ def choose_and_tell(
     scores: Scores, config: ChooseConfig, options: Mapping[str, Any]
 ) -> None:
     """Choose, write what was asked for, and print the summary, or all of it as JSON."""
-    from ..selection.rules import choose
+    from ..selection.choosing import choose
     from ..selection.selection import load
 
     other = None if options["compare"] is None else load(options["compare"])

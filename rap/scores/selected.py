@@ -1,7 +1,7 @@
 """What was chosen, as data: which samples are kept, why the others are not.
 
 It counts, compares and saves itself. How it is shown is in ``rap.selection.selection``,
-how it is decided in ``rap.selection.rules``.
+how it is decided in ``rap.selection.choosing``.
 """
 
 from __future__ import annotations
@@ -13,25 +13,17 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import RapStoreError
+from .columns import as_fraction, mask_of
 from .files import write_atomic
-from .scores import (
-    PAPER_LAMBDA_C,
-    as_fraction,
-    diagnose,
-    mask_of,
-    write_saved,
-)
+from .scores import PAPER_LAMBDA_C, diagnose, write_saved
 from .table import VOLATILE_COLUMNS
-
-if TYPE_CHECKING:
-    pass
 
 KEPT = ("kept_cognitive", "kept_replacement")
 DROPPED = (
@@ -83,15 +75,18 @@ class Comparison:
 
 @dataclass(frozen=True, eq=False)
 class Selected:
-    """What was chosen, as data. ``table``: the score table plus ``D`` (float64),
-    ``difficulty`` (float64) and ``reason``, one row an input sample, in data-set order;
-    an unknown D or difficulty is null. ``settings``: the settings given, the thresholds
-    found, the fingerprint of the scores, warnings. ``source``: the data set if known.
+    """What was chosen, as data. ``table``: the score table plus ``D``, ``difficulty``,
+    ``rank_key`` (float64; null: unknown, or nothing is ranked) and ``reason``, one row an
+    input sample, in data-set order. ``settings``: the settings given, the thresholds
+    found, texts that say what they mean, the fingerprint of the scores, warnings.
+    ``source``: the data set if known. ``rollouts``: the completions behind the scores
+    (``table.ROLLOUT_SCHEMA``) if known; they are not saved.
     """
 
     table: pa.Table
     settings: Mapping[str, Any]
     source: Any = None
+    rollouts: pa.Table | None = None
 
     def __len__(self) -> int:
         """Number of samples kept."""
@@ -146,7 +141,14 @@ class Selected:
         else:
             value = found["lambda_c"]
             threshold = as_fraction("lambda_c", PAPER_LAMBDA_C if value is None else value)
-        return diagnose(self.table, threshold, self.settings["choose"]["divergence"])
+        choice = self.settings["choose"]
+        return diagnose(
+            self.table,
+            threshold,
+            divergence=choice["divergence"],
+            likelihood=choice.get("likelihood", "product"),
+            unsolved=as_fraction("unsolved", choice.get("unsolved", 1.0)),
+        )
 
     def compare(self, other: Selected) -> Comparison:
         """Overlap, Jaccard and what moved from ``other`` to this selection."""

@@ -18,23 +18,17 @@ rollouts. A partial shard is one file, so it never disagrees with its rollouts.
 with a digest over all its bytes and a note (kind, schema version, fingerprint, shard
 number, ...): one flipped bit anywhere makes the shard set aside, never a wrong score.
 
-The lock is a POSIX record lock, not flock: a forked data-loader worker does not inherit
-it, so it dies with the process that took it, and a dead process's lock is simply free.
+A store of an older schema is read, and gone on with, as if its new columns were null
+(``table.SINCE``).
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import fcntl
 import json
 import os
 import re
-import socket
-import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,131 +39,21 @@ from ..errors import RapConfigError, RapStoreError
 from .files import (
     NO_FSYNC,
     OtherVersionError,
-    check_version,
-    decoded,
     store_error,
     verified,
     write_atomic,
     write_parquet,
 )
+from .fingerprint import as_json, other_run
+from .lock import Lock
+from .shards import PARTIAL_SCHEMA, Shards, read_header
 from .table import ROLLOUT_SCHEMA, SCHEMA_VERSION, SCORE_SCHEMA
 
 _SHARD = re.compile(r"(scores|rollouts|partial)-(\d{5,})\.parquet")
 _TMP = re.compile(r"\..*\.tmp")
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
-
-_PARTIAL_SCHEMA = SCORE_SCHEMA.append(
-    pa.field("rollouts", pa.list_(pa.struct(list(ROLLOUT_SCHEMA))))
-)
-
-# A record lock does not keep out a second store of the same process: this does.
-_open_here: set[str] = set()
 
 
-# ---------------------------------------------------------------- fingerprint
-
-
-def differences(ours: object, theirs: object, prefix: str = "") -> list[str]:
-    """One line a field that differs, e.g. ``config.sampling.temperature: 1.0 here, 0.7
-    in the store``. Both are JSON values; a key that one side lacks reads "absent"."""
-    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
-        lines = []
-        for key in sorted({*ours, *theirs}):
-            name = f"{prefix}.{key}" if prefix else key
-            lines += differences(ours.get(key, _ABSENT), theirs.get(key, _ABSENT), name)
-        return lines
-    # 1 and 1.0 and True are equal in Python, but only the first two mean the same.
-    if ours == theirs and isinstance(ours, bool) == isinstance(theirs, bool):
-        return []
-    return [f"{prefix}: {_show(ours)} here, {_show(theirs)} in the store"]
-
-
-_ABSENT = object()
-
-
-def _show(value: object) -> str:
-    if value is _ABSENT:
-        return "absent"
-    text = json.dumps(value, sort_keys=True)
-    return text if len(text) <= 200 else text[:197] + "..."
-
-
-def _as_json(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
-    """As it will be read back: tuples are lists, keys text."""
-    try:
-        return json.loads(json.dumps(fingerprint, allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise RapConfigError(f"fingerprint: cannot be written as JSON: {error}") from error
-
-
-# ---------------------------------------------------------------- lock
-
-
-class _Lock:
-    """The right to write into a folder, held until ``release`` or the process ends."""
-
-    def __init__(self, folder: Path) -> None:
-        self.key = os.path.realpath(folder)
-        self.path = folder / "lock"
-        self.pid = os.getpid()
-        if self.key in _open_here:
-            raise RapStoreError(f"{folder}: this process has the store open already")
-        try:
-            self.handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            raise store_error(f"{folder}: cannot be written to", error) from error
-        try:
-            fcntl.lockf(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            owner = {"pid": self.pid, "host": socket.gethostname(), "since": _now()}
-            os.ftruncate(self.handle, 0)
-            os.pwrite(self.handle, json.dumps(owner).encode(), 0)
-        except OSError as error:
-            refused = self._refused(folder, error)
-            os.close(self.handle)
-            raise refused from error
-        _open_here.add(self.key)
-
-    def _refused(self, folder: Path, error: OSError) -> RapStoreError:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            owner = os.pread(self.handle, 1000, 0).decode(errors="replace")
-            return RapStoreError(
-                f"{folder}: another process is scoring into this store ({owner}); wait "
-                "for it, or use another folder"
-            )
-        if error.errno in _NO_LOCKS:
-            return RapStoreError(
-                f"{folder}: this file system has no locks ({error.strerror}), so two runs "
-                "could mix; put the store on a local disk"
-            )
-        return store_error(f"{folder}: cannot be locked", error)
-
-    def release(self) -> None:
-        if self.pid != os.getpid():  # a forked child holds nothing
-            return
-        with contextlib.suppress(OSError):
-            os.ftruncate(self.handle, 0)
-        os.close(self.handle)  # lets the record lock go
-        _open_here.discard(self.key)
-
-
-def _now() -> str:
-    """For the message of a refused lock only; it reaches no other file."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-# ---------------------------------------------------------------- store
-
-
-@dataclass(frozen=True, slots=True)
-class Partial:
-    """The first rows of a shard, as ``ScoreStore.write_partial`` was given them."""
-
-    scores: pa.Table
-    rollouts: pa.Table | None
-    tally: dict[str, int]
-
-
-class ScoreStore:
+class ScoreStore(Shards):
     """Shards of scores in a folder; see the module's docstring.
 
     ``open`` to write (holds the lock until ``close``), ``load`` to read. Attributes:
@@ -178,12 +62,9 @@ class ScoreStore:
     """
 
     def __init__(
-        self, path: Path, header: Mapping[str, Any], lock: _Lock | None = None
+        self, path: Path, header: Mapping[str, Any], lock: Lock | None = None
     ) -> None:
-        self.path = path
-        self.n_samples: int = header["n_samples"]
-        self.shard_size: int = header["shard_size"]
-        self.fingerprint: dict[str, Any] = header["fingerprint"]
+        super().__init__(path, header)
         self.warnings: list[str] = []
         self._lock = lock
         self._done: set[int] = set()
@@ -216,14 +97,14 @@ class ScoreStore:
             "schema_version": SCHEMA_VERSION,
             "n_samples": n_samples,
             "shard_size": shard_size,
-            "fingerprint": _as_json(fingerprint),
+            "fingerprint": as_json(fingerprint),
         }
         folder = Path(path)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise store_error(f"{folder}: cannot be made", error) from error
-        lock = _Lock(folder)
+        lock = Lock(folder)
         try:
             store = cls(folder, header, lock)
             store._start(header)
@@ -237,7 +118,7 @@ class ScoreStore:
         """Open to read, without a lock; a run may be writing (its finished shards are
         seen). Raises ``RapStoreError`` if there is no readable store."""
         folder = Path(path)
-        header = _read_header(folder / "store.json")
+        header = read_header(folder / "store.json")
         if header is None:
             raise RapStoreError(f"{folder}: no score store here (store.json is missing)")
         return cls(folder, header)
@@ -254,32 +135,9 @@ class ScoreStore:
             self._lock.release()
             self._lock = None
 
-    @property
-    def meta(self) -> dict[str, Any]:
-        """What ``Scores.meta`` holds: schema version, fingerprint, sizes."""
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "fingerprint": self.fingerprint,
-            "n_samples": self.n_samples,
-            "shard_size": self.shard_size,
-        }
-
-    @property
-    def n_shards(self) -> int:
-        return -(-self.n_samples // self.shard_size)
-
-    def shard_range(self, k: int) -> range:
-        """The sample indices of shard ``k``."""
-        if not 0 <= k < self.n_shards:
-            raise IndexError(f"shard {k} of {self.n_shards}")
-        start = k * self.shard_size
-        return range(start, min(start + self.shard_size, self.n_samples))
-
-    def missing(self) -> list[int]:
-        """Numbers of the shards that are not there (whole), ascending."""
-        if self._lock is not None:
-            return [k for k in range(self.n_shards) if k not in self._done]
-        return [k for k in range(self.n_shards) if not self._scores(k).exists()]
+    def parts(self) -> list[int]:
+        """Numbers of the shards of which ``partial`` has something, ascending."""
+        return super().parts() if self._lock is None else sorted(self._parts)
 
     def write(
         self,
@@ -342,34 +200,10 @@ class ScoreStore:
             raise ValueError(f"shard {k}: rollouts that are not of its rows, in order")
         rows = pa.concat_arrays(rollouts.to_struct_array().chunks or [_NO_ROLLOUTS])
         nested = pa.ListArray.from_arrays(pa.array(ends, pa.int32()), rows)
-        table = scores.append_column(_PARTIAL_SCHEMA.field("rollouts"), nested)
+        table = scores.append_column(PARTIAL_SCHEMA.field("rollouts"), nested)
         note = self._note(k) | {"kind": "partial shard", "tally": dict(tally or {})}
         write_parquet(self._partial(k), table, note)
         self._parts.add(k)
-
-    def partial(self, k: int) -> Partial | None:
-        """What is kept of shard ``k`` while it is not whole; None if nothing is.
-
-        Raises ``RapStoreError`` if it is damaged (``open`` has set such a file aside).
-        """
-        path = self._partial(k)
-        whole = k in self._done or (self._lock is None and self._scores(k).exists())
-        if whole or not path.exists():
-            return None
-        data, note, _ = self._verified_shard(path, k, "partial shard")
-        table = decoded(path, data).cast(_PARTIAL_SCHEMA)
-        wanted = list(self.shard_range(k))
-        if table["index"].to_pylist() != wanted[: table.num_rows]:
-            raise RapStoreError(f"{path}: holds other rows than the first of its shard")
-        flat = pa.concat_arrays(table["rollouts"].chunks).flatten()
-        rollouts = pa.Table.from_struct_array(flat).cast(ROLLOUT_SCHEMA)
-        scores = table.drop_columns(["rollouts"])
-        return Partial(scores, rollouts if len(flat) else None, note.get("tally", {}))
-
-    def tally(self, k: int) -> dict[str, int]:
-        """The counts that ``write`` was given. Raises ``RapStoreError``."""
-        _, note, _ = self._verified_shard(self._scores(k), k, "score shard")
-        return note.get("tally", {})
 
     def redo(self, k: int) -> None:
         """Have shard ``k`` scored again: it is ``missing()`` from now on, also after a
@@ -384,59 +218,10 @@ class ScoreStore:
         self._remove(self._partial(k))
         self._parts.discard(k)
 
-    def finished(self) -> list[int]:
-        """Numbers of the shards that are there (whole), ascending."""
-        missing = set(self.missing())
-        return [k for k in range(self.n_shards) if k not in missing]
-
-    def parts(self) -> list[int]:
-        """Numbers of the shards of which ``partial`` has something, ascending."""
-        if self._lock is not None:
-            return sorted(self._parts)
-        return [k for k in self.missing() if self._partial(k).exists()]
-
-    def n_kept(self) -> int:
-        """Rows that a run which goes on need not score again."""
-        kept = sum(len(self.shard_range(k)) for k in self.finished())
-        for k in self.parts():
-            part = self.partial(k)
-            kept += 0 if part is None else part.scores.num_rows
-        return kept
-
-    def read(self) -> pa.Table:
-        """All scores, in data-set order.
-
-        Raises ``RapStoreError`` if shards are missing or damaged.
-        """
-        missing = self.missing()
-        if missing:
-            raise RapStoreError(
-                f"{self.path}: {len(missing)} of {self.n_shards} shards are not scored yet "
-                f"(first: {missing[0]}); run the same scoring command again to go on"
-            )
-        return pa.concat_tables(self.read_shard(k) for k in range(self.n_shards))
-
-    def read_shard(self, k: int) -> pa.Table:
-        """Scores of shard ``k``. Raises ``RapStoreError`` if it is missing or damaged."""
-        data, _, _ = self._verified_shard(self._scores(k), k, "score shard")
-        return decoded(self._scores(k), data).cast(SCORE_SCHEMA)
-
-    def read_rollouts(self) -> pa.Table | None:
-        """All rollouts of the finished shards, in data-set order; None if none exist.
-
-        Raises ``RapStoreError`` if one is missing or damaged.
-        """
-        tables = []
-        for k in range(self.n_shards):
-            if not self._scores(k).exists():
-                continue
-            _, note, _ = self._verified_shard(self._scores(k), k, "score shard")
-            if note["rollouts"] is not None:
-                data = self._verified_rollouts(k, note["rollouts"])
-                tables.append(decoded(self._rollouts(k), data).cast(ROLLOUT_SCHEMA))
-        return pa.concat_tables(tables) if tables else None
-
     # -- inside
+
+    def _whole(self, k: int) -> bool:
+        return super()._whole(k) if self._lock is None else k in self._done
 
     def _writable(self, k: int) -> range:
         if self._lock is None or self._lock.pid != os.getpid():
@@ -455,34 +240,6 @@ class ScoreStore:
             path.unlink(missing_ok=True)
         except OSError as error:
             raise store_error(f"{path}: cannot be removed", error) from error
-
-    def _partial(self, k: int) -> Path:
-        return self.path / f"partial-{k:05d}.parquet"
-
-    def _scores(self, k: int) -> Path:
-        return self.path / f"scores-{k:05d}.parquet"
-
-    def _rollouts(self, k: int) -> Path:
-        return self.path / f"rollouts-{k:05d}.parquet"
-
-    def _verified_shard(
-        self, path: Path, k: int, kind: str
-    ) -> tuple[bytes, dict[str, Any], str]:
-        """(bytes, note, digest) of a shard that is shard ``k`` of this very store."""
-        data, note, digest = verified(path)
-        if note.get("kind") != kind or note.get("shard") != k:
-            raise RapStoreError(f"{path}: holds {note.get('kind')} {note.get('shard')}")
-        other = differences(self.fingerprint, note.get("fingerprint"), "fingerprint")
-        if other:
-            raise RapStoreError(f"{path}: is of another run ({other[0]})")
-        return data, note, digest
-
-    def _verified_rollouts(self, k: int, wanted: str) -> bytes:
-        path = self._rollouts(k)
-        data, _, digest = self._verified_shard(path, k, "rollout shard")
-        if digest != wanted:
-            raise RapStoreError(f"{path}: is not what {self._scores(k).name} was made from")
-        return data
 
     def _start(self, header: dict[str, Any]) -> None:
         """Everything ``open`` does once it holds the lock."""
@@ -511,7 +268,7 @@ class ScoreStore:
     def _check_header(self, header: dict[str, Any], names: list[str]) -> None:
         path = self.path / "store.json"
         try:
-            there = _read_header(path)
+            there = read_header(path)
         except OtherVersionError:
             raise
         except RapStoreError as error:
@@ -519,7 +276,7 @@ class ScoreStore:
             there = None
         if there is None:  # lost: the shards know what they were made with
             there = header | {"fingerprint": self._fingerprint_of_shards(names, header)}
-        lines = differences(header, there)
+        lines = other_run(header, there)
         if lines:
             text = "; ".join(line.removeprefix("fingerprint.") for line in lines)
             raise RapConfigError(
@@ -619,24 +376,3 @@ def _old(path: Path) -> Path:
 
 def _dump(header: Mapping[str, Any]) -> bytes:
     return json.dumps(header, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
-
-
-def _read_header(path: Path) -> dict[str, Any] | None:
-    """store.json; None if there is none. Raises ``RapStoreError`` if it is damaged."""
-    try:
-        text = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise store_error(f"{path}: cannot be read", error) from error
-    try:
-        header = json.loads(text)
-        version = header["schema_version"]
-    except (ValueError, RecursionError, KeyError, TypeError) as error:
-        raise RapStoreError(f"{path}: is damaged: {error!r}") from error
-    check_version(path, version)
-    names = ("n_samples", "shard_size")
-    ok = all(isinstance(header.get(n), int) and header[n] >= 1 for n in names)
-    if not ok or not isinstance(header.get("fingerprint"), dict):
-        raise RapStoreError(f"{path}: is damaged: not the header of a score store")
-    return header

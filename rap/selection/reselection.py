@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import RapConfigError, RapInputError
-from ..scores.scores import floats, mask_of
+from ..scores.columns import floats, mask_of
 from ..scores.selected import KEPT
 from ..settings import Ge, Gt, Le, Number, setting, settings
 from .selection import Selection
@@ -254,7 +254,7 @@ def reselect(
         "reselect": note,
         "warnings": warnings,
     }
-    return Selection(table, settings, selection.source)
+    return Selection(table, settings, selection.source, selection.rollouts)
 
 
 def now_kept(table: pa.Table) -> np.ndarray:
