@@ -76,7 +76,8 @@ class Servers:
         url = server.root + path
         try:
             reply = await exchange(self.client, "GET", url)
-            if reply.status in (404, 405, 501):
+            # transformers serve answers 500 to /v1/models where there is no hub cache
+            if reply.status in (404, 405, 500, 501):
                 return None
             return read(reply, url)
         except Broken:
