@@ -20,8 +20,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..config import EVIDENCE, is_number, plain
+from ..config import EVIDENCE, is_number
 from ..errors import RapConfigError, RapInputError, RapStoreError
+from ..settings import to_python
 from .files import read_parquet, write_parquet
 from .records import count_rollouts, keep_rows, read_rollouts
 from .table import QUARANTINED, SCHEMA_VERSION, SCORE_SCHEMA, SCORED, VOLATILE_COLUMNS
@@ -259,7 +260,7 @@ def mask_of(column: pa.ChunkedArray) -> np.ndarray:
 
 def as_fraction(name: str, value: float) -> Fraction:
     """The decimal the user wrote: 0.1 is 1/10, not the nearest binary number."""
-    number = plain(value)
+    number = to_python(value)
     if not is_number(number):
         raise RapConfigError(f"{name} = {value!r}: expected a finite number")
     return Fraction(str(float(number)))  # type: ignore[arg-type]

@@ -6,18 +6,16 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..config import MAX_IMAGE_PIXELS, PROMPT_TEMPLATE
 from ..errors import RapInputError
 from ..samples.choices import prompt_text
 from ..samples.sample import Bad, BadSample, Sample
 from ..samples.sampleset import SampleSet, load_images, open_samples
 from ..samples.sources import datasets_library
+from ..scores.selected import Selected
 
 if TYPE_CHECKING:
     import datasets
-
-
-MAX_PIXELS = 50_000_000
-"""As ``ScoreConfig.max_image_pixels``."""
 
 
 def prepare(
@@ -27,7 +25,7 @@ def prepare(
     columns: Mapping[str, str] | None = None,
     root: str | os.PathLike[str] | None = None,
     prompt_template: str | None = None,
-    max_pixels: int = MAX_PIXELS,
+    max_pixels: int = MAX_IMAGE_PIXELS,
 ) -> datasets.Dataset:
     """The data as TRL's trainers take it, one row a usable sample.
 
@@ -47,7 +45,7 @@ def prepare(
     its data; ``datasets`` must be installed.
     """
     ids: set[str] | None = None
-    if hasattr(source, "settings") and hasattr(source, "indices"):
+    if isinstance(source, Selected):
         ids = None if pool else set(source.ids)
         if prompt_template is None:
             prompt_template = _template_of(source.settings)
@@ -76,7 +74,7 @@ def prepare(
         raise RapInputError("prepare: needs the datasets library: pip install datasets")
     names = samples.ids
     table = hf.Dataset.from_dict({"id": [names[i] for i in rows], "row": rows})
-    template = prompt_template or "{question}{choices}"
+    template = prompt_template or PROMPT_TEMPLATE
     return table.with_transform(_Rows(samples, template, max_pixels))
 
 
@@ -95,8 +93,10 @@ class _Rows:
     """Row numbers -> the rows a trainer sees (a transform of ``datasets``)."""
 
     OURS = ("id", "prompt", "images", "solution", "choices")
-    TAKEN = ("image", "prompts", "completion", "completions", "completion_ids")
-    TAKEN += ("environment", "environments", "tools")
+    TAKEN = (
+        *("image", "prompts", "completion", "completions", "completion_ids"),
+        *("environment", "environments", "tools"),
+    )
 
     def __init__(self, samples: SampleSet, template: str, max_pixels: int) -> None:
         self.samples, self.template, self.max_pixels = samples, template, max_pixels
