@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .contract import Engine, Generated, ImagePart, Request, image_part
@@ -19,7 +20,7 @@ from .vllm import VLLMEngine
 if TYPE_CHECKING:
     from ..model.driver import ModelDriver
 
-ENGINES = {
+ENGINES: dict[str, Callable[[EngineConfig, ModelDriver | None], Engine]] = {
     "transformers": TransformersEngine,
     "vllm": VLLMEngine,
     "openai": OpenAIEngine,

@@ -371,7 +371,7 @@ def _bad_sample(refused: Refused) -> BadSample:
 
 def _require_alike(one: Server, other: Server) -> None:
     """Servers that share the work have to serve the same."""
-    pairs = (
+    pairs: tuple[tuple[str, Any, Any], ...] = (
         ("model", one.identity, other.identity),
         ("abilities", one.abilities, other.abilities),
     )

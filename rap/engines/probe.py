@@ -25,7 +25,7 @@ from ..model.rollouts import BLIND_ARM, IMAGE_ARM, Completion, degenerate
 from ..samples.choices import prompt_text
 from ..samples.sample import Sample
 from . import wire
-from .contract import LocalPrompts, Request, image_part
+from .contract import ImagePart, LocalPrompts, Request, image_part
 from .http import Refused, origin
 
 if TYPE_CHECKING:
@@ -111,14 +111,15 @@ async def identify(
             what = f"serves {', '.join(names)}" if names else "does not list its models"
             raise RapConfigError(f"{origin(url)} {what}: name one as served_model")
         served = names[0]
-    row = next((r for r in rows if r.get("id") == served), {})
+    row: dict[str, Any] = next((r for r in rows if r.get("id") == served), {})
     kind = str(row.get("owned_by") or (rows[0].get("owned_by") if rows else "") or "server")
     if not row and kind in ("vllm", "sglang"):  # others list what they could load
         raise RapConfigError(
             f"{origin(url)} serves no model {served!r}; it serves {', '.join(names)}"
         )
     root = row.get("root")
-    meta = row.get("meta") if isinstance(row.get("meta"), dict) else {}
+    meta = row.get("meta")
+    meta = meta if isinstance(meta, dict) else {}
     context = row.get("max_model_len") or meta.get("n_ctx") or meta.get("n_ctx_train")
     identity = Identity(
         kind=kind,
@@ -269,7 +270,7 @@ def _require_sampling(
     refused: set[str], sampling: Sampling, local: LocalPrompts | None
 ) -> None:
     """Nothing that the user has set may stay with the server."""
-    fields = [f for f in ("temperature", "top_p") if f in refused]
+    fields: list[str] = [f for f in ("temperature", "top_p") if f in refused]
     if local is None or "generation_config" in refused:
         asked = {"top_k": sampling.top_k != 0, "min_p": sampling.min_p != 0}
         fields += [name for name, used in asked.items() if used and name in refused]
@@ -340,7 +341,7 @@ def probe_requests(driver: ModelDriver, context: int | None) -> list[Request]:
         if context is not None and len(ids) + COPIES > context:
             continue
         text = prompt_text(driver.config.prompt_template, _QUESTION, ())
-        content = (*(image_part(image) for image in images or ()), text)
+        content: tuple[ImagePart | str, ...] = (*map(image_part, images or ()), text)
         sampling = Sampling(max_new_tokens=COPIES)
         found.append(Request("probe", arm, content, (1,), sampling, False, ids, prepared))
     return found

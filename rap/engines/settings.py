@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..config import is_number, plain
+from ..config import is_number
 from ..errors import RapConfigError
+from ..settings import to_python
 
 NAMES = ("transformers", "vllm", "openai")
 
@@ -41,7 +42,7 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
-            object.__setattr__(self, f.name, plain(getattr(self, f.name)))
+            object.__setattr__(self, f.name, to_python(getattr(self, f.name)))
         _require(self.engine in NAMES, "engine", self.engine, f"one of {NAMES}")
         urls = (self.base_url,) if isinstance(self.base_url, str) else self.base_url
         known = isinstance(urls, (tuple, list)) and all(isinstance(u, str) for u in urls)

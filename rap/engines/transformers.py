@@ -47,8 +47,9 @@ class TransformersEngine:
             raise RapConfigError("the requests of one batch need one sampling")
         rows = [(request, seed) for request in batch for seed in request.seeds]
 
-        def run(part: Sequence[tuple[Request, int]]) -> list[Completion]:
-            prompts = [request.prepared for request, _ in part]
+        def run(part: Sequence[tuple[Request, int]]) -> list[Completion | Failure]:
+            prompts = [r.prepared for r, _ in part if r.prepared is not None]
+            assert len(prompts) == len(part)  # with a model every request is prepared
             seeds = [[seed] for _, seed in part]
             groups = rollouts.generate(
                 self._driver, prompts, seeds, sampling, greedy=greedy

@@ -364,7 +364,7 @@ def prompt_tokens(answer: Mapping[str, Any]) -> int | None:
 def _usage(answer: Mapping[str, Any], name: str) -> int | None:
     usage = answer.get("usage")
     count = usage.get(name) if isinstance(usage, Mapping) else None
-    return count if _is_id(count) else None  # type: ignore[return-value]
+    return count if _is_id(count) else None
 
 
 def prompt_difference(
