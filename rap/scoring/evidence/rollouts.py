@@ -109,7 +109,7 @@ def _grade(
     for number, completion in zip(numbers, drawn, strict=True):
         if completion.text.strip():
             verdict = scorer.checker.check(
-                job.sample, completion.text, token_ids=completion.token_ids
+                job.sample, completion.text, token_ids=completion.token_ids or ()
             )
             ok, code = verdict.correct, verdict.code
             if ok is None:
@@ -185,7 +185,7 @@ def _rollout_row(
         "arm": arm,
         "number": number,
         "text": clean(c.text, sys.maxsize),
-        "token_ids": list(c.token_ids),
+        "token_ids": None if c.token_ids is None else list(c.token_ids),
         "finish_reason": c.finish_reason,
         "seed": c.seed,
         "correct": correct,
