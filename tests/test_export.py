@@ -301,7 +301,10 @@ def test_several_pictures_are_refused_by_name_where_one_is_taken(selection, tmp_
 def test_a_loaded_selection_asks_for_its_data(selection, tmp_path):
     selection.save(tmp_path / "saved")
     loaded = rap.load(tmp_path / "saved")
-    with pytest.raises(RapInputError, match="does not know its data set"):
+    assert loaded.export("verl", tmp_path / "verl").samples == 7  # it is where it was
+    moved = selection.settings["data"] | {"absolute": "/gone.jsonl", "path": "gone.jsonl"}
+    loaded = rap.Selection(loaded.table, {**loaded.settings, "data": moved})
+    with pytest.raises(RapInputError, match="does not know its data set .*gone.jsonl is not"):
         loaded.export("trl", tmp_path / "out")
     again = loaded.export("trl", tmp_path / "out", data=selection.source)
     assert again.samples == 7
@@ -334,7 +337,11 @@ def test_a_sample_that_changed_since_it_was_scored_is_refused(tmp_path, what):
         file.write_text(file.read_text().replace("What is 2?", "What was 2?"))
     else:
         (tmp_path / "data" / "glass.png").write_bytes(pictures()["plain.png"])
-    with pytest.raises(RapInputError, match="'glass' cannot be exported: changed"):
+    says = {
+        "text": r"1 of 7 selected .*: 'glass' \(row 5\) changed: its question, answer",
+        "picture": "'glass' cannot be exported: changed",
+    }
+    with pytest.raises(RapInputError, match=says[what]):
         selection.export("trl", tmp_path / "out", data=file)
 
 

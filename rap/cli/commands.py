@@ -158,13 +158,15 @@ def choose(
       rap choose scores/ --rule paper --lambda-c 0.3
       rap choose scores/ --budget 0.1 --by source --compare five/
     """
+    from ..scores.match import described_again
     from ..scores.scores import Scores
 
     samples = open_data(data, columns, root)
     found = Scores.load(scores)
     if samples is not None:
-        require_same(found.table, samples)
-        found = dataclasses.replace(found, dataset=samples)
+        known = described_again(found.table, samples, found.meta.get("data"))
+        meta = {**found.meta, "data": known}
+        found = dataclasses.replace(found, dataset=samples, meta=meta)
     choose_and_tell(found, options)
 
 
@@ -288,7 +290,7 @@ def report(
     samples = open_data(data, columns, root)
     found = load(selection)
     if samples is not None:
-        require_same(found.table, samples)
+        require_same(found.table, samples, found.settings.get("data"))
     path = write_report(found, out, dataset=samples, title=title, per_reason=per_reason)
     if as_json:
         print_json({"report": str(path), "bytes": path.stat().st_size})
@@ -301,7 +303,9 @@ def report(
 @click.option("--to", type=click.Choice(list(TARGETS)), required=True, help="The trainer.")
 @click.option("--out", type=PATH, required=True, metavar="DIR", help="Files go here.")
 @click.option("--force", is_flag=True, help="Replace an older export in DIR.")
-@click.option("--data", type=PATH, required=True, help="The data set that was scored.")
+@click.option(
+    "--data", type=PATH, help="The data set that was scored.  [default: where it was]"
+)
 @DATA_OPTIONS
 @click.option(
     "--max-images", type=int, metavar="N", help="Refuse samples with more pictures."
@@ -505,7 +509,7 @@ def train(
         from ..selection.selection import load
 
         chosen = load(selection, samples)
-        require_same(chosen.table, samples)
+        require_same(chosen.table, samples, chosen.settings.get("data"))
     config = TrainConfig(
         algorithm=options["algorithm"],
         reselect=Reselect(

@@ -158,15 +158,16 @@ def from_rollouts(
     )
 
 
-def require_same(table: pa.Table, samples: SampleSet) -> None:
-    """Refuse a data set that is not the one ``table`` is of: ids stand at their index."""
-    known = samples.ids
-    rows = zip(table["index"].to_pylist(), table["id"].to_pylist(), strict=True)
-    for i, name in rows:
-        if not 0 <= i < len(known) or known[i] != name:
-            raise RapInputError(
-                f"the data set is not the one that was scored: row {i} was {name[:80]!r}"
-            )
+def require_same(
+    table: pa.Table, samples: SampleSet, data: Mapping[str, Any] | None = None
+) -> None:
+    """Refuse a data set that is not the one ``table`` is of (``scores.match``). Rows that
+    could not be scored need not be there."""
+    from ..scores.match import match
+    from ..scores.table import SCORED
+
+    scored = [i for i, s in enumerate(table["status"].to_pylist()) if s == SCORED]
+    match(table, samples, data=data, rows=scored)
 
 
 def choose_and_tell(scores: Scores, options: Mapping[str, Any]) -> None:

@@ -59,8 +59,9 @@ from ..errors import RapConfigError, RapInputError, RapStoreError, first_line
 from ..samples.choices import prompt_text
 from ..samples.images import decode, read_bytes, sniff
 from ..samples.sample import Bad, BadSample, Sample, sample_sha256
-from ..samples.sampleset import SampleSet, open_samples
+from ..samples.sampleset import SampleSet
 from ..scores.files import fsync_folder, store_error
+from ..scores.match import as_samples
 from .formats import MANIFEST, TARGETS, Picture, Row, Writing
 
 if TYPE_CHECKING:
@@ -123,9 +124,9 @@ def export(
     to: trl, verl, easyr1, openrlhf, ms-swift or llamafactory (SFT or DPO: it has no GRPO).
     path: a folder; one that is not empty is refused, with ``overwrite`` one that is not an
         export.
-    data: the data set that was scored, as ``open_samples`` takes it, where the selection
-        does not know it (a loaded one does not). Ids must stand at their rows; texts and
-        pictures are compared by hash where a model scored them here.
+    data: the data set that was scored, as ``open_samples`` takes it, where it is not where
+        the selection knows it from. Samples are found by id and content and compared by
+        hash (``scores.match``), pictures when they are read.
     max_images: refuse samples with more pictures than the trainer is set up for.
     prompt_template: as ``ScoreConfig.prompt_template``; None is that of the scores.
     media_root: OpenRLHF and ms-swift read pictures by path: the folder where the trainer
@@ -193,23 +194,10 @@ def export(
 
 
 def _samples(selection: Selected, data: object) -> SampleSet:
-    """The data set, if it is the one that was scored: its ids stand at their rows."""
-    source = selection.source if data is None else data
-    if source is None:
-        raise RapInputError(
-            "the selection does not know its data set, which has the questions and the "
-            "pictures: give it (--data FILE, or data=...)"
-        )
-    samples = source if isinstance(source, SampleSet) else open_samples(source)
-    known = samples.ids
-    for i, name in zip(selection.indices, selection.ids, strict=True):
-        if not 0 <= i < len(known) or known[i] != name:
-            there = "not there" if i >= len(known) else f"{known[i][:80]!r}"
-            raise RapInputError(
-                f"the data set is not the one that was scored: row {i} was {name[:80]!r} "
-                f"and is {there}"
-            )
-    return samples
+    """The data set: the given one, or the selection's own."""
+    if data is None:
+        return selection.require_samples()
+    return as_samples(data, selection.settings.get("data"))
 
 
 def _template(settings: Mapping[str, Any]) -> str:
@@ -234,10 +222,11 @@ class _Reader:
 
     def rows(self, selection: Selected) -> Iterator[Row]:
         """The kept samples in data-set order. Raises ``RapInputError``, naming the one."""
-        columns = ["id", "index", "reason", "sample_sha256"]
+        columns = ["id", "reason", "sample_sha256"]
         kept = selection.table.select(columns).filter(pa.array(selection.kept))
-        for judged in kept.to_pylist():
-            sample = self.samples[judged["index"]]
+        places = selection.match(self.samples).tolist()
+        for judged, place in zip(kept.to_pylist(), places, strict=True):
+            sample = self.samples[place]
             try:
                 if isinstance(sample, Bad):
                     raise BadSample(sample.stage, sample.code, sample.message)
@@ -265,7 +254,7 @@ class _Reader:
             )
         self.most = max(self.most, count)
         return Row(
-            id=sample.id,
+            id=judged["id"],
             index=sample.index,
             prompt=prompt_text(self.template, sample.question, sample.choices),
             question=sample.question,

@@ -28,8 +28,10 @@ import pyarrow.compute as pc
 
 from ..config import TRAIN_GROUP
 from ..environment import version
-from ..errors import RapConfigError, RapError
+from ..errors import RapConfigError
+from ..samples.sample import Bad
 from ..scores.files import write_atomic
+from ..scores.table import SCORED
 
 if TYPE_CHECKING:
     from ..selection.selection import Selection
@@ -92,8 +94,9 @@ def write_report(
     """Write ``selection`` as one HTML page to ``path``, whole or not at all.
 
     ``dataset``: where questions and images come from (what ``rap.samples.open_samples``
-    takes); None is ``selection.source``. Without one the page shows scores only. A row
-    whose id is not the data set's at that place is shown without question and image.
+    takes); None is the selection's own. Without one the page shows scores only. A sample
+    that is not there as it was scored (``scores.match``) is shown without question and
+    image, and the page says why, and how many there are.
     ``title``: the heading; ``note``: a sentence under it.
     ``per_reason``: samples shown for each reason, 0 to 100; those with the largest D for
     kept ones, else evenly spread over the data set. ``train_group``: completions a
@@ -148,8 +151,10 @@ def render(
         lstrip_blocks=True,
     )
     environment.filters |= {"grouped": grouped, "percent": percent, "number": number}
-    source = _open(selection.source if dataset is None else dataset)
+    source = _open(selection, dataset)
     reasons = _reasons(selection)
+    samples = _samples(selection, source, reasons, per_reason)
+    warnings = [*selection.warnings, *_strangers(samples)]
     style = environment.get_template("style.css").render(reasons=len(reasons))
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     return environment.get_template("template.html").render(
@@ -166,10 +171,10 @@ def render(
         averages=_averages(selection),
         cost=_cost(selection, train_group),
         groups=_groups(selection),
-        samples=_samples(selection, source, reasons, per_reason),
+        samples=samples,
         has_data=source is not None,
         per_reason=per_reason,
-        warnings=[visible(w, SHORT * 2) for w in selection.warnings[:MAX_WARNINGS]],
+        warnings=[visible(w, SHORT * 2) for w in warnings[:MAX_WARNINGS]],
         details=_details(selection.settings),
     )
 
@@ -181,13 +186,13 @@ def thumbnails(selection: Selection, limit: int = 6) -> str:
     """
     from html import escape
 
-    source = _open(selection.source)
+    source = _open(selection, None)
     if source is None:
         return ""
     rows = _strongest(selection.table, np.flatnonzero(selection.kept))[:limit]
     figures = []
-    for row in selection.table.take(rows).to_pylist():
-        sample = _sample(source, row)
+    found = _found(selection, source, rows)
+    for row, (sample, _) in zip(selection.table.take(rows).to_pylist(), found, strict=True):
         if sample is None:
             continue
         uri, _ = _thumbnail(sample, row)
@@ -525,7 +530,7 @@ def _samples(
     encoded = selection.table["reason"].combine_chunks().dictionary_encode()
     codes = encoded.indices.to_numpy(zero_copy_only=False)
     place = {code: i for i, code in enumerate(encoded.dictionary.to_pylist())}
-    shown = []
+    chosen: list[tuple[int, int]] = []  # (reason, row of the table)
     for number_, reason in enumerate(reasons):
         if reason.code not in place:
             continue
@@ -534,9 +539,14 @@ def _samples(
             rows = _strongest(selection.table, rows)[:per_reason]
         elif len(rows) > per_reason:
             rows = rows[np.linspace(0, len(rows) - 1, per_reason).astype(np.int64)]
-        for row in selection.table.take(pa.array(rows)).to_pylist():
-            shown.append(_shown(row, number_, source))
-    return shown
+        chosen += [(number_, int(row)) for row in rows]
+    rows = np.array([row for _, row in chosen], np.int64)
+    found = _found(selection, source, rows)
+    taken = selection.table.take(pa.array(rows)).to_pylist()
+    return [
+        _shown(row, number_, sample, why)
+        for row, (number_, _), (sample, why) in zip(taken, chosen, found, strict=True)
+    ]
 
 
 def _strongest(table: pa.Table, rows: np.ndarray) -> np.ndarray:
@@ -545,9 +555,8 @@ def _strongest(table: pa.Table, rows: np.ndarray) -> np.ndarray:
     return rows[np.argsort(-d, kind="stable")]
 
 
-def _shown(row: Mapping[str, Any], reason: int, source: Any) -> Shown:
-    sample = _sample(source, row)
-    image, note = (None, "") if sample is None else _thumbnail(sample, row)
+def _shown(row: Mapping[str, Any], reason: int, sample: Any, why: str) -> Shown:
+    image, note = _thumbnail(sample, row) if sample else (None, visible(why, SHORT))
     message = ": ".join(str(row[k]) for k in ("stage", "message") if row[k])
     return Shown(
         reason=reason,
@@ -586,26 +595,41 @@ def _score_lines(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     return lines
 
 
-def _open(source: Any) -> Any:
-    """The ``SampleSet`` behind ``source``, or None."""
+def _open(selection: Selection, dataset: Any) -> Any:
+    """The ``SampleSet`` that questions and images come from, or None."""
+    if dataset is None:
+        return selection.samples
+    from ..scores.match import as_samples
+
+    return as_samples(dataset, selection.settings.get("data"))
+
+
+def _found(
+    selection: Selection, source: Any, rows: np.ndarray
+) -> list[tuple[Any, str]]:
+    """(sample or None, why it is not shown) of each row of the table."""
     if source is None:
-        return None
-    from ..samples.sampleset import SampleSet, open_samples
+        return [(None, "")] * len(rows)
+    scored = pc.equal(selection.table["status"], SCORED).to_numpy()[rows]
+    found = selection.find(source, rows)
+    samples = [source[int(i)] if i >= 0 else None for i in found.rows]
+    return [
+        (None, found.why.get(at, "") if scored[at] else "")
+        if sample is None or isinstance(sample, Bad)
+        else (sample, "")
+        for at, sample in enumerate(samples)
+    ]
 
-    return source if isinstance(source, SampleSet) else open_samples(source)
 
-
-def _sample(source: Any, row: Mapping[str, Any]) -> Any:
-    """The row's sample, or None if it is not there, not usable, or another one."""
-    from ..samples.sample import Sample
-
-    if source is None or not 0 <= row["index"] < len(source):
-        return None
-    try:
-        sample = source[row["index"]]
-    except RapError:
-        return None
-    return sample if isinstance(sample, Sample) and sample.id == row["id"] else None
+def _strangers(shown: Sequence[Shown]) -> list[str]:
+    """A warning where samples are not in the data set as they were scored."""
+    missing = [one for one in shown if one.question == "" and one.note]
+    if not missing:
+        return []
+    return [
+        f"{len(missing)} of {len(shown)} samples shown here are not in the data set, or not "
+        f"as they were scored: {missing[0].note}"
+    ]
 
 
 def _thumbnail(sample: Any, row: Mapping[str, Any]) -> tuple[str | None, str]:

@@ -22,7 +22,9 @@ import pyarrow.compute as pc
 
 from ..config import EVIDENCE, is_number, plain
 from ..errors import RapConfigError, RapInputError, RapStoreError
+from ..samples.sampleset import SampleSet, open_samples
 from .files import read_parquet, write_parquet
+from .match import describe, identities
 from .records import count_rollouts, keep_rows, read_rollouts
 from .table import QUARANTINED, SCHEMA_VERSION, SCORE_SCHEMA, SCORED, VOLATILE_COLUMNS
 
@@ -86,7 +88,8 @@ class Scores:
         ``{"prompt": ["cot", "direct"]}``; ``drop``: leave out rows with any of these,
         ``{"model": ["random"]}``. ``None`` stands for null.
         ``dataset``: a ``SampleSet``, or a datasets.Dataset with the column ``id``:
-        rows are matched by id, stand in its order, and ``Selection.dataset`` works.
+        rows are matched by id, stand in its order, and ``Selection.dataset`` works. Of a
+        ``SampleSet`` the samples' hashes are kept, so that they are known again.
         Its samples without a completion are quarantined like the others.
 
         Without ``dataset`` samples stand in the order of their first appearance (after
@@ -102,6 +105,7 @@ class Scores:
         table = keep_rows(read_rollouts(table_or_path), where, drop)
         if source is None and "source" in table.column_names:
             source = "source"
+        samples = None if dataset is None else _samples_of(dataset, id)
         scores, ignored = count_rollouts(
             table,
             id=id,
@@ -110,6 +114,8 @@ class Scores:
             source=source,
             order=None if dataset is None else _dataset_ids(dataset, id),
         )
+        if samples is not None:
+            scores = _with_identities(scores, samples)
         meta = {
             "schema_version": SCHEMA_VERSION,
             "fingerprint": {
@@ -123,8 +129,9 @@ class Scores:
             },
             "rows": table.num_rows,
             "ignored": ignored,
+            "data": None if samples is None else describe(samples),
         }
-        return cls(scores, meta, dataset, table)
+        return cls(scores, meta, dataset if samples is None else samples, table)
 
     @classmethod
     def load(cls, path_or_store: object) -> Scores:
@@ -158,6 +165,28 @@ class Scores:
         (D < 0), never_solved (Diff == 1), always_solved (Diff == 0).
         """
         return diagnose(self.table, as_fraction("lambda_c", lambda_c), "js")
+
+
+def _samples_of(dataset: Any, id: str) -> SampleSet | None:
+    """The data set as samples; None if its rows are none (no question, no image)."""
+    if isinstance(dataset, SampleSet):
+        return dataset
+    try:
+        return open_samples(dataset, columns={"id": id})
+    except RapInputError:
+        return None
+
+
+def _with_identities(table: pa.Table, samples: SampleSet) -> pa.Table:
+    """The table with what tells its samples apart (``match.identities``)."""
+    for name, values in identities(samples).items():
+        at = table.schema.get_field_index(name)
+        column = pa.array(values, pa.string())
+        if at < 0:
+            table = table.append_column(name, column)
+        else:
+            table = table.set_column(at, name, column)
+    return table
 
 
 def diagnose(table: pa.Table, threshold: Fraction, divergence: str) -> dict[str, int]:

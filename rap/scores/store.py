@@ -7,6 +7,7 @@ A folder::
     rollouts-00000.parquet  ROLLOUT_SCHEMA: every completion of shard 0 (if any were made)
     scores-00000.parquet    SCORE_SCHEMA: samples 0 .. shard_size - 1
     partial-00001.parquet   the first rows of a shard in progress, with their rollouts
+    previous/               what was scored before the data set changed (``previous``)
     *.parquet.old           a shard that is being scored again; goes when it is
     *.corrupt               what was found damaged or foreign, set aside
     .*.tmp                  a write in progress; leftovers go at the next open
@@ -17,6 +18,9 @@ rollouts. A partial shard is one file, so it never disagrees with its rollouts.
 ``scores.files`` writes each file whole or not at all, also through kill -9 or power loss,
 with a digest over all its bytes and a note (kind, schema version, fingerprint, shard
 number, ...): one flipped bit anywhere makes the shard set aside, never a wrong score.
+
+A store is a cache a sample: where only the data set is another, the rows of its unchanged
+samples are taken over (``Reuse``), and what has to be scored is what is new or changed.
 
 The lock is a POSIX record lock, not flock: a forked data-loader worker does not inherit
 it, so it dies with the process that took it, and a dead process's lock is simply free.
@@ -33,8 +37,8 @@ import re
 import socket
 import time
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +56,7 @@ from .files import (
     write_atomic,
     write_parquet,
 )
+from .previous import Find, Kept, Previous
 from .table import ROLLOUT_SCHEMA, SCHEMA_VERSION, SCORE_SCHEMA
 
 _SHARD = re.compile(r"(scores|rollouts|partial)-(\d{5,})\.parquet")
@@ -85,6 +90,40 @@ def differences(ours: object, theirs: object, prefix: str = "") -> list[str]:
 
 
 _ABSENT = object()
+
+
+UNCHECKED = ("fingerprint.model.name_or_path", "fingerprint.model.revision", "data")
+"""Said of a run, but not what its scores depend on: a model is its weights and processor."""
+
+DATA = ("fingerprint.dataset", "n_samples")
+"""What may be another where rows are reused."""
+
+_IN_WORDS = {
+    "model.weights_sha256": "the model's weights are others",
+    "model.processor_sha256": "the processor (tokenizer, chat template, image settings) is "
+    "another",
+    "dataset": "the data set is another",
+}
+
+
+def _in_words(line: str) -> str:
+    """A line of ``differences`` for people: hashes say nothing to them."""
+    line = line.removeprefix("fingerprint.")
+    name, _, rest = line.partition(": ")
+    return f"{name}: {_IN_WORDS[name]}" if name in _IN_WORDS and _HASH.search(rest) else line
+
+
+_HASH = re.compile(r"[0-9a-f]{64}")
+
+
+def _checked(lines: list[str]) -> dict[str, str]:
+    """{field: line} of what decides a score."""
+    named = {line.partition(":")[0]: line for line in lines}
+    return {
+        name: line
+        for name, line in named.items()
+        if not any(name == other or name.startswith(f"{other}.") for other in UNCHECKED)
+    }
 
 
 def _show(value: object) -> str:
@@ -167,6 +206,18 @@ class Partial:
     scores: pa.Table
     rollouts: pa.Table | None
     tally: dict[str, int]
+    rows: dict[str, list[Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Reuse:
+    """How a store finds out what another data set has in common with its own.
+
+    ``find``: see ``previous.Find``. ``same``: whether a data set's hash in an older store's
+    header is that of this very data set."""
+
+    find: Find
+    same: Callable[[object], bool]
 
 
 class ScoreStore:
@@ -188,6 +239,8 @@ class ScoreStore:
         self._lock = lock
         self._done: set[int] = set()
         self._parts: set[int] = set()
+        self._data: Mapping[str, Any] | None = header.get("data")
+        self._previous = Previous(path)
 
     @classmethod
     def open(
@@ -196,11 +249,18 @@ class ScoreStore:
         fingerprint: Mapping[str, Any],
         n_samples: int,
         shard_size: int,
+        *,
+        data: Mapping[str, Any] | None = None,
+        reuse: Reuse | None = None,
     ) -> ScoreStore:
         """Open to write, or make, a store; a context manager that holds the lock.
 
         ``fingerprint``: nested dict of JSON values, everything that decides a score:
         model, settings, seed, the data set's content hash, versions.
+        ``data``: what is known of the data set, for ``meta``; decides nothing.
+        ``reuse``: what makes another data set welcome: where nothing else differs and it has
+        a sample in common with the store, the old shards move to ``previous/`` and ``reused``
+        gives their rows back. None: another data set is refused.
 
         Every shard's bytes are verified. One that is damaged, cut off, empty or of other
         origin is renamed to ``.corrupt``, is ``missing()`` again, and a ``UserWarning``
@@ -218,6 +278,8 @@ class ScoreStore:
             "shard_size": shard_size,
             "fingerprint": _as_json(fingerprint),
         }
+        if data is not None:
+            header["data"] = _as_json(data)
         folder = Path(path)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -226,7 +288,7 @@ class ScoreStore:
         lock = _Lock(folder)
         try:
             store = cls(folder, header, lock)
-            store._start(header)
+            store._start(header, reuse)
         except BaseException:
             lock.release()
             raise
@@ -257,12 +319,13 @@ class ScoreStore:
     @property
     def meta(self) -> dict[str, Any]:
         """What ``Scores.meta`` holds: schema version, fingerprint, sizes."""
-        return {
+        known = {
             "schema_version": SCHEMA_VERSION,
             "fingerprint": self.fingerprint,
             "n_samples": self.n_samples,
             "shard_size": self.shard_size,
         }
+        return known if self._data is None else known | {"data": dict(self._data)}
 
     @property
     def n_shards(self) -> int:
@@ -288,6 +351,7 @@ class ScoreStore:
         rollouts: pa.Table | None = None,
         *,
         tally: Mapping[str, int] | None = None,
+        rows: Mapping[str, list[Any]] | None = None,
     ) -> None:
         """Write shard ``k``, its rollouts first; when this returns it survives power
         loss. What was there of it before (whole, partial) is replaced.
@@ -295,6 +359,8 @@ class ScoreStore:
         ``scores``: SCORE_SCHEMA, one row per index of ``shard_range(k)``, in order.
         ``rollouts``: ROLLOUT_SCHEMA with indices of that range, or None if none exist.
         ``tally``: counts that ``tally(k)`` gives back.
+        ``rows``: what to know of each row where it is reused, lists of JSON values:
+        ``inputs`` (a hash of what else it was scored from), ``groups`` (its share of tally).
         Raises ``RapStoreError``; what was there before is intact then. ``ValueError``
         for rows that are not this shard's.
         """
@@ -312,6 +378,7 @@ class ScoreStore:
                 self._rollouts(k), rollouts, note | {"kind": "rollout shard"}
             )
         note |= {"kind": "score shard", "rollouts": digest, "tally": dict(tally or {})}
+        note |= {"rows": dict(rows)} if rows else {}
         write_parquet(self._scores(k), scores, note)
         self._done.add(k)
         self._remove(self._partial(k))
@@ -325,6 +392,7 @@ class ScoreStore:
         rollouts: pa.Table | None = None,
         *,
         tally: Mapping[str, int] | None = None,
+        rows: Mapping[str, list[Any]] | None = None,
     ) -> None:
         """Keep the first rows of shard ``k``, which is not whole yet; replaces what was
         kept of it before. Arguments and errors as for ``write``, but ``scores`` may end
@@ -340,10 +408,11 @@ class ScoreStore:
         ends = np.searchsorted(of, [*index, index[-1] + 1])
         if (np.diff(of) < 0).any() or ends[0] != 0 or ends[-1] != len(of):
             raise ValueError(f"shard {k}: rollouts that are not of its rows, in order")
-        rows = pa.concat_arrays(rollouts.to_struct_array().chunks or [_NO_ROLLOUTS])
-        nested = pa.ListArray.from_arrays(pa.array(ends, pa.int32()), rows)
+        flat = pa.concat_arrays(rollouts.to_struct_array().chunks or [_NO_ROLLOUTS])
+        nested = pa.ListArray.from_arrays(pa.array(ends, pa.int32()), flat)
         table = scores.append_column(_PARTIAL_SCHEMA.field("rollouts"), nested)
         note = self._note(k) | {"kind": "partial shard", "tally": dict(tally or {})}
+        note |= {"rows": dict(rows)} if rows else {}
         write_parquet(self._partial(k), table, note)
         self._parts.add(k)
 
@@ -364,7 +433,8 @@ class ScoreStore:
         flat = pa.concat_arrays(table["rollouts"].chunks).flatten()
         rollouts = pa.Table.from_struct_array(flat).cast(ROLLOUT_SCHEMA)
         scores = table.drop_columns(["rollouts"])
-        return Partial(scores, rollouts if len(flat) else None, note.get("tally", {}))
+        rollouts = rollouts if len(flat) else None
+        return Partial(scores, rollouts, note.get("tally", {}), note.get("rows") or {})
 
     def tally(self, k: int) -> dict[str, int]:
         """The counts that ``write`` was given. Raises ``RapStoreError``."""
@@ -383,6 +453,43 @@ class ScoreStore:
         self._done.discard(k)
         self._remove(self._partial(k))
         self._parts.discard(k)
+
+    def replace(self, k: int, scores: pa.Table) -> None:
+        """Write the scores of the finished shard ``k`` anew: same rows, same rollouts."""
+        wanted = self._writable(k)
+        scores = scores.cast(SCORE_SCHEMA)
+        if k not in self._done or scores["index"].to_pylist() != list(wanted):
+            raise ValueError(f"shard {k} is not whole, or these are not its rows")
+        _, note, _ = self._verified_shard(self._scores(k), k, "score shard")
+        write_parquet(self._scores(k), scores, note)
+
+    def look_back(self, reuse: Reuse) -> int:
+        """How many samples that are still to be scored have been scored before, for an older
+        data set, and are unchanged: ``reused`` has them."""
+        if not self._previous.generations() or not self.missing():
+            return 0
+        self._previous.index(self.n_samples, reuse.find, self._same_but_data)
+        return sum(
+            self._previous.has(i) for k in self.missing() for i in self.shard_range(k)
+        )
+
+    def reusable(self, i: int) -> bool:
+        """``reused`` has sample ``i`` (after ``look_back``)."""
+        return self._previous.has(i)
+
+    def reused(self, wanted: Iterable[int]) -> dict[int, Kept]:
+        """{sample: its row and rollouts} of those that ``look_back`` found. ``index`` and
+        group are those of the older data set. Raises ``RapStoreError``."""
+        return self._previous.rows(wanted)
+
+    def clear_previous(self) -> None:
+        """Remove older shards that the store has taken over as a whole; it is whole now."""
+        if not self.missing():
+            self._previous.prune()
+
+    def _same_but_data(self, fingerprint: Mapping[str, Any]) -> bool:
+        lines = differences(self.fingerprint, fingerprint, "fingerprint")
+        return not (_checked(lines).keys() - set(DATA))
 
     def finished(self) -> list[int]:
         """Numbers of the shards that are there (whole), ascending."""
@@ -484,7 +591,7 @@ class ScoreStore:
             raise RapStoreError(f"{path}: is not what {self._scores(k).name} was made from")
         return data
 
-    def _start(self, header: dict[str, Any]) -> None:
+    def _start(self, header: dict[str, Any], reuse: Reuse | None) -> None:
         """Everything ``open`` does once it holds the lock."""
         try:
             names = sorted(os.listdir(self.path))
@@ -492,9 +599,16 @@ class ScoreStore:
                 (self.path / name).unlink()
         except OSError as error:
             raise store_error(f"{self.path}: cannot be cleaned up", error) from error
-        self._check_header(header, names)
-        if not (self.path / "store.json").exists():
-            write_atomic(self.path / "store.json", lambda f: f.write(_dump(header)))
+        there = self._header_there(header, names)
+        if self._is_another(header, there, names, reuse):
+            shards = [name for name in names if _SHARD.fullmatch(name)]
+            self._previous.put_by(shards, there)
+            names = [name for name in names if name not in shards]
+        else:
+            self.fingerprint = header["fingerprint"] = there["fingerprint"]
+        path = self.path / "store.json"
+        if not path.exists() or path.read_bytes() != _dump(header):
+            write_atomic(path, lambda f: f.write(_dump(header)))
         self._probe_fsync()
         for name in names:
             match = _SHARD.fullmatch(name)
@@ -508,7 +622,8 @@ class ScoreStore:
             elif self._is_good_part(k):
                 self._parts.add(k)
 
-    def _check_header(self, header: dict[str, Any], names: list[str]) -> None:
+    def _header_there(self, header: dict[str, Any], names: list[str]) -> dict[str, Any]:
+        """What the store was made with; ours if there is none."""
         path = self.path / "store.json"
         try:
             there = _read_header(path)
@@ -519,13 +634,34 @@ class ScoreStore:
             there = None
         if there is None:  # lost: the shards know what they were made with
             there = header | {"fingerprint": self._fingerprint_of_shards(names, header)}
-        lines = differences(header, there)
-        if lines:
-            text = "; ".join(line.removeprefix("fingerprint.") for line in lines)
-            raise RapConfigError(
-                f"{self.path}: the store was made with other settings: {text}. Use those "
-                "settings, or another folder"
-            )
+        return there
+
+    def _is_another(
+        self,
+        header: dict[str, Any],
+        there: dict[str, Any],
+        names: list[str],
+        reuse: Reuse | None,
+    ) -> bool:
+        """The store is of an older data set that has samples in common with this one.
+        Raises ``RapConfigError`` where it is of another run."""
+        found = _checked(differences(header, there))
+        if found.keys() == {DATA[0]} and reuse is not None:
+            if reuse.same(there["fingerprint"].get("dataset")):
+                return False
+        if not found:
+            return False
+        if found.keys() <= set(DATA) and reuse is not None:
+            if self._previous.holds_any(self.path, names, reuse.find):
+                return True
+            folders = self._previous.generations()
+            if any(self._previous.holds_any(f, os.listdir(f), reuse.find) for f in folders):
+                return True
+        text = "; ".join(map(_in_words, found.values()))
+        raise RapConfigError(
+            f"{self.path}: the store was made with other settings: {text}. Use those "
+            "settings, or another folder"
+        )
 
     def _fingerprint_of_shards(
         self, names: list[str], header: dict[str, Any]

@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 
 from ..config import is_number
 from ..errors import RapConfigError, RapInputError
+from ..scores.match import require_equal
 from ..scores.scores import floats, mask_of
 from ..scores.selected import KEPT
 from .selection import Selection
@@ -315,7 +316,9 @@ def _aligned(selection: Selection, now: Selection) -> pa.Table:
             f"reselect: the new scores are of {now.table.num_rows} samples, not of the "
             f"{len(rows)} of the selection"
         )
-    return now.table.take(rows)
+    judged = now.table.take(rows)
+    require_equal(selection.table, judged)
+    return judged
 
 
 def _hardest(

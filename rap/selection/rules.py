@@ -267,6 +267,7 @@ def choose(
         "found": found,
         "groups": ruled.groups if config.by is not None else None,
         "scores": _lookup(scores.meta, "fingerprint"),
+        "data": _lookup(scores.meta, "data"),
         "warnings": attention.warnings + notes,
     }
     return Selection(_judged(table, evidence, ruled.reason), settings, scores.dataset)

@@ -15,7 +15,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import RapConfigError, RapError, RapInputError, RapStoreError, first_line
 from ..model.loading import load_model
@@ -24,6 +24,9 @@ from ..scores.files import write_atomic
 from .data import prepare
 from .reselect import Reselect
 from .rewards import NO_PPO, builtin_reward, watched
+
+if TYPE_CHECKING:
+    from ..selection.selection import Selection
 
 ALGORITHMS = ("grpo", "rloo")
 DEMO = "demo"
@@ -87,7 +90,7 @@ def train(
             builtin_reward() if reward is None else _named(reward), out / "rewards.jsonl"
         ),
         args=arguments,
-        train_dataset=prepare(samples, prompt_template=_template(config.reselect)),
+        train_dataset=_pool(samples, config.reselect.selection),
         processing_class=processor,
         peft_config=None if config.lora is None else _lora(config.lora),
         reselect=config.reselect,
@@ -270,11 +273,11 @@ def _named(reward: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-def _template(reselect: Reselect) -> str | None:
-    if reselect.selection is None:
-        return None
-    scored = reselect.selection.settings.get("scores") or {}
-    return (scored.get("config") or {}).get("prompt_template")
+def _pool(samples: SampleSet, selection: Selection | None) -> Any:
+    """All samples as TRL takes them, under the ids that the selection knows them by."""
+    if selection is None:
+        return prepare(samples)
+    return prepare(dataclasses.replace(selection, source=samples), pool=True)
 
 
 def _lora(rank: int) -> Any:
