@@ -304,7 +304,9 @@ def test_a_loaded_selection_asks_for_its_data(selection, tmp_path):
     assert loaded.export("verl", tmp_path / "verl").samples == 7  # it is where it was
     moved = selection.settings["data"] | {"absolute": "/gone.jsonl", "path": "gone.jsonl"}
     loaded = rap.Selection(loaded.table, {**loaded.settings, "data": moved})
-    with pytest.raises(RapInputError, match="does not know its data set .*gone.jsonl is not"):
+    with pytest.raises(
+        RapInputError, match="does not know its data set .*gone.jsonl is not"
+    ):
         loaded.export("trl", tmp_path / "out")
     again = loaded.export("trl", tmp_path / "out", data=selection.source)
     assert again.samples == 7

@@ -604,9 +604,7 @@ def _open(selection: Selection, dataset: Any) -> Any:
     return as_samples(dataset, selection.settings.get("data"))
 
 
-def _found(
-    selection: Selection, source: Any, rows: np.ndarray
-) -> list[tuple[Any, str]]:
+def _found(selection: Selection, source: Any, rows: np.ndarray) -> list[tuple[Any, str]]:
     """(sample or None, why it is not shown) of each row of the table."""
     if source is None:
         return [(None, "")] * len(rows)
@@ -627,8 +625,8 @@ def _strangers(shown: Sequence[Shown]) -> list[str]:
     if not missing:
         return []
     return [
-        f"{len(missing)} of {len(shown)} samples shown here are not in the data set, or not "
-        f"as they were scored: {missing[0].note}"
+        f"{len(missing)} of {len(shown)} samples shown here are not in the data set, or "
+        f"not as they were scored: {missing[0].note}"
     ]
 
 

@@ -231,7 +231,7 @@ class SampleSet(Sequence["Sample | Bad"]):
                 digest.update(row.message.encode("utf-8", "replace"))
             else:
                 values = [cell(row, self.columns[role]) for role in roles]
-                digest.update(_canonical([*values, *(cell(row, name) for name in names)]))
+                digest.update(canonical([*values, *(cell(row, name) for name in names)]))
             digest.update(b"\n")
         return digest.hexdigest()
 
@@ -259,7 +259,7 @@ class SampleSet(Sequence["Sample | Bad"]):
         return _build_dataset([self.row(i) for i in wanted], self._rows.columns)
 
 
-def _canonical(values: object) -> bytes:
+def canonical(values: object) -> bytes:
     """Values as JSON bytes; image bytes left out, anything odd by its type's name."""
 
     def other(value: object) -> object:

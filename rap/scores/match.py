@@ -124,7 +124,7 @@ def match(
     data: Mapping[str, Any] | None = None,
     rows: Sequence[int] | np.ndarray | None = None,
 ) -> np.ndarray:
-    """The rows of ``samples`` that the samples of a score table are, int64, as ordered there.
+    """The rows of ``samples`` that the samples of a score table are: int64, in its order.
 
     table: with the columns ``id``, ``index`` and, as far as they are known,
         ``sample_sha256``, ``image_sha256``, ``text_sha256``.
@@ -216,6 +216,13 @@ class _Judged:
         return None
 
 
+def is_sample(row: Mapping[str, Any], item: Sample | Bad, *, files: bool) -> bool:
+    """``item`` is the sample that this row of a score table is of, by all its hashes, of
+    which it must have some. ``files``: read image files, too."""
+    one = _Judged.of(row)
+    return one.hashed and one.differs(item, files=files) is None
+
+
 def _numbered(table: pa.Table, data: Mapping[str, Any] | None) -> bool:
     """The table's ids are row numbers: they say where a sample stood, not which it is."""
     if data is not None and data.get("columns"):
@@ -223,9 +230,7 @@ def _numbered(table: pa.Table, data: Mapping[str, Any] | None) -> bool:
     return table["id"].to_pylist() == [str(i) for i in table["index"].to_pylist()]
 
 
-def _by_id(
-    judged: Sequence[_Judged], samples: SampleSet, data: Any, n: int
-) -> Found:
+def _by_id(judged: Sequence[_Judged], samples: SampleSet, data: Any, n: int) -> Found:
     known = samples.ids
     place = {name: i for i, name in enumerate(known)}
     rows, why = np.full(len(judged), -1, np.int64), {}
@@ -245,11 +250,9 @@ def _not_there(one: _Judged, known: Sequence[str]) -> str:
     return f"row {one.index} was {one.id[:80]!r} and is {there}"
 
 
-def _by_content(
-    judged: Sequence[_Judged], samples: SampleSet, data: Any, n: int
-) -> Found:
+def _by_content(judged: Sequence[_Judged], samples: SampleSet, data: Any, n: int) -> Found:
     """Where a sample stood is the first guess. It is right if the whole data set is the
-    same, or if the sample's hash with its image bytes says so; else all rows are searched."""
+    same, or if the sample's hash with its image bytes says so. Else all are searched."""
     content = (data or {}).get("content_sha256")
     same = content is not None and content == samples.content_sha256
     unknown = content is None and len(samples) == n  # an old selection
@@ -279,7 +282,7 @@ def _search(
     rows: np.ndarray,
     why: dict[int, str],
 ) -> None:
-    """Look for ``lost`` in all rows that nobody else is; fills in ``rows``, empties ``why``.
+    """Look for ``lost`` in all rows that nobody else is; fills in ``rows`` and ``why``.
     A text that stands for several samples is no evidence, equal samples are the same."""
     taken = set(rows[rows >= 0].tolist())
     free = [i for i in range(len(samples)) if i not in taken]
@@ -321,9 +324,9 @@ def hashes_of(sample: Sample) -> tuple[str, str] | None:
 
 
 def bare_rows(table: pa.Table, source: Any, rows: np.ndarray) -> np.ndarray | None:
-    """As ``match`` for a table of rows that are no samples (no question, say), by its column
-    ``id``, or by their place where it has none; None if nothing tells whether that is right:
-    it has another number of rows, or the scores have hashes to compare with."""
+    """As ``match`` for a data set whose rows are no samples (no question, say): by its
+    column ``id``, or by their place where it has none. None if nothing tells whether that
+    is right: another number of rows, or scores that have hashes to compare with."""
     names = ("sample_sha256", TEXT_COLUMN)
     hashed = any(
         name in table.column_names and table[name].null_count < table.num_rows

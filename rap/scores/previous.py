@@ -28,7 +28,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import RapStoreError
-from .files import OtherVersionError, decoded, fsync_folder, store_error, verified, write_atomic
+from .files import (
+    OtherVersionError,
+    decoded,
+    fsync_folder,
+    store_error,
+    verified,
+    write_atomic,
+)
 from .table import ROLLOUT_SCHEMA, SCORE_SCHEMA
 
 _GENERATION = re.compile(r"\d+")
@@ -124,9 +131,7 @@ class Previous:
         """Sample ``i`` is here, unchanged."""
         return i < len(self._shard) and self._shard[i] >= 0
 
-    def holds_any(
-        self, folder: Path, names: Iterable[str], find: Find
-    ) -> bool:
+    def holds_any(self, folder: Path, names: Iterable[str], find: Find) -> bool:
         """Whether a shard of ``folder`` has a row that the data set still has."""
         for name in filter(_ROWS.fullmatch, names):
             shard = self._read(folder / name)
@@ -200,7 +205,9 @@ class Previous:
             return None
         except (RapStoreError, pa.ArrowException, ValueError):
             return None
-        return _Shard(table, rollouts, note.get("rows") or {}, note.get("fingerprint") or {})
+        return _Shard(
+            table, rollouts, note.get("rows") or {}, note.get("fingerprint") or {}
+        )
 
 
 def _rollouts_of(path: Path) -> Path:

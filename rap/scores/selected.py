@@ -154,9 +154,9 @@ class Selected:
         samples: SampleSet | None = None,
         rows: Sequence[int] | np.ndarray | None = None,
     ) -> np.ndarray:
-        """int64: the row of ``samples`` (None: its own) of each kept sample, or of the given
-        ``rows`` of ``table``. Raises ``RapInputError``, by name, for what is not there or not
-        as it was scored (``scores.match``)."""
+        """int64: the row of ``samples`` (None: its own) of each kept sample, or of the
+        given ``rows`` of ``table``. Raises ``RapInputError``, by name, for what is not
+        there or not as it was scored (``scores.match``)."""
         rows = np.flatnonzero(self.kept) if rows is None else rows
         samples = self.require_samples() if samples is None else samples
         return match(self.table, samples, data=self.settings.get("data"), rows=rows)
@@ -167,8 +167,8 @@ class Selected:
 
     @cached_property
     def rows(self) -> np.ndarray:
-        """int64: where the kept samples stand in ``samples``, in the order of ``ids``. These
-        are ``indices`` unless the data set was put in another order since it was scored.
+        """int64: where the kept samples stand in ``samples``, in the order of ``ids``: the
+        ``indices``, unless the data set was put in another order since it was scored.
         Raises as ``match``."""
         return self.match()
 

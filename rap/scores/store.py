@@ -93,7 +93,7 @@ _ABSENT = object()
 
 
 UNCHECKED = ("fingerprint.model.name_or_path", "fingerprint.model.revision", "data")
-"""Said of a run, but not what its scores depend on: a model is its weights and processor."""
+"""Said of a run, but no score depends on it: a model is its weights and processor."""
 
 DATA = ("fingerprint.dataset", "n_samples")
 """What may be another where rows are reused."""
@@ -110,7 +110,9 @@ def _in_words(line: str) -> str:
     """A line of ``differences`` for people: hashes say nothing to them."""
     line = line.removeprefix("fingerprint.")
     name, _, rest = line.partition(": ")
-    return f"{name}: {_IN_WORDS[name]}" if name in _IN_WORDS and _HASH.search(rest) else line
+    return (
+        f"{name}: {_IN_WORDS[name]}" if name in _IN_WORDS and _HASH.search(rest) else line
+    )
 
 
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -258,9 +260,9 @@ class ScoreStore:
         ``fingerprint``: nested dict of JSON values, everything that decides a score:
         model, settings, seed, the data set's content hash, versions.
         ``data``: what is known of the data set, for ``meta``; decides nothing.
-        ``reuse``: what makes another data set welcome: where nothing else differs and it has
-        a sample in common with the store, the old shards move to ``previous/`` and ``reused``
-        gives their rows back. None: another data set is refused.
+        ``reuse``: what makes another data set welcome: where nothing else differs and it
+        has a sample in common with the store, the old shards move to ``previous/`` and
+        ``reused`` gives their rows back. None: another data set is refused.
 
         Every shard's bytes are verified. One that is damaged, cut off, empty or of other
         origin is renamed to ``.corrupt``, is ``missing()`` again, and a ``UserWarning``
@@ -360,7 +362,7 @@ class ScoreStore:
         ``rollouts``: ROLLOUT_SCHEMA with indices of that range, or None if none exist.
         ``tally``: counts that ``tally(k)`` gives back.
         ``rows``: what to know of each row where it is reused, lists of JSON values:
-        ``inputs`` (a hash of what else it was scored from), ``groups`` (its share of tally).
+        ``inputs`` (a hash of what else it was scored from), ``groups`` (its part of tally).
         Raises ``RapStoreError``; what was there before is intact then. ``ValueError``
         for rows that are not this shard's.
         """
@@ -464,8 +466,8 @@ class ScoreStore:
         write_parquet(self._scores(k), scores, note)
 
     def look_back(self, reuse: Reuse) -> int:
-        """How many samples that are still to be scored have been scored before, for an older
-        data set, and are unchanged: ``reused`` has them."""
+        """How many samples of unfinished shards were scored before, for an older data set,
+        and are unchanged: ``reused`` has them."""
         if not self._previous.generations() or not self.missing():
             return 0
         self._previous.index(self.n_samples, reuse.find, self._same_but_data)
@@ -602,7 +604,8 @@ class ScoreStore:
         there = self._header_there(header, names)
         if self._is_another(header, there, names, reuse):
             shards = [name for name in names if _SHARD.fullmatch(name)]
-            self._previous.put_by(shards, there)
+            if shards:
+                self._previous.put_by(shards, there)
             names = [name for name in names if name not in shards]
         else:
             self.fingerprint = header["fingerprint"] = there["fingerprint"]
@@ -643,7 +646,8 @@ class ScoreStore:
         names: list[str],
         reuse: Reuse | None,
     ) -> bool:
-        """The store is of an older data set that has samples in common with this one.
+        """The store is of an older data set that has samples in common with this one, or of
+        which nothing is scored yet.
         Raises ``RapConfigError`` where it is of another run."""
         found = _checked(differences(header, there))
         if found.keys() == {DATA[0]} and reuse is not None:
@@ -652,10 +656,13 @@ class ScoreStore:
         if not found:
             return False
         if found.keys() <= set(DATA) and reuse is not None:
-            if self._previous.holds_any(self.path, names, reuse.find):
-                return True
-            folders = self._previous.generations()
-            if any(self._previous.holds_any(f, os.listdir(f), reuse.find) for f in folders):
+            folders = {self.path: names}
+            folders |= {path: os.listdir(path) for path in self._previous.generations()}
+            nothing = not any(map(_SHARD.fullmatch, sum(folders.values(), [])))
+            if nothing or any(
+                self._previous.holds_any(path, there, reuse.find)
+                for path, there in folders.items()
+            ):
                 return True
         text = "; ".join(map(_in_words, found.values()))
         raise RapConfigError(

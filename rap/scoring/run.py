@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 import math
 import sys
 import tempfile
@@ -55,6 +56,8 @@ from ..rewards.checker import Checker, make_checker
 from ..samples.images import read_bytes
 from ..samples.sample import BadSample, Sample
 from ..samples.sampleset import SampleSet, open_samples
+from ..scores.match import describe
+from ..scores.previous import Kept
 from ..scores.scores import Scores, as_fraction
 from ..scores.store import ScoreStore
 from ..scores.table import (
@@ -68,11 +71,14 @@ from ..selection.rules import choose
 from ..selection.selection import Selection
 from .evidence import Scorer, rounded
 from .jobs import SOLUTION_COLUMNS, Job, ahead, clean, prepare_job
+from .reuse import inputs_sha256, reuse_of
 
 if TYPE_CHECKING:
     import os
 
     from ..model.driver import ModelDriver
+
+log = logging.getLogger("rap")
 
 MIN_SEEN = 20
 """A run is not given up for its bad samples before this many were seen."""
@@ -108,8 +114,10 @@ def score(
         path), or a ``SampleSet``; ``columns`` and ``root`` go there.
     store
         Folder of the score store. A run on a folder that holds a part of the same run
-        goes on; one made with another model, setting or data set is refused. None keeps
-        the shards in a temporary folder, gone when the call returns.
+        goes on; one made with another model or setting is refused. Of an older data set
+        (rows added, removed, corrected, in another order) what is unchanged keeps its
+        scores, and a line says how much; a data set without any such row is refused. None
+        keeps the shards in a temporary folder, gone when the call returns.
     config, **overrides
         A `ScoreConfig`, and single fields that replace its own.
     reward
@@ -162,19 +170,40 @@ def score(
         _folder(store) as path,
     ):
         driver.check()
-        fingerprint = _fingerprint(driver, config, checker, samples, reward is not None)
-        with ScoreStore.open(path, fingerprint, len(samples), config.shard_size) as shards:
+        more = _inputs(config, samples, reward is not None)
+        fingerprint = _fingerprint(driver, config, checker, samples, more)
+        data = describe(samples)
+        reuse = None
+        if (
+            config.counterfactual != "shuffle"
+        ):  # there a score depends on other samples, too
+            reuse = reuse_of(
+                samples,
+                more,
+                files=verify_images,
+                retry=retry_quarantined,
+                workers=config.workers,
+            )
+        with ScoreStore.open(
+            path, fingerprint, len(samples), config.shard_size, data=data, reuse=reuse
+        ) as shards:
             if retry_quarantined:
                 _redo_quarantined(shards)
             if verify_images:
                 _redo_changed_images(shards, samples, config)
+            _put_in_groups(shards, samples)
+            if reuse is not None:
+                _say_what_is_reused(shards, shards.look_back(reuse))
             scorer = Scorer(driver, config, checker, allow_degenerate)
-            run = _Run(samples, driver, config, scorer)
+            run = _Run(samples, driver, config, scorer, more)
             run.fill(shards, progress)
+            shards.clear_previous()
             table = shards.read()
             rollouts = shards.read_rollouts()
+            fingerprint = shards.fingerprint
     meta: dict[str, Any] = {
         "fingerprint": fingerprint,
+        "data": data,
         "cost": _ledger(table, rollouts, time.perf_counter() - wall),
         "counts": _counts(table),
     }
@@ -265,20 +294,23 @@ def _checker(
     return make_checker(reward, timeout=config.checker_timeout)
 
 
+def _inputs(config: ScoreConfig, samples: SampleSet, custom_reward: bool) -> Iterable[str]:
+    """Columns that a score may depend on besides question, answer, choices and images: a
+    user's reward function may read any, evidence ``logits`` reads a solution."""
+    if custom_reward:
+        return tuple(samples.column_names)
+    return SOLUTION_COLUMNS if config.evidence == "logits" else ()
+
+
 def _fingerprint(
     driver: ModelDriver,
     config: ScoreConfig,
     checker: Checker | None,
     samples: SampleSet,
-    custom_reward: bool,
+    more: Iterable[str],
 ) -> dict[str, Any]:
-    """All that a score depends on; a store refuses another one, naming the field.
-
-    A user's reward function may read any column; evidence ``logits`` reads a solution.
-    """
-    more: Iterable[str] = SOLUTION_COLUMNS if config.evidence == "logits" else ()
-    if custom_reward:
-        more = samples.column_names
+    """All that a score depends on; a store refuses another one, naming the field, but for
+    the data set's (``ScoreStore.open``). ``more``: as from ``_inputs``."""
     return {
         "model": driver.identity(),
         "config": config.fingerprint(),
@@ -287,6 +319,45 @@ def _fingerprint(
         "rap_version": version("rap-select") or "not installed",
         "schema_version": SCHEMA_VERSION,
     }
+
+
+# ---- what is scored already ---------------------------------------------------
+
+
+def _say_what_is_reused(shards: ScoreStore, count: int) -> None:
+    """One line, where the store was made for an older data set."""
+    if count:
+        n, new = shards.n_samples, len(_to_score(shards))
+        log.warning(
+            "%s: the data set changed: %d of %d samples are as they were and keep their "
+            "scores, %d are new or changed and are scored",
+            *(shards.path, n - new, n, new),
+        )
+
+
+def _to_score(shards: ScoreStore) -> list[int]:
+    rows = [i for k in shards.missing() for i in shards.shard_range(k)]
+    kept = {}
+    for k in shards.parts():
+        part = shards.partial(k)
+        kept[k] = 0 if part is None else part.scores.num_rows
+    begun = {i for k, count in kept.items() for i in shards.shard_range(k)[:count]}
+    return [i for i in rows if i not in begun and not shards.reusable(i)]
+
+
+def _put_in_groups(shards: ScoreStore, samples: SampleSet) -> None:
+    """The group decides no score: it follows the data set as it is now."""
+    for k in shards.finished():
+        table = shards.read_shard(k)
+        groups = [_group(samples, i) for i in table["index"].to_pylist()]
+        if groups != table["source"].to_pylist():
+            at = table.schema.get_field_index("source")
+            shards.replace(k, table.set_column(at, "source", pa.array(groups, pa.string())))
+
+
+def _group(samples: SampleSet, i: int) -> str | None:
+    item = samples[i]
+    return item.source if isinstance(item, Sample) else None
 
 
 # ---- what is scored again -----------------------------------------------------
@@ -375,14 +446,33 @@ class _Part:
             + sum(j.degenerate_groups for j in done),
         }
 
+    def rows(self) -> dict[str, list[Any]]:
+        """What ``ScoreStore.write`` is to note of each row, where there is something."""
+        done = self.jobs[: self.whole]
+        lists: dict[str, list[Any]] = {
+            "inputs": [job.inputs for job in done],
+            "groups": [[job.groups, job.degenerate_groups] for job in done],
+        }
+        if not any(lists["inputs"]):
+            del lists["inputs"]
+        if not any(groups for groups, _ in lists["groups"]):
+            del lists["groups"]
+        return lists
+
 
 class _Run:
     """One call of `score`: its shards, and what was bad so far."""
 
     def __init__(
-        self, samples: SampleSet, driver: ModelDriver, config: ScoreConfig, scorer: Scorer
+        self,
+        samples: SampleSet,
+        driver: ModelDriver,
+        config: ScoreConfig,
+        scorer: Scorer,
+        more: Iterable[str] = (),
     ) -> None:
         self.samples = samples
+        self.more = tuple(more)
         self.driver = driver
         self.config = config
         self.scorer = scorer
@@ -399,7 +489,12 @@ class _Run:
             )
             self._count(table.to_pylist(), shards.tally(k))
         parts = deque(self._begin(shards, k) for k in shards.missing())
-        todo = [i for p in parts for i in shards.shard_range(p.k)[p.whole :]]
+        todo = [
+            i
+            for p in parts
+            for i in shards.shard_range(p.k)[p.whole :]
+            if not shards.reusable(i)
+        ]
         jobs = ahead(
             lambda i: prepare_job(self.samples, self.driver, self.config, i),
             todo,
@@ -431,9 +526,17 @@ class _Run:
         if kept.rollouts is not None:
             for rollout in kept.rollouts.to_pylist():
                 rollouts.setdefault(rollout["index"], []).append(rollout)
-        for row in kept.scores.to_pylist():
-            part.jobs.append(Job(row, rollouts=rollouts.get(row["index"], [])))
+        rows = kept.scores.to_pylist()
+        groups = kept.rows.get("groups") or [(0, 0)] * len(rows)
         part.earlier = Counter(kept.tally)
+        for row, (drawn, degenerate) in zip(rows, groups, strict=True):
+            job = Job(row, rollouts=rollouts.get(row["index"], []))
+            item = self.samples[row["index"]]
+            if isinstance(item, Sample):
+                row["source"], job.inputs = item.source, inputs_sha256(item, self.more)
+            job.groups, job.degenerate_groups = drawn, degenerate
+            part.earlier.subtract(groups=drawn, degenerate=degenerate)  # the jobs have it
+            part.jobs.append(job)
         part.whole = part.kept = len(part.jobs)
         self._count((job.row for job in part.jobs), kept.tally)
         return part
@@ -443,10 +546,12 @@ class _Run:
     ) -> None:
         """Score what a shard still lacks, batch by batch, and write it."""
         batch: list[Job] = []
-        while part.whole < part.size:
-            job = next(jobs)
+        rest = shards.shard_range(part.k)[part.whole :]
+        kept = shards.reused(rest)
+        for i in rest:
+            job = self._again(i, kept.pop(i)) if i in kept else self._new(next(jobs))
             part.jobs.append(job)
-            if job.alive:
+            if job.alive and not job.reused:
                 batch.append(job)
             last = len(part.jobs) == part.size
             if len(batch) == self.config.batch_size or (batch and last):
@@ -463,12 +568,27 @@ class _Run:
                 if time.monotonic() - self.written >= PARTIAL_SECONDS:
                     self._keep(shards, part)
         scores, rollouts = part.tables()
-        shards.write(part.k, scores, rollouts, tally=part.tally())
+        shards.write(part.k, scores, rollouts, tally=part.tally(), rows=part.rows())
         self.written = time.monotonic()
+
+    def _new(self, job: Job) -> Job:
+        """A job that is to be scored, with what else it is scored from."""
+        if self.more and job.sample is not None:
+            job.inputs = inputs_sha256(job.sample, self.more)
+        return job
+
+    def _again(self, i: int, kept: Kept) -> Job:
+        """Sample ``i``, scored before for an older data set, at its place in this one."""
+        row = kept.row | {"index": i, "source": _group(self.samples, i)}
+        rollouts = [rollout | {"index": i} for rollout in kept.rollouts]
+        job = Job(row, rollouts=rollouts, inputs=kept.inputs, reused=True)
+        job.groups, job.degenerate_groups = kept.groups
+        self.scorer.count_groups(*kept.groups)
+        return job
 
     def _keep(self, shards: ScoreStore, part: _Part) -> None:
         scores, rollouts = part.tables()
-        shards.write_partial(part.k, scores, rollouts, tally=part.tally())
+        shards.write_partial(part.k, scores, rollouts, tally=part.tally(), rows=part.rows())
         part.kept = part.whole
         self.written = time.monotonic()
 

@@ -157,8 +157,8 @@ def _threshold_lines(choice: Mapping[str, Any], found: Mapping[str, Any]) -> lis
 def load(folder: str | os.PathLike[str], dataset: Any = None) -> Selection:
     """The selection that ``Selection.save`` wrote.
 
-    It opens its data set again by itself, when it is first asked for, if that is still where
-    it was; ``dataset`` (a ``SampleSet``, or what ``open_samples`` takes) is one from
+    It opens its data set again by itself, when it is first asked for, if that is still
+    where it was; ``dataset`` (a ``SampleSet``, or what ``open_samples`` takes) is one from
     elsewhere. Rows are found by id and by content, never by their place, and what is not
     there as it was scored is refused (``scores.match``).
 

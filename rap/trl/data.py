@@ -59,7 +59,9 @@ def prepare(
     if isinstance(source, Selected):
         samples = source.require_samples()
         rows, places = _chosen(source, samples, pool)
-        known = source.table.select(["id", "image_sha256"]).take(pa.array(places, pa.int64()))
+        known = source.table.select(["id", "image_sha256"]).take(
+            pa.array(places, pa.int64())
+        )
         names, scored = (known[name].to_pylist() for name in known.column_names)
         if prompt_template is None:
             prompt_template = _template_of(source.settings)
@@ -112,25 +114,25 @@ def _hashes(
 
 def require_selected(data: Any, selection: Selected | None) -> None:
     """Refuse rows of ``prepare`` in which an id of ``selection`` stands for another sample.
-    What other data hold is their maker's business: only the ids can be compared.
+    Of other data only the ids are known, which the trainer looks for itself.
 
-    Raises ``RapInputError`` if a sample is not there as it was scored, ``RapConfigError`` if
-    it is there under another id (row numbers, in another order)."""
+    Raises ``RapInputError`` if a sample is not there as it was scored, ``RapConfigError``
+    if it is there under another id (row numbers, in another order)."""
     samples = getattr(_transform_of(data), "samples", None)
     if selection is None or samples is None:
         return
     plain = data.with_format(None)
     names = dict(zip(plain["row"][:], plain["id"][:], strict=True))
     wrong = [
-        (name, names.get(row))
+        (name, names[row])
         for name, row in zip(selection.ids, selection.match(samples).tolist(), strict=True)
-        if names.get(row) != name
+        if names.get(row, name) != name
     ]
     if wrong:
         raise RapConfigError(
             f"{len(wrong)} of {len(selection)} selected samples have other ids in "
-            f"train_dataset, {wrong[0][0][:80]!r} is {wrong[0][1]!r} there: make it of the "
-            "selection, prepare(selection, pool=True)"
+            f"train_dataset, {wrong[0][0][:80]!r} is {wrong[0][1][:80]!r} there: make it "
+            "of the selection, prepare(selection, pool=True)"
         )
 
 
