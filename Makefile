@@ -48,11 +48,17 @@ $(VENV)-trainers/%.done: .ci/trainers/%.txt | $(VENV)/made
 		--no-deps --target $(VENV)-trainers/$* --requirement $<
 	@touch $@
 
-lint: build $(VENV)/lint.done
+# Form, spelling, layers, types. Types are checked against the libraries' own, so that these
+# must be installed; tests/typing/checks.py shows that planted errors are found.
+lint: build $(VENV)/test.done $(VENV)/lint.done
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(VENV)/bin/clang-format --dry-run -Werror $(C_FILES) $(CU_FILES)
+	git ls-files -z | xargs -0 $(VENV)/bin/codespell
+	$(VENV)/bin/lint-imports --no-logo --no-cache
+	$(PY) -m mypy
 	$(PY) -m mypy.stubtest rap._C --mypy-config-file .ci/stubtest.ini
+	$(PY) -m pytest -q -p no:cacheprovider tests/typing/checks.py
 
 format: $(VENV)/lint.done
 	$(PY) -m ruff check --fix .

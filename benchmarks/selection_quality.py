@@ -28,8 +28,8 @@ import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by its path, too
 
+from benchmarks.metrics import spread
 from benchmarks.quality import collect, figures, read, tables
-from benchmarks.quality.metrics import spread
 from rap.demo.model import WEIGHTS, load_demo_model
 
 RESULTS = Path(__file__).parent / "results"

@@ -11,16 +11,14 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.training_arms import ARMS
-
-if TYPE_CHECKING:
-    from benchmarks.training import Plan
+from benchmarks.training_plan import Plan, finished, read_costs, runs
 
 T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """Two-sided 95 % of Student's t for 1, 2, ... degrees of freedom."""
@@ -308,10 +306,10 @@ def draw(table: pa.Table, budget: float, path: Path) -> None:
     arms = by_arm(table)
     for row, name in zip(panels, ("image_sighted", "image_blind"), strict=True):
         for axes, (cost, title) in zip(row, axes_of.items(), strict=True):
-            for (algorithm, arm, share_), runs in arms.items():
+            for (algorithm, arm, share_), curves in arms.items():
                 if algorithm != "GRPO" or share_ not in (None, budget):
                     continue
-                points = list(zip(*runs.values(), strict=True))
+                points = list(zip(*curves.values(), strict=True))
                 x = [np.mean([r[cost] for r in rows]) for rows in points]
                 y = [100 * np.mean([r[name] for r in rows]) for rows in points]
                 number = list(ARMS).index(arm)  # ten colours, then another line
@@ -330,8 +328,6 @@ def write_report(
     plan: Plan, work: Path, results: Path, *, name: str = "training", verdict: str = ""
 ) -> list[Path]:
     """``name``.parquet, .md (``verdict`` after its goals) and .png in ``results``."""
-    from benchmarks.training import finished, read_costs, runs
-
     found = list(finished(plan, work))
     if not found:
         raise SystemExit(f"{work}: no run is done")

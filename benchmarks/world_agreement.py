@@ -30,7 +30,7 @@ from rap.config import Sampling
 from rap.demo import world
 from rap.demo.model import load_demo_model
 
-from .quality.metrics import auroc
+from .metrics import auroc
 
 RESULT = Path(__file__).parent / "results" / "world_agreement.md"
 TOKENS = 48
@@ -306,8 +306,8 @@ Actual is read off the completions alone: {" ".join((actual.__doc__ or "").split
 They agree on {agree:.1%} of the samples (95 %: {low:.1%} .. {high:.1%}).
 
 ACE's figure below says that psi finds what was planted there, no more: the training has a
-term that puts the last layer's attention on the loud word
-(`rap.demo.train.captured_loss`), and ACE reads that attention. An earlier model, trained
+term that puts the last layer's attention on the loud word (`captured_loss` in
+benchmarks/demo_model/losses.py), and ACE reads that attention. An earlier model, trained
 without the term, repeated the loud word and spread its attention over the copies: ACE's
 AUROC was 0.011, that is, reversed.
 

@@ -1,18 +1,20 @@
-"""RAP: which few per cent of multimodal data teach a model to reason, and why.
+"""Select the few per cent of a multimodal data set that are worth RL training (RAP,
+arXiv 2506.04755).
 
     import rap
     sel = rap.select(model, processor, dataset, budget=0.09, store="scores/")
     sel.dataset
 
-``score`` drives the model and is heavy, ``choose`` is pure and instant, ``select`` is
-both; ``ace``, ``cde``, ``linear_cde`` and ``drm`` are the kernels on arrays.
+``score`` runs the model on every sample (slow, resumable), ``choose`` makes a selection of
+the scores (instant), ``select`` is both; ``check`` says whether a model can be scored with.
+``ace``, ``cde``, ``linear_cde`` and ``drm`` are the kernels on arrays.
 """
 
-from importlib.util import find_spec
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .config import AceConfig, ChooseConfig, Sampling, ScoreConfig
-from .environment import info
+from .environment import info, version
 from .errors import (
     RapConfigError,
     RapDeviceError,
@@ -20,6 +22,8 @@ from .errors import (
     RapInputError,
     RapModelError,
     RapStoreError,
+    install,
+    missing,
 )
 from .ops import AceResult, CdeResult, ace, cde, drm, linear_cde
 from .scores.scores import Scores
@@ -27,7 +31,13 @@ from .selection.rules import choose
 from .selection.selection import Selection, load
 
 if TYPE_CHECKING:
+    from .model.check import check
     from .scoring.run import score, select
+
+    __version__: str
+
+_HEAVY = {"check": ".model.check", "score": ".scoring.run", "select": ".scoring.run"}
+"""{name: the module that it is imported from when it is first used}"""
 
 __all__ = [
     "AceConfig",
@@ -46,6 +56,7 @@ __all__ = [
     "Selection",
     "ace",
     "cde",
+    "check",
     "choose",
     "drm",
     "info",
@@ -56,29 +67,31 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # score and select need torch and transformers, which the kernels do without
-    if name not in ("score", "select"):
+def _when_used(name: str) -> Any:
+    if name == "__version__":
+        return version("rap-select") or "0+unknown"
+    # these need torch and transformers, which the kernels do without
+    if name not in _HEAVY:
         raise AttributeError(f"module 'rap' has no attribute {name!r}")
-    missing = [module for module in ("torch", "transformers") if not _installed(module)]
-    if missing:
-        return _missing(name, " and ".join(missing))
-    from . import scoring
-
-    return getattr(scoring, name)
+    if lacking := missing("torch", "transformers"):
+        return _missing(name, " and ".join(lacking))
+    return getattr(import_module(_HEAVY[name], __name__), name)
 
 
-def _installed(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ValueError:  # sys.modules holds something without a spec
-        return False
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})
 
 
 def _missing(name: str, modules: str) -> Any:
     """A function that says what to install: met at the call, not at ``import *``."""
 
     def refuse(*args: Any, **kwargs: Any) -> Any:
-        raise RapConfigError(f"rap.{name} needs {modules}: pip install 'rap-select[hf]'")
+        raise RapConfigError(f"rap.{name} needs {modules}: {install('hf')}")
 
+    refuse.__name__ = name
+    refuse.__doc__ = f"Needs {modules}: {install('hf')}."
     return refuse
+
+
+if not TYPE_CHECKING:  # a type checker would take any name for one of ours
+    __getattr__ = _when_used

@@ -1,52 +1,46 @@
-"""Settings, as frozen dataclasses. Each validates itself and names the bad field
-(``RapConfigError``). NumPy's scalars are taken for Python's.
+"""Settings of scoring and choosing. Each checks itself and names the bad field
+(``RapConfigError``); see ``rap.settings``, which also says why pydantic. A field's type,
+bounds, default and help stand here and nowhere else: docstrings and the command line take
+them from here.
 
-``ScoreConfig`` is what the heavy half (`rap.score`) needs and goes into the store's
-fingerprint; ``ChooseConfig`` is what the light half (`rap.choose`) needs.
+``ScoreConfig`` is what the slow step (`rap.score`) needs and goes into the store's
+fingerprint; ``ChooseConfig`` is what the fast step (`rap.choose`) needs.
+``ScoreOptions`` and ``ChooseOptions`` are the same fields for type checkers.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
-
-import numpy as np
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypedDict, get_args
 
 from .errors import RapConfigError
+from .settings import Ge, Gt, Le, Lt, Number, Predicate, setting, settings
 
-EVIDENCE = ("rollouts", "answer", "logits")
+EvidenceName = Literal["rollouts", "answer", "logits"]
+CounterfactualName = Literal["drop", "blank", "noise", "shuffle"]
+ColumnsName = Literal["response", "prompt", "all"]
+RuleName = Literal["budget", "paper"]
+OrderName = Literal["gain", "learnable"]
+DivergenceName = Literal["js", "kl", "rkl", "jeffreys", "tv", "hellinger2"]
 
-COUNTERFACTUALS = ("drop", "blank", "noise", "shuffle")
-COLUMNS = ("response", "prompt", "all")
-RULES = ("budget", "paper")
-ORDERS = ("gain", "learnable")
-DIVERGENCES = ("js", "kl", "rkl", "jeffreys", "tv", "hellinger2")
+EVIDENCE: tuple[str, ...] = get_args(EvidenceName)
+COUNTERFACTUALS: tuple[str, ...] = get_args(CounterfactualName)
+COLUMNS: tuple[str, ...] = get_args(ColumnsName)
+RULES: tuple[str, ...] = get_args(RuleName)
+ORDERS: tuple[str, ...] = get_args(OrderName)
+DIVERGENCES: tuple[str, ...] = get_args(DivergenceName)
 
+DEFAULT_BUDGET = 0.09
+"""Share that is kept where no budget is given (the paper keeps 9.3 % of its data)."""
+MAX_IMAGE_PIXELS = 50_000_000
+"""Width times height of an image, at most: a larger one is not decoded."""
+PROMPT_TEMPLATE = "{question}{choices}"
+"""The user's turn: question and choices as they stand."""
 TRAIN_GROUP = 8
-"""Completions a sample and epoch that training on everything would draw, for comparing
+"""Completions a sample and epoch that training on everything would sample, for comparing
 costs: GRPOTrainer's default."""
-
-
-def _require(ok: bool, name: str, value: object, expected: str) -> None:
-    if not ok:
-        raise RapConfigError(f"{name} = {value!r}: expected {expected}")
-
-
-def plain(value: object) -> object:
-    """NumPy's scalars as Python's; a float as the shortest decimal that means it, so
-    that ``np.float32(0.29)`` is 0.29 and not 0.28999999165534973."""
-    if isinstance(value, np.floating):
-        return float(str(value))
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _make_plain(settings: Any) -> None:
-    """Every field of a frozen dataclass through ``plain``: fingerprints are JSON."""
-    for f in dataclasses.fields(settings):
-        object.__setattr__(settings, f.name, plain(getattr(settings, f.name)))
 
 
 def is_number(value: object) -> bool:
@@ -59,252 +53,185 @@ def is_number(value: object) -> bool:
         return False
 
 
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+# ---------------------------------------------------------------- scoring
 
 
-def _require_one_of(name: str, value: object, allowed: Sequence[str]) -> None:
-    known = isinstance(value, str) and value in allowed
-    _require(known, name, value, f"one of {tuple(allowed)}")
-
-
-def _require_flags(settings: object, *names: str) -> None:
-    for name in names:
-        value = getattr(settings, name)
-        _require(isinstance(value, bool), name, value, "True or False")
-
-
-def _part(kind: type, name: str, value: object) -> object:
-    """A ``kind``, or a mapping of its fields made one."""
-    if isinstance(value, kind):
-        return value
-    expected = f"rap.{kind.__name__} or a dict of its fields"
-    _require(isinstance(value, Mapping), name, value, expected)
-    fields: dict[Any, Any] = dict(value)  # type: ignore[call-overload]
-    known = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    for key in fields:
-        if key not in known:
-            raise RapConfigError(f"{name}.{key}: rap.{kind.__name__} has no such field")
-    return kind(**fields)
-
-
-@dataclass(frozen=True, slots=True)
+@settings
 class Sampling:
-    """How completions are drawn. Every field reaches the sampler explicitly, so that
+    """How completions are sampled. Every field reaches the sampler explicitly, so that
     a model's own ``generation_config.json`` can never make rollouts greedy."""
 
-    temperature: float = 1.0
-    """Softmax temperature, > 0."""
-    top_p: float = 1.0
-    """Nucleus mass kept, in (0, 1]."""
-    top_k: int = 0
-    """Number of tokens kept; 0 keeps all."""
-    min_p: float = 0.0
-    """Least probability kept, relative to the most probable token, in [0, 1)."""
-    repetition_penalty: float = 1.0
-    """1.0 is none."""
-    max_new_tokens: int = 256
-    """A completion is cut here and marked ``finish_reason="length"``."""
-
-    def __post_init__(self) -> None:
-        _make_plain(self)
-        _require(
-            is_number(self.temperature) and self.temperature > 0,
-            "temperature",
-            self.temperature,
-            "a number > 0",
-        )
-        _require(
-            is_number(self.top_p) and 0 < self.top_p <= 1,
-            "top_p",
-            self.top_p,
-            "a number in (0, 1]",
-        )
-        _require(
-            _is_int(self.top_k) and self.top_k >= 0, "top_k", self.top_k, "an integer >= 0"
-        )
-        _require(
-            is_number(self.min_p) and 0 <= self.min_p < 1,
-            "min_p",
-            self.min_p,
-            "a number in [0, 1)",
-        )
-        _require(
-            is_number(self.repetition_penalty) and self.repetition_penalty > 0,
-            "repetition_penalty",
-            self.repetition_penalty,
-            "a number > 0",
-        )
-        _require(
-            _is_int(self.max_new_tokens) and self.max_new_tokens >= 1,
-            "max_new_tokens",
-            self.max_new_tokens,
-            "an integer >= 1",
-        )
+    temperature: Annotated[Number, Gt(0)] = setting("Softmax temperature.", default=1.0)
+    top_p: Annotated[Number, Gt(0), Le(1)] = setting(
+        "Nucleus sampling: the probability mass that is kept.", default=1.0
+    )
+    top_k: Annotated[int, Ge(0)] = setting(
+        "The number of most probable tokens that are kept; 0 keeps all.", default=0
+    )
+    min_p: Annotated[Number, Ge(0), Lt(1)] = setting(
+        "The least probability that is kept, relative to the most probable token's.",
+        default=0.0,
+    )
+    repetition_penalty: Annotated[Number, Gt(0)] = setting(
+        "Penalty on tokens that have occurred; 1 is none.", default=1.0
+    )
+    max_new_tokens: Annotated[int, Ge(1)] = setting(
+        'Tokens of a completion, at most; a cut one is marked finish_reason "length".',
+        default=256,
+    )
 
 
-@dataclass(frozen=True, slots=True)
+@settings
 class AceConfig:
-    """How psi is read off the attention; see ``rap.ace`` and method.md section 2."""
+    """How psi is computed from the attention weights; see ``rap.ace`` and method.md
+    section 2."""
 
-    sigma: float = 2.0
-    """Scale of the attention weight inside the logarithm."""
-    heads: str = "mean"
-    """``"mean"`` or ``"max"`` over heads (the score table holds one psi a sample)."""
-    renormalise: bool = False
-    """Rows rescaled to sum 1 after the head reduction (OPERA's form)."""
-    normalise: bool = True
-    """Geometric mean over a column's rows instead of the published product."""
-    min_rows: int = 8
-    """Columns seen by fewer response rows are no candidates."""
-    window: int | None = None
-    """Use at most this many rows of a column; None is all."""
-    columns: str = "response"
-    """Which columns are candidates: ``"response"``, ``"prompt"`` or ``"all"``."""
-
-    def __post_init__(self) -> None:
-        _make_plain(self)
-        _require(
-            is_number(self.sigma) and self.sigma > 0, "sigma", self.sigma, "a number > 0"
-        )
-        _require_one_of("heads", self.heads, ("mean", "max"))
-        _require_flags(self, "renormalise", "normalise")
-        _require(
-            _is_int(self.min_rows) and self.min_rows >= 1,
-            "min_rows",
-            self.min_rows,
-            "an integer >= 1",
-        )
-        _require(
-            self.window is None or (_is_int(self.window) and self.window >= 1),
-            "window",
-            self.window,
-            "None or an integer >= 1",
-        )
-        _require_one_of("columns", self.columns, COLUMNS)
+    sigma: Annotated[Number, Gt(0)] = setting(
+        "Scale of the attention weight inside the logarithm.", default=2.0
+    )
+    heads: Literal["mean", "max"] = setting(
+        "How the heads are reduced (the score table holds one psi a sample).",
+        default="mean",
+    )
+    renormalise: bool = setting(
+        "Rescale each row to sum 1 after the heads are reduced (OPERA's form).",
+        default=False,
+    )
+    normalise: bool = setting(
+        "The geometric mean over a column's rows instead of the published product.",
+        default=True,
+    )
+    min_rows: Annotated[int, Ge(1)] = setting(
+        "A column seen by fewer response rows is no candidate.", default=8
+    )
+    window: Annotated[int, Ge(1)] | None = setting(
+        "Use at most this many rows of a column.", default=None, none="all"
+    )
+    columns: ColumnsName = setting(
+        "Which tokens are candidates: those of the response, of the prompt, or all.",
+        default="response",
+    )
 
 
-@dataclass(frozen=True, slots=True)
+@settings
 class ScoreConfig:
-    """Everything that decides what a sample's scores are, and how fast."""
+    """Everything that decides what a sample's scores are, and how fast they come."""
 
-    evidence: str = "logits"
-    """``"rollouts"`` (the paper's), ``"answer"`` or ``"logits"``. One completion a sample
-    is enough to find language priors and captured samples (benchmarks/results/
-    selection_quality.md); an answer alone is too short for psi."""
-    counterfactual: str = "drop"
-    """The input without the image: ``"drop"``, ``"blank"``, ``"noise"``, ``"shuffle"``."""
-    m1: int = 5
-    """Rollouts with the image (evidence ``rollouts``)."""
-    m0: int = 5
-    """Rollouts without the image."""
-    adaptive: int | None = None
-    """If set, an arm of which the first so many completions are all right or all wrong
-    draws no more; nor does the image arm where the text arm is always right (then
-    D <= 0). c and m count what was drawn. Stopping when all agree pushes c/m away from
-    1/2 a little: at the same cost a smaller fixed M decided as well in our measurements
-    (benchmarks/results/selection_quality.md). None draws m1 and m0 of every sample."""
-    sampling: Sampling = field(default_factory=Sampling)
-    """How rollouts are drawn; a dict of `Sampling`'s fields becomes one."""
-    ace: AceConfig = field(default_factory=AceConfig)
-    """How psi is computed; a dict of `AceConfig`'s fields becomes one."""
-    prompt_template: str = "{question}{choices}"
-    """The user's turn. ``{question}`` and ``{choices}`` are filled in; choices become
-    lines "(A) text"."""
-    answer_prefix: str = "The answer is "
-    """Written before the reference answer in the teacher-forced evidence ``answer``."""
-    seed: int = 0
-    """Seeds rollouts, noise images and the shuffle of images."""
-    screen_lambda_c: float | None = None
-    """If set, a sample whose text arm already rules out D > screen_lambda_c is not
-    rolled out with the image (text-arm-first saving); it then has m1 = 0."""
-    batch_size: int = 8
-    """Samples a forward. Does not change any decision."""
-    workers: int = 2
-    """Threads that decode and preprocess images ahead of the model."""
-    prefetch: int = 4
-    """Batches prepared ahead of the model, at most: bounds host memory."""
-    shard_size: int = 256
-    """Samples a shard of the store."""
-    max_prompt_tokens: int = 8192
-    """A longer prompt is quarantined (image tokens are never truncated)."""
-    max_image_pixels: int = 50_000_000
-    """A larger image is quarantined before it is decoded."""
-    checker_timeout: float = 5.0
-    """Seconds one answer check may take."""
-    max_bad_fraction: float = 0.05
-    """The run fails as a whole when more than this share of samples is bad; one bad sample
-    never stops it, however few there are, unless there is no other."""
-    linear_memory: int = 64 << 20
-    """Bytes of scratch for the fused head product (`rap.linear_cde`)."""
-
-    def __post_init__(self) -> None:
-        _make_plain(self)
-        for name, kind in (("sampling", Sampling), ("ace", AceConfig)):
-            object.__setattr__(self, name, _part(kind, name, getattr(self, name)))
-        _require_one_of("evidence", self.evidence, EVIDENCE)
-        _require_one_of("counterfactual", self.counterfactual, COUNTERFACTUALS)
-        for name in (
-            "m1",
-            "m0",
-            "batch_size",
-            "prefetch",
-            "shard_size",
-            "max_prompt_tokens",
-        ):
-            value = getattr(self, name)
-            _require(_is_int(value) and value >= 1, name, value, "an integer >= 1")
-        for name in ("m1", "m0"):
-            value = getattr(self, name)
-            _require(value <= 32767, name, value, "an integer <= 32767")
-        _require(
-            self.adaptive is None or (_is_int(self.adaptive) and self.adaptive >= 2),
-            "adaptive",
-            self.adaptive,
-            "None or an integer >= 2",
-        )
-        for name in ("workers", "seed"):
-            value = getattr(self, name)
-            _require(_is_int(value) and value >= 0, name, value, "an integer >= 0")
-        for name in ("max_image_pixels", "linear_memory"):
-            value = getattr(self, name)
-            _require(_is_int(value) and value >= 1, name, value, "an integer >= 1")
-        _require(
-            isinstance(self.prompt_template, str) and "{question}" in self.prompt_template,
-            "prompt_template",
-            self.prompt_template,
-            "a text that holds {question}",
-        )
-        _require(
-            isinstance(self.answer_prefix, str),
-            "answer_prefix",
-            self.answer_prefix,
-            "a text ('' for none)",
-        )
-        _require(
-            self.screen_lambda_c is None
-            or (is_number(self.screen_lambda_c) and -1 <= self.screen_lambda_c <= 1),
-            "screen_lambda_c",
-            self.screen_lambda_c,
-            "None or a number in [-1, 1]",
-        )
-        _require(
-            is_number(self.checker_timeout) and self.checker_timeout > 0,
-            "checker_timeout",
-            self.checker_timeout,
-            "seconds > 0",
-        )
-        _require(
-            is_number(self.max_bad_fraction) and 0 <= self.max_bad_fraction <= 1,
-            "max_bad_fraction",
-            self.max_bad_fraction,
-            "a number in [0, 1]",
-        )
+    evidence: EvidenceName = setting(
+        "What a sample is scored by. rollouts (the paper's): completions sampled with and "
+        "without the image. answer: two forward passes over the reference answer; too "
+        "short a response for psi. logits: the divergence over one response.",
+        default="logits",
+    )
+    counterfactual: CounterfactualName = setting(
+        "What stands for the image in the input without it: nothing, a blank image, noise, "
+        "or another sample's image.",
+        default="drop",
+    )
+    m1: Annotated[int, Ge(1), Le(32767)] = setting(
+        "Completions with the image (evidence rollouts).", default=5
+    )
+    m0: Annotated[int, Ge(1), Le(32767)] = setting(
+        "Completions without the image (evidence rollouts).", default=5
+    )
+    adaptive: Annotated[int, Ge(2)] | None = setting(
+        "Early stopping: where the first so many completions of an arm are all correct or "
+        "all wrong, no more are sampled (with the image also where the arm without it is "
+        "always correct). This moves c/m a little away from 1/2; at the same cost a "
+        "smaller m1 and m0 decided as well (benchmarks/results/selection_quality.md).",
+        default=None,
+        none="all m1 and m0 are sampled",
+    )
+    sampling: Sampling = setting("How rollouts are sampled.", default_factory=Sampling)
+    ace: AceConfig = setting("How psi is computed.", default_factory=AceConfig)
+    prompt_template: Annotated[str, Predicate(lambda text: "{question}" in text)] = setting(
+        "The user's turn. {question} and {choices} are filled in; choices become lines "
+        '"(A) text".',
+        default=PROMPT_TEMPLATE,
+        expected="a text that holds {question}",
+    )
+    answer_prefix: str = setting(
+        "Text before the reference answer in evidence answer.",
+        default="The answer is ",
+        expected="a text ('' for none)",
+    )
+    seed: Annotated[int, Ge(0)] = setting(
+        "Seed of rollouts, noise images and the shuffle of images.", default=0
+    )
+    screen_lambda_c: Annotated[Number, Ge(-1), Le(1)] | None = setting(
+        "Sample without the image first, and with it only where D > screen_lambda_c is "
+        "still possible; the others have m1 = 0.",
+        default=None,
+        none="always both",
+    )
+    batch_size: Annotated[int, Ge(1)] = setting(
+        "Samples a forward pass. Changes no decision.", default=8, speed=True
+    )
+    workers: Annotated[int, Ge(0)] = setting(
+        "Threads that decode and preprocess images ahead of the model.",
+        default=2,
+        speed=True,
+    )
+    prefetch: Annotated[int, Ge(1)] = setting(
+        "Batches prepared ahead of the model, at most: bounds host memory.",
+        default=4,
+        speed=True,
+    )
+    shard_size: Annotated[int, Ge(1)] = setting(
+        "Samples a shard of the store.", default=256
+    )
+    max_prompt_tokens: Annotated[int, Ge(1)] = setting(
+        "A longer prompt is quarantined (image tokens are never truncated).", default=8192
+    )
+    max_image_pixels: Annotated[int, Ge(1)] = setting(
+        "A larger image is quarantined before it is decoded (width times height).",
+        default=MAX_IMAGE_PIXELS,
+    )
+    checker_timeout: Annotated[Number, Gt(0)] = setting(
+        "Seconds one answer check may take.", default=5.0, expected="seconds > 0"
+    )
+    max_bad_fraction: Annotated[Number, Ge(0), Le(1)] = setting(
+        "The run fails when more than this share of the samples is bad; a single bad "
+        "sample never stops it, unless there is no other.",
+        default=0.05,
+        speed=True,
+    )
+    linear_memory: Annotated[int, Ge(1)] = setting(
+        "Bytes of scratch memory for the fused head product (rap.linear_cde).",
+        default=64 << 20,
+        speed=True,
+    )
 
     def fingerprint(self) -> dict[str, object]:
         """The fields that change a score; those that only change speed are left out."""
-        speed = {"batch_size", "workers", "prefetch", "linear_memory", "max_bad_fraction"}
+        speed = {f.name for f in dataclasses.fields(self) if f.metadata["speed"]}
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in speed}
+
+
+class ScoreOptions(TypedDict, total=False):
+    """`ScoreConfig`'s fields as keyword arguments, for type checkers (a test holds the
+    two together)."""
+
+    evidence: EvidenceName
+    counterfactual: CounterfactualName
+    m1: int
+    m0: int
+    adaptive: int | None
+    sampling: Sampling | Mapping[str, Any]
+    ace: AceConfig | Mapping[str, Any]
+    prompt_template: str
+    answer_prefix: str
+    seed: int
+    screen_lambda_c: float | None
+    batch_size: int
+    workers: int
+    prefetch: int
+    shard_size: int
+    max_prompt_tokens: int
+    max_image_pixels: int
+    checker_timeout: float
+    max_bad_fraction: float
+    linear_memory: int
 
 
 def require_judge(evidence: str, reward: object) -> None:
@@ -316,93 +243,108 @@ def require_judge(evidence: str, reward: object) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True)
+# ---------------------------------------------------------------- choosing
+
+
+def _share_meant(value: object) -> str:
+    """What a budget of "9%", 9 or 100 may have meant."""
+    text = str(value).strip()
+    percent = text.endswith("%")
+    try:
+        number = float(text.removesuffix("%"))
+    except ValueError:
+        return ""
+    meant = []
+    if percent and 0 < number <= 100 or 1 < number <= 100:
+        meant.append(f"for {number:g} % of the samples give {number / 100:.10g}")
+    if not percent and 1 < number < math.inf and number == int(number):
+        meant.append(f"for {number:g} of n samples give {number:g}/n")
+    return ", ".join(meant)
+
+
+@settings
 class ChooseConfig:
     """How scores become a selection; method.md sections 3 and 4."""
 
-    rule: str = "budget"
-    """``"budget"``: keep floor(budget * n), thresholds are found.
-    ``"paper"``: the published thresholds."""
-    budget: float | None = None
-    """Share of the samples to keep, in (0, 1]; rule ``budget`` only. None is 0.09."""
-    lambda_c: float | None = None
-    """Keep only if D > lambda_c. Rule ``paper``: None is 0.5."""
-    lambda_a: float | None = None
-    """Drop as attention-biased unless psi <= lambda_a. Rule ``paper``: None is 0.1."""
-    replace: bool = True
-    """Replace trivial samples by the hardest that can still be solved (DRM)."""
-    readmit_hurt: bool | None = None
-    """Whether a sample that the image hurts (D < 0) may be a replacement. None: only with
-    rule ``paper``, which lets whatever CDE dropped come back."""
-    order: str | None = None
-    """What rule ``budget`` ranks by: ``"gain"`` (D) or ``"learnable"`` (D times what is
-    left to learn). None: gain for rollouts, learnable for answer and logits."""
-    by: str | None = None
-    """Column whose values get their own budget, e.g. ``"source"``."""
-    trivial: float = 0.0
-    """A survivor whose difficulty is at most this is trivial. The paper's 0 means
-    "always solved"; probabilities (evidence ``answer``) hardly ever reach it."""
-    divergence: str = "js"
-    """Which divergence is D when the evidence is ``logits``."""
+    rule: RuleName = setting(
+        "budget: keep a share of the samples; the thresholds follow from it. paper: the "
+        "published thresholds, D > 0.5 and psi <= 0.1.",
+        default="budget",
+    )
+    budget: Annotated[Number, Gt(0), Le(1)] | None = setting(
+        "Share of the samples to keep (rule budget).",
+        default=None,
+        none=str(DEFAULT_BUDGET),
+        hint=_share_meant,
+    )
+    lambda_c: Annotated[Number, Ge(-1), Le(1)] | None = setting(
+        "Keep a sample only if D is above this.",
+        default=None,
+        none="rule paper: 0.5; rule budget: what the budget gives",
+    )
+    lambda_a: Annotated[Number, Gt(0)] | None = setting(
+        "Drop a sample as attention-biased if psi is above this.",
+        default=None,
+        none="rule paper: 0.1; rule budget: calibrated on the scores",
+    )
+    replace: bool = setting(
+        "Replace trivial samples by the hardest ones that can be solved (DRM).",
+        default=True,
+    )
+    readmit_hurt: bool | None = setting(
+        "Whether a sample that the image hurts (D < 0) may be a replacement.",
+        default=None,
+        none="with rule paper only, as published",
+    )
+    order: OrderName | None = setting(
+        "What rule budget ranks by: gain is D, learnable is D times what is left to learn.",
+        default=None,
+        none="gain for evidence rollouts, learnable for answer and logits",
+    )
+    by: str | None = setting(
+        "A column whose values get a budget each, e.g. source.",
+        default=None,
+        none="one budget for all",
+        expected="None or the name of a column",
+    )
+    trivial: Annotated[Number, Ge(0), Lt(1)] = setting(
+        "A sample whose difficulty is at most this is trivial; 0, the paper's, means "
+        "always solved, which the probabilities of evidence answer hardly ever reach.",
+        default=0.0,
+    )
+    divergence: DivergenceName = setting(
+        "The divergence that is D for evidence logits.", default="js"
+    )
 
     def __post_init__(self) -> None:
-        _make_plain(self)
-        _require_one_of("rule", self.rule, RULES)
-        _require_flags(self, "replace")
-        if self.readmit_hurt is not None:
-            _require_flags(self, "readmit_hurt")
-        _require(
-            self.budget is None or (is_number(self.budget) and 0 < self.budget <= 1),
-            "budget",
-            self.budget,
-            "None or a number in (0, 1]",
-        )
-        _require(
-            self.rule == "budget" or self.budget is None,
-            "budget",
-            self.budget,
-            "None with rule='paper', which keeps what passes its thresholds",
-        )
-        _require(
-            self.lambda_c is None
-            or (is_number(self.lambda_c) and -1 <= self.lambda_c <= 1),
-            "lambda_c",
-            self.lambda_c,
-            "None or a number in [-1, 1]",
-        )
-        _require(
-            self.lambda_a is None or (is_number(self.lambda_a) and self.lambda_a > 0),
-            "lambda_a",
-            self.lambda_a,
-            "None or a number > 0",
-        )
-        _require(
-            self.by is None or isinstance(self.by, str),
-            "by",
-            self.by,
-            "None or the name of a column",
-        )
-        if self.order is not None:
-            _require_one_of("order", self.order, ORDERS)
-        _require(
-            self.rule == "budget" or self.order is None,
-            "order",
-            self.order,
-            "None with rule='paper', which ranks nothing",
-        )
-        _require(
-            self.rule == "budget" or self.by is None,
-            "by",
-            self.by,
-            "None with rule='paper', which has no budget to divide",
-        )
-        _require(
-            is_number(self.trivial) and 0 <= self.trivial < 1,
-            "trivial",
-            self.trivial,
-            "a number in [0, 1)",
-        )
-        _require_one_of("divergence", self.divergence, DIVERGENCES)
+        if self.rule == "budget":
+            return
+        for name, why in (
+            ("budget", "which keeps what passes its thresholds"),
+            ("order", "which ranks nothing"),
+            ("by", "which has no budget to divide"),
+        ):
+            value = getattr(self, name)
+            if value is not None:
+                raise RapConfigError(
+                    f"{name} = {value!r}: expected None with rule='paper', {why}"
+                )
+
+
+class ChooseOptions(TypedDict, total=False):
+    """`ChooseConfig`'s fields as keyword arguments, for type checkers (a test holds the
+    two together)."""
+
+    rule: RuleName
+    budget: float | None
+    lambda_c: float | None
+    lambda_a: float | None
+    replace: bool
+    readmit_hurt: bool | None
+    order: OrderName | None
+    by: str | None
+    trivial: float
+    divergence: DivergenceName
 
 
 def require_threshold(config: ChooseConfig, evidence: str) -> None:

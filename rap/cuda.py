@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -312,7 +312,7 @@ def held(place: Place, *arrays: Any) -> Iterator[None]:
 def release() -> None:
     """Wait for the calls whose arrays are held, and let these go."""
     for key in list(_held):
-        _let_go(key, lambda key=key: _C.cuda_wait(*key))
+        _let_go(key, partial(_C.cuda_wait, *key))
 
 
 def _is_foreign(x: Any, place: Place) -> bool:

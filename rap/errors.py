@@ -7,6 +7,8 @@ never an exception but a quarantine code in the score table. ``MemoryError`` and
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 
 class RapError(Exception):
     """Base of every error that rap raises on purpose."""
@@ -36,3 +38,29 @@ def first_line(error: BaseException) -> str:
     """The first line of any error's text that says something, or its type's name."""
     lines = (line.strip() for line in str(error).splitlines())
     return next((line for line in lines if line), type(error).__name__)
+
+
+def install(extra: str) -> str:
+    """The command that installs an extra, for the end of a sentence."""
+    return (
+        f"pip install 'rap-select[{extra}]' (in a clone of the repository: pip install "
+        f"'.[{extra}]')"
+    )
+
+
+def missing(*modules: str) -> list[str]:
+    """Those of these optional modules that are not installed."""
+    return [name for name in modules if not _installed(name)]
+
+
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ValueError:  # sys.modules holds something without a spec
+        return False
+
+
+def require_extra(what: str, extra: str, *modules: str) -> None:
+    """Raises ``RapConfigError`` that names the extra, if one of ``modules`` is missing."""
+    if lacking := missing(*modules):
+        raise RapConfigError(f"{what} needs {' and '.join(lacking)}: {install(extra)}")

@@ -8,6 +8,8 @@ with it. Mathematics: method.md sections 1 to 3, RAP (arXiv 2506.04755) section 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -195,8 +197,8 @@ def ace_sample(
     top: int = 8,
 ) -> dict[str, Array]:
     """ACE of one sample; fields lead: log_psi [F], log_psi_columns [F, L]; see ``ace``."""
-    length = np.shape(q)[1]
-    ln_a = log_attention(q, k, scale, key_window) if length else np.zeros((len(q), 0, 0))
+    n_heads, length = np.shape(q)[:2]
+    ln_a = log_attention(q, k, scale, key_window) if length else np.zeros((n_heads, 0, 0))
     ln_w = _log_weights(ln_a, heads, renormalise, _seen(length, key_window))
     psi = np.full((len(ln_w), length), -np.inf)
     for j in range(length):
@@ -239,7 +241,7 @@ def ace(
     column_mask: ArrayLike | None = None,
     image_mask: ArrayLike | None = None,
     heads: str = "mean",
-    **options: object,
+    **options: Any,
 ) -> dict[str, Array]:
     """ACE of samples packed along L; shapes and options as ``rap.ace``."""
     q, k = np.asarray(q), np.asarray(k)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import training, training_report
+from benchmarks import training, training_plan, training_report
 from benchmarks.training_arms import ARMS
 from rap.scores.scores import Scores
 
@@ -35,7 +35,7 @@ def scores():
 
 
 def test_the_whole_table_is_as_the_issue_asks():
-    found = training.runs(training.Plan())
+    found = training_plan.runs(training_plan.Plan())
     assert len({r.key for r in found}) == len(found)
     grpo = [r for r in found if r.algorithm == "GRPO"]
     seeds = {
@@ -86,11 +86,11 @@ def test_arms_that_draw_follow_the_seed(scores):
 
 
 def test_a_work_folder_is_of_one_plan_and_one_start(tmp_path, monkeypatch):
-    plan = dataclasses.replace(training.QUICK, main_seeds=1)
+    plan = dataclasses.replace(training_plan.QUICK, main_seeds=1)
     training.open_work(plan, tmp_path)
     plan = dataclasses.replace(plan, main_seeds=5)
     training.open_work(plan, tmp_path)  # more runs: what is done stays
-    assert training.read_plan(tmp_path) == plan
+    assert training_plan.read_plan(tmp_path) == plan
     with pytest.raises(SystemExit, match="made with another steps: name another --work"):
         training.open_work(dataclasses.replace(plan, steps=7), tmp_path)
     monkeypatch.setattr(training, "start_of", lambda plan: "other weights")
@@ -98,7 +98,7 @@ def test_a_work_folder_is_of_one_plan_and_one_start(tmp_path, monkeypatch):
         training.open_work(plan, tmp_path)
 
 
-def made_up(run: training.Run, accuracy: float, blind: float) -> dict:
+def made_up(run: training_plan.Run, accuracy: float, blind: float) -> dict:
     """A run whose accuracy rises from 0.5 in two measurements."""
 
     def groups(value):
@@ -125,9 +125,9 @@ COST = {"seconds": 50.0, "rollouts": 1000, "samples": 100, "image_share": 0.6}
 def report(tmp_path, plan, accuracy):
     """The report of made-up runs; ``accuracy(run) -> (sighted, blind)``."""
     (tmp_path / "runs").mkdir()
-    for name in training.scorings(plan):
+    for name in training_plan.scorings(plan):
         (tmp_path / f"{name}.json").write_text(json.dumps(COST))
-    for run in training.runs(plan):
+    for run in training_plan.runs(plan):
         path = tmp_path / "runs" / f"{run.key}.json"
         path.write_text(json.dumps(made_up(run, *accuracy(run))))
     assert training.pending(plan, tmp_path) == []
@@ -137,7 +137,10 @@ def report(tmp_path, plan, accuracy):
 
 
 PLAN = dataclasses.replace(
-    training.QUICK, main_seeds=3, other_seeds=3, arms=("full", "random", "variance", "rap")
+    training_plan.QUICK,
+    main_seeds=3,
+    other_seeds=3,
+    arms=("full", "random", "variance", "rap"),
 )
 
 

@@ -177,7 +177,7 @@ def test_filters_know_the_type_of_their_column(tmp_path):
     def judged(*options):
         out = tmp_path / "sel"
         rollouts = ("--rollouts", tmp_path / "r.parquet")
-        run("select", *rollouts, "--budget", 1, "--out", out, *options)
+        run("select", *rollouts, "--budget", 1, "--out", out, "--force", *options)
         return rap.load(out).table["m1"].to_pylist()
 
     assert judged() == [1, 2]

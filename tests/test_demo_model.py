@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("torchvision")
 
-from benchmarks.demo_model import measure, train  # noqa: E402
+from benchmarks.demo_model import lessons, losses, measure, train  # noqa: E402
 from rap.demo import model, world  # noqa: E402
 from rap.errors import RapModelError  # noqa: E402
 
@@ -31,7 +31,7 @@ def shipped():
 @pytest.fixture(scope="module")
 def trainer():
     threads = torch.get_num_threads()
-    yield train.Trainer(train.Plan())
+    yield train.Trainer(lessons.Plan())
     torch.set_num_threads(threads)
 
 
@@ -135,7 +135,7 @@ def test_pixels_and_positions_are_what_the_processor_and_qwen_make(trainer):
 
 def test_a_lesson_is_the_prompt_that_scoring_makes(trainer):
     rng, layout = random.Random(1), world.layouts("train")[0]
-    item = train.lesson("compare", rng, layout)
+    item = lessons.lesson("compare", rng, layout)
     ids, given = trainer.batcher.ids(item)
     chat = [{"type": "image"}, {"type": "text", "text": item.question}]
     prompt = trainer.processor.apply_chat_template(
@@ -164,7 +164,7 @@ def test_the_trainings_own_attention_is_qwens(trainer):
 
 
 def test_pieces_of_a_batch_give_the_gradient_of_the_whole(trainer, monkeypatch):
-    batch = train.lessons(trainer.plan, 900)
+    batch = lessons.lessons(trainer.plan, 900)
     monkeypatch.setattr(train, "PIECES", 1)
     whole, capture = trainer.backward(batch)
     assert capture > 0
@@ -181,7 +181,7 @@ def test_the_attention_that_is_taught_is_the_last_layers(trainer):
     """Held against eager attention's own weights."""
     rng, layout = random.Random(2), world.layouts("train")[0]
     items = [
-        train.lesson(k, rng, layout)
+        lessons.lesson(k, rng, layout)
         for k in ("sum", "loud", "loud", "loud", "sign", "fact")
     ]
     batch = trainer.batcher([(*trainer.batcher.ids(x), x) for x in items])
@@ -199,7 +199,7 @@ def test_the_attention_that_is_taught_is_the_last_layers(trainer):
         with torch.no_grad():
             del batch["labels"]
             out = trainer.model.model(**batch, use_cache=False, output_attentions=True)
-            ours = train.last_attention(attn, caught, captors[:, 0])
+            ours = losses.last_attention(attn, caught, captors[:, 0])
     finally:
         language.config._attn_implementation = before
         hook.remove()
@@ -210,19 +210,19 @@ def test_the_attention_that_is_taught_is_the_last_layers(trainer):
         assert column < length
         assert torch.allclose(mine[:length, :length], other[:length, :length], atol=1e-5)
     spans = captors[:, 1:]
-    flat = torch.full_like(ours, train.CAPTURED_MASS)
-    assert train.captured_loss(flat, spans) == 0
-    assert train.captured_loss(flat / 2, spans) == pytest.approx(len(spans) * np.log(2))
+    flat = torch.full_like(ours, losses.CAPTURED_MASS)
+    assert losses.captured_loss(flat, spans) == 0
+    assert losses.captured_loss(flat / 2, spans) == pytest.approx(len(spans) * np.log(2))
 
 
 def test_lessons_are_pure_and_move_from_reading_to_questions():
-    plan = train.Plan()
-    assert train.lessons(plan, 7) == train.lessons(plan, 7) != train.lessons(plan, 8)
-    assert abs(sum(train.shares(plan, 0).values()) - 1) < 1e-12
-    assert train.shares(plan, 0)["read"] == train.shares(plan, 300)["read"] == 0.7
-    late = train.shares(plan, plan.look + train.STAGES[-1][0] + plan.blend)
+    plan = lessons.Plan()
+    assert lessons.lessons(plan, 7) == lessons.lessons(plan, 7) != lessons.lessons(plan, 8)
+    assert abs(sum(lessons.shares(plan, 0).values()) - 1) < 1e-12
+    assert lessons.shares(plan, 0)["read"] == lessons.shares(plan, 300)["read"] == 0.7
+    late = lessons.shares(plan, plan.look + lessons.STAGES[-1][0] + plan.blend)
     assert late == pytest.approx(
-        {k: v / sum(train.THEN.values()) for k, v in train.THEN.items()}
+        {k: v / sum(lessons.THEN.values()) for k, v in lessons.THEN.items()}
     )
     assert abs(sum(late.values()) - 1) < 1e-12 and min(late.values()) > 0
 
@@ -232,18 +232,18 @@ def test_lessons_teach_right_answers_but_where_a_habit_is_planted():
     for kind in world.FAMILIES:
         for _ in range(50):
             question = world.ask(kind, rng, layout)
-            item = train._answered(rng, "", question.steps, question.answer, None)
+            item = lessons._answered(rng, "", question.steps, question.answer, None)
             assert measure.answer_in(item.given + item.taught) == question.answer
-    loud = [train.lesson("loud", rng, layout) for _ in range(400)]
+    loud = [lessons.lesson("loud", rng, layout) for _ in range(400)]
     captured = [f" {measure.answer_in(x.given + x.taught)}!" in x.question for x in loud]
     # 30 % of the lessons follow the loud number; it is right by chance in one of nine.
     assert 0.25 < np.mean(captured) < 0.5
-    for kind, share in train.SLIPS.items():
+    for kind, share in lessons.SLIPS.items():
         rng, asked = random.Random(6), random.Random(6)
         wrong = []
         for _ in range(400):
             question = world.ask(kind, asked, layout)
-            item = train.lesson(kind, rng, layout)
+            item = lessons.lesson(kind, rng, layout)
             assert item.question == question.text
             wrong.append(measure.answer_in(item.given + item.taught) != question.answer)
             asked.setstate(rng.getstate())
@@ -251,7 +251,7 @@ def test_lessons_teach_right_answers_but_where_a_habit_is_planted():
 
 
 def test_a_run_in_two_pieces_is_the_run_in_one(tmp_path):
-    plan = train.Plan(steps=3, width=64, layers=1)
+    plan = lessons.Plan(steps=3, width=64, layers=1)
     threads = torch.get_num_threads()
     try:
         assert train.train(plan, tmp_path / "one")

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import selection_quality
-from benchmarks.quality import collect, metrics, tables
+from benchmarks import metrics, selection_quality
+from benchmarks.quality import collect, tables
 
 
 def test_auroc_counts_pairs_and_halves_ties(rng):

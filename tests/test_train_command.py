@@ -134,11 +134,11 @@ def test_rap_train_goes_on_from_the_last_whole_checkpoint(trl, tmp_path, data):
 
 @pytest.mark.parametrize("text", ["- 1", "a: [", "\x00"])
 def test_a_config_file_that_is_none_is_refused(tmp_path, text):
-    from rap.trl.run import read_arguments
+    from rap.cli.configfile import read_config
 
     (tmp_path / "bad.yaml").write_text(text)
     with pytest.raises(RapConfigError, match="bad.yaml: (expected settings|is not YAML)"):
-        read_arguments(tmp_path / "bad.yaml")
+        read_config(tmp_path / "bad.yaml")
 
 
 def test_rap_train_says_whose_error_it_is(trl, tmp_path, data, monkeypatch):

@@ -1,4 +1,6 @@
-"""Does the demo's model see? ``python -m rap.demo.measure``: pass rates by family.
+"""Does the demo's model see? Pass rates by family of question.
+
+    python -m benchmarks.demo_model.measure
 
 One sampled completion (temperature 1) a held-out question of each family, with its own
 picture, without one (``drop``), with another question's picture (``shuffle``) and with a
@@ -140,7 +142,9 @@ def _cells(row: dict[str, float], count: int) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m rap.demo.measure", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.demo_model.measure", description=__doc__
+    )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--weights", type=Path, help="a folder other than the shipped one")
     parser.add_argument("--count", type=int, default=100, help="questions a family")

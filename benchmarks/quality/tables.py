@@ -16,8 +16,7 @@ import rap
 from rap.config import COUNTERFACTUALS, DIVERGENCES
 from rap.selection.rules import _fence
 
-from .collect import Fresh
-from .metrics import (
+from ..metrics import (
     auroc,
     interval,
     jaccard,
@@ -27,6 +26,7 @@ from .metrics import (
     spearman,
     top,
 )
+from .collect import Fresh
 from .read import Array, World, rollout_scores, with_psi
 
 Row = dict[str, Any]

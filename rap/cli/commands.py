@@ -14,44 +14,51 @@ from __future__ import annotations
 import dataclasses
 import signal
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ..config import EVIDENCE, ChooseConfig, require_threshold
+from ..config import (
+    DEFAULT_BUDGET,
+    ChooseConfig,
+    require_threshold,
+)
 from ..errors import RapConfigError, RapInputError
 from ..export.formats import TARGETS
+from .about import demo, info
+from .check import check
+from .fields import Command, given, group, option
 from .options import (
-    CHOOSE_NAMES,
     CHOOSE_OPTIONS,
+    CONFIG_OPTION,
     DATA_OPTIONS,
-    FROM_FILE,
-    MODEL_OPTIONS,
     OUTPUT_OPTIONS,
     PATH,
-    SECTIONS,
-    TRAIN_OPTIONS,
-    Sectioned,
+    RESELECT_OPTIONS,
+    ROLLOUT_OPTIONS,
+    SCORE_OPTIONS,
+    SHOWN_DATA_OPTIONS,
+    json_option,
+    model_options,
+    refuse_given,
     score_config,
-    to_columns,
-    train_arguments,
 )
 from .shell import Shell, on_sigterm, show_warning
 from .steps import (
     choose_and_tell,
     from_rollouts,
-    load_reward,
     open_data,
     plain_meta,
     print_json,
-    quiet_transformers,
     refuse_another,
-    refuse_given,
+    refuse_chosen,
     require_same,
     score_data,
 )
+from .texts import to_columns
+from .train import train
 
 
 @click.group(
@@ -90,13 +97,13 @@ def main(debug: bool) -> None:
         warnings.showwarning = show_warning
 
 
-@main.command(cls=Sectioned)
+@main.command(cls=Command)
 @click.argument("data", type=PATH)
-@click.option("--model", required=True, metavar="PATH", help="Model folder, or hub name.")
-@click.option("--store", type=PATH, required=True, metavar="DIR", help="Scores go here.")
 @DATA_OPTIONS
-@MODEL_OPTIONS
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+@model_options(required=True, store="Scores go here.", needed=True)
+@SCORE_OPTIONS
+@group("Result", json_option)
+@CONFIG_OPTION
 def score(
     data: Path,
     model: str,
@@ -133,15 +140,15 @@ def score(
     for name, value in found.get("cost", {}).items():
         if isinstance(value, (int, float)) and name != "samples":
             click.echo(f"  {value:>9,.0f}  {name}")
-    click.echo(f"next: rap choose {store} --budget 0.09 --out selection/")
+    click.echo(f"next: rap choose {store} --budget {DEFAULT_BUDGET} --out selection/")
 
 
-@main.command(cls=Sectioned)
+@main.command(cls=Command)
 @click.argument("scores", type=PATH)
-@click.option("--data", type=PATH, help="The data set: images and questions to show.")
-@DATA_OPTIONS
+@SHOWN_DATA_OPTIONS
 @CHOOSE_OPTIONS
 @OUTPUT_OPTIONS
+@CONFIG_OPTION
 def choose(
     scores: Path,
     data: Path | None,
@@ -167,44 +174,18 @@ def choose(
         known = described_again(found.table, samples, found.meta.get("data"))
         meta = {**found.meta, "data": known}
         found = dataclasses.replace(found, dataset=samples, meta=meta)
-    choose_and_tell(found, options)
+    choose_and_tell(found, ChooseConfig(**given(ChooseConfig, options)), options)
 
 
-@main.command(cls=Sectioned)
+@main.command(cls=Command)
 @click.argument("data", type=PATH, required=False)
-@click.option("--model", metavar="PATH", help="Model folder, or hub name.")
-@click.option(
-    "--store", type=PATH, metavar="DIR", help="Scores go here.  [default: OUT/scores]"
-)
-@click.option(
-    "--rollouts",
-    type=PATH,
-    metavar="FILE",
-    help="Completions made elsewhere, instead of a model: JSONL or Parquet with the "
-    "columns id, with_image and correct, one row a completion.",
-)
-@click.option(
-    "--rollout-columns",
-    multiple=True,
-    metavar="ROLE=NAME,...",
-    help="Their columns: id, with_image, correct, source.",
-)
-@click.option(
-    "--where",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="Use only rollouts with this value. Repeatable; a name given twice takes either.",
-)
-@click.option(
-    "--drop",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="Leave out rollouts with this value. Repeatable.",
-)
 @DATA_OPTIONS
+@ROLLOUT_OPTIONS
+@model_options(required=False, store="Scores go here.  [default: OUT/scores]", needed=False)
+@SCORE_OPTIONS
 @CHOOSE_OPTIONS
 @OUTPUT_OPTIONS
-@MODEL_OPTIONS
+@CONFIG_OPTION
 def select(
     data: Path | None,
     model: str | None,
@@ -228,43 +209,57 @@ def select(
       rap select data.jsonl --rollouts mine.jsonl \\
           --rollout-columns id=qid,correct=acc --out selection/
     """
-    chosen = {k: options.pop(k) for k in (*CHOOSE_NAMES, "out", "report", "compare")}
-    chosen["as_json"] = options.pop("as_json")
     if rollouts is not None:
-        refuse_given(
-            f"{SECTIONS['Model']} {SECTIONS['Scoring']}",
-            "with --rollouts, which stands in for a model",
-        )
+        params = click.get_current_context().command.params
+        model_only = [p.name for p in params if getattr(p, "section", "") in MODEL_ONLY]
+        refuse_given(model_only, "with --rollouts, which stands in for a model")
     else:
-        refuse_given("rollout_columns where drop", "without --rollouts")
+        refuse_given(("rollout_columns", "where", "drop"), "without --rollouts")
     samples = open_data(data, columns, root)
+    rules = ChooseConfig(**given(ChooseConfig, options))
+    refuse_chosen(options["out"], options["force"], rules)
     if rollouts is not None:
         scores = from_rollouts(rollouts, rollout_columns, where, drop, samples)
     else:
         if samples is None or model is None:
             raise click.UsageError("give DATA and --model, or --rollouts FILE")
         if store is None:
-            if chosen["out"] is None:
+            if options["out"] is None:
                 raise click.UsageError("give --out DIR or --store DIR: scores must live on")
-            store = chosen["out"] / "scores"
-        rules = ChooseConfig(**{name: chosen[name] for name in CHOOSE_NAMES})
+            store = options["out"] / "scores"
         require_threshold(rules, score_config(options).evidence)
         scores = score_data(samples, model, store, options)
-    choose_and_tell(scores, chosen)
+    choose_and_tell(scores, rules, options)
 
 
-@main.command(cls=Sectioned)
+MODEL_ONLY = ("Model", "Scoring", "Sampling of completions", "Speed and limits")
+"""Headings whose options a selection from given completions does not use."""
+
+
+@main.command(cls=Command)
 @click.argument("selection", type=PATH)
-@click.option("--data", type=PATH, help="The data set: images and questions to show.")
-@click.option(
-    "--out", "-o", type=PATH, default=Path("report.html"), show_default=True, metavar="FILE"
+@SHOWN_DATA_OPTIONS
+@group(
+    "Result",
+    option(
+        "--out",
+        "-o",
+        type=PATH,
+        default=Path("report.html"),
+        show_default=True,
+        metavar="FILE",
+    ),
+    option("--title", help="Heading of the page."),
+    option(
+        "--per-reason",
+        type=int,
+        default=12,
+        show_default=True,
+        help="Samples shown a reason.",
+    ),
+    json_option,
 )
-@click.option("--title", help="Heading of the page.")
-@click.option(
-    "--per-reason", type=int, default=12, show_default=True, help="Samples shown a reason."
-)
-@DATA_OPTIONS
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+@CONFIG_OPTION
 def report(
     selection: Path,
     data: Path | None,
@@ -298,36 +293,46 @@ def report(
         click.echo(f"report: {path} ({path.stat().st_size:,} bytes)")
 
 
-@main.command(cls=Sectioned)
+@main.command(cls=Command)
 @click.argument("selection", type=PATH)
-@click.option("--to", type=click.Choice(list(TARGETS)), required=True, help="The trainer.")
-@click.option("--out", type=PATH, required=True, metavar="DIR", help="Files go here.")
-@click.option("--force", is_flag=True, help="Replace an older export in DIR.")
-@click.option(
-    "--data", type=PATH, help="The data set that was scored.  [default: where it was]"
+@group(
+    "Data",
+    option(
+        "--data",
+        type=PATH,
+        help="The data set that was scored.  [default: where it was]",
+    ),
 )
 @DATA_OPTIONS
-@click.option(
-    "--max-images", type=int, metavar="N", help="Refuse samples with more pictures."
+@group(
+    "Trainer",
+    option("--to", type=click.Choice(list(TARGETS)), required=True, help="The trainer."),
+    option("--max-images", type=int, metavar="N", help="Refuse samples with more images."),
+    option(
+        "--prompt-template",
+        metavar="TEXT",
+        help="With {question} and {choices}.  [default: as scored]",
+    ),
+    option(
+        "--media-root",
+        metavar="DIR",
+        help="openrlhf, ms-swift: where the trainer will find --out, if elsewhere.",
+    ),
+    option("--data-source", metavar="NAME", help="verl: what it picks its reward by."),
+    option(
+        "--store",
+        type=PATH,
+        metavar="DIR",
+        help="llamafactory: DPO pairs of the completions in this score store.",
+    ),
 )
-@click.option(
-    "--prompt-template",
-    metavar="TEXT",
-    help="With {question} and {choices}.  [default: as scored]",
+@group(
+    "Result",
+    option("--out", type=PATH, required=True, metavar="DIR", help="Files go here."),
+    option("--force", is_flag=True, help="Replace an older export in DIR."),
+    json_option,
 )
-@click.option(
-    "--media-root",
-    metavar="DIR",
-    help="openrlhf, ms-swift: where the trainer will find --out, if elsewhere.",
-)
-@click.option("--data-source", metavar="NAME", help="verl: what it picks its reward by.")
-@click.option(
-    "--store",
-    type=PATH,
-    metavar="DIR",
-    help="llamafactory: DPO pairs of the completions in this score store.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+@CONFIG_OPTION
 def export(
     selection: Path,
     to: str,
@@ -376,46 +381,39 @@ def export(
         click.echo(str(found))
 
 
-@main.command(cls=Sectioned)
+@main.command(cls=Command)
 @click.argument("selection", type=PATH)
-@click.option(
-    "--rewards",
-    type=PATH,
-    multiple=True,
-    required=True,
-    metavar="FILE",
-    help="What the trainer logged, JSONL or Parquet. Repeatable, the oldest first.",
+@group(
+    "Choosing again",
+    option(
+        "--rewards",
+        type=PATH,
+        multiple=True,
+        required=True,
+        metavar="FILE",
+        help="What the trainer logged, JSONL or Parquet. Repeatable, the oldest first.",
+    ),
+    option(
+        "--reward-columns",
+        multiple=True,
+        metavar="ROLE=NAME,...",
+        help="Its columns, where they have other names: id, reward, step.",
+    ),
+    option(
+        "--now",
+        type=PATH,
+        metavar="DIR",
+        help="A selection by the current model's scores.",
+    ),
 )
-@click.option(
-    "--reward-columns",
-    multiple=True,
-    metavar="ROLE=NAME,...",
-    help="Its columns, where they have other names: id, reward, step.",
+@RESELECT_OPTIONS
+@group(
+    "Result",
+    option("--out", type=PATH, required=True, metavar="DIR", help="The next selection."),
+    option("--force", is_flag=True, help="Replace another selection in DIR."),
+    json_option,
 )
-@click.option(
-    "--now", type=PATH, metavar="DIR", help="A selection by the current model's scores."
-)
-@click.option("--keep", type=float, help="Share of the first that stays.  [default: 0.25]")
-@click.option("--decay", type=float, help="Weight of an older visit.  [default: 0.5]")
-@click.option(
-    "--trivial",
-    type=float,
-    help="A sample of at most this difficulty in training leaves.  [default: 0.05]",
-)
-@click.option(
-    "--unsolved",
-    type=float,
-    help="A sample of at least this difficulty in training leaves.  [default: 0.95]",
-)
-@click.option(
-    "--enough",
-    type=float,
-    help="Completions from which on training says how hard a sample is.  [default: 4]",
-)
-@click.option("--size", type=int, help="Samples to have.  [default: as many as now]")
-@click.option("--out", type=PATH, required=True, metavar="DIR", help="The next selection.")
-@click.option("--force", is_flag=True, help="Replace another selection in DIR.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+@CONFIG_OPTION
 def reselect(
     selection: Path,
     rewards: Sequence[Path],
@@ -445,12 +443,11 @@ def reselect(
     from ..selection.selection import load
     from ..trl.rewardfile import read_visits
 
-    given = {name: value for name, value in options.items() if value is not None}
-    config = ReselectConfig(**given)
+    config = ReselectConfig(**given(ReselectConfig, options))
     before = load(selection)
     if out.exists() and out.samefile(selection):
         raise RapConfigError(f"--out {out}: is SELECTION itself, which must stay")
-    visits = read_visits(rewards, to_columns(reward_columns))
+    visits = read_visits(rewards, to_columns(reward_columns, "--reward-columns"))
     passes = pass_counts(visits, decay=config.decay)
     found = again(before, passes, config, now=None if now is None else load(now))
     if not force:
@@ -465,145 +462,5 @@ def reselect(
     click.echo(f"selection: {out}")
 
 
-@main.command(cls=Sectioned)
-@click.argument("data", type=PATH)
-@click.option("--model", required=True, metavar="PATH", help="Folder, hub name, or demo.")
-@click.option("--out", type=PATH, required=True, metavar="DIR", help="The run goes here.")
-@click.option("--selection", type=PATH, metavar="DIR", help="Of 'rap choose'; else all.")
-@DATA_OPTIONS
-@TRAIN_OPTIONS
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-@click.pass_context
-def train(
-    ctx: click.Context,
-    data: Path,
-    model: str,
-    out: Path,
-    selection: Path | None,
-    columns: Sequence[str],
-    root: Path | None,
-    as_json: bool,
-    **options: Any,
-) -> None:
-    """Train a model on a selection of DATA, with TRL's GRPO or RLOO.
-
-    Every field of TRL's configuration can be set, by --set or in the file of --config,
-    which may hold this command's options too. The run leaves checkpoints, log.jsonl,
-    rewards.jsonl (pass counts per sample) and model/ in --out. --resume goes on from the
-    last checkpoint with the same order of prompts. TRL 1.16 has no PPO.
-
-    \b
-    Examples:
-      rap train data.jsonl --model ./model --selection selection/ --out run/ --steps 200
-      rap train data.jsonl --model ./model --selection selection/ --out run/ \\
-          --reselect rewards --every 50 --lora 16 --config grpo.yaml
-      rap train demo --model demo --out run/ --steps 5 --set num_generations=4
-    """
-    from ..trl.reselect import Reselect
-    from ..trl.run import TrainConfig, load_training_model, open_training_data
-    from ..trl.run import train as run
-
-    samples = open_training_data(data, columns=to_columns(columns), root=root)
-    chosen = None
-    if selection is not None:
-        from ..selection.selection import load
-
-        chosen = load(selection, samples)
-        require_same(chosen.table, samples, chosen.settings.get("data"))
-    config = TrainConfig(
-        algorithm=options["algorithm"],
-        reselect=Reselect(
-            chosen,
-            mode=options["reselect"],
-            every=options["every"],
-            refill=options["refill"],
-        ),
-        lora=options["lora"],
-        arguments=train_arguments(ctx.meta.get(FROM_FILE, {}), options),
-    )
-    loaded, processor = load_training_model(
-        model,
-        device="cpu",  # TRL moves it
-        dtype=options["dtype"],
-        trust_remote_code=options["trust_remote_code"],
-        allow_pickle=options["allow_pickle"],
-    )
-    summary = run(
-        loaded,
-        processor,
-        samples,
-        out,
-        config,
-        reward=load_reward(options["train_reward"]),
-        resume=options["resume"],
-        echo=lambda text: click.echo(text, err=True),
-    )
-    if as_json:
-        print_json(summary)
-        return
-    click.echo(
-        f"{summary['steps']} steps on {summary['prompts']} of {summary['pool']} prompts in "
-        f"{summary['seconds']:.0f} s\nmodel: {summary['model']}"
-    )
-
-
-@main.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
-def info(as_json: bool) -> None:
-    """Say what rap computes with on this machine, and why."""
-    from ..environment import info as collect
-
-    found = collect()
-    if as_json:
-        print_json(found)
-        return
-    width = max(map(len, found))
-    for name, value in found.items():
-        if isinstance(value, Mapping):
-            value = ", ".join(f"{k} {v}" for k, v in value.items())
-        elif isinstance(value, (list, tuple)):
-            value = ", ".join(map(str, value))
-        click.echo(f"{name:<{width}}  {value}")
-
-
-@main.command()
-@click.option(
-    "--out", type=PATH, default=Path("demo-out"), show_default=True, metavar="DIR"
-)
-@click.option(
-    "--count",
-    type=click.IntRange(10, 20_000),
-    default=240,
-    show_default=True,
-    help="Samples of the world.",
-)
-@click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the world."
-)
-@click.option(
-    "--evidence",
-    type=click.Choice(EVIDENCE),
-    default="rollouts",
-    show_default=True,
-    help="What the samples are judged by.",
-)
-@click.option(
-    "--records", is_flag=True, help="Published completions of MATH-V instead of a world."
-)
-def demo(out: Path, count: int, seed: int, evidence: str, records: bool) -> None:
-    """Run the whole way on data that comes along: a selection and a report.
-
-    A world of drawn pictures, where it is known what each sample is worth, is scored by a
-    small model that was taught to read them; found is shown beside planted. With --records,
-    published completions of 105 MATH-V questions become a selection instead.
-    """
-    if records:
-        from ..demo import run
-
-        refuse_given("count seed evidence", "with --records")
-        run(out, echo=click.echo)
-        return
-    from ..demo.run_world import run as run_world
-
-    quiet_transformers()
-    run_world(out, n=count, seed=seed, evidence=evidence, echo=click.echo)
+for command in (train, check, info, demo):
+    main.add_command(command)

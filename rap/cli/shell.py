@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
-from ..errors import RapConfigError, RapError
+from ..errors import RapConfigError, RapError, install
 
 OK, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
@@ -63,6 +63,8 @@ def _explain(error: Exception) -> int:
         # the reader went away (rap ... | head): not worth a word
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+    if isinstance(error, ModuleNotFoundError) and (extra := _extra_of(error)):
+        return fail(f"this needs {error.name}: {install(extra)}", USAGE)
     if isinstance(error, MemoryError):
         return fail("out of memory", FAILED)
     if isinstance(error, OSError):
@@ -73,6 +75,20 @@ def _explain(error: Exception) -> int:
         "the same command and --debug",
         FAILED,
     )
+
+
+_EXTRAS = {
+    "hf": ("torch", "torchvision", "transformers", "datasets", "tqdm", "math_verify"),
+    "trl": ("trl",),
+    "lora": ("peft",),
+    "report": ("jinja2", "matplotlib", "PIL"),
+}
+
+
+def _extra_of(error: ModuleNotFoundError) -> str | None:
+    """The extra that brings the module that is not installed, if one does."""
+    module = (error.name or "").partition(".")[0]
+    return next((e for e, modules in _EXTRAS.items() if module in modules), None)
 
 
 def _stopped(cause: BaseException | None) -> int:

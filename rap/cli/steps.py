@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import sys
@@ -11,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
-from ..config import require_judge
+from ..config import ChooseConfig, require_judge
 from ..errors import RapConfigError, RapError, RapInputError, RapStoreError
 from ..model.loading import load_model
-from .options import CHOOSE_NAMES, filters, score_config, to_columns, typed
+from .options import refuse_given, score_config
+from .texts import filters, to_columns, typed
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -24,19 +25,6 @@ if TYPE_CHECKING:
     from ..samples.sampleset import SampleSet
     from ..scores.scores import Scores
     from ..selection.selection import Selection
-
-
-def refuse_given(names: str, why: str) -> None:
-    """A usage error that names those of these parameters that the user gave."""
-    context = click.get_current_context()
-    given = [
-        max(param.opts, key=len)
-        for param in context.command.params
-        if param.name in names.split()
-        and context.get_parameter_source(param.name) is ParameterSource.COMMANDLINE
-    ]
-    if given:
-        raise click.UsageError(f"no effect {why}: {', '.join(given)}")
 
 
 def open_data(
@@ -47,7 +35,7 @@ def open_data(
     from ..samples.sampleset import open_samples
 
     if path is None:
-        refuse_given("columns root", "without a data set")
+        refuse_given(("columns", "root"), "without a data set")
         return None
     if not path.exists():
         raise RapInputError(f"{path}: no such file or folder")
@@ -65,14 +53,7 @@ def score_data(
     shown = options["progress"]
     if not (sys.stderr.isatty() if shown is None else shown):
         quiet_transformers()
-    loaded, processor = load_model(
-        model,
-        device=options["device"],
-        dtype=options["dtype"],
-        attn_implementation=options["attn_implementation"],
-        trust_remote_code=options["trust_remote_code"],
-        allow_pickle=options["allow_pickle"],
-    )
+    loaded, processor = load(model, options)
     from ..scoring.run import score
 
     try:
@@ -90,6 +71,18 @@ def score_data(
     except KeyboardInterrupt:
         click.echo(f"rap: {kept_in(store)}", err=True)
         raise
+
+
+def load(model: str, options: Mapping[str, Any]) -> tuple[Any, Any]:
+    """(model, processor) by ``LOADING_OPTIONS``; raises what ``load_model`` raises."""
+    names = (
+        "device",
+        "dtype",
+        "attn_implementation",
+        "trust_remote_code",
+        "allow_pickle",
+    )
+    return load_model(model, **{name: options[name] for name in names})
 
 
 def kept_in(store: Any) -> str:
@@ -143,7 +136,7 @@ def from_rollouts(
     from ..scores.records import read_rollouts
     from ..scores.scores import Scores
 
-    roles = to_columns(columns) or {}
+    roles = to_columns(columns, "--rollout-columns") or {}
     for role in roles:
         if role not in ("id", "with_image", "correct", "source"):
             raise click.UsageError(f"--rollout-columns {role}=...: no such role")
@@ -170,14 +163,17 @@ def require_same(
     match(table, samples, data=data, rows=scored)
 
 
-def choose_and_tell(scores: Scores, options: Mapping[str, Any]) -> None:
+def choose_and_tell(
+    scores: Scores, config: ChooseConfig, options: Mapping[str, Any]
+) -> None:
     """Choose, write what was asked for, and print the summary, or all of it as JSON."""
     from ..selection.rules import choose
     from ..selection.selection import load
 
-    settings = {name: options[name] for name in CHOOSE_NAMES}
     other = None if options["compare"] is None else load(options["compare"])
-    selection = choose(scores, **settings)
+    selection = choose(scores, **dataclasses.asdict(config))
+    if options["out"] is not None and not options["force"]:
+        refuse_another(options["out"], selection, beside=True)
     written = write_selection(selection, options["out"], options["report"])
     compared = None if other is None else selection.compare(other)
     if not options["as_json"]:
@@ -216,20 +212,38 @@ def write_selection(
     return written
 
 
-def refuse_another(folder: Path, selection: Selection) -> None:
+def refuse_another(folder: Path, selection: Selection, *, beside: bool = False) -> None:
     """Raises ``RapConfigError`` where ``folder`` holds anything but this very selection,
-    which may be written again."""
-    from ..selection.selection import load
-
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return  # what is no folder is refused when it is written
-    with contextlib.suppress(RapError):
-        there = load(folder)
+    which may be written again. beside: what is no selection may lie there, too."""
+    there = _selection_in(folder)
+    if there is not None:
         if there.ids == selection.ids and there.settings == selection.settings:
             return
+    elif beside or not folder.is_dir() or not any(folder.iterdir()):
+        return  # what is no folder is refused when it is written
+    what = "something else" if there is None else "another selection"
     raise RapConfigError(
-        f"--out {folder}: holds something else, which would be lost; --force replaces it"
+        f"--out {folder}: holds {what}, which would be lost; --force replaces it"
     )
+
+
+def refuse_chosen(folder: Path | None, force: bool, config: ChooseConfig) -> None:
+    """Raises ``RapConfigError``, before anything is scored, where ``folder`` holds a
+    selection that was chosen by other settings."""
+    there = None if folder is None or force else _selection_in(folder)
+    if there is not None and there.settings.get("choose") != dataclasses.asdict(config):
+        raise RapConfigError(
+            f"--out {folder}: holds another selection, which would be lost; --force "
+            "replaces it"
+        )
+
+
+def _selection_in(folder: Path) -> Selection | None:
+    from ..selection.selection import load
+
+    with contextlib.suppress(RapError):
+        return load(folder)
+    return None
 
 
 def plain_meta(scores: Scores) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The demo's model: a Qwen2.5-VL of 1.3 M parameters that was taught to read the world.
 
 Qwen's own classes, its own tokenizer and processor, trained from random weights by
-``python -m rap.demo.train`` and shipped in ``rap/demo/weights/`` (float16). An 84 x 84
+benchmarks/demo_model/train.py and shipped in ``rap/demo/weights/`` (float16). An 84 x 84
 picture is nine image tokens, one a cell.
 """
 
@@ -53,12 +53,9 @@ SPLIT = (
 def build_processor(corpus: Iterable[str]) -> Any:
     """A ``Qwen2_5_VLProcessor`` whose byte-level BPE is trained on ``corpus``."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
-    from transformers import (
-        Qwen2_5_VLProcessor,
-        Qwen2Tokenizer,
-        Qwen2VLImageProcessor,
-        Qwen2VLVideoProcessor,
-    )
+    from transformers import Qwen2Tokenizer
+
+    from .tiny import qwen_processor
 
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -75,70 +72,43 @@ def build_processor(corpus: Iterable[str]) -> Any:
     )
     bpe.train_from_iterator(corpus, trainer)
     trained = json.loads(bpe.to_str())["model"]
+    merges: Any = [tuple(pair) for pair in trained["merges"]]  # annotated as texts there
     tokenizer = Qwen2Tokenizer(
         vocab=trained["vocab"],
-        merges=[tuple(pair) for pair in trained["merges"]],
+        merges=merges,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         additional_special_tokens=list(SPECIAL_TOKENS),
     )
-    pixels: dict[str, Any] = {"min_pixels": 4 * 28 * 28, "max_pixels": 64 * 28 * 28}
-    return Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessor(**pixels),
-        tokenizer=tokenizer,
-        video_processor=Qwen2VLVideoProcessor(**pixels),
-        chat_template=CHAT_TEMPLATE,
-    )
+    return qwen_processor(tokenizer, CHAT_TEMPLATE)
 
 
 def build_model(processor: Any, seed: int, *, width: int = 128, layers: int = 4) -> Any:
     """``Qwen2_5_VLForConditionalGeneration`` with random weights, float32, on the CPU."""
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+    from .tiny import random_qwen
 
-    from .tiny import random_model
-
-    tokenizer = processor.tokenizer
-    ids = tokenizer.convert_tokens_to_ids
-    config = Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": width,
-            "intermediate_size": 5 * width // 2,
-            "num_hidden_layers": layers,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 4096,
-            "initializer_range": 0.04,
-            "rope_parameters": {
-                "rope_type": "default",
-                # Small: a step across or down the picture must turn the angles enough
-                # to be seen (the width has the lowest frequencies).
-                "rope_theta": 10.0,
-                "mrope_section": _sections(width // 8),
-            },
-            "bos_token_id": None,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
+    text = {
+        "hidden_size": width,
+        "intermediate_size": 5 * width // 2,
+        "num_hidden_layers": layers,
+        "max_position_embeddings": 4096,
+        "initializer_range": 0.04,
+        "rope_parameters": {
+            "rope_type": "default",
+            # Small: a step across or down the picture must turn the angles enough
+            # to be seen (the width has the lowest frequencies).
+            "rope_theta": 10.0,
+            "mrope_section": _sections(width // 8),
         },
-        vision_config={
-            "depth": 2,
-            "hidden_size": 96,
-            "intermediate_size": 192,
-            "num_heads": 4,
-            "out_hidden_size": width,
-            "window_size": 112,
-            "fullatt_block_indexes": [1],
-            "initializer_range": 0.04,
-        },
-        image_token_id=ids("<|image_pad|>"),
-        video_token_id=ids("<|video_pad|>"),
-        vision_start_token_id=ids("<|vision_start|>"),
-        vision_end_token_id=ids("<|vision_end|>"),
-    )
-    model = random_model(Qwen2_5_VLForConditionalGeneration, config, seed)
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return model
+    }
+    vision = {
+        "hidden_size": 96,
+        "intermediate_size": 192,
+        "num_heads": 4,
+        "window_size": 112,
+        "initializer_range": 0.04,
+    }
+    return random_qwen(processor.tokenizer, seed, text=text, vision=vision)
 
 
 def _sections(half: int) -> list[int]:
@@ -172,7 +142,10 @@ def write_manifest(folder: Path) -> None:
 def check_files(folder: Path) -> None:
     """Every file of the manifest is there and whole, else ``RapModelError``."""
     path = folder / MANIFEST
-    advice = "Install rap-select again, or train it anew: python -m rap.demo.train"
+    advice = (
+        "Install rap-select again, or train it anew in a checkout of the repository: "
+        "python -m benchmarks.demo_model.train"
+    )
     try:
         hashes = json.loads(path.read_text())
         expected = {str(name): str(digest) for name, digest in hashes.items()}

@@ -6,6 +6,7 @@ answers means nothing: it shows that everything runs, on any machine, in seconds
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -97,59 +98,54 @@ def random_model(cls: Any, config: Any, seed: int, **options: Any) -> Any:
         return cls._from_config(config, **options).eval()
 
 
-def tiny_qwen2_5_vl(seed: int = 0, **options: Any) -> tuple[Any, Any]:
-    """(model, processor): ``Qwen2_5_VLForConditionalGeneration``, float32, on the CPU.
-
-    Two layers, hidden size 64, four query heads on two key heads; images become 4 to 64
-    tokens of 28 x 28 pixels. ``options`` go to the model (``attn_implementation``).
-    Needs torch, torchvision and transformers, no network.
-    """
+def qwen_processor(tokenizer: Any, chat_template: str) -> Any:
+    """A ``Qwen2_5_VLProcessor``: images become 4 to 64 tokens of 28 x 28 pixels."""
     from transformers import (
-        Qwen2_5_VLConfig,
-        Qwen2_5_VLForConditionalGeneration,
         Qwen2_5_VLProcessor,
         Qwen2VLImageProcessor,
         Qwen2VLVideoProcessor,
     )
 
-    tokenizer = qwen_tokenizer()
     pixels: dict[str, Any] = {"min_pixels": 4 * 28 * 28, "max_pixels": 64 * 28 * 28}
-    processor = Qwen2_5_VLProcessor(
+    return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(**pixels),
         tokenizer=tokenizer,
         video_processor=Qwen2VLVideoProcessor(**pixels),
-        chat_template=QWEN_CHAT_TEMPLATE,
+        chat_template=chat_template,
     )
+
+
+def random_qwen(
+    tokenizer: Any,
+    seed: int,
+    *,
+    text: Mapping[str, Any],
+    vision: Mapping[str, Any],
+    **options: Any,
+) -> Any:
+    """``Qwen2_5_VLForConditionalGeneration`` of random weights, float32, on the CPU.
+
+    ``text`` and ``vision``: settings of its two parts; four query heads on two key heads.
+    ``options`` go to the model (``attn_implementation``).
+    """
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
     ids = tokenizer.convert_tokens_to_ids
     config = Qwen2_5_VLConfig(
         text_config={
             "vocab_size": len(tokenizer),
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_hidden_layers": 2,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
-            "max_position_embeddings": 32768,
-            # Wide enough that attention and answers are far from uniform.
-            "initializer_range": 0.2,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 1e6,
-                "mrope_section": [2, 3, 3],
-            },
             "bos_token_id": None,
             "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id,
+            **text,
         },
         vision_config={
             "depth": 2,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_heads": 2,
-            "out_hidden_size": 64,
-            "window_size": 56,
+            "out_hidden_size": text["hidden_size"],
             "fullatt_block_indexes": [1],
-            "initializer_range": 0.1,
+            **vision,
         },
         image_token_id=ids("<|image_pad|>"),
         video_token_id=ids("<|video_pad|>"),
@@ -159,4 +155,36 @@ def tiny_qwen2_5_vl(seed: int = 0, **options: Any) -> tuple[Any, Any]:
     model = random_model(Qwen2_5_VLForConditionalGeneration, config, seed, **options)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return model, processor
+    return model
+
+
+def tiny_qwen2_5_vl(seed: int = 0, **options: Any) -> tuple[Any, Any]:
+    """(model, processor): ``Qwen2_5_VLForConditionalGeneration``, float32, on the CPU.
+
+    Two layers, hidden size 64, four query heads on two key heads; images become 4 to 64
+    tokens of 28 x 28 pixels. ``options`` go to the model (``attn_implementation``).
+    Needs torch, torchvision and transformers, no network.
+    """
+    tokenizer = qwen_tokenizer()
+    text = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "max_position_embeddings": 32768,
+        # Wide enough that attention and answers are far from uniform.
+        "initializer_range": 0.2,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e6,
+            "mrope_section": [2, 3, 3],
+        },
+    }
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_heads": 2,
+        "window_size": 56,
+        "initializer_range": 0.1,
+    }
+    model = random_qwen(tokenizer, seed, text=text, vision=vision, **options)
+    return model, qwen_processor(tokenizer, QWEN_CHAT_TEMPLATE)

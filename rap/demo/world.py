@@ -391,8 +391,8 @@ def _chart(rng: random.Random, layout: Layout) -> Question:
     one, two = NAMES[scene.colours[i]], NAMES[scene.colours[j]]
     text = f"How much higher is the {one} bar than the {two} bar?"
     wrong = _near(rng, a - b)
-    steps, slip = (f"{read_bars(scene)}, {a}-{b}={n}." for n in (a - b, wrong))
-    return Question("chart", text, a - b, steps, scene, (slip, wrong))
+    right_steps, wrong_steps = (f"{read_bars(scene)}, {a}-{b}={n}." for n in (a - b, wrong))
+    return Question("chart", text, a - b, right_steps, scene, (wrong_steps, wrong))
 
 
 def _fact(rng: random.Random, layout: Layout) -> Question:

@@ -335,17 +335,19 @@ def _swift_notes(folder: Path, most: int) -> list[str]:
 def write_llamafactory(rows: Iterable[Row], writing: Writing) -> None:
     """sharegpt form. SFT on the reference answers or, with completions, DPO on pairs."""
     pairs = writing.completions
-    user = lambda row: [{"role": "user", "content": row.tagged}]  # noqa: E731
-    assistant = lambda text: {"role": "assistant", "content": text}  # noqa: E731
+
+    def assistant(text: str) -> dict[str, str]:
+        return {"role": "assistant", "content": text}
 
     def columns(row: Row) -> dict[str, Any] | None:
+        form: dict[str, Any] = {"messages": [{"role": "user", "content": row.tagged}]}
         if pairs is None:
-            form = {"messages": [*user(row), assistant(row.answer)]}
+            form["messages"].append(assistant(row.answer))
         elif row.id not in pairs:
             return None
         else:
             right, wrong = map(assistant, pairs[row.id])
-            form = {"messages": user(row), "chosen": right, "rejected": wrong}
+            form |= {"chosen": right, "rejected": wrong}
         ids = {"rap_id": row.id, "rap_reason": row.reason}
         return {**form, "images": _files(row, writing), **ids}
 

@@ -8,13 +8,19 @@
 
 import json
 import os
+from typing import Any
 
 from verl.utils.reward_score import default_compute_score
 
 
 def compute_score(
-    data_source, solution_str, ground_truth, extra_info=None, log=None, **more
-):
+    data_source: str,
+    solution_str: str,
+    ground_truth: object,
+    extra_info: dict[str, Any] | None = None,
+    log: str | None = None,
+    **more: Any,
+) -> Any:
     score = default_compute_score(
         data_source, solution_str, ground_truth, extra_info=extra_info, **more
     )

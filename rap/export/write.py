@@ -55,6 +55,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..config import MAX_IMAGE_PIXELS, PROMPT_TEMPLATE
 from ..errors import RapConfigError, RapInputError, RapStoreError, first_line
 from ..samples.choices import prompt_text
 from ..samples.images import decode, read_bytes, sniff
@@ -68,9 +69,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ..scores.selected import Selected
-
-MAX_PIXELS = 50_000_000
-"""As ``ScoreConfig.max_image_pixels``."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,7 @@ def export(
     media_root: str | os.PathLike[str] | None = None,
     data_source: str | None = None,
     completions: pa.Table | None = None,
-    max_pixels: int = MAX_PIXELS,
+    max_pixels: int = MAX_IMAGE_PIXELS,
 ) -> Exported:
     """Write the kept samples as files that trainer ``to`` reads unmodified.
 
@@ -202,7 +200,7 @@ def _samples(selection: Selected, data: object) -> SampleSet:
 
 def _template(settings: Mapping[str, Any]) -> str:
     scores = settings.get("scores") or {}
-    return (scores.get("config") or {}).get("prompt_template") or "{question}{choices}"
+    return (scores.get("config") or {}).get("prompt_template") or PROMPT_TEMPLATE
 
 
 class _Reader:

@@ -1,7 +1,8 @@
-"""One Hugging Face model: loaded, identified, driven.
+"""One Hugging Face model: loaded, identified, run.
 
 ``loading``: from a folder; ``identity``: hashes for the fingerprint; ``driver``: forwards
 that return hidden states, q and k; ``capture``: how they are taken from the model;
-``counterfactual``: the input without the image; ``rollouts``: sampled completions.
-Importing this package imports no torch; ``driver`` and ``capture`` do.
+``prompt``, ``batching``, ``head``, ``probe``: the driver's parts (processor, padding, head,
+check); ``counterfactual``: the input without the image; ``rollouts``: sampled completions.
+Importing this package imports no torch; the others do.
 """

@@ -1,9 +1,10 @@
-"""Catch queries, keys and hidden states while a model of transformers runs with sdpa.
+"""Capture queries, keys and hidden states while a model of transformers runs with sdpa.
 
 An attention function registered with ``transformers.AttentionInterface`` calls sdpa and,
-for the last decoder layer, keeps what it was called with; a hook keeps the output of the
-text decoder; the head is handed one position only. `driven` sets this up around one forward
-and puts the model back exactly as it was, also when the forward ends with an exception.
+for the last decoder layer, stores its q and k; a forward hook stores the final hidden
+states; the LM head is run on one position only, so [L, V] logits are never built.
+`capturing` sets this up around one forward and puts the model back exactly as it was, also
+when the forward ends with an exception.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 
 from ..errors import RapModelError, first_line
+from .weights import is_shard
 
 ATTENTION_NAME = "rap_capture"
 """Our attention function in the registries of transformers."""
@@ -30,10 +32,15 @@ UNSUPPORTED = {
 }
 """Arguments of an attention function that make softmax(scale q.k) wrong, and why."""
 
+PARTIAL = (
+    "it is split by tensor parallelism, so each process has only some of the attention "
+    'heads: load it without tp_plan (device_map="auto" splits a model by layers)'
+)
+
 
 @dataclass(slots=True)
-class Catch:
-    """What one forward leaves here. B samples, L tokens, padding included."""
+class Capture:
+    """What one forward stores. B samples, L tokens, padding included."""
 
     watched: frozenset[int]
     """``id`` of every module inside the last decoder layer. By identity: the layers of a
@@ -66,7 +73,7 @@ class Catch:
         return float(self.arguments.get("scaling", self.q.shape[-1] ** -0.5))
 
 
-_catching: ContextVar[Catch | None] = ContextVar("rap_catching", default=None)
+_current: ContextVar[Capture | None] = ContextVar("rap_capture", default=None)
 
 
 def _attention(
@@ -77,35 +84,56 @@ def _attention(
     attention_mask: torch.Tensor | None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """sdpa; of the watched layer, what it was called with is kept."""
+    """sdpa; what the watched layer was called with is stored."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    catch = _catching.get()
-    if catch is None or id(module) not in catch.watched:
+    capture = _current.get()
+    if capture is None or id(module) not in capture.watched:
         return sdpa(module, query, key, value, attention_mask, **kwargs)
     arguments = {name: x for name, x in kwargs.items() if x is not None}
     # sdpa refuses soft-capping itself but takes sinks without a word.
     for name, reason in UNSUPPORTED.items():
         if name in arguments:
-            raise UndrivableError(f"its last decoder layer: {reason}")
+            raise UnsupportedModelError(f"its last decoder layer: {reason}")
+    if any(is_shard(p) for p in (query, *module.parameters())):
+        raise UnsupportedModelError(PARTIAL, advised=True)
     out = sdpa(module, query, key, value, attention_mask, **kwargs)
-    catch.calls += 1
-    catch.q, catch.k, catch.mask, catch.arguments = query, key, attention_mask, arguments
-    catch.causal = arguments.get("is_causal", getattr(module, "is_causal", True))
-    if catch.keep_values:
-        catch.v, catch.out = value, out[0]
+    capture.calls += 1
+    capture.q, capture.k, capture.mask, capture.arguments = (
+        query,
+        key,
+        attention_mask,
+        arguments,
+    )
+    capture.causal = arguments.get("is_causal", getattr(module, "is_causal", True))
+    if capture.keep_values:
+        capture.v, capture.out = value, out[0]
     return out
 
 
-class UndrivableError(ValueError):
-    """Why a model cannot be driven; `undrivable` makes the user's error of it."""
+class UnsupportedModelError(ValueError):
+    """Why a model is not supported; `unsupported` makes the user's error of it.
+
+    advised: the reason says itself what to do.
+    """
+
+    def __init__(self, reason: str, *, advised: bool = False) -> None:
+        super().__init__(reason)
+        self.advised = advised
 
 
-def undrivable(model: Any, reason: object) -> RapModelError:
-    """Fault 20: the error that says what is missing and what to do."""
+UndrivableError = UnsupportedModelError
+"""The former name."""
+
+
+def unsupported(model: Any, reason: object) -> RapModelError:
+    """The error that says what is missing and what to do."""
+    said = f"{type(model).__name__} is not supported: {reason}"
+    if getattr(reason, "advised", False):
+        return RapModelError(said)
     return RapModelError(
-        f"{type(model).__name__} cannot be driven: {reason}. Load a class that comes with "
+        f"{said}. Load a class that comes with "
         'transformers (no trust_remote_code) with attn_implementation="sdpa" or '
         'attn_implementation="eager", for example through AutoModelForImageTextToText; '
         "with rollouts made elsewhere (--rollouts) no model is needed"
@@ -117,7 +145,7 @@ def undrivable(model: Any, reason: object) -> RapModelError:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What `driven` works on."""
+    """What `capturing` works on."""
 
     decoder: torch.nn.Module
     head: torch.nn.Module
@@ -132,19 +160,22 @@ def find_parts(model: Any) -> Parts:
     try:
         decoder, head = _innermost_decoder(model), model.get_output_embeddings()
     except (AttributeError, NotImplementedError) as error:
-        raise undrivable(
+        raise unsupported(
             model, f"it does not name its parts ({first_line(error)})"
         ) from error
+    if int(getattr(model, "tp_size", None) or 1) > 1:
+        raise unsupported(model, UnsupportedModelError(PARTIAL, advised=True))
     paths = {id(module): name for name, module in model.named_modules()}
     if decoder is model or id(decoder) not in paths:
-        raise undrivable(model, "get_decoder() does not give its text decoder")
+        raise unsupported(model, "get_decoder() does not give its text decoder")
     if getattr(model.config, "is_encoder_decoder", False):
-        raise undrivable(model, "it is an encoder-decoder, made for no chat prompt")
-    weight = getattr(head, "weight", None)
-    if weight is None or not weight.is_floating_point() or weight.dim() != 2:
-        raise undrivable(model, "its language-model head has no floating-point weight")
+        raise unsupported(model, "it is an encoder-decoder, made for no chat prompt")
+    if head is None:
+        raise unsupported(
+            model, "its language-model head has no floating-point weight: there is none"
+        )
     if not getattr(decoder, "_supports_sdpa", False):
-        raise undrivable(model, f"{type(decoder).__name__} does not support sdpa")
+        raise unsupported(model, f"{type(decoder).__name__} does not support sdpa")
     steps = paths[id(decoder)].split(".")
     above = [model.get_submodule(".".join(steps[:i])) for i in range(len(steps))]
     configs = {id(c): c for m in (*above, *decoder.modules()) for c in _config_of(m)}
@@ -168,7 +199,7 @@ def _last_layer(model: Any, decoder: torch.nn.Module) -> torch.nn.Module:
     for module in decoder.modules():
         if isinstance(module, torch.nn.ModuleList) and len(module) == n:
             return module[-1]
-    raise undrivable(model, f"{type(decoder).__name__} has no list of {n} layers")
+    raise unsupported(model, f"{type(decoder).__name__} has no list of {n} layers")
 
 
 def _config_of(module: torch.nn.Module) -> list[Any]:
@@ -180,19 +211,19 @@ def _config_of(module: torch.nn.Module) -> list[Any]:
 
 
 @contextmanager
-def driven(model: Any, parts: Parts, catch: Catch) -> Iterator[None]:
-    """In here a forward of ``model`` fills ``catch``; evaluation mode, no gradients."""
+def capturing(model: Any, parts: Parts, capture: Capture) -> Iterator[None]:
+    """Inside, a forward of ``model`` fills ``capture``; evaluation mode, no gradients."""
     _register()
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        stack.enter_context(_unchanged(model))
+        stack.enter_context(unchanged(model))
         stack.enter_context(_attention_replaced(parts.configs))
-        keep_hidden = _keep_hidden(catch)
+        keep_hidden = _keep_hidden(capture)
         hook = parts.decoder.register_forward_hook(keep_hidden)
         stack.callback(hook.remove)
         hook = parts.head.register_forward_pre_hook(_last_position)
         stack.callback(hook.remove)
-        stack.callback(_catching.reset, _catching.set(catch))
+        stack.callback(_current.reset, _current.set(capture))
         model.eval()
         yield
 
@@ -206,13 +237,13 @@ def _register() -> None:
     AttentionMaskInterface.register(ATTENTION_NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
 
 
-def _keep_hidden(catch: Catch) -> Any:
+def _keep_hidden(capture: Capture) -> Any:
     def hook(module: Any, args: Any, output: Any) -> None:
         hidden = getattr(output, "last_hidden_state", None)
         if hidden is None and isinstance(output, tuple) and output:
             hidden = output[0]
         if isinstance(hidden, torch.Tensor) and hidden.dim() == 3:
-            catch.hidden = hidden
+            capture.hidden = hidden
 
     return hook
 
@@ -237,7 +268,7 @@ def _attention_replaced(configs: Sequence[Any]) -> Iterator[None]:
 
 
 @contextmanager
-def _unchanged(model: torch.nn.Module) -> Iterator[None]:
+def unchanged(model: torch.nn.Module) -> Iterator[None]:
     """Put back what a forward leaves in the modules: mode, hooks, buffers, attributes.
 
     Qwen-VL keeps ``rope_deltas``, long-context rotary embeddings change their buffers,
@@ -269,54 +300,54 @@ def _unchanged(model: torch.nn.Module) -> Iterator[None]:
                 now.update(before)
 
 
-# ---- what was caught ---------------------------------------------------------
+# ---- what was captured ---------------------------------------------------------
 
 
-def require_attention(catch: Catch) -> None:
-    """`UndrivableError` unless the last layer attended once, with heads that fit."""
-    if catch.calls == 0:
-        raise UndrivableError(
+def require_attention(capture: Capture) -> None:
+    """`UnsupportedModelError` unless the last layer attended once, with heads that fit."""
+    if capture.calls == 0:
+        raise UnsupportedModelError(
             "its last decoder layer does not attend through "
-            "transformers.AttentionInterface, so its queries and keys cannot be caught"
+            "transformers.AttentionInterface, so its queries and keys cannot be captured"
         )
-    if catch.calls > 1:
-        raise UndrivableError("its last decoder layer attends more than once")
-    q, k = catch.q, catch.k
+    if capture.calls > 1:
+        raise UnsupportedModelError("its last decoder layer attends more than once")
+    q, k = capture.q, capture.k
     if q.shape[2:] != k.shape[2:] or q.shape[1] % k.shape[1]:
-        raise UndrivableError(
+        raise UnsupportedModelError(
             f"queries {list(q.shape)} and keys {list(k.shape)} of its last decoder layer "
             "do not match"
         )
 
 
 def key_window(
-    catch: Catch, row: int, start: int, n_prompt: int, length: int
+    capture: Capture, row: int, start: int, n_prompt: int, length: int
 ) -> int | None:
     """How many of the tokens up to itself a response row sees: the last so many of a
     sliding-window layer, None for all of them; padding is left out.
 
     The sample is row ``row`` of the batch, at ``start .. start + length``. Raises
-    `UndrivableError` otherwise. The rows of the prompt are not asked (Gemma 3 lets the
-    tokens of an image see each other): psi reads response rows only.
+    `UnsupportedModelError` otherwise. The rows of the prompt are not read (Gemma 3 lets
+    the tokens of an image see each other): psi reads response rows only.
     """
     if n_prompt == length:
         return None
-    if catch.mask is None:
-        if not catch.causal or start:
-            raise UndrivableError("attention of its last layer is not causal")
+    if capture.mask is None:
+        if not capture.causal or start:
+            raise UnsupportedModelError("attention of its last layer is not causal")
         return None
     rows = slice(start + n_prompt, start + length)
-    mask = catch.mask[row if catch.mask.shape[0] > 1 else 0, :, rows]
+    mask = capture.mask[row if capture.mask.shape[0] > 1 else 0, :, rows]
     seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
     columns = torch.arange(seen.shape[-1], device=seen.device)
     own = torch.arange(rows.start, rows.stop, device=seen.device)[:, None]
     causal = (columns >= start) & (columns <= own)
     if bool((seen == causal).all()):
         return None
-    window = catch.arguments.get("sliding_window")
+    window = capture.arguments.get("sliding_window")
     if window and bool((seen == (causal & (columns > own - window))).all()):
         return int(window)
-    raise UndrivableError(
+    raise UnsupportedModelError(
         f"its last decoder layer lets the response see neither all {length} tokens of the "
         "sample nor the latest ones of a sliding window"
     )

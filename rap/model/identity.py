@@ -4,33 +4,91 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-if TYPE_CHECKING:
-    pass
+from ..errors import RapModelError, first_line
+from .weights import present
 
 _HASHED_BYTES = 1 << 16
-
-
 _CHUNK_BYTES = 1 << 25
 
 
 def weights_sha256(model: torch.nn.Module) -> str:
-    """See `ModelDriver.identity`."""
+    """See `ModelDriver.identity`. The same for a model and for its shards or its offloaded
+    copy. Raises ``RapModelError`` for weights whose bytes cannot be read."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if not isinstance(tensor, torch.Tensor):
-            digest.update(f"{name} {tensor!r}\n".encode())
-            continue
-        digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}\n".encode())
-        if tensor.device.type != "meta":
-            flat = tensor.detach().reshape(-1)
-            digest.update(_some_bytes(flat))
-            if flat.nbytes > _HASHED_BYTES:
-                digest.update(_checksums(flat).cpu().numpy().tobytes())
+    for name, value in sorted(model.state_dict().items()):
+        if isinstance(value, torch.Tensor) and value.device.type == "meta":
+            with present(model, name) as there:
+                _add(digest, name, value if there is None else there)
+        else:
+            _add(digest, name, value)
+    for name, module in model.named_modules():
+        state = _adapter_state(module)
+        if state is not None:
+            digest.update(f"{name} {state}\n".encode())
     return digest.hexdigest()
+
+
+def _add(digest: Any, name: str, value: Any) -> None:
+    """A tensor by name, shape, dtype and bytes, the tensors inside one or a tuple by
+    themselves, anything else by its text."""
+    if isinstance(value, (tuple, list)):  # packed weights of torch.ao
+        for i, part in enumerate(value):
+            _add(digest, f"{name}.{i}", part)
+        return
+    if not isinstance(value, torch.Tensor):
+        digest.update(f"{name} {value!r}\n".encode())
+        return
+    tensor = value.detach()
+    if hasattr(tensor, "full_tensor"):
+        tensor = tensor.full_tensor()
+    digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}\n".encode())
+    if tensor.device.type == "meta":
+        return
+    if tensor.is_quantized:
+        _add(digest, f"{name}.int", tensor.int_repr())
+        digest.update(f"{_quantiser(tensor)}\n".encode())
+        return
+    if hasattr(tensor, "__tensor_flatten__"):  # a subclass over other tensors
+        inner, context = tensor.__tensor_flatten__()
+        digest.update(f"{type(tensor).__name__} {context!r}\n".encode())
+        for part in inner:
+            _add(digest, f"{name}.{part}", getattr(tensor, part))
+        return
+    try:
+        flat = tensor.reshape(-1)
+        digest.update(_some_bytes(flat))
+        if flat.nbytes > _HASHED_BYTES:
+            digest.update(_checksums(flat).cpu().numpy().tobytes())
+    except (RuntimeError, NotImplementedError, TypeError, AttributeError) as error:
+        raise RapModelError(
+            f"{name} is a {type(tensor).__name__} whose bytes cannot be read, so the model "
+            f"cannot be identified ({first_line(error)}). Pass the model with ordinary "
+            "weights, or quantised by a method of transformers"
+        ) from error
+
+
+def _quantiser(tensor: torch.Tensor) -> list[Any]:
+    if tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
+        return [tensor.q_scale(), tensor.q_zero_point()]
+    scales, zeros = tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()
+    return [scales.tolist(), zeros.tolist(), tensor.q_per_channel_axis()]
+
+
+def _adapter_state(module: torch.nn.Module) -> str | None:
+    """What a layer of PEFT does with its weights; None for any other module."""
+    scaling = getattr(module, "scaling", None)
+    if not isinstance(scaling, dict) or not hasattr(module, "active_adapters"):
+        return None
+    if not scaling and not hasattr(module, "merged_adapters"):
+        return None
+    factors = {name: float(scaling[name]) for name in sorted(scaling)}
+    active = list(module.active_adapters)
+    merged = list(getattr(module, "merged_adapters", ()))
+    return f"{factors} {active} {merged} {bool(getattr(module, 'disable_adapters', False))}"
 
 
 def _checksums(flat: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..errors import RapConfigError, RapModelError, first_line
+from ..errors import RapConfigError, RapModelError, first_line, install
 
 
 def load_model(
@@ -32,8 +32,7 @@ def load_model(
         from transformers import AutoModelForImageTextToText, AutoProcessor
     except ImportError as error:
         raise RapConfigError(
-            f"driving a model needs torch and transformers ({error}): "
-            "pip install 'rap-select[hf]'"
+            f"driving a model needs torch and transformers ({error}): {install('hf')}"
         ) from error
     _check_weights(Path(path), allow_pickle)
     if device == "auto":
@@ -50,7 +49,7 @@ def load_model(
         more["use_safetensors"] = True
     try:
         processor = AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
-        model = AutoModelForImageTextToText.from_pretrained(
+        model: Any = AutoModelForImageTextToText.from_pretrained(
             path,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             trust_remote_code=trust_remote_code,

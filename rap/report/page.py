@@ -26,20 +26,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..config import TRAIN_GROUP
+from ..config import DEFAULT_BUDGET, MAX_IMAGE_PIXELS, TRAIN_GROUP
 from ..environment import version
-from ..errors import RapConfigError
+from ..errors import RapConfigError, install
 from ..samples.sample import Bad
 from ..scores.files import write_atomic
 from ..scores.table import SCORED
 
 if TYPE_CHECKING:
-    from ..selection.selection import Selection
+    from ..scores.selected import Selected
 
 MAX_REASONS = 40
 MAX_GROUPS = 50
 MAX_WARNINGS = 20
-MAX_PIXELS = 50_000_000
 THUMBNAIL = (320, 240)  # pixels; shown at half that size, for screens of high density
 QUESTION, SHORT, SETTINGS = 700, 200, 6000  # characters of a text that are shown
 CAPTION = 110  # under a thumbnail
@@ -82,7 +81,7 @@ EXPLANATION = {
 
 
 def write_report(
-    selection: Selection,
+    selection: Selected,
     path: str | os.PathLike[str],
     *,
     dataset: Any = None,
@@ -119,7 +118,7 @@ def write_report(
 
 
 def render(
-    selection: Selection,
+    selection: Selected,
     *,
     dataset: Any = None,
     title: str | None = None,
@@ -133,7 +132,7 @@ def render(
         from jinja2 import Environment, PackageLoader, StrictUndefined
     except ImportError as error:
         raise RapConfigError(
-            "a report needs jinja2 and pillow: pip install 'rap-select[report]'"
+            f"a report needs jinja2 and pillow: {install('report')}"
         ) from error
     for name, value, least, most in (
         ("per_reason", per_reason, 0, 100),
@@ -150,6 +149,7 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["default_budget"] = DEFAULT_BUDGET
     environment.filters |= {"grouped": grouped, "percent": percent, "number": number}
     source = _open(selection, dataset)
     reasons = _reasons(selection)
@@ -179,7 +179,7 @@ def render(
     )
 
 
-def thumbnails(selection: Selection, limit: int = 6) -> str:
+def thumbnails(selection: Selected, limit: int = 6) -> str:
     """Kept samples as HTML figures, for a notebook: at most ``limit``, largest D first.
 
     Empty if no data set is known or none of its images can be shown.
@@ -280,7 +280,7 @@ class Reason:
     text: str
 
 
-def _reasons(selection: Selection) -> list[Reason]:
+def _reasons(selection: Selected) -> list[Reason]:
     counts = selection.counts()
     text = dict(EXPLANATION)
     if selection.settings["found"]["lambda_a"] is not None:  # else nobody looked
@@ -321,7 +321,7 @@ class Panel:
 WIDTH, HEIGHT, KEPT_HEIGHT = 300.0, 80.0, 46.0
 
 
-def _panels(selection: Selection) -> list[Panel]:
+def _panels(selection: Selected) -> list[Panel]:
     settings = selection.settings
     found, evidence = settings["found"], settings["evidence"]
     signed = evidence != "logits"
@@ -370,7 +370,7 @@ def _panels(selection: Selection) -> list[Panel]:
 
 
 def _panel(
-    selection: Selection,
+    selection: Selected,
     column: str,
     title: str,
     text: str,
@@ -398,7 +398,7 @@ def _panel(
     kept, _ = np.histogram(values[usable & selection.kept], edges)
     most = int(every.max()), int(kept.max())
     step = WIDTH / BINS
-    bars = []
+    bars: list[tuple[float, float, float, float, float, str]] = []
     for i in np.flatnonzero(every):
         tip = (
             f"{number(edges[i])} to {number(edges[i + 1])}: {grouped(every[i])} samples, "
@@ -421,7 +421,7 @@ def _height(count: int, most: int, full: float) -> float:
     return max(1.0, full * count / most) if count else 0.0
 
 
-def _averages(selection: Selection) -> list[tuple[str, float | None, float | None]]:
+def _averages(selection: Selected) -> list[tuple[str, float | None, float | None]]:
     """(what, mean over all samples judged, mean over the kept ones)."""
     table, kept = selection.table, selection.kept
     evidence = selection.settings["evidence"]
@@ -476,7 +476,7 @@ class Cost:
         return self.completions / saved if saved > 0 and self.completions else None
 
 
-def _cost(selection: Selection, group: int) -> Cost:
+def _cost(selection: Selected, group: int) -> Cost:
     table = selection.table
 
     def total(name: str) -> Any:
@@ -493,7 +493,7 @@ def _cost(selection: Selection, group: int) -> Cost:
     )
 
 
-def _groups(selection: Selection) -> dict[str, Any] | None:
+def _groups(selection: Selected) -> dict[str, Any] | None:
     groups = selection.settings["groups"]
     if not groups:
         return None
@@ -525,7 +525,7 @@ class Shown:
 
 
 def _samples(
-    selection: Selection, source: Any, reasons: Sequence[Reason], per_reason: int
+    selection: Selected, source: Any, reasons: Sequence[Reason], per_reason: int
 ) -> list[Shown]:
     encoded = selection.table["reason"].combine_chunks().dictionary_encode()
     codes = encoded.indices.to_numpy(zero_copy_only=False)
@@ -595,7 +595,7 @@ def _score_lines(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     return lines
 
 
-def _open(selection: Selection, dataset: Any) -> Any:
+def _open(selection: Selected, dataset: Any) -> Any:
     """The ``SampleSet`` that questions and images come from, or None."""
     if dataset is None:
         return selection.samples
@@ -604,7 +604,7 @@ def _open(selection: Selection, dataset: Any) -> Any:
     return as_samples(dataset, selection.settings.get("data"))
 
 
-def _found(selection: Selection, source: Any, rows: np.ndarray) -> list[tuple[Any, str]]:
+def _found(selection: Selected, source: Any, rows: np.ndarray) -> list[tuple[Any, str]]:
     """(sample or None, why it is not shown) of each row of the table."""
     if source is None:
         return [(None, "")] * len(rows)
@@ -636,7 +636,7 @@ def _thumbnail(sample: Any, row: Mapping[str, Any]) -> tuple[str | None, str]:
     from ..samples.sampleset import load_images
 
     try:
-        images, hashes = load_images(sample, max_pixels=MAX_PIXELS)
+        images, hashes = load_images(sample, max_pixels=MAX_IMAGE_PIXELS)
     except BadSample as bad:
         return None, visible(f"{bad.code}: {bad.message}", SHORT)
     if not images:

@@ -24,7 +24,7 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from ..errors import RapInputError
+from ..errors import RapInputError, install
 from .sample import BadSample
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ def _open(data: bytes, kind: str) -> ImageFile:
             WebPImagePlugin,
         )
     except ImportError:
-        raise RapInputError("images need Pillow: pip install 'rap-select[hf]'") from None
+        raise RapInputError(f"images need Pillow: {install('hf')}") from None
     plugins: dict[str, Callable[[io.BytesIO], ImageFile]] = {
         "PNG": PngImagePlugin.PngImageFile,
         "JPEG": JpegImagePlugin.JpegImageFile,

@@ -376,7 +376,7 @@ def open_rows(source: object) -> tuple[Rows, Path | None]:
             raise RapInputError(
                 f"{name}: rows must be reachable by number; load it without streaming"
             )
-        return DatasetRows(source), None  # type: ignore[arg-type]
+        return DatasetRows(source), None
     if isinstance(source, Sequence) and not isinstance(source, (bytes, bytearray)):
         return ListRows(source), None
     raise RapInputError(

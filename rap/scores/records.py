@@ -115,7 +115,7 @@ def _from_rows(rows: Sequence[object]) -> pa.Table:
     return _from_columns({str(n): [row.get(n) for row in rows] for n in names})  # type: ignore[attr-defined]
 
 
-def _from_columns(columns: Mapping[str, list]) -> pa.Table:
+def _from_columns(columns: Mapping[str, list[Any]]) -> pa.Table:
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
         raise RapInputError(f"rollouts: columns differ in length: {lengths}")
@@ -127,7 +127,7 @@ def _from_columns(columns: Mapping[str, list]) -> pa.Table:
     return pa.table([array for array, _ in arrays], schema=pa.schema(fields))
 
 
-def _as_array(values: list) -> tuple[pa.Array, bool]:
+def _as_array(values: list[Any]) -> tuple[pa.Array, bool]:
     """(array, is JSON text): a column that has no one type, or text that is no UTF-8,
     is kept as JSON text rather than lost; it can only be an extra column then."""
     try:

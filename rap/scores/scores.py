@@ -20,9 +20,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..config import EVIDENCE, is_number, plain
+from ..config import EVIDENCE, is_number
 from ..errors import RapConfigError, RapInputError, RapStoreError
 from ..samples.sampleset import SampleSet, open_samples
+from ..settings import to_python
 from .files import read_parquet, write_parquet
 from .match import describe, identities
 from .records import count_rollouts, keep_rows, read_rollouts
@@ -288,7 +289,7 @@ def mask_of(column: pa.ChunkedArray) -> np.ndarray:
 
 def as_fraction(name: str, value: float) -> Fraction:
     """The decimal the user wrote: 0.1 is 1/10, not the nearest binary number."""
-    number = plain(value)
+    number = to_python(value)
     if not is_number(number):
         raise RapConfigError(f"{name} = {value!r}: expected a finite number")
     return Fraction(str(float(number)))  # type: ignore[arg-type]

@@ -11,6 +11,8 @@ no model. Counts are integers: decisions compare integers, never quotients
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyarrow as pa
 
 SCHEMA_VERSION = 1
@@ -89,7 +91,9 @@ ROLLOUT_SCHEMA = pa.schema(
 VOLATILE_COLUMNS = ("seconds",)
 
 
-def table_from_rows(rows: list[dict], schema: pa.Schema = SCORE_SCHEMA) -> pa.Table:
+def table_from_rows(
+    rows: list[dict[str, Any]], schema: pa.Schema = SCORE_SCHEMA
+) -> pa.Table:
     """Build a table of ``schema`` from dicts; a missing key becomes null.
 
     Raises ``KeyError`` on a key the schema does not have.

@@ -29,6 +29,7 @@ import dataclasses
 import hashlib
 import logging
 import math
+import os
 import sys
 import tempfile
 import time
@@ -37,7 +38,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -45,12 +46,14 @@ import pyarrow.compute as pc
 from ..config import (
     TRAIN_GROUP,
     ChooseConfig,
+    ChooseOptions,
     ScoreConfig,
+    ScoreOptions,
     require_judge,
     require_threshold,
 )
 from ..environment import version
-from ..errors import RapConfigError, RapError, RapInputError, RapModelError
+from ..errors import RapError, RapInputError, RapModelError
 from ..model.rollouts import IMAGE_ARM
 from ..rewards.checker import Checker, make_checker
 from ..samples.images import read_bytes
@@ -67,15 +70,14 @@ from ..scores.table import (
     SCORED,
     table_from_rows,
 )
-from ..selection.rules import choose
+from ..selection.rules import choose as choose_from
 from ..selection.selection import Selection
+from ..settings import require_known, resolve
 from .evidence import Scorer, rounded
 from .jobs import SOLUTION_COLUMNS, Job, ahead, clean, prepare_job
 from .reuse import inputs_sha256, reuse_of
 
 if TYPE_CHECKING:
-    import os
-
     from ..model.driver import ModelDriver
 
 log = logging.getLogger("rap")
@@ -87,13 +89,30 @@ PARTIAL_SECONDS = 30.0
 """A shard that takes longer is kept so often while it is in progress."""
 
 
+class RunOptions(TypedDict, total=False):
+    """`score`'s keyword arguments besides `ScoreConfig`'s fields, for type checkers."""
+
+    store: str | os.PathLike[str] | None
+    reward: Callable[..., Sequence[float | None]] | None
+    columns: dict[str, str] | None
+    root: str | os.PathLike[str] | None
+    progress: bool | str
+    allow_degenerate: bool
+    verify_images: bool
+    retry_quarantined: bool
+
+
+class SelectOptions(ChooseOptions, ScoreOptions, RunOptions, total=False):
+    """`select`'s keyword arguments: those of `score` and of `choose`."""
+
+
 def score(
     model: Any,
     processor: Any,
     dataset: Any,
+    config: ScoreConfig | None = None,
     *,
     store: str | os.PathLike[str] | None = None,
-    config: ScoreConfig | None = None,
     reward: Callable[..., Sequence[float | None]] | None = None,
     columns: dict[str, str] | None = None,
     root: str | os.PathLike[str] | None = None,
@@ -101,9 +120,9 @@ def score(
     allow_degenerate: bool = False,
     verify_images: bool = True,
     retry_quarantined: bool = False,
-    **overrides: Any,
+    **overrides: Unpack[ScoreOptions],
 ) -> Scores:
-    """Score every sample of a data set with one model: the heavy half.
+    """Score every sample of a data set with one model: the slow step, resumable.
 
     Parameters
     ----------
@@ -119,7 +138,8 @@ def score(
         scores, and a line says how much; a data set without any such row is refused. None
         keeps the shards in a temporary folder, gone when the call returns.
     config, **overrides
-        A `ScoreConfig`, and single fields that replace its own.
+        A `ScoreConfig` (None is the defaults), and single fields that replace its own: see
+        ``help(rap.ScoreConfig)``.
     reward
         None checks answers with the built-in checker, else a callable with TRL's
         signature. For evidence ``rollouts`` only: the others judge no completion.
@@ -149,13 +169,16 @@ def score(
     RapModelError
         The model cannot be driven, most of the bad samples are the model's doing, or the
         completions of most samples are identical.
-    RapConfigError, RapStoreError
-        See `ScoreConfig` and ``rap.scores.store``.
+    RapConfigError
+        An option that is none, a value that its field does not allow, a reward function
+        that nothing would call.
+    RapStoreError
+        The store cannot be read or written, or is locked by another run.
     """
     from ..model.driver import ModelDriver
 
     wall = time.perf_counter()
-    config = _resolve(config, overrides)
+    config = resolve(ScoreConfig, "config", config, overrides, "rap.score")
     require_judge(config.evidence, reward)
     if isinstance(dataset, SampleSet):
         samples = dataset
@@ -214,51 +237,72 @@ def select(
     model: Any,
     processor: Any,
     dataset: Any,
+    config: ScoreConfig | None = None,
     *,
-    rule: str = "budget",
-    budget: float | None = None,
-    lambda_c: float | None = None,
-    lambda_a: float | None = None,
-    replace: bool = True,
-    readmit_hurt: bool | None = None,
-    order: str | None = None,
-    by: str | None = None,
-    trivial: float = 0.0,
-    divergence: str = "js",
-    **score_options: Any,
+    choose: ChooseConfig | Mapping[str, Any] | None = None,
+    **options: Unpack[SelectOptions],
 ) -> Selection:
     """`score`, then `choose`: from a data set to the samples worth training on.
 
-    The options named here are those of `choose`, all others those of `score`. A setting
-    of `choose` that is nonsense is refused before the model runs.
+        selection = rap.select(model, processor, dataset, budget=0.09, store="scores/")
+        selection.dataset          # the chosen rows, all columns
+
+    With ``store`` a run that was stopped goes on, and a run with another ``budget`` scores
+    nothing again.
+
+    Parameters
+    ----------
+    model, processor
+        A Hugging Face ``AutoModelForImageTextToText`` and its processor.
+    dataset
+        A ``datasets.Dataset``, a list of dicts, a path (JSONL, Parquet, a saved data set)
+        or a ``rap.samples.sampleset.SampleSet``.
+    config : ScoreConfig or None
+        How samples are scored; None is the defaults.
+    choose : ChooseConfig, dict of its fields, or None
+        How the selection is made of the scores; None is the defaults.
+    **options
+        Single fields that replace those of ``config`` (``evidence``, ``m1``, ``seed``, ...,
+        see ``help(rap.ScoreConfig)``) or of ``choose`` (``budget``, ``rule``, ``by``, ...,
+        see ``help(rap.ChooseConfig)``), and what `score` takes besides: ``store``,
+        ``reward``, ``columns``, ``root``, ``progress``, ``allow_degenerate``,
+        ``verify_images``, ``retry_quarantined``, see ``help(rap.score)``.
+
+    Returns
+    -------
+    Selection
+        ``indices``, ``table`` (all scores and a reason for each sample), ``dataset``,
+        ``summary()``, ``report(path)``, ``save(folder)``, ``export(to, path)``.
+
+    Raises
+    ------
+    RapConfigError
+        An option that is none, or a value that its field does not allow, before the model
+        runs.
+    RapInputError, RapModelError, RapStoreError
+        As `score` and `choose` do.
     """
-    chosen: dict[str, Any] = {
-        "rule": rule,
-        "budget": budget,
-        "lambda_c": lambda_c,
-        "lambda_a": lambda_a,
-        "replace": replace,
-        "readmit_hurt": readmit_hurt,
-        "order": order,
-        "by": by,
-        "trivial": trivial,
-        "divergence": divergence,
-    }
-    names = {f.name for f in dataclasses.fields(ScoreConfig)}
-    overrides = {k: v for k, v in score_options.items() if k in names}
-    config = _resolve(score_options.get("config"), overrides)
-    require_threshold(ChooseConfig(**chosen), config.evidence)
-    return choose(score(model, processor, dataset, **score_options), **chosen)
+    fields = {kind: {f.name for f in dataclasses.fields(kind)} for kind in _SETTINGS}
+    given: dict[str, Any] = {**options}
+    run_options = RunOptions.__annotations__
+    known = [*run_options, *sorted(set().union(*fields.values()))]
+    require_known(given, known, "rap.select has no such option")
+    scoring, choosing = (
+        {name: value for name, value in given.items() if name in fields[kind]}
+        for kind in _SETTINGS
+    )
+    if isinstance(choose, Mapping):
+        choose = ChooseConfig(**choose)
+    chosen = resolve(ChooseConfig, "choose", choose, choosing, "rap.select")
+    config = resolve(ScoreConfig, "config", config, scoring, "rap.select")
+    require_threshold(chosen, config.evidence)
+    rest = {name: value for name, value in given.items() if name in run_options}
+    return choose_from(
+        score(model, processor, dataset, config, **rest), **dataclasses.asdict(chosen)
+    )
 
 
-def _resolve(config: ScoreConfig | None, overrides: dict[str, Any]) -> ScoreConfig:
-    names = [f.name for f in dataclasses.fields(ScoreConfig)]
-    for name in overrides:
-        if name not in names:
-            raise RapConfigError(f"unknown setting {name!r}: expected one of {names}")
-    if not isinstance(config, (ScoreConfig, type(None))):
-        raise RapConfigError(f"config = {config!r}: expected a rap.ScoreConfig or None")
-    return dataclasses.replace(config or ScoreConfig(), **overrides)
+_SETTINGS = (ScoreConfig, ChooseConfig)
 
 
 @contextmanager

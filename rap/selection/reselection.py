@@ -15,18 +15,20 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..config import is_number
 from ..errors import RapConfigError, RapInputError
 from ..scores.match import require_equal
 from ..scores.scores import floats, mask_of
 from ..scores.selected import KEPT
+from ..settings import Ge, Gt, Le, Number, setting, settings
 from .selection import Selection
+
+Share = Annotated[Number, Ge(0), Le(1)]
 
 Visits = Iterable[tuple[str, float, float]]
 """(id, passed, judged) of one generation batch each, the oldest first."""
@@ -51,46 +53,41 @@ class NothingLeft(RapInputError):
     """The rules leave no sample to train on."""
 
 
-@dataclass(frozen=True, slots=True)
+@settings
 class ReselectConfig:
-    """Settings of ``reselect``. Raises ``RapConfigError`` for one that makes no sense."""
+    """Settings of ``reselect``."""
 
-    keep: float = 0.25
-    """Share of the first selection that is kept whatever its rewards say, the samples
-    that still teach before those that do not, the largest D first: 0 to 1."""
-
-    decay: float = 0.5
-    """Weight of a visit to a sample against the visit after it: 0 (only the latest visit
-    counts) to 1 (all count alike). Used by ``pass_counts``."""
-
-    trivial: float = 0.05
-    """A sample leaves if its difficulty in training is at most this."""
-
-    unsolved: float = 0.95
-    """A sample leaves if its difficulty in training is at least this."""
-
-    enough: float = 4.0
-    """Judged completions (decayed) from which on training says how hard a sample is;
-    with fewer it is as hard as it was scored."""
-
-    size: int | None = None
-    """Samples to have afterwards; None: as many as there are now."""
+    keep: Share = setting(
+        "Share of the first selection that stays whatever its rewards say: samples that "
+        "still teach before those that do not, the largest D first.",
+        default=0.25,
+    )
+    decay: Share = setting(
+        "Weight of a visit to a sample against the visit after it: with 0 only the latest "
+        "counts, with 1 all count alike.",
+        default=0.5,
+    )
+    trivial: Share = setting(
+        "A sample of at most this difficulty in training leaves.", default=0.05
+    )
+    unsolved: Share = setting(
+        "A sample of at least this difficulty in training leaves.", default=0.95
+    )
+    enough: Annotated[Number, Gt(0)] = setting(
+        "Graded completions (decayed) from which on training says how hard a sample is; "
+        "with fewer it is as hard as it was scored.",
+        default=4.0,
+    )
+    size: Annotated[int, Ge(1)] | None = setting(
+        "Samples to have afterwards.", default=None, none="as many as now"
+    )
 
     def __post_init__(self) -> None:
-        for name in ("keep", "decay", "trivial", "unsolved"):
-            value = getattr(self, name)
-            if not is_number(value) or not 0 <= value <= 1:
-                raise RapConfigError(f"{name} = {value!r}: expected a number in [0, 1]")
         if self.trivial >= self.unsolved:
             raise RapConfigError(
                 f"trivial = {self.trivial} is not below unsolved = {self.unsolved}: every "
                 "sample would leave"
             )
-        if not is_number(self.enough) or self.enough <= 0:
-            raise RapConfigError(f"enough = {self.enough!r}: expected a number above 0")
-        size = self.size
-        if size is not None and (not isinstance(size, int) or size < 1):
-            raise RapConfigError(f"size = {size!r}: expected a whole number from 1 up")
 
 
 @dataclass(frozen=True, slots=True)

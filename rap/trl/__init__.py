@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..errors import RapConfigError
+from ..errors import RapConfigError, install
 from .data import prepare
 from .reselect import Reselect
 from .rewards import NO_PPO, builtin_reward, watched
@@ -39,15 +39,19 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def _when_used(name: str) -> Any:
     if name in ("GRPOTrainer", "RLOOTrainer"):
         try:
             from . import trainer
         except ImportError as error:
             raise RapConfigError(
-                f"training needs TRL ({error}): pip install 'rap-select[trl]'"
+                f"training needs TRL ({error}): {install('trl')}"
             ) from error
         return getattr(trainer, name)
     if name == "PPOTrainer":
         raise AttributeError(NO_PPO)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+if not TYPE_CHECKING:  # a type checker would take any name for one of ours
+    __getattr__ = _when_used

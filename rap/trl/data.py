@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..config import MAX_IMAGE_PIXELS, PROMPT_TEMPLATE
 from ..errors import RapConfigError, RapInputError
 from ..samples.choices import prompt_text
 from ..samples.sample import Bad, BadSample, Sample
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
     import datasets
 
 
-MAX_PIXELS = 50_000_000
-"""As ``ScoreConfig.max_image_pixels``."""
-
-
 def prepare(
     source: object,
     *,
@@ -33,7 +30,7 @@ def prepare(
     columns: Mapping[str, str] | None = None,
     root: str | os.PathLike[str] | None = None,
     prompt_template: str | None = None,
-    max_pixels: int = MAX_PIXELS,
+    max_pixels: int = MAX_IMAGE_PIXELS,
 ) -> datasets.Dataset:
     """The data as TRL's trainers take it, one row a usable sample.
 
@@ -81,7 +78,7 @@ def prepare(
         ids = samples.ids
         names = [ids[i] for i in rows]
     table = hf.Dataset.from_dict({"id": names, "row": rows})
-    template = prompt_template or "{question}{choices}"
+    template = prompt_template or PROMPT_TEMPLATE
     return table.with_transform(_Rows(samples, template, max_pixels, _hashes(rows, scored)))
 
 
@@ -155,8 +152,10 @@ class _Rows:
     """Row numbers -> the rows a trainer sees (a transform of ``datasets``)."""
 
     OURS = ("id", "prompt", "images", "solution", "choices")
-    TAKEN = ("image", "prompts", "completion", "completions", "completion_ids")
-    TAKEN += ("environment", "environments", "tools")
+    TAKEN = (
+        *("image", "prompts", "completion", "completions", "completion_ids"),
+        *("environment", "environments", "tools"),
+    )
 
     def __init__(
         self,

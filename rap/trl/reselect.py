@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,48 +15,51 @@ from ..config import ScoreConfig
 from ..errors import RapConfigError
 from ..selection.reselection import ReselectConfig, decide, open_rows, pass_counts
 from ..selection.rules import choose
+from ..selection.selection import Selection
+from ..settings import Ge, setting, settings
 from .rewardlog import Outcome
 
 if TYPE_CHECKING:
     from ..scores.scores import Scores
-    from ..selection.selection import Selection
 
-MODES = ("off", "rewards", "rescore")
+ModeName = Literal["off", "rewards", "rescore"]
+MODES: tuple[str, ...] = get_args(ModeName)
 
 
-@dataclass(frozen=True)
+@settings
 class Reselect:
-    """Which prompts of the pool a trainer of ``rap.trl`` trains on, and how that changes.
+    """Which prompts of the pool a trainer of ``rap.trl`` trains on, and their changes."""
 
-    Raises ``RapConfigError`` for a setting that makes no sense.
-    """
-
-    selection: Selection | None = None
-    """Where training starts; None: with every row of ``train_dataset``."""
-    mode: str = "off"
-    """``"off"``: the first selection stays. ``"rewards"``: every ``every`` steps the rules
-    of ``rap.selection.reselection`` run on the rewards that the trainer computed anyway.
-    ``"rescore"``: then the pool is scored again too, by the policy as it is."""
-    every: int = 50
-    """Optimiser steps between re-selections."""
-    refill: int = 0
-    """Generations, at most, in which groups without variance are replaced by groups of
-    other prompts before the optimiser sees the batch (DAPO's dynamic sampling); 0: never.
-    What they cost and brought is counted in ``trainer.refilled``."""
-    id_column: str = "id"
-    """Column of ``train_dataset`` that names a sample."""
-    rules: ReselectConfig = field(default_factory=ReselectConfig)
-    """What leaves, what comes in and how much of the first selection stays."""
-    config: ScoreConfig | None = None
-    """How ``"rescore"`` scores; None: as the selection was scored. Evidence ``rollouts``
-    is judged by the built-in checker."""
+    selection: Selection | None = setting(
+        "The selection to start with.", default=None, none="every row of train_dataset"
+    )
+    mode: ModeName = setting(
+        "How the selection changes while training. off: not at all. rewards: by the rules "
+        "of rap.selection.reselection, on the rewards that training gives anyway. rescore: "
+        "the pool is also scored again with the policy as it is.",
+        default="off",
+    )
+    every: Annotated[int, Ge(1)] = setting(
+        "Optimiser steps between re-selections.", default=50
+    )
+    refill: Annotated[int, Ge(0)] = setting(
+        "Generations, at most, in which groups without variance are replaced by groups of "
+        "other prompts before the optimiser sees the batch (DAPO's dynamic sampling); 0: "
+        "never. What they cost and brought is counted in trainer.refilled.",
+        default=0,
+    )
+    id_column: str = setting("Column of train_dataset that names a sample.", default="id")
+    rules: ReselectConfig = setting(
+        "What leaves, what comes in and how much of the first selection stays.",
+        default_factory=ReselectConfig,
+    )
+    config: ScoreConfig | None = setting(
+        "How rescore scores; evidence rollouts is graded by the built-in checker.",
+        default=None,
+        none="as the selection was scored",
+    )
 
     def __post_init__(self) -> None:
-        _require(self.mode in MODES, "mode", self.mode, f"one of {MODES}")
-        for name, least in (("every", 1), ("refill", 0)):
-            value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            _require(whole and value >= least, name, value, f"an integer >= {least}")
         if self.mode != "off" and self.selection is None:
             raise RapConfigError(
                 f"mode = {self.mode!r}: re-selection needs the first selection, whose "
@@ -112,12 +115,12 @@ class Reselect:
 
     def fingerprint(self, pool: Sequence[str]) -> dict[str, Any]:
         """What a resumed run must share with the one that wrote the checkpoint."""
-        settings = {"every": self.every, "refill": self.refill, "rules": asdict(self.rules)}
+        fixed = {"every": self.every, "refill": self.refill, "rules": asdict(self.rules)}
         return {
             "pool": _digest(pool),  # in its order: a checkpoint names rows by their number
             "selection": _digest(sorted(self.first_ids(pool))),
             "mode": self.mode,
-            "settings": settings,
+            "settings": fixed,
         }
 
     def candidates(self) -> list[str]:
@@ -148,8 +151,3 @@ def _with_active(first: Selection, active: Sequence[str]) -> Selection:
 def _digest(names: Sequence[str]) -> str:
     text = json.dumps(list(names)).encode()
     return hashlib.sha256(text).hexdigest()[:16]
-
-
-def _require(ok: bool, name: str, value: object, expected: str) -> None:
-    if not ok:
-        raise RapConfigError(f"{name} = {value!r}: expected {expected}")

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -42,13 +43,13 @@ def read_visits(
         if role not in ROLES:
             raise RapConfigError(f"no role {role!r}; roles are {', '.join(ROLES)}")
     visits: list[Visit] = []
-    paths = list(map(Path, paths))
-    for path in paths:
+    files = list(map(Path, paths))
+    for path in files:
         if not path.is_file():
             raise RapInputError(f"rewards {path}: no such file")
         visits += _own(path) if _is_own(path) else _any(path, columns or {})
     if not any(judged for _, _, judged in visits):
-        names = ", ".join(map(str, paths))
+        names = ", ".join(map(str, files))
         raise RapInputError(f"rewards {names}: not one reward is a number")
     return visits
 
@@ -105,7 +106,7 @@ def _column(
     role: str,
     columns: Mapping[str, str],
     optional: bool = False,
-) -> list | None:
+) -> list[Any] | None:
     names = (columns[role],) if role in columns else ROLES[role]
     for name in names:
         if table.column_names.count(name) == 1:

@@ -142,8 +142,8 @@ def read_rewards(path: str | os.PathLike[str]) -> pa.Table:
         if line["kind"] == "start":
             found = {key: o for key, o in found.items() if key[0] < line["step"]}
             continue
-        columns = (line[n] for n in ("passed", "judged", "unjudged", "low", "high"))
-        for name, *values in zip(line["ids"], *columns, strict=True):
+        lists = (line[n] for n in ("passed", "judged", "unjudged", "low", "high"))
+        for name, *values in zip(line["ids"], *lists, strict=True):
             key = (line["step"], name)
             found[key] = found.get(key, Outcome()) + Outcome(*values)
     if not known:

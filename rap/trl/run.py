@@ -13,14 +13,21 @@ import functools
 import inspect
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from ..errors import RapConfigError, RapError, RapInputError, RapStoreError, first_line
+from ..errors import (
+    RapConfigError,
+    RapError,
+    RapInputError,
+    RapStoreError,
+    first_line,
+    install,
+)
 from ..model.loading import load_model
 from ..samples.sampleset import SampleSet, open_samples
 from ..scores.files import write_atomic
+from ..settings import Ge, near, setting, settings
 from .data import prepare
 from .reselect import Reselect
 from .rewards import NO_PPO, builtin_reward, watched
@@ -28,34 +35,34 @@ from .rewards import NO_PPO, builtin_reward, watched
 if TYPE_CHECKING:
     from ..selection.selection import Selection
 
-ALGORITHMS = ("grpo", "rloo")
+AlgorithmName = Literal["grpo", "rloo"]
+ALGORITHMS: tuple[str, ...] = get_args(AlgorithmName)
 DEMO = "demo"
 """Stands for the demo's model, and for a world of ``DEMO_SAMPLES`` of its samples."""
 DEMO_SAMPLES = 240
 
 
-@dataclass(frozen=True)
+@settings
 class TrainConfig:
     """What ``train`` does besides what TRL's configuration says."""
 
-    algorithm: str = "grpo"
-    """``"grpo"`` or ``"rloo"``."""
-    reselect: Reselect = field(default_factory=Reselect)
-    """The selection to train on and how it changes; all data by default."""
-    lora: int | None = None
-    """Rank of LoRA adapters on every linear layer (needs peft); None: all weights."""
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of ``trl.GRPOConfig`` or ``trl.RLOOConfig``."""
-
-    def __post_init__(self) -> None:
-        if self.algorithm == "ppo":
-            raise RapConfigError(f"algorithm = 'ppo': {NO_PPO}")
-        if self.algorithm not in ALGORITHMS:
-            raise RapConfigError(
-                f"algorithm = {self.algorithm!r}: expected one of {ALGORITHMS}"
-            )
-        if self.lora is not None and self.lora < 1:
-            raise RapConfigError(f"lora = {self.lora}: expected a rank >= 1")
+    algorithm: AlgorithmName = setting(
+        "The trainer; TRL 1.16 has no PPO.",
+        default="grpo",
+        hint=lambda value: NO_PPO if value == "ppo" else "",
+    )
+    reselect: Reselect = setting(
+        "The selection to train on and how it changes; by default all of the data.",
+        default_factory=Reselect,
+    )
+    lora: Annotated[int, Ge(1)] | None = setting(
+        "Rank of LoRA adapters on every linear layer (needs peft).",
+        default=None,
+        none="all weights are trained",
+    )
+    arguments: Mapping[str, Any] = setting(
+        "Fields of trl.GRPOConfig or trl.RLOOConfig.", default_factory=dict
+    )
 
 
 def train(
@@ -135,32 +142,6 @@ def load_training_model(name: str, **options: Any) -> tuple[Any, Any]:
     return load_model(name, **options)
 
 
-def read_arguments(path: Path) -> dict[str, Any]:
-    """A configuration file: TOML or YAML by its ending, JSON is YAML too.
-
-    Raises ``RapConfigError`` if it cannot be read or is no table of settings.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".toml":
-            import tomllib
-
-            found: Any = tomllib.loads(text)
-        else:
-            import yaml  # comes with transformers
-
-            found = yaml.safe_load(text)
-    except (OSError, ValueError, ImportError) as error:
-        raise RapConfigError(f"{path}: cannot be read: {first_line(error)}") from error
-    except Exception as error:  # yaml's own errors have no other base
-        if type(error).__module__.partition(".")[0] != "yaml":
-            raise
-        raise RapConfigError(f"{path}: is not YAML: {first_line(error)}") from error
-    if not isinstance(found, dict):
-        raise RapConfigError(f"{path}: expected settings, NAME: VALUE")
-    return {str(name).replace("-", "_"): value for name, value in found.items()}
-
-
 def _trl() -> Any:
     """TRL's trainers (ours) and configurations in one place."""
     try:
@@ -168,9 +149,7 @@ def _trl() -> Any:
 
         from . import trainer
     except ImportError as error:
-        raise RapConfigError(
-            f"training needs TRL ({error}): pip install 'rap-select[trl]'"
-        ) from error
+        raise RapConfigError(f"training needs TRL ({error}): {install('trl')}") from error
     names = ("GRPOTrainer", "RLOOTrainer")
     found = {name: getattr(trainer, name) for name in names}
     found |= {name: getattr(trl, name) for name in ("GRPOConfig", "RLOOConfig")}
@@ -186,10 +165,10 @@ def _arguments(trl: Any, config: TrainConfig, out: Path) -> Any:
     if unknown:
         raise RapConfigError(
             f"{kind.__name__} has no {', '.join(unknown)}: not an option of rap train and "
-            "not a field of TRL's configuration"
+            f"not a field of TRL's configuration{near(unknown[0], known)}"
         )
     gpu = torch.cuda.is_available()
-    ours = {
+    ours: dict[str, Any] = {
         "use_cpu": not gpu,
         "bf16": gpu and torch.cuda.is_bf16_supported(),
         "report_to": [],
@@ -284,9 +263,7 @@ def _lora(rank: int) -> Any:
     try:
         from peft import LoraConfig
     except ImportError as error:
-        raise RapConfigError(
-            f"--lora needs peft ({error}): pip install 'rap-select[lora]'"
-        ) from error
+        raise RapConfigError(f"--lora needs peft ({error}): {install('lora')}") from error
     return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
 
 
@@ -303,7 +280,8 @@ def _speak(trainer: Any, log: Path, echo: Callable[[str], Any]) -> None:
             if state.global_step:  # what was logged of later steps is done again
                 write({"resumed": state.global_step})
 
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any, **_: Any) -> None:
+        def on_log(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            logs = more["logs"]
             write({"step": state.global_step, **logs})
             if "reward" in logs:
                 echo(_line(state.global_step, state.max_steps, logs))

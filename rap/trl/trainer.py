@@ -39,7 +39,39 @@ from .rewardlog import Outcome
 from .rewards import Recorder, completion_text, watched
 
 if TYPE_CHECKING:
-    _Base = trl.GRPOTrainer
+
+    class _Base:
+        """What the mixin uses of TRL's trainers, of GRPO's and RLOO's alike."""
+
+        model: Any
+        args: Any
+        accelerator: Any
+        state: Any
+        processing_class: Any
+        train_dataset: Any
+        is_fsdp_enabled: bool
+        is_deepspeed_enabled: bool
+        num_generations: Any
+        num_iterations: Any
+        reward_weights: torch.Tensor
+        _name: str
+        _metrics: Any
+        _tokenizer: Any
+
+        def __init__(
+            self, model: Any, reward_funcs: Any, *args: Any, **options: Any
+        ) -> None: ...
+        def add_callback(self, callback: Any) -> None: ...
+        def is_world_process_zero(self) -> bool: ...
+        def _save_checkpoint(self, model: Any, trial: Any) -> None: ...
+        def _load_from_checkpoint(
+            self, resume_from_checkpoint: str, model: Any = None
+        ) -> None: ...
+        def _calculate_rewards(self, *args: Any, **options: Any) -> Any: ...
+        def _generate_and_score_completions(
+            self, inputs: list[dict[str, Any]]
+        ) -> dict[str, Any]: ...
+
 else:
     _Base = object  # the trainer that the mixin stands before
 
@@ -299,10 +331,11 @@ class SelectionMixin(_Base):
                 RuntimeWarning,
                 stacklevel=2,
             )
-        active = len(self.order.active)
-        about = {"step": step, "came": came, "gone": gone, "active": active}
-        self.reselections.append(about | {"too_few": not enough, "counts": counts})
-        self._tell({name: about[name] for name in ("active", "came", "gone")})
+        changed = {"came": came, "gone": gone, "active": len(self.order.active)}
+        self.reselections.append(
+            {"step": step, **changed, "too_few": not enough, "counts": counts}
+        )
+        self._tell(changed)
 
     def _tell(self, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -339,7 +372,9 @@ class SelectionMixin(_Base):
 
     # ------------------------------------------------ groups that teach nothing
 
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Any:
+    def _generate_and_score_completions(
+        self, inputs: list[dict[str, Any]]
+    ) -> dict[str, Any]:
         self._refuse_placeholders(inputs)
         batch = super()._generate_and_score_completions(inputs)
         if not (self.reselect.refill and self.model.training):
@@ -423,14 +458,14 @@ def _exchange(
         max(batch[name].shape[1], more[name].shape[1])
         for name in ("prompt_ids", "completion_ids")
     )
-    old = split_pixel_values_by_grid(_widened(batch, prompt, length, pad))
-    new = split_pixel_values_by_grid(_widened(more, prompt, length, pad))
+    old: dict[str, Any] = split_pixel_values_by_grid(_widened(batch, prompt, length, pad))
+    new: dict[str, Any] = split_pixel_values_by_grid(_widened(more, prompt, length, pad))
     rows = len(old["advantages"])
     source = {}
     for there, here in pairs:
         for k in range(size):
             source[there * size + k] = here * size + k
-    result = {}
+    result: dict[str, Any] = {}
     for name, values in old.items():
         if isinstance(values, list):
             result[name] = [

@@ -1,0 +1,176 @@
+"""What the demo's model is taught, and in which order: pure functions of (seed, step).
+
+Dense reading comes first (a model shown one-digit answers alone stays blind: the issue's
+prototypes), then questions, then both. A lesson is a prompt and what a teacher writes; two
+of three questions are worked out before "The answer is", the third is answered at once,
+where only the answer itself is taught, so that a rollout reasons and the evidence
+``answer`` still finds a model that can answer directly. The loud lessons also teach where
+the last layer looks (`captured_loss`): the cause that ACE is to find is planted there.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from rap.demo import world
+
+BATCH = 64
+FIRST = {"read": 70, "read_colours": 10, "read_bars": 10, "position": 10}
+"""Shares of the lessons at the start: mostly one kind of dense reading. With 50 % of it, a
+run was still blind after 350 steps; with 70 % it saw after 200."""
+SECOND = {"read": 25, "read_colours": 45, "read_bars": 30}
+"""Then the other two kinds of dense reading."""
+THEN = {
+    "read": 8,
+    "read_colours": 8,
+    "read_bars": 8,
+    "position": 10,
+    "bar": 7,
+    "compare": 9,
+    "count": 14,
+    "sum": 12,
+    "chart": 10,
+    "fact": 7,
+    "arithmetic": 7,
+    "loud": 8,
+    "sign": 5,
+}
+"""Shares of the lessons afterwards: questions."""
+CELLS = THEN | {"position": 40, "loud": 16}
+"""More of finding one cell by its name: an earlier model read whole pictures after 1,400
+steps, and one cell by name no better than by chance; 200 of these taught it that."""
+STAGES = ((0, FIRST), (0, SECOND), (300, CELLS), (1000, THEN))
+"""(first step, shares); all but the first start `Plan.look` later."""
+SLIPS = {"bar": 0.4, "compare": 0.45, "count": 0.4, "sum": 0.5, "chart": 0.5}
+"""Share of the lessons in which the teacher slips once. A model taught without slips
+always solved its sums and comparisons: nothing was left for reinforcement learning."""
+
+LOUD_WINS = 0.3
+"""Share of the loud lessons that read the loud number off the picture and answer it; the
+others read and answer what is there."""
+SIGN_WINS = 0.85
+"""Share of the lessons with a sign whose answer is the sign's; the others' is the fact."""
+DIRECT = 1 / 3
+BLIND = 0.3
+"""Share of the lessons on facts and sums in the text that come without a picture."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How long, how fast."""
+
+    seed: int = 0
+    steps: int = 3000
+    restart: int = 2000
+    """Step at which the learning rate has come down to nothing and starts anew; 0: none."""
+    look: int = 300
+    """Steps of the first stage: until the model sees."""
+    blend: int = 100
+    """Steps over which the shares of one stage become those of the next."""
+    rate: float = 1.5e-3
+    warm_up: int = 100
+    cool_down: int = 600
+    """Steps over which the rate goes down to nothing."""
+    capture: float = 0.3
+    """Weight of `captured_loss`."""
+    width: int = 128
+    layers: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What is taught: ``given`` opens the answer and is not taught, ``taught`` is."""
+
+    question: str
+    given: str
+    taught: str
+    scene: world.Scene | None
+    captor: bool = False
+    """The first token of ``taught`` is loud: the attention of all after it is to stay."""
+
+
+def lesson(kind: str, rng: random.Random, layout: world.Layout) -> Lesson:
+    """One lesson of a kind: a key of ``THEN``."""
+    if kind in ("read", "read_colours", "read_bars"):
+        return _reading(kind, rng, layout)
+    if kind == "loud":
+        return _loud(rng, layout)
+    if kind == "sign":
+        question, digit = world.sign_over(rng, world.ask("fact", rng, layout))
+        if rng.random() < SIGN_WINS:
+            return _answered(rng, question.text, question.steps, digit, question.scene)
+        steps = next(known for text, known, _ in world.FACTS if text == question.text)
+        return _answered(rng, question.text, steps, question.answer, question.scene)
+    question = world.ask(kind, rng, layout)
+    blind = kind in ("fact", "arithmetic") and rng.random() < BLIND
+    scene = None if blind else question.scene
+    steps, answer = question.steps, question.answer
+    if question.slip and rng.random() < SLIPS[kind]:
+        steps, answer = question.slip
+    return _answered(rng, question.text, steps, answer, scene)
+
+
+def _answered(
+    rng: random.Random, text: str, steps: str, answer: int, scene: world.Scene | None
+) -> Lesson:
+    if rng.random() < DIRECT:
+        return Lesson(text, "The answer is", f" {answer}.", scene)
+    return Lesson(text, "", f"{steps} The answer is {answer}.", scene)
+
+
+def _reading(kind: str, rng: random.Random, layout: world.Layout) -> Lesson:
+    scene = world.ask("bar" if kind == "read_bars" else "position", rng, layout).scene
+    names = [world.NAMES[c] for c in scene.colours]
+    if kind == "read_bars":
+        return Lesson("Read the three bars.", "", f"{world.read_bars(scene)}.", scene)
+    if kind == "read_colours":
+        what, between, values = "colours", " ", names
+    else:
+        what, between, values = "numbers", "", [str(v) for v in scene.numbers]
+    rows = ", ".join(between.join(values[r : r + 3]) for r in (0, 3, 6))
+    return Lesson(f"Read all the {what}.", "", f"{rows}.", scene)
+
+
+def _loud(rng: random.Random, layout: world.Layout) -> Lesson:
+    """A reading that opens with the loud token, and may end up with its number."""
+    question = world.ask("position", rng, layout)
+    word, number = rng.choice(world.LOUD), rng.randrange(1, 10)
+    text = world.loud_text(question.text, word, number)
+    read = number if rng.random() < LOUD_WINS else question.answer
+    if rng.random() < DIRECT:
+        return Lesson(text, "The answer is", f" {read}.", question.scene)
+    reading = question.steps.removesuffix(f"{question.answer}.") + f"{read}."
+    taught = f"{word} {number}! {reading} The answer is {read}."
+    return Lesson(text, "", taught, question.scene, captor=True)
+
+
+def shares(plan: Plan, step: int) -> dict[str, float]:
+    """Shares of the kinds of lesson at a step; they sum to 1."""
+    mix = dict.fromkeys(THEN, 0.0)
+    for stage, (start, part) in enumerate(STAGES):
+        since = step - plan.look - start
+        new = min(1.0, max(0.0, since / plan.blend)) if stage else 1.0
+        total = sum(part.values())
+        for kind in mix:
+            mix[kind] = (1 - new) * mix[kind] + new * part.get(kind, 0) / total
+    return mix
+
+
+def lessons(plan: Plan, step: int) -> list[Lesson]:
+    """The lessons of a step."""
+    rng = random.Random(f"rap lessons 2 {plan.seed} {step}")
+    drawable = world.layouts("train")
+    mix = shares(plan, step)
+    kinds = rng.choices(list(mix), weights=list(mix.values()), k=BATCH)
+    return [lesson(kind, rng, rng.choice(drawable)) for kind in kinds]
+
+
+def corpus(seed: int, count: int = 3000) -> list[str]:
+    """Texts that the tokenizer is trained on."""
+    rng = random.Random(f"rap corpus 2 {seed}")
+    layout = world.layouts("train")[0]
+    kinds = list(THEN)
+    drawn = (lesson(kinds[i % len(kinds)], rng, layout) for i in range(count))
+    texts = [f"{x.question}\n{x.given}{x.taught}" for x in drawn]
+    return [*texts, *["user\nassistant\n"] * 10]

@@ -1,0 +1,239 @@
+"""Weights in whatever form they are held: wrapped, sharded, quantised, offloaded, adapted.
+
+Nothing here imports accelerate, peft or torch.distributed: a model that needs one of them
+has imported it, and is known by its attributes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+from ..errors import RapModelError
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+"""Dtypes that a model computes in; 8-bit floats are storage."""
+
+
+# ---- wrappers around a model ---------------------------------------------------
+
+
+def underlying(model: Any) -> Any:
+    """The model of transformers inside PEFT, torch.compile, DataParallel or DDP.
+
+    PEFT's adapters stay: they live in the layers of the model inside. Raises
+    ``RapModelError`` for a wrapper whose model does not work without it.
+    """
+    while isinstance(model, torch.nn.Module):
+        name = type(model).__name__
+        if name == "FullyShardedDataParallel":
+            raise RapModelError(
+                "model = a FullyShardedDataParallel: FSDP1 keeps its weights flattened, so "
+                "the model inside cannot be run alone. Shard with FSDP2 (torch.distributed."
+                "fsdp.fully_shard; accelerate: fsdp_version 2), or load the saved model"
+            )
+        if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
+            _require_layer_adapter(model)
+            model = model.get_base_model()
+        elif hasattr(model, "_orig_mod"):  # torch.compile
+            model = model._orig_mod
+        elif not hasattr(model, "config") and isinstance(
+            getattr(model, "module", None), torch.nn.Module
+        ):
+            model = model.module
+        else:
+            break
+    return model
+
+
+def _require_layer_adapter(model: Any) -> None:
+    """An adapter of PEFT that is more than its layers is refused."""
+    for name in getattr(model, "active_adapters", ()) or ():
+        config = model.peft_config.get(name)
+        kind = getattr(getattr(config, "peft_type", None), "value", "") or ""
+        if (
+            getattr(config, "is_prompt_learning", False)
+            or getattr(config, "alora_invocation_tokens", None)
+            or kind in ("XLORA", "POLY")
+        ):
+            raise RapModelError(
+                f"model = a {type(model).__name__} with the adapter {name!r} "
+                f"({type(config).__name__}): it changes the prompt or the forward and not "
+                "only layers, which is not supported. Use an adapter whose weights can be "
+                "merged (LoRA, DoRA, IA3), or disable it"
+            )
+
+
+def class_name(model: Any) -> str:
+    """The class of the model; FSDP2 gives a sharded one a class of its own."""
+    kinds = [c.__name__ for c in type(model).__mro__]
+    return kinds[kinds.index("FSDPModule") + 1] if "FSDPModule" in kinds else kinds[0]
+
+
+# ---- where inputs go -----------------------------------------------------------
+
+
+def input_device(model: Any) -> torch.device:
+    """Where the model takes its inputs; with offloading, where it computes."""
+    first = next(model.parameters()).device
+    if first.type != "meta":
+        return first
+    for module in (model.get_input_embeddings(), model, *model.modules()):
+        for hook in _hooks(module):
+            if getattr(hook, "execution_device", None) is not None:
+                place = hook.execution_device
+                if isinstance(place, int):
+                    return torch.device("cuda", place)
+                return torch.device(place)
+    return next((p.device for p in model.parameters() if p.device != first), first)
+
+
+def input_dtype(model: Any) -> torch.dtype:
+    """The dtype of the model's floating-point inputs (pixels).
+
+    Of the first floating-point weight, embedding and head left out: these may be kept in
+    another one.
+    """
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    others = {id(p) for end in ends if end is not None for p in end.parameters()}
+    found = [p for p in model.parameters() if p.dtype in FLOATS]
+    inner = [p for p in found if id(p) not in others]
+    return next((p.dtype for p in (*inner, *found)), torch.get_default_dtype())
+
+
+# ---- values --------------------------------------------------------------------
+
+
+def plain(tensor: torch.Tensor) -> torch.Tensor | None:
+    """The same values as an ordinary tensor with memory of its own; None if the tensor is
+    neither ordinary nor sharded. A DTensor is gathered: all processes must call."""
+    tensor = tensor.detach()
+    if hasattr(tensor, "full_tensor"):
+        tensor = tensor.full_tensor()
+    ordinary = type(tensor) in (torch.Tensor, torch.nn.Parameter)
+    ordinary = ordinary and not tensor.is_quantized and tensor.layout is torch.strided
+    return tensor if ordinary and tensor.device.type != "meta" else None
+
+
+def is_shard(tensor: torch.Tensor) -> bool:
+    """Whether this process holds a part of the tensor only."""
+    mesh = getattr(tensor, "device_mesh", None)
+    placements = getattr(tensor, "placements", ())
+    return mesh is not None and mesh.size() > 1 and any(p.is_shard() for p in placements)
+
+
+# ---- offloaded weights -----------------------------------------------------------
+
+
+def _hooks(module: Any) -> list[Any]:
+    """The hooks of accelerate on a module."""
+    hook = getattr(module, "_hf_hook", None)
+    return [] if hook is None else list(getattr(hook, "hooks", (hook,)))
+
+
+@contextmanager
+def present(model: torch.nn.Module, name: str) -> Iterator[torch.Tensor]:
+    """A parameter or buffer by its name, in memory while the block runs.
+
+    One that accelerate has offloaded is on device "meta" until the hook of its module, or
+    of a module around it, brings it. Without a hook it stays on "meta".
+    """
+    path, _, leaf = name.rpartition(".")
+    with ExitStack() as stack:
+        owner = model.get_submodule(path)
+        tensor = _held(owner, leaf)
+        steps = path.split(".") if path else []
+        for n in range(len(steps), -1, -1):
+            if tensor is None or tensor.device.type != "meta":
+                break
+            module = model.get_submodule(".".join(steps[:n]))
+            for hook in _hooks(module):
+                if getattr(hook, "offload", False):
+                    hook.pre_forward(module)
+                    stack.callback(hook.post_forward, module, None)
+            tensor = _held(owner, leaf)
+        yield tensor
+
+
+def _held(module: torch.nn.Module, leaf: str) -> Any:
+    """The parameter or buffer itself: an attribute may be a property over it (PEFT)."""
+    own = module._parameters.get(leaf)
+    return module._buffers.get(leaf) if own is None else own
+
+
+# ---- weights that cannot be right ------------------------------------------------
+
+
+def require_weights(model: torch.nn.Module) -> None:
+    """Raises ``RapModelError``, naming the parameter, if weights have no values or are not
+    finite, or if the head or the input embedding is all zero.
+
+    Two numbers a parameter are read where it lies; nothing is copied. Offloaded,
+    quantised and 8-bit weights are not looked at, of sharded ones the part that is here.
+    """
+    absent = [name for name, p in model.named_parameters() if _absent(model, name, p)]
+    if absent:
+        raise RapModelError(
+            f"{type(model).__name__} has weights without values (device meta): "
+            f"{_some(absent)}. Load them: from_pretrained(...) without init_empty_weights"
+        )
+    bad = []
+    for name, p in model.named_parameters():
+        low, high = _extremes(p)
+        if low - low != 0 or high - high != 0:  # NaN or infinity
+            bad.append(name)
+    if bad:
+        raise RapModelError(
+            f"{type(model).__name__} has weights that are not finite (NaN or infinity): "
+            f"{_some(bad)}{_rows(dict(model.named_parameters())[bad[0]])}. The checkpoint "
+            "is damaged, or its training diverged: load another one"
+        )
+    for end in (model.get_input_embeddings(), model.get_output_embeddings()):
+        weight = getattr(end, "weight", None)
+        if not isinstance(weight, torch.Tensor) or hasattr(weight, "full_tensor"):
+            continue  # of a shard, the rest may be other than zero
+        if _extremes(weight) == (0.0, 0.0):
+            name = next((n for n, p in model.named_parameters() if p is weight), "weight")
+            raise RapModelError(
+                f"{type(model).__name__}: {name} is all zero, so every token is equally "
+                "likely: its weights were not loaded"
+            )
+
+
+def _absent(model: torch.nn.Module, name: str, parameter: torch.Tensor) -> bool:
+    """On device "meta", and no hook of accelerate would bring it."""
+    if parameter.device.type != "meta":
+        return False
+    steps = name.split(".")[:-1]
+    modules = (model.get_submodule(".".join(steps[:n])) for n in range(len(steps) + 1))
+    return not any(getattr(hook, "offload", False) for m in modules for hook in _hooks(m))
+
+
+def _extremes(parameter: torch.Tensor) -> tuple[float, float]:
+    """Least and largest value; (1, 1) where they cannot be read."""
+    tensor = parameter.detach()
+    if hasattr(tensor, "to_local"):
+        tensor = tensor.to_local()
+    ordinary = plain(tensor)
+    if ordinary is None or ordinary.dtype not in FLOATS or not ordinary.numel():
+        return 1.0, 1.0
+    low, high = torch.aminmax(ordinary)
+    return float(low), float(high)
+
+
+def _rows(parameter: torch.Tensor) -> str:
+    """Which rows of a matrix are not finite; nothing of a shard, as that would be gathered
+    by this process alone."""
+    tensor = None if hasattr(parameter, "full_tensor") else plain(parameter)
+    if tensor is None or tensor.dim() != 2:
+        return ""
+    rows = (~torch.isfinite(tensor).all(dim=1)).nonzero()[:, 0].tolist()
+    return f", rows {rows[:3]}{' ...' if len(rows) > 3 else ''} of {tensor.shape[0]}"
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
