@@ -481,20 +481,26 @@ def saved(tmp_path) -> Path:
     return tmp_path / "selection"
 
 
+@pytest.mark.filterwarnings("default:columns of the data set")  # on stderr, as in a shell
 @pytest.mark.parametrize("target", TARGETS)
 def test_shell_exports_the_demo(saved, tmp_path, target):
     out = tmp_path / "out"
-    text = run("export", saved, "--data", MATHVISION, "--to", target, "--out", out).output
+    command = ("export", saved, "--data", MATHVISION, "--to", target, "--out", out)
+    text = run(*command).output
+    assert "does not have: answer_kind, level, subject; --to parquet" in text
     assert f"9 samples for {target} in {out}" in text
     assert "9 pictures: 9 byte for byte" in text
     assert ("no GRPO" in text) == (target == "llamafactory")
     for row in rows_of(out):
         for data in encoded(row, out):
             decode(data, max_pixels=10**7)
-    again = ("export", saved, "--data", MATHVISION, "--to", target, "--out", out)
-    refused(*again, code=1, says="is not empty; --force")
-    report = json.loads(run(*again, "--force", "--json").stdout)
+    refused(*command, code=1, says="is not empty; --force")
+    report = json.loads(run(*command, "--force", "--json").stdout)
     assert report["samples"] == 9 and report["target"] == target
+    dropped = ["answer_kind", "level", "subject"]
+    dropped += [] if target in ("verl", "openrlhf") else ["source"]
+    assert report["dropped"] == dropped
+    assert json.loads((out / MANIFEST).read_text())["dropped"] == dropped
 
 
 def test_shell_refuses_by_name(saved, tmp_path):

@@ -26,6 +26,7 @@ from ..config import (
     require_threshold,
 )
 from ..errors import RapConfigError, RapInputError
+from ..export.filter import PLAIN
 from ..export.formats import TARGETS
 from .about import demo, info
 from .check import check
@@ -306,7 +307,25 @@ def report(
 @DATA_OPTIONS
 @group(
     "Trainer",
-    option("--to", type=click.Choice(list(TARGETS)), required=True, help="The trainer."),
+    option(
+        "--to",
+        type=click.Choice([*TARGETS, *PLAIN]),
+        required=True,
+        help="The trainer; parquet, jsonl: the rows as they came in.",
+    ),
+    option(
+        "--rewrite/--filter",
+        "rewrite",
+        default=None,
+        help="Write rows anew that have the trainer's form already, or only such rows.  "
+        "[default: they stay as they are]",
+    ),
+    option(
+        "--add",
+        multiple=True,
+        metavar="NAME",
+        help="reason, D, difficulty, ...: put it beside the rows' own columns. Repeatable.",
+    ),
     option("--max-images", type=int, metavar="N", help="Refuse samples with more images."),
     option(
         "--prompt-template",
@@ -338,20 +357,23 @@ def export(
     to: str,
     out: Path,
     force: bool,
-    data: Path,
+    data: Path | None,
     columns: Sequence[str],
     root: Path | None,
     store: Path | None,
+    rewrite: bool | None,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Write the kept samples of SELECTION as files that a trainer reads.
 
     For trl, verl, easyr1, openrlhf and ms-swift these are GRPO's inputs. LLaMA-Factory
-    has no GRPO: it gets SFT on the reference answers or, with --store, DPO pairs.
+    has no GRPO: it gets SFT on the reference answers or, with --store, DPO pairs. Rows that
+    have the trainer's form already stay as they are: --rewrite writes them anew.
 
     \b
     Examples:
+      rap export selection/ --to parquet --out chosen/
       rap export selection/ --data data.jsonl --to trl --out trl/
       rap export selection/ --data data.jsonl --to verl --out phase1/
       rap export selection/ --data data.jsonl --to llamafactory --store scores/ --out dpo/
@@ -373,6 +395,7 @@ def export(
         data=open_data(data, columns, root),
         overwrite=force,
         completions=completions,
+        filter=None if rewrite is None else not rewrite,
         **options,
     )
     if as_json:
