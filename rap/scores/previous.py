@@ -2,22 +2,24 @@
 
 A folder ``previous`` in the store, one numbered folder a generation::
 
-    previous/0/store.json               what the store was; written last
+    previous/0/store.json               what the store was
     previous/0/scores-00000.parquet     as they were, with their rollouts
     previous/0/partial-00001.parquet
 
-``put_by`` moves the shards of the old data set there, one rename each, so that a kill
-leaves every one of them in the store or here. ``index`` finds out which of their rows the
-data set still has, ``rows`` reads those of a shard that is being filled, and ``prune``
-removes, once the store is whole, the files of which every row has been taken over. What
-the data set no longer has stays: the data may come back.
+``put_by`` puts the shards of the old data set there: all of them are here, under one
+rename, before the first leaves the store, so that a kill loses none. ``index`` finds out
+which of their rows the data set still has, ``rows`` reads those of a shard that is being
+filled, and ``prune`` removes, once the store is whole, the files of which every row has
+been taken over. What the data set no longer has stays: it may come back.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,23 +87,29 @@ class Previous:
         return sorted(found, key=lambda p: int(p.name), reverse=True)
 
     def put_by(self, names: Iterable[str], header: Mapping[str, Any]) -> None:
-        """Move these files of the store into a generation of their own, or into the one
-        that a kill left unfinished. Rollouts go before their scores."""
+        """Move these files of the store, and what it was, into a new generation. Killed in
+        between, the store is whole, or the generation is."""
         there = self.generations()
         number = 0 if not there else int(there[0].name) + 1
-        unfinished = bool(there) and not (there[0] / "store.json").exists()
-        folder = there[0] if unfinished else self.folder / str(number)
-        order = {"rollouts": 0, "partial": 1, "scores": 2}
+        folder, scratch = self.folder / str(number), self.folder / f".{number}.tmp"
+        text = json.dumps(header, indent=1, sort_keys=True).encode() + b"\n"
+        order = {"partial": 0, "scores": 1, "rollouts": 2}  # scores imply their rollouts
+        moved = sorted(names, key=lambda name: (order[name.partition("-")[0]], name))
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for name in sorted(names, key=lambda n: (order[n.partition("-")[0]], n)):
-                os.replace(self.store / name, folder / name)
-            fsync_folder(folder)
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir(parents=True)
+            for name in moved:
+                _link(self.store / name, scratch / name)
+            write_atomic(scratch / "store.json", lambda file: file.write(text))
+            os.rename(scratch, folder)
+            fsync_folder(self.folder)
+            for name in moved:
+                (self.store / name).unlink()
             fsync_folder(self.store)
         except OSError as error:
+            if isinstance(error, RapStoreError):
+                raise
             raise store_error(f"{folder}: cannot take over the shards", error) from error
-        text = json.dumps(header, indent=1, sort_keys=True).encode() + b"\n"
-        write_atomic(folder / "store.json", lambda file: file.write(text))
 
     def index(
         self, n: int, find: Find, same_run: Callable[[Mapping[str, Any]], bool]
@@ -208,6 +216,17 @@ class Previous:
         return _Shard(
             table, rollouts, note.get("rows") or {}, note.get("fingerprint") or {}
         )
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name of a file, or a copy where the file system knows no such thing."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+            raise
+        data = source.read_bytes()
+        write_atomic(target, lambda file: file.write(data))
 
 
 def _rollouts_of(path: Path) -> Path:
