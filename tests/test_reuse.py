@@ -113,18 +113,13 @@ def contents(path: Path) -> list[Any]:
     return found
 
 
-@pytest.mark.parametrize("evidence", OPTIONS)
+EDITS = ("appended", "inserted", "one answer", "reordered", "removed", "all of it")
+
+
 @pytest.mark.parametrize(
-    "what",
-    [
-        "appended",
-        "inserted",
-        "one answer",
-        "one image",
-        "reordered",
-        "removed",
-        "all of it",
-    ],
+    ("evidence", "what"),
+    [("answer", what) for what in EDITS]
+    + [(evidence, "all of it") for evidence in ("logits", "rollouts")],
 )
 def test_an_edited_data_set_scores_what_is_new(
     tiny, tmp_path, monkeypatch, caplog, evidence, what
