@@ -28,6 +28,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 SOURCES = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.c"))
 HEADERS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.h"))
+DEVICE_CODE = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.cu"))
 
 # -ffp-contract=off: the same bits from every compiler; a fused multiply-add is written
 # where it is meant. The two -fno- flags let comparisons and rintf vectorise; neither
@@ -166,7 +167,7 @@ setup(
         Extension(
             "rap._C",
             sources=SOURCES,
-            depends=HEADERS,
+            depends=HEADERS + DEVICE_CODE,  # also makes them part of the sdist
             include_dirs=["csrc", numpy.get_include()],
             define_macros=[("Py_LIMITED_API", "0x030B0000")],
             extra_compile_args=COMPILE,

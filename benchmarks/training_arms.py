@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 import rap
-from rap.scores.scores import floats
-from rap.selection.rules import budget_size
+from rap.scores.columns import floats
+from rap.selection.groups import budget_size
 from rap.selection.selection import Selection
 
 NO_LIMIT = 1e300

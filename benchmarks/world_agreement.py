@@ -231,22 +231,10 @@ def guessed(sees: dict[str, dict[str, float]], count: int) -> str:
 # ---- the run ----------------------------------------------------------------
 
 
-def report(
-    n: int,
-    m: int,
-    seed: int,
-    weights: Path | None,
-    questions: int,
-    echo: Callable[[str], Any],
-) -> str:
-    import torch
-
-    samples = world.draw(n, seed=seed, split="selection")
-    causes = [sample.cause for sample in samples]
-    model, processor = load_demo_model(weights)
-    sees = measure.pass_rates(model, processor, count=questions, seed=seed)
-    echo(f"{questions} questions a family asked")
-    rows = world.rows(samples)
+def score_world(
+    model: Any, processor: Any, rows: Sequence[Any], m: int, echo: Callable[[str], Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """({evidence: scores}, lines of the table of costs)"""
     scored, cost = {}, []
     for kind, extra in (("rollouts", {"m1": m, "m0": m}), ("answer", {})):
         begin = time.perf_counter()
@@ -265,43 +253,92 @@ def report(
         counts = (ledger["forwards"], ledger["generated_tokens"], round(spent))
         cost.append(f"| {kind} | " + " | ".join(map(str, counts)) + " |")
         echo(f"{kind}: {spent:.0f} s")
+    return scored, cost
+
+
+def report(
+    n: int,
+    m: int,
+    seed: int,
+    weights: Path | None,
+    questions: int,
+    echo: Callable[[str], Any],
+) -> str:
+    import torch
+
+    samples = world.draw(n, seed=seed, split="selection")
+    causes = [sample.cause for sample in samples]
+    model, processor = load_demo_model(weights)
+    sees = measure.pass_rates(model, processor, count=questions, seed=seed)
+    echo(f"{questions} questions a family asked")
+    scored, cost = score_world(model, processor, world.rows(samples), m, echo)
     seen = observe(samples, scored["rollouts"])
     acts = [actual(s) for s in seen]
     agree = np.mean([a == b for a, b in zip(causes, acts, strict=True)])
     low, high = measure.interval(float(agree), n)
     chosen, made = selections(causes, scored)
-    reasons = list(made["rollouts, budget 10 %"].table["reason"].to_pylist())
-    by_answer = list(made["answer, budget 10 %"].table["reason"].to_pylist())
-    quality = actual_shares(acts, made)
+    reasons = {
+        kind: list(made[f"{kind}, budget 10 %"].table["reason"].to_pylist())
+        for kind in scored
+    }
     command = "python -m benchmarks.world_agreement " + shlex.join(sys.argv[1:])
-    return f"""\
+    processor_name = platform.processor() or platform.machine()
+    threads = torch.get_num_threads()
+    return FORM.format(
+        command=command.strip(),
+        n=n,
+        m=m,
+        seed=seed,
+        questions=questions,
+        machine=f"torch {torch.__version__}, {threads} threads,\n{processor_name}",
+        sees=measure.table(sees, questions),
+        guessed=guessed(sees, questions),
+        families=", ".join(world.PLANTED_FAMILIES),
+        rates=rates(seen),
+        rule=" ".join((actual.__doc__ or "").split()),
+        by_act=crossed("planted", causes, acts),
+        agree=agree,
+        low=low,
+        high=high,
+        by_reason=crossed("planted", causes, reasons["rollouts"]),
+        by_answer=crossed("planted", causes, reasons["answer"]),
+        planted=causes.count("cognitive") / n,
+        acting=acts.count("cognitive") / n,
+        chosen=chosen,
+        quality=actual_shares(acts, made),
+        estimators=estimators(causes, seen, scored),
+        psi=psi_by_cause(causes, scored),
+        cost="\n".join(cost),
+    )
+
+
+FORM = """\
 # Planted and actual causes
 
-`{command.strip()}`
+`{command}`
 {n} samples (split selection, seed {seed}), M = {m} completions an arm at temperature 1,
-counterfactual drop. torch {torch.__version__}, {torch.get_num_threads()} threads,
-{platform.processor() or platform.machine()}.
+counterfactual drop. {machine}.
 
 ## Does the model look at the picture?
 
 Right answers to {questions} questions a family, layouts and seeds of the split ``test``,
 one completion each at temperature 1; Wilson intervals, 95 %.
 
-{measure.table(sees, questions)}
+{sees}
 
 Families whose intervals with the picture and with another's overlap, so that the model may
-only guess there: {guessed(sees, questions)}. Planted are only:
-{", ".join(world.PLANTED_FAMILIES)}.
+only guess there: {guessed}. Planted are only:
+{families}.
 
 ## What the model does with each planted cause
 
-{rates(seen)}
+{rates}
 
 ## Planted against actual
 
-Actual is read off the completions alone: {" ".join((actual.__doc__ or "").split())}
+Actual is read off the completions alone: {rule}
 
-{crossed("planted", causes, acts)}
+{by_act}
 
 They agree on {agree:.1%} of the samples (95 %: {low:.1%} .. {high:.1%}).
 
@@ -315,35 +352,35 @@ AUROC was 0.011, that is, reversed.
 
 Evidence rollouts:
 
-{crossed("planted", causes, reasons)}
+{by_reason}
 
 Evidence answer:
 
-{crossed("planted", causes, by_answer)}
+{by_answer}
 
 ## What the selections hold
 
-Share of planted cognitive samples in the pool: {causes.count("cognitive") / n:.1%}.
+Share of planted cognitive samples in the pool: {planted:.1%}.
 
 {chosen}
 
-Against actual causes (share in the pool {acts.count("cognitive") / n:.1%}):
+Against actual causes (share in the pool {acting:.1%}):
 
 {quality}
 
 ## Estimators
 
-{estimators(causes, seen, scored)}
+{estimators}
 
 psi is measured where a sample can still be kept (method.md section 6):
 
-{psi_by_cause(causes, scored)}
+{psi}
 
 ## Cost
 
 | evidence | forwards | generated tokens | seconds |
 |---|---:|---:|---:|
-{chr(10).join(cost)}
+{cost}
 """
 
 

@@ -27,7 +27,7 @@ from .errors import (
 )
 from .ops import AceResult, CdeResult, ace, cde, drm, linear_cde
 from .scores.scores import Scores
-from .selection.rules import choose
+from .selection.choosing import choose
 from .selection.selection import Selection, load
 
 if TYPE_CHECKING:

@@ -23,6 +23,7 @@ CounterfactualName = Literal["drop", "blank", "noise", "shuffle"]
 ColumnsName = Literal["response", "prompt", "all"]
 RuleName = Literal["budget", "paper"]
 OrderName = Literal["gain", "learnable"]
+LikelihoodName = Literal["product", "mean"]
 DivergenceName = Literal["js", "kl", "rkl", "jeffreys", "tv", "hellinger2"]
 
 EVIDENCE: tuple[str, ...] = get_args(EvidenceName)
@@ -118,9 +119,7 @@ class ScoreConfig:
     """Everything that decides what a sample's scores are, and how fast they come."""
 
     evidence: EvidenceName = setting(
-        "What a sample is scored by. rollouts (the paper's): completions sampled with and "
-        "without the image. answer: two forward passes over the reference answer; too "
-        "short a response for psi. logits: the divergence over one response.",
+        "What a sample is scored by; rap.scores.evidence has what each kind says.",
         default="logits",
     )
     counterfactual: CounterfactualName = setting(
@@ -267,8 +266,7 @@ class ChooseConfig:
     """How scores become a selection; method.md sections 3 and 4."""
 
     rule: RuleName = setting(
-        "budget: keep a share of the samples; the thresholds follow from it. paper: the "
-        "published thresholds, D > 0.5 and psi <= 0.1.",
+        "Which rule keeps samples; rap.selection.rules has them.",
         default="budget",
     )
     budget: Annotated[Number, Gt(0), Le(1)] | None = setting(
@@ -297,12 +295,13 @@ class ChooseConfig:
         none="with rule paper only, as published",
     )
     order: OrderName | None = setting(
-        "What rule budget ranks by: gain is D, learnable is D times what is left to learn.",
+        "What a budget ranks by: gain is D, learnable is D times what is left to learn.",
         default=None,
         none="gain for evidence rollouts, learnable for answer and logits",
     )
     by: str | None = setting(
-        "A column whose values get a budget each, e.g. source.",
+        "A column whose values get a budget each, e.g. source: of the score table, the "
+        "data set or the rollouts.",
         default=None,
         none="one budget for all",
         expected="None or the name of a column",
@@ -312,23 +311,28 @@ class ChooseConfig:
         "always solved, which the probabilities of evidence answer hardly ever reach.",
         default=0.0,
     )
+    unsolved: Annotated[Number, Gt(0), Le(1)] = setting(
+        "A sample whose difficulty is at least this is never solved: there is nothing to "
+        "reward. 1 means no correct completion; for the probabilities of evidence answer "
+        "and logits, a p(answer) below 1.1e-16 (1 - p is then 1 in float64). 0.999 drops "
+        "answers with a probability of one in a thousand or less.",
+        default=1.0,
+    )
+    likelihood: LikelihoodName = setting(
+        "Which p(answer) evidence answer and logits go by: the product over its tokens, or "
+        "their geometric mean, which does not vanish for long references.",
+        default="product",
+    )
     divergence: DivergenceName = setting(
         "The divergence that is D for evidence logits.", default="js"
     )
 
     def __post_init__(self) -> None:
-        if self.rule == "budget":
-            return
-        for name, why in (
-            ("budget", "which keeps what passes its thresholds"),
-            ("order", "which ranks nothing"),
-            ("by", "which has no budget to divide"),
-        ):
-            value = getattr(self, name)
-            if value is not None:
-                raise RapConfigError(
-                    f"{name} = {value!r}: expected None with rule='paper', {why}"
-                )
+        if self.trivial >= self.unsolved:
+            raise RapConfigError(
+                f"trivial = {self.trivial} is not below unsolved = {self.unsolved}: every "
+                "sample would be one or the other"
+            )
 
 
 class ChooseOptions(TypedDict, total=False):
@@ -344,14 +348,6 @@ class ChooseOptions(TypedDict, total=False):
     order: OrderName | None
     by: str | None
     trivial: float
+    unsolved: float
+    likelihood: LikelihoodName
     divergence: DivergenceName
-
-
-def require_threshold(config: ChooseConfig, evidence: str) -> None:
-    """Raises ``RapConfigError`` where the published threshold on D means nothing."""
-    if config.rule == "paper" and config.lambda_c is None and evidence == "logits":
-        raise RapConfigError(
-            "lambda_c = None: rule='paper' publishes 0.5 for a difference of accuracies; "
-            "evidence 'logits' is a divergence and needs an explicit lambda_c, or score "
-            "with evidence 'rollouts'"
-        )

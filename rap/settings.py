@@ -82,7 +82,7 @@ def setting(
     speed: it changes how fast scores are computed, and no score.
     """
     about = {"help": help, "none": none, "expected": expected, "hint": hint}
-    return dataclasses.field(  # type: ignore[call-overload]
+    return dataclasses.field(
         default=default,
         default_factory=default_factory,
         metadata={**about, "speed": speed},
@@ -275,7 +275,7 @@ def default_text(field: dataclasses.Field[Any]) -> str:
 def _list_fields(kind: type) -> str:
     """The fields as a docstring lists them: one help text for all readers."""
     lines = ["Fields", "------"]
-    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+    for field in dataclasses.fields(kind):
         wanted = _expected(field, field_types(kind)[field.name])
         default = "None: " * (field.default is None) + default_text(field)
         lines.append(f"{field.name} : {wanted}" + (f"; default {default}" * bool(default)))

@@ -22,6 +22,7 @@ from rap import ops, reference
 from rap.config import ScoreConfig
 from rap.errors import RapModelError
 from rap.model.capture import ATTENTION_NAME, find_parts
+from rap.model.check import check
 from rap.model.driver import ModelDriver
 from rap.model.head import head_options
 from rap.model.identity import processor_sha256, weights_sha256
@@ -922,3 +923,13 @@ def test_a_decoder_inside_a_wrapper_with_a_head_of_its_own():
     assert parts.decoder is model.language_model.model
     assert parts.head is model.language_model.lm_head
     assert id(model.language_model.model.layers[1].self_attn) in parts.watched
+
+
+def test_check_says_how_a_model_is_read():
+    model, processor = build("qwen2_5_vl")
+    found = check(model, processor)
+    assert (found.query_heads, found.key_heads, found.head_dim) == (4, 2, 16)
+    assert found.attention_scale == pytest.approx(16**-0.5)
+    assert found.vocabulary == model.get_output_embeddings().weight.shape[0]
+    assert found.image_tokens == 4  # 56 x 56 pixels, a token for 28 x 28
+    assert str(found).endswith("can be scored with")

@@ -12,7 +12,7 @@ import pytest
 
 from rap.errors import RapInputError
 from rap.scores.scores import Scores
-from rap.selection.rules import choose
+from rap.selection.choosing import choose
 
 ROWS = [
     {"id": "b", "with_image": True, "correct": True, "text": "4", "model": "m"},

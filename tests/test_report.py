@@ -29,7 +29,7 @@ from rap.report.page import (
 from rap.samples.sampleset import open_samples
 from rap.scores.scores import Scores
 from rap.scores.table import SCORE_SCHEMA, table_from_rows
-from rap.selection.rules import choose
+from rap.selection.choosing import choose
 
 HOSTILE = [
     "<script>alert(1)</script>",

@@ -54,7 +54,7 @@ for line in sys.stdin:
     pid = os.fork()
     if pid == 0:
         try:
-            rap.scoring.run.PARTIAL_SECONDS = float(seconds)
+            rap.scoring.filling.PARTIAL_SECONDS = float(seconds)
             rap.score(model, processor, rows, root=folder, store=store, evidence=evidence,
                       m1=3, m0=2, sampling=rap.Sampling(max_new_tokens=6),
                       shard_size=int(shard_size), batch_size=2,

@@ -24,7 +24,7 @@ from rap.samples.sampleset import open_samples
 from rap.scores.files import read_parquet, write_parquet
 from rap.scores.store import Reuse, ScoreStore
 from rap.scores.table import ROLLOUT_SCHEMA, VOLATILE_COLUMNS, table_from_rows
-from rap.scoring.evidence import Scorer
+from rap.scoring import filling
 from rap.scoring.run import score
 
 N = 22
@@ -92,13 +92,13 @@ def edited(what: str) -> tuple[list[dict], int]:
 def scored_ids(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The ids that a model is asked about from now on."""
     seen: list[str] = []
-    real = Scorer.score_batch
+    real = filling.score_batch
 
-    def watched(self: Scorer, jobs: list) -> None:
+    def watched(scorer: object, jobs: list) -> None:
         seen.extend(job.row["id"] for job in jobs)
-        real(self, jobs)
+        real(scorer, jobs)
 
-    monkeypatch.setattr(Scorer, "score_batch", watched)
+    monkeypatch.setattr(filling, "score_batch", watched)
     return seen
 
 

@@ -26,8 +26,11 @@ from rap.model.rollouts import row_seed
 from rap.samples.sampleset import open_samples
 from rap.scores.store import ScoreStore
 from rap.scores.table import VOLATILE_COLUMNS
-from rap.scoring.evidence import Scorer, _memory_of, can_be_kept, in_halves, significant
+from rap.scoring import filling
+from rap.scoring.batches import in_halves, memory_of
+from rap.scoring.evidence.rollouts import can_be_kept
 from rap.scoring.jobs import ahead, answer_tokens, reference_solution, reference_text
+from rap.scoring.rounding import significant
 from rap.scoring.run import score
 
 FEW = Sampling(max_new_tokens=10)
@@ -800,9 +803,9 @@ def test_fault_30_kernels_out_of_device_memory_halve_their_batch(tiny, monkeypat
         assert_close(got, want)
 
 
-def test_fault_30_memory_of_a_device_and_of_the_host_are_told_apart():
+def test_fault_30memory_of_a_device_and_of_the_host_are_told_apart():
     for device, kind in (("cuda", torch.OutOfMemoryError), ("cpu", MemoryError)):
-        with pytest.raises(kind), _memory_of(torch.device(device)):
+        with pytest.raises(kind), memory_of(torch.device(device)):
             raise MemoryError("2 GiB")
 
 
@@ -1040,20 +1043,19 @@ def test_fault_32_interrupt_loses_at_most_the_current_batch(
     rows[4]["image"] = {"bytes": b"", "path": None}  # its shard: one batch of 2, one of 1
     whole = score(*tiny, rows, store=tmp_path / "whole", **options)
     calls = 0
-    score_batch = Scorer.score_batch
+    score_batch = filling.score_batch
 
-    def interrupted(self, jobs):
+    def interrupted(scorer, jobs):
         nonlocal calls
         calls += 1
-        score_batch(self, jobs)
+        score_batch(scorer, jobs)
         if calls == 4:  # second shard, last batch: its rows are filled in, not counted
             raise error("stop")
 
     threads = threading.active_count()
-    monkeypatch.setattr(Scorer, "score_batch", interrupted)
-    monkeypatch.setattr(
-        rap.scoring.run, "PARTIAL_SECONDS", 0.0 if error is OSError else 1e9
-    )
+    monkeypatch.setattr(filling, "score_batch", interrupted)
+    seconds = 0.0 if error is OSError else 1e9
+    monkeypatch.setattr(filling, "PARTIAL_SECONDS", seconds)
     broken = tmp_path / "broken"
     with pytest.raises(error):
         score(*tiny, rows, store=broken, **options)
@@ -1103,7 +1105,7 @@ def test_fault_32_a_long_shard_is_kept_while_it_is_in_progress(tiny, tmp_path, m
     monkeypatch.setattr(ScoreStore, "write_partial", written)
     score(*tiny, make_rows(8), store=tmp_path / "quick", batch_size=2, shard_size=6)
     assert kept == []  # not half a minute
-    monkeypatch.setattr(rap.scoring.run, "PARTIAL_SECONDS", 0.0)
+    monkeypatch.setattr(filling, "PARTIAL_SECONDS", 0.0)
     score(*tiny, make_rows(8), store=tmp_path / "slow", batch_size=2, shard_size=6)
     assert kept == [(0, 2), (0, 4)]
     assert not list((tmp_path / "slow").glob("partial*"))

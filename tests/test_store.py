@@ -22,10 +22,16 @@ import pytest
 import rap.scores.files
 from rap.errors import RapConfigError, RapStoreError
 from rap.scores.files import read_parquet, write_atomic, write_parquet
+from rap.scores.fingerprint import differences
 from rap.scores.scores import Scores
-from rap.scores.store import ScoreStore, differences
-from rap.scores.table import ROLLOUT_SCHEMA, SCORE_SCHEMA, table_from_rows
-from rap.selection.rules import choose
+from rap.scores.store import ScoreStore
+from rap.scores.table import (
+    ROLLOUT_SCHEMA,
+    SCHEMA_VERSION,
+    SCORE_SCHEMA,
+    table_from_rows,
+)
+from rap.selection.choosing import choose
 
 FINGERPRINT = {
     "model": {"id": "m", "weights": "abc"},
@@ -766,7 +772,11 @@ def test_fault_36_tuples_and_lists_are_one(tmp_path: Path) -> None:
 def test_fault_37_a_store_of_a_newer_schema(full: Path) -> None:
     header = json.loads((full / "store.json").read_text())
     before = files(full)
-    for version, message in ((2, "Upgrade it .pip install -U rap-select"), (0, "schema 0")):
+    newer = SCHEMA_VERSION + 1
+    for version, message in (
+        (newer, "Upgrade it .pip install -U rap-sel"),
+        (0, "schema 0"),
+    ):
         (full / "store.json").write_text(json.dumps(header | {"schema_version": version}))
         for call in (lambda: opened(full), lambda: ScoreStore.load(full)):
             with pytest.raises(RapStoreError, match=message):
@@ -776,10 +786,10 @@ def test_fault_37_a_store_of_a_newer_schema(full: Path) -> None:
     # a shard, and a selection, of a newer version are not damage either
     (full / "store.json").write_bytes(before["store.json"])
     table, _ = shard(range(5))
-    note = {"schema_version": 2, "kind": "score shard", "shard": 0, "rollouts": None}
+    note = {"schema_version": newer, "kind": "score shard", "shard": 0, "rollouts": None}
     write_parquet(full / "scores-00000.parquet", table, note | {"fingerprint": FINGERPRINT})
     for call in (lambda: opened(full), lambda: Scores.load(full)):
-        with pytest.raises(RapStoreError, match="reads up to 1"):
+        with pytest.raises(RapStoreError, match=f"reads up to {SCHEMA_VERSION}"):
             call()
     assert files(full).keys() == before.keys()
 

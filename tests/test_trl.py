@@ -252,7 +252,7 @@ def selection_of(pool, kept, **settings):
     import pyarrow as pa
 
     from rap.scores.scores import Scores
-    from rap.selection.rules import choose
+    from rap.selection.choosing import choose
 
     rows = []
     for i, name in enumerate(pool.ids):

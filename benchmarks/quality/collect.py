@@ -169,7 +169,7 @@ def keep_traces(path: Path, model: Any, processor: Any, rows: Any, truth: Scores
     from rap.config import ScoreConfig
     from rap.model.driver import ModelDriver
     from rap.samples.sampleset import open_samples
-    from rap.scoring.jobs import prepare_job
+    from rap.scoring.prepare import prepare_job
 
     config = ScoreConfig(evidence="rollouts", sampling=SAMPLING)
     driver, ids = ModelDriver(model, processor, config), first_completions(truth)

@@ -13,7 +13,7 @@ import pyarrow as pa
 from rap.demo import world
 from rap.reference import ace_sample
 from rap.scores.scores import Scores
-from rap.scoring.evidence import can_be_kept
+from rap.scoring.evidence.rollouts import can_be_kept
 
 from ..world_agreement import Seen, actual
 from .collect import Measured

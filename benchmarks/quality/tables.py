@@ -14,7 +14,7 @@ import numpy as np
 
 import rap
 from rap.config import COUNTERFACTUALS, DIVERGENCES
-from rap.selection.rules import _fence
+from rap.selection.attention import fence as psi_fence
 
 from ..metrics import (
     auroc,
@@ -364,7 +364,7 @@ def psi_table(w: World) -> list[Row]:
     rows = []
     for name, psi in w.forms.items():
         finite = psi[np.isfinite(psi)]
-        fence_at = _fence(finite) if len(finite) else np.nan
+        fence_at = psi_fence(finite) if len(finite) else np.nan
         for against, causes in causes_of(w):
             biased = causes == "attention_biased"
             fence = precision_recall(psi > fence_at, biased)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from ..config import EVIDENCE
+from ..config import EVIDENCE, EvidenceName
 from ..errors import require_extra
 from .fields import Command
 from .options import PATH, refuse_given
@@ -68,7 +68,7 @@ def info(as_json: bool) -> None:
     is_flag=True,
     help="Published completions of MATH-V instead of the synthetic data set.",
 )
-def demo(out: Path, count: int, seed: int, evidence: str, records: bool) -> None:
+def demo(out: Path, count: int, seed: int, evidence: EvidenceName, records: bool) -> None:
     """Score, choose and report on data that comes along.
 
     A synthetic data set, in which it is known what each sample is worth, is scored by a

@@ -20,14 +20,12 @@ from typing import Any
 
 import click
 
-from ..config import (
-    DEFAULT_BUDGET,
-    ChooseConfig,
-    require_threshold,
-)
+from ..config import DEFAULT_BUDGET, ChooseConfig
 from ..errors import RapConfigError, RapInputError
 from ..export.filter import PLAIN
 from ..export.formats import TARGETS
+from ..export.formats import describe as describe_targets
+from ..selection.rules import check as check_rule
 from .about import demo, info
 from .check import check
 from .fields import Command, given, group, option
@@ -175,7 +173,11 @@ def choose(
         known = described_again(found.table, samples, found.meta.get("data"))
         meta = {**found.meta, "data": known}
         found = dataclasses.replace(found, dataset=samples, meta=meta)
-    choose_and_tell(found, ChooseConfig(**given(ChooseConfig, options)), options)
+    rules = ChooseConfig(**given(ChooseConfig, options))
+    mapped = (to_columns(columns) or {}).get("source")
+    if rules.by == "source" and mapped:  # the store may hold another column's values
+        rules = dataclasses.replace(rules, by=mapped)
+    choose_and_tell(found, rules, options)
 
 
 @main.command(cls=Command)
@@ -228,7 +230,7 @@ def select(
             if options["out"] is None:
                 raise click.UsageError("give --out DIR or --store DIR: scores must live on")
             store = options["out"] / "scores"
-        require_threshold(rules, score_config(options).evidence)
+        check_rule(rules, score_config(options).evidence)
         scores = score_data(samples, model, store, options)
     choose_and_tell(scores, rules, options)
 
@@ -250,6 +252,12 @@ MODEL_ONLY = ("Model", "Scoring", "Sampling of completions", "Speed and limits")
         show_default=True,
         metavar="FILE",
     ),
+    option(
+        "--store",
+        type=PATH,
+        metavar="DIR",
+        help="The score store: shows completions of the samples on the page.",
+    ),
     option("--title", help="Heading of the page."),
     option(
         "--per-reason",
@@ -265,6 +273,7 @@ def report(
     selection: Path,
     data: Path | None,
     out: Path,
+    store: Path | None,
     title: str | None,
     per_reason: int,
     columns: Sequence[str],
@@ -287,7 +296,9 @@ def report(
     found = load(selection)
     if samples is not None:
         require_same(found.table, samples, found.settings.get("data"))
-    path = write_report(found, out, dataset=samples, title=title, per_reason=per_reason)
+    path = write_report(
+        found, out, dataset=samples, rollouts=store, title=title, per_reason=per_reason
+    )
     if as_json:
         print_json({"report": str(path), "bytes": path.stat().st_size})
     else:
@@ -311,7 +322,7 @@ def report(
         "--to",
         type=click.Choice([*TARGETS, *PLAIN]),
         required=True,
-        help="The trainer; parquet, jsonl: the rows as they came in.",
+        help=f"The trainer. {describe_targets()}; parquet, jsonl: the rows as they are.",
     ),
     option(
         "--rewrite/--filter",
@@ -367,9 +378,7 @@ def export(
 ) -> None:
     """Write the kept samples of SELECTION as files that a trainer reads.
 
-    For trl, verl, easyr1, openrlhf and ms-swift these are GRPO's inputs. LLaMA-Factory
-    has no GRPO: it gets SFT on the reference answers or, with --store, DPO pairs. Rows that
-    have the trainer's form already stay as they are: --rewrite writes them anew.
+    Rows that have the trainer's form already stay as they are: --rewrite writes them anew.
 
     \b
     Examples:

@@ -64,7 +64,7 @@ def group(section: str, *options: Callable[..., Decorator]) -> Decorator:
 # ---------------------------------------------------------------- from fields
 
 
-class FieldType(click.ParamType):
+class FieldType(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.5 on
     """The type of a settings field: what its class refuses is refused here, by name."""
 
     def __init__(self, kind: type, name: str) -> None:
@@ -118,11 +118,13 @@ def field_options(
     only: Collection[str] | None = None,
     speed: bool | None = None,
     names: Mapping[str, str] | None = None,
+    texts: Mapping[str, str] | None = None,
 ) -> list[Callable[..., Decorator]]:
     """An option for each field of a settings class that is no settings class itself.
 
     only: of these fields. speed: of those with this ``speed``. names: {field: its option},
-    where that has another name. An option that is not given is None.
+    where that has another name. texts: {field: what its help says besides}. An option that
+    is not given is None.
     """
     made = []
     for field in dataclasses.fields(kind):
@@ -132,21 +134,29 @@ def field_options(
             continue
         hint = _plain_type(field_types(kind)[field.name])
         if not is_settings(hint):
-            made.append(_field_option(kind, field, hint, (names or {}).get(field.name)))
+            name = (names or {}).get(field.name)
+            more = (texts or {}).get(field.name)
+            made.append(_field_option(kind, field, hint, name, more))
     return made
 
 
 def _field_option(
-    kind: type, field: dataclasses.Field[Any], hint: Any, name: str | None
+    kind: type,
+    field: dataclasses.Field[Any],
+    hint: Any,
+    name: str | None,
+    more: str | None = None,
 ) -> Callable[..., Decorator]:
     spelled = (name or field.name).replace("_", "-")
     default = default_text(field)
+    kind_of_value: Any
     if hint is bool:
         default = {"True": spelled, "False": f"no-{spelled}"}.get(default, default)
         flags, kind_of_value = f"--{spelled}/--no-{spelled}", click.BOOL
     else:
         flags, kind_of_value = f"--{spelled}", FieldType(kind, field.name)
-    text = field.metadata["help"] + (f"  [default: {default}]" if default else "")
+    text = " ".join(filter(None, (field.metadata["help"], more)))
+    text += f"  [default: {default}]" if default else ""
     return option(flags, field.name, type=kind_of_value, default=None, help=text)
 
 

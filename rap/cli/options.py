@@ -16,7 +16,9 @@ from click.core import ParameterSource
 
 from ..config import ChooseConfig, Sampling, ScoreConfig
 from ..errors import RapConfigError
+from ..scores.evidence import describe as describe_evidence
 from ..selection.reselection import ReselectConfig
+from ..selection.rules import describe as describe_rules
 from ..settings import field_types, is_settings, near
 from ..trl.reselect import Reselect
 from ..trl.run import TrainConfig
@@ -136,7 +138,7 @@ def _both(*decorators: Callable[..., Any]) -> Callable[..., Any]:
 SCORE_OPTIONS = _both(
     group(
         "Scoring",
-        *field_options(ScoreConfig, speed=False),
+        *field_options(ScoreConfig, speed=False, texts={"evidence": describe_evidence()}),
         option(
             "--reward",
             metavar="MODULE:FUNCTION",
@@ -175,7 +177,9 @@ SCORE_OPTIONS = _both(
     ),
 )
 
-CHOOSE_OPTIONS = group("Choosing", *field_options(ChooseConfig))
+CHOOSE_OPTIONS = group(
+    "Choosing", *field_options(ChooseConfig, texts={"rule": describe_rules()})
+)
 
 OUTPUT_OPTIONS = group(
     "Result",
@@ -241,7 +245,7 @@ TRAIN_OPTIONS = _both(
 def score_config(options: Mapping[str, Any]) -> ScoreConfig:
     """The options given on the command line as a ``ScoreConfig``; the rest is default."""
     found: dict[str, Any] = given(ScoreConfig, options)
-    parts: dict[str, dict[str, Any]] = {
+    parts: dict[str, Any] = {
         name: {} for name, kind in field_types(ScoreConfig).items() if is_settings(kind)
     }
     parts["sampling"] |= given(Sampling, options)

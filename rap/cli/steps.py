@@ -156,18 +156,16 @@ def require_same(
 ) -> None:
     """Refuse a data set that is not the one ``table`` is of (``scores.match``). Rows that
     could not be scored need not be there."""
-    from ..scores.match import match
-    from ..scores.table import SCORED
+    from ..scores.match import rows_of_all
 
-    scored = [i for i, s in enumerate(table["status"].to_pylist()) if s == SCORED]
-    match(table, samples, data=data, rows=scored)
+    rows_of_all(table, samples, data=data)
 
 
 def choose_and_tell(
     scores: Scores, config: ChooseConfig, options: Mapping[str, Any]
 ) -> None:
     """Choose, write what was asked for, and print the summary, or all of it as JSON."""
-    from ..selection.rules import choose
+    from ..selection.choosing import choose
     from ..selection.selection import load
 
     other = None if options["compare"] is None else load(options["compare"])

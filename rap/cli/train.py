@@ -35,6 +35,7 @@ from .texts import to_columns
 @click.pass_context
 def train(
     ctx: click.Context,
+    /,
     data: Path,
     model: str,
     out: Path,

@@ -38,7 +38,7 @@ def published() -> Selection:
     """The selection that the published completions of MATH-V make; no model runs."""
     from ..samples.sampleset import open_samples
     from ..scores.scores import Scores
-    from ..selection.rules import choose
+    from ..selection.choosing import choose
 
     scores = Scores.from_rollouts(ROLLOUTS, dataset=open_samples(MATHVISION))
     return choose(scores, budget=BUDGET)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..config import EvidenceName, Sampling
 from . import world
 
 BUDGET = 0.1
@@ -44,7 +45,7 @@ def run(
     *,
     n: int = 240,
     seed: int = 0,
-    evidence: str = "rollouts",
+    evidence: EvidenceName = "rollouts",
     progress: bool | str = True,
     echo: Callable[[str], Any] = print,
 ) -> dict[str, Any]:
@@ -58,9 +59,8 @@ def run(
     Raises ``RapConfigError`` for an n that makes no world, ``RapModelError`` if the
     shipped model is missing or damaged.
     """
-    from ..config import Sampling
     from ..scoring.run import score
-    from ..selection.rules import choose
+    from ..selection.choosing import choose
     from .model import load_demo_model
 
     begin = time.perf_counter()

@@ -89,17 +89,25 @@ class Writing:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A trainer. ``upright``: its loader applies a rotation in EXIF. ``tags``: texts that
-    it takes for placeholders. ``notes``: (folder, most images a row) -> what to set.
-    ``is_its_own``: a row of a data set is in the trainer's form already. ``groups``: its
-    rows name the sample's group."""
+    """A trainer. ``name``: its own spelling. ``upright``: its loader applies a rotation in
+    EXIF. ``tags``: texts that it takes for placeholders. ``notes``: (folder, most images a
+    row) -> what to set. ``is_its_own``: a row of a data set is in the trainer's form
+    already. ``form``: what the files are for. ``groups``: its rows name the sample's
+    group. ``pairs``: with completions it gets pairs of a right and a wrong one.
+    ``tags_in_answer``: it looks for placeholders in the answer, too. ``data_source``: it
+    picks its reward by one."""
 
+    name: str
     write: Callable[[Iterable[Row], Writing], None]
     notes: Callable[[Path, int], list[str]]
     is_its_own: Callable[[Mapping[str, Any]], bool]
     upright: bool
     groups: bool = False
     tags: tuple[str, ...] = ("<image>", "<video>", "<audio>")
+    form: str = "prompts for GRPO"
+    pairs: bool = False
+    tags_in_answer: bool = False
+    data_source: bool = False
 
 
 # ---------------------------------------------------------------- forms that come in
@@ -483,12 +491,26 @@ def _llamafactory_notes(folder: Path, most: int) -> list[str]:
 
 
 TARGETS: Mapping[str, Target] = {
-    "trl": Target(write_trl, _trl_notes, is_trl, upright=True, tags=()),
-    "verl": Target(write_verl, _verl_notes, is_verl, upright=True, groups=True),
+    "trl": Target("TRL", write_trl, _trl_notes, is_trl, upright=True, tags=()),
+    "verl": Target(
+        "verl",
+        write_verl,
+        _verl_notes,
+        is_verl,
+        upright=True,
+        groups=True,
+        data_source=True,
+    ),
     "easyr1": Target(
-        write_easyr1, _easyr1_notes, is_easyr1, upright=True, tags=("<image>", "<video>")
+        "EasyR1",
+        write_easyr1,
+        _easyr1_notes,
+        is_easyr1,
+        upright=True,
+        tags=("<image>", "<video>"),
     ),
     "openrlhf": Target(
+        "OpenRLHF",
         write_openrlhf,
         _openrlhf_notes,
         is_openrlhf,
@@ -496,8 +518,34 @@ TARGETS: Mapping[str, Target] = {
         groups=True,
         tags=("<image>",),
     ),
-    "ms-swift": Target(write_swift, _swift_notes, is_swift, upright=False),
+    "ms-swift": Target("ms-swift", write_swift, _swift_notes, is_swift, upright=False),
     "llamafactory": Target(
-        write_llamafactory, _llamafactory_notes, is_llamafactory, upright=False
+        "LLaMA-Factory",
+        write_llamafactory,
+        _llamafactory_notes,
+        is_llamafactory,
+        upright=False,
+        form="SFT on the reference answers or, with completions, DPO (it has no GRPO)",
+        pairs=True,
+        tags_in_answer=True,
     ),
 }
+"""Every trainer by the name that ``--to`` takes: a new one is a writer and a line here."""
+
+
+def describe() -> str:
+    """Which trainer gets what, for a help text: "trl, verl: ...; llamafactory: ..."."""
+    forms: dict[str, list[str]] = {}
+    for name, target in TARGETS.items():
+        forms.setdefault(target.form, []).append(name)
+    return "; ".join(f"{', '.join(names)}: {form}" for form, names in forms.items())
+
+
+def names_of(**having: object) -> str:
+    """The trainers whose ``Target`` has these values, in their own spelling."""
+    chosen = [
+        target.name
+        for target in TARGETS.values()
+        if all(getattr(target, field) == value for field, value in having.items())
+    ]
+    return ", ".join(chosen)

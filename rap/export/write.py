@@ -1,5 +1,4 @@
-"""A selection as the files that trainers read: TRL, verl, EasyR1, OpenRLHF, ms-swift,
-LLaMA-Factory.
+"""A selection as the files that trainers read; ``formats.TARGETS`` lists the trainers.
 
     sel.export("verl", "out/")        # or: rap export selection/ --to verl --out out/
 
@@ -71,13 +70,7 @@ from ..scores.files import store_error
 from ..scores.match import as_samples
 from .filter import PLAIN, added_columns, dropped_columns, is_filter, write_filtered
 from .folder import clear_up, put_in_place, refuse_to_replace, scratch_beside
-from .formats import (
-    MANIFEST,
-    TARGETS,
-    Picture,
-    Row,
-    Writing,
-)
+from .formats import MANIFEST, TARGETS, Picture, Row, Writing, names_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -140,8 +133,8 @@ def export(
 ) -> Exported:
     """Write the kept samples as files that trainer ``to`` reads unmodified.
 
-    to: trl, verl, easyr1, openrlhf, ms-swift or llamafactory (SFT or DPO: it has no GRPO);
-        or parquet or jsonl: the chosen rows as they came in, every column.
+    to: a trainer, one of ``formats.TARGETS``; or parquet or jsonl: the chosen rows as they
+        came in, every column.
     path: a folder; one that is not empty is refused, with ``overwrite`` one that is not an
         export.
     data: the data set that was scored, as ``open_samples`` takes it, where it is not where
@@ -174,10 +167,12 @@ def export(
         raise RapConfigError(f"to = {to!r}: expected one of {names}")
     if max_images is not None and max_images < 1:
         raise RapConfigError(f"max_images = {max_images}: expected at least 1")
-    if completions is not None and to != "llamafactory":
-        raise RapConfigError(f"completions: only LLaMA-Factory takes them, not {to}")
-    if data_source is not None and to != "verl":
-        raise RapConfigError(f"data_source: only verl takes one, not {to}")
+    if completions is not None and not (to in TARGETS and TARGETS[to].pairs):
+        takers = names_of(pairs=True)
+        raise RapConfigError(f"completions: only {takers} takes them, not {to}")
+    if data_source is not None and not (to in TARGETS and TARGETS[to].data_source):
+        takers = names_of(data_source=True)
+        raise RapConfigError(f"data_source: only {takers} takes one, not {to}")
     if not len(selection):
         raise RapInputError("nothing to export: the selection keeps no sample")
     samples = _samples(selection, data)
@@ -367,7 +362,7 @@ def _checked(rows: Iterator[Row], to: str) -> Iterator[Row]:
     """Refuses text that a trainer would take for the place of a picture or a film."""
     for row in rows:
         texts = [row.prompt]
-        if to == "llamafactory":  # it counts placeholders in the answers, too
+        if TARGETS[to].tags_in_answer:
             texts.append(row.answer)
         for tag in TARGETS[to].tags:
             if any(tag in text for text in texts):

@@ -1,15 +1,17 @@
-"""What "without the image" means.
+"""What "without the image" means: ``MAKERS`` has one function a kind.
 
 The paper removes the image and its placeholder tokens (``drop``). The other kinds keep the
 prompt's length, so that the two arms differ in what the image shows and in nothing else:
 ``blank`` (the image's own mean colour), ``noise``, ``shuffle`` (another sample's images).
 Pure: the same arguments give the same pixels on every machine.
+
+A new kind is its name in ``config.COUNTERFACTUALS`` and a function and a line here.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,18 +40,19 @@ def counterfactual_images(
     Raises ``RapConfigError`` on an unknown kind, ``RapInputError`` if ``shuffle`` has no
     partner. Source: method.md, "The counterfactual input".
     """
-    match kind:
-        case "drop":
-            return None
-        case "blank":
-            return [_blank(image) for image in images]
-        case "noise":
-            return [_noise(image, seed, i) for i, image in enumerate(images)]
-        case "shuffle":
-            if not partner:
-                raise RapInputError("counterfactual 'shuffle' needs the partner's images")
-            return [partner[i % len(partner)] for i in range(len(images))]
-    raise RapConfigError(f"counterfactual = {kind!r}: expected one of {COUNTERFACTUALS}")
+    if kind not in MAKERS:
+        raise RapConfigError(
+            f"counterfactual = {kind!r}: expected one of {COUNTERFACTUALS}"
+        )
+    return MAKERS[kind](images, seed, partner)
+
+
+def _shuffle(
+    images: Sequence[Image], seed: int, partner: Sequence[Image] | None
+) -> list[Image]:
+    if not partner:
+        raise RapInputError("counterfactual 'shuffle' needs the partner's images")
+    return [partner[i % len(partner)] for i in range(len(images))]
 
 
 def _blank(image: Image) -> Image:
@@ -74,3 +77,20 @@ def _noise(image: Image, seed: int, number: int) -> Image:
     stream = hashlib.shake_128(f"rap noise {seed} {number}".encode())
     pixels = np.frombuffer(stream.digest(3 * width * height), np.uint8)
     return pil.fromarray(pixels.reshape(height, width, 3))
+
+
+Maker = Callable[["Sequence[Image]", int, "Sequence[Image] | None"], "list[Image] | None"]
+"""(images, seed, partner's images) -> the images of the arm without the image."""
+
+MAKERS: Mapping[str, Maker] = {
+    "drop": lambda images, seed, partner: None,
+    "blank": lambda images, seed, partner: [_blank(image) for image in images],
+    "noise": lambda images, seed, partner: [
+        _noise(image, seed, i) for i, image in enumerate(images)
+    ],
+    "shuffle": _shuffle,
+}
+"""Every kind by its name in ``config.COUNTERFACTUALS``."""
+
+WITH_PARTNER = frozenset({"shuffle"})
+"""Kinds that show another sample's images."""

@@ -300,10 +300,9 @@ class ModelDriver:
         except UnsupportedModelError as error:
             raise unsupported(self.model, error) from error
         except (*REFUSALS, AttributeError, AssertionError) as error:
-            reason = f"its forward failed ({type(error).__name__}: {first_line(error)})"
-            if remark:
-                reason = UnsupportedModelError(f"{reason}; {remark}", advised=True)
-            raise unsupported(self.model, reason) from error
+            said = f"its forward failed ({type(error).__name__}: {first_line(error)})"
+            advised = UnsupportedModelError(f"{said}; {remark}", advised=True)
+            raise unsupported(self.model, advised if remark else said) from error
         self._head = head
         return describe(
             self.model,
@@ -352,7 +351,7 @@ class ModelDriver:
 
     # -- the probe
 
-    def _probe(self, remark: str) -> Prepared:
+    def _probe(self, remark: str = "") -> Prepared:
         """A grey image, a short question and a short answer, through the processor."""
         from PIL import Image
 

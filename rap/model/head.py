@@ -78,7 +78,7 @@ def _own_matrix(
         forward = getattr(type(module), "forward", None)
     if getattr(forward, "__func__", forward) is not torch.nn.Linear.forward:
         return None
-    found = []
+    found: list[torch.Tensor | None] = []
     for name in ("weight", "bias"):
         if name not in module._parameters:  # a property over it
             return None

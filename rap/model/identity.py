@@ -78,7 +78,7 @@ def _quantiser(tensor: torch.Tensor) -> list[Any]:
     return [scales.tolist(), zeros.tolist(), tensor.q_per_channel_axis()]
 
 
-def _adapter_state(module: torch.nn.Module) -> str | None:
+def _adapter_state(module: Any) -> str | None:
     """What a layer of PEFT does with its weights; None for any other module."""
     scaling = getattr(module, "scaling", None)
     if not isinstance(scaling, dict) or not hasattr(module, "active_adapters"):

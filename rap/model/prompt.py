@@ -99,7 +99,7 @@ def other_family(model: Any, processor: Any) -> str:
     """A remark if transformers has another processor class for this model, else ""."""
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
-    kind = getattr(model.config, "model_type", None)
+    kind = getattr(model.config, "model_type", "")
     usual = PROCESSOR_MAPPING_NAMES.get(kind)
     names = {c.__name__ for c in type(processor).__mro__}
     if not isinstance(usual, str) or usual in names:

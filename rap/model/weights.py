@@ -37,7 +37,8 @@ def underlying(model: Any) -> Any:
             )
         if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
             _require_layer_adapter(model)
-            model = model.get_base_model()
+            wrapper: Any = model
+            model = wrapper.get_base_model()
         elif hasattr(model, "_orig_mod"):  # torch.compile
             model = model._orig_mod
         elif not hasattr(model, "config") and isinstance(
@@ -167,7 +168,7 @@ def _held(module: torch.nn.Module, leaf: str) -> Any:
 # ---- weights that cannot be right ------------------------------------------------
 
 
-def require_weights(model: torch.nn.Module) -> None:
+def require_weights(model: Any) -> None:
     """Raises ``RapModelError``, naming the parameter, if weights have no values or are not
     finite, or if the head or the input embedding is all zero.
 

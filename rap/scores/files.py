@@ -143,7 +143,8 @@ class OtherVersionError(RapStoreError):
 
 
 def check_version(path: Path, version: object) -> None:
-    if version == SCHEMA_VERSION:
+    """Raises ``OtherVersionError`` unless ``version`` is this one's or an older one."""
+    if isinstance(version, int) and 1 <= version <= SCHEMA_VERSION:
         return
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise OtherVersionError(
@@ -153,5 +154,5 @@ def check_version(path: Path, version: object) -> None:
         )
     raise OtherVersionError(
         f"{path}: score schema {version!r} is not one this version knows "
-        f"({SCHEMA_VERSION}); score into another folder"
+        f"(1 to {SCHEMA_VERSION}); score into another folder"
     )

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ..errors import RapInputError
 from ..samples.images import read_bytes
@@ -60,6 +61,18 @@ def describe(samples: SampleSet) -> dict[str, Any]:
     }
 
 
+def rows_of_all(
+    table: pa.Table, samples: SampleSet, *, data: Mapping[str, Any] | None = None
+) -> np.ndarray:
+    """As ``match`` for every row of the table; -1 for those that could not be scored and
+    are not there. Raises ``RapInputError`` if a scored one is not."""
+    found = find(table, samples, data=data)
+    scored = np.flatnonzero(pc.equal(table["status"], SCORED).to_numpy())
+    if (found.rows[scored] < 0).any():
+        match(table, samples, data=data, rows=scored)  # raises, and says which
+    return found.rows
+
+
 def described_again(
     table: pa.Table, samples: SampleSet, data: Mapping[str, Any] | None
 ) -> dict[str, Any]:
@@ -68,10 +81,10 @@ def described_again(
     the table's order, None if that is not known.
 
     Raises ``RapInputError`` if a scored sample is not there."""
-    scored = [i for i, s in enumerate(table["status"].to_pylist()) if s == SCORED]
-    rows = match(table, samples, data=data, rows=scored)
+    rows = rows_of_all(table, samples, data=data)
+    there = rows >= 0
     found = describe(samples)
-    if rows.tolist() != [table["index"][i].as_py() for i in scored]:
+    if (rows[there] != table["index"].to_numpy()[there]).any():
         known = data or {}
         found |= {name: known.get(name) for name in ("content_sha256", "rows")}
     return found

@@ -38,7 +38,7 @@ from .files import (
     verified,
     write_atomic,
 )
-from .table import ROLLOUT_SCHEMA, SCORE_SCHEMA
+from .table import ROLLOUT_SCHEMA, SCORE_SCHEMA, filled
 
 _GENERATION = re.compile(r"\d+")
 _ROWS = re.compile(r"(?:scores|partial)-\d{5,}\.parquet")
@@ -208,10 +208,10 @@ class Previous:
                 if digest != note["rollouts"]:
                     return None
                 rollouts = decoded(beside, data).cast(ROLLOUT_SCHEMA)
-            table = table.cast(SCORE_SCHEMA)
+            table = filled(table, SCORE_SCHEMA).select(SCORE_SCHEMA.names)
         except OtherVersionError:
             return None
-        except (RapStoreError, pa.ArrowException, ValueError):
+        except (RapStoreError, pa.ArrowException, ValueError, KeyError):
             return None
         return _Shard(
             table, rollouts, note.get("rows") or {}, note.get("fingerprint") or {}

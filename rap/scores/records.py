@@ -283,6 +283,10 @@ def count_rollouts(
     }
     for name, counts in (("c1", c1), ("m1", m1), ("c0", c0), ("m0", m0)):
         columns[name] = pa.array(counts.astype(np.int16))
+    cut = _cut(table)
+    if cut is not None:
+        columns["n_drawn"] = pa.array(count(has_arm).astype(np.int32))
+        columns["n_cut"] = pa.array(count(has_arm & cut).astype(np.int32))
     full = {f.name: columns.get(f.name, pa.nulls(n, f.type)) for f in SCORE_SCHEMA}
     ignored = {
         "without_arm": int((~has_arm).sum()),
@@ -295,6 +299,16 @@ def count_rollouts(
             stacklevel=3,
         )
     return pa.table(full, schema=SCORE_SCHEMA), ignored
+
+
+def _cut(table: pa.Table) -> np.ndarray | None:
+    """bool: rows cut at their length limit; None if no ``finish_reason`` says so."""
+    if table.column_names.count("finish_reason") != 1:
+        return None
+    column = table["finish_reason"]
+    if not _is_text(column):
+        return None
+    return pc.fill_null(pc.equal(column, "length"), False).to_numpy()
 
 
 def _codes(ids: pa.Array, order: list[str] | None) -> tuple[pa.Array, np.ndarray]:

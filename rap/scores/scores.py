@@ -1,14 +1,11 @@
-"""The score table as an object, and D and difficulty read off its rows.
+"""The score table as an object: ``Scores`` is what ``score`` returns and ``choose`` takes.
 
-``Scores`` is what ``score`` returns and ``choose`` takes: a checked ``SCORE_SCHEMA``
-table in data-set order. ``read_evidence`` says of each row what the image changed (D)
-and how hard it is (Diff), whichever way they were measured (method.md sections 1 and
-3). Pure but for the readers and writers of files: NumPy and Arrow, no torch, no model.
+A checked ``SCORE_SCHEMA`` table in data-set order. What its rows say is read by
+``scores.evidence``. NumPy and Arrow, no torch, no model.
 """
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,20 +17,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..config import EVIDENCE, is_number
 from ..errors import RapConfigError, RapInputError, RapStoreError
 from ..samples.sampleset import SampleSet, open_samples
-from ..settings import to_python
+from .columns import as_fraction, integers
+from .evidence import read_evidence
 from .files import read_parquet, write_parquet
-from .match import describe, identities
+from .match import describe, identities, reopen, rows_of_all
 from .records import count_rollouts, keep_rows, read_rollouts
-from .table import QUARANTINED, SCHEMA_VERSION, SCORE_SCHEMA, SCORED, VOLATILE_COLUMNS
+from .table import SCHEMA_VERSION, SCORE_SCHEMA, filled
 
 PAPER_LAMBDA_C = 0.5
 """The paper's threshold on D, for accuracies."""
-
-# -inf is a value here: probability 0, or a response too short to judge.
-_MAY_BE_MINUS_INF = ("log_psi", "logp_answer1", "logp_answer0", "logp_mean1", "logp_mean0")
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +40,8 @@ class Scores:
     ``rollouts``: one row a completion, if known, with every column it came with.
 
     Raises ``RapInputError`` if a column is missing or of another type, an id or index
-    is null or appears twice, or counts are impossible (c > m, negative).
+    is null or appears twice, or counts are impossible (c > m, negative). Columns that a
+    later schema brought (``table.SINCE``) are filled with nulls.
     """
 
     table: pa.Table
@@ -159,13 +154,37 @@ class Scores:
         """
         write_saved(Path(path), self.table, dict(self.meta), "scores")
 
+    def column(self, name: str) -> pa.Array:
+        """A column by its name, one value a row: of the score table, else of the data set
+        ("a.b" is field b of column a), else of the rollouts (a sample's first row).
+
+        ``"source"`` without a value in the table is the data set's column of that role.
+        Raises ``RapConfigError`` if none of them has it, naming those that are there.
+        """
+        table = self.table
+        here = name in table.column_names
+        if here and not (name == "source" and table[name].null_count == table.num_rows):
+            return _flat(table[name])
+        for place in (_of_dataset, _of_rollouts):
+            found = place(self, name)
+            if found is not None:
+                return found
+        if here:
+            return _flat(table[name])
+        known = [*table.column_names, *getattr(self.dataset, "column_names", ())]
+        where = "" if self.dataset is not None else "; the data set is not known"
+        raise RapConfigError(
+            f"by = {name!r}: the score table has no such column, nor has the data set"
+            f"{where}. There are: {', '.join(dict.fromkeys(known))}"
+        )
+
     def diagnostics(self, lambda_c: float = PAPER_LAMBDA_C) -> dict[str, int]:
         """Counts that need no selection, each over all samples, so they overlap:
 
         samples, judged (have D), quarantined, above (D > lambda_c, exact), image_hurts
         (D < 0), never_solved (Diff == 1), always_solved (Diff == 0).
         """
-        return diagnose(self.table, as_fraction("lambda_c", lambda_c), "js")
+        return diagnose(self.table, as_fraction("lambda_c", lambda_c))
 
 
 def _samples_of(dataset: Any, id: str) -> SampleSet | None:
@@ -190,9 +209,9 @@ def _with_identities(table: pa.Table, samples: SampleSet) -> pa.Table:
     return table
 
 
-def diagnose(table: pa.Table, threshold: Fraction, divergence: str) -> dict[str, int]:
-    """See ``Scores.diagnostics``; ``divergence`` is D where the evidence is logits."""
-    evidence = read_evidence(table, divergence)
+def diagnose(table: pa.Table, threshold: Fraction, **reading: Any) -> dict[str, int]:
+    """See ``Scores.diagnostics``; ``reading``: options of ``read_evidence``."""
+    evidence = read_evidence(table, **reading)
     judged = evidence.valid & ~np.isnan(evidence.d)
     return {
         "samples": table.num_rows,
@@ -235,13 +254,12 @@ def _json_value(value: object) -> object:
 
 def _checked(table: pa.Table) -> pa.Table:
     """``table`` with SCORE_SCHEMA's columns first, sorted by ``index``, or an error."""
-    missing = [n for n in SCORE_SCHEMA.names if table.column_names.count(n) != 1]
-    if missing:
-        raise RapInputError(f"score table: columns missing or twice: {', '.join(missing)}")
-    extra = [f for f in table.schema if f.name not in SCORE_SCHEMA.names]
     try:
-        table = table.select(SCORE_SCHEMA.names + [f.name for f in extra])
-        table = table.cast(pa.schema([*SCORE_SCHEMA, *extra]))
+        table = filled(table, SCORE_SCHEMA)
+    except KeyError as error:
+        raise RapInputError(
+            f"score table: columns missing or twice: {error.args[0]}"
+        ) from error
     except pa.ArrowException as error:
         raise RapInputError(f"score table: {error}") from error
     for name in ("id", "index", "status"):
@@ -269,186 +287,52 @@ def _checked(table: pa.Table) -> pa.Table:
     return table
 
 
-# ---------------------------------------------------------------- D and difficulty
+# ---------------------------------------------------------------- other columns
 
 
-def integers(column: pa.ChunkedArray) -> np.ndarray:
-    """int64, null as 0."""
-    return pc.fill_null(column, 0).to_numpy().astype(np.int64)
+def _flat(column: pa.ChunkedArray) -> pa.Array:
+    found = column.combine_chunks()
+    return pa.concat_arrays(found.chunks) if isinstance(found, pa.ChunkedArray) else found
 
 
-def floats(column: pa.ChunkedArray) -> np.ndarray:
-    """float64, null as NaN."""
-    return column.to_numpy().astype(np.float64)
+def _of_dataset(scores: Scores, name: str) -> pa.Array | None:
+    """The column of the data set, in the table's order; None if it has none."""
+    data, rows = scores.dataset, scores.table["index"].to_pylist()
+    about = scores.meta.get("data")
+    if data is None:
+        data = reopen(about)
+    if data is None:
+        return None
+    if isinstance(data, SampleSet):
+        rows = rows_of_all(scores.table, data, data=about).tolist()
+    known = set(data.column_names)
+    if name == "source" and hasattr(data, "columns"):
+        name = data.columns.get("source") or name
+    if name not in known and name.partition(".")[0] not in known:
+        return None
+    if hasattr(data, "row"):
+        from ..samples.parsing import cell
 
-
-def mask_of(column: pa.ChunkedArray) -> np.ndarray:
-    """bool, null as False."""
-    return pc.fill_null(column, False).to_numpy()
-
-
-def as_fraction(name: str, value: float) -> Fraction:
-    """The decimal the user wrote: 0.1 is 1/10, not the nearest binary number."""
-    number = to_python(value)
-    if not is_number(number):
-        raise RapConfigError(f"{name} = {value!r}: expected a finite number")
-    return Fraction(str(float(number)))  # type: ignore[arg-type]
-
-
-def _exceeds(number: np.ndarray, scale: np.ndarray, threshold: Fraction) -> np.ndarray:
-    """number > threshold * scale, exactly, for int64 number and int64 scale >= 0.
-
-    In int64 where the products fit; else through floor(threshold * scale), since an
-    integer exceeds x if and only if it exceeds floor(x).
-    """
-    p, q = threshold.numerator, threshold.denominator
-    largest = max(int(scale.max(initial=1)), int(np.abs(number).max(initial=1)))
-    if max(abs(p), q) * largest < 2**62:
-        return number * q > p * scale
-    values, inverse = np.unique(scale, return_inverse=True)
-    floors = np.array([p * int(v) // q for v in values], dtype=np.int64)
-    return number > floors[inverse]
-
-
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """What the rules ask of each sample, whatever the evidence. All arrays are [n].
-
-    ``valid``: scored, with every score finite. ``d``: D as float64 (NaN: unknown),
-    correctly rounded from the exact quotient for rollouts. ``order``: D as a float64
-    key whose order and equality are those of the exact D. ``learnable``: such a key of D
-    times Diff; for logits, whose D has no sign, of D (1 - Diff) Diff; a Diff that is not
-    known counts as 1/2. ``d_bound``: D is at most
-    this where the text arm alone was run (m1 = 0), else NaN. ``difficulty``: Diff as
-    float64 (NaN: unknown). ``code``: quarantine code of the rows that are not valid.
-    ``counts``: c1, m1, c0, m0 as int64 for rollouts, else None.
-    """
-
-    kind: str
-    valid: np.ndarray
-    code: pa.ChunkedArray
-    d: np.ndarray
-    order: np.ndarray
-    learnable: np.ndarray
-    d_bound: np.ndarray
-    difficulty: np.ndarray
-    counts: tuple[np.ndarray, ...] | None
-
-    @property
-    def negative(self) -> np.ndarray:
-        """bool [n]: D < 0; False where D is unknown.
-
-        For rollouts D is the quotient of the integers c1*m0 - c0*m1 and m1*m0, whose sign
-        float64 keeps."""
-        return self.d < 0
-
-    @property
-    def unsolved(self) -> np.ndarray:
-        """bool [n]: Diff >= 1, never solved; False where Diff is unknown."""
-        return self.difficulty >= 1
-
-    def above(self, threshold: Fraction) -> np.ndarray:
-        """D > threshold; False where D is unknown."""
-        if self.counts is None:
-            return self.d > float(threshold)
-        c1, m1, c0, m0 = self.counts
-        return ~np.isnan(self.d) & _exceeds(c1 * m0 - c0 * m1, m1 * m0, threshold)
-
-    def trivial(self, threshold: Fraction) -> np.ndarray:
-        """Diff <= threshold; False where Diff is unknown."""
-        if self.counts is None:
-            return self.difficulty <= float(threshold)
-        c1, m1, _, _ = self.counts
-        return ~np.isnan(self.difficulty) & ~_exceeds(m1 - c1, m1, threshold)
-
-    def exact(self, row: int) -> Fraction | None:
-        """D of one sample as a fraction (rollouts only)."""
-        if self.counts is None:
-            return None
-        c1, m1, c0, m0 = (int(a[row]) for a in self.counts)
-        return Fraction(c1 * m0 - c0 * m1, m1 * m0)
-
-
-def read_evidence(table: pa.Table, divergence: str) -> Evidence:
-    """What the rows of a score table say. ``divergence``: D where evidence is logits.
-
-    Raises ``RapInputError`` for an unknown status or evidence, or two kinds of it.
-    """
-    status = table["status"]
-    scored = mask_of(pc.equal(status, SCORED))
-    if not np.all(scored | mask_of(pc.equal(status, QUARANTINED))):
-        raise RapInputError(
-            f"score table: status is neither {SCORED!r} nor {QUARANTINED!r}"
-        )
-    kinds = pc.unique(table["evidence"].filter(pa.array(scored))).to_pylist()
-    if len(kinds) > 1:
-        raise RapInputError(f"score table: mixes evidence {kinds}; their D do not compare")
-    kind = kinds[0] if kinds else "rollouts"
-    if kind not in EVIDENCE:
-        raise RapInputError(f"score table: evidence {kind!r} is none of {EVIDENCE}")
-
-    n = table.num_rows
-    finite = _all_finite(table)
-    unknown = np.full(n, np.nan)
-    d_bound, counts = unknown, None
-    if kind == "rollouts":
-        counts = tuple(integers(table[name]) for name in ("c1", "m1", "c0", "m0"))
-        c1, m1, c0, m0 = counts
-        both = (m1 > 0) & (m0 > 0)
-        text_only = (m1 == 0) & (m0 > 0)
-        # Quotients of integers below 2**53: correctly rounded, so equal D are equal.
-        d = np.divide(c1 * m0 - c0 * m1, m1 * m0, out=unknown.copy(), where=both)
-        difficulty = np.divide(m1 - c1, m1, out=unknown.copy(), where=m1 > 0)
-        d_bound = np.divide(m0 - c0, m0, out=unknown.copy(), where=text_only)
-        number, scale = c1 * m0 - c0 * m1, m1 * m0
-        enough, order = both | text_only, _order(d, number, scale)
-        learn = d * difficulty
-        learnable = _order(learn, number * (m1 - c1), scale * m1)
+        values = [None if i < 0 else cell(data.row(i), name) for i in rows]
+    elif name in known:
+        values = data.select_columns([name])[rows][name]
     else:
-        p1, p0 = floats(table["p_answer1"]), floats(table["p_answer0"])
-        difficulty = 1.0 - p1
-        d = p1 - p0 if kind == "answer" else floats(table[divergence])
-        enough, order = ~np.isnan(d), d
-        diff = np.nan_to_num(difficulty, nan=0.5)
-        learnable = d * diff * (1.0 - diff if kind == "logits" else 1.0)
-    valid = scored & finite & enough
-    few = "few_rollouts" if kind == "rollouts" else "nonfinite"
-    own = pc.if_else(pa.array(finite), few, "nonfinite")
-    code = pc.if_else(pa.array(scored), own, pc.fill_null(table["code"], "unknown"))
-    return Evidence(kind, valid, code, d, order, learnable, d_bound, difficulty, counts)
+        return None
+    try:
+        return pa.array(values)
+    except pa.ArrowException as error:
+        raise RapConfigError(f"by = {name!r}: the column mixes types: {error}") from error
 
 
-def _all_finite(table: pa.Table) -> np.ndarray:
-    """No score of the row is NaN or infinite (null is fine: not measured)."""
-    good = np.ones(table.num_rows, dtype=bool)
-    for column_field in SCORE_SCHEMA:
-        name, column = column_field.name, table[column_field.name]
-        if not pa.types.is_floating(column_field.type) or name in VOLATILE_COLUMNS:
-            continue
-        if column.null_count == len(column):
-            continue
-        ok = pc.is_finite(column)
-        if name in _MAY_BE_MINUS_INF:
-            ok = pc.or_(ok, pc.equal(column, pa.scalar(-math.inf, column_field.type)))
-        good &= pc.fill_null(ok, True).to_numpy()
-    return good
-
-
-def _order(x: np.ndarray, number: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """A key with the order and equality of number / scale, which ``x`` is close to.
-
-    Two quotients with denominators up to 2**26 differ by at least 2**-52, so their
-    correctly rounded values differ; only larger ones need exact ranks.
-    """
-    if int(scale.max(initial=0)) <= 2**26:
-        return np.divide(number, scale, out=np.full(len(x), np.nan), where=~np.isnan(x))
-    divisor = np.maximum(np.gcd(number, scale), 1)
-    pairs = np.stack([number // divisor, scale // divisor], axis=1)
-    unique, inverse = np.unique(pairs, axis=0, return_inverse=True)
-    exact = [Fraction(int(a), int(b)) if b else Fraction(-2) for a, b in unique]
-    rank = np.empty(len(unique))
-    rank[sorted(range(len(exact)), key=exact.__getitem__)] = np.arange(len(exact))
-    return np.where(np.isnan(x), np.nan, rank[inverse.reshape(-1)])
+def _of_rollouts(scores: Scores, name: str) -> pa.Array | None:
+    """The column of the completions: a sample's first row; None if there is none."""
+    key = (scores.meta.get("fingerprint") or {}).get("rollouts", {}).get("id", "id")
+    rollouts = scores.rollouts
+    if rollouts is None or not {name, key} <= set(rollouts.column_names):
+        return None
+    ids = rollouts[key].cast(pa.string()).combine_chunks()
+    at = pc.index_in(scores.table["id"], value_set=ids).combine_chunks()
+    return _flat(rollouts[name].take(at))
 
 
 # ---------------------------------------------------------------- files

@@ -1,7 +1,7 @@
 """What was chosen, as data: which samples are kept, why the others are not.
 
 It counts, compares and saves itself. How it is shown is in ``rap.selection.selection``,
-how it is decided in ``rap.selection.rules``.
+how it is decided in ``rap.selection.choosing``.
 """
 
 from __future__ import annotations
@@ -21,15 +21,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import RapInputError, RapStoreError
+from .columns import as_fraction, mask_of
 from .files import write_atomic
 from .match import as_samples, bare_rows, described_again, find, match, reopen
-from .scores import (
-    PAPER_LAMBDA_C,
-    as_fraction,
-    diagnose,
-    mask_of,
-    write_saved,
-)
+from .scores import PAPER_LAMBDA_C, diagnose, write_saved
 from .table import VOLATILE_COLUMNS
 
 if TYPE_CHECKING:
@@ -86,16 +81,19 @@ class Comparison:
 
 @dataclass(frozen=True, eq=False)
 class Selected:
-    """What was chosen, as data. ``table``: the score table plus ``D`` (float64),
-    ``difficulty`` (float64) and ``reason``, one row an input sample, in data-set order;
-    an unknown D or difficulty is null. ``settings``: the settings given, the thresholds
-    found, the fingerprint of the scores, warnings. ``source``: the data set as handed in;
-    None: it is opened again at first need, if it is still where it was (``samples``).
+    """What was chosen, as data. ``table``: the score table plus ``D``, ``difficulty``,
+    ``rank_key`` (float64; null: unknown, or nothing is ranked) and ``reason``, one row an
+    input sample, in data-set order. ``settings``: the settings given, the thresholds
+    found, texts that say what they mean, the fingerprint of the scores, warnings.
+    ``source``: the data set as handed in; None: it is opened again at first need, if it is
+    still where it was (``samples``). ``rollouts``: the completions behind the scores
+    (``table.ROLLOUT_SCHEMA``) if known; they are not saved.
     """
 
     table: pa.Table
     settings: Mapping[str, Any]
     source: Any = None
+    rollouts: pa.Table | None = None
 
     def __len__(self) -> int:
         """Number of samples kept."""
@@ -207,7 +205,14 @@ class Selected:
         else:
             value = found["lambda_c"]
             threshold = as_fraction("lambda_c", PAPER_LAMBDA_C if value is None else value)
-        return diagnose(self.table, threshold, self.settings["choose"]["divergence"])
+        choice = self.settings["choose"]
+        return diagnose(
+            self.table,
+            threshold,
+            divergence=choice["divergence"],
+            likelihood=choice.get("likelihood", "product"),
+            unsolved=as_fraction("unsolved", choice.get("unsolved", 1.0)),
+        )
 
     def compare(self, other: Selected) -> Comparison:
         """Overlap, Jaccard and what moved from ``other`` to this selection."""

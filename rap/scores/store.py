@@ -22,23 +22,18 @@ number, ...): one flipped bit anywhere makes the shard set aside, never a wrong 
 A store is a cache a sample: where only the data set is another, the rows of its unchanged
 samples are taken over (``Reuse``), and what has to be scored is what is new or changed.
 
-The lock is a POSIX record lock, not flock: a forked data-loader worker does not inherit
-it, so it dies with the process that took it, and a dead process's lock is simply free.
+A store of an older schema is read, and gone on with, as if its new columns were null
+(``table.SINCE``).
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import fcntl
 import json
 import os
 import re
-import socket
-import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,166 +44,23 @@ from ..errors import RapConfigError, RapStoreError
 from .files import (
     NO_FSYNC,
     OtherVersionError,
-    check_version,
-    decoded,
     store_error,
     verified,
     write_atomic,
     write_parquet,
 )
+from .fingerprint import as_json, in_words, other_run
+from .lock import Lock
 from .previous import Find, Kept, Previous
+from .shards import PARTIAL_SCHEMA, Shards, read_header
 from .table import ROLLOUT_SCHEMA, SCHEMA_VERSION, SCORE_SCHEMA
 
 _SHARD = re.compile(r"(scores|rollouts|partial)-(\d{5,})\.parquet")
 _TMP = re.compile(r"\..*\.tmp")
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
-
-_PARTIAL_SCHEMA = SCORE_SCHEMA.append(
-    pa.field("rollouts", pa.list_(pa.struct(list(ROLLOUT_SCHEMA))))
-)
-
-# A record lock does not keep out a second store of the same process: this does.
-_open_here: set[str] = set()
 
 
-# ---------------------------------------------------------------- fingerprint
-
-
-def differences(ours: object, theirs: object, prefix: str = "") -> list[str]:
-    """One line a field that differs, e.g. ``config.sampling.temperature: 1.0 here, 0.7
-    in the store``. Both are JSON values; a key that one side lacks reads "absent"."""
-    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
-        lines = []
-        for key in sorted({*ours, *theirs}):
-            name = f"{prefix}.{key}" if prefix else key
-            lines += differences(ours.get(key, _ABSENT), theirs.get(key, _ABSENT), name)
-        return lines
-    # 1 and 1.0 and True are equal in Python, but only the first two mean the same.
-    if ours == theirs and isinstance(ours, bool) == isinstance(theirs, bool):
-        return []
-    return [f"{prefix}: {_show(ours)} here, {_show(theirs)} in the store"]
-
-
-_ABSENT = object()
-
-
-UNCHECKED = ("fingerprint.model.name_or_path", "fingerprint.model.revision", "data")
-"""Said of a run, but no score depends on it: a model is its weights and processor."""
-
-DATA = ("fingerprint.dataset", "n_samples")
+DATA = {"fingerprint.dataset", "n_samples"}
 """What may be another where rows are reused."""
-
-_IN_WORDS = {
-    "model.weights_sha256": "the model's weights are others",
-    "model.processor_sha256": "the processor (tokenizer, chat template, image settings) is "
-    "another",
-    "dataset": "the data set is another",
-}
-
-
-def _in_words(line: str) -> str:
-    """A line of ``differences`` for people: hashes say nothing to them."""
-    line = line.removeprefix("fingerprint.")
-    name, _, rest = line.partition(": ")
-    return (
-        f"{name}: {_IN_WORDS[name]}" if name in _IN_WORDS and _HASH.search(rest) else line
-    )
-
-
-_HASH = re.compile(r"[0-9a-f]{64}")
-
-
-def _checked(lines: list[str]) -> dict[str, str]:
-    """{field: line} of what decides a score."""
-    named = {line.partition(":")[0]: line for line in lines}
-    return {
-        name: line
-        for name, line in named.items()
-        if not any(name == other or name.startswith(f"{other}.") for other in UNCHECKED)
-    }
-
-
-def _show(value: object) -> str:
-    if value is _ABSENT:
-        return "absent"
-    text = json.dumps(value, sort_keys=True)
-    return text if len(text) <= 200 else text[:197] + "..."
-
-
-def _as_json(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
-    """As it will be read back: tuples are lists, keys text."""
-    try:
-        return json.loads(json.dumps(fingerprint, allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise RapConfigError(f"fingerprint: cannot be written as JSON: {error}") from error
-
-
-# ---------------------------------------------------------------- lock
-
-
-class _Lock:
-    """The right to write into a folder, held until ``release`` or the process ends."""
-
-    def __init__(self, folder: Path) -> None:
-        self.key = os.path.realpath(folder)
-        self.path = folder / "lock"
-        self.pid = os.getpid()
-        if self.key in _open_here:
-            raise RapStoreError(f"{folder}: this process has the store open already")
-        try:
-            self.handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            raise store_error(f"{folder}: cannot be written to", error) from error
-        try:
-            fcntl.lockf(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            owner = {"pid": self.pid, "host": socket.gethostname(), "since": _now()}
-            os.ftruncate(self.handle, 0)
-            os.pwrite(self.handle, json.dumps(owner).encode(), 0)
-        except OSError as error:
-            refused = self._refused(folder, error)
-            os.close(self.handle)
-            raise refused from error
-        _open_here.add(self.key)
-
-    def _refused(self, folder: Path, error: OSError) -> RapStoreError:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            owner = os.pread(self.handle, 1000, 0).decode(errors="replace")
-            return RapStoreError(
-                f"{folder}: another process is scoring into this store ({owner}); wait "
-                "for it, or use another folder"
-            )
-        if error.errno in _NO_LOCKS:
-            return RapStoreError(
-                f"{folder}: this file system has no locks ({error.strerror}), so two runs "
-                "could mix; put the store on a local disk"
-            )
-        return store_error(f"{folder}: cannot be locked", error)
-
-    def release(self) -> None:
-        if self.pid != os.getpid():  # a forked child holds nothing
-            return
-        with contextlib.suppress(OSError):
-            os.ftruncate(self.handle, 0)
-        os.close(self.handle)  # lets the record lock go
-        _open_here.discard(self.key)
-
-
-def _now() -> str:
-    """For the message of a refused lock only; it reaches no other file."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-# ---------------------------------------------------------------- store
-
-
-@dataclass(frozen=True, slots=True)
-class Partial:
-    """The first rows of a shard, as ``ScoreStore.write_partial`` was given them."""
-
-    scores: pa.Table
-    rollouts: pa.Table | None
-    tally: dict[str, int]
-    rows: dict[str, list[Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +74,7 @@ class Reuse:
     same: Callable[[object], bool]
 
 
-class ScoreStore:
+class ScoreStore(Shards):
     """Shards of scores in a folder; see the module's docstring.
 
     ``open`` to write (holds the lock until ``close``), ``load`` to read. Attributes:
@@ -231,17 +83,13 @@ class ScoreStore:
     """
 
     def __init__(
-        self, path: Path, header: Mapping[str, Any], lock: _Lock | None = None
+        self, path: Path, header: Mapping[str, Any], lock: Lock | None = None
     ) -> None:
-        self.path = path
-        self.n_samples: int = header["n_samples"]
-        self.shard_size: int = header["shard_size"]
-        self.fingerprint: dict[str, Any] = header["fingerprint"]
+        super().__init__(path, header)
         self.warnings: list[str] = []
         self._lock = lock
         self._done: set[int] = set()
         self._parts: set[int] = set()
-        self._data: Mapping[str, Any] | None = header.get("data")
         self._previous = Previous(path)
 
     @classmethod
@@ -278,16 +126,16 @@ class ScoreStore:
             "schema_version": SCHEMA_VERSION,
             "n_samples": n_samples,
             "shard_size": shard_size,
-            "fingerprint": _as_json(fingerprint),
+            "fingerprint": as_json(fingerprint),
         }
         if data is not None:
-            header["data"] = _as_json(data)
+            header["data"] = as_json(data)
         folder = Path(path)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise store_error(f"{folder}: cannot be made", error) from error
-        lock = _Lock(folder)
+        lock = Lock(folder)
         try:
             store = cls(folder, header, lock)
             store._start(header, reuse)
@@ -301,7 +149,7 @@ class ScoreStore:
         """Open to read, without a lock; a run may be writing (its finished shards are
         seen). Raises ``RapStoreError`` if there is no readable store."""
         folder = Path(path)
-        header = _read_header(folder / "store.json")
+        header = read_header(folder / "store.json")
         if header is None:
             raise RapStoreError(f"{folder}: no score store here (store.json is missing)")
         return cls(folder, header)
@@ -318,33 +166,9 @@ class ScoreStore:
             self._lock.release()
             self._lock = None
 
-    @property
-    def meta(self) -> dict[str, Any]:
-        """What ``Scores.meta`` holds: schema version, fingerprint, sizes."""
-        known = {
-            "schema_version": SCHEMA_VERSION,
-            "fingerprint": self.fingerprint,
-            "n_samples": self.n_samples,
-            "shard_size": self.shard_size,
-        }
-        return known if self._data is None else known | {"data": dict(self._data)}
-
-    @property
-    def n_shards(self) -> int:
-        return -(-self.n_samples // self.shard_size)
-
-    def shard_range(self, k: int) -> range:
-        """The sample indices of shard ``k``."""
-        if not 0 <= k < self.n_shards:
-            raise IndexError(f"shard {k} of {self.n_shards}")
-        start = k * self.shard_size
-        return range(start, min(start + self.shard_size, self.n_samples))
-
-    def missing(self) -> list[int]:
-        """Numbers of the shards that are not there (whole), ascending."""
-        if self._lock is not None:
-            return [k for k in range(self.n_shards) if k not in self._done]
-        return [k for k in range(self.n_shards) if not self._scores(k).exists()]
+    def parts(self) -> list[int]:
+        """Numbers of the shards of which ``partial`` has something, ascending."""
+        return super().parts() if self._lock is None else sorted(self._parts)
 
     def write(
         self,
@@ -412,36 +236,11 @@ class ScoreStore:
             raise ValueError(f"shard {k}: rollouts that are not of its rows, in order")
         flat = pa.concat_arrays(rollouts.to_struct_array().chunks or [_NO_ROLLOUTS])
         nested = pa.ListArray.from_arrays(pa.array(ends, pa.int32()), flat)
-        table = scores.append_column(_PARTIAL_SCHEMA.field("rollouts"), nested)
+        table = scores.append_column(PARTIAL_SCHEMA.field("rollouts"), nested)
         note = self._note(k) | {"kind": "partial shard", "tally": dict(tally or {})}
         note |= {"rows": dict(rows)} if rows else {}
         write_parquet(self._partial(k), table, note)
         self._parts.add(k)
-
-    def partial(self, k: int) -> Partial | None:
-        """What is kept of shard ``k`` while it is not whole; None if nothing is.
-
-        Raises ``RapStoreError`` if it is damaged (``open`` has set such a file aside).
-        """
-        path = self._partial(k)
-        whole = k in self._done or (self._lock is None and self._scores(k).exists())
-        if whole or not path.exists():
-            return None
-        data, note, _ = self._verified_shard(path, k, "partial shard")
-        table = decoded(path, data).cast(_PARTIAL_SCHEMA)
-        wanted = list(self.shard_range(k))
-        if table["index"].to_pylist() != wanted[: table.num_rows]:
-            raise RapStoreError(f"{path}: holds other rows than the first of its shard")
-        flat = pa.concat_arrays(table["rollouts"].chunks).flatten()
-        rollouts = pa.Table.from_struct_array(flat).cast(ROLLOUT_SCHEMA)
-        scores = table.drop_columns(["rollouts"])
-        rollouts = rollouts if len(flat) else None
-        return Partial(scores, rollouts, note.get("tally", {}), note.get("rows") or {})
-
-    def tally(self, k: int) -> dict[str, int]:
-        """The counts that ``write`` was given. Raises ``RapStoreError``."""
-        _, note, _ = self._verified_shard(self._scores(k), k, "score shard")
-        return note.get("tally", {})
 
     def redo(self, k: int) -> None:
         """Have shard ``k`` scored again: it is ``missing()`` from now on, also after a
@@ -463,6 +262,7 @@ class ScoreStore:
         if k not in self._done or scores["index"].to_pylist() != list(wanted):
             raise ValueError(f"shard {k} is not whole, or these are not its rows")
         _, note, _ = self._verified_shard(self._scores(k), k, "score shard")
+        note["schema_version"] = SCHEMA_VERSION
         write_parquet(self._scores(k), scores, note)
 
     def look_back(self, reuse: Reuse) -> int:
@@ -489,63 +289,14 @@ class ScoreStore:
         if not self.missing():
             self._previous.prune()
 
-    def _same_but_data(self, fingerprint: Mapping[str, Any]) -> bool:
-        lines = differences(self.fingerprint, fingerprint, "fingerprint")
-        return not (_checked(lines).keys() - set(DATA))
-
-    def finished(self) -> list[int]:
-        """Numbers of the shards that are there (whole), ascending."""
-        missing = set(self.missing())
-        return [k for k in range(self.n_shards) if k not in missing]
-
-    def parts(self) -> list[int]:
-        """Numbers of the shards of which ``partial`` has something, ascending."""
-        if self._lock is not None:
-            return sorted(self._parts)
-        return [k for k in self.missing() if self._partial(k).exists()]
-
-    def n_kept(self) -> int:
-        """Rows that a run which goes on need not score again."""
-        kept = sum(len(self.shard_range(k)) for k in self.finished())
-        for k in self.parts():
-            part = self.partial(k)
-            kept += 0 if part is None else part.scores.num_rows
-        return kept
-
-    def read(self) -> pa.Table:
-        """All scores, in data-set order.
-
-        Raises ``RapStoreError`` if shards are missing or damaged.
-        """
-        missing = self.missing()
-        if missing:
-            raise RapStoreError(
-                f"{self.path}: {len(missing)} of {self.n_shards} shards are not scored yet "
-                f"(first: {missing[0]}); run the same scoring command again to go on"
-            )
-        return pa.concat_tables(self.read_shard(k) for k in range(self.n_shards))
-
-    def read_shard(self, k: int) -> pa.Table:
-        """Scores of shard ``k``. Raises ``RapStoreError`` if it is missing or damaged."""
-        data, _, _ = self._verified_shard(self._scores(k), k, "score shard")
-        return decoded(self._scores(k), data).cast(SCORE_SCHEMA)
-
-    def read_rollouts(self) -> pa.Table | None:
-        """All rollouts of the finished shards, in data-set order; None if none exist.
-
-        Raises ``RapStoreError`` if one is missing or damaged.
-        """
-        tables = []
-        for k in range(self.n_shards):
-            if not self._scores(k).exists():
-                continue
-            _, note, _ = self._verified_shard(self._scores(k), k, "score shard")
-            if note["rollouts"] is not None:
-                data = self._verified_rollouts(k, note["rollouts"])
-                tables.append(decoded(self._rollouts(k), data).cast(ROLLOUT_SCHEMA))
-        return pa.concat_tables(tables) if tables else None
-
     # -- inside
+
+    def _same_but_data(self, fingerprint: Mapping[str, Any]) -> bool:
+        lines = other_run(self.fingerprint, fingerprint, "fingerprint")
+        return {line.partition(":")[0] for line in lines} <= DATA
+
+    def _whole(self, k: int) -> bool:
+        return super()._whole(k) if self._lock is None else k in self._done
 
     def _writable(self, k: int) -> range:
         if self._lock is None or self._lock.pid != os.getpid():
@@ -565,34 +316,6 @@ class ScoreStore:
         except OSError as error:
             raise store_error(f"{path}: cannot be removed", error) from error
 
-    def _partial(self, k: int) -> Path:
-        return self.path / f"partial-{k:05d}.parquet"
-
-    def _scores(self, k: int) -> Path:
-        return self.path / f"scores-{k:05d}.parquet"
-
-    def _rollouts(self, k: int) -> Path:
-        return self.path / f"rollouts-{k:05d}.parquet"
-
-    def _verified_shard(
-        self, path: Path, k: int, kind: str
-    ) -> tuple[bytes, dict[str, Any], str]:
-        """(bytes, note, digest) of a shard that is shard ``k`` of this very store."""
-        data, note, digest = verified(path)
-        if note.get("kind") != kind or note.get("shard") != k:
-            raise RapStoreError(f"{path}: holds {note.get('kind')} {note.get('shard')}")
-        other = differences(self.fingerprint, note.get("fingerprint"), "fingerprint")
-        if other:
-            raise RapStoreError(f"{path}: is of another run ({other[0]})")
-        return data, note, digest
-
-    def _verified_rollouts(self, k: int, wanted: str) -> bytes:
-        path = self._rollouts(k)
-        data, _, digest = self._verified_shard(path, k, "rollout shard")
-        if digest != wanted:
-            raise RapStoreError(f"{path}: is not what {self._scores(k).name} was made from")
-        return data
-
     def _start(self, header: dict[str, Any], reuse: Reuse | None) -> None:
         """Everything ``open`` does once it holds the lock."""
         try:
@@ -608,7 +331,8 @@ class ScoreStore:
                 self._previous.put_by(shards, there)
             names = [name for name in names if name not in shards]
         else:
-            self.fingerprint = header["fingerprint"] = there["fingerprint"]
+            self.fingerprint = there["fingerprint"]
+            header = there | ({"data": self.data} if self.data is not None else {})
         path = self.path / "store.json"
         if not path.exists() or path.read_bytes() != _dump(header):
             write_atomic(path, lambda f: f.write(_dump(header)))
@@ -629,7 +353,7 @@ class ScoreStore:
         """What the store was made with; ours if there is none."""
         path = self.path / "store.json"
         try:
-            there = _read_header(path)
+            there = read_header(path)
         except OtherVersionError:
             raise
         except RapStoreError as error:
@@ -647,27 +371,26 @@ class ScoreStore:
         reuse: Reuse | None,
     ) -> bool:
         """The store is of an older data set that has samples in common with this one, or of
-        which nothing is scored yet.
-        Raises ``RapConfigError`` where it is of another run."""
-        found = _checked(differences(header, there))
-        if found.keys() == {DATA[0]} and reuse is not None:
-            if reuse.same(there["fingerprint"].get("dataset")):
-                return False
-        if not found:
+        which nothing is scored yet. Raises ``RapConfigError`` if it is of another run."""
+        lines = other_run(header, there)
+        fields = {line.partition(":")[0] for line in lines}
+        if not lines:
             return False
-        if found.keys() <= set(DATA) and reuse is not None:
+        if reuse is not None and fields <= DATA:
+            dataset = there["fingerprint"].get("dataset")
+            if "n_samples" not in fields and reuse.same(dataset):
+                return False
             folders = {self.path: names}
             folders |= {path: os.listdir(path) for path in self._previous.generations()}
-            nothing = not any(map(_SHARD.fullmatch, sum(folders.values(), [])))
-            if nothing or any(
-                self._previous.holds_any(path, there, reuse.find)
-                for path, there in folders.items()
+            found = [name for listed in folders.values() for name in listed]
+            if not any(map(_SHARD.fullmatch, found)) or any(
+                self._previous.holds_any(path, listed, reuse.find)
+                for path, listed in folders.items()
             ):
                 return True
-        text = "; ".join(map(_in_words, found.values()))
         raise RapConfigError(
-            f"{self.path}: the store was made with other settings: {text}. Use those "
-            "settings, or another folder"
+            f"{self.path}: the store was made with other settings: "
+            f"{'; '.join(map(in_words, lines))}. Use those settings, or another folder"
         )
 
     def _fingerprint_of_shards(
@@ -762,24 +485,3 @@ def _old(path: Path) -> Path:
 
 def _dump(header: Mapping[str, Any]) -> bytes:
     return json.dumps(header, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
-
-
-def _read_header(path: Path) -> dict[str, Any] | None:
-    """store.json; None if there is none. Raises ``RapStoreError`` if it is damaged."""
-    try:
-        text = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise store_error(f"{path}: cannot be read", error) from error
-    try:
-        header = json.loads(text)
-        version = header["schema_version"]
-    except (ValueError, RecursionError, KeyError, TypeError) as error:
-        raise RapStoreError(f"{path}: is damaged: {error!r}") from error
-    check_version(path, version)
-    names = ("n_samples", "shard_size")
-    ok = all(isinstance(header.get(n), int) and header[n] >= 1 for n in names)
-    if not ok or not isinstance(header.get("fingerprint"), dict):
-        raise RapStoreError(f"{path}: is damaged: not the header of a score store")
-    return header

@@ -7,15 +7,24 @@ scores. A score that was not needed or not measured is null, never NaN.
 ``ROLLOUT_SCHEMA`` keeps every completion, so that another checker or threshold needs
 no model. Counts are integers: decisions compare integers, never quotients
 (method.md, section 1).
+
+A new column is nullable, goes into ``SCORE_SCHEMA`` and ``SINCE``, and raises
+``SCHEMA_VERSION``: files of an older version are read with nulls in it (``filled``).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Of what is written. Every older version is read, a newer one is refused."""
+
+SINCE: Mapping[str, int] = {"n_drawn": 2, "n_cut": 2, "rank_key": 2}
+"""Column -> the schema version that brought it (1 for all others). ``rank_key`` is a
+column of a selection's table."""
 
 SCORED = "scored"
 QUARANTINED = "quarantined"
@@ -62,7 +71,9 @@ SCORE_SCHEMA = pa.schema(
         ("image_mass", pa.float32()),
         ("n_prompt", pa.int32()),
         ("n_response", pa.int32()),
-        ("truncated", pa.bool_()),
+        ("truncated", pa.bool_()),  # whether that response was cut at max_new_tokens
+        ("n_drawn", pa.int32()),  # completions sampled, both arms; null: not counted
+        ("n_cut", pa.int32()),  # of them cut at max_new_tokens (finish_reason "length")
         # cost of this sample
         ("forwards", pa.int32()),
         ("generated_tokens", pa.int64()),
@@ -89,6 +100,33 @@ ROLLOUT_SCHEMA = pa.schema(
 
 # ``seconds`` is a clock reading: it differs between two runs that score the same.
 VOLATILE_COLUMNS = ("seconds",)
+
+
+def with_new(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """``table`` with nulls in the columns of ``SINCE`` that ``schema`` has and it lacks:
+    an older version wrote it. Each stands behind its neighbour in ``schema``."""
+    for before, name in zip(schema.names, schema.names[1:], strict=False):
+        if name in SINCE and name not in table.column_names:
+            at = table.schema.get_field_index(before) + 1
+            field = schema.field(name)
+            table = table.add_column(at, field, pa.nulls(table.num_rows, field.type))
+    return table
+
+
+def filled(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """``table`` with ``schema``'s columns first, in its order and types, others after;
+    columns that are new since (``SINCE``) are filled with nulls.
+
+    Raises ``KeyError`` (the names) if another column is missing or there twice,
+    ``pa.ArrowException`` if one is of another type.
+    """
+    table = with_new(table, schema)
+    lost = [name for name in schema.names if table.column_names.count(name) != 1]
+    if lost:
+        raise KeyError(", ".join(lost))
+    others = [field for field in table.schema if field.name not in schema.names]
+    table = table.select([*schema.names, *(field.name for field in others)])
+    return table.cast(pa.schema([*schema, *others]))
 
 
 def table_from_rows(

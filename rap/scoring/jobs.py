@@ -1,8 +1,5 @@
-"""One sample on its way to its row: decoded, hashed, ready for the model.
-
-Host only: `prepare_job` runs in the worker threads of `ahead`, before a batch meets the
-model. What the evidence then adds to a `Job` is in ``rap.scoring.evidence``.
-"""
+"""`Job`, one sample on its way to its row of the score table; the text and the tokens of
+its reference; worker threads that prepare jobs ahead of the model (`ahead`)."""
 
 from __future__ import annotations
 
@@ -13,17 +10,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..config import ScoreConfig
-from ..errors import RapInputError
-from ..model.counterfactual import counterfactual_images
-from ..model.rollouts import row_seed
 from ..samples.choices import letter, resolve_choice
-from ..samples.sample import Bad, BadSample, Sample, sample_sha256
-from ..samples.sampleset import SampleSet, load_images
+from ..samples.sample import Sample
 from ..scores.table import QUARANTINED, SCORED
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from ..model.driver import ModelDriver, Prepared
 
 Item = TypeVar("Item")
@@ -61,7 +52,7 @@ class Job:
     def quarantine(self, stage: str, code: str, message: str) -> None:
         """End this sample: its scores are dropped, what it cost is kept."""
         kept = ("id", "index", "source", "image_sha256", "sample_sha256", "evidence")
-        cost = ("forwards", "generated_tokens", "seconds")
+        cost = ("forwards", "generated_tokens", "seconds", "n_drawn", "n_cut")
         self.row = {k: self.row[k] for k in (*kept, *cost) if k in self.row}
         self.row |= {
             "status": QUARANTINED,
@@ -76,87 +67,6 @@ def clean(text: str, limit: int = 500) -> str:
     """A text that any file can hold: no lone surrogates, no NUL, not too long."""
     text = text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
     return text if len(text) <= limit else text[: limit - 1] + "\u2026"
-
-
-def prepare_job(
-    samples: SampleSet, driver: ModelDriver, config: ScoreConfig, i: int
-) -> Job:
-    """Decode and preprocess sample i: host only, called from worker threads."""
-    sample = samples[i]
-    row: dict[str, Any] = {
-        "id": sample.id,
-        "index": sample.index,
-        "status": SCORED,
-        "evidence": config.evidence,
-        "forwards": 0,
-        "generated_tokens": 0,
-        "seconds": 0.0,
-    }
-    job = Job(row)
-    if isinstance(sample, Bad):
-        job.quarantine(sample.stage, sample.code, sample.message)
-        return job
-    row["source"] = sample.source
-    job.sample = sample
-    try:
-        images, hashes = load_images(sample, max_pixels=config.max_image_pixels)
-        row["image_sha256"] = ",".join(hashes)
-        row["sample_sha256"] = sample_sha256(sample, hashes)
-        other = counterfactual_images(
-            images,
-            config.counterfactual,
-            seed=row_seed(config.seed, sample.id, config.counterfactual, 0),
-            partner=_partner_images(samples, config, i),
-        )
-        _prepare_arms(job, sample, images, other, driver, config)
-    except BadSample as bad:
-        job.quarantine(bad.stage, bad.code, bad.message)
-    return job
-
-
-def _partner_images(samples: SampleSet, config: ScoreConfig, i: int) -> list[Image] | None:
-    """Images of another sample, for ``shuffle``: chosen by hash, the next one if bad."""
-    n = len(samples)
-    if config.counterfactual != "shuffle":
-        return None
-    if n < 2:
-        raise RapInputError("counterfactual = 'shuffle' needs at least two samples")
-    mine = samples[i]
-    start = row_seed(config.seed, mine.id, "partner", 0) % (n - 1)
-    for step in range(min(n - 1, 100)):
-        other = samples[(i + 1 + (start + step) % (n - 1)) % n]
-        if isinstance(other, Bad):
-            continue
-        try:
-            return load_images(other, max_pixels=config.max_image_pixels)[0]
-        except BadSample:
-            continue
-    raise BadSample("image", "image_unreadable", "no other sample has a usable image")
-
-
-def _prepare_arms(
-    job: Job,
-    sample: Sample,
-    images: list[Image],
-    other: list[Image] | None,
-    driver: ModelDriver,
-    config: ScoreConfig,
-) -> None:
-    response: list[int] | None = None
-    prefix = ""
-    if config.evidence == "answer":
-        prefix, response = answer_tokens(driver, sample, config)
-    elif config.evidence == "logits":
-        solution = reference_solution(sample)
-        if solution is not None:
-            response = driver.encode_response(solution)
-        answer_prefix, answer = answer_tokens(driver, sample, config)
-        job.answer = driver.prepare(sample, images, answer, prefix=answer_prefix)
-    if response is not None and not response:
-        raise BadSample("prompt", "empty_response", "the reference has no tokens")
-    job.image = driver.prepare(sample, images, response, prefix=prefix)
-    job.row["n_prompt"] = job.image.n_prompt
-    job.blind = driver.prepare(sample, other, response, prefix=prefix)
 
 
 def reference_text(sample: Sample, config: ScoreConfig) -> str:

@@ -10,15 +10,20 @@ that moves a score by no more than another batch size does (``scoring.run``).
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
+
+import pyarrow as pa
 
 from ..samples.sample import Sample
 from ..samples.sampleset import SampleSet, canonical
 from ..scores.match import is_sample
-from ..scores.store import Reuse
+from ..scores.store import Reuse, ScoreStore
 from ..scores.table import QUARANTINED
 from .jobs import ahead
+
+log = logging.getLogger("rap")
 
 
 def inputs_sha256(sample: Sample, columns: Collection[str]) -> str:
@@ -63,3 +68,41 @@ def reuse_of(
         return digest == samples.content_hash(columns, source=True)
 
     return Reuse(find, same)
+
+
+def look_back(shards: ScoreStore, reuse: Reuse) -> None:
+    """Find what an older data set has left for this one; one line says how much it is."""
+    if not shards.look_back(reuse):
+        return
+    n, new = shards.n_samples, len(_to_score(shards))
+    log.warning(
+        "%s: the data set changed: %d of %d samples are as they were and keep their "
+        "scores, %d are new or changed and are scored",
+        *(shards.path, n - new, n, new),
+    )
+
+
+def _to_score(shards: ScoreStore) -> list[int]:
+    """Samples that neither the store nor what it looked back on has."""
+    todo: list[int] = []
+    for k in shards.missing():
+        part = shards.partial(k)
+        kept = 0 if part is None else part.scores.num_rows
+        todo += [i for i in shards.shard_range(k)[kept:] if not shards.reusable(i)]
+    return todo
+
+
+def put_in_groups(shards: ScoreStore, samples: SampleSet) -> None:
+    """The group decides no score: it follows the data set as it is now."""
+    for k in shards.finished():
+        table = shards.read_shard(k)
+        groups = [group_of(samples, i) for i in table["index"].to_pylist()]
+        if groups != table["source"].to_pylist():
+            at = table.schema.get_field_index("source")
+            shards.replace(k, table.set_column(at, "source", pa.array(groups, pa.string())))
+
+
+def group_of(samples: SampleSet, i: int) -> str | None:
+    """The group of sample ``i``; None if the row cannot be used."""
+    item = samples[i]
+    return item.source if isinstance(item, Sample) else None

@@ -22,8 +22,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import RapConfigError, RapInputError
+from ..scores.columns import floats, mask_of
 from ..scores.match import require_equal
-from ..scores.scores import floats, mask_of
 from ..scores.selected import KEPT
 from ..settings import Ge, Gt, Le, Number, setting, settings
 from .selection import Selection
@@ -255,7 +255,7 @@ def reselect(
         "reselect": note,
         "warnings": warnings,
     }
-    return Selection(table, settings, selection.source)
+    return Selection(table, settings, selection.source, selection.rollouts)
 
 
 def now_kept(table: pa.Table) -> np.ndarray:

@@ -1,7 +1,7 @@
 """``Selection``, the result of ``choose``: what was chosen, with its views.
 
 The data, and what can be asked of it, are ``rap.scores.selected``; nothing is decided
-here; the rules are in ``rap.selection.rules``.
+here: ``rap.selection.choosing`` does that.
 """
 
 from __future__ import annotations
@@ -14,25 +14,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from ..errors import RapInputError
-from ..scores.scores import floats, read_saved
+from ..scores.columns import floats
+from ..scores.scores import read_saved
 from ..scores.selected import KEPT, Selected
+from ..scores.table import SCORE_SCHEMA, with_new
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from ..export.write import Exported
 
+GROUPS_SHOWN = 10
+"""Groups (``by=``) that a summary lists, the largest ones."""
+
+_SAVED = pa.schema(
+    [*SCORE_SCHEMA, *((n, pa.float64()) for n in ("D", "difficulty", "rank_key"))]
+)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Selection(Selected):
-    """What ``choose`` returns: ``Selected`` with its views.
-
-    ``table``: the score table plus ``D`` (float64), ``difficulty`` (float64) and
-    ``reason``, one row an input sample, in data-set order; an unknown D or difficulty is
-    null. ``settings``: the settings given, the thresholds found, the fingerprint of the
-    scores, warnings. ``source``: the data set if known.
+    """What ``choose`` returns: ``Selected`` (``table``, ``settings``, ``source``,
+    ``rollouts``) with its views.
     """
 
     def __repr__(self) -> str:
@@ -52,21 +58,39 @@ class Selection(Selected):
             for reason, count in self.counts().items()
             if count or reason in KEPT
         ]
-        lines += [f"  {line}" for line in _threshold_lines(choice, found)]
+        texts = self.settings.get("texts") or {}
+        lines += [f"  {line}" for line in _threshold_lines(choice, found, texts)]
         if again := self.settings.get("reselect"):
             done = [f"{n} {code}" for code, n in again["counts"].items() if n]
             lines.append(f"  selected again, phase {again['phase']}: {', '.join(done)}")
-        for group in self.settings["groups"] or ():
-            lines.append(
-                f"  {choice['by']} = {group['group']}: {group['kept']} of "
-                f"{group['samples']}, D > {group['lambda_c']:.4g}"
-            )
+        lines += [f"  {line}" for line in self._group_lines()]
         lines += [f"  warning: {text}" for text in self.warnings]
         return "\n".join(lines)
 
+    def _group_lines(self) -> list[str]:
+        """The largest groups, and what the others come to."""
+        groups = self.settings["groups"] or []
+        ordered = sorted(groups, key=lambda g: -g["samples"])  # stable
+        shown, rest = ordered[:GROUPS_SHOWN], ordered[GROUPS_SHOWN:]
+        lines = []
+        for group in shown:
+            limit = group["lambda_c"]
+            above = "" if limit is None else f", D > {limit:.4g}"
+            lines.append(
+                f"{self.settings['choose']['by']} = {group['group']}: {group['kept']} of "
+                f"{group['samples']}{above}"
+            )
+        if rest:
+            kept, samples = (sum(g[name] for g in rest) for name in ("kept", "samples"))
+            empty = sum(not g["kept"] for g in rest)
+            lines.append(
+                f"and {len(rest)} smaller groups: {kept} of {samples} (none in {empty})"
+            )
+        return lines
+
     def export(self, to: str, path: str | os.PathLike[str], **options: Any) -> Exported:
-        """Write the kept samples as files that a trainer reads: trl, verl, easyr1,
-        openrlhf, ms-swift or llamafactory; see ``rap.export.export``."""
+        """Write the kept samples as files that a trainer reads: ``to`` is one of
+        ``rap.export.TARGETS``; see ``rap.export.export``."""
         from ..export.write import export
 
         return export(self, to, path, **options)
@@ -130,7 +154,9 @@ class Selection(Selected):
         return thumbnails(self, limit=6)
 
 
-def _threshold_lines(choice: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+def _threshold_lines(
+    choice: Mapping[str, Any], found: Mapping[str, Any], texts: Mapping[str, Any]
+) -> list[str]:
     lines = []
     if found["lambda_c"] is not None:
         exact = found["lambda_c_exact"]
@@ -139,14 +165,20 @@ def _threshold_lines(choice: Mapping[str, Any], found: Mapping[str, Any]) -> lis
         if taken:
             text += f", and {taken} of the {tied} samples with exactly that D"
         lines.append(text)
-    if found.get("order") == "learnable":
-        lines.append("ranked by D times what is left to learn (order='learnable')")
+    if found.get("order") not in (None, "gain"):
+        text = texts.get("ranking") or "D times what is left to learn"
+        lines.append(f"ranked by {text} (order={found['order']!r}, column rank_key)")
     if found["lambda_a"] is None:
         lines.append(f"psi: no limit ({found['lambda_a_origin']})")
     else:
         lines.append(f"psi <= {found['lambda_a']:.6g} ({found['lambda_a_origin']})")
     if found["psi_too_short"]:
         lines.append(f"{found['psi_too_short']} responses are too short to judge attention")
+    if found.get("cut"):
+        lines.append(
+            f"{found['cut']} of {found['completions']} completions were cut at "
+            "max_new_tokens"
+        )
     if choice["replace"]:
         lines.append(
             f"{found['replaced']} of {found['trivial_removed']} trivial samples replaced"
@@ -162,7 +194,8 @@ def load(folder: str | os.PathLike[str], dataset: Any = None) -> Selection:
     elsewhere. Rows are found by id and by content, never by their place, and what is not
     there as it was scored is refused (``scores.match``).
 
+    One that an older version saved has nulls in the columns that are new since.
     Raises ``RapStoreError`` if it is not there, damaged, or of a newer schema.
     """
     table, settings = read_saved(Path(folder) / "selection.parquet", "selection")
-    return Selection(table, settings, dataset)
+    return Selection(with_new(table, _SAVED), settings, dataset)

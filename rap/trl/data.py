@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ..config import MAX_IMAGE_PIXELS, PROMPT_TEMPLATE
 from ..errors import RapConfigError, RapInputError
@@ -16,8 +15,8 @@ from ..samples.choices import prompt_text
 from ..samples.sample import Bad, BadSample, Sample
 from ..samples.sampleset import SampleSet, load_images, open_samples
 from ..samples.sources import datasets_library
+from ..scores.match import rows_of_all
 from ..scores.selected import Selected
-from ..scores.table import SCORED
 
 if TYPE_CHECKING:
     import datasets
@@ -89,11 +88,7 @@ def _chosen(
     that are usable, each where ``samples`` has it now."""
     if not pool:
         return selection.match(samples).tolist(), np.flatnonzero(selection.kept).tolist()
-    table = selection.table
-    found = selection.find(samples, range(table.num_rows)).rows
-    scored = np.flatnonzero(pc.equal(table["status"], SCORED).to_numpy())
-    if (found[scored] < 0).any():
-        selection.match(samples, scored)  # raises, and says which
+    found = rows_of_all(selection.table, samples, data=selection.settings.get("data"))
     places = [
         i for i, row in enumerate(found) if row >= 0 and isinstance(samples[row], Sample)
     ]

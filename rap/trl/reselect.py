@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 
 from ..config import ScoreConfig
 from ..errors import RapConfigError
+from ..selection.choosing import choose
 from ..selection.reselection import ReselectConfig, decide, open_rows, pass_counts
-from ..selection.rules import choose
 from ..selection.selection import Selection
 from ..settings import Ge, setting, settings
 from .rewardlog import Outcome

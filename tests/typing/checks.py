@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import house
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 SCRIPTS = (HERE / "user_script.py", HERE / "correct_script.py")
@@ -151,3 +153,33 @@ def test_a_planted_import_fails(copy: Path, what: str) -> None:
         file.write(form.format(line) + "\n")
     done = layers(copy)
     assert done.returncode == 1 and "BROKEN" in done.stdout, done.stdout
+
+
+# ---- long functions ----------------------------------------------------------
+
+
+def test_no_function_is_longer_than_80_lines() -> None:
+    long = []
+    for folder in ("rap", "benchmarks"):
+        for path in house.python_files(ROOT / folder):
+            long += [(path, n) for n in house.python_functions(path) if n > house.LONG]
+    for path in house.c_files(ROOT / "csrc"):
+        long += [(path, n) for n in house.c_functions(path) if n > house.LONG]
+    assert long == []
+
+
+def test_no_circle_between_c_files() -> None:
+    assert house.circles(house.c_imports(ROOT / "csrc")) == []
+
+
+def test_long_functions_and_circles_are_seen(tmp_path: Path) -> None:
+    body = "    x++;\n" * 81
+    (tmp_path / "one.c").write_text(f'#include "two.h"\nvoid\nf(void)\n{{\n{body}}}\n')
+    (tmp_path / "two.h").write_text('#include "sub/three.h"\n')
+    (tmp_path / "two.c").write_text("")
+    (tmp_path / "three.h").write_text('#include "one.h"\n')  # belongs to no unit
+    assert list(house.c_functions(tmp_path / "one.c")) == [83]
+    assert house.circles(house.c_imports(tmp_path)) == [["one", "two"]]
+    script = tmp_path / "long.py"
+    script.write_text('def f():\n    """Said\n    in two lines."""\n' + "    x = 1\n" * 80)
+    assert list(house.python_functions(script)) == [81]

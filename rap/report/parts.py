@@ -1,0 +1,147 @@
+"""The tables of the page: reasons, groups, cost, settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.compute as pc
+
+from .text import visible
+
+if TYPE_CHECKING:
+    from ..scores.selected import Selected
+
+MAX_REASONS = 40
+MAX_GROUPS = 50
+SETTINGS = 6000  # characters of the settings that are shown
+
+EXPLANATION = {
+    "kept_cognitive": "The image changes the outcome.",
+    "kept_replacement": "Hard but solvable; takes the place of a trivial one.",
+    "dropped_unsolved": "Never solved with the image: nothing to reward.",
+    "dropped_attention_biased": "One token holds the response's attention: psi is above "
+    "its limit.",
+    "dropped_image_hurts": "Does better without the image than with it.",
+    "dropped_language_prior": "The image changes too little: the text alone does nearly as "
+    "well.",
+    "dropped_trivial": "Always solved: nothing left to learn.",
+    "dropped_over_budget": "Passes every test; others have a larger ranking key.",
+    "quarantined_psi_missing": "Attention was measured for others, not for this one.",
+    "quarantined_few_rollouts": "One arm has no judged completion.",
+    "quarantined_nonfinite": "A score is not a finite number.",
+    "quarantined_oom": "Did not fit in memory, even alone.",
+    "quarantined_empty_response": "The response holds no token.",
+    "quarantined_prompt_too_long": "The prompt is too long; image tokens are never cut.",
+    "quarantined_verifier_error": "The answer checker failed.",
+    "quarantined_verifier_timeout": "The answer checker took too long.",
+    "quarantined_model_error": "The model failed on this sample alone.",
+    "quarantined_image_missing": "The image file is not there.",
+    "quarantined_image_unreadable": "The image cannot be read.",
+    "quarantined_image_truncated": "The image file ends too early.",
+    "quarantined_image_too_large": "The image has too many pixels.",
+    "quarantined_image_too_small": "The image is smaller than anything to see.",
+    "quarantined_image_format": "The image format is not accepted.",
+    "quarantined_image_count": "Images and image tags do not match, or there is none.",
+    "quarantined_path_outside_root": "The image path leads out of the data folder.",
+    "quarantined_not_regular_file": "The image path is no ordinary file.",
+    "quarantined_url_refused": "The image is an address on the network; none is fetched.",
+    "quarantined_bad_json": "The row is not valid JSON.",
+    "quarantined_bad_answer": "Question or answer is missing, or no choice fits.",
+    "quarantined_bad_text": "A text cannot be stored.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """A reason code with what the page says of it; ``label`` is the code to be shown."""
+
+    code: str
+    label: str
+    kind: str  # kept | dropped | quarantined
+    count: int
+    share: float
+    width: float  # of the bar, in units of the chart
+    text: str
+
+
+def reasons_of(selection: Selected) -> list[Reason]:
+    counts = selection.counts()
+    text = dict(EXPLANATION)
+    if selection.settings["found"]["lambda_a"] is not None:  # else nobody looked
+        text["kept_cognitive"] += " No single token holds the attention."
+    shown = [(c, k) for c, k in counts.items() if k or c.startswith("kept")]
+    most = max((k for _, k in shown), default=1) or 1
+    n = max(selection.table.num_rows, 1)
+    return [
+        Reason(
+            code=code,
+            label=visible(code, 80),
+            kind=code.partition("_")[0],
+            count=count,
+            share=count / n,
+            width=400 * count / most,
+            text=text.get(code, ""),
+        )
+        for code, count in shown[:MAX_REASONS]
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """The ledger; None: not recorded. Completions are the unit both sides share.
+
+    ``cut``: completions that ended at max_new_tokens.
+    """
+
+    group: int
+    completions: int
+    cut: int
+    tokens: int | None
+    forwards: int | None
+    seconds: float | None
+    kept_completions: int
+    all_completions: int
+
+    @property
+    def epochs(self) -> float | None:
+        """Epochs after which not training on the rest has paid for the completions."""
+        saved = self.all_completions - self.kept_completions
+        return self.completions / saved if saved > 0 and self.completions else None
+
+
+def cost_of(selection: Selected, group: int) -> Cost:
+    table = selection.table
+
+    def total(name: str) -> Any:
+        return pc.sum(table[name]).as_py()  # None where every row is null
+
+    return Cost(
+        group=group,
+        completions=(total("m1") or 0) + (total("m0") or 0),
+        cut=selection.settings["found"].get("cut") or 0,
+        tokens=total("generated_tokens"),
+        forwards=total("forwards"),
+        seconds=total("seconds"),
+        kept_completions=group * len(selection),
+        all_completions=group * table.num_rows,
+    )
+
+
+def groups_of(selection: Selected) -> dict[str, Any] | None:
+    groups = selection.settings["groups"]
+    if not groups:
+        return None
+    largest = sorted(groups, key=lambda g: -g["samples"])[:MAX_GROUPS]  # stable
+    rows = [
+        (visible(g["group"], 80), g["samples"], g["kept"], g["lambda_c"]) for g in largest
+    ]
+    by = visible(selection.settings["choose"]["by"], 80)
+    return {"by": by, "rows": rows, "more": len(groups) - len(rows)}
+
+
+def details_of(settings: Mapping[str, Any]) -> str:
+    shown = {k: v for k, v in settings.items() if k not in ("warnings", "groups")}
+    return visible(json.dumps(shown, indent=2, default=str), SETTINGS)

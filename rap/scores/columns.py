@@ -1,0 +1,74 @@
+"""Columns of the score table as NumPy arrays, and exact comparisons with decimals."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..config import is_number
+from ..errors import RapConfigError
+from ..settings import to_python
+
+
+def integers(column: pa.ChunkedArray) -> np.ndarray:
+    """int64, null as 0."""
+    return pc.fill_null(column, 0).to_numpy().astype(np.int64)
+
+
+def floats(column: pa.ChunkedArray) -> np.ndarray:
+    """float64, null as NaN."""
+    return column.to_numpy().astype(np.float64)
+
+
+def mask_of(column: pa.ChunkedArray) -> np.ndarray:
+    """bool, null as False."""
+    return pc.fill_null(column, False).to_numpy()
+
+
+def nullable(values: np.ndarray) -> pa.Array:
+    """float64, NaN as null."""
+    return pa.array(values, pa.float64(), mask=np.isnan(values))
+
+
+def as_fraction(name: str, value: float) -> Fraction:
+    """The decimal the user wrote: 0.1 is 1/10, not the nearest binary number."""
+    number = to_python(value)
+    if not is_number(number):
+        raise RapConfigError(f"{name} = {value!r}: expected a finite number")
+    return Fraction(str(float(number)))  # type: ignore[arg-type]
+
+
+def exceeds(number: np.ndarray, scale: np.ndarray, threshold: Fraction) -> np.ndarray:
+    """number > threshold * scale, exactly, for int64 number and int64 scale >= 0.
+
+    In int64 where the products fit; else through floor(threshold * scale), since an
+    integer exceeds x if and only if it exceeds floor(x).
+    """
+    p, q = threshold.numerator, threshold.denominator
+    largest = max(int(scale.max(initial=1)), int(np.abs(number).max(initial=1)))
+    if max(abs(p), q) * largest < 2**62:
+        return number * q > p * scale
+    values, inverse = np.unique(scale, return_inverse=True)
+    floors = np.array([p * int(v) // q for v in values], dtype=np.int64)
+    return number > floors[inverse]
+
+
+def quotient_key(x: np.ndarray, number: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """A float64 key with the order and equality of number / scale, which ``x`` (NaN:
+    unknown) is close to.
+
+    Two quotients with denominators up to 2**26 differ by at least 2**-52, so their
+    correctly rounded values differ; only larger ones need exact ranks.
+    """
+    if int(scale.max(initial=0)) <= 2**26:
+        return np.divide(number, scale, out=np.full(len(x), np.nan), where=~np.isnan(x))
+    divisor = np.maximum(np.gcd(number, scale), 1)
+    pairs = np.stack([number // divisor, scale // divisor], axis=1)
+    unique, inverse = np.unique(pairs, axis=0, return_inverse=True)
+    exact = [Fraction(int(a), int(b)) if b else Fraction(-2) for a, b in unique]
+    rank = np.empty(len(unique))
+    rank[sorted(range(len(exact)), key=exact.__getitem__)] = np.arange(len(exact))
+    return np.where(np.isnan(x), np.nan, rank[inverse.reshape(-1)])

@@ -1,0 +1,353 @@
+"""How each kind of evidence is read from the score table: D and difficulty of a row.
+
+``KINDS`` has them all: ``rollouts``, ``answer``, ``logits``. What fills the table is the
+class of the same name in ``rap.scoring.evidence``. A new kind is a class and a line here,
+and a module there with its line in that table.
+
+Source: arXiv 2506.04755, CDE (what the image changes) and DRM (how hard a sample is).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..errors import RapInputError
+from .columns import exceeds, floats, integers, mask_of, quotient_key
+from .table import QUARANTINED, SCORE_SCHEMA, SCORED, VOLATILE_COLUMNS
+
+# -inf is a value here: probability 0, or a response too short to judge.
+_MAY_BE_MINUS_INF = ("log_psi", "logp_answer1", "logp_answer0", "logp_mean1", "logp_mean0")
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a kind of evidence says of each row. Arrays are float64 [n], NaN: unknown.
+
+    ``d``: D. ``order``: a key whose order and equality are those of the exact D.
+    ``learn``: D times what is left to learn; ``learnable``: its exact key.
+    ``enough``: bool, what a decision needs is there. ``d_bound``: D is at most this where
+    only the completions without the image were sampled. ``counts``: c1, m1, c0, m0, int64.
+    """
+
+    d: np.ndarray
+    order: np.ndarray
+    learn: np.ndarray
+    learnable: np.ndarray
+    difficulty: np.ndarray
+    enough: np.ndarray
+    d_bound: np.ndarray
+    counts: tuple[np.ndarray, ...] | None = None
+
+
+class Kind:
+    """One kind of evidence, as it is read. Texts are shown in help, summary and report."""
+
+    name: str
+    summary: str
+    """One sentence: what is computed, and what it costs."""
+    signed: bool = True
+    """Whether D can be below 0: the image hurts."""
+    graded: bool = False
+    """Whether completions are graded, so that a reward function has something to do."""
+    ranks_by: str = "learnable"
+    """What a budget ranks by unless asked otherwise; one of ``config.ORDERS``."""
+    short_of: str = "nonfinite"
+    """Quarantine code of a row without what a decision needs."""
+    difficulty_text: str
+
+    def d_text(self, divergence: str) -> str:
+        """What D is, in words."""
+        raise NotImplementedError
+
+    def learn_text(self) -> str:
+        """What "what is left to learn" multiplies D by, in words."""
+        return "D times the difficulty"
+
+    def read(self, table: pa.Table, *, divergence: str, likelihood: str) -> Measured:
+        """See ``Measured``. ``divergence``: which one is D, for ``logits``.
+        ``likelihood``: which p(answer), for ``answer`` and ``logits``."""
+        raise NotImplementedError
+
+    def rates(self, table: pa.Table) -> list[tuple[str, np.ndarray]]:
+        """(label, float64 [n], NaN: unknown) with and without the image."""
+        raise NotImplementedError
+
+    def lines(self, row: Mapping[str, Any]) -> list[tuple[str, str | float]]:
+        """(label, text or number) of one row, with and without the image."""
+        raise NotImplementedError
+
+
+class Rollouts(Kind):
+    """c1 of m1 completions right with the image, c0 of m0 without."""
+
+    name = "rollouts"
+    summary = (
+        "completions with and without the image, each graded (the paper's): the most "
+        "accurate, and about ten times the sampled tokens of logits"
+    )
+    graded = True
+    ranks_by = "gain"
+    short_of = "few_rollouts"
+    difficulty_text = "share of the completions with the image that are wrong"
+
+    def d_text(self, divergence: str) -> str:
+        return "pass rate with the image minus pass rate without"
+
+    def read(self, table: pa.Table, *, divergence: str, likelihood: str) -> Measured:
+        counts = tuple(integers(table[name]) for name in ("c1", "m1", "c0", "m0"))
+        c1, m1, c0, m0 = counts
+        both, text_only = (m1 > 0) & (m0 > 0), (m1 == 0) & (m0 > 0)
+        number, scale = c1 * m0 - c0 * m1, m1 * m0
+        # Quotients of integers below 2**53: correctly rounded, so equal D are equal.
+        d = _quotient(number, scale, both)
+        difficulty = _quotient(m1 - c1, m1, m1 > 0)
+        learn = d * difficulty
+        return Measured(
+            d=d,
+            order=quotient_key(d, number, scale),
+            learn=learn,
+            learnable=quotient_key(learn, number * (m1 - c1), scale * m1),
+            difficulty=difficulty,
+            enough=both | text_only,
+            d_bound=_quotient(m0 - c0, m0, text_only),
+            counts=counts,
+        )
+
+    def rates(self, table: pa.Table) -> list[tuple[str, np.ndarray]]:
+        found = []
+        for label, c, m in (
+            ("Pass rate with the image", "c1", "m1"),
+            ("Pass rate without the image", "c0", "m0"),
+        ):
+            judged = integers(table[m])
+            found.append((label, _quotient(integers(table[c]), judged, judged > 0)))
+        return found
+
+    def lines(self, row: Mapping[str, Any]) -> list[tuple[str, str | float]]:
+        arms = (("with image", "c1", "m1"), ("without", "c0", "m0"))
+        return [(n, f"{row[c]} of {row[m]}") for n, c, m in arms if row[m] is not None]
+
+
+class _Probabilities(Kind):
+    """p(answer) with and without the image, teacher-forced.
+
+    A difficulty that is not known counts as 1/2 where D is multiplied by it. A divergence
+    has no sign, and may be large where the model is nearly always wrong: there D is
+    multiplied by 1 - Diff, too.
+    """
+
+    difficulty_text = "1 \u2212 p(answer) with the image"
+
+    def read(self, table: pa.Table, *, divergence: str, likelihood: str) -> Measured:
+        p1, p0 = (probability(table, arm, likelihood) for arm in "10")
+        difficulty = 1.0 - p1
+        d = self._d(table, p1, p0, divergence)
+        left = np.nan_to_num(difficulty, nan=0.5)
+        learn = d * left * (1.0 if self.signed else 1.0 - left)
+        unknown = np.full(table.num_rows, np.nan)
+        return Measured(d, d, learn, learn, difficulty, ~np.isnan(d), unknown)
+
+    def _d(
+        self, table: pa.Table, p1: np.ndarray, p0: np.ndarray, divergence: str
+    ) -> np.ndarray:
+        raise NotImplementedError
+
+    def rates(self, table: pa.Table) -> list[tuple[str, np.ndarray]]:
+        return [
+            ("p(answer) with the image", floats(table["p_answer1"])),
+            ("p(answer) without the image", floats(table["p_answer0"])),
+        ]
+
+    def lines(self, row: Mapping[str, Any]) -> list[tuple[str, str | float]]:
+        arms = (("p with image", "p_answer1"), ("p without", "p_answer0"))
+        return [(name, row[p]) for name, p in arms if row[p] is not None]
+
+
+class Answer(_Probabilities):
+    """D = p1(answer) - p0(answer)."""
+
+    name = "answer"
+    summary = (
+        "two forward passes over the reference answer: samples nothing, but an answer is "
+        "too short to read attention off it"
+    )
+
+    def d_text(self, divergence: str) -> str:
+        return "p(answer) with the image minus p(answer) without"
+
+    def _d(
+        self, table: pa.Table, p1: np.ndarray, p0: np.ndarray, divergence: str
+    ) -> np.ndarray:
+        return p1 - p0
+
+
+class Logits(_Probabilities):
+    """D = a divergence of the two next-token distributions, mean over one response."""
+
+    name = "logits"
+    summary = (
+        "divergence of the predictions with and without the image, over one response (the "
+        "reference solution, else one greedy completion)"
+    )
+    signed = False
+
+    def d_text(self, divergence: str) -> str:
+        return f"{divergence.upper()} divergence of the two predictions, nats"
+
+    def learn_text(self) -> str:
+        return "D times difficulty times (1 \u2212 difficulty)"
+
+    def _d(
+        self, table: pa.Table, p1: np.ndarray, p0: np.ndarray, divergence: str
+    ) -> np.ndarray:
+        return floats(table[divergence])
+
+
+KINDS: Mapping[str, Kind] = {kind.name: kind for kind in (Rollouts(), Answer(), Logits())}
+"""Every kind of evidence by its name."""
+
+
+def describe() -> str:
+    """What each kind is, for a help text: "rollouts: ... answer: ..."."""
+    return " ".join(f"{name}: {kind.summary}." for name, kind in KINDS.items())
+
+
+def _quotient(number: np.ndarray, scale: np.ndarray, where: np.ndarray) -> np.ndarray:
+    return np.divide(number, scale, out=np.full(len(number), np.nan), where=where)
+
+
+def probability(table: pa.Table, arm: str, likelihood: str) -> np.ndarray:
+    """float64 [n]: p(answer), NaN where unknown. ``arm``: "1" with the image, "0" without.
+    ``likelihood``: "product" over the answer's tokens, or their geometric "mean"."""
+    if likelihood == "product":
+        return floats(table[f"p_answer{arm}"])
+    return np.exp(floats(table[f"logp_mean{arm}"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What the rules ask of each sample, whatever the evidence. All arrays are [n].
+
+    ``kind``: how it was measured. ``valid``: scored, with every score finite. ``code``:
+    quarantine code of the rows that are not valid. ``measured``: D, difficulty, keys.
+    ``unsolved_from``: the difficulty from which on a sample counts as never solved.
+    """
+
+    kind: Kind
+    valid: np.ndarray
+    code: pa.ChunkedArray
+    measured: Measured
+    unsolved_from: Fraction = Fraction(1)
+
+    @property
+    def d(self) -> np.ndarray:
+        """D as float64 (NaN: unknown), correctly rounded from the exact quotient for
+        rollouts."""
+        return self.measured.d
+
+    @property
+    def difficulty(self) -> np.ndarray:
+        """Diff as float64 (NaN: unknown)."""
+        return self.measured.difficulty
+
+    @property
+    def negative(self) -> np.ndarray:
+        """bool [n]: D < 0; False where D is unknown.
+
+        For rollouts D is the quotient of the integers c1*m0 - c0*m1 and m1*m0, whose sign
+        float64 keeps."""
+        return self.d < 0
+
+    @property
+    def unsolved(self) -> np.ndarray:
+        """bool [n]: Diff >= ``unsolved_from``; False where Diff is unknown."""
+        if self.measured.counts is None:
+            return self.difficulty >= float(self.unsolved_from)
+        c1, m1, _, _ = self.measured.counts
+        # 1 - c1/m1 >= t is c1 <= (1 - t) m1
+        return ~np.isnan(self.difficulty) & ~exceeds(c1, m1, 1 - self.unsolved_from)
+
+    def above(self, threshold: Fraction | None) -> np.ndarray:
+        """D > threshold; False where D is unknown. Without a threshold: D is known."""
+        if threshold is None:
+            return ~np.isnan(self.d)
+        if self.measured.counts is None:
+            return self.d > float(threshold)
+        c1, m1, c0, m0 = self.measured.counts
+        return ~np.isnan(self.d) & exceeds(c1 * m0 - c0 * m1, m1 * m0, threshold)
+
+    def trivial(self, threshold: Fraction) -> np.ndarray:
+        """Diff <= threshold; False where Diff is unknown."""
+        if self.measured.counts is None:
+            return self.difficulty <= float(threshold)
+        c1, m1, _, _ = self.measured.counts
+        return ~np.isnan(self.difficulty) & ~exceeds(m1 - c1, m1, threshold)
+
+    def exact(self, row: int) -> Fraction | None:
+        """D of one sample as a fraction (rollouts only)."""
+        if self.measured.counts is None:
+            return None
+        c1, m1, c0, m0 = (int(a[row]) for a in self.measured.counts)
+        return Fraction(c1 * m0 - c0 * m1, m1 * m0)
+
+
+def kind_of(table: pa.Table) -> str:
+    """The evidence of a score table ("rollouts" if no row is scored).
+
+    Raises ``RapInputError`` for an unknown status or evidence, or two kinds of it.
+    """
+    scored = mask_of(pc.equal(table["status"], SCORED))
+    if not np.all(scored | mask_of(pc.equal(table["status"], QUARANTINED))):
+        raise RapInputError(
+            f"score table: status is neither {SCORED!r} nor {QUARANTINED!r}"
+        )
+    kinds = pc.unique(table["evidence"].filter(pa.array(scored))).to_pylist()
+    if len(kinds) > 1:
+        raise RapInputError(f"score table: mixes evidence {kinds}; their D do not compare")
+    name = kinds[0] if kinds else "rollouts"
+    if name not in KINDS:
+        raise RapInputError(f"score table: evidence {name!r} is none of {tuple(KINDS)}")
+    return name
+
+
+def read_evidence(
+    table: pa.Table,
+    *,
+    divergence: str = "js",
+    likelihood: str = "product",
+    unsolved: Fraction = Fraction(1),
+) -> Evidence:
+    """What the rows of a score table say; the options are those of ``ChooseConfig``.
+
+    Raises ``RapInputError`` for an unknown status or evidence, or two kinds of it.
+    """
+    kind = KINDS[kind_of(table)]
+    measured = kind.read(table, divergence=divergence, likelihood=likelihood)
+    scored, finite = mask_of(pc.equal(table["status"], SCORED)), _all_finite(table)
+    own = pc.if_else(pa.array(finite), kind.short_of, "nonfinite")
+    code = pc.if_else(pa.array(scored), own, pc.fill_null(table["code"], "unknown"))
+    return Evidence(kind, scored & finite & measured.enough, code, measured, unsolved)
+
+
+def _all_finite(table: pa.Table) -> np.ndarray:
+    """No score of the row is NaN or infinite (null is fine: not measured)."""
+    good = np.ones(table.num_rows, dtype=bool)
+    for column_field in SCORE_SCHEMA:
+        name, column = column_field.name, table[column_field.name]
+        if not pa.types.is_floating(column_field.type) or name in VOLATILE_COLUMNS:
+            continue
+        if column.null_count == len(column):
+            continue
+        ok = pc.is_finite(column)
+        if name in _MAY_BE_MINUS_INF:
+            ok = pc.or_(ok, pc.equal(column, pa.scalar(-math.inf, column_field.type)))
+        good &= pc.fill_null(ok, True).to_numpy()
+    return good

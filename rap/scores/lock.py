@@ -1,0 +1,76 @@
+"""The right to write into a folder: a POSIX record lock that dies with its process.
+
+Not flock: a forked data-loader worker does not inherit a record lock, so it goes with the
+process that took it, and a dead process's lock is simply free.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+from pathlib import Path
+
+from ..errors import RapStoreError
+from .files import store_error
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+# A record lock does not keep out a second store of the same process: this does.
+_open_here: set[str] = set()
+
+
+class Lock:
+    """The right to write into a folder, held until ``release`` or the process ends."""
+
+    def __init__(self, folder: Path) -> None:
+        self.key = os.path.realpath(folder)
+        self.path = folder / "lock"
+        self.pid = os.getpid()
+        if self.key in _open_here:
+            raise RapStoreError(f"{folder}: this process has the store open already")
+        try:
+            self.handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise store_error(f"{folder}: cannot be written to", error) from error
+        try:
+            fcntl.lockf(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            owner = {"pid": self.pid, "host": socket.gethostname(), "since": _now()}
+            os.ftruncate(self.handle, 0)
+            os.pwrite(self.handle, json.dumps(owner).encode(), 0)
+        except OSError as error:
+            refused = self._refused(folder, error)
+            os.close(self.handle)
+            raise refused from error
+        _open_here.add(self.key)
+
+    def _refused(self, folder: Path, error: OSError) -> RapStoreError:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            owner = os.pread(self.handle, 1000, 0).decode(errors="replace")
+            return RapStoreError(
+                f"{folder}: another process is scoring into this store ({owner}); wait "
+                "for it, or use another folder"
+            )
+        if error.errno in _NO_LOCKS:
+            return RapStoreError(
+                f"{folder}: this file system has no locks ({error.strerror}), so two runs "
+                "could mix; put the store on a local disk"
+            )
+        return store_error(f"{folder}: cannot be locked", error)
+
+    def release(self) -> None:
+        if self.pid != os.getpid():  # a forked child holds nothing
+            return
+        with contextlib.suppress(OSError):
+            os.ftruncate(self.handle, 0)
+        os.close(self.handle)  # lets the record lock go
+        _open_here.discard(self.key)
+
+
+def _now() -> str:
+    """For the message of a refused lock only; it reaches no other file."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

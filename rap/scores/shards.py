@@ -1,0 +1,210 @@
+"""What lies in the folder of a score store, read: shards, verified byte by byte.
+
+``store`` describes the files and writes them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from ..errors import RapStoreError
+from .files import check_version, decoded, store_error, verified
+from .fingerprint import other_run
+from .table import ROLLOUT_SCHEMA, SCHEMA_VERSION, SCORE_SCHEMA, filled
+
+PARTIAL_SCHEMA = SCORE_SCHEMA.append(
+    pa.field("rollouts", pa.list_(pa.struct(list(ROLLOUT_SCHEMA))))
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """The first rows of a shard, as ``ScoreStore.write_partial`` was given them."""
+
+    scores: pa.Table
+    rollouts: pa.Table | None
+    tally: dict[str, int]
+    rows: dict[str, list[Any]] = field(default_factory=dict)
+
+
+class Shards:
+    """The shards of a store, to be read. Attributes: ``path``, ``n_samples``,
+    ``shard_size``, ``fingerprint``, ``data`` (what is known of the data set, or None)."""
+
+    def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
+        self.path = path
+        self.n_samples: int = header["n_samples"]
+        self.shard_size: int = header["shard_size"]
+        self.fingerprint: dict[str, Any] = header["fingerprint"]
+        self.data: dict[str, Any] | None = header.get("data")
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What ``Scores.meta`` holds: schema version, fingerprint, sizes, data set."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "fingerprint": self.fingerprint,
+            "n_samples": self.n_samples,
+            "shard_size": self.shard_size,
+            "data": self.data,
+        }
+
+    @property
+    def n_shards(self) -> int:
+        return -(-self.n_samples // self.shard_size)
+
+    def shard_range(self, k: int) -> range:
+        """The sample indices of shard ``k``."""
+        if not 0 <= k < self.n_shards:
+            raise IndexError(f"shard {k} of {self.n_shards}")
+        start = k * self.shard_size
+        return range(start, min(start + self.shard_size, self.n_samples))
+
+    def missing(self) -> list[int]:
+        """Numbers of the shards that are not there (whole), ascending."""
+        return [k for k in range(self.n_shards) if not self._whole(k)]
+
+    def finished(self) -> list[int]:
+        """Numbers of the shards that are there (whole), ascending."""
+        missing = set(self.missing())
+        return [k for k in range(self.n_shards) if k not in missing]
+
+    def parts(self) -> list[int]:
+        """Numbers of the shards of which ``partial`` has something, ascending."""
+        return [k for k in self.missing() if self._partial(k).exists()]
+
+    def n_kept(self) -> int:
+        """Rows that a run which goes on need not score again."""
+        kept = sum(len(self.shard_range(k)) for k in self.finished())
+        for k in self.parts():
+            part = self.partial(k)
+            kept += 0 if part is None else part.scores.num_rows
+        return kept
+
+    def read(self) -> pa.Table:
+        """All scores, in data-set order.
+
+        Raises ``RapStoreError`` if shards are missing or damaged.
+        """
+        missing = self.missing()
+        if missing:
+            raise RapStoreError(
+                f"{self.path}: {len(missing)} of {self.n_shards} shards are not scored yet "
+                f"(first: {missing[0]}); run the same scoring command again to go on"
+            )
+        return pa.concat_tables(self.read_shard(k) for k in range(self.n_shards))
+
+    def read_shard(self, k: int) -> pa.Table:
+        """Scores of shard ``k``. Raises ``RapStoreError`` if it is missing or damaged."""
+        path = self._scores(k)
+        data, _, _ = self._verified_shard(path, k, "score shard")
+        return _filled(path, decoded(path, data), SCORE_SCHEMA)
+
+    def read_rollouts(self) -> pa.Table | None:
+        """All rollouts of the finished shards, in data-set order; None if none exist.
+
+        Raises ``RapStoreError`` if one is missing or damaged.
+        """
+        tables = []
+        for k in range(self.n_shards):
+            if not self._scores(k).exists():
+                continue
+            _, note, _ = self._verified_shard(self._scores(k), k, "score shard")
+            if note["rollouts"] is not None:
+                data = self._verified_rollouts(k, note["rollouts"])
+                tables.append(decoded(self._rollouts(k), data).cast(ROLLOUT_SCHEMA))
+        return pa.concat_tables(tables) if tables else None
+
+    def partial(self, k: int) -> Partial | None:
+        """What is kept of shard ``k`` while it is not whole; None if nothing is.
+
+        Raises ``RapStoreError`` if it is damaged (``open`` has set such a file aside).
+        """
+        path = self._partial(k)
+        if self._whole(k) or not path.exists():
+            return None
+        data, note, _ = self._verified_shard(path, k, "partial shard")
+        table = _filled(path, decoded(path, data), PARTIAL_SCHEMA)
+        wanted = list(self.shard_range(k))
+        if table["index"].to_pylist() != wanted[: table.num_rows]:
+            raise RapStoreError(f"{path}: holds other rows than the first of its shard")
+        flat = pa.concat_arrays(table["rollouts"].chunks).flatten()
+        rollouts = pa.Table.from_struct_array(flat).cast(ROLLOUT_SCHEMA)
+        scores = table.drop_columns(["rollouts"])
+        rollouts = rollouts if len(flat) else None
+        return Partial(scores, rollouts, note.get("tally", {}), note.get("rows") or {})
+
+    def tally(self, k: int) -> dict[str, int]:
+        """The counts that ``write`` was given. Raises ``RapStoreError``."""
+        _, note, _ = self._verified_shard(self._scores(k), k, "score shard")
+        return note.get("tally", {})
+
+    # -- inside
+
+    def _whole(self, k: int) -> bool:
+        return self._scores(k).exists()
+
+    def _partial(self, k: int) -> Path:
+        return self.path / f"partial-{k:05d}.parquet"
+
+    def _scores(self, k: int) -> Path:
+        return self.path / f"scores-{k:05d}.parquet"
+
+    def _rollouts(self, k: int) -> Path:
+        return self.path / f"rollouts-{k:05d}.parquet"
+
+    def _verified_shard(
+        self, path: Path, k: int, kind: str
+    ) -> tuple[bytes, dict[str, Any], str]:
+        """(bytes, note, digest) of a shard that is shard ``k`` of this very store."""
+        data, note, digest = verified(path)
+        if note.get("kind") != kind or note.get("shard") != k:
+            raise RapStoreError(f"{path}: holds {note.get('kind')} {note.get('shard')}")
+        other = other_run(self.fingerprint, note.get("fingerprint"), "fingerprint")
+        if other:
+            raise RapStoreError(f"{path}: is of another run ({other[0]})")
+        return data, note, digest
+
+    def _verified_rollouts(self, k: int, wanted: str) -> bytes:
+        path = self._rollouts(k)
+        data, _, digest = self._verified_shard(path, k, "rollout shard")
+        if digest != wanted:
+            raise RapStoreError(f"{path}: is not what {self._scores(k).name} was made from")
+        return data
+
+
+def _filled(path: Path, table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """``table`` in ``schema``, also where an older version wrote it."""
+    try:
+        return filled(table, schema).select(schema.names)
+    except (KeyError, pa.ArrowException) as error:
+        raise RapStoreError(f"{path}: has other columns than a score table: {error}") from (
+            error
+        )
+
+
+def read_header(path: Path) -> dict[str, Any] | None:
+    """store.json; None if there is none. Raises ``RapStoreError`` if it is damaged."""
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise store_error(f"{path}: cannot be read", error) from error
+    try:
+        header = json.loads(text)
+        version = header["schema_version"]
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
+        raise RapStoreError(f"{path}: is damaged: {error!r}") from error
+    check_version(path, version)
+    names = ("n_samples", "shard_size")
+    ok = all(isinstance(header.get(n), int) and header[n] >= 1 for n in names)
+    if not ok or not isinstance(header.get("fingerprint"), dict):
+        raise RapStoreError(f"{path}: is damaged: not the header of a score store")
+    return header

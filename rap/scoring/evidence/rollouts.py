@@ -1,0 +1,196 @@
+"""Evidence ``rollouts``: completions with and without the image, graded (the paper's).
+
+Source: arXiv 2506.04755, CDE, ACE and DRM. Which completion says what is stored whole, so
+that another checker needs no model.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+from ...config import ScoreConfig
+from ...model.rollouts import BLIND_ARM, IMAGE_ARM, Completion
+from ...samples.sample import Sample
+from ..jobs import Job, clean
+from ..scorer import Scorer
+from .base import PSI, Evidence, prepare_arms
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ...model.driver import ModelDriver
+
+
+class Rollouts(Evidence):
+    """m1 completions with the image, m0 without, and psi of a correct one."""
+
+    name = "rollouts"
+    columns = ("c1", "m1", "c0", "m0", *PSI, "n_drawn", "n_cut")
+
+    def prepare(
+        self,
+        job: Job,
+        sample: Sample,
+        images: list[Image],
+        other: list[Image] | None,
+        driver: ModelDriver,
+        config: ScoreConfig,
+    ) -> None:
+        prepare_arms(job, sample, images, other, driver)
+
+    def score(self, scorer: Scorer, jobs: list[Job]) -> None:
+        """M0 completions without the image, M1 with it, one forward for psi.
+
+        All completions of a batch are sampled together, batch_size * M rows; psi is read
+        off the first completion, by number, that the checker accepts.
+
+        The arm without the image runs first: where ``screen_lambda_c`` is set, a sample
+        that could not pass it even with every completion right is not sampled with the
+        image.
+        """
+        config = scorer.config
+        _run_arm(scorer, jobs, BLIND_ARM, config.m0)
+        rest = []
+        for job in jobs:
+            if not job.alive:
+                continue
+            c0, m0 = job.row["c0"], job.row["m0"]
+            if _may_pass(c0, m0, config.screen_lambda_c):
+                rest.append(job)
+            else:
+                job.row |= {"c1": 0, "m1": 0}
+        _run_arm(scorer, rest, IMAGE_ARM, config.m1)
+        traced = []
+        for job in rest:
+            if not job.alive:
+                continue
+            c1, m1, c0, m0 = (job.row[name] for name in ("c1", "m1", "c0", "m0"))
+            if not can_be_kept(c1, m1, c0, m0, config.screen_lambda_c):
+                continue
+            chosen = next(r for r in job.rollouts if r["arm"] == IMAGE_ARM and r["correct"])
+            job.row["truncated"] = chosen["finish_reason"] == "length"
+            scorer.respond(job, ("image",), chosen["token_ids"])
+            traced.append(job)
+        scorer.psi(traced, scorer.forward(traced, "image", attention=True))
+
+
+def _run_arm(scorer: Scorer, jobs: list[Job], arm: str, m: int) -> None:
+    """Sample and grade m completions of each job; counts go to c1, m1 or c0, m0.
+
+    With ``ScoreConfig.adaptive`` no more are sampled in an arm that is settled after so
+    many; those sampled are the first of the same m completions, by number.
+    """
+    look = min(m, scorer.config.adaptive or m)
+    failures: dict[int, dict[str, str]] = {id(job): {} for job in jobs}
+    for numbers in (range(look), range(look, m)):
+        going = [j for j in jobs if j.alive and not (numbers.start and _settled(j, arm))]
+        drawn = scorer.generate(going, arm, numbers) if numbers else {}
+        for job in going if numbers else ():
+            if job.alive:
+                _grade(scorer, job, arm, numbers, drawn[id(job)], failures[id(job)])
+    for job in jobs:
+        if job.alive:
+            _sum_up(job, arm, failures[id(job)])
+
+
+def _grade(
+    scorer: Scorer,
+    job: Job,
+    arm: str,
+    numbers: range,
+    drawn: Sequence[Completion],
+    failures: dict[str, str],
+) -> None:
+    """One row a completion; why some could not be judged goes to ``failures``."""
+    assert scorer.checker is not None  # evidence rollouts has one
+    for number, completion in zip(numbers, drawn, strict=True):
+        if completion.text.strip():
+            verdict = scorer.checker.check(
+                job.sample, completion.text, token_ids=completion.token_ids
+            )
+            ok, code = verdict.correct, verdict.code
+            if ok is None:
+                failures.setdefault(str(code), verdict.message or "")
+        else:
+            ok, code = False, "empty_response"
+        job.rollouts.append(_rollout_row(job, arm, number, completion, ok, code))
+
+
+def _counts(job: Job, arm: str) -> tuple[int, int, int]:
+    """(accepted, judged, drawn) of an arm."""
+    seen = [r["correct"] for r in job.rollouts if r["arm"] == arm]
+    return seen.count(True), len(seen) - seen.count(None), len(seen)
+
+
+def _settled(job: Job, arm: str) -> bool:
+    """Whether more completions of this arm would hardly change what becomes of a sample.
+
+    All right or all wrong so far: as sure as a first look can be that p is near 1 or 0.
+    The image arm of a sample that is always right without the image, too: its D <= 0.
+    """
+    correct, judged, drawn = _counts(job, arm)
+    if judged < drawn:
+        return False
+    always_blind = arm == IMAGE_ARM and job.row["c0"] == job.row["m0"]
+    return correct in (0, judged) or always_blind
+
+
+def _sum_up(job: Job, arm: str, failures: dict[str, str]) -> None:
+    """c and m of an arm, or the quarantine of a job that has none to count.
+
+    An empty completion is wrong, as any reward would have it: left out, a sample with
+    one right answer and four empty ones would pass for solved. Only if the image arm
+    gives nothing else is the sample quarantined. A completion that the checker could
+    not judge counts neither way.
+    """
+    correct, judged, drawn = _counts(job, arm)
+    n = "1" if arm == IMAGE_ARM else "0"
+    job.row |= {f"c{n}": correct, f"m{n}": judged}
+    codes = [r["code"] for r in job.rollouts if r["arm"] == arm]
+    if codes.count("empty_response") == drawn and arm == IMAGE_ARM:
+        job.quarantine("model", "empty_response", f"all {drawn} completions are empty")
+    elif judged == 0:
+        code = next(iter(failures)) if len(failures) == 1 else "few_rollouts"
+        said = "; ".join(failures.values())
+        message = f"none of {drawn} completions ({arm} arm) could be judged: {said}"
+        job.quarantine("check", code, message)
+
+
+def _may_pass(c0: int, m0: int, lambda_c: float | None) -> bool:
+    """Whether D > lambda_c is possible after the text arm (all right with the image)."""
+    return lambda_c is None or m0 - c0 > Fraction(str(lambda_c)) * m0
+
+
+def can_be_kept(c1: int, m1: int, c0: int, m0: int, lambda_c: float | None) -> bool:
+    """Whether any later choice may keep this sample, so that psi is worth a forward.
+
+    Needs one right answer with the image, and either D > lambda_c (0 if none is given: no
+    rule keeps a sample the image does not help) or a difficulty inside (0, 1).
+    """
+    if c1 < 1:
+        return False
+    gain = c1 * m0 - c0 * m1
+    return gain > Fraction(str(lambda_c or 0)) * m1 * m0 or c1 < m1
+
+
+def _rollout_row(
+    job: Job, arm: str, number: int, c: Completion, correct: bool | None, code: str | None
+) -> dict[str, Any]:
+    return {
+        "id": job.row["id"],
+        "index": job.row["index"],
+        "arm": arm,
+        "number": number,
+        "text": clean(c.text, sys.maxsize),
+        "token_ids": list(c.token_ids),
+        "finish_reason": c.finish_reason,
+        "seed": c.seed,
+        "correct": correct,
+        "code": code,
+    }
+
+
+EVIDENCE = Rollouts()

@@ -1,0 +1,60 @@
+"""What scoring cost, and what training on everything would."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..config import TRAIN_GROUP
+from ..model.rollouts import IMAGE_ARM
+from ..scores.table import SCORED
+
+
+def count_rows(table: pa.Table) -> dict[str, int]:
+    """Rows by status, quarantined ones by code."""
+    statuses, codes = table["status"].to_pylist(), table["code"].to_pylist()
+    names = (
+        status if status == SCORED else f"quarantined_{code}"
+        for status, code in zip(statuses, codes, strict=True)
+    )
+    return dict(sorted(Counter(names).items()))
+
+
+def ledger(
+    table: pa.Table, rollouts: pa.Table | None, wall_seconds: float
+) -> dict[str, Any]:
+    """What the scores cost, and what training on everything would draw.
+
+    ``forwards``: teacher-forced forwards, one a sample and arm; ``rollouts`` and
+    ``generated_tokens``: completions and sampled tokens, end tokens counted;
+    ``seconds``: the samples' shares of their batches' time, over all runs of the store;
+    ``wall_seconds``: this call, without loading the model. ``train_all``: the completions
+    of one epoch with groups of `TRAIN_GROUP` over every sample, and their tokens if as long
+    as this run's mean completion with the image (None if it drew none).
+    """
+    total = {
+        name: pc.sum(table[name]).as_py() or 0
+        for name in ("forwards", "generated_tokens", "seconds")
+    }
+    n = table.num_rows
+    n_rollouts, mean = 0, None
+    if rollouts is not None and rollouts.num_rows:
+        n_rollouts = rollouts.num_rows
+        with_image = rollouts.filter(pc.equal(rollouts["arm"], IMAGE_ARM))
+        mean = pc.mean(pc.list_value_length(with_image["token_ids"])).as_py()
+    everything = TRAIN_GROUP * n
+    return {
+        "samples": n,
+        "rollouts": n_rollouts,
+        **total,
+        "wall_seconds": wall_seconds,
+        "train_all": {
+            "group": TRAIN_GROUP,
+            "epochs": 1,
+            "rollouts": everything,
+            "tokens": None if mean is None else round(everything * mean),
+        },
+    }

@@ -1,0 +1,77 @@
+"""A row of the data set -> a `Job`: decoded, hashed, tokenised. Host only: ``prepare_job``
+runs in the worker threads of ``jobs.ahead``, before a batch meets the model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..config import ScoreConfig
+from ..errors import RapInputError
+from ..model.counterfactual import WITH_PARTNER, counterfactual_images
+from ..model.rollouts import row_seed
+from ..samples.sample import Bad, BadSample, sample_sha256
+from ..samples.sampleset import SampleSet, load_images
+from ..scores.table import SCORED
+from .evidence import EVIDENCE
+from .jobs import Job
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ..model.driver import ModelDriver
+
+
+def prepare_job(
+    samples: SampleSet, driver: ModelDriver, config: ScoreConfig, i: int
+) -> Job:
+    """Decode and preprocess sample i: host only, called from worker threads."""
+    sample = samples[i]
+    row: dict[str, Any] = {
+        "id": sample.id,
+        "index": sample.index,
+        "status": SCORED,
+        "evidence": config.evidence,
+        "forwards": 0,
+        "generated_tokens": 0,
+        "seconds": 0.0,
+    }
+    job = Job(row)
+    if isinstance(sample, Bad):
+        job.quarantine(sample.stage, sample.code, sample.message)
+        return job
+    row["source"] = sample.source
+    job.sample = sample
+    try:
+        images, hashes = load_images(sample, max_pixels=config.max_image_pixels)
+        row["image_sha256"] = ",".join(hashes)
+        row["sample_sha256"] = sample_sha256(sample, hashes)
+        other = counterfactual_images(
+            images,
+            config.counterfactual,
+            seed=row_seed(config.seed, sample.id, config.counterfactual, 0),
+            partner=_partner_images(samples, config, i),
+        )
+        EVIDENCE[config.evidence].prepare(job, sample, images, other, driver, config)
+    except BadSample as bad:
+        job.quarantine(bad.stage, bad.code, bad.message)
+    return job
+
+
+def _partner_images(samples: SampleSet, config: ScoreConfig, i: int) -> list[Image] | None:
+    """Images of another sample, for ``shuffle``: chosen by hash, the next one if bad."""
+    n = len(samples)
+    if config.counterfactual not in WITH_PARTNER:
+        return None
+    if n < 2:
+        raise RapInputError("counterfactual = 'shuffle' needs at least two samples")
+    mine = samples[i]
+    start = row_seed(config.seed, mine.id, "partner", 0) % (n - 1)
+    for step in range(min(n - 1, 100)):
+        other = samples[(i + 1 + (start + step) % (n - 1)) % n]
+        if isinstance(other, Bad):
+            continue
+        try:
+            return load_images(other, max_pixels=config.max_image_pixels)[0]
+        except BadSample:
+            continue
+    raise BadSample("image", "image_unreadable", "no other sample has a usable image")

@@ -1,0 +1,305 @@
+"""What evidence asks of the model, a batch of samples at a time.
+
+`Scorer` has what evidence (``scoring.evidence``) is made of: completions, teacher-forced
+forward passes, the head product (``rap.linear_cde``), psi (``rap.ace``).
+A sample that fails, for lack of memory or with values that are not finite, is quarantined,
+and the rest of its batch goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from .. import cuda, ops
+from ..config import ScoreConfig
+from ..errors import RapModelError
+from ..model.rollouts import IMAGE_ARM, Completion, degenerate, row_seed
+from ..rewards.checker import Checker
+from ..samples.sample import BadSample
+from ..scores.table import SCORE_SCHEMA
+from .batches import Failure, all_finite, in_halves, memory_of
+from .jobs import Job, clean
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..model.driver import Head, ModelDriver, Trace
+
+MIN_GROUPS = 8
+"""Groups of completions seen before a run is given up as degenerate."""
+
+DIVERGENCES = tuple(name for name in ops.CDE_OUTPUTS if name in SCORE_SCHEMA.names)
+"""Columns of a comparison of both arms over one response."""
+_HEAD = (*DIVERGENCES, "logp1", "logp0")
+_ATTENTION = ("log_psi", "attention_entropy", "attention_top", "image_mass")
+
+
+class Scorer:
+    """Asks one model, with one setting, about batches of samples.
+
+    ``allow_degenerate``: go on although most groups of completions are identical.
+    """
+
+    def __init__(
+        self,
+        driver: ModelDriver,
+        config: ScoreConfig,
+        checker: Checker | None,
+        allow_degenerate: bool,
+    ) -> None:
+        self.driver = driver
+        self.config = config
+        self.checker = checker
+        self.allow_degenerate = allow_degenerate
+        self.groups = 0
+        self.degenerate_groups = 0
+        self._heads: dict[torch.device, Head] = {}
+
+    def _head_for(self, hidden: torch.Tensor) -> Head:
+        """The head where the kernels run: on the CUDA device of the hidden states, or, for
+        a device that this build has no kernels for, on the host. Copied once, if at all."""
+        device = hidden.device
+        if device not in self._heads:
+            there = device.type == "cuda" and "cde" in cuda.rooms()
+            self._heads[device] = self.driver.head.to(device if there else "cpu")
+        return self._heads[device]
+
+    def compare_arms(self, jobs: list[Job]) -> dict[int, dict[str, Any]]:
+        """Divergences and psi of a response that both arms already carry."""
+        with_image = self.forward(jobs, "image", attention=True)
+        self.psi(jobs, with_image)
+        hidden = {key: _without_attention(t) for key, t in with_image.items()}
+        del with_image
+        without = self.forward(jobs, "blind", attention=False)
+        result = self.head(jobs, hidden, without)
+        for job in jobs:
+            if job.alive:
+                job.row |= {name: result[id(job)][name] for name in DIVERGENCES}
+                job.row.setdefault("truncated", False)
+        return result
+
+    def respond(self, job: Job, arms: Sequence[str], ids: Sequence[int]) -> None:
+        """Append a response to the prompts of these arms."""
+        try:
+            for arm in arms:
+                setattr(job, arm, self.driver.with_response(getattr(job, arm), ids))
+        except BadSample as bad:
+            job.quarantine("model", bad.code, bad.message)
+
+    def generate(
+        self, jobs: list[Job], arm: str, numbers: range, *, greedy: bool = False
+    ) -> dict[int, list[Completion]]:
+        """The completions of these numbers of each job, by ``id(job)``; failures are
+        quarantined."""
+        from ..model import rollouts
+
+        seed = self.config.seed
+        rows = [
+            (job, -1 if greedy else row_seed(seed, job.row["id"], arm, number))
+            for job in jobs
+            for number in numbers
+        ]
+
+        def run(part: Sequence[tuple[Job, int]]) -> list[Completion]:
+            which = "image" if arm == IMAGE_ARM else "blind"
+            prompts = [getattr(job, which) for job, _ in part]
+            groups = rollouts.generate(
+                self.driver,
+                prompts,
+                [[s] for _, s in part],
+                self.config.sampling,
+                greedy=greedy,
+            )
+            return [completion for (completion,) in groups]
+
+        drawn: dict[int, list[Completion]] = {id(job): [] for job in jobs}
+        for (job, _), result in zip(rows, in_halves(run, rows), strict=True):
+            if isinstance(result, Failure):
+                if job.alive:
+                    job.quarantine("model", result.code, f"generate: {result.message}")
+                continue
+            job.row["generated_tokens"] += result.n_sampled
+            job.row["n_drawn"] = job.row.get("n_drawn", 0) + 1
+            cut = result.finish_reason == "length"
+            job.row["n_cut"] = job.row.get("n_cut", 0) + cut
+            if result.failed_step is not None and job.alive:
+                where = f"{arm} arm, step {result.failed_step}"
+                job.quarantine("model", "nonfinite", f"logits not finite: {where}")
+            drawn[id(job)].append(result)
+        # A later look at an arm that was mixed cannot be degenerate: one group an arm.
+        if not greedy and len(numbers) >= 2 and numbers.start == 0:
+            for job in jobs:
+                if job.alive:
+                    same = degenerate(drawn[id(job)])
+                    job.groups += 1
+                    job.degenerate_groups += same
+                    self.count_groups(1, same)
+            self.check_degenerate(final=False)
+        return drawn
+
+    def count_groups(self, groups: int, degenerate: int) -> None:
+        """Take note of groups of completions, also those that an earlier run sampled."""
+        self.groups += groups
+        self.degenerate_groups += degenerate
+
+    def check_degenerate(self, *, final: bool) -> None:
+        """Raise ``RapModelError`` if half of all groups are degenerate.
+
+        During the run after `MIN_GROUPS`. At its end whatever their number is, but one
+        such group alone is no proof: it happens by chance with up to 5 % of the groups.
+        """
+        enough = self.degenerate_groups >= 2 if final else self.groups >= MIN_GROUPS
+        if self.allow_degenerate or not enough:
+            return
+        if 2 * self.degenerate_groups >= self.groups:
+            sampling = self.config.sampling
+            raise RapModelError(
+                f"{self.degenerate_groups} of {self.groups} groups of completions are "
+                "identical although the model gives other answers a fair chance: rollouts "
+                f"sampled with {sampling} tell nothing about difficulty. Raise "
+                "temperature, top_p or top_k, or pass allow_degenerate=True."
+            )
+
+    def forward(self, jobs: list[Job], which: str, *, attention: bool) -> dict[int, Trace]:
+        """Teacher-forced forwards of ``job.image``, ``.blind`` or ``.answer``."""
+        live = [job for job in jobs if job.alive]
+
+        def run(part: Sequence[Job]) -> list[Trace]:
+            prepared = [getattr(job, which) for job in part]
+            return self.driver.trace(prepared, attention=attention)
+
+        results = in_halves(run, live)
+        finite = all_finite([r for r in results if not isinstance(r, Failure)])
+        traces: dict[int, Trace] = {}
+        for job, result in zip(live, results, strict=True):
+            job.row["forwards"] += 1
+            if isinstance(result, Failure):
+                job.quarantine("model", result.code, f"{which} forward: {result.message}")
+            elif not next(finite):
+                bad = result.nonfinite()
+                job.quarantine("model", "nonfinite", f"{bad} is not finite ({which} arm)")
+            else:
+                traces[id(job)] = result
+        return traces
+
+    def head(
+        self, jobs: list[Job], with_image: dict[int, Trace], without: dict[int, Trace]
+    ) -> dict[int, dict[str, Any]]:
+        """Divergences and log-probabilities through the language-model head, by id(job).
+
+        ``"1"`` and ``"0"`` hold (mean log p, number of tokens) of the response.
+        """
+        live = [job for job in jobs if job.alive]
+
+        def run(part: Sequence[Job]) -> list[list[float]]:
+            return self._rows([(with_image[id(job)], without[id(job)]) for job in part])
+
+        found: dict[int, dict[str, Any]] = {}
+        for job, result in zip(live, in_halves(run, live), strict=True):
+            if isinstance(result, Failure):
+                job.quarantine("model", result.code, f"head: {result.message}")
+                continue
+            row = dict(zip(_HEAD, result, strict=True))
+            bad = [name for name, x in row.items() if not math.isfinite(x)]
+            if bad:
+                job.quarantine("model", "nonfinite", f"{bad[0]} is not finite (head)")
+                continue
+            n = len(with_image[id(job)].response_ids)
+            found[id(job)] = row | {"1": (row["logp1"], n), "0": (row["logp0"], n)}
+        return found
+
+    def _rows(self, pairs: list[tuple[Trace, Trace]]) -> list[list[float]]:
+        """What the head gives for each pair: the numbers of `_HEAD`."""
+        import torch
+
+        device = pairs[0][0].hidden.device
+        sizes = torch.tensor([0] + [len(a.response_ids) for a, _ in pairs])
+        head = self._head_for(pairs[0][0].hidden)
+        with memory_of(device):
+            result = ops.linear_cde(
+                torch.cat([a.hidden for a, _ in pairs]),
+                torch.cat([b.hidden for _, b in pairs]),
+                head.weight,
+                bias=head.bias,
+                scale=head.scale,
+                softcap=head.softcap,
+                targets=torch.cat([a.response_ids for a, _ in pairs]).to(device),
+                cu_seqlens=sizes.cumsum(0).to(device),
+                memory=self.config.linear_memory,
+            )
+        # one copy, one wait for a device
+        return torch.stack([getattr(result, name).double() for name in _HEAD]).T.tolist()
+
+    def psi(self, jobs: list[Job], traces: dict[int, Trace]) -> None:
+        """Attention confidence of the with-image response; method.md section 2."""
+        live = [job for job in jobs if job.alive]
+
+        def run(part: Sequence[Job]) -> list[list[float]]:
+            return self._attention([traces[id(job)] for job in part])
+
+        for job, result in zip(live, in_halves(run, live), strict=True):
+            if isinstance(result, Failure):
+                job.quarantine("model", result.code, f"attention: {result.message}")
+                continue
+            *numbers, place = result
+            row = dict(zip(_ATTENTION, numbers, strict=True))
+            bad = [k for k, v in row.items() if math.isnan(v) or v == math.inf]
+            if bad:
+                job.quarantine("model", "nonfinite", f"{bad[0]} is not finite (attention)")
+                continue
+            trace, position = traces[id(job)], int(place)
+            job.row |= row
+            job.row |= {
+                "psi_position": position,
+                "psi_token": self._token(job, trace, position),
+                "n_response": len(trace.response_ids),
+            }
+
+    def _attention(self, traces: list[Trace]) -> list[list[float]]:
+        """For each trace the numbers of `_ATTENTION` and the position."""
+        import torch
+
+        with memory_of(traces[0].hidden.device):
+            results = [self._ace(trace) for trace in traces]
+        names = (*_ATTENTION, "position")
+        # one copy, one wait for a device
+        values = torch.stack([getattr(r, n).double() for r in results for n in names])
+        return values.reshape(len(traces), len(names)).tolist()
+
+    def _ace(self, trace: Trace) -> Any:
+        ace = self.config.ace
+        return ops.ace(
+            trace.q,
+            trace.k,
+            response_start=trace.n_prompt,
+            scale=trace.scaling,
+            sigma=ace.sigma,
+            heads=ace.heads,
+            renormalise=ace.renormalise,
+            normalise=ace.normalise,
+            min_rows=ace.min_rows,
+            window=ace.window,
+            key_window=trace.key_window,
+            columns=ace.columns,
+            column_mask=~trace.special_mask,
+            image_mask=trace.image_mask,
+        )
+
+    def _token(self, job: Job, trace: Trace, position: int) -> str | None:
+        if position < 0:
+            return None
+        if position >= trace.n_prompt:
+            token = int(trace.response_ids[position - trace.n_prompt])
+        else:
+            assert job.image is not None  # it was just traced
+            token = int(job.image.inputs["input_ids"].flatten()[position])
+        tokenizer = getattr(self.driver.processor, "tokenizer", self.driver.processor)
+        return clean(tokenizer.decode([token]), 100)
+
+
+def _without_attention(trace: Trace) -> Trace:
+    """The trace without q and k, which are large and no longer needed."""
+    return dataclasses.replace(trace, q=None, k=None)

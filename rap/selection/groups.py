@@ -1,0 +1,80 @@
+"""``by=``: the groups of a table, and how many samples the budget gives each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+
+import numpy as np
+import pyarrow as pa
+
+from ..errors import RapConfigError
+from ..scores.columns import as_fraction
+from ..scores.scores import Scores
+
+Group = tuple[object, np.ndarray]
+"""(value, int64 rows, ascending)"""
+
+
+def groups_of(scores: Scores, by: str | None) -> list[Group]:
+    """The groups by the values of a column (null too), in order of first appearance.
+
+    Raises ``RapConfigError`` if there is no such column (``Scores.column`` says where it
+    looks), or it holds neither text, integers nor true/false.
+    """
+    if by is None:
+        return [(None, np.arange(len(scores)))]
+    column = scores.column(by)
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    kinds = (
+        pa.types.is_string,
+        pa.types.is_large_string,
+        pa.types.is_integer,
+        pa.types.is_boolean,
+        pa.types.is_null,
+    )
+    if not any(kind(column.type) for kind in kinds):
+        raise RapConfigError(f"by = {by!r}: a {column.type} column makes no groups")
+    if pa.types.is_null(column.type):
+        column = column.cast(pa.string())
+    encoded = column.dictionary_encode(null_encoding="encode")
+    codes = encoded.indices.to_numpy(zero_copy_only=False)
+    order = np.argsort(codes, kind="stable")
+    bounds = np.cumsum(np.bincount(codes, minlength=len(encoded.dictionary)))[:-1]
+    names = encoded.dictionary.to_pylist()
+    return list(zip(names, np.split(order, bounds), strict=True))
+
+
+def budget_size(budget: float, n: int) -> int:
+    """How many of ``n`` samples a budget keeps: k if ``budget`` is the float k/n, else
+    the budget as a decimal times n, rounded down (see ``choose``)."""
+    share = as_fraction("budget", budget)
+    nearest = round(share * n)
+    return nearest if nearest / n == float(share) else math.floor(share * n)
+
+
+def budget_by_group(
+    budget: float, groups: Sequence[Group], passes: np.ndarray, rank: np.ndarray
+) -> list[int]:
+    """How many samples each group keeps: largest remainder.
+
+    Each group gets ``budget_size`` of its own rows. What is then missing to
+    ``budget_size`` of all rows goes, one each, to the groups with the largest remainder
+    that have another candidate; among equal remainders to those whose next one is best.
+    passes: bool [n], candidates. rank: int64 [n], unique, the best candidate's the least.
+    """
+    sizes = [len(rows) for _, rows in groups]
+    base = [budget_size(budget, size) for size in sizes]
+    left = budget_size(budget, sum(sizes)) - sum(base)
+    share = as_fraction("budget", budget)
+    open_groups: list[tuple[Fraction, int, int]] = []
+    for i, (_, rows) in enumerate(groups if left > 0 and len(groups) > 1 else ()):
+        candidates = rank[rows[passes[rows]]]
+        if base[i] < len(candidates):
+            best = int(np.partition(candidates, base[i])[base[i]])
+            open_groups.append((base[i] - share * sizes[i], best, i))
+    for _, _, i in sorted(open_groups)[: max(left, 0)]:
+        base[i] += 1
+    return base

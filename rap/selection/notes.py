@@ -1,0 +1,156 @@
+"""What ``choose`` warns of, in sentences, and the counts behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..config import ChooseConfig
+from ..errors import RapInputError
+from ..scores.evidence import Evidence, probability
+
+CUT_SHARE = 0.1
+"""A warning from this share of completions on that were cut at max_new_tokens."""
+FAINT = 1e-6
+"""A median p(answer) below this says that the model does not answer in the reference's
+form, rather than that the questions are hard."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """``cut``: (completions cut, sampled), None: not counted. ``median_p``: the median
+    p(answer) with the image, None: no probabilities. ``meta``: ``Scores.meta``."""
+
+    cut: tuple[int, int] | None
+    median_p: float | None
+    meta: Mapping[str, Any]
+
+    @property
+    def found(self) -> dict[str, Any]:
+        """As the settings of a selection hold it."""
+        cut, drawn = self.cut or (None, None)
+        return {"completions": drawn, "cut": cut, "median_p_answer": self.median_p}
+
+    @property
+    def max_new_tokens(self) -> str:
+        """ "max_new_tokens = 256", or without the number where it is not known."""
+        tree: Any = self.meta
+        for name in ("fingerprint", "config", "sampling", "max_new_tokens"):
+            tree = tree.get(name) if isinstance(tree, Mapping) else None
+        return "max_new_tokens" + (f" = {tree}" if isinstance(tree, int) else "")
+
+
+def cut_completions(table: pa.Table) -> tuple[int, int] | None:
+    """(cut at max_new_tokens, sampled) over a score table; None if nobody counted."""
+    drawn = pc.sum(table["n_drawn"]).as_py()
+    return None if not drawn else (pc.sum(table["n_cut"]).as_py() or 0, drawn)
+
+
+def median_probability(
+    evidence: Evidence, config: ChooseConfig, table: pa.Table
+) -> float | None:
+    """The median p(answer) with the image over valid samples; None if none has one.
+
+    Raises ``RapInputError`` if it has one and not a single sample is solved: no selection
+    could be made.
+    """
+    if evidence.measured.counts is not None:
+        return None
+    p = probability(table, "1", config.likelihood)[evidence.valid]
+    p = p[~np.isnan(p)]
+    if not p.size:
+        return None
+    median = float(np.median(p))
+    solved = evidence.valid & ~evidence.unsolved
+    if not solved.any():
+        raise RapInputError(
+            f"nothing to choose from: all {p.size} samples with an answer are unsolved, "
+            f"difficulty >= {config.unsolved:g} (median p(answer) {median:.2g}). {_FORM}"
+        )
+    return median
+
+
+_FORM = (
+    "The model gives the reference answers almost no probability: is the reference the "
+    "bare answer, in the form the model writes after answer_prefix? For long references "
+    "choose with likelihood='mean'"
+)
+
+
+def notes_of(
+    evidence: Evidence,
+    config: ChooseConfig,
+    found: dict[str, Any],
+    groups: Sequence[dict[str, Any]],
+    threshold: Fraction | None,
+    counted: Counted,
+) -> list[str]:
+    """The warnings of a selection, but for those about attention."""
+    asked = "" if threshold is None else f"D > {float(threshold):g} and "
+    return [
+        *_about_size(found, asked),
+        *_about_replacing(found),
+        *_about_screening(evidence, groups, threshold),
+        *_about_answers(counted),
+    ]
+
+
+def _about_size(found: dict[str, Any], asked: str) -> list[str]:
+    target, kept = found["target"], found["kept"]
+    if target == 0:
+        return [f"the budget allows no sample: floor(budget * {found['samples']}) = 0"]
+    if target is not None and kept < target:
+        return [
+            f"short result: {kept} of {target} kept; {found['candidates']} samples have "
+            f"{asked}pass ACE"
+        ]
+    if kept == 0:
+        return [f"no sample is kept: none has {asked}passes ACE"]
+    return []
+
+
+def _about_replacing(found: dict[str, Any]) -> list[str]:
+    notes, removed, replaced = [], found["trivial_removed"], found["replaced"]
+    if replaced < removed:
+        notes.append(
+            f"{replaced} of {removed} trivial samples replaced: no more candidates"
+        )
+    if replaced and replaced == found["kept"]:
+        notes.append(
+            "every kept sample is a replacement: all survivors of CDE and ACE are trivial"
+        )
+    return notes
+
+
+def _about_screening(
+    evidence: Evidence, groups: Sequence[dict[str, Any]], threshold: Fraction | None
+) -> list[str]:
+    if threshold is None:
+        return []
+    lowest = min((g["lambda_c"] for g in groups), default=float(threshold))
+    screened = int((evidence.valid & (evidence.measured.d_bound > lowest)).sum())
+    if not screened:
+        return []
+    return [
+        f"{screened} samples were never tried with the image (screen_lambda_c) though "
+        f"their D may exceed {lowest:g}; score again with a lower screen_lambda_c"
+    ]
+
+
+def _about_answers(counted: Counted) -> list[str]:
+    notes = []
+    cut, drawn = counted.cut or (0, 0)
+    if drawn and cut >= CUT_SHARE * drawn:
+        notes.append(
+            f"{cut} of {drawn} completions were cut at {counted.max_new_tokens}: an answer "
+            "that was cut counts as wrong; score again with more"
+        )
+    if counted.median_p is not None and counted.median_p < FAINT:
+        notes.append(f"median p(answer) with the image is {counted.median_p:.2g}. {_FORM}")
+    return notes
