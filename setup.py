@@ -91,13 +91,26 @@ def architectures(nvcc: str) -> list[int]:
     return [arch for arch in ARCHITECTURES if arch in known]
 
 
+def with_includes(sources: list[Path]) -> list[Path]:
+    """The sources and every file of csrc/ that they include, at any depth, in order."""
+    found: dict[Path, None] = dict.fromkeys(sources)
+    queue = list(sources)
+    while queue:
+        path = queue.pop(0)
+        for name in re.findall(r'^\s*#include "([^"]+)"', path.read_text(), re.M):
+            included = (path.parent / name).resolve()
+            if included.is_file() and included not in found:
+                found[included] = None
+                queue.append(included)
+    return list(found)
+
+
 def compile_fatbins(nvcc: str, archs: list[int], sources: list[Path]) -> None:
     """One call of nvcc for all rooms and architectures; nothing if nothing changed."""
     codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
     codes.append(f"-gencode=arch=compute_{archs[0]},code=compute_{archs[0]}")
     flags = [*NVCC, *codes]
-    read = [*sources, *(ROOT / h for h in HEADERS)]
-    text = b"\0".join(p.read_bytes() for p in read)
+    text = b"\0".join(p.read_bytes() for p in with_includes(sources))
     stamp = hashlib.sha256(repr((nvcc, flags, sources)).encode() + text).hexdigest()
     if (CUDA_BUILD / "stamp").is_file() and (CUDA_BUILD / "stamp").read_text() == stamp:
         return

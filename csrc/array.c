@@ -4,8 +4,8 @@
 #define NPY_NO_DEPRECATED_API NPY_1_25_API_VERSION
 #define NPY_TARGET_VERSION NPY_1_25_API_VERSION
 #include <numpy/arrayobject.h>
+#include <string.h>
 
-#include "cuda_py.h"
 #include "status.h"
 #include "third_party/dlpack.h"
 
@@ -20,15 +20,6 @@ bool
 rap_array_setup(void)
 {
     return import_numpy() == 0;
-}
-
-void
-rap_array_release(rap_array *view)
-{
-    if (view->release != NULL) {
-        view->release(view->owner);
-    }
-    *view = (rap_array){0};
 }
 
 /* --- checks every producer shares ---------------------------------------------------- */
@@ -51,6 +42,13 @@ fits(const char *name, rap_array *view, rap_error *err)
             view->stride[i] = dense;
             dense *= RAP_MAX(1, view->shape[i]);
         }
+    }
+    else if (view->data == NULL) {
+        return rap_fail(
+            err, RAP_EINPUT,
+            "%s: %lld elements and no memory that holds them; pass an ordinary "
+            "array (a torch tensor: x.dequantize(), x.full_tensor() or x.clone())",
+            name, (long long)size);
     }
     if ((uintptr_t)view->data % rap_dtype_size(view->dtype) != 0) {
         return rap_fail(err, RAP_EINPUT, "%s: not aligned to its dtype", name);
@@ -216,7 +214,7 @@ from_dltensor(const DLTensor *t, const char *name, rap_array *view, rap_error *e
         view->stride[i] = t->strides != NULL ? t->strides[i] : dense;
         dense *= t->shape[i];
     }
-    view->data = (char *)t->data + t->byte_offset;
+    view->data = t->data == NULL ? NULL : (char *)t->data + t->byte_offset;
     return fits(name, view, err);
 }
 
@@ -287,6 +285,12 @@ exchange_api(PyObject *object)
     return api != NULL && api->header.version.major == DLPACK_MAJOR_VERSION ? api : NULL;
 }
 
+int64_t
+rap_dlpack_stream(int64_t stream)
+{
+    return stream == 0 ? 1 : stream; /* 0 is ambiguous there: 1 is the legacy stream */
+}
+
 /* Whether what the producer queues on the array's device now comes before what is queued on
  * `stream` (as the array API counts): then nobody has to wait for anybody. */
 static bool
@@ -306,6 +310,32 @@ in_order(const DLPackExchangeAPI *api, DLDevice device, int64_t stream)
     return rap_dlpack_stream((int64_t)(intptr_t)theirs) == stream;
 }
 
+/* What a framework says of a tensor that it cannot export, one without memory of its own
+ * (sparse, quantised, passed in by vmap), as our error; other exceptions stay. */
+static bool
+not_exported(const char *name, rap_error *err)
+{
+    PyObject *type, *value, *traceback, *text = NULL;
+    const char *said = NULL;
+
+    if (!PyErr_ExceptionMatches(PyExc_RuntimeError)) {
+        return rap_fail(err, RAP_EPYTHON, "%s", name);
+    }
+    PyErr_Fetch(&type, &value, &traceback);
+    text = value != NULL ? PyObject_Str(value) : NULL;
+    said = text != NULL ? PyUnicode_AsUTF8AndSize(text, NULL) : NULL;
+    PyErr_Clear();
+    rap_fail(err, RAP_EINPUT,
+             "%s: no memory of its own that could be read; pass an ordinary tensor, e.g. "
+             "x.to_dense() or x.dequantize() (%.*s)",
+             name, said != NULL ? (int)strcspn(said, "\n") : 0, said != NULL ? said : "");
+    Py_XDECREF(text);
+    Py_XDECREF(type);
+    Py_XDECREF(value);
+    Py_XDECREF(traceback);
+    return false;
+}
+
 /* An owning export: the memory stays whatever another thread does to the tensor. False in
  * `taken`: the array is to be asked for in the other way, which waits. */
 static bool
@@ -316,7 +346,7 @@ from_exchange(const DLPackExchangeAPI *api, PyObject *object, int64_t stream,
 
     *taken = true;
     if (api->managed_tensor_from_py_object_no_sync(object, &managed) != 0) {
-        return rap_fail(err, RAP_EPYTHON, "%s", name);
+        return not_exported(name, err);
     }
     if (!in_order(api, managed->dl_tensor.device, stream)) {
         *taken = false;
@@ -448,35 +478,9 @@ from_producer(PyObject *object, int64_t stream, const char *name, rap_array *vie
     return ok;
 }
 
-bool
-rap_array_from_device(PyObject *object, const char *name, bool optional, int64_t stream,
-                      rap_array *view, rap_error *err)
+static bool
+is_in_host_memory(const char *name, rap_array *view, rap_error *err)
 {
-    static const char nothing[64] = {0};
-    bool ok;
-
-    if (object == NULL || object == Py_None) {
-        return optional
-               || rap_fail(err, RAP_ETYPE, "%s: expected an array, got None", name);
-    }
-    ok = PyArray_Check(object) ? from_numpy((PyArrayObject *)object, name, view, err)
-                               : from_producer(object, stream, name, view, err);
-    if (!ok) {
-        rap_array_release(view);
-    }
-    else if (view->data == NULL) {
-        view->data = (void *)nothing; /* empty tensors may have no memory at all */
-    }
-    return ok;
-}
-
-bool
-rap_array_from(PyObject *object, const char *name, bool optional, rap_array *view,
-               rap_error *err)
-{
-    if (!rap_array_from_device(object, name, optional, RAP_NO_STREAM, view, err)) {
-        return false;
-    }
     if (view->device != 0) {
         rap_array_release(view);
         return rap_fail(err, RAP_EINPUT,
@@ -487,29 +491,39 @@ rap_array_from(PyObject *object, const char *name, bool optional, rap_array *vie
     return true;
 }
 
-static bool
-is_answer(const rap_array *view, rap_dtype dtype, const char *name, rap_error *err)
+bool
+rap_array_from(PyObject *object, const char *name, int64_t stream, rap_array *view,
+               rap_error *err)
 {
+    static const char nothing[64] = {0};
+    bool ok;
+
+    if (object == Py_None) {
+        return rap_fail(err, RAP_ETYPE, "%s: expected an array, got None", name);
+    }
+    ok = PyArray_Check(object) ? from_numpy((PyArrayObject *)object, name, view, err)
+                               : from_producer(object, stream, name, view, err);
+    if (!ok) {
+        rap_array_release(view);
+        return false;
+    }
+    if (view->data == NULL) {
+        view->data = (void *)nothing; /* empty tensors may have no memory at all */
+    }
+    return stream != RAP_NO_STREAM || is_in_host_memory(name, view, err);
+}
+
+bool
+rap_array_out(PyObject *object, const char *name, rap_dtype dtype, int64_t stream,
+              rap_array *view, rap_error *err)
+{
+    if (!rap_array_from(object, name, stream, view, err)) {
+        return false;
+    }
     if (view->dtype != dtype || view->readonly || view->ndim < 1
         || (view->shape[view->ndim - 1] > 1 && view->stride[view->ndim - 1] != 1))
     {
         return rap_fail(err, RAP_ETYPE, "%s: expected a writable contiguous array", name);
     }
     return true;
-}
-
-bool
-rap_array_out_device(PyObject *object, const char *name, rap_dtype dtype, int64_t stream,
-                     rap_array *view, rap_error *err)
-{
-    return rap_array_from_device(object, name, false, stream, view, err)
-           && is_answer(view, dtype, name, err);
-}
-
-bool
-rap_array_out(PyObject *object, const char *name, rap_dtype dtype, rap_array *view,
-              rap_error *err)
-{
-    return rap_array_from(object, name, false, view, err)
-           && is_answer(view, dtype, name, err);
 }

@@ -2,10 +2,11 @@
  *
  * What Python asks of the CUDA side besides the kernels.
  */
-#include "cuda_py.h"
-
+#include "array.h"
 #include "cuda/fatbin.h"
+#include "driver.h"
 #include "gemm/gemm_cuda.h"
+#include "module.h"
 #include "status.h"
 #include "third_party/dlpack.h"
 
@@ -193,7 +194,9 @@ rap_py_cuda_read(PyObject *module, PyObject *args)
     if (!PyArg_ParseTuple(args, "OKiL:cuda_read", &array, &pointer, &ordinal, &stream)) {
         return NULL;
     }
-    if (rap_array_from(array, "to", false, &to, &err) && !to.readonly && to.ndim == 1) {
+    if (rap_array_from(array, "to", RAP_NO_STREAM, &to, &err) && !to.readonly
+        && to.ndim == 1)
+    {
         PyThreadState *saved = PyEval_SaveThread();
 
         if (rap_cuda_enter(rap_state_of(module)->cuda, ordinal, (void *)(intptr_t)stream,
@@ -330,90 +333,4 @@ rap_py_cuda_dlpack(PyObject *module, PyObject *args)
         delete_exported(&e->managed);
     }
     return capsule;
-}
-
-/* --- a call of a room ---------------------------------------------------------------- */
-
-int64_t
-rap_dlpack_stream(int64_t stream)
-{
-    return stream == 0 ? 1 : stream; /* 0 is ambiguous there: 1 is the legacy stream */
-}
-
-static bool
-same_device(const rap_device_array *arrays, rap_error *err)
-{
-    const int device = arrays[0].view->device;
-
-    for (const rap_device_array *a = arrays; a->view != NULL; a++) {
-        if (a->view->data == NULL || a->view->device == device
-            || (a->small && a->view->device == 0))
-        {
-            continue;
-        }
-        return rap_fail(err, RAP_EINPUT, "%s and %s must be on the same device",
-                        arrays[0].name, a->name);
-    }
-    return device > 0
-           || rap_fail(err, RAP_EINPUT, "%s is not on a CUDA device", arrays[0].name);
-}
-
-static bool
-workspace(const rap_device_plan *plan, int64_t bytes, int device, rap_array *view,
-          rap_error *err)
-{
-    PyObject *memory;
-    bool ok;
-
-    if (bytes == 0) {
-        return true;
-    }
-    memory = PyObject_CallFunction(plan->allocate, "L", (long long)rap_ceil_div(bytes, 8));
-    if (memory == NULL) {
-        return rap_fail(err, RAP_EPYTHON, "workspace");
-    }
-    ok = rap_array_out_device(memory, "workspace", RAP_I64, rap_dlpack_stream(plan->stream),
-                              view, err);
-    if (ok && (view->device != device || view->ndim != 1 || 8 * view->shape[0] < bytes)) {
-        ok = rap_fail(err, RAP_EINPUT, "workspace: too small, or on another device");
-    }
-    Py_DECREF(memory);
-    return ok;
-}
-
-static bool
-run(const rap_state *state, const rap_device_array *arrays, const rap_device_plan *plan,
-    const rap_array *space, void *args, rap_error *err)
-{
-    rap_cuda_call call;
-    bool ok = rap_cuda_enter(state->cuda, arrays[0].view->device - 1, (void *)plan->stream,
-                             &call, err);
-
-    call.blas = state->blas;
-    for (const rap_device_array *a = arrays; ok && a->view != NULL; a++) {
-        ok = a->view->device == 0 || rap_cuda_holds(&call, a->view, a->name, err);
-    }
-    ok = ok && rap_cuda_holds(&call, space, "workspace", err)
-         && plan->run(args, &call, space->data, err);
-    rap_cuda_leave(&call);
-    return ok;
-}
-
-bool
-rap_run_on_device(PyObject *module, const rap_device_array *arrays,
-                  const rap_device_plan *plan, void *args, rap_error *err)
-{
-    rap_array space = {0};
-    const rap_state *state = rap_state_of(module);
-    bool ok = same_device(arrays, err)
-              && workspace(plan, plan->bytes(args), arrays[0].view->device, &space, err);
-
-    if (ok) {
-        PyThreadState *saved = PyEval_SaveThread();
-
-        ok = run(state, arrays, plan, &space, args, err);
-        PyEval_RestoreThread(saved);
-    }
-    rap_array_release(&space);
-    return ok;
 }

@@ -11,76 +11,6 @@
 #include "driver.h"
 #include "gemm/gemm_cuda.h"
 
-rap_state *
-rap_state_of(PyObject *module)
-{
-    return PyModule_GetState(module);
-}
-
-/* True when a signal handler raised (Ctrl-C). Runs on the calling thread only. */
-static bool
-poll_signals(void *arg)
-{
-    PyGILState_STATE gil = PyGILState_Ensure();
-    bool stop = PyErr_CheckSignals() != 0;
-
-    (void)arg;
-    PyGILState_Release(gil);
-    return stop;
-}
-
-PyThreadState *
-rap_begin(PyObject *module, int threads, double work, rap_exec *exec)
-{
-    rap_state *state = rap_state_of(module);
-    bool small = work < RAP_GIL_BYTES;
-
-    *exec = (rap_exec){.threads = small ? 1 : RAP_MAX(1, threads),
-                       .pool = state->pool,
-                       .kernels = state->kernels,
-                       .poll = poll_signals};
-    atomic_init(&exec->stop, false);
-    exec->fp_mode = rap_fp_mode_enter();
-    return small ? NULL : PyEval_SaveThread();
-}
-
-void
-rap_end(PyThreadState *saved, const rap_exec *exec)
-{
-    rap_fp_mode_leave(exec->fp_mode);
-    if (saved != NULL) {
-        PyEval_RestoreThread(saved);
-    }
-}
-
-PyObject *
-rap_result(PyObject *module, const rap_error *err)
-{
-    switch (err->status) {
-    case RAP_OK:
-        Py_RETURN_NONE;
-    case RAP_EINPUT:
-        PyErr_SetString(rap_state_of(module)->input_error, err->text);
-        break;
-    case RAP_ETYPE:
-        PyErr_SetString(PyExc_TypeError, err->text);
-        break;
-    case RAP_EMEMORY:
-        PyErr_SetString(PyExc_MemoryError, err->text);
-        break;
-    case RAP_ECONFIG:
-        PyErr_SetString(rap_state_of(module)->config_error, err->text);
-        break;
-    case RAP_EDEVICE:
-        PyErr_SetString(rap_state_of(module)->device_error, err->text);
-        break;
-    case RAP_EINTERRUPT:
-    case RAP_EPYTHON:
-        break; /* set by whoever met it */
-    }
-    return NULL;
-}
-
 /* --- module functions ---------------------------------------------------------------- */
 
 static PyObject *
@@ -125,32 +55,21 @@ isa(PyObject *module, PyObject *args)
 }
 
 static PyMethodDef methods[] = {
-    {"cde", (PyCFunction)(void (*)(void))rap_py_cde, METH_VARARGS | METH_KEYWORDS,
+    {"cde", rap_py_cde, METH_VARARGS,
      PyDoc_STR("Divergences from logits; see rap.cde and csrc/cde/cde.h.")},
-    {"linear_cde", (PyCFunction)(void (*)(void))rap_py_linear_cde,
-     METH_VARARGS | METH_KEYWORDS,
+    {"linear_cde", rap_py_linear_cde, METH_VARARGS,
      PyDoc_STR("Divergences from hidden states; see rap.linear_cde and csrc/cde/cde.h.")},
-    {"ace", (PyCFunction)(void (*)(void))rap_py_ace, METH_VARARGS | METH_KEYWORDS,
+    {"cde_means", rap_py_cde_means, METH_VARARGS,
+     PyDoc_STR("Means of cde's answers over packed samples, on a CUDA device.")},
+    {"ace", rap_py_ace, METH_VARARGS,
      PyDoc_STR("Attention confidence from q and k; see rap.ace and csrc/ace/ace.h.")},
-    {"drm", (PyCFunction)(void (*)(void))rap_py_drm, METH_VARARGS | METH_KEYWORDS,
+    {"drm", rap_py_drm, METH_VARARGS,
      PyDoc_STR("The k hardest samples; see rap.drm and csrc/drm/drm.h.")},
     {"isa", isa, METH_VARARGS,
      PyDoc_STR(
          "isa(name=None) -> name of the kernel table in use before; sets it if given.")},
     {"isa_names", isa_names, METH_NOARGS,
      PyDoc_STR("Kernel tables this processor can run, best first.")},
-    {"cde_cuda", (PyCFunction)(void (*)(void))rap_py_cde_cuda, METH_VARARGS | METH_KEYWORDS,
-     PyDoc_STR("cde on a CUDA device: queued on `stream`.")},
-    {"linear_cde_cuda", (PyCFunction)(void (*)(void))rap_py_linear_cde_cuda,
-     METH_VARARGS | METH_KEYWORDS,
-     PyDoc_STR("linear_cde on a CUDA device: queued on `stream`.")},
-    {"cde_means_cuda", (PyCFunction)(void (*)(void))rap_py_cde_means_cuda,
-     METH_VARARGS | METH_KEYWORDS,
-     PyDoc_STR("Means of cde's answers over packed samples: queued on `stream`.")},
-    {"ace_cuda", (PyCFunction)(void (*)(void))rap_py_ace_cuda, METH_VARARGS | METH_KEYWORDS,
-     PyDoc_STR("ace on a CUDA device: queued on `stream`.")},
-    {"drm_cuda", (PyCFunction)(void (*)(void))rap_py_drm_cuda, METH_VARARGS | METH_KEYWORDS,
-     PyDoc_STR("drm on a CUDA device: waits for `stream`.")},
     {"cuda_info", rap_py_cuda_info, METH_NOARGS,
      PyDoc_STR("What CUDA would compute with here, and why it cannot: see rap.info().")},
     {"cublaslt", rap_py_cublaslt, METH_VARARGS,

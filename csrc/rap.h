@@ -87,6 +87,13 @@ rap_ceil_div(int64_t a, int64_t b)
     return (a + b - 1) / b;
 }
 
+/* Number i of a vector of int64 in host memory. */
+static inline int64_t
+rap_i64_at(const rap_array *v, int64_t i)
+{
+    return ((const int64_t *)v->data)[i * v->stride[0]];
+}
+
 static inline size_t
 rap_dtype_size(rap_dtype dtype)
 {

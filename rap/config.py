@@ -15,6 +15,8 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypedDict, get_args
 
+from .divergences import DIVERGENCES as DIVERGENCES
+from .divergences import DivergenceName
 from .errors import RapConfigError
 from .settings import Ge, Gt, Le, Lt, Number, Predicate, setting, settings
 
@@ -24,14 +26,12 @@ ColumnsName = Literal["response", "prompt", "all"]
 RuleName = Literal["budget", "paper"]
 OrderName = Literal["gain", "learnable"]
 LikelihoodName = Literal["product", "mean"]
-DivergenceName = Literal["js", "kl", "rkl", "jeffreys", "tv", "hellinger2"]
 
 EVIDENCE: tuple[str, ...] = get_args(EvidenceName)
 COUNTERFACTUALS: tuple[str, ...] = get_args(CounterfactualName)
 COLUMNS: tuple[str, ...] = get_args(ColumnsName)
 RULES: tuple[str, ...] = get_args(RuleName)
 ORDERS: tuple[str, ...] = get_args(OrderName)
-DIVERGENCES: tuple[str, ...] = get_args(DivergenceName)
 
 DEFAULT_BUDGET = 0.09
 """Share that is kept where no budget is given (the paper keeps 9.3 % of its data)."""

@@ -1,10 +1,10 @@
 """Arrays on a CUDA device: where they are, on which stream, and who allocates beside them.
 
-torch and CuPy arrays are met through their own module: its current stream, its allocator,
-which is ordered by that stream. Any other producer (DLPack, or
-``__cuda_array_interface__``) is met on the legacy default stream or the one it names, with
-memory of the driver's pool (``DeviceArray``). DLPack does not say in which order such a
-producer gives memory back, so its arrays stay alive here until their call is known to be
+``Place`` is the twin of ``host.Host``. For torch and CuPy it uses the framework's current
+stream and its allocator, which is ordered by that stream. Any other producer (DLPack, or
+``__cuda_array_interface__``) is read on the legacy default stream or the one it names, with
+memory from the driver's pool (``DeviceArray``). DLPack does not say in which order such a
+producer frees memory, so its arrays are kept alive here until their call is known to be
 done (``held``).
 """
 
@@ -16,18 +16,30 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from . import _C
 from .errors import RapInputError
+from .host import (
+    FLOAT64,
+    INT64,
+    dense,
+    device_of,
+    floats,
+    integer,
+    is_torch,
+    offsets,
+    plain,
+    small,
+    weights,
+)
 
 LEGACY_STREAM = 1
-_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
 MOST_HELD = 2
 """Calls whose arrays are held at a time, on one stream."""
 
@@ -37,7 +49,7 @@ _DLPACK_KINDS = {"i": 0, "u": 1, "f": 2, "b": 6}
 
 
 def rooms() -> tuple[str, ...]:
-    """Rooms whose kernels this build has for CUDA; none with RAP_CUDA=off."""
+    """Kernel modules of which this build has device code; none with RAP_CUDA=off."""
     return () if os.environ.get("RAP_CUDA") == "off" else _C.CUDA_ROOMS
 
 
@@ -167,45 +179,106 @@ class DeviceArray:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a call runs. ``empty(shape, dtype)`` allocates there, in ``stream``'s order."""
+    """On a CUDA device: the twin of ``host.Host``. ``empty(shape, dtype)`` allocates there,
+    in ``stream``'s order; answers stay there."""
 
     device: int
     stream: int
-    empty: Callable[[tuple[int, ...], str], Any]
+    empty: Callable[[tuple[int, ...], np.dtype], Any]
+    answer: ClassVar[None] = None
+
+    def array(self, name: str, x: Any, contiguous: bool = False) -> Any:
+        """Of floats; a torch tensor is copied only if its last dimension (or all, if
+        asked) is not contiguous."""
+        if not is_torch(x):
+            return view(x, self)
+        return dense(plain(name, x), contiguous)
+
+    def scores(self, name: str, x: Any) -> Any:
+        """[N], contiguous; what is not torch must be float32 or float64 already."""
+        self._here(name, x)
+        if not is_torch(x):
+            return view(x, self)
+        return dense(floats(plain(name, x)), contiguous=True)
+
+    def integers(self, name: str, x: Any) -> Any:
+        """On the device as they are; from the host as int64, checked and uploaded."""
+        if device_of(x) is None:
+            return self.plan(name, x)
+        self._here(name, x)
+        if not is_torch(x):
+            return view(x, self)
+        kind = sys.modules["torch"]
+        if x.is_floating_point() or x.is_complex() or x.dtype == kind.bool:
+            raise RapInputError(f"{name}: expected integers, got {x.dtype}")
+        return plain(name, x).long()
+
+    def plan(self, name: str, x: Any) -> np.ndarray | None:
+        """Integers that the host itself computes with, more than once."""
+        return None if x is None else own(small(name, x, np.int64))
+
+    def mask(self, name: str, x: Any) -> Any:
+        """bool [N] on the device as it is; from the host to be uploaded."""
+        if device_of(x) is None:
+            return None if x is None else own(small(name, x, np.bool_))
+        self._here(name, x)
+        if str(getattr(x, "dtype", "bool")).removeprefix("torch.") != "bool":
+            raise RapInputError(f"{name}: expected booleans, got {x.dtype}")
+        return self.array(name, x, contiguous=True)
+
+    def means(self, rows: Any, wanted: Any, weights_: Any, cu_seqlens: Any) -> Any:
+        """Of answers [OUTPUTS, T] over each sample [OUTPUTS, S]; ``wanted``: as `plan_of`
+        of ops.py. Offsets and weights of the host are checked there, others by nobody."""
+        total = int(rows.shape[1])
+        if device_of(cu_seqlens) is None:
+            cu = own(offsets(cu_seqlens, total))
+        elif len(cu_seqlens.shape) != 1 or cu_seqlens.shape[0] < 1:
+            raise RapInputError(f"cu_seqlens: expected rising integers from 0 to {total}")
+        else:
+            cu = self.integers("cu_seqlens", cu_seqlens)
+        if weights_ is None or device_of(weights_) is not None:
+            w = self.scores("weights", weights_)
+        else:
+            w = own(weights(weights_, total))
+        out = self.empty((int(rows.shape[0]), int(cu.shape[0]) - 1), FLOAT64)
+        _C.cde_means(rows, w, cu, out, wanted[1], self.where(None, 0))
+        return out
+
+    def open_blas(self) -> None:
+        """Before a kernel that multiplies."""
+        open_cublaslt()
+
+    def held(self, *arrays: Any) -> AbstractContextManager[None]:
+        """Around a call that queues work: arrays that might be freed before it is done
+        stay alive until later."""
+        return held(self, *arrays)
+
+    def where(self, threads: int | None, work: int) -> tuple[int, Callable[[int], Any]]:
+        """The last argument of a kernel. ``threads`` is ignored, but validated."""
+        if threads is not None:
+            integer("threads", threads)
+        return self.stream, self.words
 
     def words(self, n: int) -> Any:
         """Workspace: n int64."""
-        return self.empty((n,), "int64")
+        return self.empty((n,), INT64)
+
+    def _here(self, name: str, x: Any) -> None:
+        if x is not None and device_of(x) != self.device:
+            raise RapInputError(f"{name} is on another device than the rest")
 
 
-def is_torch(x: object) -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(x, torch.Tensor)
-
-
-def device_of(x: Any) -> int | None:
-    """Ordinal of the CUDA device that an array is on; None for any other memory."""
-    if x is None or isinstance(x, np.ndarray):
-        return None
-    if is_torch(x):
-        return x.device.index if x.is_cuda else None
-    if hasattr(x, "__dlpack_device__"):
-        kind, device = x.__dlpack_device__()
-        return int(device) if int(kind) in _CUDA else None
-    if hasattr(x, "__cuda_array_interface__"):
-        pointer = x.__cuda_array_interface__["data"][0]
-        device = _C.cuda_device_of(pointer) if pointer else 0
-        if device < 0:
-            raise RapInputError("__cuda_array_interface__: not memory of a CUDA device")
-        return device
-    return None
+def own(x: np.ndarray) -> np.ndarray:
+    """In memory that is ours. From pinned memory, which the caller may change or free as
+    soon as the call returns, the device would copy when it gets to it."""
+    return x.copy()
 
 
 def place_of(room: str, **arrays: Any) -> Place | None:
-    """Where the kernels of a room run for these arrays: None is the host.
+    """Where a kernel module (cde, ace or drm) runs for these arrays: None is the host.
 
-    Raises RapInputError if they are on different devices. Where this build has no kernels
-    of the room for CUDA, torch tensors are copied to the host (None).
+    Raises RapInputError if they are on different devices. Where this build has no device
+    code of the module, torch tensors are copied to the host (None).
     """
     given = [(name, x) for name, x in arrays.items() if x is not None]
     devices = [device_of(x) for _, x in given]
@@ -234,7 +307,7 @@ def _place(x: Any, device: int) -> Place:
     if not hasattr(x, "__dlpack__"):
         stream = x.__cuda_array_interface__.get("stream") or LEGACY_STREAM
 
-    def empty(shape: tuple[int, ...], dtype: str) -> DeviceArray:
+    def empty(shape: tuple[int, ...], dtype: np.dtype) -> DeviceArray:
         return DeviceArray.empty(shape, dtype, device, stream)
 
     return Place(device, stream, empty)
@@ -242,9 +315,9 @@ def _place(x: Any, device: int) -> Place:
 
 def _torch_place(x: Any) -> Place:
     torch = sys.modules["torch"]
-    dtypes = {"float64": torch.float64, "int64": torch.int64}
+    dtypes = {FLOAT64: torch.float64, INT64: torch.int64}
 
-    def empty(shape: tuple[int, ...], dtype: str) -> Any:
+    def empty(shape: tuple[int, ...], dtype: np.dtype) -> Any:
         try:
             return torch.empty(shape, dtype=dtypes[dtype], device=x.device)
         except torch.OutOfMemoryError as error:
@@ -255,7 +328,7 @@ def _torch_place(x: Any) -> Place:
 
 
 def _cupy_place(cupy: Any, device: int) -> Place:
-    def empty(shape: tuple[int, ...], dtype: str) -> Any:
+    def empty(shape: tuple[int, ...], dtype: np.dtype) -> Any:
         with cupy.cuda.Device(device):
             return cupy.empty(shape, dtype)
 
@@ -293,8 +366,8 @@ def view(x: Any, place: Place) -> Any:
 
 @contextmanager
 def held(place: Place, *arrays: Any) -> Iterator[None]:
-    """Around a call that queues work on ``place``: arrays that might be freed before it is
-    done stay alive until later. Waits for the stream where too many would."""
+    """Around a call that queues work on ``place``: keeps foreign arrays alive until that
+    work is known to be done. Synchronises when MOST_HELD calls are pending already."""
     foreign = [x for x in arrays if _is_foreign(x, place)]
     if not foreign:
         yield
@@ -344,15 +417,6 @@ def _let_go(key: tuple[int, int], wait: Callable[[], None]) -> None:
         with _lock:
             _held.setdefault(key, []).extend(before)
         raise
-
-
-def to_host(x: Any, name: str) -> np.ndarray:
-    """A copy in host memory; waits. CuPy's and our own arrays know how."""
-    if isinstance(x, DeviceArray):
-        return x.numpy()
-    if hasattr(x, "get"):
-        return x.get()
-    raise RapInputError(f"{name} is on a CUDA device: move it to the host")
 
 
 @lru_cache(maxsize=1)

@@ -3,73 +3,50 @@
 Arrays come in as NumPy, torch or any other DLPack producer; float32, bfloat16 or float16
 are read where they lie (a copy is made only when the last dimension is not contiguous).
 Answers come back in the caller's framework and on its device: NumPy in, NumPy out; torch
-in, torch out. The GIL is released; Ctrl-C is obeyed inside long calls; the bits do not
-depend on ``threads``.
+in, torch out. Tensors are read detached: no gradient flows through an answer. A tensor
+without memory of its own (DTensor, quantised weights, sparse, meta) is a RapInputError.
+The GIL is released; Ctrl-C is obeyed inside long calls; the bits do not depend on
+``threads``.
 
 A call runs where its arrays are. On a CUDA device (torch, CuPy, any DLPack producer) it is
-queued on the producer's current stream and waits for nothing, except ``drm`` (its length
+queued on the producer's current stream and does not synchronise, except ``drm`` (its length
 depends on the data) and ``ace`` for offsets that are on the device: the host plans by them.
-``threads`` and ``memory`` say nothing there. Of others than torch, integers must be int64
-there and scores and weights contiguous float32 or float64. Targets, offsets and weights of
-cde that are on the device are not checked: what is out of range makes NaN. In a build
-without CUDA kernels of a room, or with RAP_CUDA=off, a torch tensor elsewhere is copied to
-the host.
+On a device ``threads`` and ``memory`` are ignored. Non-torch arrays on a device: integers
+must be int64, scores and weights contiguous float32 or float64. Targets, offsets and
+weights of cde that are on the device are not checked: what is out of range makes NaN. In a
+build without device code of a kernel, or with RAP_CUDA=off, a torch tensor elsewhere is
+copied to the host.
 """
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import _C, cuda
-from .cuda import is_torch as _is_torch
+from .divergences import CDE_OUTPUTS, TARGETED, CdeResult
 from .errors import RapConfigError, RapInputError
+from .host import FLOAT64, INT64, Host, default_threads, host_of, integer, is_torch
 
-CDE_OUTPUTS = (
-    "kl",
-    "rkl",
-    "jeffreys",
-    "js",
-    "tv",
-    "hellinger2",
-    "entropy1",
-    "entropy0",
-    "logp1",
-    "logp0",
-)
-_TARGETED = ("logp1", "logp0")
+if _C.CDE_OUTPUTS != len(CDE_OUTPUTS):
+    raise ImportError("rap._C was built from other sources than these: build it again")
+
+__all__ = [
+    "CDE_OUTPUTS",
+    "AceResult",
+    "CdeResult",
+    "ace",
+    "cde",
+    "default_threads",
+    "drm",
+    "linear_cde",
+]
+
 _HEADS = {"mean": 0, "max": 1, "each": 2}
-_FLOAT64 = np.dtype(np.float64)
 _COLUMNS = {"response": 1, "prompt": 2, "all": 3}
-
-
-# tuples, not dataclasses: a call on small arrays costs as much as making a frozen one
-class CdeResult(NamedTuple):
-    """Per row [T], or per sample [S] with ``cu_seqlens``; float64, nats. None: not asked
-    for."""
-
-    kl: Any = None
-    """KL(p1 || p0), p1 from logits1: the distribution with the image."""
-    rkl: Any = None
-    """KL(p0 || p1)."""
-    jeffreys: Any = None
-    """kl + rkl."""
-    js: Any = None
-    """Jensen-Shannon divergence, at most ln 2."""
-    tv: Any = None
-    """Total variation, at most 1."""
-    hellinger2: Any = None
-    """Squared Hellinger distance 1 - sum sqrt(p1 p0), at most 1."""
-    entropy1: Any = None
-    entropy0: Any = None
-    logp1: Any = None
-    """Log-probability of the target token under p1."""
-    logp0: Any = None
 
 
 class AceResult(NamedTuple):
@@ -89,163 +66,23 @@ class AceResult(NamedTuple):
     """ln psi_j for every column [L] ([Hq, L]); -inf where j is no candidate."""
 
 
-def default_threads() -> int:
-    """RAP_NUM_THREADS, else torch's own number if torch is loaded, else the processors
-    this process may use."""
-    text = os.environ.get("RAP_NUM_THREADS")
-    if text:
-        try:
-            return max(1, int(text))
-        except ValueError:
-            raise RapConfigError(
-                f"RAP_NUM_THREADS = {text!r}: expected an integer"
-            ) from None
-    torch = sys.modules.get("torch")
-    if torch is not None and hasattr(torch, "get_num_threads"):
-        return max(1, torch.get_num_threads())
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-
-
-def _threads(threads: int | None, work: int) -> int:
-    if threads is None:
-        # _C stays on one thread below GIL_BYTES: asking the environment costs 2 us
-        return default_threads() if work >= _C.GIL_BYTES else 1
-    return min(_integer("threads", threads), 256)
-
-
-def _as_is(x: Any) -> bool:
-    """Whether _C can view x where it lies: an array in host memory, NumPy's or torch's,
-    contiguous. A quick way past `cuda.place_of` and `_input`, which cost a call on small
-    arrays two microseconds."""
-    if isinstance(x, np.ndarray):
-        return x.flags.carray
-    if not _is_torch(x) or x.requires_grad or x.is_neg():
-        return False
-    return x.is_cpu and x.is_contiguous()
-
-
-def _input(x: Any, contiguous: bool = False) -> Any:
-    """What _C can view: torch tensors detached, the last dimension contiguous (all of
-    them if asked)."""
-    if isinstance(x, np.ndarray):
-        dense, aligned = x.flags.c_contiguous, x.flags.aligned
-        bad = not dense and x.shape[-1] > 1 and x.strides[-1] != x.itemsize
-        if bad or (contiguous and not dense) or not aligned:
-            x = x.copy()  # ascontiguousarray keeps an array that is only unaligned
-        return x
-    if _is_torch(x):
-        x = x.detach() if x.requires_grad else x
-        x = x if x.is_cpu else x.cpu()
-        x = x.resolve_neg() if x.is_neg() else x  # a lazy minus sign is not in the memory
-        dense = x.is_contiguous()
-        if not dense and (contiguous or (x.shape[-1] > 1 and x.stride(-1) != 1)):
-            x = x.contiguous()
-        return x
-    if isinstance(x, (list, tuple)):
-        raise TypeError("expected an array (NumPy, torch or DLPack), got a list")
-    return x
-
-
-def _device_input(x: Any, place: cuda.Place, contiguous: bool = False) -> Any:
-    """What _C can view on the device; torch tensors as ``_input`` has them."""
-    if not _is_torch(x):
-        return cuda.view(x, place)
-    x = x.detach().resolve_neg()
-    dense = x.is_contiguous() or (not contiguous and x.shape[-1] == 1)
-    return x if dense or (not contiguous and x.stride(-1) == 1) else x.contiguous()
-
-
-def _own(x: np.ndarray) -> np.ndarray:
-    """In memory that is ours. From pinned memory, which the caller may change or free as
-    soon as the call returns, the device would copy when it gets to it."""
-    return x.copy()
-
-
-def _device_integers(name: str, x: Any, place: cuda.Place) -> Any:
-    if cuda.device_of(x) != place.device:
-        raise RapInputError(f"{name} are on another device than the rest")
-    if not _is_torch(x):
-        return cuda.view(x, place)
-    if x.is_floating_point() or x.is_complex() or x.dtype == sys.modules["torch"].bool:
-        raise RapInputError(f"{name}: expected integers, got {x.dtype}")
-    return x.detach().long()
-
-
-def _device_targets(targets: Any, place: cuda.Place) -> Any:
-    """On the device as they are; from the host as int64, to be checked and uploaded."""
-    if cuda.device_of(targets) is None:
-        return None if targets is None else _own(_host(targets, np.int64, "targets"))
-    return _device_integers("targets", targets, place)
-
-
-def _device_mask(name: str, mask: Any, place: cuda.Place) -> Any:
-    """bool [N] on the device as it is; from the host to be uploaded."""
-    device = cuda.device_of(mask)
-    if device is None:
-        return None if mask is None else _own(_host(mask, np.bool_, name))
-    if device != place.device:
-        raise RapInputError(f"{name} is on another device than the rest")
-    if str(getattr(mask, "dtype", "bool")).removeprefix("torch.") != "bool":
-        raise RapInputError(f"{name}: expected booleans, got {mask.dtype}")
-    return _device_input(mask, place, contiguous=True)
-
-
-def _host(x: Any, dtype: type, name: str) -> np.ndarray:
-    """A small array (offsets, masks, targets, weights) as contiguous NumPy."""
-    if _is_torch(x):
-        x = x.detach().cpu()
-        x = (x.double() if dtype is np.float64 else x).numpy()  # NumPy has no bfloat16
-    elif cuda.device_of(x) is not None:
-        x = cuda.to_host(x, name)
-    array = np.asarray(x)
-    if dtype is np.int64 and array.size and array.dtype.kind not in "iu":
-        raise RapInputError(f"{name}: expected integers, got {array.dtype}")
-    if dtype is np.bool_ and array.dtype != np.bool_:
-        raise RapInputError(f"{name}: expected booleans, got {array.dtype}")
-    return np.ascontiguousarray(array, dtype=dtype)
-
-
-def _integer(name: str, value: object, least: int = 1) -> int:
-    """A whole number that C can hold."""
-    if type(value) is int and least <= value < 2**63:
-        return value
-    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
-        if least <= value < 2**63:
-            return int(value)
-    raise RapConfigError(f"{name} = {value!r}: expected an integer >= {least}")
-
-
-def _answer(like: Any) -> Callable[[np.ndarray], Any] | None:
-    """Brings an array into the framework that `like` came from, and on its device; None:
-    that is NumPy."""
-    if isinstance(like, np.ndarray) or not _is_torch(like):
-        return None
-    from_numpy = sys.modules["torch"].from_numpy
-    return from_numpy if like.is_cpu else lambda x: from_numpy(x).to(like.device)
-
-
-def _offsets(cu_seqlens: Any, total: int) -> np.ndarray:
-    cu = _host(cu_seqlens, np.int64, "cu_seqlens")
-    if (
-        cu.ndim != 1
-        or len(cu) < 1
-        or cu[0] != 0
-        or cu[-1] != total
-        or (np.diff(cu) < 0).any()
-    ):
-        raise RapInputError(f"cu_seqlens: expected rising integers from 0 to {total}")
-    return cu
+def _place(kernel: str, like: Any, **arrays: Any) -> Host | cuda.Place:
+    """Where a call runs: where its arrays are. Answers go where ``like`` is."""
+    for x in arrays.values():
+        if not (isinstance(x, np.ndarray) or x is None or (is_torch(x) and x.is_cpu)):
+            return cuda.place_of(kernel, **arrays) or host_of(like)
+    return host_of(like)
 
 
 @lru_cache
 def _plan(want: tuple[str, ...] | None, targeted: bool) -> tuple[tuple[int, ...], int]:
     """(rows of the answer that are wanted, the same as bits)."""
     if want is None:
-        want = tuple(n for n in CDE_OUTPUTS if targeted or n not in _TARGETED)
+        want = tuple(n for n in CDE_OUTPUTS if targeted or n not in TARGETED)
     for name in want:
         if name not in CDE_OUTPUTS:
             raise RapConfigError(f"want = {name!r}: expected some of {CDE_OUTPUTS}")
-        if name in _TARGETED and not targeted:
+        if name in TARGETED and not targeted:
             raise RapConfigError(f"want = {name!r} needs targets")
     rows = tuple(sorted({CDE_OUTPUTS.index(name) for name in want}))
     return rows, sum(1 << row for row in rows)
@@ -260,95 +97,37 @@ def _wanted(want: Sequence[str] | None, targets: Any) -> tuple[tuple[int, ...], 
         return _plan.__wrapped__(want, targets is not None)
 
 
-def _weights(weights: Any, total: int) -> np.ndarray:
-    w = _host(weights, np.float64, "weights")
-    if w.shape != (total,) or not np.isfinite(w).all() or (w < 0).any():
-        raise RapInputError(f"weights: expected finite numbers >= 0, [{total}]")
-    return w
-
-
-def _means(rows: np.ndarray, weights: Any, cu: np.ndarray) -> np.ndarray:
-    """Weighted mean of rows [T] over each sample [S]; NaN where weights sum to 0. A row
-    of weight 0 says nothing, whatever it holds."""
-    if weights is None:
-        weighted, w = rows, np.ones(len(rows))
-    else:
-        w = _weights(weights, len(rows))
-        weighted = np.where(w > 0, rows, 0) * w
-    # every segment on its own: reduceat would let one sample's inf reach the next
-    total = np.array([w[a:b].sum() for a, b in zip(cu[:-1], cu[1:], strict=True)])
-    sums = np.array([weighted[a:b].sum() for a, b in zip(cu[:-1], cu[1:], strict=True)])
-    out = np.full(len(cu) - 1, np.nan)
-    np.divide(sums, total, out=out, where=total > 0)
-    return out
-
-
 def _cde_result(
-    out: np.ndarray, wanted: tuple[int, ...], weights: Any, cu_seqlens: Any, like: Any
-) -> CdeResult:
-    if cu_seqlens is not None:
-        cu = _offsets(cu_seqlens, out.shape[1])
-    elif weights is not None:
-        raise RapConfigError("weights need cu_seqlens: they weigh the means per sample")
-    answer = _answer(like)
-    fields: list[Any] = [None] * len(CDE_OUTPUTS)
-    for row in wanted:
-        x = out[row] if cu_seqlens is None else _means(out[row], weights, cu)
-        fields[row] = x if answer is None else answer(x)
-    return CdeResult._make(fields)
-
-
-def _device_offsets(cu_seqlens: Any, total: int, place: cuda.Place) -> Any:
-    """Checked on the host; on the device as they are."""
-    if cuda.device_of(cu_seqlens) is None:
-        return _own(_offsets(cu_seqlens, total))
-    if len(cu_seqlens.shape) != 1 or cu_seqlens.shape[0] < 1:
-        raise RapInputError(f"cu_seqlens: expected rising integers from 0 to {total}")
-    return _device_integers("cu_seqlens", cu_seqlens, place)
-
-
-def _device_weights(weights: Any, total: int, place: cuda.Place) -> Any:
-    device = cuda.device_of(weights)
-    if device is None:
-        return None if weights is None else _own(_weights(weights, total))
-    if device != place.device:
-        raise RapInputError("weights are on another device than the rest")
-    return _device_scores(weights, place)
-
-
-def _device_cde_result(
+    place: Host | cuda.Place,
     out: Any,
     wanted: tuple[tuple[int, ...], int],
     weights: Any,
     cu_seqlens: Any,
-    place: cuda.Place,
 ) -> CdeResult:
-    rows, mask = wanted
     if cu_seqlens is not None:
-        total = int(out.shape[1])
-        cu = _device_offsets(cu_seqlens, total, place)
-        means = place.empty((len(CDE_OUTPUTS), int(cu.shape[0]) - 1), "float64")
-        w = _device_weights(weights, total, place)
-        _C.cde_means_cuda(out, w, cu, means, mask, place.stream, place.words)
-        out = means
+        out = place.means(out, wanted, weights, cu_seqlens)
     elif weights is not None:
         raise RapConfigError("weights need cu_seqlens: they weigh the means per sample")
+    answer = place.answer
     fields: list[Any] = [None] * len(CDE_OUTPUTS)
-    for row in rows:
-        fields[row] = out[row]
-    return CdeResult(*fields)
+    for row in wanted[0]:
+        fields[row] = out[row] if answer is None else answer(out[row])
+    return CdeResult._make(fields)
 
 
 def _rows(x: Any) -> int:
     try:
         return x.shape[0]
-    except (AttributeError, IndexError):  # _C will say what is wrong with it
+    except (AttributeError, IndexError, RuntimeError):  # _C says what is wrong with it
         return 0
 
 
 def _bytes(x: Any) -> int:
     """Of an array's elements; a producer that does not say has many."""
-    return getattr(x, "nbytes", _C.GIL_BYTES)
+    try:
+        return x.nbytes
+    except (AttributeError, RuntimeError):
+        return _C.GIL_BYTES
 
 
 def cde(
@@ -374,29 +153,19 @@ def cde(
     Raises TypeError (not an array, dtype), RapInputError (shapes, target range),
     RapConfigError (unknown ``want``). Source: method.md section 1; csrc/cde/cde.h.
     """
-    wanted, mask = _wanted(want, targets)
-    first, second = logits1, logits0
-    if not (_as_is(first) and _as_is(second)):
-        place = cuda.place_of("cde", logits1=first, logits0=second)
-        if place is not None:
-            _threads(threads, 0)  # says nothing there, but nonsense is refused
-            out = place.empty((len(CDE_OUTPUTS), _rows(first)), "float64")
-            with cuda.held(place, first, second, targets, weights, cu_seqlens):
-                _C.cde_cuda(
-                    _device_input(first, place),
-                    _device_input(second, place),
-                    _device_targets(targets, place),
-                    out,
-                    mask,
-                    place.stream,
-                    place.words,
-                )
-                return _device_cde_result(out, (wanted, mask), weights, cu_seqlens, place)
-        first, second = _input(first), _input(second)
-    out = np.empty((len(CDE_OUTPUTS), _rows(first)))
-    ids = None if targets is None else _host(targets, np.int64, "targets")
-    _C.cde(first, second, ids, out, mask, _threads(threads, _bytes(first)))
-    return _cde_result(out, wanted, weights, cu_seqlens, logits1)
+    wanted = _wanted(want, targets)
+    place = _place("cde", logits1, logits1=logits1, logits0=logits0)
+    out = place.empty((len(CDE_OUTPUTS), _rows(logits1)), FLOAT64)
+    with place.held(logits1, logits0, targets, weights, cu_seqlens):
+        _C.cde(
+            place.array("logits1", logits1),
+            place.array("logits0", logits0),
+            place.integers("targets", targets),
+            out,
+            wanted[1],
+            place.where(threads, _bytes(logits1)),
+        )
+        return _cde_result(place, out, wanted, weights, cu_seqlens)
 
 
 def linear_cde(
@@ -425,54 +194,38 @@ def linear_cde(
     """
     if softcap is not None and not softcap > 0:
         raise RapConfigError(f"softcap = {softcap!r}: expected None or a number > 0")
-    wanted, mask = _wanted(want, targets)
-    memory = _integer("memory", memory, 0)
-    scale = 1.0 if scale is None else float(scale)
-    softcap = 0.0 if softcap is None else float(softcap)
+    wanted = _wanted(want, targets)
+    memory = integer("memory", memory, 0)
     arrays = {"hidden1": hidden1, "hidden0": hidden0, "weight": weight, "bias": bias}
-    place = cuda.place_of("cde", **arrays)
-    if place is not None:
-        _threads(threads, 0)  # says nothing there, but nonsense is refused
-        cuda.open_cublaslt()
-        out = place.empty((len(CDE_OUTPUTS), _rows(hidden1)), "float64")
-        with cuda.held(place, *arrays.values(), targets, weights, cu_seqlens):
-            _C.linear_cde_cuda(
-                *(_device_input(x, place) for x in (hidden1, hidden0, weight)),
-                None if bias is None else _device_input(bias, place, contiguous=True),
-                _device_targets(targets, place),
-                out,
-                scale,
-                softcap,
-                mask,
-                place.stream,
-                place.words,
-            )
-            return _device_cde_result(out, (wanted, mask), weights, cu_seqlens, place)
-    first, second = _input(hidden1), _input(hidden0)
-    if bias is not None:
-        bias = _input(bias, contiguous=True)
-    out = np.empty((len(CDE_OUTPUTS), _rows(first)))
-    ids = None if targets is None else _host(targets, np.int64, "targets")
-    _C.linear_cde(
-        first,
-        second,
-        _input(weight),
-        bias,
-        ids,
-        out,
-        scale,
-        softcap,
-        memory,
-        mask,
-        _threads(threads, _bytes(weight) * _rows(first)),
-    )
-    return _cde_result(out, wanted, weights, cu_seqlens, hidden1)
+    place = _place("cde", hidden1, **arrays)
+    place.open_blas()
+    out = place.empty((len(CDE_OUTPUTS), _rows(hidden1)), FLOAT64)
+    with place.held(*arrays.values(), targets, weights, cu_seqlens):
+        _C.linear_cde(
+            place.array("hidden1", hidden1),
+            place.array("hidden0", hidden0),
+            place.array("weight", weight),
+            place.array("bias", bias, contiguous=True),
+            place.integers("targets", targets),
+            out,
+            1.0 if scale is None else float(scale),
+            0.0 if softcap is None else float(softcap),
+            memory,
+            wanted[1],
+            place.where(threads, _bytes(weight) * _rows(hidden1)),
+        )
+        return _cde_result(place, out, wanted, weights, cu_seqlens)
 
 
 def _choice(name: str, value: object, options: dict[str, int]) -> int:
     if value not in options:
         raise RapConfigError(f"{name} = {value!r}: expected one of {tuple(options)}")
     return options[value]
+
+
+def _limit(name: str, value: int | None) -> int:
+    """None is no limit: 0."""
+    return 0 if value is None else integer(name, value)
 
 
 def ace(
@@ -528,96 +281,62 @@ def ace(
     if len(getattr(q, "shape", ())) != 3 or len(getattr(k, "shape", ())) != 3:
         raise RapInputError("q and k: expected arrays [heads, L, D]")
     hq, total, dim = q.shape
-    if cu_seqlens is None:
-        cu, samples = None, 1
-    else:
-        cu = _host(cu_seqlens, np.int64, "cu_seqlens")
-        samples = max(0, cu.size - 1)
-    start = response_start
-    if cu is not None or type(start) is not int:
-        start = _host(start, np.int64, "response_start")
-        start = np.full(samples, start) if np.ndim(response_start) == 0 else start
-    fields = (hq,) if heads == "each" else ()
-    shape = (samples, *fields)
     options = (
         float(dim**-0.5 if scale is None else scale),
         float(sigma),
-        _integer("min_rows", min_rows),
-        0 if window is None else _integer("window", window),
-        0 if key_window is None else _integer("key_window", key_window),
+        integer("min_rows", min_rows),
+        _limit("window", window),
+        _limit("key_window", key_window),
         _choice("heads", heads, _HEADS),
         _choice("columns", columns, _COLUMNS),
-        _integer("top", top),
+        integer("top", top),
         bool(renormalise),
         bool(normalise),
         bool(stats),
     )
-    first, second = q, k
-    if not (_as_is(q) and _as_is(k) and (lse is None or _as_is(lse))):
-        place = cuda.place_of("ace", q=q, k=k, lse=lse)
-        if place is not None:
-            _threads(threads, 0)  # says nothing there, but nonsense is refused
-            masks = {"column_mask": column_mask, "image_mask": image_mask}
-            # the host plans by the offsets more than once: from a copy nobody changes
-            offsets = (_own(x) if isinstance(x, np.ndarray) else x for x in (cu, start))
-            inputs = (_device_input(q, place), _device_input(k, place), *offsets)
-            inputs += tuple(_device_mask(name, x, place) for name, x in masks.items())
-            inputs += (None if lse is None else _device_input(lse, place),)
-            with cuda.held(place, q, k, column_mask, image_mask, lse):
-                return _ace_on_device(inputs, shape, (*fields, total), options, place)
-        first, second = _input(q), _input(k)
-        lse = None if lse is None else _input(lse)
-    summary = np.empty((4, *shape))
-    position = np.empty(shape, np.int64)
-    psi = np.empty((*fields, total))
-    _C.ace(
-        first,
-        second,
-        cu,
-        start,
-        None if column_mask is None else _host(column_mask, np.bool_, "column_mask"),
-        None if image_mask is None else _host(image_mask, np.bool_, "image_mask"),
-        lse,
-        summary,
-        position,
-        psi,
-        *options,
-        _threads(threads, hq * total * total * dim),
-    )
-    log_psi, entropy, mass, image = summary
-    values = (log_psi, position, entropy, mass, image, psi)
-    answer = _answer(q)
-    return AceResult(*(values if answer is None else map(answer, values)))
-
-
-def _ace_on_device(
-    inputs: tuple[Any, ...],
-    shape: tuple[int, ...],
-    columns: tuple[int, ...],
-    options: tuple[Any, ...],
-    place: cuda.Place,
-) -> AceResult:
-    cuda.open_cublaslt()
-    summary = place.empty((4, *shape), "float64")
-    position = place.empty(shape, "int64")
-    psi = place.empty(columns, "float64")
-    _C.ace_cuda(*inputs, summary, position, psi, *options, place.stream, place.words)
+    place = _place("ace", q, q=q, k=k, lse=lse)
+    place.open_blas()
+    cu, start, samples = _samples(place, cu_seqlens, response_start, total)
+    fields = (hq,) if heads == "each" else ()
+    summary = place.empty((4, samples, *fields), FLOAT64)
+    position = place.empty((samples, *fields), INT64)
+    psi = place.empty((*fields, total), FLOAT64)
+    with place.held(q, k, column_mask, image_mask, lse):
+        _C.ace(
+            place.array("q", q),
+            place.array("k", k),
+            cu,
+            start,
+            place.mask("column_mask", column_mask),
+            place.mask("image_mask", image_mask),
+            place.array("lse", lse),
+            summary,
+            position,
+            psi,
+            options,
+            place.where(threads, hq * total * total * dim),
+        )
     log_psi, entropy, mass, image = (summary[i] for i in range(4))
-    return AceResult(log_psi, position, entropy, mass, image, psi)
+    values = (log_psi, position, entropy, mass, image, psi)
+    return AceResult(*(values if place.answer is None else map(place.answer, values)))
 
 
-def _scores(x: Any) -> Any:
-    """float32 and float64 as they are, anything else as float64."""
-    if _is_torch(x):
-        torch = sys.modules["torch"]
-        x = x if x.dtype in (torch.float32, torch.float64) else x.to(torch.float64)
-        return _input(x, contiguous=True)
-    x = np.asarray(x)
-    if x.dtype is not _FLOAT64 and x.dtype != np.float32:
-        if x.dtype.kind == "O":
-            raise TypeError("expected numbers, got an array of objects")
-        x = x.astype(np.float64)
-    return _input(x, contiguous=True)
+def _samples(
+    place: Host | cuda.Place, cu_seqlens: Any, response_start: Any, total: int
+) -> tuple[Any, Any, int]:
+    """(offsets, starts, number of samples). One sample: its length and, if it is an int,
+    its start as they are, which spares two arrays."""
+    if cu_seqlens is None and type(response_start) is int:
+        return total, response_start, 1
+    cu: Any = total
+    samples = 1
+    if cu_seqlens is not None:
+        cu = place.plan("cu_seqlens", cu_seqlens)
+        samples = max(0, cu.size - 1)
+    start = place.plan("response_start", response_start)
+    if start is not None and np.ndim(response_start) == 0:
+        start = np.full(samples, start)
+    return cu, start, samples
 
 
 def drm(
@@ -637,48 +356,18 @@ def drm(
     Returns int64 [<= k], hardest first. Raises TypeError, RapInputError, RapConfigError.
     Source: method.md section 3, RAP (arXiv 2506.04755) section 3.3.
     """
-    k = _integer("k", k, 0)
-    place = None
-    if not (_as_is(difficulty) and (gain is None or _as_is(gain))):
-        place = cuda.place_of("drm", difficulty=difficulty, gain=gain)
-    if place is not None:
-        _threads(threads, 0)  # says nothing there, but nonsense is refused
-        return _drm_on_device(difficulty, k, gain, eligible, place)
-    scores = _scores(difficulty)
+    k = integer("k", k, 0)
+    place = _place("drm", difficulty, difficulty=difficulty, gain=gain)
+    scores = place.scores("difficulty", difficulty)
     if len(scores.shape) != 1:
         raise RapInputError(f"difficulty: expected [N], got {len(scores.shape)} dimensions")
-    out = np.empty(min(k, int(scores.shape[0])), np.int64)
+    n = int(scores.shape[0])
+    out = place.empty((min(k, n),), INT64)
     found = _C.drm(
         scores,
-        None if gain is None else _scores(gain),
-        None if eligible is None else _host(eligible, np.bool_, "eligible"),
+        place.scores("gain", gain),
+        place.mask("eligible", eligible),
         out,
-        _threads(threads, 8 * int(scores.shape[0])),
+        place.where(threads, 8 * n),
     )
-    answer = _answer(difficulty)
-    return out[:found] if answer is None else answer(out[:found])
-
-
-def _device_scores(x: Any, place: cuda.Place) -> Any:
-    """As ``_scores``; what is not torch must be float32 or float64 already."""
-    if _is_torch(x) and str(x.dtype) not in ("torch.float32", "torch.float64"):
-        x = x.double()
-    return _device_input(x, place, contiguous=True)
-
-
-def _drm_on_device(
-    difficulty: Any, k: int, gain: Any, eligible: Any, place: cuda.Place
-) -> Any:
-    if len(difficulty.shape) != 1:
-        n = len(difficulty.shape)
-        raise RapInputError(f"difficulty: expected [N], got {n} dimensions")
-    out = place.empty((min(k, int(difficulty.shape[0])),), "int64")
-    found = _C.drm_cuda(
-        _device_scores(difficulty, place),
-        None if gain is None else _device_scores(gain, place),
-        _device_mask("eligible", eligible, place),
-        out,
-        place.stream,
-        place.words,
-    )
-    return out[:found]
+    return out[:found] if place.answer is None else place.answer(out[:found])

@@ -13,20 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-Array = np.ndarray
+from .divergences import CDE_OUTPUTS
 
-CDE_OUTPUTS = (
-    "kl",
-    "rkl",
-    "jeffreys",
-    "js",
-    "tv",
-    "hellinger2",
-    "entropy1",
-    "entropy0",
-    "logp1",
-    "logp0",
-)
+Array = np.ndarray
 
 ACE_FLOOR = 2.0**-126  # a head-mean weight below this counts as this
 
@@ -92,6 +81,7 @@ def cde(
         rows = np.arange(len(a1))
         out["logp1"] = a1[rows, np.asarray(targets)]
         out["logp0"] = a0[rows, np.asarray(targets)]
+    out = {name: out[name] for name in CDE_OUTPUTS if name in out}
     if cu_seqlens is not None:
         out = {name: sample_means(x, weights, cu_seqlens) for name, x in out.items()}
     return out

@@ -148,7 +148,7 @@ def test_nothing_is_copied_when_rows_are_contiguous(pair):
     row = np.zeros((1, 1000), np.float32)
     huge = np.broadcast_to(row, (1_000_000, 1000))
     assert rap.cde(huge[:3], huge[:3]).kl.tolist() == [0, 0, 0]
-    assert np.shares_memory(rap.ops._input(huge), row)
+    assert np.shares_memory(rap.host.IN_NUMPY.array("x", huge), row)
 
 
 @pytest.mark.parametrize(
@@ -202,9 +202,9 @@ def test_private_entry_points_refuse_wrong_outputs(pair):
             np.empty((8, 9), given[wrong].dtype)[::2, :1][:2] if wrong else dense[0]
         )
         given[0] = dense[0][:, ::-1] if wrong == 0 else dense[0]
-        options = (1.0, 2.0, 1, 0, 0, 0, 1, 8, False, True, True, 1)
+        options = (1.0, 2.0, 1, 0, 0, 0, 1, 8, False, True, True)
         with pytest.raises((TypeError, rap.RapInputError)):
-            _C.ace(q, q, cu, start, None, None, None, *given, *options)
+            _C.ace(q, q, cu, start, None, None, None, *given, options, 1)
     with pytest.raises(rap.RapInputError, match="targets"):
         _C.cde(l1, l0, np.zeros(6), np.empty((10, 6)), 1, 1)
     with pytest.raises(rap.RapInputError, match="contiguous"):
@@ -289,3 +289,162 @@ def test_threads_setting(monkeypatch, pair):
     rap.cde(*pair)  # smaller arrays stay on the caller's thread: nobody asks
     with pytest.raises(rap.RapConfigError, match="threads = 0"):
         rap.cde(*pair, threads=0)
+
+
+# --- tensors without memory of their own ----------------------------------------------
+
+
+class Wrapped(torch.Tensor):
+    """As DTensor and quantised weights are: a torch tensor that holds another one."""
+
+    inner: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, inner: torch.Tensor):
+        made = torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+        made.inner = inner
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        def open_(x):
+            return x.inner if isinstance(x, Wrapped) else x
+
+        tree_map = torch.utils._pytree.tree_map
+        return function(*tree_map(open_, args), **tree_map(open_, kwargs or {}))
+
+
+class Counted(torch.Tensor):
+    """A subclass with memory of its own that dispatches: what it reads is its business."""
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        raise NotImplementedError
+
+
+L1, L0, W = torch.randn(6, 40), torch.randn(6, 40), torch.randn(50, 40)
+Q, SCORES = torch.randn(2, 20, 8), torch.rand(30)
+CALLS = {  # argument -> (what lies there, the call with something else in its place)
+    "logits1": (L1, lambda x: rap.cde(x, L0)),
+    "logits0": (L0, lambda x: rap.cde(L1, x)),
+    "targets": (torch.zeros(6, dtype=torch.int64), lambda x: rap.cde(L1, L0, targets=x)),
+    "cu_seqlens": (torch.tensor([0, 6]), lambda x: rap.cde(L1, L0, cu_seqlens=x)),
+    "weights": (torch.ones(6), lambda x: rap.cde(L1, L0, cu_seqlens=[0, 6], weights=x)),
+    "hidden1": (L1, lambda x: rap.linear_cde(x, L0, W)),
+    "hidden0": (L0, lambda x: rap.linear_cde(L1, x, W)),
+    "weight": (W, lambda x: rap.linear_cde(L1, L0, x)),
+    "bias": (torch.ones(50), lambda x: rap.linear_cde(L1, L0, W, bias=x)),
+    "q": (Q, lambda x: rap.ace(x, Q, response_start=5)),
+    "k": (Q, lambda x: rap.ace(Q, x, response_start=5)),
+    "response_start": (torch.tensor([5]), lambda x: rap.ace(Q, Q, response_start=x)),
+    "column_mask": (
+        torch.ones(20, dtype=torch.bool),
+        lambda x: rap.ace(Q, Q, response_start=5, column_mask=x),
+    ),
+    "image_mask": (
+        torch.ones(20, dtype=torch.bool),
+        lambda x: rap.ace(Q, Q, response_start=5, image_mask=x),
+    ),
+    "lse": (torch.ones(2, 20), lambda x: rap.ace(Q, Q, response_start=5, lse=x)),
+    "difficulty": (SCORES, lambda x: rap.drm(x, 3)),
+    "gain": (SCORES, lambda x: rap.drm(SCORES, 3, gain=x)),
+    "eligible": (SCORES > 0, lambda x: rap.drm(SCORES, 3, eligible=x)),
+}
+
+
+def freed(x: torch.Tensor) -> torch.Tensor:
+    """As FSDP leaves a parameter between uses: a shape without storage."""
+    x = x.clone()
+    x.untyped_storage().resize_(0)
+    return x
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_tensor_without_memory_is_refused_by_name(name):
+    given, call = CALLS[name]
+    call(given)
+    kinds = [Wrapped, freed, lambda x: x.to("meta")]
+    kinds += [lambda x: torch._efficientzerotensor(x.shape, dtype=x.dtype)]
+    for make in kinds:
+        with pytest.raises(rap.RapInputError, match=rf"{name}.*memory"):
+            call(make(given))
+    with pytest.raises(rap.RapInputError, match=rf"{name}.*Wrapped.*full_tensor"):
+        call(Wrapped(given))
+
+
+def test_a_subclass_that_dispatches_is_refused_whatever_its_pointer_says():
+    there = L1.as_subclass(Counted)
+    with pytest.raises(rap.RapInputError, match=r"logits1.*Counted.*dequantize\(\)"):
+        rap.cde(there, L0)
+    plain = torch.nn.Parameter(L1)  # a subclass, too, and an ordinary tensor
+    assert torch.equal(rap.cde(plain, L0).kl, rap.cde(L1, L0).kl)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: x.to_sparse(),
+        lambda x: x.to_sparse_csr(),
+        lambda x: x.to_mkldnn(),
+        lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8),
+        lambda x: torch.nested.nested_tensor([x[0], x[1]]),
+    ],
+    ids=["sparse", "csr", "mkldnn", "quantised", "nested"],
+)
+@pytest.mark.filterwarnings("ignore")  # torch warns that some of these are prototypes
+def test_torch_layouts_that_have_no_plain_memory(make):
+    with pytest.raises(rap.RapInputError, match="logits1.*no memory of its own"):
+        rap.cde(make(L1), L0)
+
+
+def test_tensors_that_vmap_and_grad_pass_in():
+    for transform in (
+        lambda: torch.func.vmap(lambda x: rap.cde(x, x).kl)(torch.randn(2, 6, 40)),
+        lambda: torch.func.grad(lambda x: rap.cde(x, L0).kl.sum())(L1),
+    ):
+        with pytest.raises(rap.RapInputError, match="no memory of its own"):
+            transform()
+
+
+class _Tensor(ctypes.Structure):
+    """DLManagedTensor of dlpack.h."""
+
+    _fields_ = [
+        ("data", ctypes.c_void_p), ("device_type", ctypes.c_int),
+        ("device_id", ctypes.c_int), ("ndim", ctypes.c_int), ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16), ("shape", ctypes.c_void_p),
+        ("strides", ctypes.c_void_p), ("byte_offset", ctypes.c_uint64),
+        ("context", ctypes.c_void_p), ("deleter", ctypes.c_void_p),
+    ]  # fmt: skip
+
+
+class NoMemory:
+    """A DLPack producer whose data pointer is NULL."""
+
+    def __init__(self, *shape: int, byte_offset: int = 0):
+        self.shape = shape
+        self.sizes = (ctypes.c_int64 * len(shape))(*shape)
+        self.tensor = _Tensor(
+            device_type=1, ndim=len(shape), code=2, bits=32, lanes=1,
+            shape=ctypes.addressof(self.sizes), byte_offset=byte_offset,
+        )  # fmt: skip
+
+    def __dlpack__(self, **kwargs):
+        new = ctypes.pythonapi.PyCapsule_New
+        new.restype = ctypes.py_object
+        new.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+        return new(ctypes.addressof(self.tensor), b"dltensor", None)
+
+
+@pytest.mark.parametrize("byte_offset", [0, 64])
+def test_a_null_pointer_from_dlpack(byte_offset):
+    with pytest.raises(rap.RapInputError, match="logits1: 240 elements and no memory"):
+        rap.cde(NoMemory(6, 40, byte_offset=byte_offset), L0.numpy())
+    empty = NoMemory(0, 40, byte_offset=byte_offset)
+    assert rap.cde(empty, np.empty((0, 40), np.float32)).kl.shape == (0,)
+
+
+def test_a_null_pointer_from_the_buffer_protocol():
+    matrix = ((ctypes.c_float * 40) * 6).from_address(0)
+    with pytest.raises(rap.RapInputError, match="logits1: 240 elements and no memory"):
+        rap.cde(memoryview(matrix), L0.numpy())

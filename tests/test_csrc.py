@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import rap
-from rap import _C, ops, reference
+from rap import _C, divergences, ops, reference
 
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
@@ -20,11 +20,24 @@ OWN = sorted(
     for p in CSRC.rglob(pattern)
     if "third_party" not in p.parts
 )
-ROOMS = ("cde", "ace", "drm")
+KERNELS = ("cde", "ace", "drm")
+KERNEL_FILES = (
+    "{}.h",  # contract
+    "{}_check.c",  # arguments
+    "{}_math.h",  # formulas that CPU and CUDA share
+    "{}_kernel.h",  # CPU loops, once per instruction set
+    "{}_cpu.c",
+    "{}_cuda.h",  # what launcher and device code share
+    "{}_cuda.c",
+    "{}_cuda.cu",
+    "{}_py.c",  # binding
+)
 PYTHON_FILES = {
-    f"{stem}.{kind}" for stem in ("module", "array", "cuda_py") for kind in "ch"
+    f"{stem}.{kind}"
+    for stem in ("array", "binding", "call", "cuda_call", "cuda_py", "module")
+    for kind in "ch"
 }
-PYTHON_FILES |= {f"{r}_py.c" for r in ROOMS}
+PYTHON_FILES |= {f"{kernel}_py.c" for kernel in KERNELS}
 
 
 def code_of(path: Path) -> str:
@@ -74,16 +87,121 @@ def test_functions_are_short():
     assert longest[0] <= 80, longest
 
 
-def test_every_room_is_complete_and_its_name_runs_through():
-    for room in ROOMS:
-        files = {p.name for p in (CSRC / room).iterdir()}
-        assert {f"{room}.h", f"{room}_kernel.h", f"{room}_cpu.c", f"{room}_py.c"} <= files
-        assert "CONTRACT" in (CSRC / room / f"{room}.h").read_text()
-        for module in (rap, ops, reference, _C):
-            assert callable(getattr(module, room))
-        assert f"def {room}(" in (ROOT / "rap" / "_C.pyi").read_text()
-        assert (ROOT / "tests" / f"test_{room}.py").exists()
-        assert (ROOT / "benchmarks" / f"bench_{room}.py").exists()
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_every_kernel_has_the_same_files_and_its_name_runs_through(kernel):
+    files = {p.name for p in (CSRC / kernel).iterdir()}
+    assert {name.format(kernel) for name in KERNEL_FILES} <= files
+    assert all(name.startswith(kernel) for name in files), "a part of it: KERNEL_PART"
+    assert "CONTRACT" in (CSRC / kernel / f"{kernel}.h").read_text()
+    for module in (rap, ops, reference, _C):
+        assert callable(getattr(module, kernel))
+    assert f"def {kernel}(" in (ROOT / "rap" / "_C.pyi").read_text()
+    assert (ROOT / "tests" / f"test_{kernel}.py").exists()
+    assert (ROOT / "benchmarks" / f"bench_{kernel}.py").exists()
+
+
+def test_the_product_has_the_files_of_a_kernel_without_a_binding():
+    files = {p.name for p in (CSRC / "gemm").iterdir()}
+    without = ("{}_check.c", "{}_math.h", "{}_py.c")  # no arguments of Python's
+    assert {n.format("gemm") for n in KERNEL_FILES if n not in without} <= files
+    assert all(name.startswith("gemm") for name in files)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_the_cpu_and_cuda_share_their_formulas(kernel):
+    for name in ("{}_kernel.h", "{}_cuda.cu"):
+        text = (CSRC / kernel / name.format(kernel)).read_text()
+        assert f'#include "{kernel}_math.h"' in text, name
+
+
+def defined_symbols(path: Path) -> set[str]:
+    """Names with external linkage that a .c file defines: rap_* and PyInit_*, the return
+    type on a line of its own (PEP 7), and constants."""
+    code = code_of(path)
+    found = set(re.findall(r"^(?!static)[^\n#]*\n((?:rap_|PyInit_)\w+)\(", code, re.M))
+    return found | set(re.findall(r"^#define RAP_ISA_\w*TABLE (rap_\w+)", code, re.M))
+
+
+def includes(path: Path) -> set[Path]:
+    """The files of csrc/ that become part of this unit, itself among them."""
+    found, queue = {path}, [path]
+    while queue:
+        at = queue.pop()
+        for name in re.findall(r'^\s*#\s*include "([^"]+)"', at.read_text(), re.M):
+            to = (at.parent / name).resolve()
+            if to.is_file() and to not in found:
+                found.add(to)
+                queue.append(to)
+    return found
+
+
+def unit_graph() -> dict[str, set[str]]:
+    """Of each translation unit those whose symbols its text, or a header's inline
+    functions, may use. A prototype in a header is no use."""
+    units = [p for p in OWN if p.suffix == ".c"]
+    home = {symbol: p for p in units for symbol in defined_symbols(p)}
+    graph: dict[str, set[str]] = {}
+    for path in units:
+        text = code_of(path)
+        for header in includes(path) - {path}:
+            # bodies of functions only: prototypes and types stand at column 0
+            text += "\n".join(
+                line for line in code_of(header).splitlines() if line.startswith(" ")
+            )
+        used = {home[w] for w in set(re.findall(r"\brap_\w+", text)) if w in home}
+        graph[path.name] = {p.name for p in used - {path}}
+    return graph
+
+
+def cycle_of(graph: dict[str, set[str]]) -> list[str]:
+    """One cycle, or nothing."""
+    done: set[str] = set()
+
+    def visit(node: str, path: list[str]) -> list[str]:
+        if node in path:
+            return path[path.index(node) :] + [node]
+        if node in done:
+            return []
+        for after in sorted(graph.get(node, ())):
+            if found := visit(after, [*path, node]):
+                return found
+        done.add(node)
+        return []
+
+    return next((c for node in sorted(graph) if (c := visit(node, []))), [])
+
+
+def test_no_cycle_between_translation_units():
+    graph = unit_graph()
+    assert {"binding.c", "cuda_call.c", "ace_cpu.c"} <= graph["ace_py.c"] | {"ace_py.c"}
+    assert "status.c" in graph["parallel.c"] and "array.c" in graph["cuda_call.c"]
+    assert cycle_of(graph) == []
+
+
+def test_a_cycle_is_found():
+    assert cycle_of({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert cycle_of({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+    graph = unit_graph()
+    graph["binding.c"] |= {"module.c"}  # what was once true
+    assert cycle_of(graph)
+
+
+def test_the_enum_of_divergences_is_the_list_of_names():
+    text = (CSRC / "cde" / "cde.h").read_text()
+    body = re.search(r"enum \{([^}]*RAP_CDE_OUTPUTS)\s*\}", text)[1]
+    names = [n.strip().removeprefix("RAP_CDE_").lower() for n in body.split(",")]
+    assert tuple(names) == (*divergences.CDE_OUTPUTS, "outputs")
+    assert _C.CDE_OUTPUTS == len(divergences.CDE_OUTPUTS)
+    answers = re.findall(
+        r"value\[RAP_CDE_(\w+)\] =", (CSRC / "cde" / "cde_math.h").read_text()
+    )
+    assert sorted(map(str.lower, answers)) == sorted(divergences.CDE_OUTPUTS)
+    ranked = {n for n in divergences.CDE_COLUMNS if not n.startswith("entropy")}
+    assert set(divergences.DIVERGENCES) == ranked
+    doubles = re.search(r"typedef struct rap_cde_state \{(.*?)\}", code_of(
+        CSRC / "cde" / "cde.h"), re.S)[1]  # fmt: skip
+    fields = len(re.findall(r"\w+\s*(?=[,;])", doubles))
+    assert f"sizeof(rap_cde_state) == {fields} * sizeof(double)" in text
 
 
 def test_headers_compile_alone(tmp_path):

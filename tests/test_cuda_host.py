@@ -475,6 +475,12 @@ refused(rap.RapInputError, "logits1: its pointer is not memory", rap.cde, host, 
 moved = FakeArray(x)
 moved.device = 1
 refused(rap.RapInputError, "logits1", rap.cde, moved, FakeArray(y, device=1))
+for null in (FakeArray(x), InterfaceArray(x)):
+    (null if isinstance(null, FakeArray) else null.inner).pointer = 0
+    refused(rap.RapInputError, "logits1: 2100 elements and no memory", rap.cde, null, b)
+    refused(rap.RapInputError, "logits0: 2100 elements and no memory", rap.cde, b, null)
+    refused(rap.RapInputError, "gain: 700 elements and no memory|no memory", rap.drm,
+            FakeArray(x[0]), 3, gain=null)
 odd = FakeArray(x)
 odd.pointer += 2
 refused(rap.RapInputError, "not aligned", rap.cde, odd, b)

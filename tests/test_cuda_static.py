@@ -12,7 +12,7 @@ import subprocess
 
 import pytest
 from cuda_emulator import build, gates
-from cuda_emulator.ace import AceLinearParams, AceParams, first_key
+from cuda_emulator.ace import AceLinearParams, AceOptions, AceParams, first_key
 from cuda_emulator.cde import CdeParams, MapParams, MeansParams
 from cuda_emulator.drm import DrmParams, digits
 from cuda_emulator.emulator import F32, F64, Pointer
@@ -126,9 +126,10 @@ HEADERS = {
     MapParams: ("cde/cde_cuda.h", "rap_cde_map_cuda"),
     MeansParams: ("cde/cde_cuda.h", "rap_cde_means_cuda"),
     AceParams: ("ace/ace_cuda.h", "rap_ace_cuda"),
+    AceOptions: ("ace/ace_math.h", "rap_ace_options"),
     AceLinearParams: ("ace/ace_linear_cuda.h", "rap_ace_linear_cuda"),
     DrmParams: ("drm/drm_cuda.h", "rap_drm_cuda"),
-    WidenParams: ("gemm/widen_cuda.h", "rap_widen_cuda"),
+    WidenParams: ("gemm/gemm_widen_cuda.h", "rap_widen_cuda"),
 }
 KERNEL_PARAMS = {
     "rap_cde_rows": CdeParams,
@@ -202,10 +203,9 @@ def test_first_keys_are_those_of_the_header(tmp_path):
         )
         p.lse = Pointer(lse)
         lines.append(
-            f"{{rap_ace_cuda p = {{.key_window = {key_window}, .window = {window}, "
-            f".columns = {columns}, .length = 100, .start = 31, .lse = (void *){lse}L}};"
-            'for (int r = 31; r < 100; r += 23) printf("%d\\n", '
-            "(int)rap_ace_cuda_first_key(&p, r));}"
+            f"{{rap_ace_options o = {{.key_window = {key_window}, .window = {window}, "
+            f".columns = {columns}}}; for (int r = 31; r < 100; r += 23) "
+            f'printf("%d\\n", (int)rap_ace_first_key(&o, {lse}, 100, 31, r) / 4 * 4);}}'
         )
         want += [str(first_key(p, row)) for row in range(31, 100, 23)]
     assert program(tmp_path, "\n".join(lines)).splitlines() == want

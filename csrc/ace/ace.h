@@ -25,7 +25,7 @@
  * L x L nor rows x L x H ever exists and each score is computed once. Given row
  * log-sum-exps, single heads need no scores at all: sum_i ln A_ij is linear,
  *   scale k_j . (sum_{i in I(j)} q_i) - sum_{i in I(j)} lse_i, O(L D)
- * (rap_ace_linear in ace_plan.c and ace_linear_cuda.cu).
+ * (ace_linear_cpu.c and ace_linear_cuda.cu).
  *
  * Precision: scores and weights float32; sums over rows float64. A head-mean weight below
  * 2^-126 counts as 2^-126 (ln = -87.3): log psi stays finite where float32 attention would
@@ -38,6 +38,8 @@
 #ifndef RAP_ACE_H
 #define RAP_ACE_H
 
+#include <assert.h>
+
 #include "../cpu.h"
 
 #define RAP_ACE_FLOOR 0x1p-126f
@@ -48,6 +50,19 @@
 enum { RAP_ACE_MEAN, RAP_ACE_MAX, RAP_ACE_EACH };
 enum { RAP_ACE_RESPONSE = 1, RAP_ACE_PROMPT = 2, RAP_ACE_ALL = 3 };
 enum { RAP_ACE_LOG_PSI, RAP_ACE_ENTROPY, RAP_ACE_TOP_MASS, RAP_ACE_IMAGE, RAP_ACE_OUTPUTS };
+
+/* How psi is read off the attention: the caller's options, one struct on the way to the
+ * kernels, on either side. */
+typedef struct {
+    double scale, sigma;
+    int64_t min_rows;
+    int64_t window;     /* rows of a column, 0: all */
+    int64_t key_window; /* keys a row sees, 0: all before it */
+    int32_t heads, columns, top;
+    int32_t renormalise, normalise, want_stats; /* flags */
+} rap_ace_options;
+
+static_assert(sizeof(rap_ace_options) == 64, "launcher and kernel must agree");
 
 typedef struct {
     rap_array q, k;           /* [Hq, L, D], [Hkv, L, D] */
@@ -60,31 +75,12 @@ typedef struct {
     rap_array summary;  /* float64 [OUTPUTS, S, F] */
     rap_array position; /* int64 [S, F]: column inside the sample, -1: none */
     rap_array psi;      /* float64 [F, L]: log psi_j, -inf: no candidate */
-    double scale, sigma;
-    int64_t min_rows, window; /* window 0: all rows */
-    int64_t key_window;       /* keys a row sees, 0: all before it */
-    int heads, columns, top;
-    bool renormalise, normalise, stats;
+    rap_ace_options o;
 } rap_ace_args;
 
-/* Whether rows are needed as a whole, or only candidate columns of them. */
-static inline bool
-rap_ace_needs_all(const rap_ace_args *a)
-{
-    return a->lse.data == NULL || a->stats || a->renormalise;
-}
-
-/* Whether the linear form answers. Under a key window prompt columns have rows of their own
- * each: no shared suffix. */
-static inline bool
-rap_ace_is_linear(const rap_ace_args *a)
-{
-    return !rap_ace_needs_all(a) && a->heads == RAP_ACE_EACH
-           && (a->key_window == 0 || a->columns == RAP_ACE_RESPONSE);
-}
-
-bool rap_ace_check(const rap_ace_args *args, rap_error *err);
-bool rap_ace_cpu(const rap_ace_args *args, rap_exec *exec, rap_error *err);
+/* `args` is a rap_ace_args: bindings call them through a table. */
+bool rap_ace_check(const void *args, rap_error *err);
+bool rap_ace_cpu(void *args, rap_exec *exec, rap_error *err);
 
 /* On a CUDA device (ace_cuda.c): queued on the call's stream. cu_seqlens and response_start
  * are in host memory; masks may be, and are copied. */

@@ -5,8 +5,6 @@
  * reduce_task, so the bits depend on each sample's shape alone: not on threads, and not
  * on the samples packed beside it.
  */
-#include "ace.h"
-
 #include <math.h>
 #include <string.h>
 
@@ -81,43 +79,40 @@ row_span(const ace_ctx *ctx, const block *b, int64_t r)
 {
     span x = {.row = b->row + r};
 
-    x.key = RAP_MAX(b->key, rap_ace_first_key(ctx, x.row));
+    x.key = RAP_MAX(b->key, rap_ace_first_seen(&ctx->a->o, x.row));
     x.n = x.row + 1 - x.key;
     x.at = r * b->ld + x.key - b->key;
     return x;
 }
 
-/* The row's log-sum-exp in units of log2, as a float and the log2 of the rest: rounding
- * the whole to float32 would move every weight of the row. */
 static void
-fold_row(const ace_ctx *ctx, const ace_sample *s, const block *b, int64_t head, int64_t r,
+fold_row(const ace_ctx *ctx, const ace_sample *s, const block *b, int64_t head, int64_t i,
          bool first)
 {
     const rap_kernels *kernels = ctx->exec->kernels;
     const float scale = ctx->scale2;
-    const span x = row_span(ctx, b, r);
+    const span x = row_span(ctx, b, i);
     float *scores = b->scores + x.at, *weights = b->weights + x.at;
-    const bool mean = ctx->a->heads == RAP_ACE_MEAN;
-    double z, lse;
-    float shift;
+    const bool mean = ctx->a->o.heads == RAP_ACE_MEAN;
+    rap_ace_reference r;
+    float rest;
 
-    if (ctx->a->lse.data != NULL) {
-        lse = rap_ace_lse(ctx, head, s->begin + x.row) / ctx->unit;
-        shift = (float)lse;
-        z = exp2(lse - shift);
+    if (rap_ace_lse_given(ctx)) {
+        r = rap_ace_given(rap_ace_lse(ctx, head, s->begin + x.row), ctx->unit);
         if (mean) {
-            kernels->ace_exp(scores, x.n, scale, shift);
+            kernels->ace_exp(scores, x.n, scale, r.shift);
         }
     }
     else {
-        shift = scale * kernels->ace_max(scores, x.n);
-        z = row_sum(kernels, scores, x.n, scale, shift, mean);
+        r.shift = scale * kernels->ace_max(scores, x.n);
+        r.z = row_sum(kernels, scores, x.n, scale, r.shift, mean);
     }
+    rest = rap_ace_rest(&ctx->a->o, r.z, ctx->hq);
     if (mean) {
-        kernels->ace_add(weights, scores, x.n, (float)(1 / (z * (double)ctx->hq)), first);
+        kernels->ace_add(weights, scores, x.n, rest, first);
     }
     else {
-        kernels->ace_log_max(weights, scores, x.n, scale, shift, (float)log2(z), first);
+        kernels->ace_log_max(weights, scores, x.n, scale, r.shift, rest, first);
     }
 }
 
@@ -171,13 +166,13 @@ static void
 add_columns(const ace_ctx *ctx, const ace_sample *s, const span *x, const float *ln_w,
             double shift, double *column)
 {
-    const rap_ace_args *a = ctx->a;
-    const int64_t window = rap_ace_window(a, s);
+    const rap_ace_options *o = &ctx->a->o;
+    const int64_t window = rap_ace_window(o, s->length);
 
-    if ((a->columns & RAP_ACE_PROMPT) && x->row - s->start < window) {
+    if ((o->columns & RAP_ACE_PROMPT) && x->row - s->start < window) {
         add_range(ctx, x, 0, s->start, ln_w, shift, column);
     }
-    if (a->columns & RAP_ACE_RESPONSE) {
+    if (o->columns & RAP_ACE_RESPONSE) {
         add_range(ctx, x, RAP_MAX(s->start, x->row - window + 1), x->row + 1, ln_w, shift,
                   column);
     }
@@ -195,7 +190,7 @@ finish_weights(const ace_ctx *ctx, const block *b, const span *x)
     const rap_kernels *kernels = ctx->exec->kernels;
     float *weights = b->weights + x->at, *scores = b->scores + x->at;
 
-    if (ctx->a->heads == RAP_ACE_MEAN) {
+    if (ctx->a->o.heads == RAP_ACE_MEAN) {
         kernels->ace_ln(b->ln_row, weights, x->n);
         return (row_weights){weights, b->ln_row, 1};
     }
@@ -203,7 +198,7 @@ finish_weights(const ace_ctx *ctx, const block *b, const span *x)
         scores[j] = weights[j];
         weights[j] *= (float)ctx->unit;
     }
-    if (!ctx->a->stats && !ctx->a->renormalise) {
+    if (!ctx->a->o.want_stats && !ctx->a->o.renormalise) {
         return (row_weights){NULL, weights, 1};
     }
     return (row_weights){scores, weights, row_sum(kernels, scores, x->n, 1.0f, 0.0f, true)};
@@ -217,12 +212,12 @@ finish_row(const ace_ctx *ctx, const ace_sample *s, const block *b, int64_t r, d
     const row_weights w = finish_weights(ctx, b, &x);
     double *stats = sums + s->length;
 
-    add_columns(ctx, s, &x, w.ln, ctx->a->renormalise ? log(w.sum) : 0, sums);
-    if (!ctx->a->stats) {
+    add_columns(ctx, s, &x, w.ln, ctx->a->o.renormalise ? log(w.sum) : 0, sums);
+    if (!ctx->a->o.want_stats) {
         return;
     }
     stats[0] += log(w.sum) - kernels->ace_dot(w.linear, w.ln, x.n) / w.sum;
-    stats[1] += top_mass(kernels, w.linear, x.n, ctx->a->top) / w.sum;
+    stats[1] += top_mass(kernels, w.linear, x.n, ctx->a->o.top) / w.sum;
     if (ctx->image != NULL) {
         const float *image = ctx->image + s->begin + x.key;
 
@@ -232,29 +227,19 @@ finish_row(const ace_ctx *ctx, const ace_sample *s, const block *b, int64_t r, d
 
 /* --- tasks --------------------------------------------------------------------------- */
 
-/* The first key column that the rows from `row` on need. */
-static int64_t
-first_key(const ace_ctx *ctx, const ace_sample *s, int64_t row)
-{
-    int64_t key = rap_ace_first_key(ctx, row);
-
-    if (!ctx->needs_all && !(ctx->a->columns & RAP_ACE_PROMPT)) {
-        key = RAP_MAX(key, RAP_MAX(s->start, row - rap_ace_window(ctx->a, s) + 1));
-    }
-    return key;
-}
-
 static void
 run_block(const ace_ctx *ctx, const ace_sample *s, int64_t field, int64_t number,
           int worker, double *sums)
 {
-    const bool each = ctx->a->heads == RAP_ACE_EACH;
+    const bool each = ctx->a->o.heads == RAP_ACE_EACH;
     const int64_t nr = ctx->exec->kernels->gemm_nr;
     const int64_t first = each ? field : 0, last = each ? field + 1 : ctx->hq;
     block b = {.row = s->start + number * s->block_rows, .key = 0, .ld = s->ld};
 
     b.n = RAP_MIN(s->block_rows, s->length - b.row);
-    b.key = first_key(ctx, s, b.row) / nr * nr;
+    b.key =
+        rap_ace_first_key(&ctx->a->o, rap_ace_lse_given(ctx), s->length, s->start, b.row);
+    b.key = b.key / nr * nr;
     b.scores = ctx->scratch + worker * ctx->scratch_size;
     b.weights = b.scores + s->block_rows * s->ld;
     b.ln_row = b.weights + s->block_rows * s->ld;
@@ -293,34 +278,12 @@ group_task(void *arg, int64_t task, int worker)
     }
 }
 
-/* |I(j)| */
-static int64_t
-column_rows(const ace_ctx *ctx, const ace_sample *s, int64_t j)
+static bool
+is_masked(const ace_ctx *ctx, int64_t at)
 {
-    int64_t first = RAP_MAX(j, s->start), last = s->length;
+    const rap_array *mask = &ctx->a->column_mask; /* not bool: any byte may be there */
 
-    last = RAP_MIN(last, first + rap_ace_window(ctx->a, s));
-    if (ctx->a->key_window > 0 && ctx->a->key_window < s->length) {
-        last = RAP_MIN(last, j + ctx->a->key_window);
-    }
-    return RAP_MAX(0, last - first);
-}
-
-static double
-column_psi(const ace_ctx *ctx, const ace_sample *s, int64_t j, double sum)
-{
-    const rap_ace_args *a = ctx->a;
-    const int64_t at = s->begin + j, count = column_rows(ctx, s, j);
-    const int kind = j < s->start ? RAP_ACE_PROMPT : RAP_ACE_RESPONSE;
-    const uint8_t *mask = a->column_mask.data; /* not bool: any byte may be there */
-
-    if (!(a->columns & kind) || count < a->min_rows
-        || (mask != NULL && !mask[at * a->column_mask.stride[0]]))
-    {
-        return -INFINITY;
-    }
-    sum += (double)count * log(a->sigma);
-    return a->normalise ? sum / (double)count : sum;
+    return mask->data != NULL && !((const uint8_t *)mask->data)[at * mask->stride[0]];
 }
 
 static void
@@ -344,15 +307,16 @@ reduce_task(void *arg, int64_t task, int worker)
             sum += sums[g * width + j];
         }
         if (j >= s->length) {
-            bool known =
-                rows > 0 && ctx->a->stats && (j - s->length < 2 || ctx->image != NULL);
+            bool known = rows > 0 && ctx->a->o.want_stats
+                         && (j - s->length < 2 || ctx->image != NULL);
 
             out[(RAP_ACE_ENTROPY + j - s->length) * outputs] =
                 known ? sum / (double)rows : NAN;
             continue;
         }
-        psi[j] = column_psi(ctx, s, j, sum);
-        if (psi[j] > best || (isnan(psi[j]) && !isnan(best))) {
+        psi[j] = rap_ace_psi(&ctx->a->o, ctx->ln_sigma, s->length, s->start, j,
+                             is_masked(ctx, s->begin + j), sum);
+        if (rap_ace_beats(psi[j], best)) {
             best = psi[j];
             position = isnan(best) ? -1 : j;
         }
@@ -362,10 +326,10 @@ reduce_task(void *arg, int64_t task, int worker)
 }
 
 bool
-rap_ace_cpu(const rap_ace_args *a, rap_exec *exec, rap_error *err)
+rap_ace_cpu(void *args, rap_exec *exec, rap_error *err)
 {
     ace_ctx ctx = {0};
-    bool ok = rap_ace_plan(a, exec, &ctx, err) && (ctx.linear || rap_ace_pack(&ctx, err))
+    bool ok = rap_ace_plan(args, exec, &ctx, err) && (ctx.linear || rap_ace_pack(&ctx, err))
               && rap_parallel(exec, ctx.tasks, group_task, &ctx, err)
               && rap_parallel(exec, ctx.samples * ctx.fields, reduce_task, &ctx, err);
 

@@ -10,7 +10,7 @@
 
 #include "../driver.h"
 #include "../gemm/gemm_cuda.h"
-#include "../hd.h"
+#include "ace_math.h"
 
 /* Bytes of each part of the workspace; the largest sample decides. */
 typedef struct {
@@ -32,21 +32,21 @@ whole(int64_t bytes)
 }
 
 static int64_t
-offset_at(const rap_array *x, int64_t i)
-{
-    return ((const int64_t *)x->data)[i * x->stride[0]];
-}
-
-static int64_t
 sample_length(const rap_ace_args *a, int64_t s)
 {
-    return offset_at(&a->cu_seqlens, s + 1) - offset_at(&a->cu_seqlens, s);
+    return rap_i64_at(&a->cu_seqlens, s + 1) - rap_i64_at(&a->cu_seqlens, s);
 }
 
 static int64_t
 fields_of(const rap_ace_args *a)
 {
-    return a->heads == RAP_ACE_EACH ? a->q.shape[0] : 1;
+    return a->o.heads == RAP_ACE_EACH ? a->q.shape[0] : 1;
+}
+
+static bool
+is_linear(const rap_ace_args *a)
+{
+    return rap_ace_is_linear(&a->o, a->lse.data != NULL);
 }
 
 static ace_space
@@ -56,7 +56,7 @@ linear_space(const rap_ace_args *a)
     ace_space space = {0};
 
     for (int64_t s = 0; s < a->cu_seqlens.shape[0] - 1; s++) {
-        const int64_t rows = sample_length(a, s) - offset_at(&a->response_start, s);
+        const int64_t rows = sample_length(a, s) - rap_i64_at(&a->response_start, s);
 
         space.tiles = RAP_MAX(space.tiles, whole(8 * rap_ace_linear_space(hq, rows, dim)));
     }
@@ -79,7 +79,7 @@ scores_space(const rap_ace_args *a)
         space.reference = RAP_MAX(space.reference, whole(8 * hq * rows));
         space.total = RAP_MAX(space.total, whole(8 * fields * rows));
     }
-    space.weights = a->heads == RAP_ACE_EACH ? 0 : space.weights;
+    space.weights = a->o.heads == RAP_ACE_EACH ? 0 : space.weights;
     return space;
 }
 
@@ -87,7 +87,7 @@ static ace_space
 space_of(const rap_ace_args *a)
 {
     const int64_t numbers = fields_of(a) * a->q.shape[1];
-    ace_space space = rap_ace_is_linear(a) ? linear_space(a) : scores_space(a);
+    ace_space space = is_linear(a) ? linear_space(a) : scores_space(a);
 
     space.sums = whole(8 * numbers);
     space.stats = whole(24 * numbers);
@@ -168,7 +168,7 @@ block(ace_run *run, rap_error *err)
 
     return multiply(run, err) && launch(run, "rap_ace_lse", rap_ace_cuda_lse_grid(p), err)
            && launch(run, "rap_ace_fold", rap_ace_cuda_fold_grid(p), err)
-           && (!(p->want_stats || p->renormalise)
+           && (!(p->o.want_stats || p->o.renormalise)
                || launch(run, "rap_ace_stats", rap_ace_cuda_stats_grid(p), err))
            && launch(run, "rap_ace_columns", rap_ace_cuda_columns_grid(p), err);
 }
@@ -184,7 +184,8 @@ blocks(ace_run *run, rap_error *err)
     p->block_rows = (int32_t)rap_ace_cuda_block_rows(p->hq, p->length);
     for (p->row = p->start; ok && p->row < p->length; p->row += p->block_rows) {
         p->rows = (int32_t)RAP_MIN(p->block_rows, p->length - p->row);
-        p->key = rap_ace_cuda_first_key(p, p->row);
+        p->key = rap_ace_first_key(&p->o, p->lse != NULL, p->length, p->start, p->row);
+        p->key = p->key / 4 * 4; /* rows are read by fours */
         ok = block(run, err);
     }
     return ok;
@@ -206,7 +207,6 @@ linear_of(const ace_run *run)
     const rap_ace_cuda *p = &run->p;
     const rap_operand q = rows_of(&a->q, 0, p->begin, p->length, 0);
     const rap_operand k = rows_of(&a->k, 0, p->begin, p->length, 0);
-    const int64_t window = p->window > 0 ? RAP_MIN(p->window, p->length) : p->length;
 
     return (rap_ace_linear_cuda){
         .q = q.data,
@@ -215,19 +215,19 @@ linear_of(const ace_run *run)
                + p->begin * a->lse.stride[1] * (int64_t)rap_dtype_size(a->lse.dtype),
         .tiles = run->tiles,
         .sums = p->sums + p->begin,
-        .scale = a->scale,
+        .scale = a->o.scale,
         .q_stride = {a->q.stride[0], a->q.stride[1]},
         .k_stride = {a->k.stride[0], a->k.stride[1]},
         .lse_stride = {a->lse.stride[0], a->lse.stride[1]},
         .total_length = p->total_length,
         .length = p->length,
         .start = p->start,
-        .window = p->key_window > 0 ? RAP_MIN(window, p->key_window) : window,
+        .window = rap_ace_window(&p->o, p->length),
         .tiles_count = rap_ace_linear_tiles(p->length - p->start),
         .hq = p->hq,
         .group = (int32_t)(a->q.shape[0] / a->k.shape[0]),
         .dim = a->q.shape[2],
-        .columns = p->columns,
+        .columns = p->o.columns,
         .q_dtype = (int32_t)a->q.dtype,
         .k_dtype = (int32_t)a->k.dtype,
         .lse_dtype = (int32_t)a->lse.dtype,
@@ -254,11 +254,11 @@ sample(ace_run *run, int64_t s, rap_error *err)
     bool ok = true;
 
     p->sample = s;
-    p->begin = offset_at(&run->a->cu_seqlens, s);
+    p->begin = rap_i64_at(&run->a->cu_seqlens, s);
     p->length = sample_length(run->a, s);
-    p->start = offset_at(&run->a->response_start, s);
+    p->start = rap_i64_at(&run->a->response_start, s);
     if (p->start < p->length) {
-        ok = rap_ace_is_linear(run->a) ? linear(run, err) : blocks(run, err);
+        ok = is_linear(run->a) ? linear(run, err) : blocks(run, err);
     }
     return ok && launch(run, "rap_ace_finish", rap_ace_cuda_finish_grid(p), err);
 }
@@ -273,23 +273,15 @@ options(const rap_ace_args *a, rap_ace_cuda *p)
     p->summary = a->summary.data;
     p->position = a->position.data;
     p->psi = a->psi.data;
-    p->scale2 = (float)(a->scale * (double)RAP_LOG2E);
-    p->unit = p->scale2 != 0 ? a->scale / p->scale2 : 1 / (double)RAP_LOG2E;
+    p->o = a->o;
+    p->scale2 = rap_ace_scale2(&a->o);
+    p->unit = rap_ace_unit(&a->o);
     p->unit32 = (float)p->unit;
-    p->ln_sigma = log(a->sigma);
+    p->ln_sigma = log(a->o.sigma);
     p->total_length = a->q.shape[1];
     p->samples = a->cu_seqlens.shape[0] - 1;
-    p->min_rows = a->min_rows;
-    p->window = a->window;
-    p->key_window = a->key_window;
     p->hq = (int32_t)a->q.shape[0];
     p->fields = (int32_t)fields_of(a);
-    p->heads = a->heads;
-    p->columns = a->columns;
-    p->top = a->top;
-    p->renormalise = a->renormalise;
-    p->normalise = a->normalise;
-    p->want_stats = a->stats;
 }
 
 /* Parts of the workspace, in the order of ace_space; masks last. */

@@ -6,6 +6,7 @@
 #include "../cuda/device.h"
 
 #include "ace_cuda.h"
+#include "ace_math.h"
 
 #define LANE_TERMS 64 /* terms a lane sums in float32 before float64 */
 
@@ -18,11 +19,9 @@ RAP_HD ace_span
 ace_span_of(const rap_ace_cuda *p, int64_t r)
 {
     ace_span x;
-    int64_t first;
 
     x.row = p->row + r;
-    first = p->key_window > 0 ? RAP_MAX(0, x.row - p->key_window + 1) : 0;
-    x.lo = RAP_MAX(first, p->key) - p->key;
+    x.lo = RAP_MAX(rap_ace_first_seen(&p->o, x.row), p->key) - p->key;
     x.hi = x.row + 1 - p->key;
     return x;
 }
@@ -90,7 +89,7 @@ ace_row_sum(const float *row, const ace_span *x, float scale2, float shift)
 
             ace_load4(row, t, x, -INFINITY, s);
             for (int i = 0; i < 4; i++) {
-                float z = RAP_FMA(scale2, s[i], -shift);
+                float z = rap_ace_exponent(scale2, s[i], shift);
 
                 part += t + i >= x->lo && t + i < x->hi ? rap_exp2f(z, least) : 0;
             }
@@ -100,8 +99,6 @@ ace_row_sum(const float *row, const ace_span *x, float scale2, float shift)
     return rap_warp_sum(sum);
 }
 
-/* The row's log-sum-exp in units of log2, as a float and the log2 of the rest: rounding
- * the whole to float32 would move every weight of the row. */
 RAP_KERNEL(rap_ace_lse, rap_ace_cuda, RAP_ACE_CUDA_THREADS, 4)
 {
     const int64_t warps = (int64_t)rap_blocks() * rap_threads() / RAP_WARP;
@@ -113,28 +110,23 @@ RAP_KERNEL(rap_ace_lse, rap_ace_cuda, RAP_ACE_CUDA_THREADS, 4)
         const int64_t head = i / p.rows, r = i % p.rows;
         const int64_t at = head * p.block_rows + r;
         const ace_span x = ace_span_of(&p, r);
-        double z;
-        float shift;
+        rap_ace_reference ref;
 
         if (p.lse != NULL) {
             const int64_t from =
                 head * p.lse_stride[0] + (p.begin + x.row) * p.lse_stride[1];
-            const double lse =
-                (p.lse_dtype == RAP_F32 ? (double)((const float *)p.lse)[from]
-                                        : ((const double *)p.lse)[from])
-                / p.unit;
+            const double lse = p.lse_dtype == RAP_F32 ? (double)((const float *)p.lse)[from]
+                                                      : ((const double *)p.lse)[from];
 
-            shift = (float)lse;
-            z = exp2(lse - shift);
+            ref = rap_ace_given(lse, p.unit);
         }
         else {
-            shift = p.scale2 * ace_row_max(p.scores + at * p.ld, &x);
-            z = ace_row_sum(p.scores + at * p.ld, &x, p.scale2, shift);
+            ref.shift = p.scale2 * ace_row_max(p.scores + at * p.ld, &x);
+            ref.z = ace_row_sum(p.scores + at * p.ld, &x, p.scale2, ref.shift);
         }
         if (rap_lane() == 0) {
-            p.reference[at] = shift;
-            p.reference[all + at] =
-                p.heads == RAP_ACE_MEAN ? (float)(1 / (z * p.hq)) : (float)log2(z);
+            p.reference[at] = ref.shift;
+            p.reference[all + at] = rap_ace_rest(&p.o, ref.z, p.hq);
         }
     }
 }
@@ -157,17 +149,15 @@ ace_fold4(const rap_ace_cuda *p, int64_t r, int64_t c, int64_t first, int64_t la
         ace_load4(p->scores + at * p->ld, c, &x, 0, s);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            const float z = RAP_FMA(p->scale2, s[i], -shift);
+            const float z = rap_ace_exponent(p->scale2, s[i], shift);
 
-            if (p->heads == RAP_ACE_MEAN) {
+            if (p->o.heads == RAP_ACE_MEAN) {
                 const float e = rap_exp2f(z, least);
 
                 w[i] = head == first ? rest * e : RAP_FMA(rest, e, w[i]);
             }
             else {
-                const float a = z - rest;
-
-                w[i] = head > first && (w[i] > a || w[i] != w[i]) ? w[i] : a;
+                w[i] = head == first ? z - rest : rap_ace_larger(w[i], z - rest);
             }
         }
     }
@@ -178,7 +168,7 @@ RAP_KERNEL(rap_ace_fold, rap_ace_cuda, RAP_ACE_CUDA_THREADS, 4)
     const int64_t groups = (p.row + p.rows - p.key + 3) / 4;
     const int64_t n = p.fields * p.rows * groups;
     const int64_t step = (int64_t)rap_blocks() * rap_threads();
-    const bool each = p.heads == RAP_ACE_EACH;
+    const bool each = p.o.heads == RAP_ACE_EACH;
 
     for (int64_t i = (int64_t)rap_block() * rap_threads() + rap_thread(); i < n; i += step)
     {
@@ -197,19 +187,13 @@ RAP_KERNEL(rap_ace_fold, rap_ace_cuda, RAP_ACE_CUDA_THREADS, 4)
 RAP_HD float
 ace_linear(const rap_ace_cuda *p, float v, float least)
 {
-    return p->heads == RAP_ACE_MEAN ? v : rap_exp2f(v, least);
+    return p->o.heads == RAP_ACE_MEAN ? v : rap_exp2f(v, least);
 }
 
-/* A mean below RAP_ACE_FLOOR counts as it; NaN and inf become NaN. */
 RAP_HD float
 ace_ln(const rap_ace_cuda *p, float v)
 {
-    if (p->heads == RAP_ACE_MEAN) {
-        const float x = v < RAP_ACE_FLOOR ? RAP_ACE_FLOOR : v;
-
-        return rap_logf(x) + (x - x);
-    }
-    return v * p->unit32;
+    return p->o.heads == RAP_ACE_MEAN ? rap_ace_ln(v) : v * p->unit32;
 }
 
 /* --- what a row of weights gives ------------------------------------------------------- */
@@ -287,7 +271,7 @@ ace_top_threshold(const rap_ace_cuda *p, const float *row, const ace_span *x,
 {
     if (rap_thread() == 0) {
         sh->threshold = 0;
-        sh->need = (uint32_t)RAP_MIN(p->top, x->hi - x->lo);
+        sh->need = (uint32_t)RAP_MIN(p->o.top, x->hi - x->lo);
     }
     for (int shift = 24; shift >= 0; shift -= 8) {
         rap_sync();
@@ -320,7 +304,7 @@ ace_row_stats(const rap_ace_cuda *p, int64_t field, const float *row, const ace_
     dot = rap_block_sum(own.dot, sh->part);
     image = rap_block_sum(own.image, sh->part);
     large = rap_block_sum(own.large, sh->part);
-    sum = p->heads == RAP_ACE_MEAN ? 1 : sum;
+    sum = p->o.heads == RAP_ACE_MEAN ? 1 : sum;
     if (rap_thread() == 0) {
         large += (double)sh->need * (double)rap_from_bits(sh->threshold);
         out[0] = log(sum) - dot / sum;
@@ -340,17 +324,17 @@ RAP_KERNEL(rap_ace_stats, rap_ace_cuda, RAP_ACE_CUDA_THREADS, 4)
         const float *row = p.weights + at * p.ld;
         const ace_span x = ace_span_of(&p, r);
 
-        if (p.renormalise) {
+        if (p.o.renormalise) {
             ace_row_sums own = ace_thread_sums(&p, row, &x, 0);
             double total = log(rap_block_sum(own.sum, sh->part));
 
-            total = p.heads == RAP_ACE_MEAN ? 0 : total; /* their rows sum to 1 */
+            total = p.o.heads == RAP_ACE_MEAN ? 0 : total; /* their rows sum to 1 */
             if (rap_thread() == 0) {
                 p.total[at] = (float)total;
                 p.total[all + at] = (float)(total - (float)total);
             }
         }
-        if (p.want_stats) {
+        if (p.o.want_stats) {
             ace_row_stats(&p, field, row, &x, sh);
         }
         rap_sync();
@@ -358,22 +342,6 @@ RAP_KERNEL(rap_ace_stats, rap_ace_cuda, RAP_ACE_CUDA_THREADS, 4)
 }
 
 /* --- columns --------------------------------------------------------------------------- */
-
-/* The end of I(j), the rows that count for column j: they begin at max(j, start). */
-RAP_HD int64_t
-ace_last_row(const rap_ace_cuda *p, int64_t j)
-{
-    const int64_t first = RAP_MAX(j, p->start);
-    int64_t window = p->window > 0 ? RAP_MIN(p->window, p->length) : p->length;
-    int64_t last;
-
-    window = p->key_window > 0 ? RAP_MIN(window, p->key_window) : window;
-    last = RAP_MIN(p->length, first + window);
-    if (p->key_window > 0 && p->key_window < p->length) {
-        last = RAP_MIN(last, j + p->key_window);
-    }
-    return RAP_MAX(first, last);
-}
 
 RAP_KERNEL(rap_ace_columns, rap_ace_cuda, RAP_ACE_CUDA_THREADS, 4)
 {
@@ -383,19 +351,20 @@ RAP_KERNEL(rap_ace_columns, rap_ace_cuda, RAP_ACE_CUDA_THREADS, 4)
     for (int64_t i = (int64_t)rap_block() * rap_threads() + rap_thread(); i < n; i += step)
     {
         const int64_t field = i / keys, c = i % keys, j = p.key + c;
-        const int64_t end = RAP_MIN(p.row + p.rows, ace_last_row(&p, j));
+        const int64_t end =
+            RAP_MIN(p.row + p.rows, rap_ace_last_row(&p.o, p.length, p.start, j));
         const float *total = p.total + field * p.block_rows;
         const float *rest = total + (int64_t)p.fields * p.block_rows;
         float hi = 0, lo = 0;
 
-        if (!(p.columns & (j < p.start ? RAP_ACE_PROMPT : RAP_ACE_RESPONSE))) {
+        if (!(p.o.columns & (j < p.start ? RAP_ACE_PROMPT : RAP_ACE_RESPONSE))) {
             continue;
         }
         for (int64_t r = RAP_MAX(j - p.row, 0); r < end - p.row; r++) {
             const float v = p.weights[(field * p.block_rows + r) * p.ld + c];
 
             rap_add_exact(&hi, &lo, ace_ln(&p, v));
-            if (p.renormalise) {
+            if (p.o.renormalise) {
                 rap_add_exact(&hi, &lo, -total[r]);
                 lo -= rest[r];
             }
@@ -412,21 +381,6 @@ typedef struct {
     double best[RAP_ACE_CUDA_THREADS];
     int64_t position[RAP_ACE_CUDA_THREADS];
 } ace_finish_shared;
-
-RAP_HD double
-ace_column_psi(const rap_ace_cuda *p, int64_t j, double sum)
-{
-    const int64_t count = ace_last_row(p, j) - RAP_MAX(j, p->start);
-    const int kind = j < p->start ? RAP_ACE_PROMPT : RAP_ACE_RESPONSE;
-
-    if (!(p->columns & kind) || count < p->min_rows
-        || (p->column_mask != NULL && p->column_mask[p->begin + j] == 0))
-    {
-        return -INFINITY;
-    }
-    sum += (double)count * p->ln_sigma;
-    return p->normalise ? sum / (double)count : sum;
-}
 
 /* Whether a is to be preferred: NaN to all, then the larger, then the earlier column. */
 RAP_HD bool
@@ -446,11 +400,14 @@ ace_psi(const rap_ace_cuda *p, int64_t field, ace_finish_shared *sh)
     double best = -INFINITY;
     int64_t position = -1;
 
+#pragma unroll 1
     for (int64_t j = rap_thread(); j < p->length; j += rap_threads()) {
-        const double psi = ace_column_psi(p, j, p->sums[at + j]);
+        const bool masked = p->column_mask != NULL && p->column_mask[p->begin + j] == 0;
+        const double psi = rap_ace_psi(&p->o, p->ln_sigma, p->length, p->start, j, masked,
+                                       p->sums[at + j]);
 
         p->psi[at + j] = psi;
-        if (psi > best || (isnan(psi) && !isnan(best))) {
+        if (rap_ace_beats(psi, best)) {
             best = psi;
             position = j;
         }
@@ -471,7 +428,7 @@ ace_mean_stat(const rap_ace_cuda *p, int64_t field, int which, ace_finish_shared
         sum += stat[i];
     }
     sum = rap_block_sum(sum, sh->part);
-    if (rows == 0 || !p->want_stats || (which == 2 && p->image_mask == NULL)) {
+    if (rows == 0 || !p->o.want_stats || (which == 2 && p->image_mask == NULL)) {
         return NAN;
     }
     return sum / (double)rows;

@@ -43,21 +43,20 @@ typedef struct {
     int64_t *position; /* out [S, F] */
     double *psi;       /* out [F, L] */
     double unit, ln_sigma;
+    rap_ace_options o;
     int64_t lse_stride[2];        /* elements: head, row */
     int64_t total_length;         /* L */
     int64_t samples, sample;      /* S, and which one */
     int64_t begin, length, start; /* of the sample; of the response inside it */
     int64_t row, key; /* the block's first row and first key, inside the sample */
-    int64_t ld, min_rows, window, key_window; /* windows as in rap_ace_args */
-    int32_t rows, block_rows, hq, fields;
-    int32_t heads, columns, top, lse_dtype;
-    int32_t renormalise, normalise, want_stats;
+    int64_t ld;       /* floats between two rows of scores */
+    int32_t rows, block_rows, hq, fields, lse_dtype;
     float scale2; /* scale in units of log2 */
     float unit32; /* unit: nvcc would convert it for each number */
     int32_t unused;
 } rap_ace_cuda;
 
-static_assert(sizeof(rap_ace_cuda) == 280, "launcher and kernel must agree");
+static_assert(sizeof(rap_ace_cuda) == 296, "launcher and kernel must agree");
 
 /* Floats between two rows of scores. */
 static inline int64_t
@@ -73,26 +72,6 @@ rap_ace_cuda_block_rows(int64_t hq, int64_t length)
     const int64_t rows = RAP_ACE_CUDA_SCORES / (hq * rap_ace_cuda_ld(length)) / 8 * 8;
 
     return RAP_MAX(RAP_ACE_CUDA_ROWS_LEAST, RAP_MIN(rows, RAP_ACE_CUDA_ROWS_MOST));
-}
-
-/* Whether every key of a row is needed, or candidate columns only. */
-static inline bool
-rap_ace_cuda_needs_all(const rap_ace_cuda *p)
-{
-    return p->lse == NULL || p->want_stats || p->renormalise;
-}
-
-/* The first key column that rows from `row` on need; a multiple of 4. */
-static inline int64_t
-rap_ace_cuda_first_key(const rap_ace_cuda *p, int64_t row)
-{
-    int64_t key = p->key_window > 0 ? RAP_MAX(0, row - p->key_window + 1) : 0;
-    int64_t window = p->window > 0 ? RAP_MIN(p->window, p->length) : p->length;
-
-    if (!rap_ace_cuda_needs_all(p) && !(p->columns & RAP_ACE_PROMPT)) {
-        key = RAP_MAX(key, RAP_MAX(p->start, row - window + 1));
-    }
-    return key / 4 * 4;
 }
 
 /* --- blocks of each launch; every loop is right for any number ------------------------- */

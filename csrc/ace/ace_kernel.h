@@ -5,6 +5,8 @@
  * rounding it to float32 does not move a whole row. Formulas: ace.h.
  */
 
+#include "ace_math.h"
+
 static float
 ace_max(const float *x, int64_t n)
 {
@@ -26,7 +28,7 @@ ace_sum_exp(const float *s, int64_t n, float scale2, float shift2)
 
 #pragma omp simd reduction(+ : sum)
     for (int64_t j = 0; j < n; j++) {
-        sum += rap_exp2f(RAP_FMA(scale2, s[j], -shift2), least);
+        sum += rap_exp2f(rap_ace_exponent(scale2, s[j], shift2), least);
     }
     return sum;
 }
@@ -40,7 +42,7 @@ ace_exp(float *s, int64_t n, float scale2, float shift2)
 
 #pragma omp simd reduction(+ : sum)
     for (int64_t j = 0; j < n; j++) {
-        s[j] = rap_exp2f(RAP_FMA(scale2, s[j], -shift2), least);
+        s[j] = rap_exp2f(rap_ace_exponent(scale2, s[j], shift2), least);
         sum += s[j];
     }
     return sum;
@@ -71,27 +73,22 @@ ace_log_max(float *restrict w, const float *restrict s, int64_t n, float scale2,
     if (first) {
 #pragma omp simd
         for (int64_t j = 0; j < n; j++) {
-            w[j] = RAP_FMA(scale2, s[j], -shift2) - log2_z;
+            w[j] = rap_ace_exponent(scale2, s[j], shift2) - log2_z;
         }
         return;
     }
 #pragma omp simd
     for (int64_t j = 0; j < n; j++) {
-        float a = RAP_FMA(scale2, s[j], -shift2) - log2_z;
-
-        w[j] = w[j] > a || w[j] != w[j] ? w[j] : a;
+        w[j] = rap_ace_larger(w[j], rap_ace_exponent(scale2, s[j], shift2) - log2_z);
     }
 }
 
-/* ln w, w below RAP_ACE_FLOOR counting as it; NaN and inf become NaN */
 static void
 ace_ln(float *restrict ln_w, const float *restrict w, int64_t n)
 {
 #pragma omp simd
     for (int64_t j = 0; j < n; j++) {
-        float x = w[j] < RAP_ACE_FLOOR ? RAP_ACE_FLOOR : w[j];
-
-        ln_w[j] = rap_logf(x) + (x - x);
+        ln_w[j] = rap_ace_ln(w[j]);
     }
 }
 

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * How an ace call is cut into tasks, and the steps ace_cpu.c does not spell out: packing
- * the keys, a block's scores, and the linear form for single heads with known
- * log-sum-exps. Private to this room.
+ * How an ace call on the CPU is cut into tasks, and what the files that run them share:
+ * ace_plan.c plans, packs the keys and multiplies a block; ace_cpu.c runs the blocks;
+ * ace_linear_cpu.c is the linear form.
  */
 #ifndef RAP_ACE_PLAN_H
 #define RAP_ACE_PLAN_H
 
-#include "ace.h"
+#include "ace_math.h"
 
 #define RAP_ACE_BLOCK 98304 /* floats of scores a block: with the weights, inside L2 */
 #define RAP_ACE_GROUPS 64   /* groups a sample, at most: bounds the partial sums */
@@ -27,7 +27,7 @@ typedef struct {
     int64_t hq, group, dim; /* group: query heads a key head */
     float scale2;           /* scale in units of log2 */
     double unit;            /* from those units back: scale / scale2 */
-    bool needs_all;         /* every key of a row, not only candidate columns */
+    double ln_sigma;
     bool linear;
     ace_sample *sample; /* [S] */
     float *packed;
@@ -43,25 +43,20 @@ const ace_sample *rap_ace_sample_of(const ace_ctx *ctx, int64_t task);
 
 bool rap_ace_pack(ace_ctx *ctx, rap_error *err);
 
-/* Rows of a response column, at most: `window`, and no more than can see the column. */
-static inline int64_t
-rap_ace_window(const rap_ace_args *a, const ace_sample *s)
-{
-    int64_t window = a->window > 0 ? RAP_MIN(a->window, s->length) : s->length;
-
-    return a->key_window > 0 ? RAP_MIN(window, a->key_window) : window;
-}
-
-/* The first key that a row of the sample sees. */
-int64_t rap_ace_first_key(const ace_ctx *ctx, int64_t row);
-
 /* scores[rows, keys] = q[rows, D] . k of columns [key, key + keys); key is a multiple
  * of the panel width. */
 void rap_ace_scores(const ace_ctx *ctx, const float *q, int64_t ldq, int64_t rows,
                     const float *packed, const ace_sample *s, int64_t key, int64_t keys,
                     float *scores, int64_t ld);
 
+/* The given log-sum-exp of a head's row, `at` counted along the packed sequence. */
 double rap_ace_lse(const ace_ctx *ctx, int64_t head, int64_t at);
+
+static inline bool
+rap_ace_lse_given(const ace_ctx *ctx)
+{
+    return ctx->a->lse.data != NULL;
+}
 
 /* Column sums of one head from suffix sums of the queries, O(L D). */
 void rap_ace_linear(const ace_ctx *ctx, const ace_sample *s, int64_t head, float *scratch,

@@ -1,179 +1,93 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Binding in five paragraphs: parse, acquire, check, run, release and answer.
+ * The binding of ace: positional arguments only, see rap/_C.pyi.
  */
-#include "../cuda_py.h"
+#include "../call.h"
+#include "../module.h"
 #include "ace.h"
 
-/* Offsets as int64 arrays; or None for one sample of length L, and an int for its
- * response_start: `one` holds them then, and two small arrays are spared. */
-static bool
-acquire_samples(PyObject *cu_seqlens, PyObject *response_start, int64_t one[3],
-                rap_ace_args *a, rap_error *err)
+static double
+work(const void *args)
 {
-    int overflow = 0;
-    bool ok = true;
+    const int64_t *q = ((const rap_ace_args *)args)->q.shape;
 
-    if (cu_seqlens == Py_None) {
-        one[0] = 0;
-        one[1] = a->q.shape[1];
-        a->cu_seqlens = (rap_array){
-            .data = one, .shape = {2}, .stride = {1}, .ndim = 1, .dtype = RAP_I64};
-    }
-    else {
-        ok = rap_array_from(cu_seqlens, "cu_seqlens", false, &a->cu_seqlens, err);
-    }
-    if (ok && PyLong_Check(response_start)) {
-        one[2] = PyLong_AsLongLongAndOverflow(response_start, &overflow);
-        a->response_start = (rap_array){
-            .data = one + 2, .shape = {1}, .stride = {1}, .ndim = 1, .dtype = RAP_I64};
-    }
-    else {
-        ok = ok
-             && rap_array_from(response_start, "response_start", false, &a->response_start,
-                               err);
-    }
-    return ok;
+    return (double)q[0] * (double)q[1] * (double)q[1] * (double)q[2] / 2;
 }
 
-static bool
-acquire(PyObject *const *object, int64_t one[3], rap_ace_args *a, rap_error *err)
+#define AT(view) (unsigned)offsetof(rap_ace_args, view)
+
+enum {
+    Q,
+    K,
+    CU_SEQLENS,
+    RESPONSE_START,
+    COLUMN_MASK,
+    IMAGE_MASK,
+    LSE,
+    SUMMARY,
+    POSITION,
+    PSI,
+    COUNT
+};
+
+static const rap_argument arguments[COUNT] = {
+    [Q] = {"q", AT(q), 0},
+    [K] = {"k", AT(k), 0},
+    [CU_SEQLENS] = {"cu_seqlens", AT(cu_seqlens), RAP_HOST},
+    [RESPONSE_START] = {"response_start", AT(response_start), RAP_HOST},
+    [COLUMN_MASK] = {"column_mask", AT(column_mask), RAP_OPTIONAL | RAP_SMALL},
+    [IMAGE_MASK] = {"image_mask", AT(image_mask), RAP_OPTIONAL | RAP_SMALL},
+    [LSE] = {"lse", AT(lse), RAP_OPTIONAL},
+    [SUMMARY] = {"summary", AT(summary), RAP_OUT_F64},
+    [POSITION] = {"position", AT(position), RAP_OUT_I64},
+    [PSI] = {"psi", AT(psi), RAP_OUT_F64},
+};
+
+static const rap_binding binding = {
+    .arguments = arguments,
+    .count = COUNT,
+    .check = rap_ace_check,
+    .work = work,
+    .cpu = rap_ace_cpu,
+    .device_bytes = rap_ace_device_bytes,
+    .device = rap_ace_device,
+};
+
+/* An int instead of a vector of n int64, of which it is the last; the others are 0: the
+ * offsets of one sample come as its length. Two small arrays are spared. */
+static void
+take_int(PyObject **object, int64_t *vector, int64_t n, rap_array *view)
 {
-    return rap_array_from(object[0], "q", false, &a->q, err)
-           && rap_array_from(object[1], "k", false, &a->k, err)
-           && acquire_samples(object[2], object[3], one, a, err)
-           && rap_array_from(object[4], "column_mask", true, &a->column_mask, err)
-           && rap_array_from(object[5], "image_mask", true, &a->image_mask, err)
-           && rap_array_from(object[6], "lse", true, &a->lse, err)
-           && rap_array_out(object[7], "summary", RAP_F64, &a->summary, err)
-           && rap_array_out(object[8], "position", RAP_I64, &a->position, err)
-           && rap_array_out(object[9], "psi", RAP_F64, &a->psi, err);
-}
+    int overflow;
 
-PyObject *
-rap_py_ace(PyObject *module, PyObject *py_args, PyObject *kwargs)
-{
-    static char *names[] = {"q",           "k",          "cu_seqlens",  "response_start",
-                            "column_mask", "image_mask", "lse",         "summary",
-                            "position",    "psi",        "scale",       "sigma",
-                            "min_rows",    "window",     "key_window",  "heads",
-                            "columns",     "top",        "renormalise", "normalise",
-                            "stats",       "threads",    NULL};
-    PyObject *o[10];
-    rap_ace_args args = {0};
-    rap_error err = {0};
-    rap_exec exec;
-    int64_t one[3];
-    long long min_rows, window, key_window;
-    int renormalise, normalise, stats, threads;
-
-    if (!PyArg_ParseTupleAndKeywords(py_args, kwargs, "OOOOOOOOOOddLLLiiipppi:ace", names,
-                                     &o[0], &o[1], &o[2], &o[3], &o[4], &o[5], &o[6], &o[7],
-                                     &o[8], &o[9], &args.scale, &args.sigma, &min_rows,
-                                     &window, &key_window, &args.heads, &args.columns,
-                                     &args.top, &renormalise, &normalise, &stats, &threads))
-    {
-        return NULL;
+    if (PyLong_Check(*object)) {
+        vector[n - 1] = PyLong_AsLongLongAndOverflow(*object, &overflow); /* or -1 */
+        *view = (rap_array){
+            .data = vector, .shape = {n}, .stride = {1}, .ndim = 1, .dtype = RAP_I64};
+        *object = NULL;
     }
-    args.min_rows = min_rows;
-    args.window = window;
-    args.key_window = key_window;
-    args.renormalise = renormalise;
-    args.normalise = normalise;
-    args.stats = stats;
-
-    if (acquire(o, one, &args, &err) && rap_ace_check(&args, &err)) {
-        const int64_t *shape = args.q.shape;
-        double products =
-            (double)shape[0] * (double)shape[1] * (double)shape[1] * (double)shape[2] / 2;
-        PyThreadState *saved = rap_begin(module, threads, products, &exec);
-
-        rap_ace_cpu(&args, &exec, &err);
-        rap_end(saved, &exec);
-    }
-
-    rap_array *views[] = {
-        &args.q,           &args.k,          &args.cu_seqlens, &args.response_start,
-        &args.column_mask, &args.image_mask, &args.lse,        &args.summary,
-        &args.position,    &args.psi};
-
-    for (size_t i = 0; i < sizeof(views) / sizeof(views[0]); i++) {
-        rap_array_release(views[i]);
-    }
-    return rap_result(module, &err);
-}
-
-/* --- the same on a CUDA device ------------------------------------------------------- */
-
-static bool
-acquire_device(PyObject *const *object, int64_t ready, int64_t one[3], rap_ace_args *a,
-               rap_error *err)
-{
-    return rap_array_from_device(object[0], "q", false, ready, &a->q, err)
-           && rap_array_from_device(object[1], "k", false, ready, &a->k, err)
-           && acquire_samples(object[2], object[3], one, a, err)
-           && rap_array_from_device(object[4], "column_mask", true, ready, &a->column_mask,
-                                    err)
-           && rap_array_from_device(object[5], "image_mask", true, ready, &a->image_mask,
-                                    err)
-           && rap_array_from_device(object[6], "lse", true, ready, &a->lse, err)
-           && rap_array_out_device(object[7], "summary", RAP_F64, ready, &a->summary, err)
-           && rap_array_out_device(object[8], "position", RAP_I64, ready, &a->position, err)
-           && rap_array_out_device(object[9], "psi", RAP_F64, ready, &a->psi, err);
 }
 
 PyObject *
-rap_py_ace_cuda(PyObject *module, PyObject *py_args, PyObject *kwargs)
+rap_py_ace(PyObject *module, PyObject *py_args)
 {
-    static char *names[] = {"q",           "k",          "cu_seqlens",  "response_start",
-                            "column_mask", "image_mask", "lse",         "summary",
-                            "position",    "psi",        "scale",       "sigma",
-                            "min_rows",    "window",     "key_window",  "heads",
-                            "columns",     "top",        "renormalise", "normalise",
-                            "stats",       "stream",     "allocate",    NULL};
-    PyObject *o[10];
+    PyObject *o[COUNT];
     rap_ace_args args = {0};
-    rap_device_plan plan = {.bytes = rap_ace_device_bytes, .run = rap_ace_device};
-    rap_device_array arrays[] = {{&args.q, "q", false},
-                                 {&args.k, "k", false},
-                                 {&args.lse, "lse", false},
-                                 {&args.summary, "summary", false},
-                                 {&args.position, "position", false},
-                                 {&args.psi, "psi", false},
-                                 {&args.column_mask, "column_mask", true},
-                                 {&args.image_mask, "image_mask", true},
-                                 {NULL, NULL, false}};
-    rap_error err = {0};
-    int64_t one[3];
-    long long min_rows, window, key_window, stream;
-    int renormalise, normalise, stats;
+    rap_ace_options *a = &args.o;
+    PyObject *where;
+    int64_t offsets[2] = {0}, start[1];
 
-    if (!PyArg_ParseTupleAndKeywords(
-            py_args, kwargs, "OOOOOOOOOOddLLLiiipppLO:ace_cuda", names, &o[0], &o[1], &o[2],
-            &o[3], &o[4], &o[5], &o[6], &o[7], &o[8], &o[9], &args.scale, &args.sigma,
-            &min_rows, &window, &key_window, &args.heads, &args.columns, &args.top,
-            &renormalise, &normalise, &stats, &stream, &plan.allocate))
+    static_assert(sizeof(Py_ssize_t) == sizeof(int64_t), "n fills an int64_t");
+    if (!PyArg_ParseTuple(py_args, "OOOOOOOOOO(ddnnniiippp)O:ace", &o[Q], &o[K],
+                          &o[CU_SEQLENS], &o[RESPONSE_START], &o[COLUMN_MASK],
+                          &o[IMAGE_MASK], &o[LSE], &o[SUMMARY], &o[POSITION], &o[PSI],
+                          &a->scale, &a->sigma, &a->min_rows, &a->window, &a->key_window,
+                          &a->heads, &a->columns, &a->top, &a->renormalise, &a->normalise,
+                          &a->want_stats, &where))
     {
         return NULL;
     }
-    args.min_rows = min_rows;
-    args.window = window;
-    args.key_window = key_window;
-    args.renormalise = renormalise;
-    args.normalise = normalise;
-    args.stats = stats;
-    plan.stream = stream;
-
-    if (acquire_device(o, rap_dlpack_stream(stream), one, &args, &err)
-        && rap_ace_check(&args, &err))
-    {
-        rap_run_on_device(module, arrays, &plan, &args, &err);
-    }
-
-    for (const rap_device_array *a = arrays; a->view != NULL; a++) {
-        rap_array_release(a->view);
-    }
-    rap_array_release(&args.cu_seqlens);
-    rap_array_release(&args.response_start);
-    return rap_result(module, &err);
+    take_int(&o[CU_SEQLENS], offsets, 2, &args.cu_seqlens);
+    take_int(&o[RESPONSE_START], start, 1, &args.response_start);
+    return rap_call(module, &binding, o, where, &args);
 }

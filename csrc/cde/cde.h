@@ -31,6 +31,8 @@
 #ifndef RAP_CDE_H
 #define RAP_CDE_H
 
+#include <assert.h>
+
 #include "../cpu.h"
 
 #define RAP_CDE_BLOCK 2048 /* of branches that differ in dtype; 2 x 8 KiB: stays in L1 */
@@ -63,6 +65,9 @@ typedef struct rap_cde_state {
     double js, tv;           /* second sweep; js in log2 units */
 } rap_cde_state;
 
+static_assert(sizeof(rap_cde_state) == 13 * sizeof(double),
+              "launcher and kernel must agree");
+
 typedef struct {
     rap_array logits1, logits0; /* [T, V] */
     rap_array targets;          /* int64 [T], or data == NULL */
@@ -90,10 +95,11 @@ typedef struct {
     unsigned want;
 } rap_cde_means_args;
 
-bool rap_cde_check(const rap_cde_args *args, rap_error *err);
-bool rap_cde_cpu(const rap_cde_args *args, rap_exec *exec, rap_error *err);
-bool rap_linear_cde_check(const rap_linear_cde_args *args, rap_error *err);
-bool rap_linear_cde_cpu(const rap_linear_cde_args *args, rap_exec *exec, rap_error *err);
+/* `args` is the struct above of the same name: bindings call them through a table. */
+bool rap_cde_check(const void *args, rap_error *err);
+bool rap_cde_cpu(void *args, rap_exec *exec, rap_error *err);
+bool rap_linear_cde_check(const void *args, rap_error *err);
+bool rap_linear_cde_cpu(void *args, rap_exec *exec, rap_error *err);
 
 /* On a CUDA device (cde_cuda.c): queued on the call's stream. Targets in host memory are
  * range-checked and copied; of targets on the device, one out of range makes NaN. */
@@ -107,8 +113,8 @@ bool rap_linear_cde_device(void *args, struct rap_cuda_call *call, void *workspa
 
 /* Weighted means of rows over packed samples, as sample_means of rap/reference.py; offsets
  * and weights that are on the device have been checked by nobody: a sample that is not
- * inside [0, T], or with a weight that is no number >= 0, is NaN. (means_cuda.c) */
-bool rap_cde_means_check(const rap_cde_means_args *args, rap_error *err);
+ * inside [0, T], or with a weight that is no number >= 0, is NaN. (cde_means_cuda.c) */
+bool rap_cde_means_check(const void *args, rap_error *err);
 int64_t rap_cde_means_device_bytes(const void *args);
 bool rap_cde_means_device(void *args, struct rap_cuda_call *call, void *workspace,
                           rap_error *err);

@@ -327,7 +327,7 @@ cde_map1(const rap_cde_map_cuda *p, float x, int64_t column, float inverse, floa
         x += rap_load1(p->bias, p->bias_dtype, column * p->bias_stride);
     }
     x *= p->scale;
-    return p->softcap > 0 ? p->softcap * rap_cde_tanh(x * inverse, least) : x;
+    return p->softcap > 0 ? rap_cde_softcap(x, p->softcap, inverse, least) : x;
 }
 
 /* products -> logits = softcap tanh(scale (product + bias) / softcap), in place, four

@@ -235,13 +235,7 @@ cde_sweep_piece(const void *l1, const void *l0, rap_dtype dtype, int64_t n, unsi
         widen(l0, dtype, n, b);
         cde_block_exact(a, b, n, st, &add);
     }
-    st->z1 += add.z1;
-    st->z0 += add.z0;
-    st->s1 += add.s1;
-    st->s0 += add.s0;
-    st->u1 += add.u1;
-    st->u0 += add.u0;
-    st->b += add.b;
+    rap_cde_add(st, &add);
 }
 
 /* Piece by piece; a last logit that makes no whole step is widened. */
@@ -410,7 +404,7 @@ cde_map(float *logits, int64_t n, const float *bias, float scale, float softcap)
     if (softcap > 0) {
 #pragma omp simd
         for (int64_t v = 0; v < n; v++) {
-            logits[v] = softcap * rap_cde_tanh(logits[v] * inverse, least);
+            logits[v] = rap_cde_softcap(logits[v], softcap, inverse, least);
         }
     }
 }

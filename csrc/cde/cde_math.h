@@ -49,6 +49,19 @@ rap_cde_raise(rap_cde_state *st, double m1, double m0)
     st->m0 = m0;
 }
 
+/* The sums of a part, taken from the same references. */
+RAP_HD void
+rap_cde_add(rap_cde_state *st, const rap_cde_state *part)
+{
+    st->z1 += part->z1;
+    st->z0 += part->z0;
+    st->s1 += part->s1;
+    st->s0 += part->s0;
+    st->u1 += part->u1;
+    st->u0 += part->u0;
+    st->b += part->b;
+}
+
 /* The sums of two parts of one row, in `st`; `other` is used up. */
 RAP_HD void
 rap_cde_merge(rap_cde_state *st, rap_cde_state *other)
@@ -57,13 +70,7 @@ rap_cde_merge(rap_cde_state *st, rap_cde_state *other)
 
     rap_cde_raise(st, m1, m0);
     rap_cde_raise(other, m1, m0);
-    st->z1 += other->z1;
-    st->z0 += other->z0;
-    st->s1 += other->s1;
-    st->s0 += other->s0;
-    st->u1 += other->u1;
-    st->u0 += other->u0;
-    st->b += other->b;
+    rap_cde_add(st, other);
 }
 
 /* Rounding may leave a divergence a little outside its range; more than that is left to be
@@ -117,6 +124,13 @@ rap_cde_tanh(float x, float least)
     q = RAP_FMA(q, x2, -3.33332819422e-1f);
     q = RAP_FMA(q * x2, x, x);
     return a < 0.625f ? q : far;
+}
+
+/* softcap tanh(x / softcap); inverse = 1 / softcap. */
+RAP_HD float
+rap_cde_softcap(float x, float softcap, float inverse, float least)
+{
+    return softcap * rap_cde_tanh(x * inverse, least);
 }
 
 #endif

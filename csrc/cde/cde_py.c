@@ -1,227 +1,132 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Bindings in five paragraphs: parse, acquire, check, run, release and answer.
+ * The bindings of cde, linear_cde and cde_means: positional arguments only, see rap/_C.pyi.
  */
-#include "../cuda_py.h"
+#include "../call.h"
+#include "../module.h"
 #include "cde.h"
 
+#define AT(args, view) (unsigned)offsetof(args, view)
+#define COUNT(list) (int)(sizeof(list) / sizeof((list)[0]))
+
+/* --- from logits --------------------------------------------------------------------- */
+
 static double
-size_of(const rap_array *a)
+cde_work(const void *args)
 {
-    return (double)a->shape[0] * (double)a->shape[1];
+    const rap_array *l1 = &((const rap_cde_args *)args)->logits1;
+
+    return 8 * (double)l1->shape[0] * (double)l1->shape[1];
 }
 
-PyObject *
-rap_py_cde(PyObject *module, PyObject *py_args, PyObject *kwargs)
-{
-    static char *names[] = {"logits1", "logits0", "targets", "out",
-                            "want",    "threads", NULL};
-    PyObject *logits1, *logits0, *targets, *out;
-    rap_cde_args args = {0};
-    rap_error err = {0};
-    rap_exec exec;
-    int threads;
+static const rap_argument cde_arguments[] = {
+    {"logits1", AT(rap_cde_args, logits1), 0},
+    {"logits0", AT(rap_cde_args, logits0), 0},
+    {"targets", AT(rap_cde_args, targets), RAP_OPTIONAL | RAP_SMALL},
+    {"out", AT(rap_cde_args, out), RAP_OUT_F64},
+};
 
-    if (!PyArg_ParseTupleAndKeywords(py_args, kwargs, "OOOOIi:cde", names, &logits1,
-                                     &logits0, &targets, &out, &args.want, &threads))
+static const rap_binding cde_binding = {
+    .arguments = cde_arguments,
+    .count = COUNT(cde_arguments),
+    .check = rap_cde_check,
+    .work = cde_work,
+    .cpu = rap_cde_cpu,
+    .device_bytes = rap_cde_device_bytes,
+    .device = rap_cde_device,
+};
+
+PyObject *
+rap_py_cde(PyObject *module, PyObject *py_args)
+{
+    PyObject *o[COUNT(cde_arguments)];
+    rap_cde_args args = {0};
+    PyObject *where;
+
+    if (!PyArg_ParseTuple(py_args, "OOOOIO:cde", &o[0], &o[1], &o[2], &o[3], &args.want,
+                          &where))
     {
         return NULL;
     }
-
-    if (rap_array_from(logits1, "logits1", false, &args.logits1, &err)
-        && rap_array_from(logits0, "logits0", false, &args.logits0, &err)
-        && rap_array_from(targets, "targets", true, &args.targets, &err)
-        && rap_array_out(out, "out", RAP_F64, &args.out, &err)
-        && rap_cde_check(&args, &err))
-    {
-        PyThreadState *saved =
-            rap_begin(module, threads, 8 * size_of(&args.logits1), &exec);
-
-        rap_cde_cpu(&args, &exec, &err);
-        rap_end(saved, &exec);
-    }
-
-    rap_array_release(&args.logits1);
-    rap_array_release(&args.logits0);
-    rap_array_release(&args.targets);
-    rap_array_release(&args.out);
-    return rap_result(module, &err);
+    return rap_call(module, &cde_binding, o, where, &args);
 }
 
-PyObject *
-rap_py_linear_cde(PyObject *module, PyObject *py_args, PyObject *kwargs)
-{
-    static char *names[] = {"hidden1", "hidden0", "weight", "bias", "targets", "out",
-                            "scale",   "softcap", "memory", "want", "threads", NULL};
-    PyObject *hidden1, *hidden0, *weight, *bias, *targets, *out;
-    rap_linear_cde_args args = {0};
-    rap_error err = {0};
-    rap_exec exec;
-    long long memory;
-    int threads;
+/* --- from hidden states -------------------------------------------------------------- */
 
-    if (!PyArg_ParseTupleAndKeywords(py_args, kwargs, "OOOOOOddLIi:linear_cde", names,
-                                     &hidden1, &hidden0, &weight, &bias, &targets, &out,
-                                     &args.scale, &args.softcap, &memory, &args.want,
-                                     &threads))
+static double
+linear_cde_work(const void *args)
+{
+    const rap_linear_cde_args *a = args;
+    const int64_t *hidden = a->hidden1.shape;
+
+    return (double)hidden[0] * (double)hidden[1] * (double)a->weight.shape[0];
+}
+
+static const rap_argument linear_cde_arguments[] = {
+    {"hidden1", AT(rap_linear_cde_args, hidden1), 0},
+    {"hidden0", AT(rap_linear_cde_args, hidden0), 0},
+    {"weight", AT(rap_linear_cde_args, weight), 0},
+    {"bias", AT(rap_linear_cde_args, bias), RAP_OPTIONAL},
+    {"targets", AT(rap_linear_cde_args, targets), RAP_OPTIONAL | RAP_SMALL},
+    {"out", AT(rap_linear_cde_args, out), RAP_OUT_F64},
+};
+
+static const rap_binding linear_cde_binding = {
+    .arguments = linear_cde_arguments,
+    .count = COUNT(linear_cde_arguments),
+    .check = rap_linear_cde_check,
+    .work = linear_cde_work,
+    .cpu = rap_linear_cde_cpu,
+    .device_bytes = rap_linear_cde_device_bytes,
+    .device = rap_linear_cde_device,
+};
+
+PyObject *
+rap_py_linear_cde(PyObject *module, PyObject *py_args)
+{
+    PyObject *o[COUNT(linear_cde_arguments)];
+    rap_linear_cde_args args = {0};
+    PyObject *where;
+    Py_ssize_t memory;
+
+    if (!PyArg_ParseTuple(py_args, "OOOOOOddnIO:linear_cde", &o[0], &o[1], &o[2], &o[3],
+                          &o[4], &o[5], &args.scale, &args.softcap, &memory, &args.want,
+                          &where))
     {
         return NULL;
     }
     args.memory = memory;
-
-    if (rap_array_from(hidden1, "hidden1", false, &args.hidden1, &err)
-        && rap_array_from(hidden0, "hidden0", false, &args.hidden0, &err)
-        && rap_array_from(weight, "weight", false, &args.weight, &err)
-        && rap_array_from(bias, "bias", true, &args.bias, &err)
-        && rap_array_from(targets, "targets", true, &args.targets, &err)
-        && rap_array_out(out, "out", RAP_F64, &args.out, &err)
-        && rap_linear_cde_check(&args, &err))
-    {
-        double products = size_of(&args.hidden1) * (double)args.weight.shape[0];
-        PyThreadState *saved = rap_begin(module, threads, products, &exec);
-
-        rap_linear_cde_cpu(&args, &exec, &err);
-        rap_end(saved, &exec);
-    }
-
-    rap_array_release(&args.hidden1);
-    rap_array_release(&args.hidden0);
-    rap_array_release(&args.weight);
-    rap_array_release(&args.bias);
-    rap_array_release(&args.targets);
-    rap_array_release(&args.out);
-    return rap_result(module, &err);
+    return rap_call(module, &linear_cde_binding, o, where, &args);
 }
 
-/* --- the same on a CUDA device ------------------------------------------------------- */
+/* --- means over packed samples ------------------------------------------------------- */
+
+static const rap_argument means_arguments[] = {
+    {"answers", AT(rap_cde_means_args, answers), 0},
+    {"weights", AT(rap_cde_means_args, weights), RAP_OPTIONAL | RAP_SMALL},
+    {"cu_seqlens", AT(rap_cde_means_args, cu_seqlens), RAP_SMALL},
+    {"out", AT(rap_cde_means_args, out), RAP_OUT_F64},
+};
+
+static const rap_binding means_binding = {
+    .arguments = means_arguments,
+    .count = COUNT(means_arguments),
+    .check = rap_cde_means_check,
+    .device_bytes = rap_cde_means_device_bytes,
+    .device = rap_cde_means_device,
+};
 
 PyObject *
-rap_py_cde_cuda(PyObject *module, PyObject *py_args, PyObject *kwargs)
+rap_py_cde_means(PyObject *module, PyObject *py_args)
 {
-    static char *names[] = {"logits1", "logits0", "targets",  "out",
-                            "want",    "stream",  "allocate", NULL};
-    PyObject *logits1, *logits0, *targets, *out;
-    rap_cde_args args = {0};
-    rap_device_plan plan = {.bytes = rap_cde_device_bytes, .run = rap_cde_device};
-    rap_device_array arrays[] = {{&args.logits1, "logits1", false},
-                                 {&args.logits0, "logits0", false},
-                                 {&args.out, "out", false},
-                                 {&args.targets, "targets", true},
-                                 {NULL, NULL, false}};
-    rap_error err = {0};
-    long long stream;
-    int64_t ready;
-
-    if (!PyArg_ParseTupleAndKeywords(py_args, kwargs, "OOOOILO:cde_cuda", names, &logits1,
-                                     &logits0, &targets, &out, &args.want, &stream,
-                                     &plan.allocate))
-    {
-        return NULL;
-    }
-    plan.stream = stream;
-    ready = rap_dlpack_stream(stream);
-
-    if (rap_array_from_device(logits1, "logits1", false, ready, &args.logits1, &err)
-        && rap_array_from_device(logits0, "logits0", false, ready, &args.logits0, &err)
-        && rap_array_from_device(targets, "targets", true, ready, &args.targets, &err)
-        && rap_array_out_device(out, "out", RAP_F64, ready, &args.out, &err)
-        && rap_cde_check(&args, &err))
-    {
-        rap_run_on_device(module, arrays, &plan, &args, &err);
-    }
-
-    for (const rap_device_array *a = arrays; a->view != NULL; a++) {
-        rap_array_release(a->view);
-    }
-    return rap_result(module, &err);
-}
-
-PyObject *
-rap_py_linear_cde_cuda(PyObject *module, PyObject *py_args, PyObject *kwargs)
-{
-    static char *names[] = {"hidden1", "hidden0", "weight", "bias",   "targets",  "out",
-                            "scale",   "softcap", "want",   "stream", "allocate", NULL};
-    PyObject *hidden1, *hidden0, *weight, *bias, *targets, *out;
-    rap_linear_cde_args args = {0};
-    rap_device_plan plan = {.bytes = rap_linear_cde_device_bytes,
-                            .run = rap_linear_cde_device};
-    rap_device_array arrays[] = {{&args.hidden1, "hidden1", false},
-                                 {&args.hidden0, "hidden0", false},
-                                 {&args.weight, "weight", false},
-                                 {&args.out, "out", false},
-                                 {&args.bias, "bias", false},
-                                 {&args.targets, "targets", true},
-                                 {NULL, NULL, false}};
-    rap_error err = {0};
-    long long stream;
-    int64_t ready;
-
-    if (!PyArg_ParseTupleAndKeywords(py_args, kwargs, "OOOOOOddILO:linear_cde_cuda", names,
-                                     &hidden1, &hidden0, &weight, &bias, &targets, &out,
-                                     &args.scale, &args.softcap, &args.want, &stream,
-                                     &plan.allocate))
-    {
-        return NULL;
-    }
-    plan.stream = stream;
-    ready = rap_dlpack_stream(stream);
-
-    if (rap_array_from_device(hidden1, "hidden1", false, ready, &args.hidden1, &err)
-        && rap_array_from_device(hidden0, "hidden0", false, ready, &args.hidden0, &err)
-        && rap_array_from_device(weight, "weight", false, ready, &args.weight, &err)
-        && rap_array_from_device(bias, "bias", true, ready, &args.bias, &err)
-        && rap_array_from_device(targets, "targets", true, ready, &args.targets, &err)
-        && rap_array_out_device(out, "out", RAP_F64, ready, &args.out, &err)
-        && rap_linear_cde_check(&args, &err))
-    {
-        rap_run_on_device(module, arrays, &plan, &args, &err);
-    }
-
-    for (const rap_device_array *a = arrays; a->view != NULL; a++) {
-        rap_array_release(a->view);
-    }
-    return rap_result(module, &err);
-}
-
-PyObject *
-rap_py_cde_means_cuda(PyObject *module, PyObject *py_args, PyObject *kwargs)
-{
-    static char *names[] = {"answers", "weights", "cu_seqlens", "out",
-                            "want",    "stream",  "allocate",   NULL};
-    PyObject *answers, *weights, *cu_seqlens, *out;
+    PyObject *o[COUNT(means_arguments)];
     rap_cde_means_args args = {0};
-    rap_device_plan plan = {.bytes = rap_cde_means_device_bytes,
-                            .run = rap_cde_means_device};
-    rap_device_array arrays[] = {{&args.answers, "answers", false},
-                                 {&args.out, "out", false},
-                                 {&args.cu_seqlens, "cu_seqlens", true},
-                                 {&args.weights, "weights", true},
-                                 {NULL, NULL, false}};
-    rap_error err = {0};
-    long long stream;
-    int64_t ready;
+    PyObject *where;
 
-    if (!PyArg_ParseTupleAndKeywords(py_args, kwargs, "OOOOILO:cde_means_cuda", names,
-                                     &answers, &weights, &cu_seqlens, &out, &args.want,
-                                     &stream, &plan.allocate))
+    if (!PyArg_ParseTuple(py_args, "OOOOIO:cde_means", &o[0], &o[1], &o[2], &o[3],
+                          &args.want, &where))
     {
         return NULL;
     }
-    plan.stream = stream;
-    ready = rap_dlpack_stream(stream);
-
-    if (rap_array_from_device(answers, "answers", false, ready, &args.answers, &err)
-        && rap_array_from_device(weights, "weights", true, ready, &args.weights, &err)
-        && rap_array_from_device(cu_seqlens, "cu_seqlens", false, ready, &args.cu_seqlens,
-                                 &err)
-        && rap_array_out_device(out, "out", RAP_F64, ready, &args.out, &err)
-        && rap_cde_means_check(&args, &err))
-    {
-        rap_run_on_device(module, arrays, &plan, &args, &err);
-    }
-
-    for (const rap_device_array *a = arrays; a->view != NULL; a++) {
-        rap_array_release(a->view);
-    }
-    return rap_result(module, &err);
+    return rap_call(module, &means_binding, o, where, &args);
 }

@@ -45,8 +45,9 @@ typedef struct {
     int64_t found;        /* answer: how many of out were written */
 } rap_drm_args;
 
-bool rap_drm_check(const rap_drm_args *args, rap_error *err);
-bool rap_drm_cpu(rap_drm_args *args, rap_exec *exec, rap_error *err);
+/* `args` is a rap_drm_args: bindings call them through a table. */
+bool rap_drm_check(const void *args, rap_error *err);
+bool rap_drm_cpu(void *args, rap_exec *exec, rap_error *err);
 
 /* On a CUDA device (drm_cuda.c); waits for the stream, since `found` depends on the data. */
 struct rap_cuda_call;

@@ -479,8 +479,9 @@ start(const rap_drm_args *a, rap_exec *exec)
 }
 
 bool
-rap_drm_cpu(rap_drm_args *a, rap_exec *exec, rap_error *err)
+rap_drm_cpu(void *args, rap_exec *exec, rap_error *err)
 {
+    rap_drm_args *a = args;
     drm_ctx ctx;
     bool ok;
 
@@ -499,35 +500,4 @@ rap_drm_cpu(rap_drm_args *a, rap_exec *exec, rap_error *err)
     rap_free(ctx.own);
     rap_free(ctx.other);
     return ok;
-}
-
-bool
-rap_drm_check(const rap_drm_args *a, rap_error *err)
-{
-    const rap_array *scores[] = {&a->difficulty, &a->gain};
-    const int64_t n = a->difficulty.ndim == 1 ? a->difficulty.shape[0] : -1;
-
-    for (int i = 0; i < 2; i++) {
-        const rap_array *x = scores[i];
-
-        if (x->data == NULL) {
-            continue;
-        }
-        if (x->ndim != 1 || x->shape[0] != n || (n > 1 && x->stride[0] != 1)) {
-            return rap_fail(err, RAP_EINPUT, "%s: expected one contiguous dimension [N]",
-                            i == 0 ? "difficulty" : "gain");
-        }
-        if (x->dtype != RAP_F32 && x->dtype != RAP_F64) {
-            return rap_fail(err, RAP_ETYPE, "%s: expected float32 or float64",
-                            i == 0 ? "difficulty" : "gain");
-        }
-    }
-    if (a->eligible.data != NULL
-        && (a->eligible.ndim != 1 || a->eligible.shape[0] != n
-            || a->eligible.dtype != RAP_BOOL || (n > 1 && a->eligible.stride[0] != 1)))
-    {
-        return rap_fail(err, RAP_EINPUT, "eligible: expected contiguous bool [%lld]",
-                        (long long)n);
-    }
-    return true;
 }

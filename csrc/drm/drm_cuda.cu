@@ -5,6 +5,7 @@
 #include "../cuda/device.h"
 
 #include "drm_cuda.h"
+#include "drm_math.h"
 
 /* --- keys ----------------------------------------------------------------------------- */
 
@@ -42,14 +43,6 @@ drm_load4(const void *scores, int dtype, int64_t at, int64_t n, uint64_t *bits)
     }
 }
 
-/* Larger value, larger key; -0.0 has the key of 0.0. */
-RAP_HD uint64_t
-drm_ordered(uint64_t bits)
-{
-    bits = bits << 1 == 0 ? 0 : bits;
-    return bits >> 63 ? ~bits : bits | UINT64_C(1) << 63;
-}
-
 RAP_HD bool
 drm_is_nan(uint64_t bits, int dtype)
 {
@@ -63,8 +56,8 @@ drm_is_nan(uint64_t bits, int dtype)
 RAP_HD void
 drm_samples(const rap_drm_cuda *p, int64_t at, drm_sample *s)
 {
-    const uint64_t one = p->difficulty_dtype == RAP_F32 ? UINT64_C(0x3f800000) << 32
-                                                        : UINT64_C(0x3ff0) << 48;
+    const uint64_t one =
+        p->difficulty_dtype == RAP_F32 ? (uint64_t)RAP_DRM_ONE_F32 << 32 : RAP_DRM_ONE_F64;
     uint64_t difficulty[4], gain[4] = {0, 0, 0, 0};
 
     drm_load4(p->difficulty, p->difficulty_dtype, at, p->n, difficulty);
@@ -74,7 +67,7 @@ drm_samples(const rap_drm_cuda *p, int64_t at, drm_sample *s)
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         s[i].key.difficulty = difficulty[i];
-        s[i].key.gain = p->gain != NULL ? drm_ordered(gain[i]) : 0;
+        s[i].key.gain = p->gain != NULL ? rap_drm_ordered(gain[i]) : 0;
         s[i].key.rank = (uint64_t)(p->n - at - i);
         s[i].candidate = difficulty[i] > 0 && difficulty[i] < one
                          && !(p->gain != NULL && drm_is_nan(gain[i], p->gain_dtype))

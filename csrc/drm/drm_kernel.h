@@ -9,6 +9,8 @@
  * one word, and only the bits that are set cost a step.
  */
 
+#include "drm_math.h"
+
 #define DRM_WORD 64
 
 static inline uint64_t
@@ -61,7 +63,7 @@ static int64_t
 drm_hits_f32(const float *difficulty, const uint8_t *allowed, int64_t n, uint64_t low,
              int32_t *restrict hit)
 {
-    const uint32_t least = (uint32_t)low, span = 0x3f800000u - least;
+    const uint32_t least = (uint32_t)low, span = RAP_DRM_ONE_F32 - least;
     int64_t hits = 0;
 
     for (int64_t i = 0; i < n; i += DRM_WORD) {
@@ -81,7 +83,7 @@ static int64_t
 drm_hits_f64(const double *difficulty, const uint8_t *allowed, int64_t n, uint64_t low,
              int32_t *restrict hit)
 {
-    const uint64_t span = UINT64_C(0x3ff0000000000000) - low;
+    const uint64_t span = RAP_DRM_ONE_F64 - low;
     int64_t hits = 0;
 
     for (int64_t i = 0; i < n; i += DRM_WORD) {

@@ -8,7 +8,7 @@
 
 #include <string.h>
 
-#include "drm.h"
+#include "drm_math.h"
 
 #define RAP_DRM_CLASSES 6
 
@@ -56,18 +56,14 @@ value_at(const rap_array *x, int64_t i)
                                : ((const double *)x->data)[i];
 }
 
-/* Larger value, larger key; -0.0 has the key of 0.0. No branch on the sign: a wrong guess would
- * wait for memory, and these are read all over it. */
 static inline uint64_t
 ordered_key(const rap_array *x, int64_t i)
 {
-    const uint64_t sign = UINT64_C(1) << 63;
     double value = x->data == NULL ? 0.0 : value_at(x, i);
     uint64_t bits;
 
     memcpy(&bits, &value, sizeof(bits));
-    bits &= 0 - (uint64_t)(bits != sign);
-    return bits ^ ((0 - (bits >> 63)) | sign);
+    return rap_drm_ordered(bits);
 }
 
 /* The sample of difficulty x as an item: key and index. */

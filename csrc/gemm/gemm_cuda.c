@@ -11,7 +11,7 @@
 #include <string.h>
 
 #include "../status.h"
-#include "widen_cuda.h"
+#include "gemm_widen_cuda.h"
 
 /* What we need of cublasLt.h and library_types.h; tests/test_cuda_blas.py compares these
  * with the real header and calls the real library. */
@@ -393,9 +393,8 @@ widen(rap_cuda_call *call, rap_operand *x, int64_t depth, int64_t batch, float *
             .dtype = (int32_t)x->dtype,
         };
 
-        ok =
-            rap_cuda_launch(call, "widen", "rap_widen", rap_widen_cuda_grid(x->rows, depth),
-                            RAP_WIDEN_CUDA_THREADS, &p, err);
+        ok = rap_cuda_launch(call, "gemm", "rap_widen", rap_widen_cuda_grid(x->rows, depth),
+                             RAP_WIDEN_CUDA_THREADS, &p, err);
     }
     *x = (rap_operand){.data = to,
                        .dtype = RAP_F32,

@@ -8,7 +8,7 @@
  * and the library alone.
  *
  * cuBLASLt multiplies one dtype by itself: operands of two dtypes, or a layout it refuses,
- * are widened to float32 first (widen_cuda.cu) in memory of the stream's pool.
+ * are widened to float32 first (gemm_cuda.cu) in memory of the stream's pool.
  */
 #ifndef RAP_GEMM_CUDA_H
 #define RAP_GEMM_CUDA_H

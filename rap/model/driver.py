@@ -382,13 +382,11 @@ class ModelDriver:
         weight always changes it; it is no protection against forgery. Weights that are
         not in memory (device "meta") count with name, shape and dtype.
         ``processor_sha256`` covers the settings of every part, the chat template and the
-        tokenizer (vocabulary, merges, added tokens).
+        tokenizer (vocabulary, merges, added tokens). Where the model was loaded from is no
+        part of it: ``./model`` and ``model`` are one.
         """
-        config = self.model.config
         return {
             "class": class_name(self.model),
-            "name_or_path": str(getattr(config, "_name_or_path", "") or ""),
-            "revision": getattr(config, "_commit_hash", None),
             "weights_sha256": weights_sha256(self.model),
             "processor": type(self.processor).__name__,
             "processor_sha256": processor_sha256(self.processor),

@@ -16,7 +16,7 @@ import torch
 
 from ..errors import first_line
 from .capture import UnsupportedModelError, unchanged
-from .weights import FLOATS, plain, present
+from .weights import FLOATS, is_fsdp2, plain, present
 
 _BLOCK = 256
 """Unit vectors that a head is given at once."""
@@ -62,6 +62,8 @@ def head_forms(
     """
     options = head_options(model)
     own = _own_matrix(module)
+    if own is not None and is_fsdp2(model):  # which frees the memory of a gathered weight
+        own = own[0].clone(), None if own[1] is None else own[1].clone()
     if own is not None:
         yield [Head(*own, softcap, scale) for softcap, scale in options]
     if own is None or module._forward_hooks or module._forward_pre_hooks:

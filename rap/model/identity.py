@@ -120,7 +120,8 @@ def _some_bytes(flat: torch.Tensor) -> bytes:
         step = max(1, (flat.numel() - 2 * quarter) // (2 * quarter))
         middle = flat[quarter : flat.numel() - quarter : step][: 2 * quarter]
         flat = torch.cat([flat[:quarter], middle, flat[-quarter:]])
-    return flat.contiguous().view(torch.uint8).cpu().numpy().tobytes()
+    # A copy: numpy() marks the memory as not resizable, and FSDP2 resizes its parameters'.
+    return flat.clone().view(torch.uint8).cpu().numpy().tobytes()
 
 
 def processor_sha256(processor: Any) -> str:

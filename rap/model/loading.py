@@ -1,19 +1,32 @@
-"""A path or hub name -> model and processor, for the command line.
+"""A path or hub name -> model and processor, for the command line and for Python.
 
-Python users bring their own; here nothing that comes with a model runs unless its flag
-is given, and what goes wrong is said in one sentence.
+Nothing that comes with a model runs unless its flag is given, what goes wrong is said in
+one sentence, and a model whose weights are not all those of its files is refused:
+transformers fills what is missing with random numbers.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from ..errors import RapConfigError, RapModelError, first_line, install
+from .folders import (
+    adapter_base,
+    check_folder,
+    check_processor,
+    check_weights,
+    has_processor,
+    is_adapter,
+    is_hub_name,
+    is_quantised,
+)
 
 
 def load_model(
-    path: str,
+    path: str | os.PathLike[str],
     *,
     device: str = "auto",
     dtype: str = "auto",
@@ -21,20 +34,19 @@ def load_model(
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> tuple[Any, Any]:
-    """(model, processor) from a folder or the hub, as transformers finds them.
+    """(model, processor) from a folder or the hub, as transformers finds them; a folder
+    with an adapter of PEFT is loaded onto its base, if that is on this machine.
 
     No code that comes with the model runs, and no pickle is read, unless asked for.
     Raises ``RapConfigError`` naming the flag where one of these would be needed or the
-    device is not there, ``RapModelError`` if the model cannot be loaded.
+    device is not there, ``RapModelError`` if the model cannot be loaded, or if its files
+    hold other weights than the model has (missing, unexpected, of another shape).
     """
-    try:
-        import torch
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-    except ImportError as error:
-        raise RapConfigError(
-            f"driving a model needs torch and transformers ({error}): {install('hf')}"
-        ) from error
-    _check_weights(Path(path), allow_pickle)
+    torch = _libraries()
+    name = os.fspath(path)
+    if not is_hub_name(name):
+        check_folder(Path(name).expanduser(), allow_pickle)
+        name = str(Path(name).expanduser())
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -42,40 +54,197 @@ def load_model(
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise RapConfigError(f"--device {device}: {first_line(error)}") from error
-    more: dict[str, Any] = {}
+    options: dict[str, Any] = {
+        "dtype": dtype if dtype == "auto" else getattr(torch, dtype),
+        "trust_remote_code": trust_remote_code,
+    }
+    if Path(name).is_dir() and is_quantised(Path(name)):
+        options["device_map"] = {"": device}
     if attn_implementation is not None:
-        more["attn_implementation"] = attn_implementation
+        options["attn_implementation"] = attn_implementation
     if not allow_pickle:
-        more["use_safetensors"] = True
+        options["use_safetensors"] = True
+    if Path(name).is_dir() and is_adapter(Path(name)):
+        model, processor = _with_adapter(Path(name), options, allow_pickle)
+    else:
+        processor = load_processor(name, trust_remote_code=trust_remote_code)
+        model = _model(name, options)
+    if "device_map" not in options:
+        model = model.to(device)
+    return model, processor
+
+
+def load_processor(path: str | os.PathLike[str], *, trust_remote_code: bool = False) -> Any:
+    """The processor of a folder or of a model on the hub. Raises ``RapModelError`` if it
+    has none."""
+    _libraries()
+    from transformers import AutoProcessor
+
+    from .prompt import require_processor
+
+    name = os.fspath(path)
+    if not is_hub_name(name):
+        folder = Path(name).expanduser()
+        if not folder.is_dir():
+            raise RapModelError(f"processor {path}: cannot be loaded: no such folder")
+        check_processor(folder)
+        name = str(folder)
     try:
-        processor = AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
-        model: Any = AutoModelForImageTextToText.from_pretrained(
-            path,
-            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            trust_remote_code=trust_remote_code,
-            **more,
+        processor = AutoProcessor.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except _errors() as error:
+        raise _failure("its processor ", name, error, trust_remote_code) from error
+    try:
+        require_processor(processor)
+    except RapModelError as error:
+        raise RapModelError(f"model {name}: {error}") from error
+    return processor
+
+
+def opened(model: Any, processor: Any) -> tuple[Any, Any]:
+    """Model and processor, each loaded if it is a path or a hub name; a processor of None
+    comes from where the model does. Anything else is passed on as it is."""
+    if isinstance(model, (str, os.PathLike)):
+        loaded, own = load_model(model)
+        if processor is None:
+            return loaded, own
+        model = loaded
+    if isinstance(processor, (str, os.PathLike)):
+        processor = load_processor(processor)
+    return model, processor
+
+
+def require_keys(
+    where: str,
+    missing: Collection[str],
+    unexpected: Collection[str],
+    mismatched: Collection[Any] = (),
+) -> None:
+    """Raises ``RapModelError`` unless all three are empty, counting them and naming the
+    first. What may be absent (tied weights, ``_keys_to_ignore_on_load_*``) is left out by
+    transformers itself."""
+    shapes = [f"{key} {list(a)} for {list(b)}" for key, a, b in mismatched]
+    parts = [
+        f"{len(keys)} {what} ({', '.join(sorted(keys)[:3])}{', ...' * (len(keys) > 3)})"
+        for keys, what in (
+            (missing, "missing"),
+            (unexpected, "unexpected"),
+            (shapes, "of another shape"),
         )
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
-        if not trust_remote_code and "trust_remote_code" in str(error):
-            raise RapConfigError(
-                f"model {path}: brings its own Python code, which is not run; read it and "
-                "pass --trust-remote-code"
-            ) from error
-        raise RapModelError(
-            f"model {path}: cannot be loaded: {first_line(error)}"
-        ) from error
-    return model.to(device), processor
-
-
-def _check_weights(folder: Path, allow_pickle: bool) -> None:
-    """A folder with pickled weights only is refused with the flag's name."""
-    if allow_pickle or not folder.is_dir() or any(folder.glob("*.safetensors")):
-        return
-    pickles = [
-        p.name for p in sorted(folder.iterdir()) if p.suffix in (".bin", ".pt", ".pth")
+        if keys
     ]
-    if pickles:
-        raise RapConfigError(
-            f"model {folder}: has {pickles[0]} and no safetensors; a pickle can run code, "
-            "so it is read only with --allow-pickle"
+    if parts:
+        raise RapModelError(
+            f"{where}: its files hold other weights than this model has: "
+            f"{', '.join(parts)}. Missing weights would be random. Save the "
+            "model with save_pretrained(folder), without wrappers around it"
         )
+
+
+def _libraries() -> Any:
+    """torch; ``RapConfigError`` if it or transformers is not installed."""
+    try:
+        import torch
+        import transformers  # noqa: F401  # looked for now
+    except ImportError as error:
+        raise RapConfigError(
+            f"driving a model needs torch and transformers ({error}): {install('hf')}"
+        ) from error
+    return torch
+
+
+def _model(name: str, options: dict[str, Any]) -> Any:
+    """A whole model, with all its weights and no others."""
+    from transformers import AutoModelForImageTextToText
+
+    if not is_hub_name(name):
+        check_weights(Path(name))
+    try:
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            name, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    except _errors() as error:
+        raise _failure("", name, error, options["trust_remote_code"]) from error
+    model, info = loaded
+    require_keys(
+        f"model {name}",
+        info["missing_keys"],
+        info["unexpected_keys"],
+        info["mismatched_keys"],
+    )
+    return model
+
+
+def _with_adapter(
+    path: Path, options: dict[str, Any], allow_pickle: bool
+) -> tuple[Any, Any]:
+    """An adapter of PEFT on its base: (model, processor)."""
+    base = adapter_base(path)
+    where = f"model {path}: an adapter of {base}"
+    if is_hub_name(base):
+        if not _in_cache(base):
+            raise RapModelError(
+                f"{where}, which is not on this machine. Download it (hf download {base}), "
+                "or merge the adapter into it (merge_and_unload) and save the whole model"
+            )
+    else:
+        check_folder(Path(base), allow_pickle)
+    try:
+        from peft import PeftConfig, get_peft_model
+    except ImportError as error:
+        raise RapConfigError(f"{where}: needs peft ({error}): pip install peft") from error
+    trust = options["trust_remote_code"]
+    source = str(path) if has_processor(path) else base
+    processor = load_processor(source, trust_remote_code=trust)
+    model = _model(base, options)
+    _check_adapter_file(path, allow_pickle)
+    try:
+        model = get_peft_model(model, PeftConfig.from_pretrained(str(path)))
+        found = model.load_adapter(str(path), "default", is_trainable=False)
+    except _errors() as error:
+        raise RapModelError(f"{where}: cannot be loaded: {first_line(error)}") from error
+    require_keys(where, found.missing_keys, found.unexpected_keys)
+    return model, processor
+
+
+def _check_adapter_file(path: Path, allow_pickle: bool) -> None:
+    if (path / "adapter_model.safetensors").exists():
+        return
+    if not (path / "adapter_model.bin").exists():
+        raise RapModelError(f"model {path}: has no adapter_model.safetensors")
+    if not allow_pickle:
+        raise RapConfigError(
+            f"model {path}: has adapter_model.bin and no safetensors; a pickle can run "
+            "code, so it is read only with --allow-pickle"
+        )
+
+
+def _in_cache(name: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(name, "config.json"), str)
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    """What transformers, peft and safetensors raise on files that they cannot use."""
+    from safetensors import SafetensorError
+
+    known = (OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError)
+    return (*known, AttributeError, SafetensorError)
+
+
+def _failure(what: str, name: str, error: Exception, trusted: bool) -> Exception:
+    """The user's error for one of `_errors`."""
+    if not trusted and "trust_remote_code" in str(error):
+        return RapConfigError(
+            f"model {name}: brings its own Python code, which is not run; read it and pass "
+            "--trust-remote-code"
+        )
+    if "Unrecognized configuration class" in str(error):
+        return RapModelError(
+            f"model {name}: cannot be loaded: it is no model of images and text, as "
+            "AutoModelForImageTextToText has them"
+        )
+    reason = first_line(error)
+    if is_hub_name(name):
+        reason = f"no such folder here, and from the hub: {reason}"
+    return RapModelError(f"model {name}: {what}cannot be loaded: {reason}")

@@ -50,19 +50,20 @@ BLIND_ARM = "counterfactual"
 class Completion:
     """One completion of one prompt."""
 
-    token_ids: tuple[int, ...]
-    """Sampled tokens, the end-of-turn token left out; [] is an empty completion."""
+    token_ids: tuple[int, ...] | None
+    """Sampled tokens, the end-of-turn token left out; () is an empty completion. None if
+    the engine does not return them."""
     text: str
     """``token_ids`` decoded, special tokens left out."""
     finish_reason: str
     """``"stop"`` (an end token was drawn) or ``"length"``."""
     seed: int
-    """Seed of this row, see `row_seed`; -1 if greedy."""
+    """Seed of this row, see `row_seed`; -1 if greedy, or if the engine takes no seeds."""
     n_sampled: int
     """Tokens drawn, the end token counted."""
     logp: float
     """Sum over the drawn tokens of log p under the model's own distribution (before
-    temperature and the other warpers), nats."""
+    temperature and the other warpers), nats; NaN if the engine returns none."""
     failed_step: int | None = None
     """First step at which the logits were not finite; None if they always were."""
 
@@ -83,10 +84,11 @@ def degenerate(completions: Sequence[Completion]) -> bool:
     temperature is seen) does the group count as degenerate. Needs two completions;
     empty ones have a code of their own and do not count.
     """
-    if len(completions) < 2 or not completions[0].token_ids:
+    if len(completions) < 2:
         return False
     first = completions[0]
-    if any(c.token_ids != first.token_ids for c in completions[1:]):
+    said = [c.text if c.token_ids is None else c.token_ids for c in completions]
+    if not said[0] or any(other != said[0] for other in said[1:]):
         return False
     return first.logp * (len(completions) - 1) < math.log(0.05)
 
@@ -212,7 +214,8 @@ def _own_generation_config(model: Any) -> Iterator[None]:
         model.generation_config = theirs
 
 
-def _placeholder_ids(model: Any) -> list[int]:
+def placeholder_ids(model: Any) -> list[int]:
+    """Tokens that stand for an image or a video."""
     names = [
         f"{kind}_token_{what}" for kind in ("image", "video") for what in ("id", "index")
     ]
@@ -250,7 +253,7 @@ def _sampler(
     return RaceSampler(
         warpers,
         None if greedy else row_seeds,
-        forbidden=_placeholder_ids(driver.model),
+        forbidden=placeholder_ids(driver.model),
         fallback=ends[0] if ends else 0,
     )
 

@@ -68,6 +68,12 @@ def _require_layer_adapter(model: Any) -> None:
             )
 
 
+def is_fsdp2(model: torch.nn.Module) -> bool:
+    """Whether FSDP2 gathers and frees parameters of this model."""
+    kinds = {c.__name__ for m in model.modules() for c in type(m).__mro__}
+    return "FSDPModule" in kinds
+
+
 def class_name(model: Any) -> str:
     """The class of the model; FSDP2 gives a sharded one a class of its own."""
     kinds = [c.__name__ for c in type(model).__mro__]

@@ -19,6 +19,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from ..divergences import CDE_COLUMNS
+
 SCHEMA_VERSION = 2
 """Of what is written. Every older version is read, a newer one is refused."""
 
@@ -54,14 +56,7 @@ SCORE_SCHEMA = pa.schema(
         ("logp_mean1", pa.float64()),  # nats a token: the length-normalised form
         ("logp_mean0", pa.float64()),
         # divergences, means over the response tokens (nats; tv and hellinger2 <= 1)
-        ("kl", pa.float32()),
-        ("rkl", pa.float32()),
-        ("jeffreys", pa.float32()),
-        ("js", pa.float32()),
-        ("tv", pa.float32()),
-        ("hellinger2", pa.float32()),
-        ("entropy1", pa.float32()),
-        ("entropy0", pa.float32()),
+        *((name, pa.float32()) for name in CDE_COLUMNS),
         # attention
         ("log_psi", pa.float32()),  # -inf: response too short to judge
         ("psi_position", pa.int32()),  # token index in prompt + response; -1 if none

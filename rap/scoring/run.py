@@ -43,6 +43,7 @@ from ..config import (
 from ..environment import version
 from ..errors import RapInputError
 from ..model.counterfactual import WITH_PARTNER
+from ..model.loading import opened
 from ..rewards.checker import Checker, make_checker
 from ..samples.sampleset import SampleSet, open_samples
 from ..scores.match import describe
@@ -102,7 +103,8 @@ def score(
     Parameters
     ----------
     model, processor
-        A Hugging Face ``AutoModelForImageTextToText`` and its processor.
+        A Hugging Face ``AutoModelForImageTextToText`` and its processor; or a folder or
+        hub name, with ``processor=None`` for the one that lies there.
     dataset
         What `rap.samples.open_samples` takes (a ``datasets.Dataset``, a list of dicts, a
         path), or a ``SampleSet``; ``columns`` and ``root`` go there.
@@ -163,6 +165,7 @@ def score(
         samples = open_samples(dataset, columns=columns, root=root)
     if len(samples) == 0:
         raise RapInputError("the data set is empty: there is nothing to score")
+    model, processor = opened(model, processor)
     driver = ModelDriver(model, processor, config)
     with (
         _evaluating(model),

@@ -25,6 +25,7 @@ from ..errors import (
     install,
 )
 from ..model.loading import load_model
+from ..model.prompt import require_processor
 from ..samples.sampleset import SampleSet, open_samples
 from ..scores.files import write_atomic
 from ..settings import Ge, near, setting, settings
@@ -83,8 +84,10 @@ def train(
     reward: a reward function of TRL; None: the built-in checker.
     Raises ``RapConfigError`` for settings that cannot be (fewer prompts than a batch,
     unknown arguments, another selection than the checkpoint's, a folder that holds a run
-    already), ``RapInputError`` for data and rewards that cannot be used.
+    already), ``RapInputError`` for data and rewards that cannot be used,
+    ``RapModelError`` for a tokenizer as processor.
     """
+    require_processor(processor)
     checkpoint = _checkpoint(out, resume, echo)
     if checkpoint is not None:
         _same_adapters(Path(checkpoint), config.lora)

@@ -30,7 +30,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
 
 from ..errors import RapConfigError, RapInputError
-from ..model.driver import placeholder_texts
+from ..model.prompt import placeholder_texts, require_processor
 from ..selection.reselection import NothingLeft
 from .data import require_selected, template_of_rows
 from .order import PromptOrder
@@ -148,6 +148,8 @@ class SelectionMixin(_Base):
             )
         self._recorder = recorder or Recorder(None, self.reselect.id_column)
         processor = options.get("processing_class")
+        if processor is not None and _has_images(options.get("train_dataset")):
+            require_processor(processor)
         _pad_left(processor)
         super().__init__(model, functions, *args, **options)
         self._placeholders = _placeholders(self.model, self.processing_class)
@@ -543,6 +545,11 @@ def _recorder(functions: Sequence[Any]) -> Recorder | None:
             "an answer is right"
         )
     return found[0] if found else None
+
+
+def _has_images(data: Any) -> bool:
+    names = set(getattr(data, "column_names", None) or ())
+    return template_of_rows(data) is not None or bool(names & {"image", "images"})
 
 
 def _pad_left(processor: Any) -> None:

@@ -17,20 +17,27 @@ COLUMNS = {"response": 1, "prompt": 2, "all": 3}
 LOG2E = float(np.float32(1.44269504))
 
 
+class AceOptions(ctypes.Structure):
+    _fields_ = [
+        ("scale", _f64), ("sigma", _f64), ("min_rows", _i64), ("window", _i64),
+        ("key_window", _i64), ("heads", _i32), ("columns", _i32), ("top", _i32),
+        ("renormalise", _i32), ("normalise", _i32), ("want_stats", _i32),
+    ]  # fmt: skip
+
+
 class AceParams(Params):
+    _anonymous_ = ("o",)
     _fields_ = [
         ("lse", Pointer), ("column_mask", Pointer), ("image_mask", Pointer),
         ("scores", Pointer), ("weights", Pointer), ("reference", Pointer),
         ("total", Pointer), ("sums", Pointer), ("stats", Pointer), ("summary", Pointer),
         ("position", Pointer), ("psi", Pointer), ("unit", _f64), ("ln_sigma", _f64),
-        ("lse_stride", _i64 * 2), ("total_length", _i64), ("samples", _i64),
+        ("o", AceOptions), ("lse_stride", _i64 * 2), ("total_length", _i64),
+        ("samples", _i64),
         ("sample", _i64), ("begin", _i64), ("length", _i64), ("start", _i64),
-        ("row", _i64), ("key", _i64), ("ld", _i64), ("min_rows", _i64), ("window", _i64),
-        ("key_window", _i64), ("rows", _i32), ("block_rows", _i32), ("hq", _i32),
-        ("fields", _i32), ("heads", _i32), ("columns", _i32), ("top", _i32),
-        ("lse_dtype", _i32), ("renormalise", _i32), ("normalise", _i32),
-        ("want_stats", _i32), ("scale2", ctypes.c_float), ("unit32", ctypes.c_float),
-        ("unused", _i32),
+        ("row", _i64), ("key", _i64), ("ld", _i64), ("rows", _i32), ("block_rows", _i32),
+        ("hq", _i32), ("fields", _i32), ("lse_dtype", _i32), ("scale2", ctypes.c_float),
+        ("unit32", ctypes.c_float), ("unused", _i32),
     ]  # fmt: skip
 
     @property
@@ -54,7 +61,7 @@ TILE = 32
 
 
 def first_key(p: AceParams, row: int) -> int:
-    """rap_ace_cuda_first_key."""
+    """What ace_cuda.c makes of rap_ace_first_key."""
     key = max(0, row - p.key_window + 1) if p.key_window > 0 else 0
     window = min(p.window, p.length) if p.window > 0 else p.length
     if not p.needs_all and not p.columns & COLUMNS["prompt"]:

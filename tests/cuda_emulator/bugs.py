@@ -31,6 +31,8 @@ ACE = "ace/ace_cuda.cu"
 ACE_LINEAR = "ace/ace_linear_cuda.cu"
 CDE = "cde/cde_cuda.cu"
 DRM = "drm/drm_cuda.cu"
+ACE_MATH = "ace/ace_math.h"
+DRM_MATH = "drm/drm_math.h"
 DEVICE = "cuda/device.h"
 
 BUGS = (
@@ -97,8 +99,8 @@ BUGS = (
          "p->eligible == NULL || p->eligible[at + i] != 0", "true", checks_drm.exact),
     _bug(24, "a NaN gain may be chosen", DRM,
          "p->gain != NULL && drm_is_nan(", "false && drm_is_nan(", checks_drm.exact),
-    _bug(25, "-0.0 below 0.0", DRM,
-         "    bits = bits << 1 == 0 ? 0 : bits;\n", "", checks_drm.exact),
+    _bug(25, "-0.0 below 0.0", DRM_MATH,
+         "    bits &= 0 - (uint64_t)(bits != sign);\n", "", checks_drm.exact),
     _bug(26, "four scores read where fewer are left", DRM,
          "if (at + 4 <= n && ", "if (at < n && ", checks_drm.bounds),
     _bug(27, "a merge that starts one item too far", DRM,
@@ -115,8 +117,8 @@ BUGS = (
     _bug(40, "the causal mask one key too far", ACE,
          "    x.hi = x.row + 1 - p->key;\n", "    x.hi = x.row + 2 - p->key;\n",
          checks_ace.values),
-    _bug(41, "the key window one key too wide", ACE,
-         "RAP_MAX(0, x.row - p->key_window + 1)", "RAP_MAX(0, x.row - p->key_window)",
+    _bug(41, "the key window one key too wide", ACE_MATH,
+         "RAP_MAX(0, row - o->key_window + 1)", "RAP_MAX(0, row - o->key_window)",
          checks_ace.windows),
     _bug(42, "rows of a block added without the lower part of the sum", ACE,
          "isinf(hi) ? (double)hi : (double)hi + (double)lo;", "(double)hi;",
@@ -144,7 +146,7 @@ BUGS = (
     _bug(50, "scores taken in that the row does not see", ACE,
          "if (c >= x->lo && c + 4 <= x->hi) {", "if (true) {", checks_ace.large_scores),
     _bug(51, "ties for the largest weights counted in full", ACE,
-         "large += (double)sh->need *", "large += (double)p->top *", checks_ace.values),
+         "large += (double)sh->need *", "large += (double)p->o.top *", checks_ace.values),
     _bug(52, "a window's last row stays in the sum", ACE_LINEAR,
          "if (row + p->window < p->length) {", "if (row + p->window + 1 < p->length) {",
          checks_ace.linear_form),
@@ -171,10 +173,11 @@ BUGS = (
 
 DRIVER = "csrc/driver.c"
 BLAS = "csrc/gemm/gemm_cuda.c"
-LINEAR = "csrc/cde/linear_cuda.c"
+LINEAR = "csrc/cde/cde_linear_cuda.c"
 ACE_HOST = "csrc/ace/ace_cuda.c"
 DRM_HOST = "csrc/drm/drm_cuda.c"
-BINDING = "csrc/cuda_py.c"
+CUDA_PY = "csrc/cuda_py.c"
+ARRAY = "csrc/array.c"
 
 HOST_BUGS = (
     _bug(100, "kernels on the legacy stream", DRIVER,
@@ -216,7 +219,7 @@ HOST_BUGS = (
     _bug(112, "float32 copies given back before the products ran", BLAS,
          "call->api->memory_free(pointer, call->stream);",
          "call->api->memory_free(pointer, NULL);", checks_host.products),
-    _bug(113, "memory given back before the stream ran", BINDING,
+    _bug(113, "memory given back before the stream ran", CUDA_PY,
          "                       (void *)block->stream, &call, &err))",
          "                       NULL, &call, &err))", checks_host.streams),
     _bug(114, "the caller's context is not put back", DRIVER,
@@ -266,7 +269,7 @@ HOST_BUGS = (
          "    *space += rap_cuda_small_bytes(view);\n", "", checks_host.streams),
     _bug(131, "scores that changed are taken for what was counted", DRM_HOST,
          "if (counts[0] != counts[1]) {", "if (false) {", checks_host.scores_that_change),
-    _bug(132, "pinned memory uploaded from where the caller has it", "rap/ops.py",
+    _bug(132, "pinned memory uploaded from where the caller has it", "rap/cuda.py",
          "    return x.copy()\n", "    return x\n", checks_host.pinned),
     _bug(133, "data that another stream makes is not waited for", "rap/cuda.py",
          "place.stream if made_on is None else made_on,", "place.stream,",
@@ -277,15 +280,16 @@ HOST_BUGS = (
     _bug(135, "the legacy stream for all", "rap/cuda.py",
          '        stream = x.__cuda_array_interface__.get("stream") or LEGACY_STREAM\n',
          "        stream = LEGACY_STREAM\n", checks_host.streams),
-    _bug(136, "the legacy stream by a number that DLPack does not know", BINDING,
+    _bug(136, "the legacy stream by a number that DLPack does not know", ARRAY,
          "    return stream == 0 ? 1 : stream;", "    return stream;", checks_host.routes),
     _bug(137, "a producer that works on another stream is taken at its word",
-         "csrc/array.c", "rap_dlpack_stream((int64_t)(intptr_t)theirs) == stream;", "true;",
+         ARRAY, "rap_dlpack_stream((int64_t)(intptr_t)theirs) == stream;", "true;",
          checks_host.exchange_table),
     _bug(138, "arrays of a foreign allocator let go while they are read", "rap/cuda.py",
          "            _held.setdefault(key, []).append(foreign)\n", "            pass\n",
          checks_host.foreign_memory),
-    _bug(139, "offsets read again where the caller may change them", "rap/ops.py",
-         "offsets = (_own(x) if isinstance(x, np.ndarray) else x for x in (cu, start))",
-         "offsets = (cu, start)", checks_host.offsets_that_change),
+    _bug(139, "offsets read again where the caller may change them", "rap/cuda.py",
+         "        return None if x is None else own(small(name, x, np.int64))\n",
+         "        return None if x is None else small(name, x, np.int64)\n",
+         checks_host.offsets_that_change),
 )  # fmt: skip

@@ -29,7 +29,7 @@ KERNELS = (
     "ace/ace_cuda.cu",
     "ace/ace_linear_cuda.cu",
     "drm/drm_cuda.cu",
-    "gemm/widen_cuda.cu",
+    "gemm/gemm_cuda.cu",
 )
 COMMON = [
     "-std=c11",

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "../cuda/device.h"
 
-#include "widen_cuda.h"
+#include "gemm_widen_cuda.h"
 
 /* Eight elements a thread. */
 RAP_KERNEL(rap_widen, rap_widen_cuda, RAP_WIDEN_CUDA_THREADS, 4)

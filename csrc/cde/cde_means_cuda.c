@@ -7,34 +7,6 @@
 #include "../status.h"
 #include "cde_cuda.h"
 
-bool
-rap_cde_means_check(const rap_cde_means_args *a, rap_error *err)
-{
-    const int64_t rows = a->answers.shape[1], samples = a->cu_seqlens.shape[0] - 1;
-
-    if (a->answers.ndim != 2 || a->out.ndim != 2 || a->answers.shape[0] != RAP_CDE_OUTPUTS
-        || a->out.shape[0] != RAP_CDE_OUTPUTS || a->answers.dtype != RAP_F64)
-    {
-        return rap_fail(err, RAP_EINPUT, "answers and out: expected [%d, ...]",
-                        RAP_CDE_OUTPUTS);
-    }
-    if (a->cu_seqlens.ndim != 1 || samples < 0 || a->out.shape[1] != samples) {
-        return rap_fail(err, RAP_EINPUT, "cu_seqlens: expected [S + 1]");
-    }
-    if (a->cu_seqlens.dtype != RAP_I64) {
-        return rap_fail(err, RAP_ETYPE, "cu_seqlens: expected int64");
-    }
-    if (a->weights.data == NULL) {
-        return true;
-    }
-    if (a->weights.ndim != 1 || a->weights.shape[0] != rows) {
-        return rap_fail(err, RAP_EINPUT, "weights: expected finite numbers >= 0, [%lld]",
-                        (long long)rows);
-    }
-    return a->weights.dtype == RAP_F32 || a->weights.dtype == RAP_F64
-           || rap_fail(err, RAP_ETYPE, "weights: expected float32 or float64");
-}
-
 int64_t
 rap_cde_means_device_bytes(const void *args)
 {

@@ -196,8 +196,9 @@ rows_per_task(const rap_linear_cde_args *a, const rap_exec *exec)
 }
 
 bool
-rap_linear_cde_cpu(const rap_linear_cde_args *a, rap_exec *exec, rap_error *err)
+rap_linear_cde_cpu(void *args, rap_exec *exec, rap_error *err)
 {
+    const rap_linear_cde_args *a = args;
     const int64_t depth = a->weight.shape[1], tokens = a->hidden1.shape[0];
     const int nr = exec->kernels->gemm_nr;
     linear_ctx ctx = {.args = a, .exec = exec, .rows = rows_per_task(a, exec)};

@@ -3,8 +3,8 @@
  * rap_widen: rows of float32, bfloat16 or float16 -> dense float32, for products of two
  * dtypes, which cuBLASLt does not take.
  */
-#ifndef RAP_WIDEN_CUDA_H
-#define RAP_WIDEN_CUDA_H
+#ifndef RAP_GEMM_WIDEN_CUDA_H
+#define RAP_GEMM_WIDEN_CUDA_H
 
 #include <assert.h>
 

@@ -1,0 +1,276 @@
+"""Arrays in host memory: where they are read, and where the answers go.
+
+``Host`` and ``cuda.Place`` are twins: the same methods, one for each kind of argument, so
+that ops.py spells every argument once. A method takes the argument's name, for errors, and
+the caller's array (None stays None), and returns what ``rap._C`` can view.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar
+
+import numpy as np
+
+from . import _C
+from .errors import RapConfigError, RapInputError
+
+FLOAT64, INT64 = np.dtype(np.float64), np.dtype(np.int64)
+_CUDA = (2, 13)  # DLPack's kDLCUDA, kDLCUDAManaged
+_NOTHING = nullcontext()
+
+
+OTHER, TORCH, WRAPPER = range(3)
+_kinds: dict[type, int] = {}
+
+
+def kind_of(x: object) -> int:
+    """TORCH: a tensor; WRAPPER: one that dispatches to others; else OTHER."""
+    kind = _kinds.get(type(x))
+    if kind is None:
+        kind = _kinds[type(x)] = _kind(type(x))
+    return kind
+
+
+def _kind(cls: Any) -> int:
+    torch = sys.modules.get("torch")
+    if torch is None or not issubclass(cls, torch.Tensor):
+        return OTHER
+    plain_ = cls.__torch_dispatch__ is torch.Tensor.__torch_dispatch__
+    return TORCH if plain_ else WRAPPER
+
+
+def is_torch(x: object) -> bool:
+    return kind_of(x) != OTHER
+
+
+def device_of(x: Any) -> int | None:
+    """Ordinal of the CUDA device that an array is on; None for any other memory."""
+    if x is None or isinstance(x, np.ndarray):
+        return None
+    if is_torch(x):
+        return x.device.index if x.is_cuda else None
+    if hasattr(x, "__dlpack_device__"):
+        kind, device = x.__dlpack_device__()
+        return int(device) if int(kind) in _CUDA else None
+    if hasattr(x, "__cuda_array_interface__"):
+        pointer = x.__cuda_array_interface__["data"][0]
+        device = _C.cuda_device_of(pointer) if pointer else 0
+        if device < 0:
+            raise RapInputError("__cuda_array_interface__: not memory of a CUDA device")
+        return device
+    return None
+
+
+def plain(name: str, x: Any, host: bool = False) -> Any:
+    """A torch tensor, detached, that has memory of its own; in host memory if asked.
+
+    Raises RapInputError for one that has none: a wrapper of other tensors (DTensor,
+    quantised weights, a masked or fake tensor), a sparse or meta tensor, one whose storage
+    was freed (FSDP) or that vmap or grad passed in. torch itself may crash on some of them.
+    """
+    if kind_of(x) == WRAPPER or not _has_memory(x):
+        raise RapInputError(
+            f"{name}: this {type(x).__name__} has no memory of its own that could be read; "
+            "pass an ordinary tensor (DTensor: x.full_tensor(), quantised: x.dequantize(), "
+            "sparse: x.to_dense())"
+        )
+    x = x.detach() if x.requires_grad else x
+    x = x.cpu() if host and not x.is_cpu else x
+    return x.resolve_neg() if x.is_neg() else x  # a minus sign that is not in the memory
+
+
+def _has_memory(x: Any) -> bool:
+    try:
+        if x.data_ptr() or not x.numel():
+            return True
+    except RuntimeError:  # no storage at all
+        pass
+    return not (x.is_cpu or x.is_cuda or x.is_meta)  # other devices keep it to themselves
+
+
+def dense(x: Any, contiguous: bool = False) -> Any:
+    """A torch tensor whose last dimension is contiguous (all of them if asked); a copy
+    only if it has to be."""
+    if x.is_contiguous() or (not contiguous and (x.shape[-1] == 1 or x.stride(-1) == 1)):
+        return x
+    return x.contiguous()
+
+
+def floats(x: Any) -> Any:
+    """A torch tensor of float32 or float64 as it is, anything else as float64."""
+    torch = sys.modules["torch"]
+    return x if x.dtype in (torch.float32, torch.float64) else x.double()
+
+
+def small(name: str, x: Any, dtype: type) -> np.ndarray:
+    """A small array (offsets, masks, targets, weights) as contiguous NumPy, from wherever
+    it is."""
+    if is_torch(x):
+        x = plain(name, x, host=True)
+        x = (x.double() if dtype is np.float64 else x).numpy()  # NumPy has no bfloat16
+    elif device_of(x) is not None:
+        fetch = getattr(x, "numpy", None) or getattr(x, "get", None)  # ours, or CuPy's
+        if fetch is None:
+            raise RapInputError(f"{name} is on a CUDA device: move it to the host")
+        x = fetch()
+    array = np.asarray(x)
+    if dtype is np.int64 and array.size and array.dtype.kind not in "iu":
+        raise RapInputError(f"{name}: expected integers, got {array.dtype}")
+    if dtype is np.bool_ and array.dtype != np.bool_:
+        raise RapInputError(f"{name}: expected booleans, got {array.dtype}")
+    return np.ascontiguousarray(array, dtype=dtype)
+
+
+def offsets(cu_seqlens: Any, total: int) -> np.ndarray:
+    """int64 [S + 1], rising from 0 to ``total``."""
+    cu = small("cu_seqlens", cu_seqlens, np.int64)
+    if (
+        cu.ndim != 1
+        or len(cu) < 1
+        or cu[0] != 0
+        or cu[-1] != total
+        or (np.diff(cu) < 0).any()
+    ):
+        raise RapInputError(f"cu_seqlens: expected rising integers from 0 to {total}")
+    return cu
+
+
+def weights(x: Any, total: int) -> np.ndarray:
+    """float64 [total], finite, >= 0."""
+    w = small("weights", x, np.float64)
+    if w.shape != (total,) or not np.isfinite(w).all() or (w < 0).any():
+        raise RapInputError(f"weights: expected finite numbers >= 0, [{total}]")
+    return w
+
+
+def integer(name: str, value: object, least: int = 1) -> int:
+    """A whole number that C can hold."""
+    if type(value) is int and least <= value < 2**63:
+        return value
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+        if least <= value < 2**63:
+            return int(value)
+    raise RapConfigError(f"{name} = {value!r}: expected an integer >= {least}")
+
+
+def default_threads() -> int:
+    """RAP_NUM_THREADS, else torch's own number if torch is loaded, else the processors
+    this process may use."""
+    text = os.environ.get("RAP_NUM_THREADS")
+    if text:
+        try:
+            return max(1, int(text))
+        except ValueError:
+            raise RapConfigError(
+                f"RAP_NUM_THREADS = {text!r}: expected an integer"
+            ) from None
+    torch = sys.modules.get("torch")
+    if torch is not None and hasattr(torch, "get_num_threads"):
+        return max(1, torch.get_num_threads())
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+
+
+class Host:
+    """Host memory. ``answer`` brings an array into the caller's framework and to its
+    device; None: it is NumPy's already."""
+
+    __slots__ = ("answer",)
+    empty: ClassVar[Any] = staticmethod(np.empty)
+
+    def __init__(self, answer: Callable[[np.ndarray], Any] | None = None) -> None:
+        self.answer = answer
+
+    def array(self, name: str, x: Any, contiguous: bool = False) -> Any:
+        """Of floats; copied only if its last dimension (or all, if asked) is not
+        contiguous."""
+        if isinstance(x, np.ndarray):
+            flags = x.flags
+            if flags.carray:
+                return x
+            dense_ = flags.c_contiguous
+            bad = not dense_ and x.shape[-1] > 1 and x.strides[-1] != x.itemsize
+            if bad or (contiguous and not dense_) or not flags.aligned:
+                x = x.copy()  # ascontiguousarray keeps an array that is only unaligned
+            return x
+        if is_torch(x):
+            return dense(plain(name, x, host=True), contiguous)
+        if isinstance(x, (list, tuple)):
+            raise TypeError("expected an array (NumPy, torch or DLPack), got a list")
+        return x
+
+    def scores(self, name: str, x: Any) -> Any:
+        """[N], contiguous: float32 and float64 as they are, anything else as float64."""
+        if x is None:
+            return None
+        if is_torch(x):
+            return dense(floats(plain(name, x, host=True)), contiguous=True)
+        x = np.asarray(x)
+        if x.dtype is not FLOAT64 and x.dtype != np.float32:
+            if x.dtype.kind == "O":
+                raise TypeError("expected numbers, got an array of objects")
+            x = x.astype(np.float64)
+        return self.array(name, x, contiguous=True)
+
+    def integers(self, name: str, x: Any) -> np.ndarray | None:
+        return None if x is None else small(name, x, np.int64)
+
+    plan = integers
+    """What the host itself computes with during the call."""
+
+    def mask(self, name: str, x: Any) -> np.ndarray | None:
+        return None if x is None else small(name, x, np.bool_)
+
+    def means(self, rows: Any, wanted: Any, weights_: Any, cu_seqlens: Any) -> np.ndarray:
+        """Of answers [OUTPUTS, T] over each sample [OUTPUTS, S]; ``wanted``: as `plan_of`
+        of ops.py. NaN where weights sum to 0; a row of weight 0 says nothing, whatever it
+        holds."""
+        cu = offsets(cu_seqlens, rows.shape[1])
+        w = np.ones(rows.shape[1]) if weights_ is None else weights(weights_, rows.shape[1])
+        out = np.full((len(rows), len(cu) - 1), np.nan)
+        total = _segments(w, cu)
+        for row in wanted[0]:
+            weighted = rows[row]
+            if weights_ is not None:
+                weighted = np.where(w > 0, weighted, 0) * w
+            np.divide(_segments(weighted, cu), total, out=out[row], where=total > 0)
+        return out
+
+    def open_blas(self) -> None:
+        """Kernels multiply themselves here."""
+
+    def held(self, *arrays: Any) -> AbstractContextManager[None]:
+        """Nothing is read after a call has returned."""
+        return _NOTHING
+
+    def where(self, threads: int | None, work: int) -> int:
+        """The last argument of a kernel: how many threads, for so many bytes of work."""
+        if threads is None:
+            # _C stays on one thread below GIL_BYTES: asking the environment costs 2 us
+            return default_threads() if work >= _C.GIL_BYTES else 1
+        return min(integer("threads", threads), 256)
+
+
+def _segments(x: np.ndarray, cu: np.ndarray) -> np.ndarray:
+    """The sum of each segment, on its own: reduceat would let one sample's inf reach the
+    next."""
+    return np.array([x[a:b].sum() for a, b in zip(cu[:-1], cu[1:], strict=True)])
+
+
+IN_NUMPY = Host()
+_in_torch: list[Host] = []
+
+
+def host_of(like: Any) -> Host:
+    """Host memory for a call whose answers go where ``like`` is."""
+    if isinstance(like, np.ndarray) or not is_torch(like):
+        return IN_NUMPY
+    from_numpy = sys.modules["torch"].from_numpy
+    if not like.is_cpu:
+        return Host(lambda x: from_numpy(x).to(like.device))
+    if not _in_torch:
+        _in_torch.append(Host(from_numpy))
+    return _in_torch[0]
