@@ -229,6 +229,9 @@ def test_choose_and_report_with_the_data_set(tmp_path):
     out, page = tmp_path / "sel", tmp_path / "page.html"
     run("choose", path, "--data", file, "--out", out, "--report", page)
     assert "data:image/webp" in page.read_text()
+    run("report", out, "--out", tmp_path / "again.html")  # the data is where it was
+    assert "data:image/webp" in (tmp_path / "again.html").read_text()
+    file = file.parent.rename(tmp_path / "moved") / file.name
     run("report", out, "--out", tmp_path / "bare.html", "--title", "My <title>")
     bare = (tmp_path / "bare.html").read_text()
     assert "data:image/webp" not in bare and "My &lt;title&gt;" in bare

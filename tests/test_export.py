@@ -301,7 +301,12 @@ def test_several_pictures_are_refused_by_name_where_one_is_taken(selection, tmp_
 def test_a_loaded_selection_asks_for_its_data(selection, tmp_path):
     selection.save(tmp_path / "saved")
     loaded = rap.load(tmp_path / "saved")
-    with pytest.raises(RapInputError, match="does not know its data set"):
+    assert loaded.export("verl", tmp_path / "verl").samples == 7  # it is where it was
+    moved = selection.settings["data"] | {"absolute": "/gone.jsonl", "path": "gone.jsonl"}
+    loaded = rap.Selection(loaded.table, {**loaded.settings, "data": moved})
+    with pytest.raises(
+        RapInputError, match="does not know its data set .*gone.jsonl is not"
+    ):
         loaded.export("trl", tmp_path / "out")
     again = loaded.export("trl", tmp_path / "out", data=selection.source)
     assert again.samples == 7
@@ -334,7 +339,11 @@ def test_a_sample_that_changed_since_it_was_scored_is_refused(tmp_path, what):
         file.write_text(file.read_text().replace("What is 2?", "What was 2?"))
     else:
         (tmp_path / "data" / "glass.png").write_bytes(pictures()["plain.png"])
-    with pytest.raises(RapInputError, match="'glass' cannot be exported: changed"):
+    says = {
+        "text": r"1 of 7 selected .*: 'glass' \(row 5\) changed: its question, answer",
+        "picture": "'glass' cannot be exported: changed",
+    }
+    with pytest.raises(RapInputError, match=says[what]):
         selection.export("trl", tmp_path / "out", data=file)
 
 
@@ -472,20 +481,26 @@ def saved(tmp_path) -> Path:
     return tmp_path / "selection"
 
 
+@pytest.mark.filterwarnings("default:columns of the data set")  # on stderr, as in a shell
 @pytest.mark.parametrize("target", TARGETS)
 def test_shell_exports_the_demo(saved, tmp_path, target):
     out = tmp_path / "out"
-    text = run("export", saved, "--data", MATHVISION, "--to", target, "--out", out).output
+    command = ("export", saved, "--data", MATHVISION, "--to", target, "--out", out)
+    text = run(*command).output
+    assert "does not have: answer_kind, level, subject; --to parquet" in text
     assert f"9 samples for {target} in {out}" in text
     assert "9 pictures: 9 byte for byte" in text
     assert ("no GRPO" in text) == (target == "llamafactory")
     for row in rows_of(out):
         for data in encoded(row, out):
             decode(data, max_pixels=10**7)
-    again = ("export", saved, "--data", MATHVISION, "--to", target, "--out", out)
-    refused(*again, code=1, says="is not empty; --force")
-    report = json.loads(run(*again, "--force", "--json").stdout)
+    refused(*command, code=1, says="is not empty; --force")
+    report = json.loads(run(*command, "--force", "--json").stdout)
     assert report["samples"] == 9 and report["target"] == target
+    dropped = ["answer_kind", "level", "subject"]
+    dropped += [] if target in ("verl", "openrlhf") else ["source"]
+    assert report["dropped"] == dropped
+    assert json.loads((out / MANIFEST).read_text())["dropped"] == dropped
 
 
 def test_shell_refuses_by_name(saved, tmp_path):

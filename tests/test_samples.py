@@ -655,13 +655,17 @@ def test_take_of_a_column_that_mixes_types():
 
 
 def test_hashes_change_with_the_content(tmp_path):
-    def of(**changes: object) -> str:
-        return open_samples([row(id="a", choices=None, **changes)]).content_hash()
+    def of(grouped: bool = False, **changes: object) -> str:
+        samples = open_samples([row(id="a", choices=None, **changes)])
+        return samples.content_hash(source=grouped)
 
     same = of()
     assert same == of()
     changes = [{"question": "x"}, {"answer": "4"}, {"source": "s"}, {"id2": "x"}]
-    assert [of(**c) == same for c in changes] == [False, False, False, True]
+    # the group decides no score: it counts only in the hash that older stores have
+    assert [of(**c) == same for c in changes] == [False, False, True, True]
+    grouped = [of(True, **c) == of(True) for c in changes]
+    assert grouped == [False, False, False, True]
     sample = second(row())
     assert sample_sha256(sample, ["h"]) == sample_sha256(second(row()), ["h"])
     others = [second(row(question="x")), second(row(answer="4")), sample]

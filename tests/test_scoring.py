@@ -981,8 +981,9 @@ def test_fault_36_another_setting_on_the_same_store_is_refused(tiny, tmp_path):
     ):
         with pytest.raises(RapConfigError, match=name):
             score(*tiny, rows, store=tmp_path, **options)
-    with pytest.raises(RapConfigError, match="dataset"):
-        score(*tiny, make_rows(3) + [rows[3] | {"answer": "A"}], store=tmp_path, seed=1)
+    others = [row | {"id": f"other {i}"} for i, row in enumerate(rows)]
+    with pytest.raises(RapConfigError, match="dataset: the data set is another"):
+        score(*tiny, others, store=tmp_path, seed=1)
     with pytest.raises(RapConfigError, match="weights"):
         score(*build("qwen2_5_vl", seed=5), rows, store=tmp_path, seed=1)
     # speed may change

@@ -22,6 +22,7 @@ import click
 
 from ..config import DEFAULT_BUDGET, ChooseConfig
 from ..errors import RapConfigError, RapInputError
+from ..export.filter import PLAIN
 from ..export.formats import TARGETS
 from ..export.formats import describe as describe_targets
 from ..selection.rules import check as check_rule
@@ -163,13 +164,15 @@ def choose(
       rap choose scores/ --rule paper --lambda-c 0.3
       rap choose scores/ --budget 0.1 --by source --compare five/
     """
+    from ..scores.match import described_again
     from ..scores.scores import Scores
 
     samples = open_data(data, columns, root)
     found = Scores.load(scores)
     if samples is not None:
-        require_same(found.table, samples)
-        found = dataclasses.replace(found, dataset=samples)
+        known = described_again(found.table, samples, found.meta.get("data"))
+        meta = {**found.meta, "data": known}
+        found = dataclasses.replace(found, dataset=samples, meta=meta)
     rules = ChooseConfig(**given(ChooseConfig, options))
     mapped = (to_columns(columns) or {}).get("source")
     if rules.by == "source" and mapped:  # the store may hold another column's values
@@ -292,7 +295,7 @@ def report(
     samples = open_data(data, columns, root)
     found = load(selection)
     if samples is not None:
-        require_same(found.table, samples)
+        require_same(found.table, samples, found.settings.get("data"))
     path = write_report(
         found, out, dataset=samples, rollouts=store, title=title, per_reason=per_reason
     )
@@ -306,16 +309,33 @@ def report(
 @click.argument("selection", type=PATH)
 @group(
     "Data",
-    option("--data", type=PATH, required=True, help="The data set that was scored."),
+    option(
+        "--data",
+        type=PATH,
+        help="The data set that was scored.  [default: where it was]",
+    ),
 )
 @DATA_OPTIONS
 @group(
     "Trainer",
     option(
         "--to",
-        type=click.Choice(list(TARGETS)),
+        type=click.Choice([*TARGETS, *PLAIN]),
         required=True,
-        help=f"The trainer. {describe_targets()}.",
+        help=f"The trainer. {describe_targets()}; parquet, jsonl: the rows as they are.",
+    ),
+    option(
+        "--rewrite/--filter",
+        "rewrite",
+        default=None,
+        help="Write rows anew that have the trainer's form already, or only such rows.  "
+        "[default: they stay as they are]",
+    ),
+    option(
+        "--add",
+        multiple=True,
+        metavar="NAME",
+        help="reason, D, difficulty, ...: put it beside the rows' own columns. Repeatable.",
     ),
     option("--max-images", type=int, metavar="N", help="Refuse samples with more images."),
     option(
@@ -348,17 +368,21 @@ def export(
     to: str,
     out: Path,
     force: bool,
-    data: Path,
+    data: Path | None,
     columns: Sequence[str],
     root: Path | None,
     store: Path | None,
+    rewrite: bool | None,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Write the kept samples of SELECTION as files that a trainer reads.
 
+    Rows that have the trainer's form already stay as they are: --rewrite writes them anew.
+
     \b
     Examples:
+      rap export selection/ --to parquet --out chosen/
       rap export selection/ --data data.jsonl --to trl --out trl/
       rap export selection/ --data data.jsonl --to verl --out phase1/
       rap export selection/ --data data.jsonl --to llamafactory --store scores/ --out dpo/
@@ -380,6 +404,7 @@ def export(
         data=open_data(data, columns, root),
         overwrite=force,
         completions=completions,
+        filter=None if rewrite is None else not rewrite,
         **options,
     )
     if as_json:

@@ -151,15 +151,14 @@ def from_rollouts(
     )
 
 
-def require_same(table: pa.Table, samples: SampleSet) -> None:
-    """Refuse a data set that is not the one ``table`` is of: ids stand at their index."""
-    known = samples.ids
-    rows = zip(table["index"].to_pylist(), table["id"].to_pylist(), strict=True)
-    for i, name in rows:
-        if not 0 <= i < len(known) or known[i] != name:
-            raise RapInputError(
-                f"the data set is not the one that was scored: row {i} was {name[:80]!r}"
-            )
+def require_same(
+    table: pa.Table, samples: SampleSet, data: Mapping[str, Any] | None = None
+) -> None:
+    """Refuse a data set that is not the one ``table`` is of (``scores.match``). Rows that
+    could not be scored need not be there."""
+    from ..scores.match import rows_of_all
+
+    rows_of_all(table, samples, data=data)
 
 
 def choose_and_tell(

@@ -69,7 +69,7 @@ def train(
         from ..selection.selection import load
 
         chosen = load(selection, samples)
-        require_same(chosen.table, samples)
+        require_same(chosen.table, samples, chosen.settings.get("data"))
     config = TrainConfig(
         reselect=Reselect(chosen, **given(Reselect, options)),
         arguments=train_arguments(ctx.meta.get(FILE, {}), options),

@@ -1,6 +1,8 @@
 """A selection as files that trainers read.
 
-``write``: ``export``; ``formats``: one writer a trainer, in the table ``TARGETS``;
+``write``: ``export``; ``formats``: one writer a trainer, and what tells its own form, in
+the table ``TARGETS``; ``filter``, ``rows``: the chosen rows as they came in; ``folder``:
+where they go;
 ``verl_reward``: the reward file that goes with verl's data.
 """
 

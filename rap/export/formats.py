@@ -91,19 +91,45 @@ class Writing:
 class Target:
     """A trainer. ``name``: its own spelling. ``upright``: its loader applies a rotation in
     EXIF. ``tags``: texts that it takes for placeholders. ``notes``: (folder, most images a
-    row) -> what to set. ``form``: what the files are for. ``pairs``: with completions it
-    gets pairs of a right and a wrong one. ``tags_in_answer``: it looks for placeholders
-    in the answer, too. ``data_source``: it picks its reward by one."""
+    row) -> what to set. ``is_its_own``: a row of a data set is in the trainer's form
+    already. ``form``: what the files are for. ``groups``: its rows name the sample's
+    group. ``pairs``: with completions it gets pairs of a right and a wrong one.
+    ``tags_in_answer``: it looks for placeholders in the answer, too. ``data_source``: it
+    picks its reward by one."""
 
     name: str
     write: Callable[[Iterable[Row], Writing], None]
     notes: Callable[[Path, int], list[str]]
+    is_its_own: Callable[[Mapping[str, Any]], bool]
     upright: bool
+    groups: bool = False
     tags: tuple[str, ...] = ("<image>", "<video>", "<audio>")
     form: str = "prompts for GRPO"
     pairs: bool = False
     tags_in_answer: bool = False
     data_source: bool = False
+
+
+# ---------------------------------------------------------------- forms that come in
+
+
+def _messages(value: Any, role: str = "role", content: str = "content") -> list[Any]:
+    """The turns of a chat, [] for anything else."""
+    turns = value if isinstance(value, (list, tuple)) else []
+    ok = all(isinstance(t, Mapping) and isinstance(t.get(role), str) for t in turns)
+    return list(turns) if ok and all(t.get(content) is not None for t in turns) else []
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _tagged_as(text: Any, images: Any) -> bool:
+    """Text with one ``<image>`` for each image."""
+    count = len(_as_list(images))
+    return isinstance(text, str) and count > 0 and text.count("<image>") == count
 
 
 # ---------------------------------------------------------------- Parquet
@@ -162,6 +188,12 @@ def write_trl(rows: Iterable[Row], writing: Writing) -> None:
     _parquet(rows, writing, TRL_SCHEMA, columns)
 
 
+def is_trl(row: Mapping[str, Any]) -> bool:
+    """A chat as ``prompt``, images beside it, and none of verl's columns."""
+    images = _as_list(row.get("images")) or _as_list(row.get("image"))
+    return bool(_messages(row.get("prompt")) and images) and "reward_model" not in row
+
+
 def _trl_notes(folder: Path, most: int) -> list[str]:
     file = folder / "train.parquet"
     return [f'load_dataset("parquet", data_files="{file}", split="train")']
@@ -215,8 +247,20 @@ def write_verl(rows: Iterable[Row], writing: Writing) -> None:
         }
 
     _parquet(rows, writing, VERL_SCHEMA, columns)
+    copy_reward(writing.folder)
+
+
+def copy_reward(folder: Path) -> None:
+    """``rap_reward.py``: verl's own reward, with a log by ``extra_info.index``."""
     reward = Path(__file__).with_name("verl_reward.py").read_bytes()
-    (writing.folder / "rap_reward.py").write_bytes(reward)
+    (folder / "rap_reward.py").write_bytes(reward)
+
+
+def is_verl(row: Mapping[str, Any]) -> bool:
+    """``data_source``, a chat as ``prompt`` and the truth in ``reward_model``."""
+    model = row.get("reward_model")
+    truth = isinstance(model, Mapping) and model.get("ground_truth") is not None
+    return bool(truth and _messages(row.get("prompt")) and row.get("data_source"))
 
 
 def _verl_notes(folder: Path, most: int) -> list[str]:
@@ -255,6 +299,12 @@ def write_easyr1(rows: Iterable[Row], writing: Writing) -> None:
         }
 
     _parquet(rows, writing, EASYR1_SCHEMA, columns)
+
+
+def is_easyr1(row: Mapping[str, Any]) -> bool:
+    """The keys of its example configuration, and the tags that it replaces by images."""
+    images = row.get("images")
+    return _tagged_as(row.get("problem"), images) and row.get("answer") is not None
 
 
 def _easyr1_notes(folder: Path, most: int) -> list[str]:
@@ -312,6 +362,14 @@ def write_openrlhf(rows: Iterable[Row], writing: Writing) -> None:
     _jsonl(rows, writing, columns)
 
 
+def is_openrlhf(row: Mapping[str, Any]) -> bool:
+    """Text with tags, images by path, and a label; a chat is TRL's or verl's."""
+    images = _as_list(row.get("images"))
+    label = any(row.get(name) is not None for name in ("answer", "label"))
+    paths = all(isinstance(image, str) for image in images)
+    return label and paths and _tagged_as(row.get("prompt"), images)
+
+
 def _openrlhf_notes(folder: Path, most: int) -> list[str]:
     return [
         f"--data.prompt_dataset {folder / 'train.jsonl'} --data.input_key prompt "
@@ -336,8 +394,55 @@ def write_swift(rows: Iterable[Row], writing: Writing) -> None:
     _jsonl(rows, writing, columns)
 
 
+def is_swift(row: Mapping[str, Any]) -> bool:
+    """``messages`` of texts, with one tag for each of ``images``."""
+    turns = _messages(row.get("messages"))
+    texts = [turn["content"] for turn in turns]
+    whole = all(isinstance(text, str) for text in texts)
+    return bool(turns) and whole and _tagged_as("".join(texts), row.get("images"))
+
+
 def _swift_notes(folder: Path, most: int) -> list[str]:
     return [f"swift rlhf --rlhf_type grpo --dataset {folder / 'train.jsonl'}"]
+
+
+def _sharegpt(row: Mapping[str, Any]) -> dict[str, str] | None:
+    """The names of a chat's parts in ``row`` as LLaMA-Factory's ``tags`` have them; None if
+    it is no chat that ends with an answer."""
+    if turns := _messages(row.get("messages")):
+        if turns[-1]["role"] == "assistant":
+            return {
+                "role_tag": "role",
+                "content_tag": "content",
+                "user_tag": "user",
+                "assistant_tag": "assistant",
+            }
+    elif turns := _messages(row.get("conversations"), "from", "value"):
+        if turns[-1]["from"] == "gpt":
+            return {
+                "role_tag": "from",
+                "content_tag": "value",
+                "user_tag": "human",
+                "assistant_tag": "gpt",
+            }
+    return None
+
+
+def is_llamafactory(row: Mapping[str, Any]) -> bool:
+    """A chat that ends with the answer to learn, with images."""
+    return _sharegpt(row) is not None and bool(_as_list(row.get("images")))
+
+
+def describe_llamafactory(row: Mapping[str, Any], file: str) -> str:
+    """``dataset_info.json`` for rows that came in in its form."""
+    chat = "messages" if _messages(row.get("messages")) else "conversations"
+    info = {
+        "file_name": file,
+        "formatting": "sharegpt",
+        "columns": {"messages": chat, "images": "images"},
+        "tags": _sharegpt(row),
+    }
+    return json.dumps({"rap": info}, indent=1) + "\n"
 
 
 def write_llamafactory(rows: Iterable[Row], writing: Writing) -> None:
@@ -386,19 +491,39 @@ def _llamafactory_notes(folder: Path, most: int) -> list[str]:
 
 
 TARGETS: Mapping[str, Target] = {
-    "trl": Target("TRL", write_trl, _trl_notes, upright=True, tags=()),
-    "verl": Target("verl", write_verl, _verl_notes, upright=True, data_source=True),
+    "trl": Target("TRL", write_trl, _trl_notes, is_trl, upright=True, tags=()),
+    "verl": Target(
+        "verl",
+        write_verl,
+        _verl_notes,
+        is_verl,
+        upright=True,
+        groups=True,
+        data_source=True,
+    ),
     "easyr1": Target(
-        "EasyR1", write_easyr1, _easyr1_notes, upright=True, tags=("<image>", "<video>")
+        "EasyR1",
+        write_easyr1,
+        _easyr1_notes,
+        is_easyr1,
+        upright=True,
+        tags=("<image>", "<video>"),
     ),
     "openrlhf": Target(
-        "OpenRLHF", write_openrlhf, _openrlhf_notes, upright=False, tags=("<image>",)
+        "OpenRLHF",
+        write_openrlhf,
+        _openrlhf_notes,
+        is_openrlhf,
+        upright=False,
+        groups=True,
+        tags=("<image>",),
     ),
-    "ms-swift": Target("ms-swift", write_swift, _swift_notes, upright=False),
+    "ms-swift": Target("ms-swift", write_swift, _swift_notes, is_swift, upright=False),
     "llamafactory": Target(
         "LLaMA-Factory",
         write_llamafactory,
         _llamafactory_notes,
+        is_llamafactory,
         upright=False,
         form="SFT on the reference answers or, with completions, DPO (it has no GRPO)",
         pairs=True,

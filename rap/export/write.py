@@ -5,6 +5,11 @@
 What each loader takes is in ``formats``, one function a target. Here: which rows, with
 which pictures, and a folder that appears whole or not at all.
 
+**Data in the trainer's own form** are filtered, not written anew (``filter``): every column
+stays as it is, so that the trainer's reward, weights and extra fields are those it would
+have had. ``filter=False`` (``--rewrite``) writes them in the form of ``formats``. To
+``parquet`` and ``jsonl`` any data set is filtered. The rest of this is about rewriting.
+
 **Rows** are the kept samples in data-set order (verl and EasyR1 with ``shuffle=False`` take
 the order of the file as the curriculum). The prompt is the one that was scored. Ids and
 reasons travel along; ``rap_export.json`` has them for the trainers that drop them.
@@ -40,13 +45,14 @@ old rewards less instead of forgetting them.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,12 +61,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..config import MAX_IMAGE_PIXELS, PROMPT_TEMPLATE
-from ..errors import RapConfigError, RapInputError, RapStoreError, first_line
+from ..errors import RapConfigError, RapInputError, RapStoreError
 from ..samples.choices import prompt_text
 from ..samples.images import decode, read_bytes, sniff
 from ..samples.sample import Bad, BadSample, Sample, sample_sha256
-from ..samples.sampleset import SampleSet, open_samples
-from ..scores.files import fsync_folder, store_error
+from ..samples.sampleset import SampleSet
+from ..scores.files import store_error
+from ..scores.match import as_samples
+from .filter import PLAIN, added_columns, dropped_columns, is_filter, write_filtered
+from .folder import clear_up, put_in_place, refuse_to_replace, scratch_beside
 from .formats import MANIFEST, TARGETS, Picture, Row, Writing, names_of
 
 if TYPE_CHECKING:
@@ -73,7 +82,8 @@ if TYPE_CHECKING:
 class Exported:
     """What ``export`` wrote. ``pictures``: how many, ``encoded``: how many of them are not
     the original bytes. ``left_out``: ids that the form has no row for. ``notes``: what to
-    tell the trainer, and what it cannot do."""
+    tell the trainer, and what it cannot do. ``filtered``: the rows are those of the data
+    set, as they came in. ``dropped``: its columns that the files do not have."""
 
     target: str
     folder: Path
@@ -83,6 +93,8 @@ class Exported:
     encoded: int
     left_out: tuple[str, ...]
     notes: tuple[str, ...]
+    filtered: bool = False
+    dropped: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         same = self.pictures - self.encoded
@@ -92,6 +104,8 @@ class Exported:
             f"  {self.pictures} pictures: {same} byte for byte, {self.encoded} as PNG of "
             "the pixels that were scored",
         ]
+        if self.dropped:
+            lines.append(f"  columns left out: {', '.join(self.dropped)}")
         if self.left_out:
             shown = ", ".join(self.left_out[:5]) + (", ..." if self.left_out[5:] else "")
             lines.append(
@@ -113,16 +127,19 @@ def export(
     media_root: str | os.PathLike[str] | None = None,
     data_source: str | None = None,
     completions: pa.Table | None = None,
+    filter: bool | None = None,
+    add: Sequence[str] = (),
     max_pixels: int = MAX_IMAGE_PIXELS,
 ) -> Exported:
     """Write the kept samples as files that trainer ``to`` reads unmodified.
 
-    to: a trainer, one of ``formats.TARGETS``.
+    to: a trainer, one of ``formats.TARGETS``; or parquet or jsonl: the chosen rows as they
+        came in, every column.
     path: a folder; one that is not empty is refused, with ``overwrite`` one that is not an
         export.
-    data: the data set that was scored, as ``open_samples`` takes it, where the selection
-        does not know it (a loaded one does not). Ids must stand at their rows; texts and
-        pictures are compared by hash where a model scored them here.
+    data: the data set that was scored, as ``open_samples`` takes it, where it is not where
+        the selection knows it from. Samples are found by id and content and compared by
+        hash (``scores.match``), pictures when they are read.
     max_images: refuse samples with more pictures than the trainer is set up for.
     prompt_template: as ``ScoreConfig.prompt_template``; None is that of the scores.
     media_root: OpenRLHF and ms-swift read pictures by path: the folder where the trainer
@@ -130,46 +147,71 @@ def export(
     data_source: verl picks its reward by it (``formats.VERL_SOURCE``).
     completions: LLaMA-Factory: a store's rollouts (``ScoreStore.read_rollouts``); with them
         the export is DPO: a right completion chosen, a wrong one rejected.
+    filter: whether rows that have the trainer's form already stay as they are (only
+        ``data_source`` is replaced, if one is given): None: where the first has it, unless
+        an option is given that only rewriting heeds (``prompt_template``, ``media_root``,
+        ``completions``); False: never; True: refuse others.
+    add: columns of the selection's table (``reason``, ``D``, ``difficulty``, ...) to put
+        beside those of rows that stay as they are, as ``rap_reason``, ...
     max_pixels: pictures with more are refused.
+
+    Columns of the data set that a form has no place for are named by a ``UserWarning``, and
+    in ``rap_export.json``.
 
     Raises ``RapConfigError`` for a wrong setting, ``RapInputError`` if nothing is selected,
     the data set is missing or not the one that was scored, or a sample cannot be exported
     (named), ``RapStoreError`` if the folder is in the way or cannot be written.
     """
-    if to not in TARGETS:
-        raise RapConfigError(f"to = {to!r}: expected one of {', '.join(TARGETS)}")
+    if to not in (*TARGETS, *PLAIN):
+        names = ", ".join((*TARGETS, *PLAIN))
+        raise RapConfigError(f"to = {to!r}: expected one of {names}")
     if max_images is not None and max_images < 1:
         raise RapConfigError(f"max_images = {max_images}: expected at least 1")
-    if completions is not None and not TARGETS[to].pairs:
+    if completions is not None and not (to in TARGETS and TARGETS[to].pairs):
         takers = names_of(pairs=True)
         raise RapConfigError(f"completions: only {takers} takes them, not {to}")
-    if data_source is not None and not TARGETS[to].data_source:
+    if data_source is not None and not (to in TARGETS and TARGETS[to].data_source):
         takers = names_of(data_source=True)
         raise RapConfigError(f"data_source: only {takers} takes one, not {to}")
     if not len(selection):
         raise RapInputError("nothing to export: the selection keeps no sample")
     samples = _samples(selection, data)
+    rewriting = {
+        "prompt_template": prompt_template,
+        "media_root": media_root,
+        "completions": completions,
+    }
+    asked = [name for name, value in rewriting.items() if value is not None]
+    filtered = is_filter(to, selection, samples, filter, asked)
+    added = added_columns(selection, add, filtered)
     folder = Path(os.path.realpath(path))
-    _clear_up(folder)
-    _refuse_to_replace(folder, overwrite)
+    clear_up(folder)
+    refuse_to_replace(folder, overwrite)
     template = prompt_template or _template(selection.settings)
-    target = TARGETS[to]
-    reader = _Reader(samples, template, target.upright, max_images, max_pixels)
+    upright = to not in TARGETS or TARGETS[to].upright
+    reader = _Reader(samples, template, upright, max_images, max_pixels)
+    dropped = () if filtered else dropped_columns(samples, to)
     writing = Writing(
-        folder=_scratch(folder),
+        folder=scratch_beside(folder),
         seen_as=folder if media_root is None else Path(media_root),
         data_source=data_source,
         completions=None if completions is None else _pairs(completions, selection.ids),
     )
     try:
-        target.write(_checked(reader.rows(selection), to), writing)
+        if filtered:
+            kept = ((s, row["id"]) for s, row, _ in reader.originals(selection))
+            notes = write_filtered(kept, samples, to, writing, added)
+        else:
+            TARGETS[to].write(_checked(reader.rows(selection), to), writing)
+            notes = TARGETS[to].notes(folder, reader.most)
         if not writing.samples:
             raise RapInputError(
                 f"nothing to export: none of {len(selection)} samples has a right and a "
                 "wrong completion"
             )
-        files = _write_manifest(writing, selection, to)
-        _put_in_place(writing.folder, folder)
+        told = {"filtered": filtered, "dropped": list(dropped)}
+        files = _write_manifest(writing, selection, to, told)
+        put_in_place(writing.folder, folder)
     except OSError as error:
         if isinstance(error, RapStoreError):
             raise
@@ -184,7 +226,9 @@ def export(
         pictures=reader.pictures,
         encoded=reader.encoded,
         left_out=tuple(writing.left_out),
-        notes=tuple(target.notes(folder, reader.most)),
+        notes=tuple(notes),
+        filtered=filtered,
+        dropped=dropped,
     )
 
 
@@ -192,23 +236,10 @@ def export(
 
 
 def _samples(selection: Selected, data: object) -> SampleSet:
-    """The data set, if it is the one that was scored: its ids stand at their rows."""
-    source = selection.source if data is None else data
-    if source is None:
-        raise RapInputError(
-            "the selection does not know its data set, which has the questions and the "
-            "pictures: give it (--data FILE, or data=...)"
-        )
-    samples = source if isinstance(source, SampleSet) else open_samples(source)
-    known = samples.ids
-    for i, name in zip(selection.indices, selection.ids, strict=True):
-        if not 0 <= i < len(known) or known[i] != name:
-            there = "not there" if i >= len(known) else f"{known[i][:80]!r}"
-            raise RapInputError(
-                f"the data set is not the one that was scored: row {i} was {name[:80]!r} "
-                f"and is {there}"
-            )
-    return samples
+    """The data set: the given one, or the selection's own."""
+    if data is None:
+        return selection.require_samples()
+    return as_samples(data, selection.settings.get("data"))
 
 
 def _template(settings: Mapping[str, Any]) -> str:
@@ -233,21 +264,28 @@ class _Reader:
 
     def rows(self, selection: Selected) -> Iterator[Row]:
         """The kept samples in data-set order. Raises ``RapInputError``, naming the one."""
-        columns = ["id", "index", "reason", "sample_sha256"]
+        for sample, judged, originals in self.originals(selection):
+            with _named(judged["id"]):
+                row = self._row(sample, judged, originals)
+            yield row
+
+    def originals(
+        self, selection: Selected
+    ) -> Iterator[tuple[Sample, Mapping[str, Any], list[bytes]]]:
+        """(sample, its row of the selection, the bytes of its pictures) of the kept
+        samples, which are those that were scored. Raises ``RapInputError``, naming one."""
+        columns = ["id", "reason", "sample_sha256"]
         kept = selection.table.select(columns).filter(pa.array(selection.kept))
-        for judged in kept.to_pylist():
-            sample = self.samples[judged["index"]]
-            try:
+        places = selection.match(self.samples).tolist()
+        for judged, place in zip(kept.to_pylist(), places, strict=True):
+            sample = self.samples[place]
+            with _named(judged["id"]):
                 if isinstance(sample, Bad):
                     raise BadSample(sample.stage, sample.code, sample.message)
-                yield self._row(sample, judged)
-            except BadSample as bad:
-                raise RapInputError(
-                    f"sample {judged['id'][:80]!r} cannot be exported: {bad.code}: "
-                    f"{bad.message}"
-                ) from bad
+                found = self._read(sample, judged)
+            yield sample, judged, found
 
-    def _row(self, sample: Sample, judged: Mapping[str, Any]) -> Row:
+    def _read(self, sample: Sample, judged: Mapping[str, Any]) -> list[bytes]:
         count = len(sample.images)
         if self.max_images is not None and count > self.max_images:
             raise BadSample(
@@ -263,8 +301,13 @@ class _Reader:
                 "data", "changed", "its text or pictures are not those that were scored"
             )
         self.most = max(self.most, count)
+        return originals
+
+    def _row(
+        self, sample: Sample, judged: Mapping[str, Any], originals: Sequence[bytes]
+    ) -> Row:
         return Row(
-            id=sample.id,
+            id=judged["id"],
             index=sample.index,
             prompt=prompt_text(self.template, sample.question, sample.choices),
             question=sample.question,
@@ -286,6 +329,17 @@ class _Reader:
             scored.save(out, "PNG")
             data = out.getvalue()
         return Picture(data, hashlib.sha256(data).hexdigest(), sniff(data).lower())
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    """What cannot be used is an error that names the sample."""
+    try:
+        yield
+    except BadSample as bad:
+        raise RapInputError(
+            f"sample {name[:80]!r} cannot be exported: {bad.code}: {bad.message}"
+        ) from bad
 
 
 def _as_trainers_see(data: bytes, upright: bool) -> Image | None:
@@ -334,82 +388,12 @@ def _pairs(completions: pa.Table, ids: list[str]) -> dict[str, tuple[str, str]]:
     return {k: (v[True], v[False]) for k, v in found.items() if len(v) == 2}
 
 
-# ---------------------------------------------------------------- the folder
+# ---------------------------------------------------------------- the manifest
 
 
-def _refuse_to_replace(folder: Path, overwrite: bool) -> None:
-    """A folder with something in it stays, unless it is an export and may go."""
-    try:
-        there = sorted(os.listdir(folder))
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise store_error(f"{folder}: cannot be used", error) from error
-    if there and not overwrite:
-        raise RapStoreError(f"{folder}: is not empty; --force (overwrite=True) replaces it")
-    if there and MANIFEST not in there:
-        raise RapStoreError(
-            f"{folder}: holds {there[0]!r} and no {MANIFEST}: it is no export, and is not "
-            "replaced"
-        )
-    foreign = sorted(set(there) - _files_of(folder)) if there else []
-    if foreign:
-        raise RapStoreError(
-            f"{folder}: holds {foreign[0]!r}, which is not of the export: it is not "
-            "replaced"
-        )
-
-
-def _files_of(folder: Path) -> set[str]:
-    """What the export in ``folder`` wrote there."""
-    try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-        return {MANIFEST, *map(str, files)}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RapStoreError(
-            f"{folder}: its {MANIFEST} cannot be read, so it is not replaced: "
-            f"{first_line(error)}"
-        ) from error
-
-
-def _clear_up(folder: Path) -> None:
-    """What exports that were killed left beside ``folder``: an unfinished one goes, an
-    older one that had made room comes back."""
-    if not folder.parent.is_dir():
-        return
-    head = f".{folder.name}."
-    for left in sorted(folder.parent.iterdir()):
-        pid, _, kind = left.name.removeprefix(head).partition(".")
-        ours = left.name.startswith(head) and pid.isdigit() and kind in ("tmp", "old")
-        if not ours or _runs(int(pid)):
-            continue
-        if kind == "old" and not folder.exists():
-            os.replace(left, folder)
-        else:
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
-
-
-def _scratch(folder: Path) -> Path:
-    """An empty folder beside ``folder``, on the same file system."""
-    scratch = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    try:
-        scratch.mkdir(parents=True)
-    except OSError as error:
-        raise store_error(f"{scratch}: cannot be made", error) from error
-    return scratch
-
-
-def _write_manifest(writing: Writing, selection: Selected, to: str) -> list[str]:
+def _write_manifest(
+    writing: Writing, selection: Selected, to: str, told: Mapping[str, Any]
+) -> list[str]:
     """``rap_export.json``: where the files come from, ids, reasons; returns the files."""
     files = sorted(p.name for p in writing.folder.iterdir())
     scores = selection.settings.get("scores") or {}
@@ -420,6 +404,7 @@ def _write_manifest(writing: Writing, selection: Selected, to: str) -> list[str]
         "files": files,
         "samples": [{"id": name, "reason": reasons[name]} for name in writing.samples],
         "left_out": writing.left_out,
+        **told,
         "choose": dict(selection.settings["choose"]),
         "reselect": selection.settings.get("reselect"),
         "model": scores.get("model"),
@@ -428,23 +413,3 @@ def _write_manifest(writing: Writing, selection: Selected, to: str) -> list[str]
     with open(writing.folder / MANIFEST, "w", encoding="utf-8") as file:
         json.dump(manifest, file, indent=1, ensure_ascii=False)
     return [*files, MANIFEST]
-
-
-def _put_in_place(scratch: Path, folder: Path) -> None:
-    """``scratch`` becomes ``folder``; an older export makes room last."""
-    for parent, _, names in os.walk(scratch):
-        for name in names:
-            with open(os.path.join(parent, name), "rb") as file:
-                os.fsync(file.fileno())
-        fsync_folder(Path(parent))
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    if folder.exists():
-        os.replace(folder, old)
-    try:
-        os.replace(scratch, folder)
-    except BaseException:
-        if old.exists():
-            os.replace(old, folder)
-        raise
-    fsync_folder(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)

@@ -30,9 +30,10 @@ from .parts import cost_of, details_of, groups_of, reasons_of
 from .samples import (
     QUESTION,
     SHORT,
+    found_samples,
     open_source,
-    sample_of,
     shown_samples,
+    strangers,
     strongest,
     thumbnail,
 )
@@ -59,8 +60,9 @@ def write_report(
     """Write ``selection`` as one HTML page to ``path``, whole or not at all.
 
     ``dataset``: where questions and images come from (what ``rap.samples.open_samples``
-    takes); None is ``selection.source``. Without one the page shows scores only. A row
-    whose id is not the data set's at that place is shown without question and image.
+    takes); None is the selection's own. Without one the page shows scores only. A sample
+    that is not there as it was scored (``scores.match``) is shown without question and
+    image, and the page says why, and how many there are.
     ``rollouts``: the completions to show some of: a table of ``ROLLOUT_SCHEMA``, or the
     folder of the score store; None is ``selection.rollouts``.
     ``title``: the heading; ``note``: a sentence under it.
@@ -120,8 +122,12 @@ def render(
         lstrip_blocks=True,
     )
     environment.filters |= {"grouped": grouped, "percent": percent, "number": number}
-    source = open_source(selection.source if dataset is None else dataset)
+    source = open_source(selection, dataset)
     reasons = reasons_of(selection)
+    samples = shown_samples(
+        selection, source, reasons, per_reason, completions_of(selection, rollouts)
+    )
+    warnings = [*selection.warnings, *strangers(samples)]
     style = environment.get_template("style.css").render(reasons=len(reasons))
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     return environment.get_template("template.html").render(
@@ -140,12 +146,10 @@ def render(
         averages=averages(selection),
         cost=cost_of(selection, train_group),
         groups=groups_of(selection),
-        samples=shown_samples(
-            selection, source, reasons, per_reason, completions_of(selection, rollouts)
-        ),
+        samples=samples,
         has_data=source is not None,
         per_reason=per_reason,
-        warnings=[visible(w, SHORT * 2) for w in selection.warnings[:MAX_WARNINGS]],
+        warnings=[visible(w, SHORT * 2) for w in warnings[:MAX_WARNINGS]],
         details=details_of(selection.settings),
     )
 
@@ -158,13 +162,13 @@ def thumbnails(selection: Selected, limit: int = 6) -> str:
     """
     from html import escape
 
-    source = open_source(selection.source)
+    source = open_source(selection, None)
     if source is None:
         return ""
     rows = strongest(selection.table, np.flatnonzero(selection.kept))[:limit]
     figures = []
-    for row in selection.table.take(rows).to_pylist():
-        sample = sample_of(source, row)
+    found = found_samples(selection, source, rows)
+    for row, (sample, _) in zip(selection.table.take(rows).to_pylist(), found, strict=True):
         if sample is None:
             continue
         uri, _ = thumbnail(sample, row)

@@ -14,9 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..config import MAX_IMAGE_PIXELS
-from ..errors import RapError
+from ..samples.sample import Bad
 from ..scores.columns import floats
 from ..scores.evidence import KINDS
+from ..scores.match import as_samples
+from ..scores.table import SCORED
 from .parts import Reason
 from .text import number, token_text, visible
 
@@ -67,7 +69,7 @@ def shown_samples(
     encoded = selection.table["reason"].combine_chunks().dictionary_encode()
     codes = encoded.indices.to_numpy(zero_copy_only=False)
     place = {code: i for i, code in enumerate(encoded.dictionary.to_pylist())}
-    found: list[tuple[int, dict[str, Any]]] = []
+    chosen: list[tuple[int, int]] = []  # (place of the reason, row of the table)
     for number_, reason in enumerate(reasons):
         if reason.code not in place:
             continue
@@ -76,10 +78,15 @@ def shown_samples(
             rows = strongest(selection.table, rows)[:per_reason]
         elif len(rows) > per_reason:
             rows = rows[np.linspace(0, len(rows) - 1, per_reason).astype(np.int64)]
-        for row in selection.table.take(pa.array(rows)).to_pylist():
-            found.append((number_, row))
-    said = _said(rollouts, [row["id"] for _, row in found])
-    return [_shown(row, at, source, said.get(row["id"], [])) for at, row in found]
+        chosen += [(number_, int(row)) for row in rows]
+    places = np.array([row for _, row in chosen], np.int64)
+    shown = selection.table.take(pa.array(places)).to_pylist()
+    said = _said(rollouts, [row["id"] for row in shown])
+    found = found_samples(selection, source, places)
+    return [
+        _shown(row, at, sample, why, said.get(row["id"], []))
+        for row, (at, _), (sample, why) in zip(shown, chosen, found, strict=True)
+    ]
 
 
 def strongest(table: pa.Table, rows: np.ndarray) -> np.ndarray:
@@ -116,10 +123,9 @@ def _said(rollouts: pa.Table | None, ids: Sequence[str]) -> dict[str, list[Said]
 
 
 def _shown(
-    row: Mapping[str, Any], reason: int, source: Any, completions: list[Said]
+    row: Mapping[str, Any], reason: int, sample: Any, why: str, completions: list[Said]
 ) -> Shown:
-    sample = sample_of(source, row)
-    image, note = (None, "") if sample is None else thumbnail(sample, row)
+    image, note = thumbnail(sample, row) if sample else (None, visible(why, SHORT))
     message = ": ".join(str(row[k]) for k in ("stage", "message") if row[k])
     return Shown(
         reason=reason,
@@ -156,26 +162,39 @@ def _score_lines(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     return lines
 
 
-def open_source(source: Any) -> Any:
-    """The ``SampleSet`` behind ``source``, or None."""
+def open_source(selection: Selected, dataset: Any) -> Any:
+    """The ``SampleSet`` that questions and images come from, or None."""
+    if dataset is None:
+        return selection.samples
+    return as_samples(dataset, selection.settings.get("data"))
+
+
+def found_samples(
+    selection: Selected, source: Any, rows: np.ndarray
+) -> list[tuple[Any, str]]:
+    """(sample or None, why it is not shown) of each of these rows of the table."""
     if source is None:
-        return None
-    from ..samples.sampleset import SampleSet, open_samples
+        return [(None, "")] * len(rows)
+    scored = pc.equal(selection.table["status"], SCORED).to_numpy()[rows]
+    found = selection.find(source, rows)
+    samples = [source[int(i)] if i >= 0 else None for i in found.rows]
+    return [
+        (None, found.why.get(at, "") if scored[at] else "")
+        if sample is None or isinstance(sample, Bad)
+        else (sample, "")
+        for at, sample in enumerate(samples)
+    ]
 
-    return source if isinstance(source, SampleSet) else open_samples(source)
 
-
-def sample_of(source: Any, row: Mapping[str, Any]) -> Any:
-    """The row's sample, or None if it is not there, not usable, or another one."""
-    from ..samples.sample import Sample
-
-    if source is None or not 0 <= row["index"] < len(source):
-        return None
-    try:
-        sample = source[row["index"]]
-    except RapError:
-        return None
-    return sample if isinstance(sample, Sample) and sample.id == row["id"] else None
+def strangers(shown: Sequence[Shown]) -> list[str]:
+    """A warning where samples are not in the data set as they were scored."""
+    missing = [one for one in shown if one.question == "" and one.note]
+    if not missing:
+        return []
+    return [
+        f"{len(missing)} of {len(shown)} samples shown here are not in the data set, or "
+        f"not as they were scored: {missing[0].note}"
+    ]
 
 
 def thumbnail(sample: Any, row: Mapping[str, Any]) -> tuple[str | None, str]:

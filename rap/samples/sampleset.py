@@ -63,6 +63,10 @@ class SampleSet(Sequence["Sample | Bad"]):
         """Role -> column that plays it, None if none does."""
         self.root = root
         """Folder that image paths must stay in, links resolved; None: no paths."""
+        self.path: str | None = None
+        """Where ``open_samples`` found the data, as it was given; None: in memory."""
+        self.given_root: str | None = None
+        """The ``root`` that ``open_samples`` was given."""
         self._ids, self._bad_ids = self._read_ids()
         self._require_a_usable_row()
 
@@ -94,6 +98,11 @@ class SampleSet(Sequence["Sample | Bad"]):
     def ids(self) -> list[str]:
         """Every row's id, in data-set order; a row without one has its place instead."""
         return list(self._ids)
+
+    @property
+    def kind(self) -> str:
+        """What was opened, in words."""
+        return self._rows.kind
 
     @property
     def column_names(self) -> list[str]:
@@ -184,15 +193,34 @@ class SampleSet(Sequence["Sample | Bad"]):
             raise BadSample("data", "bad_text", "id holds a lone surrogate") from None
         return text
 
-    def content_hash(self, more: Iterable[str] = ()) -> str:
-        """sha256 over ids, questions, answers, choices, sources and image paths as they
-        stand in the rows, in order, and over the columns ``more`` as far as they are there.
+    def line(self, index: int) -> bytes | None:
+        """The row's own line of a JSON Lines file, without its end; None for other kinds.
+        Raises ``BadSample`` if it cannot be read."""
+        reader = getattr(self._rows, "line", None)
+        return None if reader is None else reader(index)
+
+    def arrow(self, indices: Sequence[int] | np.ndarray) -> pa.Table | None:
+        """The rows ``indices`` as they are: every column, type and piece of metadata (that
+        of `datasets`, too); None where the rows are not Arrow's."""
+        reader = getattr(self._rows, "arrow", None)
+        return None if reader is None else reader([int(i) for i in indices])
+
+    @cached_property
+    def content_sha256(self) -> str:
+        """``content_hash()``, read once."""
+        return self.content_hash()
+
+    def content_hash(self, more: Iterable[str] = (), *, source: bool = False) -> str:
+        """sha256 over ids, questions, answers, choices and image paths as they stand in the
+        rows, in order, and over the columns ``more`` as far as they are there.
+
+        ``source``: the group column counts, too, as it did in stores of rap 0.1.
 
         One pass over the rows. The images' own bytes are not in it: they are hashed one by
         one when they are read (``sample_sha256``), so that an image that changed shows in
         its row and does not make the whole data set another one.
         """
-        roles = ["question", "answer", "choices", "source"]
+        roles = ["question", "answer", "choices", *(["source"] if source else [])]
         if self.columns["images"] not in self._rows.image_columns:
             roles.append("images")
         there = set(self._rows.columns) - set(self._rows.image_columns)
@@ -203,7 +231,7 @@ class SampleSet(Sequence["Sample | Bad"]):
                 digest.update(row.message.encode("utf-8", "replace"))
             else:
                 values = [cell(row, self.columns[role]) for role in roles]
-                digest.update(_canonical([*values, *(cell(row, name) for name in names)]))
+                digest.update(canonical([*values, *(cell(row, name) for name in names)]))
             digest.update(b"\n")
         return digest.hexdigest()
 
@@ -231,7 +259,7 @@ class SampleSet(Sequence["Sample | Bad"]):
         return _build_dataset([self.row(i) for i in wanted], self._rows.columns)
 
 
-def _canonical(values: object) -> bytes:
+def canonical(values: object) -> bytes:
     """Values as JSON bytes; image bytes left out, anything odd by its type's name."""
 
     def other(value: object) -> object:
@@ -302,7 +330,11 @@ def open_samples(
     found = detect_columns(rows.columns, _first_row(rows), rows.image_columns, columns)
     if isinstance(rows, (ArrowRows, DatasetRows)):
         rows.leave_out(rows.image_columns - {found["images"] or ""})
-    return SampleSet(rows, found, None if folder is None else os.path.realpath(folder))
+    samples = SampleSet(rows, found, None if folder is None else os.path.realpath(folder))
+    if isinstance(source, (str, os.PathLike)):
+        samples.path = os.fspath(source)
+    samples.given_root = None if root is None else os.fspath(root)
+    return samples
 
 
 def _first_row(rows: Rows) -> Mapping[str, Any]:

@@ -124,15 +124,24 @@ class JsonlRows(_Plain):
         try:
             if end - start > MAX_LINE_BYTES:
                 raise ValueError(f"longer than {MAX_LINE_BYTES} bytes")
-            # pread: no seek position that two threads would share
-            line = os.pread(self._fd, end - start, start)
-            row = strict_json(line.removeprefix(BOM) if start == 0 else line)
+            row = strict_json(self._line(index))
             if not isinstance(row, dict):
                 raise ValueError(f"a JSON {type(row).__name__}, not an object")
         except ValueError as error:
             message = f"line {self._number[index]}: {error}"
             raise BadSample("data", "bad_json", message) from None
         return row
+
+    def line(self, index: int) -> bytes:
+        """The line as it stands in the file, without its end. Raises ``BadSample``."""
+        self.row(index)  # a line that is no row is not handed on
+        return self._line(index).rstrip(b"\r\n \t")
+
+    def _line(self, index: int) -> bytes:
+        start, end = self._start[index], self._start[index + 1]
+        # pread: no seek position that two threads would share
+        line = os.pread(self._fd, end - start, start)
+        return line.removeprefix(BOM) if start == 0 else line
 
     def where(self, index: int) -> str:
         return f"line {self._number[index]}"
@@ -166,6 +175,12 @@ class ArrowRows:
     def each(self, columns: Sequence[str]) -> Iterator[Mapping[str, Any] | BadSample]:
         for batch in self._table.select(list(columns)).to_batches(max_chunksize=1024):
             yield from _all_to_python(batch)
+
+    def arrow(self, indices: Sequence[int]) -> pa.Table:
+        """These rows, as they are."""
+        # slices, not take: take joins all chunks first, which overflows 32-bit offsets
+        rows = [self._table.slice(index, 1) for index in indices]
+        return pa.concat_tables(rows) if rows else self._table.schema.empty_table()
 
     def where(self, index: int) -> str:
         return f"row {index}"
@@ -202,6 +217,11 @@ class DatasetRows:
         arrow = self._dataset.with_format("arrow", columns=list(columns))
         for start in range(0, len(self), 1024):
             yield from _all_to_python(arrow[start : start + 1024])
+
+    def arrow(self, indices: Sequence[int]) -> pa.Table:
+        """These rows, as they are, with the features in the schema's metadata."""
+        table = self._dataset.with_format("arrow").select(indices)[:]
+        return table.replace_schema_metadata(self._dataset.features.arrow_schema.metadata)
 
     def where(self, index: int) -> str:
         return f"row {index}"

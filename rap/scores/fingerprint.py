@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from ..errors import RapConfigError
 
 _ABSENT = object()
+
+SAID_ONLY = {"model": ("name_or_path", "revision")}
+"""Fields of a fingerprint that no score depends on: a model is its weights and processor,
+wherever they lie."""
+
+_IN_WORDS = {
+    "model.weights_sha256": "the model's weights are others",
+    "model.processor_sha256": "the processor (tokenizer, chat template, image settings) is "
+    "another",
+    "dataset": "the data set is another",
+}
+_HASH = re.compile(r"[0-9a-f]{64}")
 
 
 def differences(ours: object, theirs: object, prefix: str = "") -> list[str]:
@@ -27,16 +40,29 @@ def differences(ours: object, theirs: object, prefix: str = "") -> list[str]:
 
 
 def other_run(ours: Mapping[str, Any], theirs: Any, prefix: str = "") -> list[str]:
-    """``differences``, but for the schema version: a run of an older version may go on,
-    since its columns are all here (``table.filled``)."""
+    """``differences``, but for the schema version (a run of an older version may go on,
+    since its columns are all here: ``table.filled``) and what is only said of the run:
+    ``SAID_ONLY``, and the ``data`` of a store's header."""
 
     def plain(tree: Any) -> Any:
         if not isinstance(tree, Mapping):
             return tree
-        kept = {k: v for k, v in tree.items() if k != "schema_version"}
+        kept = {k: v for k, v in tree.items() if k not in ("schema_version", "data")}
+        for name, fields in SAID_ONLY.items():
+            if isinstance(part := kept.get(name), Mapping):
+                kept[name] = {k: v for k, v in part.items() if k not in fields}
         return {k: plain(v) if k == "fingerprint" else v for k, v in kept.items()}
 
     return differences(plain(ours), plain(theirs), prefix)
+
+
+def in_words(line: str) -> str:
+    """A line of ``differences`` for people: two hashes say nothing to them."""
+    line = line.removeprefix("fingerprint.")
+    name, _, rest = line.partition(": ")
+    return (
+        f"{name}: {_IN_WORDS[name]}" if name in _IN_WORDS and _HASH.search(rest) else line
+    )
 
 
 def _show(value: object) -> str:

@@ -18,9 +18,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import RapConfigError, RapInputError, RapStoreError
+from ..samples.sampleset import SampleSet, open_samples
 from .columns import as_fraction, integers
 from .evidence import read_evidence
 from .files import read_parquet, write_parquet
+from .match import describe, identities, reopen, rows_of_all
 from .records import count_rollouts, keep_rows, read_rollouts
 from .table import SCHEMA_VERSION, SCORE_SCHEMA, filled
 
@@ -82,7 +84,8 @@ class Scores:
         ``{"prompt": ["cot", "direct"]}``; ``drop``: leave out rows with any of these,
         ``{"model": ["random"]}``. ``None`` stands for null.
         ``dataset``: a ``SampleSet``, or a datasets.Dataset with the column ``id``:
-        rows are matched by id, stand in its order, and ``Selection.dataset`` works.
+        rows are matched by id, stand in its order, and ``Selection.dataset`` works. Of a
+        ``SampleSet`` the samples' hashes are kept, so that they are known again.
         Its samples without a completion are quarantined like the others.
 
         Without ``dataset`` samples stand in the order of their first appearance (after
@@ -98,6 +101,7 @@ class Scores:
         table = keep_rows(read_rollouts(table_or_path), where, drop)
         if source is None and "source" in table.column_names:
             source = "source"
+        samples = None if dataset is None else _samples_of(dataset, id)
         scores, ignored = count_rollouts(
             table,
             id=id,
@@ -106,6 +110,8 @@ class Scores:
             source=source,
             order=None if dataset is None else _dataset_ids(dataset, id),
         )
+        if samples is not None:
+            scores = _with_identities(scores, samples)
         meta = {
             "schema_version": SCHEMA_VERSION,
             "fingerprint": {
@@ -119,8 +125,9 @@ class Scores:
             },
             "rows": table.num_rows,
             "ignored": ignored,
+            "data": None if samples is None else describe(samples),
         }
-        return cls(scores, meta, dataset, table)
+        return cls(scores, meta, dataset if samples is None else samples, table)
 
     @classmethod
     def load(cls, path_or_store: object) -> Scores:
@@ -178,6 +185,28 @@ class Scores:
         (D < 0), never_solved (Diff == 1), always_solved (Diff == 0).
         """
         return diagnose(self.table, as_fraction("lambda_c", lambda_c))
+
+
+def _samples_of(dataset: Any, id: str) -> SampleSet | None:
+    """The data set as samples; None if its rows are none (no question, no image)."""
+    if isinstance(dataset, SampleSet):
+        return dataset
+    try:
+        return open_samples(dataset, columns={"id": id})
+    except RapInputError:
+        return None
+
+
+def _with_identities(table: pa.Table, samples: SampleSet) -> pa.Table:
+    """The table with what tells its samples apart (``match.identities``)."""
+    for name, values in identities(samples).items():
+        at = table.schema.get_field_index(name)
+        column = pa.array(values, pa.string())
+        if at < 0:
+            table = table.append_column(name, column)
+        else:
+            table = table.set_column(at, name, column)
+    return table
 
 
 def diagnose(table: pa.Table, threshold: Fraction, **reading: Any) -> dict[str, int]:
@@ -269,8 +298,13 @@ def _flat(column: pa.ChunkedArray) -> pa.Array:
 def _of_dataset(scores: Scores, name: str) -> pa.Array | None:
     """The column of the data set, in the table's order; None if it has none."""
     data, rows = scores.dataset, scores.table["index"].to_pylist()
+    about = scores.meta.get("data")
+    if data is None:
+        data = reopen(about)
     if data is None:
         return None
+    if isinstance(data, SampleSet):
+        rows = rows_of_all(scores.table, data, data=about).tolist()
     known = set(data.column_names)
     if name == "source" and hasattr(data, "columns"):
         name = data.columns.get("source") or name
@@ -279,7 +313,7 @@ def _of_dataset(scores: Scores, name: str) -> pa.Array | None:
     if hasattr(data, "row"):
         from ..samples.parsing import cell
 
-        values = [cell(data.row(i), name) for i in rows]
+        values = [None if i < 0 else cell(data.row(i), name) for i in rows]
     elif name in known:
         values = data.select_columns([name])[rows][name]
     else:

@@ -6,24 +6,30 @@ how it is decided in ``rap.selection.choosing``.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..errors import RapStoreError
+from ..errors import RapInputError, RapStoreError
 from .columns import as_fraction, mask_of
 from .files import write_atomic
+from .match import as_samples, bare_rows, described_again, find, match, reopen
 from .scores import PAPER_LAMBDA_C, diagnose, write_saved
 from .table import VOLATILE_COLUMNS
+
+if TYPE_CHECKING:
+    from ..samples.sampleset import SampleSet
+    from .match import Found
 
 KEPT = ("kept_cognitive", "kept_replacement")
 DROPPED = (
@@ -79,7 +85,8 @@ class Selected:
     ``rank_key`` (float64; null: unknown, or nothing is ranked) and ``reason``, one row an
     input sample, in data-set order. ``settings``: the settings given, the thresholds
     found, texts that say what they mean, the fingerprint of the scores, warnings.
-    ``source``: the data set if known. ``rollouts``: the completions behind the scores
+    ``source``: the data set as handed in; None: it is opened again at first need, if it is
+    still where it was (``samples``). ``rollouts``: the completions behind the scores
     (``table.ROLLOUT_SCHEMA``) if known; they are not saved.
     """
 
@@ -112,15 +119,72 @@ class Selected:
         """What the user should know: short results, an uncalibrated threshold, ..."""
         return list(self.settings["warnings"])
 
+    @cached_property
+    def samples(self) -> SampleSet | None:
+        """The data set: ``source``, or what was scored opened again; None if the selection
+        does not know it, or it is not there any more. Raises ``RapInputError`` if it cannot
+        be read. Nothing is compared yet: ``rows`` and ``match`` do that."""
+        data = self.settings.get("data")
+        return reopen(data) if self.source is None else as_samples(self.source, data)
+
+    @property
+    def data(self) -> dict[str, Any] | None:
+        """What is known of the data set that was scored (``scores.match.describe``)."""
+        known = self.settings.get("data")
+        if known is None and self.source is not None:
+            with contextlib.suppress(RapInputError):  # rows that are no samples
+                known = described_again(self.table, as_samples(self.source, None), None)
+        return known
+
+    def require_samples(self) -> SampleSet:
+        """``samples``. Raises ``RapInputError`` where there are none."""
+        if self.samples is None:
+            path = (self.settings.get("data") or {}).get("absolute")
+            gone = "" if path is None else f" ({path} is not there any more)"
+            raise RapInputError(
+                f"the selection does not know its data set{gone}, which has the questions "
+                "and the images: rap.load(folder, dataset=...), data=..., or --data FILE"
+            )
+        return self.samples
+
+    def match(
+        self,
+        samples: SampleSet | None = None,
+        rows: Sequence[int] | np.ndarray | None = None,
+    ) -> np.ndarray:
+        """int64: the row of ``samples`` (None: its own) of each kept sample, or of the
+        given ``rows`` of ``table``. Raises ``RapInputError``, by name, for what is not
+        there or not as it was scored (``scores.match``)."""
+        rows = np.flatnonzero(self.kept) if rows is None else rows
+        samples = self.require_samples() if samples is None else samples
+        return match(self.table, samples, data=self.settings.get("data"), rows=rows)
+
+    def find(self, samples: SampleSet, rows: Sequence[int] | np.ndarray) -> Found:
+        """``match``, but what is not there is told and not raised."""
+        return find(self.table, samples, data=self.settings.get("data"), rows=rows)
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """int64: where the kept samples stand in ``samples``, in the order of ``ids``: the
+        ``indices``, unless the data set was put in another order since it was scored.
+        Raises as ``match``."""
+        return self.match()
+
     @property
     def dataset(self) -> Any:
-        """The chosen rows of the data set, original columns untouched; None if the
-        scores do not know their data set."""
-        if self.source is None:
-            return None
-        if hasattr(self.source, "take") and not hasattr(self.source, "select"):
-            return self.source.take(self.indices)
-        return self.source.select(self.indices)
+        """The chosen rows of the data set in the order of ``ids``, original columns
+        untouched; None if it is not known or not there any more. Raises ``RapInputError``
+        if it is not the one that was scored."""
+        try:
+            if self.samples is None:
+                return None
+        except RapInputError:
+            rows = bare_rows(self.table, self.source, np.flatnonzero(self.kept))
+            if rows is None:
+                raise
+            take = getattr(self.source, "select", None) or self.source.take
+            return take(rows)
+        return self.samples.take(self.rows)
 
     def counts(self) -> dict[str, int]:
         """{reason: samples}: all of ``REASONS`` in order, then the quarantine reasons
@@ -182,7 +246,8 @@ class Selected:
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write ``selection.parquet`` (the table), ``indices.npy`` (int64) and
-        ``settings.json`` into ``folder``, each whole or not at all.
+        ``settings.json`` into ``folder``, each whole or not at all. ``settings["data"]``
+        says which data set it is, so that ``rap.load`` finds it again.
 
         Byte-same for the same scores and settings: clock readings
         (``table.VOLATILE_COLUMNS``) are saved as null. Raises ``RapStoreError``.
@@ -193,12 +258,13 @@ class Selected:
             position = table.schema.get_field_index(name)
             nulls = pa.nulls(table.num_rows, table.schema.field(name).type)
             table = table.set_column(position, table.schema.field(name), nulls)
-        text = json.dumps(self.settings, indent=1, sort_keys=True, allow_nan=False)
+        settings = {**self.settings, "data": self.data}
+        text = json.dumps(settings, indent=1, sort_keys=True, allow_nan=False)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RapStoreError(f"{folder}: cannot be made: {error}") from error
-        write_saved(folder / "selection.parquet", table, dict(self.settings), "selection")
+        write_saved(folder / "selection.parquet", table, settings, "selection")
         write_atomic(folder / "indices.npy", lambda file: np.save(file, self.indices))
         write_atomic(
             folder / "settings.json", lambda file: file.write(text.encode() + b"\n")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,26 +30,29 @@ class Partial:
     scores: pa.Table
     rollouts: pa.Table | None
     tally: dict[str, int]
+    rows: dict[str, list[Any]] = field(default_factory=dict)
 
 
 class Shards:
     """The shards of a store, to be read. Attributes: ``path``, ``n_samples``,
-    ``shard_size``, ``fingerprint``."""
+    ``shard_size``, ``fingerprint``, ``data`` (what is known of the data set, or None)."""
 
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
         self.path = path
         self.n_samples: int = header["n_samples"]
         self.shard_size: int = header["shard_size"]
         self.fingerprint: dict[str, Any] = header["fingerprint"]
+        self.data: dict[str, Any] | None = header.get("data")
 
     @property
     def meta(self) -> dict[str, Any]:
-        """What ``Scores.meta`` holds: schema version, fingerprint, sizes."""
+        """What ``Scores.meta`` holds: schema version, fingerprint, sizes, data set."""
         return {
             "schema_version": SCHEMA_VERSION,
             "fingerprint": self.fingerprint,
             "n_samples": self.n_samples,
             "shard_size": self.shard_size,
+            "data": self.data,
         }
 
     @property
@@ -134,7 +137,8 @@ class Shards:
         flat = pa.concat_arrays(table["rollouts"].chunks).flatten()
         rollouts = pa.Table.from_struct_array(flat).cast(ROLLOUT_SCHEMA)
         scores = table.drop_columns(["rollouts"])
-        return Partial(scores, rollouts if len(flat) else None, note.get("tally", {}))
+        rollouts = rollouts if len(flat) else None
+        return Partial(scores, rollouts, note.get("tally", {}), note.get("rows") or {})
 
     def tally(self, k: int) -> dict[str, int]:
         """The counts that ``write`` was given. Raises ``RapStoreError``."""

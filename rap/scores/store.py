@@ -7,6 +7,7 @@ A folder::
     rollouts-00000.parquet  ROLLOUT_SCHEMA: every completion of shard 0 (if any were made)
     scores-00000.parquet    SCORE_SCHEMA: samples 0 .. shard_size - 1
     partial-00001.parquet   the first rows of a shard in progress, with their rollouts
+    previous/               what was scored before the data set changed (``previous``)
     *.parquet.old           a shard that is being scored again; goes when it is
     *.corrupt               what was found damaged or foreign, set aside
     .*.tmp                  a write in progress; leftovers go at the next open
@@ -18,6 +19,9 @@ rollouts. A partial shard is one file, so it never disagrees with its rollouts.
 with a digest over all its bytes and a note (kind, schema version, fingerprint, shard
 number, ...): one flipped bit anywhere makes the shard set aside, never a wrong score.
 
+A store is a cache a sample: where only the data set is another, the rows of its unchanged
+samples are taken over (``Reuse``), and what has to be scored is what is new or changed.
+
 A store of an older schema is read, and gone on with, as if its new columns were null
 (``table.SINCE``).
 """
@@ -28,7 +32,8 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +49,29 @@ from .files import (
     write_atomic,
     write_parquet,
 )
-from .fingerprint import as_json, other_run
+from .fingerprint import as_json, in_words, other_run
 from .lock import Lock
+from .previous import Find, Kept, Previous
 from .shards import PARTIAL_SCHEMA, Shards, read_header
 from .table import ROLLOUT_SCHEMA, SCHEMA_VERSION, SCORE_SCHEMA
 
 _SHARD = re.compile(r"(scores|rollouts|partial)-(\d{5,})\.parquet")
 _TMP = re.compile(r"\..*\.tmp")
+
+
+DATA = {"fingerprint.dataset", "n_samples"}
+"""What may be another where rows are reused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reuse:
+    """How a store finds out what another data set has in common with its own.
+
+    ``find``: see ``previous.Find``. ``same``: whether a data set's hash in an older store's
+    header is that of this very data set."""
+
+    find: Find
+    same: Callable[[object], bool]
 
 
 class ScoreStore(Shards):
@@ -69,6 +90,7 @@ class ScoreStore(Shards):
         self._lock = lock
         self._done: set[int] = set()
         self._parts: set[int] = set()
+        self._previous = Previous(path)
 
     @classmethod
     def open(
@@ -77,11 +99,18 @@ class ScoreStore(Shards):
         fingerprint: Mapping[str, Any],
         n_samples: int,
         shard_size: int,
+        *,
+        data: Mapping[str, Any] | None = None,
+        reuse: Reuse | None = None,
     ) -> ScoreStore:
         """Open to write, or make, a store; a context manager that holds the lock.
 
         ``fingerprint``: nested dict of JSON values, everything that decides a score:
         model, settings, seed, the data set's content hash, versions.
+        ``data``: what is known of the data set, for ``meta``; decides nothing.
+        ``reuse``: what makes another data set welcome: where nothing else differs and it
+        has a sample in common with the store, the old shards move to ``previous/`` and
+        ``reused`` gives their rows back. None: another data set is refused.
 
         Every shard's bytes are verified. One that is damaged, cut off, empty or of other
         origin is renamed to ``.corrupt``, is ``missing()`` again, and a ``UserWarning``
@@ -99,6 +128,8 @@ class ScoreStore(Shards):
             "shard_size": shard_size,
             "fingerprint": as_json(fingerprint),
         }
+        if data is not None:
+            header["data"] = as_json(data)
         folder = Path(path)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -107,7 +138,7 @@ class ScoreStore(Shards):
         lock = Lock(folder)
         try:
             store = cls(folder, header, lock)
-            store._start(header)
+            store._start(header, reuse)
         except BaseException:
             lock.release()
             raise
@@ -146,6 +177,7 @@ class ScoreStore(Shards):
         rollouts: pa.Table | None = None,
         *,
         tally: Mapping[str, int] | None = None,
+        rows: Mapping[str, list[Any]] | None = None,
     ) -> None:
         """Write shard ``k``, its rollouts first; when this returns it survives power
         loss. What was there of it before (whole, partial) is replaced.
@@ -153,6 +185,8 @@ class ScoreStore(Shards):
         ``scores``: SCORE_SCHEMA, one row per index of ``shard_range(k)``, in order.
         ``rollouts``: ROLLOUT_SCHEMA with indices of that range, or None if none exist.
         ``tally``: counts that ``tally(k)`` gives back.
+        ``rows``: what to know of each row where it is reused, lists of JSON values:
+        ``inputs`` (a hash of what else it was scored from), ``groups`` (its part of tally).
         Raises ``RapStoreError``; what was there before is intact then. ``ValueError``
         for rows that are not this shard's.
         """
@@ -170,6 +204,7 @@ class ScoreStore(Shards):
                 self._rollouts(k), rollouts, note | {"kind": "rollout shard"}
             )
         note |= {"kind": "score shard", "rollouts": digest, "tally": dict(tally or {})}
+        note |= {"rows": dict(rows)} if rows else {}
         write_parquet(self._scores(k), scores, note)
         self._done.add(k)
         self._remove(self._partial(k))
@@ -183,6 +218,7 @@ class ScoreStore(Shards):
         rollouts: pa.Table | None = None,
         *,
         tally: Mapping[str, int] | None = None,
+        rows: Mapping[str, list[Any]] | None = None,
     ) -> None:
         """Keep the first rows of shard ``k``, which is not whole yet; replaces what was
         kept of it before. Arguments and errors as for ``write``, but ``scores`` may end
@@ -198,10 +234,11 @@ class ScoreStore(Shards):
         ends = np.searchsorted(of, [*index, index[-1] + 1])
         if (np.diff(of) < 0).any() or ends[0] != 0 or ends[-1] != len(of):
             raise ValueError(f"shard {k}: rollouts that are not of its rows, in order")
-        rows = pa.concat_arrays(rollouts.to_struct_array().chunks or [_NO_ROLLOUTS])
-        nested = pa.ListArray.from_arrays(pa.array(ends, pa.int32()), rows)
+        flat = pa.concat_arrays(rollouts.to_struct_array().chunks or [_NO_ROLLOUTS])
+        nested = pa.ListArray.from_arrays(pa.array(ends, pa.int32()), flat)
         table = scores.append_column(PARTIAL_SCHEMA.field("rollouts"), nested)
         note = self._note(k) | {"kind": "partial shard", "tally": dict(tally or {})}
+        note |= {"rows": dict(rows)} if rows else {}
         write_parquet(self._partial(k), table, note)
         self._parts.add(k)
 
@@ -218,7 +255,45 @@ class ScoreStore(Shards):
         self._remove(self._partial(k))
         self._parts.discard(k)
 
+    def replace(self, k: int, scores: pa.Table) -> None:
+        """Write the scores of the finished shard ``k`` anew: same rows, same rollouts."""
+        wanted = self._writable(k)
+        scores = scores.cast(SCORE_SCHEMA)
+        if k not in self._done or scores["index"].to_pylist() != list(wanted):
+            raise ValueError(f"shard {k} is not whole, or these are not its rows")
+        _, note, _ = self._verified_shard(self._scores(k), k, "score shard")
+        note["schema_version"] = SCHEMA_VERSION
+        write_parquet(self._scores(k), scores, note)
+
+    def look_back(self, reuse: Reuse) -> int:
+        """How many samples of unfinished shards were scored before, for an older data set,
+        and are unchanged: ``reused`` has them."""
+        if not self._previous.generations() or not self.missing():
+            return 0
+        self._previous.index(self.n_samples, reuse.find, self._same_but_data)
+        return sum(
+            self._previous.has(i) for k in self.missing() for i in self.shard_range(k)
+        )
+
+    def reusable(self, i: int) -> bool:
+        """``reused`` has sample ``i`` (after ``look_back``)."""
+        return self._previous.has(i)
+
+    def reused(self, wanted: Iterable[int]) -> dict[int, Kept]:
+        """{sample: its row and rollouts} of those that ``look_back`` found. ``index`` and
+        group are those of the older data set. Raises ``RapStoreError``."""
+        return self._previous.rows(wanted)
+
+    def clear_previous(self) -> None:
+        """Remove older shards that the store has taken over as a whole; it is whole now."""
+        if not self.missing():
+            self._previous.prune()
+
     # -- inside
+
+    def _same_but_data(self, fingerprint: Mapping[str, Any]) -> bool:
+        lines = other_run(self.fingerprint, fingerprint, "fingerprint")
+        return {line.partition(":")[0] for line in lines} <= DATA
 
     def _whole(self, k: int) -> bool:
         return super()._whole(k) if self._lock is None else k in self._done
@@ -241,7 +316,7 @@ class ScoreStore(Shards):
         except OSError as error:
             raise store_error(f"{path}: cannot be removed", error) from error
 
-    def _start(self, header: dict[str, Any]) -> None:
+    def _start(self, header: dict[str, Any], reuse: Reuse | None) -> None:
         """Everything ``open`` does once it holds the lock."""
         try:
             names = sorted(os.listdir(self.path))
@@ -249,9 +324,18 @@ class ScoreStore(Shards):
                 (self.path / name).unlink()
         except OSError as error:
             raise store_error(f"{self.path}: cannot be cleaned up", error) from error
-        self._check_header(header, names)
-        if not (self.path / "store.json").exists():
-            write_atomic(self.path / "store.json", lambda f: f.write(_dump(header)))
+        there = self._header_there(header, names)
+        if self._is_another(header, there, names, reuse):
+            shards = [name for name in names if _SHARD.fullmatch(name)]
+            if shards:
+                self._previous.put_by(shards, there)
+            names = [name for name in names if name not in shards]
+        else:
+            self.fingerprint = there["fingerprint"]
+            header = there | ({"data": self.data} if self.data is not None else {})
+        path = self.path / "store.json"
+        if not path.exists() or path.read_bytes() != _dump(header):
+            write_atomic(path, lambda f: f.write(_dump(header)))
         self._probe_fsync()
         for name in names:
             match = _SHARD.fullmatch(name)
@@ -265,7 +349,8 @@ class ScoreStore(Shards):
             elif self._is_good_part(k):
                 self._parts.add(k)
 
-    def _check_header(self, header: dict[str, Any], names: list[str]) -> None:
+    def _header_there(self, header: dict[str, Any], names: list[str]) -> dict[str, Any]:
+        """What the store was made with; ours if there is none."""
         path = self.path / "store.json"
         try:
             there = read_header(path)
@@ -276,13 +361,37 @@ class ScoreStore(Shards):
             there = None
         if there is None:  # lost: the shards know what they were made with
             there = header | {"fingerprint": self._fingerprint_of_shards(names, header)}
+        return there
+
+    def _is_another(
+        self,
+        header: dict[str, Any],
+        there: dict[str, Any],
+        names: list[str],
+        reuse: Reuse | None,
+    ) -> bool:
+        """The store is of an older data set that has samples in common with this one, or of
+        which nothing is scored yet. Raises ``RapConfigError`` if it is of another run."""
         lines = other_run(header, there)
-        if lines:
-            text = "; ".join(line.removeprefix("fingerprint.") for line in lines)
-            raise RapConfigError(
-                f"{self.path}: the store was made with other settings: {text}. Use those "
-                "settings, or another folder"
-            )
+        fields = {line.partition(":")[0] for line in lines}
+        if not lines:
+            return False
+        if reuse is not None and fields <= DATA:
+            dataset = there["fingerprint"].get("dataset")
+            if "n_samples" not in fields and reuse.same(dataset):
+                return False
+            folders = {self.path: names}
+            folders |= {path: os.listdir(path) for path in self._previous.generations()}
+            found = [name for listed in folders.values() for name in listed]
+            if not any(map(_SHARD.fullmatch, found)) or any(
+                self._previous.holds_any(path, listed, reuse.find)
+                for path, listed in folders.items()
+            ):
+                return True
+        raise RapConfigError(
+            f"{self.path}: the store was made with other settings: "
+            f"{'; '.join(map(in_words, lines))}. Use those settings, or another folder"
+        )
 
     def _fingerprint_of_shards(
         self, names: list[str], header: dict[str, Any]

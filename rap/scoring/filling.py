@@ -7,7 +7,7 @@ import statistics
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
@@ -15,13 +15,16 @@ import pyarrow as pa
 
 from ..config import ScoreConfig
 from ..errors import RapError, RapInputError, RapModelError
+from ..samples.sample import Sample
 from ..samples.sampleset import SampleSet
 from ..scores.columns import as_fraction
+from ..scores.previous import Kept
 from ..scores.store import ScoreStore
 from ..scores.table import QUARANTINED, ROLLOUT_SCHEMA, table_from_rows
 from .evidence import EVIDENCE
 from .jobs import Job, ahead, clean
 from .prepare import prepare_job
+from .reuse import group_of, inputs_sha256
 from .rounding import rounded
 from .scorer import Scorer
 
@@ -82,14 +85,34 @@ class _Part:
             + sum(j.degenerate_groups for j in done),
         }
 
+    def rows(self) -> dict[str, list[Any]]:
+        """What ``ScoreStore.write`` is to note of each row, where there is something."""
+        done = self.jobs[: self.whole]
+        lists: dict[str, list[Any]] = {
+            "inputs": [job.inputs for job in done],
+            "groups": [[job.groups, job.degenerate_groups] for job in done],
+        }
+        if not any(lists["inputs"]):
+            del lists["inputs"]
+        if not any(groups for groups, _ in lists["groups"]):
+            del lists["groups"]
+        return lists
+
 
 class Run:
-    """One call of `score`: its shards, and what was bad so far."""
+    """One call of `score`: its shards, and what was bad so far. ``more``: columns that a
+    score may depend on besides what a sample is."""
 
     def __init__(
-        self, samples: SampleSet, driver: ModelDriver, config: ScoreConfig, scorer: Scorer
+        self,
+        samples: SampleSet,
+        driver: ModelDriver,
+        config: ScoreConfig,
+        scorer: Scorer,
+        more: Collection[str] = (),
     ) -> None:
         self.samples = samples
+        self.more = more
         self.driver = driver
         self.config = config
         self.scorer = scorer
@@ -108,7 +131,12 @@ class Run:
             )
             self._count(table.to_pylist(), shards.tally(k))
         parts = deque(self._begin(shards, k) for k in shards.missing())
-        todo = [i for p in parts for i in shards.shard_range(p.k)[p.whole :]]
+        todo = [
+            i
+            for p in parts
+            for i in shards.shard_range(p.k)[p.whole :]
+            if not shards.reusable(i)
+        ]
         jobs = ahead(
             lambda i: prepare_job(self.samples, self.driver, self.config, i),
             todo,
@@ -140,9 +168,17 @@ class Run:
         if kept.rollouts is not None:
             for rollout in kept.rollouts.to_pylist():
                 rollouts.setdefault(rollout["index"], []).append(rollout)
-        for row in kept.scores.to_pylist():
-            part.jobs.append(Job(row, rollouts=rollouts.get(row["index"], [])))
+        rows = kept.scores.to_pylist()
+        groups = kept.rows.get("groups") or [(0, 0)] * len(rows)
         part.earlier = Counter(kept.tally)
+        for row, (drawn, degenerate) in zip(rows, groups, strict=True):
+            job = Job(row, rollouts=rollouts.get(row["index"], []))
+            item = self.samples[row["index"]]
+            if isinstance(item, Sample):
+                row["source"], job.inputs = item.source, inputs_sha256(item, self.more)
+            job.groups, job.degenerate_groups = drawn, degenerate
+            part.earlier.subtract(groups=drawn, degenerate=degenerate)  # the jobs have it
+            part.jobs.append(job)
         part.whole = part.kept = len(part.jobs)
         self._count((job.row for job in part.jobs), kept.tally)
         return part
@@ -152,10 +188,12 @@ class Run:
     ) -> None:
         """Score what a shard still lacks, batch by batch, and write it."""
         batch: list[Job] = []
-        while part.whole < part.size:
-            job = next(jobs)
+        rest = shards.shard_range(part.k)[part.whole :]
+        kept = shards.reused(rest)
+        for i in rest:
+            job = self._again(i, kept.pop(i)) if i in kept else self._new(next(jobs))
             part.jobs.append(job)
-            if job.alive:
+            if job.alive and not job.reused:
                 batch.append(job)
             last = len(part.jobs) == part.size
             if len(batch) == self.config.batch_size or (batch and last):
@@ -172,12 +210,27 @@ class Run:
                 if time.monotonic() - self.written >= PARTIAL_SECONDS:
                     self._keep(shards, part)
         scores, rollouts = part.tables()
-        shards.write(part.k, scores, rollouts, tally=part.tally())
+        shards.write(part.k, scores, rollouts, tally=part.tally(), rows=part.rows())
         self.written = time.monotonic()
+
+    def _new(self, job: Job) -> Job:
+        """A job that is to be scored, with what else it is scored from."""
+        if self.more and job.sample is not None:
+            job.inputs = inputs_sha256(job.sample, self.more)
+        return job
+
+    def _again(self, i: int, kept: Kept) -> Job:
+        """Sample ``i``, scored before for an older data set, at its place in this one."""
+        row = kept.row | {"index": i, "source": group_of(self.samples, i)}
+        rollouts = [rollout | {"index": i} for rollout in kept.rollouts]
+        job = Job(row, rollouts=rollouts, inputs=kept.inputs, reused=True)
+        job.groups, job.degenerate_groups = kept.groups
+        self.scorer.count_groups(*kept.groups)
+        return job
 
     def _keep(self, shards: ScoreStore, part: _Part) -> None:
         scores, rollouts = part.tables()
-        shards.write_partial(part.k, scores, rollouts, tally=part.tally())
+        shards.write_partial(part.k, scores, rollouts, tally=part.tally(), rows=part.rows())
         part.kept = part.whole
         self.written = time.monotonic()
 

@@ -40,6 +40,10 @@ class Job:
     groups: int = 0
     """Groups of completions that were drawn, and those that were ``degenerate``."""
     degenerate_groups: int = 0
+    inputs: str = ""
+    """``reuse.inputs_sha256`` of what else the score is made from."""
+    reused: bool = False
+    """Scored before, for an older data set."""
 
     @property
     def alive(self) -> bool:

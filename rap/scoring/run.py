@@ -29,7 +29,7 @@ import dataclasses
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
@@ -42,9 +42,11 @@ from ..config import (
 )
 from ..environment import version
 from ..errors import RapInputError
+from ..model.counterfactual import WITH_PARTNER
 from ..model.loading import opened
 from ..rewards.checker import Checker, make_checker
 from ..samples.sampleset import SampleSet, open_samples
+from ..scores.match import describe
 from ..scores.scores import Scores
 from ..scores.store import ScoreStore
 from ..scores.table import SCHEMA_VERSION
@@ -56,6 +58,7 @@ from .again import redo_changed_images, redo_quarantined
 from .evidence import EVIDENCE
 from .filling import Run
 from .ledger import count_rows, ledger
+from .reuse import look_back, put_in_groups, reuse_of
 from .scorer import Scorer
 
 if TYPE_CHECKING:
@@ -107,8 +110,10 @@ def score(
         path), or a ``SampleSet``; ``columns`` and ``root`` go there.
     store
         Folder of the score store. A run on a folder that holds a part of the same run
-        goes on; one made with another model, setting or data set is refused. None keeps
-        the shards in a temporary folder, gone when the call returns.
+        goes on; one made with another model or setting is refused. Of an older data set
+        (rows added, removed, corrected, in another order) what is unchanged keeps its
+        scores, and a line says how much; a data set without any such row is refused. None
+        keeps the shards in a temporary folder, gone when the call returns.
     config, **overrides
         A `ScoreConfig` (None is the defaults), and single fields that replace its own: see
         ``help(rap.ScoreConfig)``.
@@ -168,19 +173,38 @@ def score(
         _folder(store) as path,
     ):
         driver.check()
-        fingerprint = _fingerprint(driver, config, checker, samples, reward is not None)
-        with ScoreStore.open(path, fingerprint, len(samples), config.shard_size) as shards:
+        more = _inputs(config, samples, reward is not None)
+        fingerprint = _fingerprint(driver, config, checker, samples, more)
+        data = describe(samples)
+        reuse = None
+        if config.counterfactual not in WITH_PARTNER:
+            reuse = reuse_of(
+                samples,
+                more,
+                files=verify_images,
+                retry=retry_quarantined,
+                workers=config.workers,
+            )
+        with ScoreStore.open(
+            path, fingerprint, len(samples), config.shard_size, data=data, reuse=reuse
+        ) as shards:
             if retry_quarantined:
                 redo_quarantined(shards)
             if verify_images:
                 redo_changed_images(shards, samples, config)
+            put_in_groups(shards, samples)
+            if reuse is not None:
+                look_back(shards, reuse)
             scorer = Scorer(driver, config, checker, allow_degenerate)
-            run = Run(samples, driver, config, scorer)
+            run = Run(samples, driver, config, scorer, more)
             run.fill(shards, progress)
+            shards.clear_previous()
+            fingerprint = shards.fingerprint
             table = shards.read()
             rollouts = shards.read_rollouts()
     meta: dict[str, Any] = {
         "fingerprint": fingerprint,
+        "data": data,
         "cost": ledger(table, rollouts, time.perf_counter() - wall),
         "counts": count_rows(table),
     }
@@ -290,19 +314,21 @@ def _checker(
     return make_checker(reward, timeout=config.checker_timeout)
 
 
+def _inputs(config: ScoreConfig, samples: SampleSet, custom: bool) -> Collection[str]:
+    """Columns that a score may depend on besides question, answer, choices and images: a
+    user's reward function may read any."""
+    return samples.column_names if custom else EVIDENCE[config.evidence].data_columns
+
+
 def _fingerprint(
     driver: ModelDriver,
     config: ScoreConfig,
     checker: Checker | None,
     samples: SampleSet,
-    custom_reward: bool,
+    more: Collection[str],
 ) -> dict[str, Any]:
-    """All that a score depends on; a store refuses another one, naming the field.
-
-    A user's reward function may read any column.
-    """
-    own = EVIDENCE[config.evidence].data_columns
-    more = samples.column_names if custom_reward else own
+    """All that a score depends on; a store refuses another one, naming the field, but for
+    the data set's (``ScoreStore.open``). ``more``: as from ``_inputs``."""
     return {
         "model": driver.identity(),
         "config": config.fingerprint(),

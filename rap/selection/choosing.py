@@ -155,6 +155,7 @@ def choose(
         "groups": ruled.groups if config.by is not None else None,
         "texts": _texts(rule, config, evidence, ruled.ranking),
         "scores": scores.meta.get("fingerprint"),
+        "data": scores.meta.get("data"),
         "warnings": attention.warnings
         + notes_of(evidence, config, found, ruled.groups, ruled.threshold, counted),
     }

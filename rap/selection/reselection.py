@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 
 from ..errors import RapConfigError, RapInputError
 from ..scores.columns import floats, mask_of
+from ..scores.match import require_equal
 from ..scores.selected import KEPT
 from ..settings import Ge, Gt, Le, Number, setting, settings
 from .selection import Selection
@@ -312,7 +313,9 @@ def _aligned(selection: Selection, now: Selection) -> pa.Table:
             f"reselect: the new scores are of {now.table.num_rows} samples, not of the "
             f"{len(rows)} of the selection"
         )
-    return now.table.take(rows)
+    judged = now.table.take(rows)
+    require_equal(selection.table, judged)
+    return judged
 
 
 def _hardest(

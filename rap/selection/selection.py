@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from ..errors import RapInputError
 from ..scores.columns import floats
 from ..scores.scores import read_saved
 from ..scores.selected import KEPT, Selected
@@ -144,11 +145,11 @@ class Selection(Selected):
         return f"<div>{head}<table>{rows}</table>{notes}{self._thumbnails()}</div>"
 
     def _thumbnails(self) -> str:
-        if self.source is None:
-            return ""
         try:
+            if self.samples is None:
+                return ""
             from ..report.page import thumbnails
-        except ImportError:  # the extra "report" is not installed: counts only
+        except (ImportError, RapInputError):  # no extra "report", no data: counts only
             return ""
         return thumbnails(self, limit=6)
 
@@ -186,7 +187,12 @@ def _threshold_lines(
 
 
 def load(folder: str | os.PathLike[str], dataset: Any = None) -> Selection:
-    """The selection that ``Selection.save`` wrote; ``dataset`` gives it its data again.
+    """The selection that ``Selection.save`` wrote.
+
+    It opens its data set again by itself, when it is first asked for, if that is still
+    where it was; ``dataset`` (a ``SampleSet``, or what ``open_samples`` takes) is one from
+    elsewhere. Rows are found by id and by content, never by their place, and what is not
+    there as it was scored is refused (``scores.match``).
 
     One that an older version saved has nulls in the columns that are new since.
     Raises ``RapStoreError`` if it is not there, damaged, or of a newer schema.

@@ -6,12 +6,16 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pyarrow as pa
+
 from ..config import MAX_IMAGE_PIXELS, PROMPT_TEMPLATE
-from ..errors import RapInputError
+from ..errors import RapConfigError, RapInputError
 from ..samples.choices import prompt_text
 from ..samples.sample import Bad, BadSample, Sample
 from ..samples.sampleset import SampleSet, load_images, open_samples
 from ..samples.sources import datasets_library
+from ..scores.match import rows_of_all
 from ..scores.selected import Selected
 
 if TYPE_CHECKING:
@@ -41,47 +45,97 @@ def prepare(
     as they were for the scores. One that has vanished by then stops the training with a
     ``RapInputError`` that names the sample.
 
-    Raises ``RapInputError`` if there is no usable sample, or the selection does not know
-    its data; ``datasets`` must be installed.
+    A selection's samples are found in its data by id and content (``scores.match``),
+    wherever they stand there now; ``id`` is the selection's.
+
+    Raises ``RapInputError`` if there is no usable sample, the selection does not know its
+    data, or a sample is not there as it was scored; ``datasets`` must be installed.
     """
-    ids: set[str] | None = None
+    names, scored = None, None
     if isinstance(source, Selected):
-        ids = None if pool else set(source.ids)
+        samples = source.require_samples()
+        rows, places = _chosen(source, samples, pool)
+        known = source.table.select(["id", "image_sha256"]).take(
+            pa.array(places, pa.int64())
+        )
+        names, scored = (known[name].to_pylist() for name in known.column_names)
         if prompt_template is None:
             prompt_template = _template_of(source.settings)
-        if source.source is None:
-            raise RapInputError(
-                "the selection does not know its data set: rap.load(folder, dataset=...)"
-            )
-        source = source.source
-    samples = (
-        source
-        if isinstance(source, SampleSet)
-        else open_samples(source, columns=columns, root=root)
-    )
-    rows = [i for i in range(len(samples)) if isinstance(samples[i], Sample)]
-    if ids is not None:
-        rows = [i for i in rows if samples[i].id in ids]
-        if len(rows) < len(ids):
-            raise RapInputError(
-                f"{len(ids) - len(rows)} of {len(ids)} selected samples are not in the "
-                "data set, or not usable any more: it is not the one that was scored"
-            )
+    else:
+        samples = (
+            source
+            if isinstance(source, SampleSet)
+            else open_samples(source, columns=columns, root=root)
+        )
+        rows = [i for i in range(len(samples)) if isinstance(samples[i], Sample)]
     if not rows:
         raise RapInputError("nothing to train on: no sample is selected")
     hf = datasets_library()
     if hf is None:
         raise RapInputError("prepare: needs the datasets library: pip install datasets")
-    names = samples.ids
-    table = hf.Dataset.from_dict({"id": [names[i] for i in rows], "row": rows})
+    if names is None:
+        ids = samples.ids
+        names = [ids[i] for i in rows]
+    table = hf.Dataset.from_dict({"id": names, "row": rows})
     template = prompt_template or PROMPT_TEMPLATE
-    return table.with_transform(_Rows(samples, template, max_pixels))
+    return table.with_transform(_Rows(samples, template, max_pixels, _hashes(rows, scored)))
+
+
+def _chosen(
+    selection: Selected, samples: SampleSet, pool: bool
+) -> tuple[list[int], list[int]]:
+    """(rows of ``samples``, rows of the selection's table): of the kept samples, or of all
+    that are usable, each where ``samples`` has it now."""
+    if not pool:
+        return selection.match(samples).tolist(), np.flatnonzero(selection.kept).tolist()
+    found = rows_of_all(selection.table, samples, data=selection.settings.get("data"))
+    places = [
+        i for i, row in enumerate(found) if row >= 0 and isinstance(samples[row], Sample)
+    ]
+    return [int(found[i]) for i in places], places
+
+
+def _hashes(
+    rows: Sequence[int], scored: Sequence[str | None] | None
+) -> dict[int, str] | None:
+    """{row: the hashes of its images when they were scored}, where they are known."""
+    if scored is None:
+        return None
+    return {row: one for row, one in zip(rows, scored, strict=True) if one is not None}
+
+
+def require_selected(data: Any, selection: Selected | None) -> None:
+    """Refuse rows of ``prepare`` in which an id of ``selection`` stands for another sample.
+    Of other data only the ids are known, which the trainer looks for itself.
+
+    Raises ``RapInputError`` if a sample is not there as it was scored, ``RapConfigError``
+    if it is there under another id (row numbers, in another order)."""
+    samples = getattr(_transform_of(data), "samples", None)
+    if selection is None or samples is None:
+        return
+    plain = data.with_format(None)
+    names = dict(zip(plain["row"][:], plain["id"][:], strict=True))
+    wrong = [
+        (name, names[row])
+        for name, row in zip(selection.ids, selection.match(samples).tolist(), strict=True)
+        if names.get(row, name) != name
+    ]
+    if wrong:
+        raise RapConfigError(
+            f"{len(wrong)} of {len(selection)} selected samples have other ids in "
+            f"train_dataset, {wrong[0][0][:80]!r} is {wrong[0][1][:80]!r} there: make it "
+            "of the selection, prepare(selection, pool=True)"
+        )
 
 
 def template_of_rows(data: Any) -> str | None:
     """The prompt template of what ``prepare`` made; None for other data."""
+    return getattr(_transform_of(data), "template", None)
+
+
+def _transform_of(data: Any) -> Any:
     options = (getattr(data, "format", None) or {}).get("format_kwargs") or {}
-    return getattr(options.get("transform"), "template", None)
+    return options.get("transform")
 
 
 def _template_of(settings: Mapping[str, Any]) -> str | None:
@@ -98,8 +152,15 @@ class _Rows:
         *("environment", "environments", "tools"),
     )
 
-    def __init__(self, samples: SampleSet, template: str, max_pixels: int) -> None:
+    def __init__(
+        self,
+        samples: SampleSet,
+        template: str,
+        max_pixels: int,
+        scored: Mapping[int, str] | None = None,
+    ) -> None:
         self.samples, self.template, self.max_pixels = samples, template, max_pixels
+        self.scored = scored or {}
         named = samples.columns["images"]
         taken = {*self.OURS, *self.TAKEN, named}
         self.extra = [name for name in samples.column_names if name not in taken]
@@ -110,20 +171,25 @@ class _Rows:
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         if "row" not in batch:  # one column was asked for
             return {name: list(values) for name, values in batch.items()}
-        rows = [self._row(i) for i in batch["row"]]
+        numbers = batch["row"]
+        names = batch.get("id") or [self.samples[i].id for i in numbers]
+        rows = [self._row(i, name) for i, name in zip(numbers, names, strict=True)]
         return {name: [row[name] for row in rows] for name in (*self.OURS, *self.extra)}
 
-    def _row(self, index: int) -> dict[str, Any]:
+    def _row(self, index: int, name: str) -> dict[str, Any]:
         sample = self.samples[index]
         if isinstance(sample, Bad):
-            raise RapInputError(_gone(sample.id, index, sample.code, sample.message))
+            raise RapInputError(_gone(name, index, sample.code, sample.message))
         try:
-            images, _ = load_images(sample, max_pixels=self.max_pixels)
+            images, hashes = load_images(sample, max_pixels=self.max_pixels)
         except BadSample as bad:
-            raise RapInputError(_gone(sample.id, index, bad.code, bad.message)) from bad
+            raise RapInputError(_gone(name, index, bad.code, bad.message)) from bad
+        if self.scored.get(index, ",".join(hashes)) != ",".join(hashes):
+            why = "its image is another than the one that was scored"
+            raise RapInputError(_gone(name, index, "changed", why))
         text = prompt_text(self.template, sample.question, sample.choices)
         ours = {
-            "id": sample.id,
+            "id": name,
             "prompt": [{"role": "user", "content": text}],
             "images": images,
             "solution": sample.answer,

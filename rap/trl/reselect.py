@@ -65,7 +65,7 @@ class Reselect:
                 f"mode = {self.mode!r}: re-selection needs the first selection, whose "
                 "scores it goes on from"
             )
-        if self.mode == "rescore" and self.selection.source is None:  # type: ignore[union-attr]
+        if self.mode == "rescore" and self.selection.samples is None:  # type: ignore[union-attr]
             raise RapConfigError(
                 "mode = 'rescore': the selection does not know its data set: "
                 "rap.load(folder, dataset=...)"

@@ -14,7 +14,7 @@ import inspect
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from ..errors import (
     RapConfigError,
@@ -32,6 +32,9 @@ from ..settings import Ge, near, setting, settings
 from .data import prepare
 from .reselect import Reselect
 from .rewards import NO_PPO, builtin_reward, watched
+
+if TYPE_CHECKING:
+    from ..selection.selection import Selection
 
 AlgorithmName = Literal["grpo", "rloo"]
 ALGORITHMS: tuple[str, ...] = get_args(AlgorithmName)
@@ -97,7 +100,7 @@ def train(
             builtin_reward() if reward is None else _named(reward), out / "rewards.jsonl"
         ),
         args=arguments,
-        train_dataset=prepare(samples, prompt_template=_template(config.reselect)),
+        train_dataset=_pool(samples, config.reselect.selection),
         processing_class=processor,
         peft_config=None if config.lora is None else _lora(config.lora),
         reselect=config.reselect,
@@ -252,11 +255,11 @@ def _named(reward: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-def _template(reselect: Reselect) -> str | None:
-    if reselect.selection is None:
-        return None
-    scored = reselect.selection.settings.get("scores") or {}
-    return (scored.get("config") or {}).get("prompt_template")
+def _pool(samples: SampleSet, selection: Selection | None) -> Any:
+    """All samples as TRL takes them, under the ids that the selection knows them by."""
+    if selection is None:
+        return prepare(samples)
+    return prepare(dataclasses.replace(selection, source=samples), pool=True)
 
 
 def _lora(rank: int) -> Any:

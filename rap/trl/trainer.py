@@ -32,7 +32,7 @@ from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_b
 from ..errors import RapConfigError, RapInputError
 from ..model.prompt import placeholder_texts, require_processor
 from ..selection.reselection import NothingLeft
-from .data import template_of_rows
+from .data import require_selected, template_of_rows
 from .order import PromptOrder
 from .reselect import Reselect
 from .rewardlog import Outcome
@@ -192,6 +192,7 @@ class SelectionMixin(_Base):
                 f"{name[:80]!r}: each names one sample"
             )
         self._rows_of(self.reselect.candidates())  # refused now, not in mid-training
+        require_selected(data, self.reselect.selection)
         args = self.args
         if not getattr(args, "shuffle_dataset", True):
             raise RapConfigError(
@@ -356,7 +357,7 @@ class SelectionMixin(_Base):
             scores = score(
                 model.eval(),
                 self.processing_class,
-                self.reselect.selection.source,  # type: ignore[union-attr]
+                self.reselect.selection.samples,  # type: ignore[union-attr]
                 config=self.reselect.score_config(),
                 progress=False,
             )

@@ -1,0 +1,398 @@
+"""Which row of a data set is which sample of a score table: the one place that says so.
+
+``match`` is asked by everybody who goes from a table to the data: ``Selection.dataset``,
+``rap.trl.prepare``, exports, reports, ``rap train``. It never trusts a position:
+
+- A sample with an id of its own is looked up by that id, in whatever row it stands now.
+- Where ids are row numbers they identify nothing, so the content does: question, answer,
+  choices and image bytes, by ``sample_sha256``.
+- What was found is compared with the table's hashes: the texts always, without reading an
+  image (the table knows the image hashes that went into ``sample_sha256``), images that lie
+  in the row itself at once, image files when they are read (``Changed``).
+
+``describe`` is what a selection keeps of its data set to open it again (``reopen``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..errors import RapInputError
+from ..samples.images import read_bytes
+from ..samples.sample import Bad, BadSample, Sample, sample_sha256
+from ..samples.sampleset import SampleSet, open_samples
+from .table import SCORED
+
+TEXT_COLUMN = "text_sha256"
+"""Column of scores without a model (``Scores.from_rollouts``): ``text_sha256`` a sample."""
+
+SHOWN = 3
+"""Samples that a refusal names."""
+
+
+def text_sha256(sample: Sample) -> str:
+    """sha256 of a sample without its images: question, answer, choices."""
+    return sample_sha256(sample, ())
+
+
+# ---------------------------------------------------------------- what is kept of the data
+
+
+def describe(samples: SampleSet) -> dict[str, Any]:
+    """What a selection keeps of its data set, as JSON: path as given and absolute (None: in
+    memory), kind, hash of the content, number of rows, which column plays which role, and
+    the folder of the images if one was given."""
+    return {
+        "path": samples.path,
+        "absolute": None if samples.path is None else os.path.abspath(samples.path),
+        "kind": samples.kind,
+        "content_sha256": samples.content_sha256,
+        "rows": len(samples),
+        "columns": dict(samples.columns),
+        "root": None if samples.given_root is None else samples.root,
+    }
+
+
+def rows_of_all(
+    table: pa.Table, samples: SampleSet, *, data: Mapping[str, Any] | None = None
+) -> np.ndarray:
+    """As ``match`` for every row of the table; -1 for those that could not be scored and
+    are not there. Raises ``RapInputError`` if a scored one is not."""
+    found = find(table, samples, data=data)
+    scored = np.flatnonzero(pc.equal(table["status"], SCORED).to_numpy())
+    if (found.rows[scored] < 0).any():
+        match(table, samples, data=data, rows=scored)  # raises, and says which
+    return found.rows
+
+
+def described_again(
+    table: pa.Table, samples: SampleSet, data: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """``describe`` of the data set that ``table`` is matched with from now on, of which
+    ``data`` was said when it was scored: the hash of the content stays that of the rows in
+    the table's order, None if that is not known.
+
+    Raises ``RapInputError`` if a scored sample is not there."""
+    rows = rows_of_all(table, samples, data=data)
+    there = rows >= 0
+    found = describe(samples)
+    if (rows[there] != table["index"].to_numpy()[there]).any():
+        known = data or {}
+        found |= {name: known.get(name) for name in ("content_sha256", "rows")}
+    return found
+
+
+def reopen(data: Mapping[str, Any] | None) -> SampleSet | None:
+    """The data set that ``describe`` described; None if it is not there any more, or never
+    was a file. Raises ``RapInputError`` if it is there and cannot be read."""
+    data = data or {}
+    for path in (data.get("absolute"), data.get("path")):
+        if path is not None and os.path.exists(path):
+            columns = {k: v or "" for k, v in (data.get("columns") or {}).items()}
+            root = data.get("root")
+            if root is not None and not os.path.isdir(root):
+                root = None
+            return open_samples(path, columns=columns or None, root=root)
+    return None
+
+
+def as_samples(source: Any, data: Mapping[str, Any] | None) -> SampleSet:
+    """``source`` (what ``open_samples`` takes) with the columns it was scored with, as far
+    as it has them. Raises ``RapInputError``."""
+    if isinstance(source, SampleSet):
+        return source
+    columns = (data or {}).get("columns")
+    if columns:
+        try:
+            return open_samples(source, columns={k: v or "" for k, v in columns.items()})
+        except RapInputError:
+            pass  # other column names: they are found as for any data set
+    return open_samples(source)
+
+
+# ---------------------------------------------------------------- matching
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """``rows``: int64, the data set's row of each sample asked for, -1 where there is none.
+    ``why``: {position in ``rows``: why there is none}."""
+
+    rows: np.ndarray
+    why: Mapping[int, str]
+
+
+def match(
+    table: pa.Table,
+    samples: SampleSet,
+    *,
+    data: Mapping[str, Any] | None = None,
+    rows: Sequence[int] | np.ndarray | None = None,
+) -> np.ndarray:
+    """The rows of ``samples`` that the samples of a score table are: int64, in its order.
+
+    table: with the columns ``id``, ``index`` and, as far as they are known,
+        ``sample_sha256``, ``image_sha256``, ``text_sha256``.
+    data: what ``describe`` said of the data set that was scored, if that is known.
+    rows: rows of ``table`` to look for; None: all.
+
+    Raises ``RapInputError`` if one is not there, or not as it was scored: how many, and the
+    first of them by name.
+    """
+    found = find(table, samples, data=data, rows=rows)
+    if found.why:
+        some = [found.why[at] for at in list(found.why)[:SHOWN]]
+        more = "; ..." if len(found.why) > SHOWN else ""
+        raise RapInputError(
+            f"{len(found.why)} of {len(found.rows)} selected samples are not in the data "
+            "set, or not as they were scored: it is not the one that was scored: "
+            f"{'; '.join(some)}{more}"
+        )
+    return found.rows
+
+
+def find(
+    table: pa.Table,
+    samples: SampleSet,
+    *,
+    data: Mapping[str, Any] | None = None,
+    rows: Sequence[int] | np.ndarray | None = None,
+) -> Found:
+    """As ``match``, but what is not there is told and not raised."""
+    hashes = ("sample_sha256", "image_sha256", TEXT_COLUMN)
+    names = ["id", "index", *(name for name in hashes if name in table.column_names)]
+    wanted = table.select(names)
+    if rows is not None:
+        wanted = wanted.take(pa.array(rows, pa.int64()))
+    judged = [_Judged.of(row) for row in wanted.to_pylist()]
+    numbered = samples.columns["id"] is None or _numbered(table, data)
+    look = _by_content if numbered else _by_id
+    return look(judged, samples, data, table.num_rows)
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """One sample as a table knows it; hashes that it does not know are None."""
+
+    id: str
+    index: int
+    sample: str | None
+    images: tuple[str, ...] | None
+    text: str | None
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> _Judged:
+        joined = row.get("image_sha256")
+        images = None if joined is None else tuple(h for h in joined.split(",") if h)
+        sample = row.get("sample_sha256")
+        return cls(row["id"], row["index"], sample, images, row.get(TEXT_COLUMN))
+
+    @property
+    def hashed(self) -> bool:
+        return self.sample is not None or self.text is not None
+
+    def differs(self, item: Sample | Bad, *, files: bool) -> str | None:
+        """Why ``item`` is not this sample; None if it is, as far as the hashes tell.
+        ``files``: read image files, too."""
+        name = f"{self.id[:80]!r} (row {item.index})"
+        if isinstance(item, Bad):
+            return f"{name} cannot be used: {item.code}: {item.message}"
+        changed = f"{name} changed: its question, answer or choices are others"
+        if self.sample is not None and self.images is not None:
+            if sample_sha256(item, self.images) != self.sample:
+                return changed
+        elif self.text is not None and text_sha256(item) != self.text:
+            return changed
+        return None if self.images is None else self._other_images(item, name, files)
+
+    def _other_images(self, item: Sample, name: str, files: bool) -> str | None:
+        assert self.images is not None
+        if len(item.images) != len(self.images):
+            return f"{name} has {len(item.images)} images, scored were {len(self.images)}"
+        for ref, want in zip(item.images, self.images, strict=True):
+            if ref.data is None and not files:
+                continue
+            try:
+                data = read_bytes(ref)
+            except BadSample as bad:
+                return f"{name} cannot be used: {bad.code}: {bad.message}"
+            if hashlib.sha256(data).hexdigest() != want:
+                return f"{name} changed: its image is another"
+        return None
+
+
+def is_sample(row: Mapping[str, Any], item: Sample | Bad, *, files: bool) -> bool:
+    """``item`` is the sample that this row of a score table is of, by all its hashes, of
+    which it must have some. ``files``: read image files, too."""
+    one = _Judged.of(row)
+    return one.hashed and one.differs(item, files=files) is None
+
+
+def _numbered(table: pa.Table, data: Mapping[str, Any] | None) -> bool:
+    """The table's ids are row numbers: they say where a sample stood, not which it is."""
+    if data is not None and data.get("columns"):
+        return data["columns"].get("id") is None
+    return table["id"].to_pylist() == [str(i) for i in table["index"].to_pylist()]
+
+
+def _by_id(judged: Sequence[_Judged], samples: SampleSet, data: Any, n: int) -> Found:
+    known = samples.ids
+    place = {name: i for i, name in enumerate(known)}
+    rows, why = np.full(len(judged), -1, np.int64), {}
+    for at, one in enumerate(judged):
+        row = place.get(one.id)
+        if row is None:
+            why[at] = _not_there(one, known)
+        elif (reason := one.differs(samples[row], files=False)) is not None:
+            why[at] = reason
+        else:
+            rows[at] = row
+    return Found(rows, why)
+
+
+def _not_there(one: _Judged, known: Sequence[str]) -> str:
+    there = repr(known[one.index][:80]) if 0 <= one.index < len(known) else "not there"
+    return f"row {one.index} was {one.id[:80]!r} and is {there}"
+
+
+def _by_content(judged: Sequence[_Judged], samples: SampleSet, data: Any, n: int) -> Found:
+    """Where a sample stood is the first guess. It is right if the whole data set is the
+    same, or if the sample's hash with its image bytes says so. Else all are searched."""
+    content = (data or {}).get("content_sha256")
+    same = content is not None and content == samples.content_sha256
+    unknown = content is None and len(samples) == n  # an old selection
+    known = samples.ids
+    rows, why = np.full(len(judged), -1, np.int64), {}
+    for at, one in enumerate(judged):
+        if not 0 <= one.index < len(samples):
+            why[at] = _not_there(one, known)
+        elif not (one.hashed or same or unknown):
+            why[at] = f"row {one.index} has no id, and nothing else tells which it was"
+        elif (reason := one.differs(samples[one.index], files=not same)) is not None:
+            why[at] = reason
+        elif one.sample is None and not (same or unknown):
+            why[at] = f"row {one.index} has no id: its text alone is not unique"
+        else:
+            rows[at] = one.index
+    lost = [at for at in why if judged[at].hashed]
+    if lost:
+        _search(judged, lost, samples, rows, why)
+    return Found(rows, why)
+
+
+def _search(
+    judged: Sequence[_Judged],
+    lost: Sequence[int],
+    samples: SampleSet,
+    rows: np.ndarray,
+    why: dict[int, str],
+) -> None:
+    """Look for ``lost`` in all rows that nobody else is; fills in ``rows`` and ``why``.
+    A text that stands for several samples is no evidence, equal samples are the same."""
+    taken = set(rows[rows >= 0].tolist())
+    free = [i for i in range(len(samples)) if i not in taken]
+    by_sample = any(judged[at].sample is not None for at in lost)
+    there: dict[str, list[int]] = {}
+    for i in free:
+        for key in _keys(samples[i], by_sample):
+            there.setdefault(key, []).append(i)
+    asked: dict[str, int] = {}
+    for at in lost:
+        text = judged[at].text or ""
+        asked[text] = asked.get(text, 0) + 1
+    for at in lost:
+        one = judged[at]
+        places = there.get(one.sample or one.text or "", [])
+        unique = one.sample is not None or (len(places) == 1 and asked[one.text or ""] == 1)
+        if places and unique:
+            rows[at] = places.pop(0)
+            del why[at]
+
+
+def _keys(item: Sample | Bad, by_sample: bool) -> Iterable[str]:
+    if isinstance(item, Bad):
+        return ()
+    if not by_sample:
+        return (text_sha256(item),)
+    full = hashes_of(item)
+    return (text_sha256(item),) if full is None else (text_sha256(item), full[0])
+
+
+def hashes_of(sample: Sample) -> tuple[str, str] | None:
+    """(``sample_sha256``, ``image_sha256``) of a sample, its images read; None if one
+    cannot be."""
+    try:
+        hashes = [hashlib.sha256(read_bytes(ref)).hexdigest() for ref in sample.images]
+    except BadSample:
+        return None
+    return sample_sha256(sample, hashes), ",".join(hashes)
+
+
+def bare_rows(table: pa.Table, source: Any, rows: np.ndarray) -> np.ndarray | None:
+    """As ``match`` for a data set whose rows are no samples (no question, say): by its
+    column ``id``, or by their place where it has none. None if nothing tells whether that
+    is right: another number of rows, or scores that have hashes to compare with."""
+    names = ("sample_sha256", TEXT_COLUMN)
+    hashed = any(
+        name in table.column_names and table[name].null_count < table.num_rows
+        for name in names
+    )
+    if hashed or not (hasattr(source, "select") or hasattr(source, "take")):
+        return None
+    wanted = table.select(["id", "index"]).take(pa.array(rows, pa.int64()))
+    if "id" in getattr(source, "column_names", ()):
+        place = {str(name): i for i, name in enumerate(source["id"])}
+        found = [place.get(name, -1) for name in wanted["id"].to_pylist()]
+        return None if -1 in found else np.asarray(found, np.int64)
+    if hasattr(source, "__len__") and len(source) != table.num_rows:
+        return None
+    return wanted["index"].to_numpy()
+
+
+# ---------------------------------------------------------------- other uses of the hashes
+
+
+def identities(samples: SampleSet) -> dict[str, list[str | None]]:
+    """Columns that tell samples apart where no model hashed them: ``text_sha256``, and
+    ``sample_sha256`` and ``image_sha256`` where the images lie in the rows, or where a row
+    has no id of its own and nothing else would tell it apart (one pass over the images)."""
+    columns: dict[str, list[str | None]] = {
+        TEXT_COLUMN: [],
+        "sample_sha256": [],
+        "image_sha256": [],
+    }
+    read_files = samples.columns["id"] is None
+    for item in samples:
+        full = None
+        usable = isinstance(item, Sample)
+        if usable and (read_files or all(ref.data is not None for ref in item.images)):
+            full = hashes_of(item)
+        columns[TEXT_COLUMN].append(text_sha256(item) if usable else None)
+        columns["sample_sha256"].append(None if full is None else full[0])
+        columns["image_sha256"].append(None if full is None else full[1])
+    return columns
+
+
+def require_equal(here: pa.Table, there: pa.Table) -> None:
+    """Refuse two score tables, row beside row of the same ids, of different samples.
+
+    Raises ``RapInputError`` with the count and the first, where both know their hashes."""
+    for name in ("sample_sha256", TEXT_COLUMN):
+        if name not in here.column_names or name not in there.column_names:
+            continue
+        pairs = zip(here[name].to_pylist(), there[name].to_pylist(), strict=True)
+        other = [i for i, (a, b) in enumerate(pairs) if a and b and a != b]
+        if other:
+            first = here["id"][other[0]].as_py()
+            raise RapInputError(
+                f"{len(other)} of {here.num_rows} samples are others in the new scores "
+                f"(question, answer, choices or images), {first[:80]!r} among them"
+            )

@@ -1,0 +1,108 @@
+"""What a score depends on besides a sample's texts and images, and which rows of an older
+data set are therefore still good.
+
+A row is taken over where the id is the same (it seeds the completions), the sample is
+(``sample_sha256``: question, answer, choices, images), and so is what else was read
+(``inputs_sha256``). Batches then hold other samples than those of a run from the start:
+that moves a score by no more than another batch size does (``scoring.run``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from ..samples.sample import Sample
+from ..samples.sampleset import SampleSet, canonical
+from ..scores.match import is_sample
+from ..scores.store import Reuse, ScoreStore
+from ..scores.table import QUARANTINED
+from .jobs import ahead
+
+log = logging.getLogger("rap")
+
+
+def inputs_sha256(sample: Sample, columns: Collection[str]) -> str:
+    """sha256 of what a row has in these columns; "" where it has nothing in them."""
+    there = {
+        name: sample.extra[name] for name in columns if sample.extra.get(name) is not None
+    }
+    if not there:
+        return ""
+    return hashlib.sha256(canonical(sorted(there.items()))).hexdigest()
+
+
+def reuse_of(
+    samples: SampleSet,
+    columns: Collection[str],
+    *,
+    files: bool,
+    retry: bool,
+    workers: int,
+) -> Reuse:
+    """How a store finds what ``samples`` has in common with an older data set.
+
+    columns: those that a score may depend on. files: compare image files, too. retry: what
+    could not be scored is to be tried again.
+    """
+    place = {name: i for i, name in enumerate(samples.ids)}
+
+    def find_one(asked: tuple[Mapping[str, Any], str]) -> int:
+        row, inputs = asked
+        i = place.get(row["id"], -1)
+        if i < 0 or (retry and row["status"] == QUARANTINED):
+            return -1
+        item = samples[i]
+        same = is_sample(row, item, files=files) and isinstance(item, Sample)
+        return i if same and inputs_sha256(item, columns) == inputs else -1
+
+    def find(rows: Sequence[Mapping[str, Any]], inputs: Sequence[str] | None) -> list[int]:
+        pairs = zip(rows, inputs or [""] * len(rows), strict=True)
+        return list(ahead(find_one, pairs, workers=workers, depth=64))
+
+    def same(digest: object) -> bool:
+        return digest == samples.content_hash(columns, source=True)
+
+    return Reuse(find, same)
+
+
+def look_back(shards: ScoreStore, reuse: Reuse) -> None:
+    """Find what an older data set has left for this one; one line says how much it is."""
+    if not shards.look_back(reuse):
+        return
+    n, new = shards.n_samples, len(_to_score(shards))
+    log.warning(
+        "%s: the data set changed: %d of %d samples are as they were and keep their "
+        "scores, %d are new or changed and are scored",
+        *(shards.path, n - new, n, new),
+    )
+
+
+def _to_score(shards: ScoreStore) -> list[int]:
+    """Samples that neither the store nor what it looked back on has."""
+    todo: list[int] = []
+    for k in shards.missing():
+        part = shards.partial(k)
+        kept = 0 if part is None else part.scores.num_rows
+        todo += [i for i in shards.shard_range(k)[kept:] if not shards.reusable(i)]
+    return todo
+
+
+def put_in_groups(shards: ScoreStore, samples: SampleSet) -> None:
+    """The group decides no score: it follows the data set as it is now."""
+    for k in shards.finished():
+        table = shards.read_shard(k)
+        groups = [group_of(samples, i) for i in table["index"].to_pylist()]
+        if groups != table["source"].to_pylist():
+            at = table.schema.get_field_index("source")
+            shards.replace(k, table.set_column(at, "source", pa.array(groups, pa.string())))
+
+
+def group_of(samples: SampleSet, i: int) -> str | None:
+    """The group of sample ``i``; None if the row cannot be used."""
+    item = samples[i]
+    return item.source if isinstance(item, Sample) else None
