@@ -217,7 +217,10 @@ class Scorer:
         for number, completion in zip(numbers, drawn, strict=True):
             if completion.text.strip():
                 verdict = self.checker.check(
-                    job.sample, completion.text, token_ids=completion.token_ids
+                    job.sample,
+                    completion.text,
+                    token_ids=completion.token_ids,
+                    finished=completion.finish_reason != "length",
                 )
                 ok, code = verdict.correct, verdict.code
                 if ok is None:
