@@ -9,6 +9,9 @@ each form has its reason:
   never look at the path.
 - OpenRLHF leaves images that are dicts out with a warning and trains on text alone: it gets
   paths. Paths are absolute, because OpenRLHF and ms-swift open them from where they run.
+- Where the prompt lists the choices by letter, the answer is the letter: it is what the
+  trainer's checker meets. TRL and ms-swift compare with math-verify, which reads B only
+  as ``$B$``.
 - TRL puts the pictures before the text itself: no ``<image>`` there.
 """
 
@@ -54,7 +57,8 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One kept sample. ``prompt``: question and choices as scored, without image tags."""
+    """One kept sample. ``prompt``: question and choices as scored, without image tags.
+    ``answer``: what the trainer's reward compares with (``answers.answer_to_train``)."""
 
     id: str
     index: int
@@ -89,12 +93,14 @@ class Writing:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A trainer. ``upright``: its loader applies a rotation in EXIF. ``tags``: texts that
-    it takes for placeholders. ``notes``: (folder, most images a row) -> what to set."""
+    """A trainer. ``upright``: its loader applies a rotation in EXIF. ``latex``: its own
+    checker reads mathematics only. ``tags``: texts that it takes for placeholders.
+    ``notes``: (folder, most images a row) -> what to set."""
 
     write: Callable[[Iterable[Row], Writing], None]
     notes: Callable[[Path, int], list[str]]
     upright: bool
+    latex: bool = False
     tags: tuple[str, ...] = ("<image>", "<video>", "<audio>")
 
 
@@ -156,7 +162,11 @@ def write_trl(rows: Iterable[Row], writing: Writing) -> None:
 
 def _trl_notes(folder: Path, most: int) -> list[str]:
     file = folder / "train.parquet"
-    return [f'load_dataset("parquet", data_files="{file}", split="train")']
+    return [
+        f'load_dataset("parquet", data_files="{file}", split="train")',
+        "reward_funcs=rap.trl.builtin_reward() judges as rap scored; TRL's accuracy_reward "
+        "reads mathematics only",
+    ]
 
 
 VERL_SCHEMA = pa.schema(
@@ -177,6 +187,7 @@ VERL_SCHEMA = pa.schema(
                     ("index", pa.string()),  # verl hands it through as the row's `index`
                     ("question", pa.string()),
                     ("answer", pa.string()),
+                    ("choices", pa.list_(pa.string())),
                     ("rap_reason", pa.string()),
                     ("rap_source", pa.string()),
                 ]
@@ -201,6 +212,7 @@ def write_verl(rows: Iterable[Row], writing: Writing) -> None:
                 "index": row.id,
                 "question": row.question,
                 "answer": row.answer,
+                "choices": list(row.choices),
                 "rap_reason": row.reason,
                 "rap_source": row.source,
             },
@@ -219,7 +231,9 @@ def _verl_notes(folder: Path, most: int) -> list[str]:
         f"+reward.custom_reward_function.reward_kwargs.log={folder}.rewards.jsonl",
         f"between phases: rap reselect SELECTION --rewards {folder}.rewards.jsonl "
         "--out NEXT",
-        "its reward looks for \\boxed{}: --prompt-template must ask for it",
+        "rap_reward.py judges as rap scored (rap-select must be installed where verl runs)",
+        "+reward.custom_reward_function.reward_kwargs.judge=verl is verl's own reward, "
+        "which looks for \\boxed{}: --prompt-template must ask for it",
     ]
 
 
@@ -376,12 +390,12 @@ def _llamafactory_notes(folder: Path, most: int) -> list[str]:
 
 
 TARGETS: Mapping[str, Target] = {
-    "trl": Target(write_trl, _trl_notes, upright=True, tags=()),
+    "trl": Target(write_trl, _trl_notes, upright=True, latex=True, tags=()),
     "verl": Target(write_verl, _verl_notes, upright=True),
     "easyr1": Target(
         write_easyr1, _easyr1_notes, upright=True, tags=("<image>", "<video>")
     ),
     "openrlhf": Target(write_openrlhf, _openrlhf_notes, upright=False, tags=("<image>",)),
-    "ms-swift": Target(write_swift, _swift_notes, upright=False),
+    "ms-swift": Target(write_swift, _swift_notes, upright=False, latex=True),
     "llamafactory": Target(write_llamafactory, _llamafactory_notes, upright=False),
 }

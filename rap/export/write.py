@@ -16,7 +16,7 @@ it does not apply) they are written anew as PNG of those pixels.
 
 **verl has no hook to select again while it trains** (its sampler hook was removed), so it
 trains in phases: some steps, ``rap reselect`` on the rewards, the next phase from the
-checkpoint. ``rap_reward.py`` beside the data is verl's own reward with a log by sample. As
+checkpoint. ``rap_reward.py`` beside the data judges as rap scored and logs by sample. As
 a script (``$RUN`` holds the settings of the run that stay the same)::
 
     RUN="data.image_key=images data.shuffle=False trainer.total_epochs=1000 \\
@@ -56,12 +56,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import RapConfigError, RapInputError, RapStoreError, first_line
+from ..samples.answers import answer_to_train
 from ..samples.choices import prompt_text
 from ..samples.images import decode, read_bytes, sniff
 from ..samples.sample import Bad, BadSample, Sample, sample_sha256
 from ..samples.sampleset import SampleSet, open_samples
 from ..scores.files import fsync_folder, store_error
-from .formats import MANIFEST, TARGETS, Picture, Row, Writing
+from .formats import MANIFEST, TARGETS, Picture, Row, Target, Writing
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -155,7 +156,7 @@ def export(
     _refuse_to_replace(folder, overwrite)
     template = prompt_template or _template(selection.settings)
     target = TARGETS[to]
-    reader = _Reader(samples, template, target.upright, max_images, max_pixels)
+    reader = _Reader(samples, template, target, max_images, max_pixels)
     writing = Writing(
         folder=_scratch(folder),
         seen_as=folder if media_root is None else Path(media_root),
@@ -224,11 +225,11 @@ class _Reader:
         self,
         samples: SampleSet,
         template: str,
-        upright: bool,
+        target: Target,
         max_images: int | None,
         max_pixels: int,
     ) -> None:
-        self.samples, self.template, self.upright = samples, template, upright
+        self.samples, self.template, self.target = samples, template, target
         self.max_images, self.max_pixels = max_images, max_pixels
         self.pictures = self.encoded = self.most = 0
 
@@ -269,7 +270,12 @@ class _Reader:
             index=sample.index,
             prompt=prompt_text(self.template, sample.question, sample.choices),
             question=sample.question,
-            answer=sample.answer,
+            answer=answer_to_train(
+                sample.answer,
+                sample.choices,
+                "{choices}" in self.template,
+                latex=self.target.latex,
+            ),
             choices=sample.choices,
             pictures=tuple(self._picture(data) for data in originals),
             source=sample.source,
@@ -280,7 +286,7 @@ class _Reader:
         """The bytes themselves if the trainer sees in them what was scored, else a PNG."""
         scored = decode(data, max_pixels=self.max_pixels)  # refuses what is damaged
         self.pictures += 1
-        seen = _as_trainers_see(data, self.upright)
+        seen = _as_trainers_see(data, self.target.upright)
         if seen is None or seen.size != scored.size or seen.tobytes() != scored.tobytes():
             self.encoded += 1
             out = io.BytesIO()

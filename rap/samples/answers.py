@@ -88,6 +88,32 @@ def _among(answer: str, choices: tuple[str, ...]) -> Reference:
     return Reference(texts, right, "", (), solution)
 
 
+def answer_to_train(
+    answer: str, choices: Sequence[str], lettered: bool, *, latex: bool = False
+) -> str:
+    """The reference for a trainer's answer column, as the prompt asks for it: letters where
+    the prompt lists the choices by letter (``lettered``), else what ``read_answer`` reads;
+    of several accepted answers the list.
+
+    latex: for checkers that read mathematics only (math-verify in TRL and ms-swift, to
+    which a bare B is nothing): letters and lists of numbers between dollar signs.
+
+    Raises ``ValueError`` as ``read_answer`` does.
+    """
+    reference = read_answer(answer, tuple(choices))
+    if choices and not lettered:
+        return reference.text
+    if letters := reference.letter:
+        return f"${letters}$" if latex else letters
+    if len(reference.accepted) > 1:
+        return listed([accepted.text for accepted in reference.accepted])
+    (accepted,) = reference.accepted
+    numbers = all(re.fullmatch(r"[-+]?[\d.,/]*\d", value) for value in accepted.values)
+    if latex and numbers and len(accepted.values) > 1:
+        return f"${', '.join(accepted.values)}$"
+    return reference.text
+
+
 # ---------------------------------------------------------------------- the markup
 
 _CUE = re.compile(

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RapInputError
+from ..samples.answers import answer_to_train
 from ..samples.choices import prompt_text
 from ..samples.sample import Bad, BadSample, Sample
 from ..samples.sampleset import SampleSet, load_images, open_samples
@@ -38,9 +39,10 @@ def prepare(
         scored with, else the default.
 
     A row has ``id``, ``prompt`` (one user message), ``images`` (list of RGB pictures),
-    ``solution`` (the reference answer), ``choices``, and the other columns under their own
-    names, for reward functions. Pictures are read when a row is: through ``images``,
-    as they were for the scores. One that has vanished by then stops the training with a
+    ``solution`` (the reference answer; a letter, as ``$B$``, where the prompt lists the
+    choices by letter: TRL's ``accuracy_reward`` reads mathematics only), ``choices``,
+    and the other columns under their own names, for reward functions. Pictures are read
+    when a row is: through ``images``, as they were for the scores. One that has vanished by then stops the training with a
     ``RapInputError`` that names the sample.
 
     Raises ``RapInputError`` if there is no usable sample, or the selection does not know
@@ -126,7 +128,9 @@ class _Rows:
             "id": sample.id,
             "prompt": [{"role": "user", "content": text}],
             "images": images,
-            "solution": sample.answer,
+            "solution": answer_to_train(
+                sample.answer, sample.choices, "{choices}" in self.template, latex=True
+            ),
             "choices": list(sample.choices),
         }
         return {name: sample.extra.get(name) for name in self.extra} | ours
