@@ -519,11 +519,9 @@ def test_the_exported_answer_is_what_the_exported_prompt_asks_for(tmp_path, targ
     ]
     found = everything(data).export(target, tmp_path / "out")
     latex = target in ("trl", "ms-swift")
-    want = (
-        ["$B$", "$B$", "3", "$14, 25$", "$C$"]
-        if latex
-        else ["B", "B", "3", "14 and 25", "C"]
-    )
+    want = ["B", "B", "3", "14 and 25", "C"]
+    if latex:
+        want = ["$B$", "$B$", "3", "$14, 25$", "$C$"]
     answers = [prompt_and_answer(target, row)[1] for row in rows_of(found.folder)]
     assert answers == want
     for sample, answer in zip(open_samples(data), answers, strict=True):

@@ -42,8 +42,8 @@ def prepare(
     ``solution`` (the reference answer; a letter, as ``$B$``, where the prompt lists the
     choices by letter: TRL's ``accuracy_reward`` reads mathematics only), ``choices``,
     and the other columns under their own names, for reward functions. Pictures are read
-    when a row is: through ``images``, as they were for the scores. One that has vanished by then stops the training with a
-    ``RapInputError`` that names the sample.
+    when a row is: through ``images``, as they were for the scores. One that has vanished
+    by then stops the training with a ``RapInputError`` that names the sample.
 
     Raises ``RapInputError`` if there is no usable sample, or the selection does not know
     its data; ``datasets`` must be installed.
