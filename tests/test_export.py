@@ -6,6 +6,7 @@ other tests need anyway, is here.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -28,6 +29,8 @@ from rap.demo import MATHVISION, published
 from rap.errors import RapConfigError, RapInputError, RapStoreError
 from rap.export.formats import MANIFEST, TARGETS, VERL_SOURCE
 from rap.export.write import export
+from rap.rewards.grading import grade
+from rap.samples.answers import read_answer
 from rap.samples.images import decode
 from rap.samples.sample import sample_sha256
 from rap.samples.sampleset import load_images, open_samples
@@ -41,6 +44,21 @@ QUESTION = "What is {}?\n  It is \\frac{{1}}{{2}} “so”."
 @pytest.fixture(scope="module")
 def selection(tmp_path_factory) -> rap.Selection:
     return select(make(tmp_path_factory.mktemp("data")))
+
+
+PNG = pictures()["plain.png"]
+
+
+def everything(source: object, **options: object) -> rap.Selection:
+    """All samples of a data set, by made-up completions."""
+    samples = open_samples(source, **options)
+    rows = [
+        {"id": name, "with_image": arm, "correct": arm and k < 3}
+        for name in samples.ids
+        for arm in (True, False)
+        for k in range(4)
+    ]
+    return rap.choose(rap.Scores.from_rollouts(rows, dataset=samples), budget=1.0)
 
 
 def rows_of(folder: Path) -> list[dict]:
@@ -132,7 +150,8 @@ def test_prompts_are_those_that_were_scored_with_the_trainers_tags(
         prompt, answer = prompt_and_answer(target, row)
         tags = "" if target == "trl" else "<image>" * len(row["images"])
         assert prompt == tags + expected_prompt(k)
-        assert answer == ("B" if k == 6 else str(k))
+        letter = "$B$" if target in ("trl", "ms-swift") else "B"  # as math-verify reads it
+        assert answer == (letter if k == 6 else str(k))
 
 
 @pytest.mark.parametrize("target", PARQUET)
@@ -454,9 +473,10 @@ def verl_reward(selection, tmp_path, monkeypatch):
     return module.compute_score, rows_of(found.folder)
 
 
-def test_verl_rewards_are_passed_on_and_logged_by_id(verl_reward, tmp_path):
+def test_verls_own_rewards_are_passed_on_and_logged_by_id(verl_reward, tmp_path):
     compute_score, rows = verl_reward
     log = tmp_path / "rewards.jsonl"
+    compute_score = functools.partial(compute_score, judge="verl")
     for text in ("0", "1", "form only"):
         row = rows[0]
         score = compute_score(
@@ -470,6 +490,64 @@ def test_verl_rewards_are_passed_on_and_logged_by_id(verl_reward, tmp_path):
     compute_score("x", "0", "0", extra_info={"split": "test", "index": 3}, log=str(log))
     compute_score("x", "0", "0", extra_info=rows[1]["extra_info"])  # no log asked for
     assert pass_counts(read_visits([log])) == {"turned": (1.0, 3.0)}
+
+
+def test_verl_counts_what_rap_counted(verl_reward, tmp_path):
+    """The letter and the choice's text, as when scoring; verl's own knows the letter."""
+    compute_score, rows = verl_reward
+    log = tmp_path / "rewards.jsonl"
+    row = rows[6]
+    truth = row["reward_model"]["ground_truth"]
+    said = ["\\boxed{B}", f"It is {CHOICES[1]}.", "\\boxed{A}", "<think>B", "A or B"]
+    scores = [
+        compute_score(
+            row["data_source"], text, truth, extra_info=row["extra_info"], log=str(log)
+        )
+        for text in said
+    ]
+    assert scores == [1.0, 1.0, 0.0, 0.0, 0.0]
+    assert pass_counts(read_visits([log])) == {IDS[6]: (2.0, 5.0)}
+    own = compute_score("my/rewards", truth, truth, extra_info=row["extra_info"])
+    assert own == 1.0  # the stand-in for verl's: a data_source of the user's own
+
+
+@pytest.mark.parametrize("target", ["trl", "verl", "easyr1", "openrlhf", "ms-swift"])
+def test_the_exported_answer_is_what_the_exported_prompt_asks_for(tmp_path, target):
+    """Letters where the prompt has letters, and an answer without markup else."""
+    data = [
+        {"id": str(k), "question": "How long?", "image": PNG, **row}
+        for k, row in enumerate(
+            [
+                {"choices": list(CHOICES), "answer": CHOICES[1]},
+                {"choices": list(CHOICES), "answer": "<answer>(B)</answer>"},
+                {"choices": None, "answer": "<think>so</think><answer> 3 </answer>"},
+                {"choices": None, "answer": "14 and 25"},
+                {"choices": None, "answer": "C"},
+            ]
+        )
+    ]
+    found = everything(data).export(target, tmp_path / "out")
+    latex = target in ("trl", "ms-swift")
+    want = ["B", "B", "3", "14 and 25", "C"]
+    if latex:
+        want = ["$B$", "$B$", "3", "$14, 25$", "$C$"]
+    answers = [prompt_and_answer(target, row)[1] for row in rows_of(found.folder)]
+    assert answers == want
+    for sample, answer in zip(open_samples(data), answers, strict=True):
+        right = read_answer(sample.answer, sample.choices)
+        assert grade(answer, sample.choices, f"\\boxed{{{right.letter or right.text}}}")
+    bare = everything(data).export(target, tmp_path / "bare", prompt_template="{question}")
+    assert prompt_and_answer(target, rows_of(bare.folder)[0])[1] == CHOICES[1]
+
+
+def test_trls_accuracy_reward_reads_the_exported_letter(tmp_path):
+    accuracy_reward = pytest.importorskip("trl.rewards").accuracy_reward
+    row = {"id": "a", "question": "How long?", "image": PNG}
+    data = [row | {"choices": list(CHOICES), "answer": CHOICES[1]}]
+    found = everything(data).export("trl", tmp_path / "out")
+    (solution,) = [row["solution"] for row in rows_of(found.folder)]
+    said = [[{"role": "assistant", "content": f"\\boxed{{{x}}}"}] for x in "BA"]
+    assert accuracy_reward(said, [solution] * 2) == [1.0, 0.0]
 
 
 # ---------------------------------------------------------------- the shell

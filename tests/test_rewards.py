@@ -45,7 +45,7 @@ def builtin():
 @pytest.mark.parametrize(
     ("text", "answer", "marked"),
     [
-        ("so \\boxed{1} or \\boxed{\\frac{1}{2}}.", "\\frac{1}{2}", True),
+        ("so \\boxed{1} or \\boxed{\\frac{1}{2}}.", "1, \\frac{1}{2}", True),
         ("<think>\\boxed{1}</think> It is 2", "It is 2", False),
         ("x <answer> 3 </answer> y", "3", True),
         ("<answer>It is \\boxed{3}</answer>", "3", True),
@@ -193,7 +193,7 @@ def test_unmarked_choice_in_the_first_line_and_lists():
         ("12,50", None),
         ("6 cm", (6.0, "cm")),
         ("6\\mathrm{cm}", None),
-        ("$5", (5.0, "")),
+        ("$5", (5.0, "dollar")),
         ("3/4", (0.75, "")),
         ("45°", (45.0, "degree")),
         ("45^\\circ", (45.0, "degree")),

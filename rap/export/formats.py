@@ -9,6 +9,9 @@ each form has its reason:
   never look at the path.
 - OpenRLHF leaves images that are dicts out with a warning and trains on text alone: it gets
   paths. Paths are absolute, because OpenRLHF and ms-swift open them from where they run.
+- Where the prompt lists the choices by letter, the answer is the letter: it is what the
+  trainer's checker meets. TRL and ms-swift compare with math-verify, which reads B only
+  as ``$B$``.
 - TRL puts the pictures before the text itself: no ``<image>`` there.
 """
 
@@ -54,7 +57,8 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One kept sample. ``prompt``: question and choices as scored, without image tags."""
+    """One kept sample. ``prompt``: question and choices as scored, without image tags.
+    ``answer``: what the trainer's reward compares with (``answers.answer_to_train``)."""
 
     id: str
     index: int
@@ -90,7 +94,7 @@ class Writing:
 @dataclass(frozen=True, slots=True)
 class Target:
     """A trainer. ``name``: its own spelling. ``upright``: its loader applies a rotation in
-    EXIF. ``tags``: texts that it takes for placeholders. ``notes``: (folder, most images a
+    EXIF. ``latex``: its own checker reads mathematics only. ``tags``: texts that it takes for placeholders. ``notes``: (folder, most images a
     row) -> what to set. ``is_its_own``: a row of a data set is in the trainer's form
     already. ``form``: what the files are for. ``groups``: its rows name the sample's
     group. ``pairs``: with completions it gets pairs of a right and a wrong one.
@@ -103,6 +107,7 @@ class Target:
     is_its_own: Callable[[Mapping[str, Any]], bool]
     upright: bool
     groups: bool = False
+    latex: bool = False
     tags: tuple[str, ...] = ("<image>", "<video>", "<audio>")
     form: str = "prompts for GRPO"
     pairs: bool = False
@@ -196,7 +201,11 @@ def is_trl(row: Mapping[str, Any]) -> bool:
 
 def _trl_notes(folder: Path, most: int) -> list[str]:
     file = folder / "train.parquet"
-    return [f'load_dataset("parquet", data_files="{file}", split="train")']
+    return [
+        f'load_dataset("parquet", data_files="{file}", split="train")',
+        "reward_funcs=rap.trl.builtin_reward() judges as rap scored; TRL's accuracy_reward "
+        "reads mathematics only",
+    ]
 
 
 VERL_SCHEMA = pa.schema(
@@ -217,6 +226,7 @@ VERL_SCHEMA = pa.schema(
                     ("index", pa.string()),  # verl hands it through as the row's `index`
                     ("question", pa.string()),
                     ("answer", pa.string()),
+                    ("choices", pa.list_(pa.string())),
                     ("rap_reason", pa.string()),
                     ("rap_source", pa.string()),
                 ]
@@ -241,6 +251,7 @@ def write_verl(rows: Iterable[Row], writing: Writing) -> None:
                 "index": row.id,
                 "question": row.question,
                 "answer": row.answer,
+                "choices": list(row.choices),
                 "rap_reason": row.reason,
                 "rap_source": row.source,
             },
@@ -271,7 +282,9 @@ def _verl_notes(folder: Path, most: int) -> list[str]:
         f"+reward.custom_reward_function.reward_kwargs.log={folder}.rewards.jsonl",
         f"between phases: rap reselect SELECTION --rewards {folder}.rewards.jsonl "
         "--out NEXT",
-        "its reward looks for \\boxed{}: --prompt-template must ask for it",
+        "rap_reward.py judges as rap scored (rap-select must be installed where verl runs)",
+        "+reward.custom_reward_function.reward_kwargs.judge=verl is verl's own reward, "
+        "which looks for \\boxed{}: --prompt-template must ask for it",
     ]
 
 
@@ -491,7 +504,7 @@ def _llamafactory_notes(folder: Path, most: int) -> list[str]:
 
 
 TARGETS: Mapping[str, Target] = {
-    "trl": Target("TRL", write_trl, _trl_notes, is_trl, upright=True, tags=()),
+    "trl": Target("TRL", write_trl, _trl_notes, is_trl, upright=True, latex=True, tags=()),
     "verl": Target(
         "verl",
         write_verl,
@@ -518,7 +531,9 @@ TARGETS: Mapping[str, Target] = {
         groups=True,
         tags=("<image>",),
     ),
-    "ms-swift": Target("ms-swift", write_swift, _swift_notes, is_swift, upright=False),
+    "ms-swift": Target(
+        "ms-swift", write_swift, _swift_notes, is_swift, upright=False, latex=True
+    ),
     "llamafactory": Target(
         "LLaMA-Factory",
         write_llamafactory,

@@ -1,30 +1,61 @@
-"""Written by `rap export`: verl's own reward, and a log of it by sample.
+"""Written by `rap export`: the reward that counts what rap counted, and a log by sample.
 
     reward.custom_reward_function.path=.../rap_reward.py
     +reward.custom_reward_function.reward_kwargs.log=.../rewards.jsonl
 
+A completion is judged by the rule that scored the data (rap-select must be installed where
+verl runs): 1.0 for a right answer, else 0.0. Rows with a data_source of your own, and all
+with `reward_kwargs.judge=verl`, get verl's reward for their data_source.
 `rap reselect SELECTION --rewards rewards.jsonl` reads the log: one line a completion.
 """
 
+import functools
 import json
 import os
 from typing import Any
 
-from verl.utils.reward_score import default_compute_score
+SOURCE = "hiyouga/geometry3k"  # what `rap export` writes where no data_source was given
+
+
+@functools.cache
+def _checker() -> Any:
+    try:
+        from rap.rewards import make_checker
+    except ImportError as error:
+        raise ImportError(
+            "rap_reward.py judges as rap scored and needs it here: pip install --no-deps "
+            "rap-select; or set reward_kwargs.judge=verl for verl's own reward"
+        ) from error
+    return make_checker()
+
+
+def _as_rap_scored(text: str, truth: str, choices: Any) -> float:
+    from rap.samples import Sample
+
+    sample = Sample(0, "", "", truth, tuple(choices), (), None, {})
+    return float(_checker().check(sample, text).correct is True)
 
 
 def compute_score(
     data_source: str,
     solution_str: str,
-    ground_truth: object,
+    ground_truth: Any,
     extra_info: dict[str, Any] | None = None,
     log: str | None = None,
+    judge: str | None = None,
     **more: Any,
 ) -> Any:
-    score = default_compute_score(
-        data_source, solution_str, ground_truth, extra_info=extra_info, **more
-    )
     info = extra_info or {}
+    if judge == "verl" or (judge is None and data_source != SOURCE):
+        from verl.utils.reward_score import default_compute_score
+
+        score = default_compute_score(
+            data_source, solution_str, ground_truth, extra_info=extra_info, **more
+        )
+    else:
+        choices = info.get("choices")
+        choices = () if choices is None else choices
+        score = _as_rap_scored(solution_str, ground_truth, choices)
     if log is not None and info.get("split") == "train":
         reward = score["score"] if isinstance(score, dict) else score
         line = json.dumps({"id": info["index"], "reward": float(reward)}) + "\n"

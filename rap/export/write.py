@@ -20,7 +20,7 @@ it does not apply) they are written anew as PNG of those pixels.
 
 **verl has no hook to select again while it trains** (its sampler hook was removed), so it
 trains in phases: some steps, ``rap reselect`` on the rewards, the next phase from the
-checkpoint. ``rap_reward.py`` beside the data is verl's own reward with a log by sample. As
+checkpoint. ``rap_reward.py`` beside the data judges as rap scored and logs by sample. As
 a script (``$RUN`` holds the settings of the run that stay the same)::
 
     RUN="data.image_key=images data.shuffle=False trainer.total_epochs=1000 \\
@@ -62,6 +62,7 @@ import pyarrow.compute as pc
 
 from ..config import MAX_IMAGE_PIXELS, PROMPT_TEMPLATE
 from ..errors import RapConfigError, RapInputError, RapStoreError
+from ..samples.answers import answer_to_train
 from ..samples.choices import prompt_text
 from ..samples.images import decode, read_bytes, sniff
 from ..samples.sample import Bad, BadSample, Sample, sample_sha256
@@ -70,7 +71,7 @@ from ..scores.files import store_error
 from ..scores.match import as_samples
 from .filter import PLAIN, added_columns, dropped_columns, is_filter, write_filtered
 from .folder import clear_up, put_in_place, refuse_to_replace, scratch_beside
-from .formats import MANIFEST, TARGETS, Picture, Row, Writing, names_of
+from .formats import MANIFEST, TARGETS, Picture, Row, Target, Writing, names_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -188,8 +189,8 @@ def export(
     clear_up(folder)
     refuse_to_replace(folder, overwrite)
     template = prompt_template or _template(selection.settings)
-    upright = to not in TARGETS or TARGETS[to].upright
-    reader = _Reader(samples, template, upright, max_images, max_pixels)
+    target = TARGETS.get(to)
+    reader = _Reader(samples, template, target, max_images, max_pixels)
     dropped = () if filtered else dropped_columns(samples, to)
     writing = Writing(
         folder=scratch_beside(folder),
@@ -254,11 +255,13 @@ class _Reader:
         self,
         samples: SampleSet,
         template: str,
-        upright: bool,
+        target: Target | None,
         max_images: int | None,
         max_pixels: int,
     ) -> None:
-        self.samples, self.template, self.upright = samples, template, upright
+        self.samples, self.template = samples, template
+        self.upright = target is None or target.upright
+        self.latex = target is not None and target.latex
         self.max_images, self.max_pixels = max_images, max_pixels
         self.pictures = self.encoded = self.most = 0
 
@@ -311,7 +314,12 @@ class _Reader:
             index=sample.index,
             prompt=prompt_text(self.template, sample.question, sample.choices),
             question=sample.question,
-            answer=sample.answer,
+            answer=answer_to_train(
+                sample.answer,
+                sample.choices,
+                "{choices}" in self.template,
+                latex=self.latex,
+            ),
             choices=sample.choices,
             pictures=tuple(self._picture(data) for data in originals),
             source=sample.source,

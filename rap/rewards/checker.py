@@ -91,7 +91,7 @@ class Checker:
         self,
         name: str,
         runner: _Runner,
-        request: Callable[[Sample, str, Sequence[int]], object],
+        request: Callable[[Sample, str, Sequence[int], bool], object],
         verdict: Callable[[Any], Verdict],
         timeout: float,
         cached: bool,
@@ -103,27 +103,38 @@ class Checker:
         self._cache: OrderedDict[object, Verdict] = OrderedDict()
         self._lock = threading.Lock()
 
-    def check(self, sample: Sample, text: str, *, token_ids: Sequence[int] = ()) -> Verdict:
+    def check(
+        self,
+        sample: Sample,
+        text: str,
+        *,
+        token_ids: Sequence[int] = (),
+        finished: bool = True,
+    ) -> Verdict:
         """The verdict on one response. Takes at most ``timeout`` seconds and the restart of
         the worker. ``token_ids`` reach a reward function as ``completion_ids``.
+        ``finished``: False for a response that was cut off at its token limit; the
+        built-in rule then takes only an answer that was marked and completed.
 
         Raises ``RapConfigError`` if the worker cannot be started; nothing else.
         """
-        key = (sample.answer, sample.choices, text)
+        key = (sample.answer, sample.choices, text, finished)
         with self._lock:
             if self._cached and key in self._cache:
                 self._cache.move_to_end(key)
                 return self._cache[key]
-            verdict = self._judge(sample, text, token_ids)
+            verdict = self._judge(sample, text, token_ids, finished)
             if self._cached:
                 self._cache[key] = verdict
                 if len(self._cache) > CACHED_VERDICTS:
                     self._cache.popitem(last=False)
             return verdict
 
-    def _judge(self, sample: Sample, text: str, token_ids: Sequence[int]) -> Verdict:
+    def _judge(
+        self, sample: Sample, text: str, token_ids: Sequence[int], finished: bool
+    ) -> Verdict:
         try:
-            request = self._request(sample, text, token_ids)
+            request = self._request(sample, text, token_ids, finished)
             return self._verdict(self._runner.run(request, self._timeout))
         except _CheckTimeout:
             message = f"no verdict within {self._timeout:g} s"
@@ -186,15 +197,19 @@ def make_checker(
     )
 
 
-def _grading_request(sample: Sample, text: str, token_ids: Sequence[int]) -> object:
-    return sample.answer, sample.choices, text
+def _grading_request(
+    sample: Sample, text: str, token_ids: Sequence[int], finished: bool
+) -> object:
+    return sample.answer, sample.choices, text, finished
 
 
 def _graded(value: Any) -> Verdict:
     return Verdict(bool(value))
 
 
-def _reward_request(sample: Sample, text: str, token_ids: Sequence[int]) -> object:
+def _reward_request(
+    sample: Sample, text: str, token_ids: Sequence[int], finished: bool
+) -> object:
     """Keyword arguments of the reward function, as far as they can travel."""
     prompt = sample.extra.get("prompt")
     completion: object = [{"role": "assistant", "content": text}]
@@ -437,7 +452,7 @@ def _built_in() -> Callable[[Any], bool]:
     grading.grade("\\frac{1}{2}", (), "\\boxed{x}")  # its parser is built on first use
     with contextlib.suppress(OSError, ValueError):  # a tighter limit is in force
         resource.setrlimit(resource.RLIMIT_AS, (WORKER_BYTES, WORKER_BYTES))
-    return lambda request: grading.grade(*request)
+    return lambda request: grading.grade(*request[:3], finished=request[3])
 
 
 def _with_reward(reward: Callable[..., Any]) -> Callable[[Any], float | None]:

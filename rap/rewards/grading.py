@@ -1,9 +1,11 @@
 """Is this response right? The built-in rule: pure functions, no processes, no timeouts.
 
-``grade`` takes the final answer out of the response (``final_answer``) and compares it:
-with choices, which choice does it name (letter, text, value) - else as text, as a number
-with thousands commas and units, or through math-verify as mathematics. Without
-math-verify the last step is left out. A response that names nothing is wrong.
+The reference is read as data (``rap.samples.answers``). The response is read as what
+somebody says: its final answer is taken out (``final_answer``) and compared: with choices,
+which choice does it name (letter, text, value) - else as text, as a number with thousands
+commas and units, or as mathematics (math-verify, on whole formulas only). Without
+math-verify the last step is left out. A response that names nothing is wrong, and so is
+one that offers two answers, thinks to its end, or is cut off before it answers.
 
 Any of this may run for ever on hostile text (sympy does): ``rap.rewards`` runs it in a
 process that it can kill. The regular expressions here are linear.
@@ -11,15 +13,38 @@ process that it can kill. The regular expressions here are linear.
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from ..samples.choices import as_number, letter_index, plain, resolve_choice
+from ..samples.answers import (
+    Accepted,
+    Reference,
+    joined_boxes,
+    letters_of,
+    read_answer,
+    split_values,
+)
+from ..samples.choices import letter_index, plain, unlabelled
+from ..samples.markup import boxes, element, folded, has_open_box, spoken, text_commands
+from .mathematics import (
+    LONGEST_FORMULA,
+    bracketed,
+    is_formula,
+    plain_latex,
+    same_formula,
+    split_equation,
+    squeezed,
+)
+from .numbers import digits_for_words, quantity, same_quantity
+from .prose import formulas_in, said_quantity
+from .units import trailing_unit
+from .words import corrected, denied, gives, polarity, same_text, says_polarity
 
-LONGEST_FORMULA = 500  # characters beyond the reference's own; more is no final answer
-RULE_VERSION = 1  # raise it when a verdict can change: it is part of the fingerprint
+LONGEST_SENTENCE = 4000  # characters of a sentence, its end, that are searched
+RULE_VERSION = 2  # raise it when a verdict can change: it is part of the fingerprint
+
+__all__ = ["final_answer", "grade", "marked_answers", "name", "named_choice", "quantity"]
 
 
 def name() -> str:
@@ -30,40 +55,68 @@ def name() -> str:
         return f"builtin/{RULE_VERSION} without math-verify: choices, texts and numbers"
 
 
-def grade(answer: str, choices: Sequence[str], text: str) -> bool:
+def grade(answer: str, choices: Sequence[str], text: str, *, finished: bool = True) -> bool:
     """Whether the response ``text`` gives the reference ``answer``.
 
     choices: empty for an open question; else ``answer`` names one of them, by text or
-    letter, and so must the response.
+    letter, or several that are all needed, and so must the response.
+    finished: False for a response that was cut off at its token limit: only an answer that
+    it has marked and completed counts.
+
+    Raises ``ValueError`` for a reference that names no choice, or none at all.
     """
+    reference = read_answer(answer, tuple(choices))
+    said = spoken(text)
+    if said is None or has_open_box(said[1]):
+        return False
+    response = said[1] if finished else _completed(said[1])
     if choices:
-        gold = resolve_choice(answer, choices)
-        if gold is None:
-            raise ValueError(f"answer {answer[:80]!r} is not among the choices")
-        named = _choice_in(text, choices)
-        return named is not None and plain(choices[named]) == plain(choices[gold])
-    final, marked = final_answer(text)
-    reference, _ = final_answer(answer)
-    return bool(final) and same_answer(reference or answer, final, search=not marked)
+        options = unlabelled(choices)[0]
+        right = {plain(options[k]) for k in reference.choices}
+        named = _choices_in(response, options, len(right) > 1, finished)
+        return {plain(options[k]) for k in named} == right
+    return _answers(reference, response, finished)
+
+
+def _completed(text: str) -> str:
+    """A response that was cut off, without the sentence in which it was; a closed box or
+    element at its end stays."""
+    last = [
+        match.end() for match in re.finditer(r"[.!?](?=\s)|[\u3002\uff01\uff1f\n]", text)
+    ]
+    found = boxes(text)
+    ends = [*last[-1:], *(end for _, end, _ in found[-1:])]
+    inside = element(text)
+    if inside is not None and inside[2]:
+        return text
+    return text[: max(ends, default=0)]
 
 
 # --------------------------------------------------------------- the final answer
 
+CUES = 20  # so many of the last "the answer is" are looked at
 _CUE = re.compile(
-    r"\banswer(?:\s+(?:is|would be|should be|will be|must be)\b(?:\s*:)?|\s*[:=\uff1a])"
-    r"|\b(?:option|choice)(?:\s+letter)?\s+is\b(?:\s*:)?|\u7b54\u6848[\u662f\u4e3a:\uff1a]",
+    r"\banswers?(?:\s+(?:is|are|would be|should be|will be|must be)\b(?:\s*:)?"
+    r"|\s*[:=\uff1a])"
+    r"|\b(?:options?|choices?)(?:\s+letter)?\s+(?:is|are)\b(?:\s*:)?"
+    r"|答案\s*(?:应该|应)?\s*[是为选:\uff1a]"
+    r"|(?:故|应|所以|因此|我)选(?:择)?"
+    r"|选择?(?=\s*[(\uff08]?[A-J\uff21-\uff2a])",
     re.IGNORECASE,
 )
 _RIGHT_ONE = re.compile(
     r"\(?\b([A-Z])\)? is (?:the )?(?:correct|right|best) (?:answer|option|choice)\b"
+)
+_ABBREVIATED = re.compile(
+    r"^\W*[A-Za-z]$|\b(?:sq|cu|[ap]\.m|mr|mrs|ms|dr|vs|prof)$", re.IGNORECASE
 )
 _GOODBYE = re.compile(
     r"\b(?:hope (?:this|that) helps|let me know|anything else"
     r"|(?:other|further|more) questions)",
     re.IGNORECASE,
 )
+_CLAUSE = re.compile(r"\b(?:are|is|be)\b|(?<!\d):|:(?!\d)")
 _MARKDOWN = re.compile(r"\*\*|__|`+")
-_END_TOKENS = re.compile(r"</s>|<\|(?:im_end|endoftext|eot_id|end)\|>|<end_of_turn>|<eos>")
 
 
 def final_answer(text: str) -> tuple[str, bool]:
@@ -78,13 +131,13 @@ def final_answer(text: str) -> tuple[str, bool]:
 
 def marked_answers(text: str) -> list[str]:
     """What a response marks as its answer, best first: the last ``<answer>`` element, the
-    last ``\\boxed{}``, what follows the last ``####``, what follows the last "the answer
-    is" or "answer:", the last letter that "is the correct option". What stands before
-    ``</think>`` does not count."""
+    last ``\\boxed{}`` (with those it is joined to by "and"), what follows the last
+    ``####``, what follows the last "the answer is" or "answer:", the last letter that "is
+    the correct option". What stands before ``</think>`` does not count."""
     text = _spoken(text)
-    inside, boxed = _last_element(text), _last_boxed(text)
-    if inside is not None:
-        inside = _last_boxed(inside) or inside
+    found = element(text)
+    inside = found[1] if found is not None else ""
+    inside, boxed = _boxed(inside) or inside, _boxed(text)
     text = _MARKDOWN.sub("", text)
     hashes = _first_line(text.rpartition("####")[2]) if "####" in text else ""
     right_one = _RIGHT_ONE.findall(text)[-1:]
@@ -92,49 +145,33 @@ def marked_answers(text: str) -> list[str]:
 
 
 def _spoken(text: str) -> str:
-    """The response without a model's thoughts and end tokens."""
-    text = _END_TOKENS.sub("", text)
-    thought, _, rest = text.rpartition("</think>")
-    return rest if rest.strip() else thought
+    """The response without a model's thoughts and end tokens; empty if it only thinks."""
+    said = spoken(text)
+    return "" if said is None else said[1]
+
+
+def _boxed(text: str) -> str:
+    found = boxes(text)
+    return joined_boxes(text, found) if found else ""
 
 
 def _lines(text: str) -> list[str]:
     """Lines that say something; the politeness that ends a chat does not."""
-    spoken = _MARKDOWN.sub("", _spoken(text))
-    lines = [line.strip() for line in spoken.splitlines() if line.strip()]
+    spoken_text = _MARKDOWN.sub("", _spoken(text))
+    lines = [line.strip() for line in spoken_text.splitlines() if line.strip()]
     while len(lines) > 1 and _GOODBYE.search(lines[-1]):
         lines.pop()
     return lines
 
 
-def _after_cue(text: str) -> str:
-    for match in reversed(list(_CUE.finditer(text))):
-        after = _first_line(text[match.end() :])
-        if after and not after.lower().startswith("not "):
-            return _first_sentence(after)
+def _after_cue(text: str, whole: bool = False) -> str:
+    """What follows the last cue: its first sentence, or all of it."""
+    for match in list(_CUE.finditer(text))[: -1 - CUES : -1]:
+        after = text[match.end() :].strip(" \t\r\n:=\uff1a")
+        line = _first_line(after)
+        if line and not re.match(r"not\b|n't|不", line, re.IGNORECASE):
+            return after if whole else _first_sentence(line)
     return ""
-
-
-def _last_element(text: str) -> str | None:
-    """The inside of the last ``<answer>`` element, closed or not."""
-    start = text.rfind("<answer>")
-    if start < 0:
-        return None
-    return text[start + len("<answer>") :].partition("</answer>")[0].strip() or None
-
-
-def _last_boxed(text: str) -> str | None:
-    """The inside of the last ``\\boxed{}``, braces balanced; None if there is none."""
-    start = max(text.rfind("\\boxed{"), text.rfind("\\fbox{"))
-    if start < 0:
-        return None
-    begin = text.index("{", start) + 1
-    depth = 1
-    for i in range(begin, len(text)):
-        depth += (text[i] == "{") - (text[i] == "}")
-        if not depth:
-            return text[begin:i].strip() or None
-    return None
 
 
 def _first_line(text: str) -> str:
@@ -144,8 +181,9 @@ def _first_line(text: str) -> str:
 
 def _first_sentence(line: str) -> str:
     """Up to the first full stop that ends a sentence; not the one in "B. 12 cm"."""
-    for match in re.finditer(r"[.!?](?=[\"'\u201d\u2019)\]]*(?:\s|$))", line):
-        if not re.fullmatch(r"\W*[A-Za-z]", line[: match.start()]):
+    pattern = r"[.!?](?=[\"'\u201d\u2019)\]]*(?:\s|$))|[\u3002\uff01\uff1f]"
+    for match in re.finditer(pattern, line):
+        if not _ABBREVIATED.search(line[max(match.start() - 8, 0) : match.start()]):
             return line[: match.start()].strip()
     return line.strip()
 
@@ -153,27 +191,46 @@ def _first_sentence(line: str) -> str:
 # ------------------------------------------------------------------------- choices
 
 _LABEL = re.compile(
-    r"\W{0,2}(?:option|choice)?\s*[(\[]?\s*([A-Za-z])\s*(?:[)\].:\u3002]|\s-)", re.I
+    r"\W{0,2}(?:option|choice|选项|选)?\s*[(\[]?\s*([A-Za-z])\s*"
+    r"(?:[)\].:\u3002\u3001]|\s-)",
+    re.I,
 )
 _BEFORE_BRACKET = re.compile(r"\W{0,2}([A-Z])\s+(?=\()")  # "C (12 cm)"
 _IN_BRACKETS = re.compile(r"[(\[]\s*([A-Za-z])\s*[)\]]")
-_WORD = re.compile(r"\b(?i:option|choice|answer)\s+([A-Z])\b")
+_WORD = re.compile(r"(?:\b(?i:option|choice|answer)\s+|选项?\s*)([A-Z])\b")
 
 
-def _choice_in(text: str, choices: Sequence[str]) -> int | None:
-    """0-based choice that a response names: its best marked answer that names one; if it
+def _choices_in(
+    text: str, choices: Sequence[str], several: bool, finished: bool = True
+) -> set[int]:
+    """0-based choices that a response names: its best marked answer that names one; if it
     marks none, its last line, else its first. Lines that begin with different letters are
-    a list of the choices."""
-    marked = marked_answers(text)
-    for final in marked:
-        if (named := named_choice(final, choices)) is not None:
+    a list of the choices. Empty if it names none."""
+    marked = [*marked_answers(text), _after_cue(_MARKDOWN.sub("", text), whole=True)]
+    for final in filter(None, marked):
+        if named := _named(final, choices, several):
             return named
     lines = _lines(text)
     labels = {match[1].upper() for line in lines if (match := _LABEL.match(line))}
-    if marked or not lines or len(labels) > 1:
-        return None
-    named = named_choice(lines[-1], choices)
-    return named_choice(lines[0], choices) if named is None else named
+    if any(marked) or not lines or not finished:
+        return set()
+    if len(labels) > 1:
+        return _named("\n".join(lines), choices, several) if several else set()
+    return _named(lines[-1], choices, several) or _named(lines[0], choices, several)
+
+
+def _named(final: str, choices: Sequence[str], several: bool) -> set[int]:
+    """As ``named_choice``; with ``several``, all choices of a list."""
+    if several:
+        final = plain_latex(folded(final))
+        tail = _CLAUSE.split(final)[-1]
+        for text in (final, tail):
+            parts = list(letters_of(text)) or _parts(text)
+            found = {named_choice(part, choices) for part in parts}
+            if len(found) > 1 and None not in found:
+                return found  # type: ignore[return-value]
+    one = named_choice(final, choices)
+    return set() if one is None else {one}
 
 
 def named_choice(final: str, choices: Sequence[str]) -> int | None:
@@ -182,24 +239,25 @@ def named_choice(final: str, choices: Sequence[str]) -> int | None:
     Tried in order: the choice's text; its letter ("B", "(b)", "B."); a letter as a label
     ("(B) 12 cm", "B. 12 cm"); its value as a number; one letter in brackets; the text that
     the answer opens with, or the only one that stands in it; its value as mathematics.
+    What is said not to be it ("not (B)") is not named.
     """
-    final = _plain_latex(final)
-    texts = [plain(_plain_latex(choice)) for choice in choices]
+    final = plain_latex(folded(final))
+    texts = [plain(plain_latex(folded(choice))) for choice in choices]
     if plain(final) in texts:
         return texts.index(plain(final))
     n = len(choices)
     named = letter_index(final, n)
     if named is None and (match := _LABEL.match(final) or _BEFORE_BRACKET.match(final)):
         named = letter_index(match[1], n)
+        rest = plain(final[match.end() :])
         others = set(_IN_BRACKETS.findall(final[match.end() :])) - {match[1]}
-        if others and named is not None and texts[named] not in plain(final):
-            return None  # "(A), (B) and (C)"
+        if named is not None and texts[named] not in plain(final):
+            if others or rest in texts or denied(final, match.start(1), match.end(1)):
+                return None  # "(A), (B) and (C)", "B. 14 cm" where 14 cm is C
     if named is None:
         named = _only(_equal_numbers(final, choices))
     if named is None:
-        letters = {letter_index(x, n) for x in _IN_BRACKETS.findall(final)}
-        letters |= {letter_index(x, n) for x in _WORD.findall(final)}
-        named = _only(letters - {None})
+        named = _only(_letters_inside(final, n))
     if named is None:  # "No, the set is ..."
         named = _only(k for k, t in enumerate(texts) if t and _opens_with(plain(final), t))
     if named is None:
@@ -209,22 +267,31 @@ def named_choice(final: str, choices: Sequence[str]) -> int | None:
     return named
 
 
-def _only(indices: object) -> int | None:
+def _only(indices: Iterable[int]) -> int | None:
     """The one index there is; None if there are none or several."""
-    found = set(indices)  # type: ignore[call-overload]
+    found = set(indices)
     return found.pop() if len(found) == 1 else None
+
+
+def _letters_inside(final: str, n: int) -> set[int]:
+    found = [*_IN_BRACKETS.finditer(final), *_WORD.finditer(final)]
+    named = {letter_index(m[1], n) for m in found if not denied(final, m.start(), m.end())}
+    return {k for k in named if k is not None}
 
 
 def _equal_numbers(final: str, choices: Sequence[str]) -> list[int]:
     value = quantity(final)
-    return [
-        k for k, c in enumerate(choices) if value is not None and _equal(quantity(c), value)
-    ]
+    found = []
+    for k, choice in enumerate(choices):
+        gold = quantity(plain_latex(folded(choice)))
+        if value is not None and gold is not None and same_quantity(gold, value):
+            found.append(k)
+    return found
 
 
 def _texts_inside(final: str, texts: Sequence[str]) -> set[int]:
     """Choices whose text stands in ``final`` as whole words, those inside a longer one
-    that stands there left out ("red" in "dark red")."""
+    that stands there left out ("red" in "dark red"), and those it denies."""
     spans = []
     for k, text in enumerate(texts):
         # a single letter is a word of its own ("a mirror"), not the choice
@@ -234,6 +301,7 @@ def _texts_inside(final: str, texts: Sequence[str]) -> set[int]:
         k
         for a, b, k in spans
         if not any(c <= a and b <= d and d - c > b - a for c, d, _ in spans)
+        and not denied(final, a, b)
     }
 
 
@@ -269,27 +337,178 @@ def _joins(neighbours: str, edge: str) -> bool:
         return True
     number = edge.isdigit() and neighbours[0] in ".,:-" and neighbours[1:].isdigit()
     signed = edge.isdigit() and neighbours == "-" or neighbours == "- "
-    return number or signed or (edge.isalnum() and neighbours[0].isalnum())
+    word = edge.isalnum() and neighbours[0].isalnum() and edge.isascii()
+    return number or signed or word
 
 
 # -------------------------------------------------------------------- open answers
 
-_OPERATION = re.compile(r"\d\s*[+*/^]|[+*/^]\s*\d")
-_FRACTION = re.compile(r"([-+]?\d+)\s*/\s*(\d+)")
-_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|[-+]?\.\d+")
-_LATEX_TEXT = re.compile(
-    r"\\(?:text|mathrm|textbf|mathbf|textit|mbox|operatorname)\s*\{([^{}]*)\}"
+
+def _answers(reference: Reference, text: str, finished: bool) -> bool:
+    """Whether a response gives one of the accepted answers to an open question."""
+    clean = _MARKDOWN.sub("", text)
+    whole = clean.strip()
+    marked = marked_answers(text)
+    for accepted in reference.accepted:
+        short = len(whole) <= 2 * len(accepted.text) + LONGEST_FORMULA
+        if finished and short and _same(accepted.text, whole):
+            return True
+        if marked:
+            forms = [marked[0]]
+            if element(text) is not None or boxes(text):
+                forms.append(_after_cue(marked[0]))
+            elif "####" not in text:
+                forms.append(_after_cue(clean, whole=True))
+            ok = any(_accepts(reference, accepted, form, False) for form in forms if form)
+            if ok or (len(accepted.values) > 1 and _in_boxes(accepted, text)):
+                return True
+        elif finished and _unmarked(reference, accepted, text):
+            return True
+    return False
+
+
+def _same(reference: str, final: str) -> bool:
+    a, b = plain_latex(folded(reference)), plain_latex(folded(final))
+    return squeezed(a) == squeezed(b) != "" or same_text(a, b)
+
+
+def _unmarked(reference: Reference, accepted: Accepted, text: str) -> bool:
+    """The last line, or, where that is about something else, how the response begins."""
+    lines = _lines(text)
+    if not lines:
+        return False
+    labels = {m[1] for line in lines if (m := re.match(r"\(?([A-J])[).:]\s", line))}
+    if reference.letters and len(labels) > 1:
+        return False
+    if _accepts(reference, accepted, lines[-1], True):
+        return True
+    if len(accepted.values) > 1:
+        return _all_given(accepted, _parts("\n".join(lines)))
+    if quantity(accepted.text) is not None and not reference.letters:
+        return False
+    sentences = re.split(
+        r"(?<=[.!?])\s+(?=\S)|(?<=[\u3002\uff01\uff1f])|\n", "\n".join(lines)
+    )
+    first, rest = sentences[0], " ".join(sentences[1:])
+    if not rest or corrected(rest):
+        return False
+    return _accepts(reference, accepted, first[:LONGEST_SENTENCE], True)
+
+
+def _in_boxes(accepted: Accepted, text: str) -> bool:
+    """Every value in a box of its own."""
+    inside = [box for _, _, box in boxes(text)]
+    return _all_given(accepted, inside)
+
+
+def _accepts(reference: Reference, accepted: Accepted, final: str, search: bool) -> bool:
+    if len(final) > LONGEST_FORMULA + len(accepted.text) and not search:
+        return False
+    final = final[-LONGEST_SENTENCE - len(accepted.text) :]
+    if len(accepted.values) > 1:
+        if _same(accepted.text, final):
+            return True
+        gold, value = quantity(tidy(accepted.text)), quantity(tidy(final))
+        if gold is not None and value is not None:  # "2 hours and 30 minutes"
+            return same_quantity(gold, value)
+        tail = _CLAUSE.split(final)[-1]
+        if reference.letters:
+            return letters_said(final) == reference.letters
+        return any(_all_given(accepted, _parts(form)) for form in (final, tail))
+    if reference.letters and letters_said(final) == reference.letters:
+        return True
+    if len(accepted.text) == 1 and reference.letters:
+        return False
+    return same_answer(accepted.text, final, search=search)
+
+
+def _parts(text: str) -> list[str]:
+    """A list of values as a response gives it: lines, commas, "and", a set in braces,
+    plus or minus."""
+    text = folded(text).replace("\\\\", "\n")
+    found = bracketed(plain_latex(text))
+    if found is not None and found[0] == "{":
+        return found[1]
+    bullet = r"^\s*[-*\u2022]\s+"
+    lines = [plain_latex(re.sub(bullet, "", line)) for line in text.splitlines()]
+    parts = [part for line in lines if line for part in split_values(line)]
+    signs = [re.fullmatch(r"(?:\\pm|\u00b1)\s*(.+)", part) for part in parts]
+    if len(parts) == 1 and signs[0] is not None:
+        return [signs[0][1], f"-{signs[0][1]}"]
+    return parts
+
+
+def _all_given(accepted: Accepted, given: Sequence[str]) -> bool:
+    """Whether ``given`` are the values that are wanted: all of them and no other."""
+    if len(given) != len(accepted.values):
+        return False
+    names = [split_equation(tidy(value))[0] for value in accepted.values]
+    named = any(names) and not any(split_equation(tidy(g))[0] for g in given)
+    if accepted.ordered or named:
+        return all(
+            same_answer(value, part, search=False)
+            for value, part in zip(accepted.values, given, strict=True)
+        )
+    left = list(given)
+    for value in accepted.values:
+        found = next((x for x in left if same_answer(value, x, search=False)), None)
+        if found is None:
+            return False
+        left.remove(found)
+    return True
+
+
+_SAID_LETTER = re.compile(
+    r"(?:^|\b(?:option|choice|answer|choose|pick|select|is|be|are|to|:)|选项?|是|为)\s*"
+    r"(?:(?:is|option|choice|letter)\s+)?[(\[]?([A-J])(?:[)\]]|(?![\w'])(?=\s*(?:[.,:;!]|$)))",
+    re.IGNORECASE,
 )
-# A unit: a word, a short name from the list, squared or not, one per another. Not any
-# letter: 5x is no quantity of 5.
-_NAME = (
-    r"(?:[a-zA-Z]{3,}|[cdkmn]?m|[km]?g|[cdm]?[lL]|in|ft|yd|mi|lb|oz|cc|hr?|s|am|pm"
-    r"|k?[NJWVA]|k?Hz|k?Pa|\u00b0\s*[CF])(?:\s*\^?\s*\{?[23]\}?|\s*[\u00b2\u00b3])?"
-)
-_UNIT = re.compile(
-    r"[\u00b0\u00a2\u20ac\u00a3%$]|\^?\s*\{?\s*\\circ\s*\}?|\\%|\\\$"
-    rf"|(?:(?:square|cubic|sq\.?|cu\.?)\s+)?{_NAME}(?:\s*(?:/|per)\s*{_NAME})?"
-)
+
+
+def letters_said(final: str) -> str:
+    """The letter, or the set of letters, that a final answer to an open question names:
+    "C", "(C)", "Option C", "C. a tower", "C: 140", "A, C and D"; "" if it names none."""
+    text = " ".join(folded(text_commands(final)).replace("$", " ").split()).strip("*\"' ")
+    whole = letters_of(text) or letters_of(text.upper() if len(text) == 1 else text)
+    if whole:
+        return whole
+    labels = [
+        m[1]
+        for part in re.split(r"[,;\n]|\band\b", text)
+        if (m := re.match(r"\s*[(\[]?([A-J])[)\].:]\s*\S", part))
+    ]
+    match = re.match(
+        r"(?:the\s+)?(?:correct\s+)?(?:option|choice|answer|选项|选)?\s*(?:is\s+)?"
+        r"[(\[]?([A-J])(?:[)\]]?\s*[).:\u3001]|[)\]]|\s+-|,|\s*(?=\())\s*(.*)",
+        text,
+        re.IGNORECASE,
+    ) or re.match(r"(?:option|choice)\s+([A-J])\s+(.*)", text, re.IGNORECASE)
+    if match is not None and not match[1].islower():
+        rest = match[2]
+        several = re.match(r"(?:(?:and|or|&|,|/)\s*)*[(\[]?([A-J])[)\]]?(?![\w'])", rest)
+        if several is None and not re.match(r"(?:and|or)\b", rest):
+            if denied(text, match.start(1), match.end(1)):
+                return ""
+            return "".join(sorted(set(labels))) if len(set(labels)) > 1 else match[1]
+        tail = letters_of(text.rstrip("."))
+        return tail
+    tail = letters_of(_CLAUSE.split(text)[-1])
+    if len(tail) > 1:
+        return tail
+    found = {
+        m[1]
+        for m in [*_SAID_LETTER.finditer(text), *re.finditer(r"\(([A-J])\)", text)]
+        if not m[1].islower() and not denied(text, m.start(1), m.end(1))
+    }
+    hedged = re.search(r"\b[A-J]\)?\s*(?:or|and|/|,)\s*\(?[A-J]\b", text)
+    return found.pop() if len(found) == 1 and not hedged else ""
+
+
+def tidy(text: str) -> str:
+    """Spellings that mean nothing taken away: LaTeX spacing and text commands, full-width
+    characters, markdown."""
+    text = plain_latex(folded(_MARKDOWN.sub("", text)))
+    return re.sub(r"\b([ap])\.\s?m\b\.?", r"\1m", text, flags=re.IGNORECASE).strip()
 
 
 def same_answer(reference: str, final: str, *, search: bool) -> bool:
@@ -297,98 +516,51 @@ def same_answer(reference: str, final: str, *, search: bool) -> bool:
     but not contradict), else as mathematics.
 
     search: ``final`` is a sentence nobody marked as the answer; the last number or formula
-    in it counts.
+    in it counts, or the word that it says.
     """
-    reference, final = _plain_latex(reference), _plain_latex(final)
-    if _squeezed(reference) == _squeezed(final):
+    reference, final = tidy(reference), tidy(final)
+    if not final:
+        return False
+    if squeezed(reference).casefold() == squeezed(final).casefold():
         return True
-    gold, value = quantity(reference), quantity(final)
+    if same_text(reference, final):
+        return True
+    wanted = polarity(reference)
+    if wanted is not None:
+        said = polarity(final)
+        return (says_polarity(final) if said is None else said) == wanted
+    gold, value = quantity(digits_for_words(reference)), quantity(digits_for_words(final))
     if gold is not None and value is not None:
-        return _equal(gold, value)
+        return same_quantity(gold, value)
     if gold is not None and (search or _is_phrase(final)):
-        said = final.rpartition("=")[2]
-        numbers = _NUMBER.findall(said)
-        if numbers and "\\" not in said and not _OPERATION.search(said):
-            return _equal(gold, (float(numbers[-1].replace(",", "")), ""))
-    longest = LONGEST_FORMULA + len(reference)
-    if len(final) > longest and not search:
-        return False
-    return _same_mathematics(reference, final[-longest:])
+        number = said_quantity(final)
+        if number is not None:
+            return same_quantity(gold, number)
+    if gold is None and _is_phrase(final) and not is_formula(reference):
+        return gives(final, reference)
+    if gold is None and re.fullmatch(r"[A-Za-z ]+", reference):
+        return search and gives(final, reference)
+    return _as_formula(reference, final, search)
 
 
-def quantity(text: str) -> tuple[float, str] | None:
-    """(number, unit) if the text is nothing else: "1,250", "6 cm", "$5", "3/4", "50%"."""
-    text = text.strip().strip("$ ").rstrip(".").strip()
-    text = re.sub(r"^(?:\\\$|[\u20ac\u00a3$])\s*", "", text)
-    match = _FRACTION.match(text)
-    if match and int(match[2]):
-        value: float | None = int(match[1]) / int(match[2])
-    else:
-        match = _NUMBER.match(text)
-        value = as_number(match[0]) if match else None
-    if match is None or value is None:
-        return None
-    unit = text[match.end() :].replace("\\ ", " ").strip()
-    if unit and not _UNIT.fullmatch(unit):
-        return None
-    return value, _unit_name(unit)
-
-
-def _unit_name(unit: str) -> str:
-    unit = re.sub(r"[\s^{}\\.]", "", unit).casefold()
-    unit = {"\u00b0": "degree", "circ": "degree", "%": "percent", "$": "dollar"}.get(
-        unit, unit
-    )
-    unit = unit.replace("\u00b2", "2").replace("\u00b3", "3")
-    return unit[:-1] if len(unit) > 2 and unit.endswith("s") else unit
-
-
-def _equal(a: tuple[float, str] | None, b: tuple[float, str] | None) -> bool:
-    """Equal to 1e-6 of the value, and no unit against another."""
-    if a is None or b is None or (a[1] and b[1] and a[1] != b[1]):
-        return False
-    return math.isclose(a[0], b[0], rel_tol=1e-6, abs_tol=1e-9)
-
-
-def _plain_latex(text: str) -> str:
-    r"""Spacing and text commands taken away: ``12\,\text{cm}`` is ``12 cm``."""
-    text = _LATEX_TEXT.sub(r" \1 ", text)
-    text = re.sub(
-        r"\\(?:left|right|displaystyle|,|;|!|:|quad|qquad)(?![a-zA-Z])", " ", text
-    )
-    text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
-    text = re.sub(r"\\[()\[\]]", "$", text).replace("\u2212", "-").replace("~", " ")
-    text = re.sub(r"\u221a\s*(?:\{([^{}]*)\}|\(([^()]*)\)|(\w+))", _sqrt, text)
-    return " ".join(text.split())
-
-
-def _sqrt(match: re.Match[str]) -> str:
-    return f"\\sqrt{{{next(part for part in match.groups() if part is not None)}}}"
-
-
-def _squeezed(text: str) -> str:
-    return re.sub(r"[\s$]", "", text).casefold().rstrip(".")
+def _as_formula(reference: str, final: str, search: bool) -> bool:
+    gold, unit = trailing_unit(reference)
+    if not is_formula(gold.replace("$", "")):
+        return gives(final, reference) if search else False
+    candidates = [final] if is_formula(trailing_unit(final)[0].replace("$", "")) else []
+    if search or _is_phrase(final):
+        candidates += formulas_in(final)
+    for candidate in candidates:
+        value, other = trailing_unit(candidate)
+        if unit and other and unit != other:
+            continue
+        if same_formula(gold, value):
+            return True
+    return False
 
 
 def _is_phrase(text: str) -> bool:
     """Words around a number, not a formula like 5x."""
-    return bool(re.search(r"[A-Za-z]{2,}\s|\s[A-Za-z]{2,}", text)) and "\\" not in text
-
-
-def _same_mathematics(reference: str, final: str) -> bool:
-    """math-verify's opinion; False if it is not installed or can parse neither."""
-    try:
-        import math_verify
-    except ImportError:
-        return False
-    gold = math_verify.parse(_as_formula(reference), parsing_timeout=None)
-    value = math_verify.parse(_as_formula(final), parsing_timeout=None)
-    if not gold or not value:
-        return False
-    return bool(math_verify.verify(gold, value, timeout_seconds=None))
-
-
-def _as_formula(text: str) -> str:
-    """Marked as LaTeX if it is a bare formula; text is left for math-verify to search."""
-    words = re.findall(r"(?<![\\a-zA-Z])[a-zA-Z]{3,}", text)
-    return text if "$" in text or words else f"${text}$"
+    if "\\" in text:
+        return len(re.findall(r"[A-Za-z]{2,}\s", re.sub(r"\\[a-z]+", "", text))) > 1
+    return bool(re.search(r"[A-Za-z]{2,}\s|[\s(][A-Za-z]{2,}|[\u3400-\u9fff]", text))

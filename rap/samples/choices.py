@@ -10,6 +10,8 @@ import math
 import re
 from collections.abc import Sequence
 
+from .markup import boxes, element, folded, strip_math, text_commands
+
 
 def letter(index: int) -> str:
     """0 -> "A", 1 -> "B", ...; beyond 26 the number itself, from 1."""
@@ -24,12 +26,18 @@ def prompt_text(template: str, question: str, choices: Sequence[str]) -> str:
     return re.sub(r"\{question\}|\{choices\}", lambda match: values[match[0]], template)
 
 
-_LETTER = re.compile(r"[(\[{]?\s*([A-Za-z])\s*[)\]}.:]{0,2}")
+_NAMED = r"(?:(?:option|choice|answer|选项|选择|选)\s*[:\uff1a]?\s*)?"
+_LETTER = re.compile(_NAMED + r"[(\[{]?\s*([A-Za-z])\s*[)\]}.:,]{0,2}", re.IGNORECASE)
+_LABEL = re.compile(
+    r"\s*(?:[(\[]\s*([A-Z]|\d{1,2})\s*[)\]]|([A-Z])\s*[).:\u3001\uff0e\uff1a]"
+    r"|(\d{1,2})\s*(?:[.\uff0e]\s|[)\u3001]))\s*(?=\S)"
+)
 
 
 def letter_index(text: str, n: int) -> int | None:
-    """0-based choice that ``text`` names as a bare letter ("B", "(b)", "B."), of ``n``."""
-    match = _LETTER.fullmatch(text.strip())
+    """0-based choice that ``text`` names as a bare letter ("B", "(b)", "B.", "Option B"),
+    of ``n``."""
+    match = _LETTER.fullmatch(folded(text).strip())
     if match is None:
         return None
     index = ord(match[1].upper()) - ord("A")
@@ -38,7 +46,7 @@ def letter_index(text: str, n: int) -> int | None:
 
 def plain(text: str) -> str:
     """Text for comparing choices: case, spaces, dollar signs and a final dot ignored."""
-    return " ".join(text.replace("$", " ").split()).casefold().rstrip(". ")
+    return " ".join(folded(text).replace("$", " ").split()).casefold().rstrip(". ")
 
 
 def as_number(text: str) -> float | None:
@@ -52,6 +60,40 @@ def as_number(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def split_label(text: str) -> tuple[str, str] | None:
+    """("B", "13 cm") of "B. 13 cm", "(B) 13 cm", "2) 13 cm"; None without a label."""
+    match = _LABEL.match(text)
+    if match is None:
+        return None
+    return next(group for group in match.groups() if group), text[match.end() :].strip()
+
+
+def unlabelled(choices: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Choices without the letters or numbers they bring along, in the order of those, and
+    the labels; labels () where not every choice has its own.
+
+    Raises ``ValueError`` if the letters leave one out (A, B, D): a letter in the reference
+    could then mean the label or the place.
+    """
+    split = [split_label(choice) for choice in choices]
+    if len(choices) < 2 or None in split:
+        return tuple(choices), ()
+    labels = [label for label, _ in split]  # type: ignore[misc]
+    expected = [letter(i) for i in range(len(choices))]
+    if any(label.isdigit() for label in labels):
+        expected = [str(i + 1) for i in range(len(choices))]
+    if len(set(labels)) < len(labels) or {x.isdigit() for x in labels} != {
+        expected[0].isdigit()
+    }:
+        return tuple(choices), ()
+    if sorted(labels) != sorted(expected):
+        if labels[0] == "A" and labels == sorted(labels):
+            raise ValueError(f"the choices are labelled {', '.join(labels)}")
+        return tuple(choices), ()  # "E. coli", "S. aureus"
+    texts = dict(split)  # type: ignore[arg-type]
+    return tuple(texts[label] for label in expected), tuple(expected)
+
+
 def resolve_choice(answer: str, choices: Sequence[str]) -> int | None:
     """0-based choice that the reference answer means; None if it means none.
 
@@ -60,8 +102,8 @@ def resolve_choice(answer: str, choices: Sequence[str]) -> int | None:
     """
     if answer in choices:
         return list(choices).index(answer)
-    for text in (answer, unwrap(answer)):
-        texts = [plain(choice) for choice in choices]
+    texts = [plain(choice) for choice in choices]
+    for text in dict.fromkeys((answer, unwrap(answer))):
         if plain(text) and texts.count(plain(text)) == 1:
             return texts.index(plain(text))
         number = as_number(text)
@@ -75,20 +117,31 @@ def resolve_choice(answer: str, choices: Sequence[str]) -> int | None:
         by_letter = letter_index(text, len(choices))
         if by_letter is not None:
             return by_letter
-        labelled = re.match(r"\s*[(\[]?([A-Za-z])[)\].:]+\s+(?=\S)", text)
+        labelled = split_label(folded(text))
         if labelled is not None:
-            named = letter_index(labelled[1], len(choices))
-            if named is not None and plain(text[labelled.end() :]) == texts[named]:
+            label, n = labelled[0], len(choices)
+            number_of = int(label) - 1 if label.isdigit() and 0 < int(label) <= n else None
+            named = letter_index(label, n) if label.isalpha() else number_of
+            if named is not None and plain(labelled[1]) == texts[named]:
                 return named
     return None
 
 
 def unwrap(text: str) -> str:
-    """The inside of ``<answer>...</answer>`` or ``\\boxed{...}`` around a whole answer."""
-    text = text.strip()
-    if text.startswith("<answer>") and text.endswith("</answer>"):
-        text = text[len("<answer>") : -len("</answer>")].strip()
-    inner = text.strip("$ ")
-    if inner.startswith("\\boxed{") and inner.endswith("}"):
-        text = inner[len("\\boxed{") : -1].strip()
+    """The inside of tags, boxes, math delimiters and text commands around a whole
+    answer."""
+    for _ in range(4):
+        before = text
+        inside = element(text)
+        if inside is not None and inside[2] and not inside[0]:
+            text = inside[1]
+        text = strip_math(text)
+        box = boxes(text)
+        if len(box) == 1 and text[: box[0][0]].strip("$ ") == "":
+            text = box[0][2] if text[box[0][1] :].strip("$. ") == "" else text
+        if re.fullmatch(r"\\[a-z]+\s*\{[^{}]*\}", text):
+            text = text_commands(text)
+        text = text.strip().strip("*`").strip()
+        if text == before:
+            break
     return text

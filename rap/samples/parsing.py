@@ -12,12 +12,14 @@ import binascii
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 from ..errors import RapInputError
-from .choices import letter, resolve_choice
+from .answers import listed, read_answer
+from .choices import letter, resolve_choice, unlabelled
 from .sample import BadSample, ImageRef, Sample
 from .sources import strict_json
 
@@ -54,13 +56,43 @@ CANDIDATES: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "label",
             "target",
             "extra_info.answer",
+            "multiple_choice_answer",
+            "answers",
+            "direct_answers",
         ),
         "choices": ("choices", "options"),
-        "images": ("images", "image", "decoded_image", "image_path", "image_paths", "img"),
+        "images": (
+            "images",
+            "image",
+            "decoded_image",
+            "image_path",
+            "image_paths",
+            "img",
+            "imgname",
+        ),
         "source": ("source", "data_source", "datasource", "dataset"),
     }
 )
+INDEX_CANDIDATES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "answer_index": ("correct_choice_idx", "answer_index", "answer_idx", "correct_idx"),
+        "answer_number": (),
+    }
+)
+"""Roles that take the place of ``answer``: a column that holds the right choice's place,
+counted from 0 or from 1. They are among the columns only where one is played."""
 REQUIRED = ("question", "answer", "images")
+ANNOTATORS = 10  # answers to one question, from which on single opinions do not count
+OPTION_COLUMNS = (
+    ("option_a", "option_b"),
+    ("option_A", "option_B"),
+    ("optionA", "optionB"),
+    ("choice_a", "choice_b"),
+    ("option1", "option2"),
+    ("option_1", "option_2"),
+    ("A", "B"),
+)
+"""First two names of choices that are spread over columns, a column each."""
 
 
 # ------------------------------------------------------------------------- columns
@@ -83,37 +115,71 @@ def detect_columns(
     """
     there = ", ".join(available) or "none"
     found: dict[str, str | None] = {}
+    given = {**(columns or {})}
     for role, names in CANDIDATES.items():
         usable = [name for name in names if _has(available, first, name)]
         if role == "images" and image_columns:
             typed = [name for name in usable if name in image_columns]
             usable = typed or sorted(image_columns & set(available)) or usable
         found[role] = usable[0] if usable else None
-    for role, name in (columns or {}).items():
-        if role not in CANDIDATES:
-            raise RapInputError(
-                f"columns: no role {role!r}; roles are {', '.join(CANDIDATES)}"
-            )
+    found["choices"] = found["choices"] or _spread_choices(available)
+    roles = (*CANDIDATES, *INDEX_CANDIDATES)
+    for role, name in given.items():
+        if role not in roles:
+            raise RapInputError(f"columns: no role {role!r}; roles are {', '.join(roles)}")
         if not name and role not in REQUIRED:
-            found[role] = None
+            if role in CANDIDATES:
+                found[role] = None
             continue
         if not isinstance(name, str) or not _has(available, first, name):
             raise RapInputError(
                 f"columns: no column {name!r} for {role}; there are: {there}"
             )
         found[role] = name
+    _find_index(found, given, available)
     for role in REQUIRED:
         if found[role] is None:
             raise RapInputError(
                 f"no column for {role} found; there are: {there}. Name it with "
-                f'columns={{"{role}": "..."}} (looked for {", ".join(CANDIDATES[role])})'
+                f'columns={{"{role}": "..."}} (--columns {role}=...; looked for '
+                f"{', '.join(CANDIDATES[role])})"
             )
     return found
+
+
+def _find_index(
+    found: dict[str, str | None], given: Mapping[str, str], available: Sequence[str]
+) -> None:
+    """The column that holds the right choice's place, where one is named or known by its
+    name: it is the answer's column, too."""
+    if "answer" not in given and found["choices"] is not None:
+        for role, names in INDEX_CANDIDATES.items():
+            usable = [name for name in names if name in available]
+            known = found["answer"] in (None, "answers", "direct_answers")
+            if usable and role not in given and known:
+                found.setdefault(role, usable[0])
+    for role in INDEX_CANDIDATES:
+        if found.get(role):
+            found["answer"] = found[role]
+
+
+def _spread_choices(available: Sequence[str]) -> str | None:
+    """Names of columns ``option_a``, ``option_b``, ... joined by commas; None if there are
+    not at least two."""
+    for first, second in OPTION_COLUMNS:
+        if first in available and second in available:
+            stem, start = first[:-1], ord(first[-1])
+            names = [stem + chr(start + k) for k in range(26 if start > 57 else 9)]
+            count = next((k for k, n in enumerate(names) if n not in available), len(names))
+            return ",".join(names[:count])
+    return None
 
 
 def _has(available: Sequence[str], first: Mapping[str, Any], name: str) -> bool:
     if name in available:
         return True
+    if "," in name:
+        return all(part in available for part in name.split(","))
     outer, dot, inner = name.partition(".")
     value = first.get(outer)
     return (
@@ -126,6 +192,8 @@ def cell(row: Mapping[str, Any], name: str | None) -> Any:
         return None
     if name in row:
         return row[name]
+    if "," in name:  # choices spread over columns
+        return {letter(k): row.get(part) for k, part in enumerate(name.split(","))}
     outer, _, inner = name.partition(".")
     value = row.get(outer)
     return value.get(inner) if isinstance(value, Mapping) else None
@@ -161,16 +229,24 @@ def parse_row(
     id: str,
     root: str | None,
     image_columns: frozenset[str] = frozenset(),
+    counted: int | None = None,
 ) -> Sample:
     """One row -> ``Sample``. ``columns`` as from ``detect_columns``; ``root`` is a real
-    path (links resolved) or None, where no path is allowed. Raises ``BadSample``."""
+    path (links resolved) or None, where no path is allowed; ``counted``: the column of the
+    answer holds the right choice's place, counted from this number. Raises
+    ``BadSample``."""
     question, placeholders = _question(cell(row, columns["question"]))
-    choices = _choices(cell(row, columns["choices"]))
+    choices, labels = read_choices(cell(row, columns["choices"]))
     answer = _answer(cell(row, columns["answer"]))
-    if choices and resolve_choice(answer, choices) is None:
-        raise BadSample(
-            "data", "bad_answer", f"answer {answer[:80]!r} is not among the choices"
-        )
+    if choices and counted is not None:
+        answer = choices[_place(answer, choices, labels, counted)]
+    elif not _is_lettered(labels) and resolve_choice(answer, choices) is None:
+        label = answer.strip("(). ")
+        answer = choices[labels.index(label)] if label in labels else answer
+    try:
+        read_answer(answer, choices)
+    except ValueError as error:
+        raise BadSample("data", "bad_answer", str(error)) from None
     source = cell(row, columns["source"])
     images = _images(cell(row, columns["images"]), root)
     if not images:
@@ -253,8 +329,9 @@ def scalar_text(value: Any) -> str | None:
 
 
 def _answer(value: Any) -> str:
-    if isinstance(value, (list, tuple)) and len(value) == 1:
-        value = value[0]
+    """The reference as one text; of several accepted answers a list in it."""
+    if isinstance(value, (list, tuple)):
+        value = listed(_accepted(value)) if value else None
     text = scalar_text(value)
     if text is None:
         raise BadSample("data", "bad_answer", f"answer is {kind_of(value)}, not text")
@@ -263,21 +340,139 @@ def _answer(value: Any) -> str:
     return text.strip()
 
 
+def _accepted(values: Sequence[Any]) -> list[str]:
+    """The answers in a list, the commonest first. Of the ten that annotators gave (VQA)
+    those that at least three of them gave."""
+    texts = []
+    for value in values:
+        item = (
+            value.get("answer", value.get("text")) if isinstance(value, Mapping) else value
+        )
+        text = scalar_text(item)
+        if text is None or not text.strip():
+            raise BadSample(
+                "data",
+                "bad_answer",
+                f"an answer of {len(values)} is {kind_of(item)}, not text",
+            )
+        texts.append(text.strip())
+    counts = Counter(texts)
+    if len(texts) >= ANNOTATORS:
+        counts = Counter({t: n for t, n in counts.items() if n >= 3}) or counts
+    return [text for text, _ in counts.most_common()]
+
+
+def _place(answer: str, choices: Sequence[str], labels: Sequence[str], start: int) -> int:
+    """0-based choice at a place counted from ``start``, or with the number that it has."""
+    number = _whole(answer)
+    if number is not None and str(number) in labels:
+        return labels.index(str(number))
+    if number is None or not 0 <= number - start < len(choices):
+        raise BadSample(
+            "data",
+            "bad_answer",
+            f"answer {answer[:80]!r} is no place among {len(choices)} choices counted from "
+            f"{start}",
+        )
+    return number - start
+
+
+def _is_lettered(labels: Sequence[str]) -> bool:
+    return list(labels) == [letter(k) for k in range(len(labels))]
+
+
+def _whole(value: Any) -> int | None:
+    """The integer that a cell holds, as a number or as text."""
+    if isinstance(value, (list, tuple)) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, str) and re.fullmatch(r"\s*[-+]?\d{1,4}(?:\.0)?\s*", value):
+        return int(float(value))
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return (
+        int(value)
+        if value == value and abs(value) < 10**4 and value == int(value)
+        else None
+    )
+
+
+def counted_from(cells: Iterable[tuple[Any, Any]], column: str) -> int | None:
+    """0 or 1 where the answers of a whole column are places of choices, counted from it;
+    None where they are texts or letters.
+
+    cells: (answer, choices) of every row. Only a column of integers can be places. Read as
+    the choices' own texts, as places from 0 and as places from 1, the reading that fits
+    the most rows counts. Raises ``RapInputError`` where two readings fit as many rows and
+    differ (integers given as text are then read as the choices' texts).
+    """
+    fits = {"text": 0, 0: 0, 1: 0}
+    differ: dict[int, bool] = {0: False, 1: False}
+    typed, seen, counted_alike = False, set(), True
+    for value, cell_of_choices in cells:
+        try:
+            choices, labels = read_choices(cell_of_choices)
+        except BadSample:
+            continue
+        if not choices or value is None:
+            continue
+        number = _whole(value)
+        if number is None:
+            return None
+        typed = typed or not isinstance(value, str) or str(number) in labels
+        counted_alike &= str(number) in labels
+        seen.add(number)
+        as_text = resolve_choice(str(number), choices)
+        fits["text"] += as_text is not None
+        for start in (0, 1):
+            try:
+                place = _place(str(number), choices, labels, start)
+            except BadSample:
+                continue
+            fits[start] += 1
+            differ[start] |= as_text is not None and choices[as_text] != choices[place]
+    best = max(fits.values())
+    likely = [reading for reading, count in fits.items() if count == best > 0]
+    if "text" in likely:
+        other = [k for k in (0, 1) if k in likely and differ[k]]
+        if not other or not typed:
+            return None
+    elif len(likely) < 2 or counted_alike:
+        return likely[0] if likely else None  # type: ignore[return-value]
+    numbers = ", ".join(map(str, sorted(seen)[:5]))
+    raise RapInputError(
+        f"column {column!r} holds the numbers {numbers}, which can be read in more than "
+        "one way. Say which: places of the choices counted from 0 with columns="
+        f'{{"answer_index": {column!r}}} (--columns answer_index={column}), from 1 with '
+        f'{{"answer_number": {column!r}}}, the choices\' own texts with '
+        '{"answer_index": ""}'
+    )
+
+
 def kind_of(value: Any) -> str:
     return "missing" if value is None else type(value).__name__
 
 
-def _choices(value: Any) -> tuple[str, ...]:
-    """Choices as texts. A mapping letter -> text and a list written as text (as in MMMU)
-    are understood; a choice that is only an image tag becomes its letter."""
+def read_choices(value: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(choices as texts, their own numbers or letters where they bring some).
+
+    A mapping label -> text, a list of ``{label, text}``, a struct of the lists ``label``
+    and ``text``, and a list written as text (as in MMMU) are understood. Labels inside
+    the texts ("A. 12 cm") are taken away; a choice that is only an image tag becomes its
+    letter. Raises ``BadSample``.
+    """
     if isinstance(value, str):
         value = _list_in_text(value)
-    if isinstance(value, Mapping):  # Arrow structs bring the keys other rows have as None
-        value = [value[k] for k in sorted(value, key=str) if value[k] is not None]
+    labels: list[str] = []
+    if isinstance(value, Mapping):
+        value, labels = _mapped_choices(value)
     if value is None:
-        return ()
+        return (), ()
     if not isinstance(value, (list, tuple)):
         raise BadSample("data", "bad_answer", f"choices are {kind_of(value)}, not a list")
+    if value and all(isinstance(item, Mapping) for item in value):
+        fields = [_labelled_choice(item) for item in value]
+        value = [text for _, text in fields]
+        labels = [label for label, _ in fields if label is not None]
     out = []
     for k, item in enumerate(value):
         text = scalar_text(item)
@@ -287,7 +482,53 @@ def _choices(value: Any) -> tuple[str, ...]:
             )
         text, _ = strip_image_tags(_clean(text, f"choice {k}"))
         out.append(text or letter(k))
-    return tuple(out)
+    try:
+        texts, own = unlabelled(out)
+    except ValueError as error:
+        raise BadSample("data", "bad_answer", str(error)) from None
+    labels = labels if len(labels) == len(texts) else list(own)
+    return texts, tuple(labels)
+
+
+CHOICE_TEXTS = ("text", "texts", "value", "content", "option", "choice", "answer")
+CHOICE_LABELS = ("label", "labels", "key", "letter", "id", "option_id")
+
+
+def _mapped_choices(value: Mapping[str, Any]) -> tuple[Any, list[str]]:
+    """A mapping of choices as a list and its labels, numbers in their order; Arrow structs
+    bring the keys that other rows have as None."""
+    texts = next((value[n] for n in CHOICE_TEXTS if isinstance(value.get(n), list)), None)
+    if texts is not None:
+        labels = next(
+            (value[n] for n in CHOICE_LABELS if isinstance(value.get(n), list)), []
+        )
+        return _by_label(texts, [scalar_text(label) or "" for label in labels])
+    keys = [key for key in value if value[key] is not None]
+    keys.sort(key=_natural)
+    return [value[k] for k in keys], [str(k) for k in keys]
+
+
+def _natural(key: object) -> list[Any]:
+    """Sort key: numbers inside a name by their value."""
+    parts = re.split(r"(\d{1,9})", str(key))
+    return [int(part) if k % 2 else part for k, part in enumerate(parts)]
+
+
+def _by_label(texts: Sequence[Any], labels: list[str]) -> tuple[Any, list[str]]:
+    """Texts in the order of their letters, if those are A, B, C, ..."""
+    if sorted(labels) == [letter(k) for k in range(len(texts))]:
+        order = sorted(range(len(texts)), key=labels.__getitem__)
+        return [texts[k] for k in order], [labels[k] for k in order]
+    return texts, labels if len(labels) == len(texts) else []
+
+
+def _labelled_choice(item: Mapping[str, Any]) -> tuple[str | None, Any]:
+    """(label or None, text) of a choice that is a mapping."""
+    text = next((item[name] for name in CHOICE_TEXTS if item.get(name) is not None), None)
+    label = next((item[name] for name in CHOICE_LABELS if item.get(name) is not None), None)
+    if text is None and len(item) == 1:
+        label, text = next(iter(item.items()))
+    return None if label is None else scalar_text(label), text
 
 
 def _list_in_text(text: str) -> Any:
@@ -379,7 +620,9 @@ def _path_inside(path: str, root: str | None) -> str:
         raise BadSample("image", "image_missing", "image path is empty")
     if root is None:
         raise BadSample(
-            "image", "path_outside_root", f"{shown!r}: no folder is allowed; pass root="
+            "image",
+            "path_outside_root",
+            f"{shown!r}: no folder is allowed; pass root= (--root)",
         )
     try:
         real = os.path.realpath(os.path.join(root, path))
@@ -387,6 +630,9 @@ def _path_inside(path: str, root: str | None) -> str:
         raise BadSample("image", "image_missing", f"{shown!r}: {error}") from None
     if os.path.commonpath((root, real)) != root:
         raise BadSample(
-            "image", "path_outside_root", f"{shown!r} leads out of the data folder"
+            "image",
+            "path_outside_root",
+            f"{shown!r} leads out of the data folder; name the folder that holds the "
+            "images with root=... (--root)",
         )
     return real

@@ -29,7 +29,8 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import RapInputError
-from .parsing import cell, detect_columns, kind_of, parse_row, scalar_text
+from .answers import read_answer
+from .parsing import cell, counted_from, detect_columns, kind_of, parse_row, scalar_text
 from .sample import Bad, BadSample, Sample
 from .sources import (
     ArrowRows,
@@ -45,6 +46,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+SHOWN = 2  # sample rows in ``SampleSet.describe``
+
+
 # --------------------------------------------------------------------- the sample set
 
 
@@ -56,9 +60,13 @@ class SampleSet(Sequence["Sample | Bad"]):
     """
 
     def __init__(
-        self, rows: Rows, columns: Mapping[str, str | None], root: str | None
+        self,
+        rows: Rows,
+        columns: Mapping[str, str | None],
+        root: str | None,
+        counted: int | None = None,
     ) -> None:
-        self._rows = rows
+        self._rows, self._counted = rows, counted
         self.columns: Mapping[str, str | None] = MappingProxyType(dict(columns))
         """Role -> column that plays it, None if none does."""
         self.root = root
@@ -90,6 +98,7 @@ class SampleSet(Sequence["Sample | Bad"]):
                 id=self._ids[i],
                 root=self.root,
                 image_columns=self._rows.image_columns,
+                counted=self._counted,
             )
         except BadSample as bad:
             return Bad(i, self._ids[i], bad.stage, bad.code, bad.message)
@@ -122,8 +131,31 @@ class SampleSet(Sequence["Sample | Bad"]):
         for role, name in self.columns.items():
             missing = "row numbers are used" if role == "id" else "none"
             lines.append(f"  {role:<8} <- {missing if name is None else name}")
+        if self._counted is not None:
+            lines.append(
+                f"  answers are places of the choices, counted from {self._counted}"
+            )
         lines.append(f"  images inside {self.root or '(no folder: bytes only)'}")
+        lines += [line for i in range(SHOWN) for line in self._shown(i)]
         return "\n".join(lines)
+
+    def _shown(self, place: int) -> list[str]:
+        """One usable row as it was read, for ``describe``; [] if there are not so many."""
+        found = (item for item in map(self.__getitem__, range(min(len(self), 100))))
+        usable = [item for item in islice(found, 100) if isinstance(item, Sample)]
+        if place >= len(usable):
+            return []
+        sample = usable[place]
+        reference = read_answer(sample.answer, sample.choices)
+        answer = reference.text
+        if sample.choices:
+            answer = f"({reference.letter}) {answer}, one of {len(sample.choices)} choices"
+        elif len(reference.accepted) > 1:
+            answer = " or ".join(accepted.text for accepted in reference.accepted)
+        return [
+            f"  {self._rows.where(sample.index)}: {_short(sample.question)}",
+            f"    answer {_short(answer)}, images {len(sample.images)}",
+        ]
 
     def _read_ids(self) -> tuple[list[str], dict[int, BadSample]]:
         """Every row's id, and the rows whose id cannot be used. Raises ``RapInputError`` on
@@ -140,7 +172,9 @@ class SampleSet(Sequence["Sample | Bad"]):
             if name is not None and (first := seen.setdefault(name, i)) != i:
                 raise RapInputError(
                     f"id {name[:80]!r} is there twice: {self._rows.where(first)} and "
-                    f"{self._rows.where(i)}"
+                    f"{self._rows.where(i)}. Name another column with "
+                    'columns={"id": "..."} (--columns id=...), or none with '
+                    '{"id": ""}: the row numbers are used'
                 )
             ids.append(name)
         return [
@@ -157,10 +191,7 @@ class SampleSet(Sequence["Sample | Bad"]):
 
     def _outer(self, *roles: str) -> list[str]:
         """The data set's columns that these roles are read from."""
-        names = [self.columns[role] for role in roles]
-        there = self._rows.columns
-        outer = [n if n in there else n.partition(".")[0] for n in names if n is not None]
-        return list(dict.fromkeys(outer))
+        return outer_columns(self._rows, [self.columns[role] for role in roles])
 
     def _require_a_usable_row(self) -> None:
         """Raises ``RapInputError`` with the counts if there is none; stops at the first."""
@@ -225,7 +256,9 @@ class SampleSet(Sequence["Sample | Bad"]):
             roles.append("images")
         there = set(self._rows.columns) - set(self._rows.image_columns)
         names = sorted(there.intersection(more))
-        digest = hashlib.sha256(json.dumps([self._ids, roles, names]).encode())
+        counted = [] if self._counted is None else [self._counted]
+        head = [self._ids, roles, names, *counted]
+        digest = hashlib.sha256(json.dumps(head).encode())
         for row in self._rows.each(list(dict.fromkeys([*self._outer(*roles), *names]))):
             if isinstance(row, BadSample):
                 digest.update(row.message.encode("utf-8", "replace"))
@@ -330,11 +363,50 @@ def open_samples(
     found = detect_columns(rows.columns, _first_row(rows), rows.image_columns, columns)
     if isinstance(rows, (ArrowRows, DatasetRows)):
         rows.leave_out(rows.image_columns - {found["images"] or ""})
-    samples = SampleSet(rows, found, None if folder is None else os.path.realpath(folder))
+    counted = _counted(rows, found, columns or {})
+    real = None if folder is None else os.path.realpath(folder)
+    samples = SampleSet(rows, found, real, counted)
     if isinstance(source, (str, os.PathLike)):
         samples.path = os.fspath(source)
     samples.given_root = None if root is None else os.fspath(root)
     return samples
+
+
+def _counted(
+    rows: Rows, found: Mapping[str, str | None], given: Mapping[str, str]
+) -> int | None:
+    """What number the places in the answer column are counted from; None if it holds
+    texts or letters."""
+    if found["choices"] is None or given.get("answer_index") == "":
+        return None
+    if found.get("answer_number"):
+        return 1
+    if given.get("answer_index"):
+        return 0
+    names = [found["answer"], found["choices"]]
+    cells = (
+        (cell(row, names[0]), cell(row, names[1]))
+        for row in rows.each(outer_columns(rows, names))
+        if not isinstance(row, BadSample)
+    )
+    place = counted_from(cells, found["answer"] or "")
+    return 0 if place is None and found.get("answer_index") else place
+
+
+def outer_columns(rows: Rows, names: Iterable[str | None]) -> list[str]:
+    """The columns that ``names`` are read from: of "a.b" a, of "A,B" both."""
+    out: list[str] = []
+    for name in names:
+        if name is None:
+            continue
+        parts = [name] if name in rows.columns else name.split(",")
+        out += [p if p in rows.columns else p.partition(".")[0] for p in parts]
+    return list(dict.fromkeys(out))
+
+
+def _short(text: str, limit: int = 60) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def _first_row(rows: Rows) -> Mapping[str, Any]:

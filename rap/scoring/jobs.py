@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..config import ScoreConfig
-from ..samples.choices import letter, resolve_choice
-from ..samples.sample import Sample
+from ..samples.answers import read_answer
+from ..samples.sample import BadSample, Sample
 from ..scores.table import QUARANTINED, SCORED
 
 if TYPE_CHECKING:
@@ -70,18 +70,21 @@ def clean(text: str, limit: int = 500) -> str:
 
 
 def reference_text(sample: Sample, config: ScoreConfig) -> str:
-    """The answer that is teacher-forced.
+    """The answer that is teacher-forced, as ``read_answer`` reads it: without markup.
 
     A sample with choices, where the prompt lists them as "(A) text", is answered by the
     letter of the right choice, whether the data set gives the letter or the text: one
     short form, comparable between samples, and the one the prompt asks for. Without
-    choices (or with a template that leaves them out) it is the reference as it stands.
+    choices it is the reference's first accepted answer; with a template that leaves the
+    choices out, the right choice's text. Raises ``BadSample`` where it cannot be read.
     """
+    try:
+        reference = read_answer(sample.answer, sample.choices)
+    except ValueError as error:
+        raise BadSample("data", "bad_answer", str(error)) from None
     if sample.choices and "{choices}" in config.prompt_template:
-        right = resolve_choice(sample.answer, sample.choices)
-        if right is not None:
-            return letter(right)
-    return sample.answer
+        return reference.letter
+    return reference.text
 
 
 def answer_tokens(
@@ -106,12 +109,13 @@ def answer_tokens(
 
 
 def reference_solution(sample: Sample) -> str | None:
-    """A worked solution the data set brings, if it says more than the answer."""
+    """A worked solution the data set brings: a column of its own that says more than the
+    answer, or what the reference works out before it answers."""
     for name in SOLUTION_COLUMNS:
         value = sample.extra.get(name)
         if isinstance(value, str) and len(value.strip()) > len(sample.answer.strip()):
             return value.strip()
-    return None
+    return read_answer(sample.answer, sample.choices).solution
 
 
 def ahead(

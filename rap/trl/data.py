@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from ..config import MAX_IMAGE_PIXELS, PROMPT_TEMPLATE
 from ..errors import RapConfigError, RapInputError
+from ..samples.answers import answer_to_train
 from ..samples.choices import prompt_text
 from ..samples.sample import Bad, BadSample, Sample
 from ..samples.sampleset import SampleSet, load_images, open_samples
@@ -40,10 +41,11 @@ def prepare(
         scored with, else the default.
 
     A row has ``id``, ``prompt`` (one user message), ``images`` (list of RGB pictures),
-    ``solution`` (the reference answer), ``choices``, and the other columns under their own
-    names, for reward functions. Pictures are read when a row is: through ``images``,
-    as they were for the scores. One that has vanished by then stops the training with a
-    ``RapInputError`` that names the sample.
+    ``solution`` (the reference answer; a letter, as ``$B$``, where the prompt lists the
+    choices by letter: TRL's ``accuracy_reward`` reads mathematics only), ``choices``,
+    and the other columns under their own names, for reward functions. Pictures are read
+    when a row is: through ``images``, as they were for the scores. One that has vanished
+    by then stops the training with a ``RapInputError`` that names the sample.
 
     A selection's samples are found in its data by id and content (``scores.match``),
     wherever they stand there now; ``id`` is the selection's.
@@ -192,7 +194,9 @@ class _Rows:
             "id": name,
             "prompt": [{"role": "user", "content": text}],
             "images": images,
-            "solution": sample.answer,
+            "solution": answer_to_train(
+                sample.answer, sample.choices, "{choices}" in self.template, latex=True
+            ),
             "choices": list(sample.choices),
         }
         return {name: sample.extra.get(name) for name in self.extra} | ours

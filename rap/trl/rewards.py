@@ -6,7 +6,7 @@ import functools
 import inspect
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RapConfigError, RapInputError
@@ -23,14 +23,18 @@ NO_PPO = (
 )
 
 
-def builtin_reward(*, timeout: float = 5.0) -> Callable[..., list[float | None]]:
+def builtin_reward(
+    *, timeout: float = 5.0, end_tokens: Collection[int] = ()
+) -> Callable[..., list[float | None]]:
     """The built-in checker (``rap.make_checker``) as a reward function of TRL: 1.0 for a
     right answer, 0.0 for a wrong one, None where it cannot judge (TRL leaves such a
     completion out of its group).
 
     Reads the columns ``solution`` (or ``answer``) and ``choices`` as ``prepare`` makes
     them. One checking process is started at the first call and ends with this process;
-    ``timeout``: seconds a check.
+    ``timeout``: seconds a check. ``end_tokens``: the model's end-of-turn ids; a completion
+    that does not end in one was cut off, and only an answer that it had marked counts, as
+    when scoring (``()``: every completion is taken as finished).
     """
     checker = make_checker(timeout=timeout)
 
@@ -45,9 +49,13 @@ def builtin_reward(*, timeout: float = 5.0) -> Callable[..., list[float | None]]
             )
         choices = columns.get("choices") or [()] * len(completions)
         rewards: list[float | None] = []
-        for answer, options, completion in zip(answers, choices, completions, strict=True):
+        ids = columns.get("completion_ids") or [()] * len(completions)
+        for answer, options, completion, tokens in zip(
+            answers, choices, completions, ids, strict=True
+        ):
             sample = Sample(0, "", "", str(answer), tuple(options or ()), (), None, {})
-            verdict = checker.check(sample, completion_text(completion))
+            finished = not end_tokens or not tokens or tokens[-1] in end_tokens
+            verdict = checker.check(sample, completion_text(completion), finished=finished)
             rewards.append(None if verdict.correct is None else float(verdict.correct))
         return rewards
 

@@ -94,11 +94,13 @@ def train(
     trl = _trl()
     arguments = _arguments(trl, config, out)
     trainer = getattr(trl, f"{config.algorithm.upper()}Trainer")
+    if reward is None:
+        judge = builtin_reward(end_tokens=_end_tokens(model, processor))
+    else:
+        judge = _named(reward)
     made = trainer(
         model,
-        watched(
-            builtin_reward() if reward is None else _named(reward), out / "rewards.jsonl"
-        ),
+        watched(judge, out / "rewards.jsonl"),
         args=arguments,
         train_dataset=_pool(samples, config.reselect.selection),
         processing_class=processor,
@@ -123,6 +125,14 @@ def train(
     text = json.dumps(summary, indent=1).encode() + b"\n"
     write_atomic(out / "summary.json", lambda file: file.write(text))
     return summary
+
+
+def _end_tokens(model: Any, processor: Any) -> frozenset[int]:
+    """Ids that end a turn: the tokenizer's, and those the model generates until."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids = [tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])]
+    return frozenset(i for i in ids if isinstance(i, int))
 
 
 def open_training_data(data: Path, **options: Any) -> SampleSet:

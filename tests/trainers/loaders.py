@@ -23,6 +23,7 @@ sys.path.insert(0, str(HERE.parent))
 from export_data import IDS, make, select  # noqa: E402
 
 import rap  # noqa: E402
+from rap.samples.answers import answer_to_train  # noqa: E402
 from rap.samples.choices import prompt_text  # noqa: E402
 from rap.samples.sampleset import load_images  # noqa: E402
 from rap.selection.reselection import pass_counts  # noqa: E402
@@ -49,7 +50,9 @@ def read(trainer: str, folder: Path) -> list[dict]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def expected(selection: rap.Selection, *, ids: bool = True) -> list[dict]:
+def expected(
+    selection: rap.Selection, *, ids: bool = True, latex: bool = False
+) -> list[dict]:
     rows = []
     for index in selection.indices:
         sample = selection.source[int(index)]
@@ -60,7 +63,7 @@ def expected(selection: rap.Selection, *, ids: bool = True) -> list[dict]:
                 "id": sample.id if ids else None,
                 "reason": "kept_cognitive" if ids else None,
                 "text": "<image>" * len(images) + prompt,
-                "answer": sample.answer,
+                "answer": answer_to_train(sample.answer, sample.choices, True, latex=latex),
                 "images": [
                     [*x.size, hashlib.sha256(x.tobytes()).hexdigest()] for x in images
                 ],
@@ -74,7 +77,8 @@ def test_the_trainers_loader_reads_what_was_scored(selection, tmp_path, trainer)
     """Rows, order, ids where it keeps them, prompts, answers, pixels."""
     found = selection.export(trainer, tmp_path / "out")
     rows = read(trainer, found.folder)
-    assert rows == expected(selection, ids=trainer in ("verl", "ms-swift"))
+    latex = trainer == "ms-swift"
+    assert rows == expected(selection, ids=trainer in ("verl", "ms-swift"), latex=latex)
     if trainer == "verl":  # each was judged once right, once wrong
         passes = pass_counts(read_visits([found.folder / "rewards.jsonl"]))
         assert passes == dict.fromkeys(IDS, (1.0, 2.0))
@@ -84,7 +88,7 @@ def test_trl_trains_on_it(selection, tmp_path):
     found = selection.export("trl", tmp_path / "out")
     rows = read("trl", found.folder)
     assert [row["id"] for row in rows] == IDS
-    assert rows == expected(selection)
+    assert rows == expected(selection, latex=True)
 
 
 def test_llamafactory_reads_dpo_pairs(selection, tmp_path):

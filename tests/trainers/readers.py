@@ -68,7 +68,7 @@ def verl(folder: Path) -> list[dict[str, Any]]:
         for i, messages in enumerate(batch["raw_prompt"]):
             (message,) = messages
             info, truth = batch["extra_info"][i], batch["reward_model"][i]["ground_truth"]
-            for answer, least, most in ((truth, 1, 1), ("no such", 0.1, 0.1)):
+            for answer, least, most in ((truth, 1, 1), ("no such", 0, 0)):
                 said = f"<think>so</think>\\boxed{{{answer}}}"
                 score = reward(
                     data_source=batch["data_source"][i],

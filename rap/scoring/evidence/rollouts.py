@@ -109,7 +109,10 @@ def _grade(
     for number, completion in zip(numbers, drawn, strict=True):
         if completion.text.strip():
             verdict = scorer.checker.check(
-                job.sample, completion.text, token_ids=completion.token_ids or ()
+                job.sample,
+                completion.text,
+                token_ids=completion.token_ids or (),
+                finished=completion.finish_reason != "length",
             )
             ok, code = verdict.correct, verdict.code
             if ok is None:

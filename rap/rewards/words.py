@@ -1,0 +1,177 @@
+"""Words as answers: "Blue", "Yes", "蓝色", and sentences that give them.
+
+A sentence gives a word where it says it, at its beginning or its end, and neither denies
+it ("not blue") nor offers another ("blue or green").
+"""
+
+from __future__ import annotations
+
+import re
+
+from ..samples.markup import folded
+
+PLACES = 5  # so many of the last places where a word stands are looked at
+_SPELLINGS = {
+    "colour": "color",
+    "grey": "gray",
+    "metre": "meter",
+    "centre": "center",
+    "litre": "liter",
+    "favourite": "favorite",
+    "neighbour": "neighbor",
+    "aeroplane": "airplane",
+    "&": "and",
+}
+_YES = "yes yeah yep 是 是的 对 对的".split()
+_NO = "no nope 否 不 不是 不对".split()
+_FUNCTION = (
+    "is are was were be been it's its that's he's she's they're the a an to by as from in "
+    "at on of with for called named say said choose pick select answer : = , - like shows "
+    "show see have has into yes no because so this that"
+).split()
+_FUNCTION_CJK = "是为叫选有在到于成答:,= "
+_AFTER = (
+    "because since as so in on at for with of from due which when while where that and "
+    "therefore hence not rather instead color colour one ones"
+).split()
+_DENIAL = re.compile(
+    r"(?:\b(?:not|never|neither|nor|isn't|aren't|wasn't|weren't|don't|doesn't|can't|cannot"
+    r"|except|without|no longer|rather than|instead of|other than|unlike)"
+    r"(?:\s+(?:really|the|a|an|be|in|at|on|to|of|exactly|actually))*\s*|不是?|并非|非|没有?)\s*$",
+    re.IGNORECASE,
+)
+_WRONG_AFTER = re.compile(
+    r"[)\]\"'*]*\s*(?:,?\s*(?:which|that)\s+)?(?:is|are|was|would be|seems|looks)\s+"
+    r"(?:definitely |clearly |also |probably )?"
+    r"(?:not\b|n't|incorrect|wrong|false|impossible|ruled out|out\b)|\s*(?:isn't|wasn't)\b"
+    r"|\s*(?:是错|不对|不正确|错误)",
+    re.IGNORECASE,
+)
+_CORRECTION = re.compile(
+    r"\b(?:wait|actually|however|but|correction|instead|sorry|mistake|no,)|不对|但|等等",
+    re.IGNORECASE,
+)
+
+
+def normal(text: str) -> str:
+    """Text for comparing: case, articles in front, punctuation at the ends, hyphens and
+    British spelling ignored."""
+    text = folded(text).casefold().strip("* ")
+    if re.search(r"[a-z]{3}", text) and not re.search(r"[\d=+*/^\\]", text):
+        text = re.sub(r"(?<=[a-z])-(?=[a-z])|_", " ", text)
+    text = " ".join(text.split())
+    text = re.sub(r"(?<=[^\W\d])\s*[.,;:!?]+(?=\s|$)", lambda m: m[0].strip(), text)
+    text = text.lstrip("\"'` ").rstrip(".,;: ")
+    if re.search(r"[^\W\d_]{2}[\"'`.!?]+$", text):  # not n! or f'
+        text = text.rstrip("\"'`.!?,;: ")
+    text = re.sub(r"^(?:the|an?)\s+(?=\S\S)", "", text)
+    return re.sub(r"[a-z&]+", lambda m: _spelled(m[0]), text)
+
+
+def _spelled(word: str) -> str:
+    for british, american in _SPELLINGS.items():
+        if word.startswith(british):
+            return american + word[len(british) :]
+    return word
+
+
+def same_text(reference: str, final: str) -> bool:
+    """Whether two texts are the same words."""
+    a, b = normal(reference), normal(final)
+    return bool(a) and (a == b or len(a) > 3 and _closed_up(a) == _closed_up(b))
+
+
+def _closed_up(text: str) -> str:
+    """Without spaces, but for those between two digits."""
+    return re.sub(r"(?<!\d)\s|\s(?!\d)", "", text)
+
+
+def denied(text: str, start: int, end: int) -> bool:
+    """Whether what stands at ``start`` to ``end`` is said not to be it."""
+    before = text[:start].rstrip("([\"'* ") + " "
+    return bool(_DENIAL.search(before)) or bool(_WRONG_AFTER.match(text, end))
+
+
+def corrected(text: str) -> bool:
+    """Whether a text takes back what was said before it."""
+    return bool(_CORRECTION.search(text))
+
+
+def polarity(text: str) -> bool | None:
+    """True for "yes" and its kind, False for "no", None for anything else."""
+    word = normal(text)
+    return True if word in _YES else False if word in _NO else None
+
+
+def says_polarity(text: str) -> bool | None:
+    """What a sentence answers: its first word, where it is yes or no and a clause of its
+    own, else its last. None if neither, or both."""
+    said = normal(text)
+    first = re.match(r"(yes|yeah|yep|no|nope)\b(?!\s+(?:one|way|idea|more|longer)\b)", said)
+    last = re.search(r"\b(?:is|be|say|answer|:)\s*:?\s*(yes|no)$", said)
+    if first is not None:
+        word = first[1].startswith("y")
+        rest = said[first.end() :].strip()
+        both = re.match(r"(?:,\s*|and\s+|or\s+|/\s*)+(?:yes|no)\b(?!\s*(?:,|one))", rest)
+        return None if both and not rest.startswith(",") else word
+    if last is not None:
+        return last[1] == "yes"
+    chinese = re.match(
+        r"(不是|不对|否|不|是的|对的|是|对)(?=[,.!;\s]|$)",
+        said,
+    )
+    if chinese is not None:
+        return chinese[1] not in _NO
+    return None
+
+
+def gives(sentence: str, word: str) -> bool:
+    """Whether a sentence gives ``word`` as what it says."""
+    said, wanted = normal(sentence), normal(word)
+    if not wanted or len(wanted) > len(said):
+        return False
+    places = _places(said, wanted)[-PLACES:]
+    found = [at for at in places if _stands_alone(said, at, wanted)]
+    if not found:
+        return False
+    at = found[-1]
+    return not denied(said, at, at + len(wanted)) and not _CORRECTION.search(said[at:])
+
+
+def _places(said: str, wanted: str) -> list[int]:
+    out, at = [], said.find(wanted)
+    while at >= 0:
+        out.append(at)
+        at = said.find(wanted, at + 1)
+    return out
+
+
+def _stands_alone(said: str, at: int, wanted: str) -> bool:
+    """At the beginning or after "is", "the", ...; then the end, or a word like
+    "because"."""
+    before, after = said[max(at - 200, 0) : at], said[at + len(wanted) :][:200]
+    if re.match(r"[\u3400-\u9fff]", wanted):
+        ok = not before or before[-1] in _FUNCTION_CJK
+        return ok and bool(re.match(r"(?:色|的|了|吗)?(?:$|[,.;!]|因为|而)", after))
+    if (before and before[-1].isalnum()) or (after and after[0].isalnum()):
+        return False
+    last = re.findall(r"[\w']+|[^\w\s]", before)[-1:]
+    if last and last[0] not in _FUNCTION and last[0] not in ('"', "'", "(", "*", ".", "!"):
+        return False
+    if last and last[0] == "," and re.search(r"\w+\s*,\s*$", before) and at > 0:
+        lead = before.rstrip(" ,")
+        if len(re.findall(r"\w+", lead)) > 0 and not re.match(
+            r"(?:so|thus|hence|therefore|yes|no|well|in|on|from|as|because|since|looking)\b",
+            lead,
+        ):
+            return False
+    follow = re.match(r"[\s\"')*]*([,.;:!?-]|[\w']+)?", after)
+    word = follow[1] if follow is not None else None
+    if word is None:
+        return True
+    if word in ",.;:!?-":
+        rest = re.sub(r"^[\W_]+", "", after)
+        return not re.match(r"(?:or|and)\b", rest)
+    if word == "and":
+        return bool(re.match(r"\s*and\s+(?:not|it|the|that|this|so|there)\b", after))
+    return word in _AFTER
