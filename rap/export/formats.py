@@ -94,12 +94,12 @@ class Writing:
 @dataclass(frozen=True, slots=True)
 class Target:
     """A trainer. ``name``: its own spelling. ``upright``: its loader applies a rotation in
-    EXIF. ``latex``: its own checker reads mathematics only. ``tags``: texts that it takes for placeholders. ``notes``: (folder, most images a
-    row) -> what to set. ``is_its_own``: a row of a data set is in the trainer's form
-    already. ``form``: what the files are for. ``groups``: its rows name the sample's
-    group. ``pairs``: with completions it gets pairs of a right and a wrong one.
-    ``tags_in_answer``: it looks for placeholders in the answer, too. ``data_source``: it
-    picks its reward by one."""
+    EXIF. ``latex``: its own checker reads mathematics only. ``tags``: texts that it takes
+    for placeholders. ``notes``: (folder, most images a row) -> what to set.
+    ``is_its_own``: a row of a data set is in the trainer's form already. ``form``: what the
+    files are for. ``groups``: its rows name the sample's group. ``pairs``: with completions
+    it gets pairs of a right and a wrong one. ``tags_in_answer``: it looks for placeholders
+    in the answer, too. ``data_source``: it picks its reward by one."""
 
     name: str
     write: Callable[[Iterable[Row], Writing], None]
