@@ -1,6 +1,6 @@
 """Builds rap._C: plain C11, the CPython limited API, NumPy's headers, nothing linked.
 
-Device code (csrc/*/*_cuda.cu) becomes one fat binary a room inside the extension when nvcc
+Device code (csrc/*/*_cuda.cu) becomes one fat binary a kernel module inside the extension when nvcc
 12.4 or newer is there (CUDA_HOME, PATH, /usr/local/cuda); else the build is for the CPU
 only, and rap.info() says so.
 
@@ -106,7 +106,7 @@ def with_includes(sources: list[Path]) -> list[Path]:
 
 
 def compile_fatbins(nvcc: str, archs: list[int], sources: list[Path]) -> None:
-    """One call of nvcc for all rooms and architectures; nothing if nothing changed."""
+    """One call of nvcc for all modules and architectures; nothing if nothing changed."""
     codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
     codes.append(f"-gencode=arch=compute_{archs[0]},code=compute_{archs[0]}")
     flags = [*NVCC, *codes]
@@ -126,19 +126,19 @@ def compile_fatbins(nvcc: str, archs: list[int], sources: list[Path]) -> None:
 
 
 INCBIN = """\
-__asm__(".section .rodata\\n.balign 64\\n.hidden rap_fatbin_{room}\\n"
-        ".globl rap_fatbin_{room}\\nrap_fatbin_{room}:\\n.incbin \\"{path}\\"\\n"
-        ".hidden rap_fatbin_{room}_end\\n.globl rap_fatbin_{room}_end\\n"
-        "rap_fatbin_{room}_end:\\n.byte 0\\n.previous\\n");
-extern const unsigned char rap_fatbin_{room}[], rap_fatbin_{room}_end[];
+__asm__(".section .rodata\\n.balign 64\\n.hidden rap_fatbin_{name}\\n"
+        ".globl rap_fatbin_{name}\\nrap_fatbin_{name}:\\n.incbin \\"{path}\\"\\n"
+        ".hidden rap_fatbin_{name}_end\\n.globl rap_fatbin_{name}_end\\n"
+        "rap_fatbin_{name}_end:\\n.byte 0\\n.previous\\n");
+extern const unsigned char rap_fatbin_{name}[], rap_fatbin_{name}_end[];
 """
 
 
-def fatbin_table(rooms: list[str], made: str, toolkit: int) -> str:
+def fatbin_table(kernels: list[str], made: str, toolkit: int) -> str:
     """C source of csrc/cuda/fatbin.h's table."""
     parts = ["/* written by setup.py */", '#include "cuda/fatbin.h"']
-    parts += [INCBIN.format(room=r, path=CUDA_BUILD / f"{r}_cuda.fatbin") for r in rooms]
-    rows = [f'{{"{r}", rap_fatbin_{r}, rap_fatbin_{r}_end}},' for r in rooms]
+    parts += [INCBIN.format(name=r, path=CUDA_BUILD / f"{r}_cuda.fatbin") for r in kernels]
+    rows = [f'{{"{r}", rap_fatbin_{r}, rap_fatbin_{r}_end}},' for r in kernels]
     parts += ["const rap_fatbin rap_fatbins[] = {", *rows, "{NULL, NULL, NULL}};"]
     parts += [f'const char rap_fatbin_made[] = "{made}";']
     parts += [f"const int rap_fatbin_toolkit = {toolkit};", ""]
@@ -149,22 +149,22 @@ def device_code() -> tuple[Path, list[Path]]:
     """(the generated source, what it includes)."""
     sources = sorted((ROOT / "csrc").glob("*/*_cuda.cu"))
     found = find_nvcc() if sources else "there is no device code"
-    rooms, toolkit, made = [], 0, found
+    kernels, toolkit, made = [], 0, found
     if isinstance(found, tuple):
         nvcc, toolkit = found
         archs = architectures(nvcc)
         compile_fatbins(nvcc, archs, sources)
-        rooms = [p.name.removesuffix("_cuda.cu") for p in sources]
+        kernels = [p.name.removesuffix("_cuda.cu") for p in sources]
         names = " ".join(f"sm_{a}" for a in archs)
         made = f"CUDA {toolkit // 1000}.{toolkit % 1000 // 10}: {names} and PTX"
     elif os.environ.get("RAP_CUDA") == "on":
         raise SystemExit(f"RAP_CUDA=on, but {found}")
     CUDA_BUILD.mkdir(parents=True, exist_ok=True)
-    table = CUDA_BUILD / f"fatbins{'' if rooms else '_none'}.c"
-    text = fatbin_table(rooms, made, toolkit)
+    table = CUDA_BUILD / f"fatbins{'' if kernels else '_none'}.c"
+    text = fatbin_table(kernels, made, toolkit)
     if not table.is_file() or table.read_text() != text:
         table.write_text(text)
-    return table, [CUDA_BUILD / f"{r}_cuda.fatbin" for r in rooms]
+    return table, [CUDA_BUILD / f"{r}_cuda.fatbin" for r in kernels]
 
 
 class BuildExt(build_ext):

@@ -29,13 +29,13 @@ def run(quick: bool) -> list[Row]:
         kind = torch.float32 if framework == "torch" else np.float32
         logits, scores = make((0, 7), dtype=kind), make((0,), dtype=kind)
         q, k = make((2, 0, 4), dtype=kind), make((1, 0, 4), dtype=kind)
-        room = np.empty((_C.CDE_OUTPUTS, 0))
+        space = np.empty((_C.CDE_OUTPUTS, 0))
         calls: dict[str, tuple[Callable[[], object], float | None]] = {
             "cde": (lambda x=logits: rap.cde(x, x, want=("kl", "rkl")), limit),
             "cde, all answers": (lambda x=logits: rap.cde(x, x), limit),
             "ace": (lambda q=q, k=k: rap.ace(q, k, response_start=0), limit),
             "drm": (lambda x=scores: rap.drm(x, 0), limit),
-            "_C.cde alone": (lambda x=logits, o=room: _C.cde(x, x, None, o, 3, 1), None),
+            "_C.cde alone": (lambda x=logits, o=space: _C.cde(x, x, None, o, 3, 1), None),
         }
         for name, (call, asked) in calls.items():
             took = microseconds(call, windows)

@@ -28,7 +28,7 @@ def _same(name: str, device: object, host: object, rtol: float) -> None:
 
 
 def values(rows: int, vocab: int, hidden: int, length: int) -> None:
-    """Every room and dtype, on the current stream and on another, against the CPU."""
+    """Every kernel and dtype, on the current stream and on another, against the CPU."""
     g = torch.Generator().manual_seed(0)
     hidden_keys = torch.ones(length, length, dtype=torch.bool).triu(1)
     for dtype in DTYPES:

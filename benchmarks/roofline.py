@@ -119,7 +119,7 @@ probe(const uint4 *in, float *out, float m1, float m0, float s0)
 """
 
 # what a probe includes, keeps its sums in, declares besides and uses of that
-ROOMS = {
+MODULES = {
     "cde": ("cde/cde_cuda.cu", "cde_sums", "cde_scale k = {m1, m0, s0, s0};", ""),
     "ace": ("ace/ace_cuda.cu", "probe_sums", "", ""),
     "ace_linear": (
@@ -136,11 +136,11 @@ def _piece(code: str, number: int) -> str:
     return re.sub(r"\bN\b", str(number), code)
 
 
-def _length(room: str, code: str, pieces: int, arch: int) -> int:
+def _length(module: str, code: str, pieces: int, arch: int) -> int:
     """Instructions of a kernel of so many pieces, one after the other."""
     from tests.cuda_emulator import gates
 
-    source, sums, extra, use = ROOMS[room]
+    source, sums, extra, use = MODULES[module]
     text = PROBE.format(
         source=source,
         sums=sums,
@@ -170,12 +170,12 @@ def count() -> dict[str, dict[str, float]]:
     return {
         name: {
             f"sm_{gpu.arch}": (
-                _length(room, code, 6, gpu.arch) - _length(room, code, 2, gpu.arch)
+                _length(module, code, 6, gpu.arch) - _length(module, code, 2, gpu.arch)
             )
             / (4 * elements)
             for gpu in GPUS
         }
-        for name, (room, elements, code) in PROBES.items()
+        for name, (module, elements, code) in PROBES.items()
     }
 
 

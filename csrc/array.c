@@ -292,7 +292,7 @@ rap_dlpack_stream(int64_t stream)
 }
 
 /* Whether what the producer queues on the array's device now comes before what is queued on
- * `stream` (as the array API counts): then nobody has to wait for anybody. */
+ * `stream` (as the array API counts): then neither has to wait. */
 static bool
 in_order(const DLPackExchangeAPI *api, DLDevice device, int64_t stream)
 {

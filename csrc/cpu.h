@@ -4,7 +4,7 @@
  * isa/kernels_<isa>.c from the same plain C loops. rap_cpu_table picks the best one
  * this processor runs; RAP_ISA=<name> (or a test) forces another.
  *
- * To add a kernel: one line here, one in isa/table.h, and the room it belongs to.
+ * To add a kernel: one line here, one in isa/table.h, and the kernel module it belongs to.
  */
 #ifndef RAP_CPU_H
 #define RAP_CPU_H

@@ -13,26 +13,26 @@
 enum { CAPABILITY_MAJOR = 75, CAPABILITY_MINOR = 76 }; /* CUdevice_attribute */
 
 static PyObject *
-rooms(void)
+kernels(void)
 {
     PyObject *list = PyList_New(0);
 
-    for (const rap_fatbin *f = rap_fatbins; list != NULL && f->room != NULL; f++) {
-        PyObject *room = PyUnicode_FromString(f->room);
+    for (const rap_fatbin *f = rap_fatbins; list != NULL && f->kernels != NULL; f++) {
+        PyObject *name = PyUnicode_FromString(f->kernels);
 
-        if (room == NULL || PyList_Append(list, room) != 0) {
+        if (name == NULL || PyList_Append(list, name) != 0) {
             Py_CLEAR(list);
         }
-        Py_XDECREF(room);
+        Py_XDECREF(name);
     }
     return list;
 }
 
 bool
-rap_cuda_rooms_setup(PyObject *module)
+rap_cuda_kernels_setup(PyObject *module)
 {
-    PyObject *list = rooms(), *tuple = list != NULL ? PyList_AsTuple(list) : NULL;
-    bool ok = tuple != NULL && PyModule_AddObjectRef(module, "CUDA_ROOMS", tuple) == 0;
+    PyObject *list = kernels(), *tuple = list != NULL ? PyList_AsTuple(list) : NULL;
+    bool ok = tuple != NULL && PyModule_AddObjectRef(module, "CUDA_KERNELS", tuple) == 0;
 
     Py_XDECREF(tuple);
     Py_XDECREF(list);
@@ -78,7 +78,7 @@ rap_py_cuda_info(PyObject *module, PyObject *unused)
 {
     rap_error err = {0};
     const rap_cuda_api *api = rap_cuda_open(rap_state_of(module)->cuda, &err);
-    PyObject *built = rooms(), *found = devices(api);
+    PyObject *built = kernels(), *found = devices(api);
     int version = 0;
 
     (void)unused;
@@ -90,7 +90,7 @@ rap_py_cuda_info(PyObject *module, PyObject *unused)
     if (api != NULL) {
         api->version(&version);
     }
-    return Py_BuildValue("{s:s,s:N,s:i,s:i,s:N,s:z}", "made", rap_fatbin_made, "rooms",
+    return Py_BuildValue("{s:s,s:N,s:i,s:i,s:N,s:z}", "made", rap_fatbin_made, "kernels",
                          built, "toolkit", rap_fatbin_toolkit, "driver", version, "devices",
                          found, "error", api == NULL ? err.text : NULL);
 }
@@ -272,7 +272,7 @@ delete_exported(DLManagedTensorVersioned *managed)
     PyGILState_Release(gil);
 }
 
-/* Of a capsule that nobody took. */
+/* Of a capsule that was not consumed. */
 static void
 delete_capsule(PyObject *capsule)
 {

@@ -24,11 +24,12 @@ enum { /* CUresult */
 enum { POINTER_MEMORY_TYPE = 2, POINTER_DEVICE = 9 }; /* CUpointer_attribute */
 enum { MEMORY_TYPE_DEVICE = 2 };
 
-/* What was loaded into a context: a room's module, or one kernel of it. */
+/* What was loaded into a context: a kernel module, or one kernel of it. */
 typedef struct {
     void *context;
     uint64_t context_id;
-    const char *name; /* of a room or a kernel; both outlive the process's use of it */
+    const char
+        *name; /* of a kernel module or a kernel; both outlive the process's use of it */
     void *handle;
 } loaded;
 
@@ -131,7 +132,7 @@ open_driver(rap_cuda *cuda, rap_error *err)
     const char *path = getenv("RAP_LIBCUDA");
     int result;
 
-    if (rap_fatbins[0].room == NULL) {
+    if (rap_fatbins[0].kernels == NULL) {
         return rap_fail(err, RAP_ECONFIG, "no CUDA kernels in this build: %s",
                         rap_fatbin_made);
     }
@@ -360,20 +361,20 @@ forget_context(const rap_cuda_call *call)
 }
 
 static bool
-load_module(rap_cuda_call *call, const char *room, void **module, rap_error *err)
+load_module(rap_cuda_call *call, const char *kernels, void **module, rap_error *err)
 {
     const rap_fatbin *fatbin = rap_fatbins;
     int result, version = 0;
 
-    *module = find_loaded(call, room);
+    *module = find_loaded(call, kernels);
     if (*module != NULL) {
         return true;
     }
-    while (fatbin->room != NULL && strcmp(fatbin->room, room) != 0) {
+    while (fatbin->kernels != NULL && strcmp(fatbin->kernels, kernels) != 0) {
         fatbin++;
     }
-    if (fatbin->room == NULL) {
-        return rap_fail(err, RAP_ECONFIG, "no CUDA kernels of %s in this build", room);
+    if (fatbin->kernels == NULL) {
+        return rap_fail(err, RAP_ECONFIG, "no CUDA kernels of %s in this build", kernels);
     }
     result = call->api->module_load(module, fatbin->image);
     if (result == INVALID_IMAGE || result == NO_BINARY_FOR_GPU || result == UNSUPPORTED_PTX)
@@ -385,11 +386,11 @@ load_module(rap_cuda_call *call, const char *room, void **module, rap_error *err
                         version / 1000, version % 1000 / 10, rap_fatbin_made);
     }
     return rap_cuda_ok(call->api, result, "loading the kernels", err)
-           && remember(call, room, *module, err);
+           && remember(call, kernels, *module, err);
 }
 
 static bool
-find_kernel(rap_cuda_call *call, const char *room, const char *kernel, void **function,
+find_kernel(rap_cuda_call *call, const char *kernels, const char *kernel, void **function,
             rap_error *err)
 {
     void *module = NULL;
@@ -398,7 +399,7 @@ find_kernel(rap_cuda_call *call, const char *room, const char *kernel, void **fu
     pthread_mutex_lock(&call->cuda->mutex);
     *function = find_loaded(call, kernel);
     ok = *function != NULL
-         || (load_module(call, room, &module, err)
+         || (load_module(call, kernels, &module, err)
              && rap_cuda_ok(call->api, call->api->module_function(function, module, kernel),
                             kernel, err)
              && remember(call, kernel, *function, err));
@@ -407,8 +408,8 @@ find_kernel(rap_cuda_call *call, const char *room, const char *kernel, void **fu
 }
 
 bool
-rap_cuda_launch(rap_cuda_call *call, const char *room, const char *kernel, int64_t blocks,
-                int threads, void *params, rap_error *err)
+rap_cuda_launch(rap_cuda_call *call, const char *kernels, const char *kernel,
+                int64_t blocks, int threads, void *params, rap_error *err)
 {
     void *function = NULL, *list[] = {params};
     int result;
@@ -416,7 +417,7 @@ rap_cuda_launch(rap_cuda_call *call, const char *room, const char *kernel, int64
     if (blocks < 1 || blocks > INT32_MAX) {
         return rap_fail(err, RAP_EINPUT, "%s: too large for one launch", kernel);
     }
-    if (!find_kernel(call, room, kernel, &function, err)) {
+    if (!find_kernel(call, kernels, kernel, &function, err)) {
         return false;
     }
     result = call->api->launch(function, (unsigned)blocks, 1, 1, (unsigned)threads, 1, 1, 0,

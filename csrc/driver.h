@@ -3,9 +3,9 @@
  * The CUDA driver, opened when it is first asked for: never linked, never closed. No CUDA
  * header is needed to build this; the few declarations are here and in driver.c.
  *
- * A call runs where the data is: in the context that is current if it belongs to that
- * device, else in the device's primary one, bound for the length of the call. Work goes on
- * the producer's stream and nothing waits, except where a function says so. Memory is the
+ * A call runs where the data is: in the current context if it belongs to that device, else
+ * in the device's primary context, bound for the length of the call. Work is queued on the
+ * producer's stream; nothing synchronises, except where a function says so. Memory is the
  * caller's, and views of it are released as soon as the work is queued: torch's and CuPy's
  * allocators are ordered by that same stream; rap/cuda.py keeps other arrays alive.
  *
@@ -58,7 +58,7 @@ typedef struct rap_cuda_call {
     uint64_t context_id;
     void *before; /* the caller's binding, put back by leave */
     bool bound, retained;
-    struct rap_blas *blas; /* gemm/gemm_cuda.h; set by who multiplies */
+    struct rap_blas *blas; /* gemm/gemm_cuda.h; set for kernels that multiply */
 } rap_cuda_call;
 
 rap_cuda *rap_cuda_new(void);
@@ -74,8 +74,8 @@ void rap_cuda_leave(rap_cuda_call *call); /* also after an enter that failed */
 /* Records what `result` says about `what`; true for success. */
 bool rap_cuda_ok(const rap_cuda_api *api, int result, const char *what, rap_error *err);
 
-/* One launch of a kernel of a room, one-dimensional, its parameter struct by value. */
-bool rap_cuda_launch(rap_cuda_call *call, const char *room, const char *kernel,
+/* One launch of a kernel of a module, one-dimensional, its parameter struct by value. */
+bool rap_cuda_launch(rap_cuda_call *call, const char *kernels, const char *kernel,
                      int64_t blocks, int threads, void *params, rap_error *err);
 
 /* Queued; `from` may be reused at once. */

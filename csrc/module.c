@@ -126,7 +126,7 @@ exec(PyObject *module)
         PyErr_NoMemory();
         return -1;
     }
-    if (!rap_cuda_rooms_setup(module)
+    if (!rap_cuda_kernels_setup(module)
         || PyModule_AddIntConstant(module, "GIL_BYTES", RAP_GIL_BYTES) != 0)
     {
         return -1;

@@ -15,7 +15,7 @@ PyObject *rap_py_ace(PyObject *module, PyObject *args);
 PyObject *rap_py_drm(PyObject *module, PyObject *args);
 
 /* CUDA, besides the kernels. */
-bool rap_cuda_rooms_setup(PyObject *module); /* the constant CUDA_ROOMS */
+bool rap_cuda_kernels_setup(PyObject *module); /* the constant CUDA_KERNELS */
 PyObject *rap_py_cuda_info(PyObject *module, PyObject *unused);
 PyObject *rap_py_cublaslt(PyObject *module, PyObject *args);
 PyObject *rap_py_cuda_alloc(PyObject *module, PyObject *args);

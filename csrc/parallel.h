@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * A small fork-safe thread pool. Not OpenMP: a process that used libgomp hangs in a
- * forked child, and a DataLoader worker is one (style.md section 4).
+ * A small fork-safe thread pool. Not OpenMP: a process that used libgomp hangs in a forked
+ * child, and a DataLoader worker is one.
  *
  * - Workers start on first use and sleep between jobs. After a fork the child finds
  *   another process id, forgets the parent's threads and starts its own.

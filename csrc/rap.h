@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Types that every room shares. No Python.h and no CUDA header here: kernels and
+ * Types that every kernel module shares. No Python.h and no CUDA header here: kernels and
  * their drivers see only this file, so they can be built and tested without Python.
  *
  * Vocabulary, the same everywhere: T rows (tokens), V vocabulary, E hidden size,
@@ -9,7 +9,7 @@
 #ifndef RAP_H
 #define RAP_H
 
-#ifndef __cplusplus /* nvcc reads the contracts of the rooms, not how a CPU call runs */
+#ifndef __cplusplus /* nvcc reads the contracts only, not how a CPU call runs */
 #include <stdatomic.h>
 #endif
 #include <stdbool.h>
@@ -27,7 +27,7 @@ typedef enum {
     RAP_EPYTHON,    /* another Python exception is already set */
 } rap_status;
 
-/* Text is written where the error happens; status.c alone makes the exception. */
+/* Text is written where the error happens; rap_result (binding.c) makes the exception. */
 typedef struct {
     rap_status status;
     char text[240];

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Errors and memory. A function that can fail takes a rap_error, writes the status
- * and one sentence into it, and returns false; rap_result turns it into the Python
- * exception, in this one place.
+ * Errors and memory. A function that can fail takes a rap_error, writes the status and one
+ * sentence into it (rap_fail), and returns false; rap_result (binding.c) turns it into the
+ * Python exception. All memory of the kernels is allocated by rap_alloc.
  */
 #ifndef RAP_STATUS_H
 #define RAP_STATUS_H

@@ -3,7 +3,7 @@ from typing import Any
 
 GIL_BYTES: int
 CDE_OUTPUTS: int
-CUDA_ROOMS: tuple[str, ...]
+CUDA_KERNELS: tuple[str, ...]
 
 # Where a call runs: threads on the CPU, or (stream, allocate) on a CUDA device.
 _Place = int | tuple[int, Callable[[int], Any]]

@@ -48,9 +48,9 @@ _lock = threading.Lock()
 _DLPACK_KINDS = {"i": 0, "u": 1, "f": 2, "b": 6}
 
 
-def rooms() -> tuple[str, ...]:
+def kernels() -> tuple[str, ...]:
     """Kernel modules of which this build has device code; none with RAP_CUDA=off."""
-    return () if os.environ.get("RAP_CUDA") == "off" else _C.CUDA_ROOMS
+    return () if os.environ.get("RAP_CUDA") == "off" else _C.CUDA_KERNELS
 
 
 def _dense(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
@@ -228,7 +228,8 @@ class Place:
 
     def means(self, rows: Any, wanted: Any, weights_: Any, cu_seqlens: Any) -> Any:
         """Of answers [OUTPUTS, T] over each sample [OUTPUTS, S]; ``wanted``: as `plan_of`
-        of ops.py. Offsets and weights of the host are checked there, others by nobody."""
+        of ops.py. Offsets and weights in host memory are
+        checked, those on the device are not."""
         total = int(rows.shape[1])
         if device_of(cu_seqlens) is None:
             cu = own(offsets(cu_seqlens, total))
@@ -274,7 +275,7 @@ def own(x: np.ndarray) -> np.ndarray:
     return x.copy()
 
 
-def place_of(room: str, **arrays: Any) -> Place | None:
+def place_of(kernel: str, **arrays: Any) -> Place | None:
     """Where a kernel module (cde, ace or drm) runs for these arrays: None is the host.
 
     Raises RapInputError if they are on different devices. Where this build has no device
@@ -282,7 +283,7 @@ def place_of(room: str, **arrays: Any) -> Place | None:
     """
     given = [(name, x) for name, x in arrays.items() if x is not None]
     devices = [device_of(x) for _, x in given]
-    if all(device is None for device in devices) or room not in rooms():
+    if all(device is None for device in devices) or kernel not in kernels():
         return None
     for (name, _), device in zip(given, devices, strict=True):
         if device != devices[0]:
@@ -383,7 +384,7 @@ def held(place: Place, *arrays: Any) -> Iterator[None]:
 
 
 def release() -> None:
-    """Wait for the calls whose arrays are held, and let these go."""
+    """Wait for the calls whose arrays are held, and free these."""
     for key in list(_held):
         _let_go(key, partial(_C.cuda_wait, *key))
 
@@ -408,7 +409,7 @@ def _order_of(x: Any) -> int | None:
 
 
 def _let_go(key: tuple[int, int], wait: Callable[[], None]) -> None:
-    """What was held before ``wait``, which waits for the stream, is free after it."""
+    """Free what was held before ``wait``, which synchronises with the stream."""
     with _lock:
         before = _held.pop(key, [])
     try:

@@ -43,7 +43,7 @@ def _gpu() -> str:
     except RapConfigError as error:
         blas = str(error)
     return (
-        f"kernels of {', '.join(cuda['rooms'])} ({cuda['made']}) on "
+        f"kernels of {', '.join(cuda['kernels'])} ({cuda['made']}) on "
         f"{', '.join(cuda['devices'])}; driver for CUDA {_version_text(cuda['driver'])}; "
         f"{blas}"
     )

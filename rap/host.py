@@ -226,7 +226,7 @@ class Host:
 
     def means(self, rows: Any, wanted: Any, weights_: Any, cu_seqlens: Any) -> np.ndarray:
         """Of answers [OUTPUTS, T] over each sample [OUTPUTS, S]; ``wanted``: as `plan_of`
-        of ops.py. NaN where weights sum to 0; a row of weight 0 says nothing, whatever it
+        of ops.py. NaN where weights sum to 0; a row of weight 0 does not count, whatever it
         holds."""
         cu = offsets(cu_seqlens, rows.shape[1])
         w = np.ones(rows.shape[1]) if weights_ is None else weights(weights_, rows.shape[1])

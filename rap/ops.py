@@ -149,9 +149,11 @@ def cde(
     cu_seqlens: int [S + 1]: rows of S samples packed; answers are then means per sample,
     weighted by ``weights`` [T] (>= 0) if given, NaN for a sample without weight.
 
-    -inf logits are tokens outside the support; a NaN or +inf makes its row NaN.
-    Raises TypeError (not an array, dtype), RapInputError (shapes, target range),
-    RapConfigError (unknown ``want``). Source: method.md section 1; csrc/cde/cde.h.
+    -inf logits are tokens outside the support; a NaN or +inf makes its row NaN. Inputs are
+    read detached: no gradient flows through the result, ``requires_grad`` or not.
+    Raises TypeError (not an array, dtype), RapInputError (shapes, target range, a tensor
+    without memory of its own), RapConfigError (unknown ``want``).
+    Source: RAP (arXiv 2506.04755) section 3.1; METHOD.md section 1; csrc/cde/cde.h.
     """
     wanted = _wanted(want, targets)
     place = _place("cde", logits1, logits1=logits1, logits0=logits0)
@@ -190,7 +192,8 @@ def linear_cde(
     is 1 (Granite: 1 / logits_scaling; Cohere: logit_scale), ``softcap`` None is none
     (Gemma: final_logit_softcapping). memory: bytes of scratch, about.
 
-    Other arguments, answers and errors as ``cde``. Source: method.md section 1.
+    Other arguments, results and errors as ``cde``; inputs, ``weight`` too, are read
+    detached: no gradient flows through the result. Source: METHOD.md section 1.
     """
     if softcap is not None and not softcap > 0:
         raise RapConfigError(f"softcap = {softcap!r}: expected None or a number > 0")
@@ -274,9 +277,11 @@ def ace(
     stats: False leaves entropy, top and image mass out (NaN) and saves their cost.
 
     A response without a candidate column (shorter than min_rows) has log_psi = -inf; NaN
-    in q or k gives NaN. Head-mean weights below 2^-126 count as 2^-126.
-    Raises TypeError, RapInputError, RapConfigError. Source: method.md section 2, RAP
-    (arXiv 2506.04755) section 3.2; csrc/ace/ace.h.
+    in q or k gives NaN. Head-mean weights below 2^-126 count as 2^-126. Inputs are read
+    detached: no gradient flows through the result.
+    Raises TypeError (not an array, dtype), RapInputError (shapes, offsets, a tensor without
+    memory of its own), RapConfigError (an option's value).
+    Source: RAP (arXiv 2506.04755) section 3.2; METHOD.md section 2; csrc/ace/ace.h.
     """
     if len(getattr(q, "shape", ())) != 3 or len(getattr(k, "shape", ())) != 3:
         raise RapInputError("q and k: expected arrays [heads, L, D]")
@@ -353,8 +358,9 @@ def drm(
     (bool [N]) and have a ``gain`` [N] that is not NaN. Order: difficulty down, gain (D of
     CDE) down, index up: total, hence deterministic. N up to 10^8 and beyond.
 
-    Returns int64 [<= k], hardest first. Raises TypeError, RapInputError, RapConfigError.
-    Source: method.md section 3, RAP (arXiv 2506.04755) section 3.3.
+    Returns int64 [<= k], hardest first. Raises TypeError (dtype), RapInputError (shapes, a
+    tensor without memory of its own), RapConfigError (k, threads).
+    Source: RAP (arXiv 2506.04755) section 3.3; METHOD.md section 3.
     """
     k = integer("k", k, 0)
     place = _place("drm", difficulty, difficulty=difficulty, gain=gain)

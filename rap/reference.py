@@ -3,7 +3,8 @@
 Every function here has the name, the arguments and the answer of its twin in
 ``rap.ops``; it is written to be read, not to be fast, and it may hold [L, L] arrays. The
 tests hold the kernels against it, the benchmarks refuse to time a kernel that disagrees
-with it. Mathematics: method.md sections 1 to 3, RAP (arXiv 2506.04755) section 3.
+with it. Mathematics: METHOD.md beside this file, sections 1 to
+3; RAP (arXiv 2506.04755) section 3.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ assert lt.cublasLtMatmulDescDestroy(desc) == 0
 """
 
 
-@pytest.mark.skipif(not _C.CUDA_ROOMS, reason="this build has no CUDA kernels")
+@pytest.mark.skipif(not _C.CUDA_KERNELS, reason="this build has no CUDA kernels")
 def test_the_real_library_takes_what_we_set():
     """Types, sizes and numbers of every attribute, on the real library, without a GPU."""
     library = nvidia("lib", "libcublasLt.so.*")

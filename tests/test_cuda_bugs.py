@@ -2,7 +2,7 @@
 
 A green run proves nothing unless a red one is possible. The table is
 tests/cuda_emulator/bugs.py; the same checks pass on the kernels as they are (the test
-files of the rooms).
+files of the kernels).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def test_seeded_bug_is_caught(bug):
 
 
 @pytest.mark.skipif(
-    not _C.CUDA_ROOMS or gates.cuobjdump() is None,
+    not _C.CUDA_KERNELS or gates.cuobjdump() is None,
     reason="no CUDA kernels in this build, or no cuobjdump to read them with",
 )
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_seeded_host_bug_is_caught(bug):
 
 
 @pytest.mark.skipif(
-    not _C.CUDA_ROOMS or gates.cuobjdump() is None,
+    not _C.CUDA_KERNELS or gates.cuobjdump() is None,
     reason="no CUDA kernels in this build, or no cuobjdump to read them with",
 )
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def calls(monkeypatch):
 @pytest.mark.parametrize("evidence", ["logits", "answer"])
 @pytest.mark.parametrize("kernels", [True, False])
 def test_arrays_of_a_call_are_on_one_device(calls, monkeypatch, evidence, kernels):
-    monkeypatch.setattr(cuda, "rooms", lambda: ("cde", "ace", "drm") if kernels else ())
+    monkeypatch.setattr(cuda, "kernels", lambda: ("cde", "ace", "drm") if kernels else ())
     rows = [r | {"solution": "because it is so"} for r in make_rows(4)]
     model, processor = build("qwen2_5_vl")
     scores = rap.score(model, processor, rows, evidence=evidence, progress=False)

@@ -14,7 +14,7 @@
  *   `renormalise`: a row of w is divided by its sum (OPERA's form; for the mean it is 1).
  *   Means over response rows, from w rows that sum to 1: entropy -sum w ln w, mass of the
  *   `top` largest, mass on image tokens.
- *   Source: RAP (arXiv 2506.04755) section 3.2; method.md section 2.
+ *   Source: RAP (arXiv 2506.04755) section 3.2; rap/METHOD.md section 2.
  *
  * Shapes: q [Hq, L, D], k [Hkv, L, D] after rotary embedding, float32, bfloat16 or
  * float16, last dimension contiguous; S samples packed along L by cu_seqlens. F = Hq

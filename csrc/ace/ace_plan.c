@@ -10,7 +10,7 @@
 /* --- plan ---------------------------------------------------------------------------- */
 
 /* The offsets are read again here: the caller's arrays may have changed since the check,
- * and from here on only the plan is believed. */
+ * and from here on only the plan is used. */
 static bool
 plan_sample(ace_ctx *ctx, int64_t i, ace_sample *s, rap_error *err)
 {

@@ -6,7 +6,7 @@
  *   kl = KL(p1 || p0), rkl = KL(p0 || p1), jeffreys = kl + rkl,
  *   js (<= ln 2), tv (<= 1), hellinger2 = 1 - sum sqrt(p1 p0), entropies of both,
  *   logp1, logp0: log-probability of a target token under each.
- *   Source: method.md section 1; RAP (arXiv 2506.04755) section 3.1 gives D.
+ *   Source: RAP (arXiv 2506.04755) section 3.1; rap/METHOD.md section 1.
  *
  * Shapes: logits [T, V] in float32, bfloat16 or float16, last dimension contiguous, any
  * row stride; or hidden [T, E] x head [V, E] (rap_linear_cde). Answers: float64 [T].
@@ -111,9 +111,9 @@ int64_t rap_linear_cde_device_bytes(const void *args);
 bool rap_linear_cde_device(void *args, struct rap_cuda_call *call, void *workspace,
                            rap_error *err);
 
-/* Weighted means of rows over packed samples, as sample_means of rap/reference.py; offsets
- * and weights that are on the device have been checked by nobody: a sample that is not
- * inside [0, T], or with a weight that is no number >= 0, is NaN. (cde_means_cuda.c) */
+/* Weighted means of rows over packed samples, as sample_means of rap/reference.py, in
+ * cde_means_cuda.c. Offsets and weights on the device are not checked before: a sample that
+ * is not inside [0, T], or with a weight that is no number >= 0, is NaN. */
 bool rap_cde_means_check(const void *args, rap_error *err);
 int64_t rap_cde_means_device_bytes(const void *args);
 bool rap_cde_means_device(void *args, struct rap_cuda_call *call, void *workspace,

@@ -368,7 +368,7 @@ typedef struct {
     double part[RAP_CDE_CUDA_THREADS / RAP_WARP];
 } cde_means_shared;
 
-/* NaN for what is no weight: nobody on the host has looked. */
+/* NaN for what is no weight: the host has not checked it. */
 RAP_HD double
 cde_weight(const rap_cde_means_cuda *p, int64_t row)
 {
@@ -383,7 +383,7 @@ cde_weight(const rap_cde_means_cuda *p, int64_t row)
 }
 
 /* Sum over the rows of a sample of their weights, or of the weighted answers; a row of
- * weight 0 says nothing, whatever it holds. Known to every thread. */
+ * weight 0 does not count, whatever it holds. Known to every thread. */
 RAP_HD double
 cde_weighted_sum(const rap_cde_means_cuda *p, const double *answers, int64_t begin,
                  int64_t end, cde_means_shared *sh)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The device code inside this extension: one fat binary a room. setup.py writes the table
+ * The device code inside this extension: one fat binary a kernel module. setup.py writes the table
  * (build/cuda/fatbins.c); without nvcc it is empty and the build is for the CPU only.
  */
 #ifndef RAP_FATBIN_H
@@ -9,11 +9,11 @@
 #include <stddef.h>
 
 typedef struct {
-    const char *room; /* "cde": from csrc/cde/cde_cuda.cu */
+    const char *kernels; /* "cde": from csrc/cde/cde_cuda.cu */
     const unsigned char *image, *end;
 } rap_fatbin;
 
-extern const rap_fatbin rap_fatbins[]; /* ends with room == NULL */
+extern const rap_fatbin rap_fatbins[]; /* ends with kernels == NULL */
 extern const char
     rap_fatbin_made[]; /* "CUDA 13.0, sm_80 ... + PTX", or why there is none */
 extern const int rap_fatbin_toolkit; /* 13000: what cuDriverGetVersion must reach */

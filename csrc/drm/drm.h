@@ -5,22 +5,23 @@
  *   Candidates: 0 < difficulty < 1, eligible, gain not NaN. Order: difficulty down, then
  *   gain down, then index up: total, so the answer is unique. At most k indices come
  *   back, in that order; fewer when there are fewer candidates.
- *   Source: RAP (arXiv 2506.04755) section 3.3; method.md section 3.
+ *   Source: RAP (arXiv 2506.04755) section 3.3; rap/METHOD.md section 3.
  *
  * Shapes: difficulty [N] and gain [N] in float32 or float64 (both become float64 keys),
  * eligible bool [N]; N up to 2^40. NaN selects nothing; -0.0 and 0.0 tie.
  *
- * How: difficulty in [0, 1) is cut into equal buckets. A sample of the scores tells a bucket
- * that the k-th surely lies in or above. One scan counts, per chunk of RAP_DRM_CHUNK samples
- * and bucket from there on, which gives the bucket of the k-th and the place of every item; a
- * second scan writes items, 64 bits each (leading bits of the rank within the bucket, index),
- * sorted by bucket, into `out` itself. Each bucket is then sorted there, and what its keys do
- * not hold (low bits of float64, gain) is looked up for those that tie.
+ * How: difficulty in [0, 1) is cut into equal buckets. The bucket of the k-th score is
+ * estimated from a sample of scores at even steps, rounded down so that it is a lower bound.
+ * One scan counts scores from there on, per chunk of RAP_DRM_CHUNK and bucket, which gives the
+ * bucket of the k-th score and the position of every item. A second scan writes items, 64 bits
+ * each (leading bits of the rank within the bucket, index), sorted by bucket, into `out`
+ * itself. Each bucket is then sorted there; low bits of float64 and gain, which the keys do
+ * not hold, are looked up for items that tie.
  *
- * The last bucket may hold far more than is needed of it: pass rates take few values. Then
- * scans that store nothing narrow it down, between two ranks of a sample each, until what is
- * undecided is one rank (the first by index are in) or small enough to be stored and sorted.
- * Should a sample have been wrong, there is one more scan: the answer never depends on it.
+ * The last bucket may hold far more than is needed of it: pass rates take few values. Further
+ * scans that store nothing then narrow it down, each between two ranks of a random sample,
+ * until the undecided items have one rank (selected by index) or are few enough to be stored
+ * and sorted. A misleading sample costs one more scan; the result never depends on it.
  *
  * Memory beside the input and `out`: half of the scores' bytes for what is undecided, at most
  * 64 KiB a chunk for the counts, and 512 KiB a worker, whatever the scores. Exact: of the

@@ -468,7 +468,7 @@ start(const rap_drm_args *a, rap_exec *exec)
     ctx.k = RAP_MIN(a->out.shape[0], ctx.n);
     ctx.chunks = rap_ceil_div(ctx.n, RAP_DRM_CHUNK);
     ctx.ceiling = ~(rank)0;
-    ctx.index_bits = 2; /* keys below 2^62: what a double is turned into without fuss */
+    ctx.index_bits = 2; /* keys below 2^62: which a double converts to in one instruction */
     while (ctx.n > INT64_C(1) << ctx.index_bits) {
         ctx.index_bits++;
     }

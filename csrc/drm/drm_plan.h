@@ -20,9 +20,10 @@ typedef struct {
     int64_t at, end;
 } span;
 
-/* Columns are buckets, the highest first; `last` is the one of the k-th candidate. Of its
- * bucket, what ranks above `ceiling` is in and goes to the column; what ranks in [floor,
- * ceiling] goes to the next column, `rest`, and the first `need` of it are in.
+/* Columns are buckets, the highest first; `last` is the column of the k-th candidate. Items
+ * of its bucket: rank > ceiling is selected, stored in the bucket's own column; floor <= rank
+ * <= ceiling is undecided, stored in the next column (`rest`), whose first `need` items are
+ * selected; rank < floor is dropped.
  *
  * An item is a sample in 64 bits: leading bits of its rank within the bucket, then its index
  * turned round: items are distinct, the larger comes first. They are written to `out`, sorted

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The scalar table: every room's loops, compiled for this instruction set.
+ * The scalar table: the loops of every kernel, compiled for this instruction set.
  */
 #include "../ace/ace.h"
 #include "../cde/cde.h"

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Included by each isa/kernels_<isa>.c after its target pragma: the loops of every room,
+ * Included by each isa/kernels_<isa>.c after its target pragma: the loops of every kernel,
  * then one const table. RAP_ISA_TABLE names it, RAP_LANES floats make a vector, RAP_MR x
  * RAP_NR is the product's tile.
  */

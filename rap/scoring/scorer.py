@@ -63,7 +63,7 @@ class Scorer:
         a device that this build has no kernels for, on the host. Copied once, if at all."""
         device = hidden.device
         if device not in self._heads:
-            there = device.type == "cuda" and "cde" in cuda.rooms()
+            there = device.type == "cuda" and "cde" in cuda.kernels()
             self._heads[device] = self.driver.head.to(device if there else "cpu")
         return self._heads[device]
 

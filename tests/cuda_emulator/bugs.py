@@ -253,7 +253,7 @@ HOST_BUGS = (
     _bug(125, "the parameters of another kernel", LINEAR,
          "RAP_CDE_CUDA_THREADS, &map,", "RAP_CDE_CUDA_THREADS, (void *)&product,",
          checks_host.products),
-    _bug(126, "a kernel looked for in another room's code", LINEAR,
+    _bug(126, "a kernel looked for in another module's code", LINEAR,
          'rap_cuda_launch(run->call, "cde", "rap_cde_map",',
          'rap_cuda_launch(run->call, "drm", "rap_cde_map",', checks_host.products),
     _bug(127, "parts of the workspace that are not aligned for 128-bit loads", ACE_HOST,

@@ -29,9 +29,9 @@ FLAGS = ["-std=c11", "-D_GNU_SOURCE", "-O1", "-w", "-ffp-contract=off", "-fno-ma
          "-DPy_LIMITED_API=0x030B0000", f"-I{np.get_include()}",
          f"-I{sysconfig.get_paths()['include']}"]  # fmt: skip
 INCBIN = """\
-__asm__(".section .rodata\\n.balign 64\\nimage_{room}: .incbin \\"{path}\\"\\n"
-        ".globl image_{room}\\n.hidden image_{room}\\n.byte 0\\n.previous\\n");
-extern const unsigned char image_{room}[];
+__asm__(".section .rodata\\n.balign 64\\nimage_{name}: .incbin \\"{path}\\"\\n"
+        ".globl image_{name}\\n.hidden image_{name}\\n.byte 0\\n.previous\\n");
+extern const unsigned char image_{name}[];
 """
 
 
@@ -43,11 +43,11 @@ def _fatbins(folder: Path) -> Path:
     """C source of csrc/cuda/fatbin.h's table, with what this build holds."""
     parts, rows = ['#include "cuda/fatbin.h"'], []
     library = Path(_C.__file__).read_bytes()
-    for room, image in zip(_C.CUDA_ROOMS, images(library), strict=True):
-        path = folder / f"{room}.fatbin"
+    for name, image in zip(_C.CUDA_KERNELS, images(library), strict=True):
+        path = folder / f"{name}.fatbin"
         path.write_bytes(image)
-        parts.append(INCBIN.format(room=room, path=path))
-        rows.append(f'{{"{room}", image_{room}, image_{room} + {len(image)}}},')
+        parts.append(INCBIN.format(name=name, path=path))
+        rows.append(f'{{"{name}", image_{name}, image_{name} + {len(image)}}},')
     made = re.search(rb"CUDA \d+\.\d+: sm_[^\0]*", library)[0].decode()
     parts += ["const rap_fatbin rap_fatbins[] = {", *rows, "{0, 0, 0}};"]
     parts += [f'const char rap_fatbin_made[] = "{made}";']

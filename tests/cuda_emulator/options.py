@@ -113,7 +113,7 @@ def _log_sum_exps(q: torch.Tensor, k: torch.Tensor) -> np.ndarray:
 
 def inputs(name: str) -> Iterator[tuple[Callable, dict[str, Any], Options, float]]:
     """(function, arrays, options that every call has, bound of the CPU's or the device's
-    own error). The bounds are those of the rooms' own tests."""
+    own error). The bounds are those of the kernels' own tests."""
 
     def normal(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.from_numpy(rng.normal(size=shape)).to(dtype)
