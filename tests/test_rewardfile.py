@@ -180,7 +180,7 @@ def test_shell_keeps_another_selection_that_lies_there(saved, tmp_path):
     run("reselect", saved, "--rewards", rewards(tmp_path, first, trivial=4), "--out", out)
     before = {p.name: p.read_bytes() for p in out.iterdir()}
     other = ("reselect", saved, "--rewards", rewards(tmp_path, first, trivial=2))
-    refused(*other, "--out", out, code=2, says="holds something else")
+    refused(*other, "--out", out, code=2, says="holds another selection")
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
     foreign = tmp_path / "foreign"
     foreign.mkdir()
