@@ -1,8 +1,8 @@
 """Builds rap._C: plain C11, the CPython limited API, NumPy's headers, nothing linked.
 
-Device code (csrc/*/*_cuda.cu) becomes one fat binary a kernel module inside the extension when nvcc
-12.4 or newer is there (CUDA_HOME, PATH, /usr/local/cuda); else the build is for the CPU
-only, and rap.info() says so.
+Device code (csrc/*/*_cuda.cu) becomes one fat binary a kernel module inside the extension
+when nvcc 12.4 or newer is there (CUDA_HOME, PATH, /usr/local/cuda); else the build is for
+the CPU only, and rap.info() says so.
 
 Switches, read from the environment:
   RAP_CUDA=auto    device code if nvcc is found (default); on: must be found; off: none

@@ -152,12 +152,9 @@ def _plain_value(text: str) -> Number:
     if power is not None and re.search(_POWER + "$", text):
         exponent = int(power[1])
         text = re.split(r"[eE]|\s*(?:\\times|\\cdot|\u00d7|x|\*)", text)[0]
-    value = Decimal(text) if "." in text else Fraction(int(text))
-    if exponent and isinstance(value, Fraction):
-        return sign * value * Fraction(10) ** exponent
-    if exponent:
-        value = value.scaleb(exponent)
-    return sign * _exact(value)
+    if "." in text:
+        return sign * _exact(Decimal(text).scaleb(exponent))
+    return sign * Fraction(int(text)) * Fraction(10) ** exponent
 
 
 def _exact(value: Number) -> Number:
@@ -183,7 +180,9 @@ def same_number(reference: Number, value: Number) -> bool:
 
 def _rounds_to(fine: Decimal, coarse: Decimal) -> bool:
     digits, other = fine.as_tuple().exponent, coarse.as_tuple().exponent
-    return isinstance(digits, int) and digits < other and fine.quantize(coarse) == coarse
+    if not isinstance(digits, int) or not isinstance(other, int):  # infinite
+        return False
+    return digits < other and fine.quantize(coarse) == coarse
 
 
 def same_quantity(reference: tuple[Number, str], value: tuple[Number, str]) -> bool:

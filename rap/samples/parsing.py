@@ -499,7 +499,7 @@ def _mapped_choices(value: Mapping[str, Any]) -> tuple[Any, list[str]]:
     bring the keys that other rows have as None."""
     texts = next((value[n] for n in CHOICE_TEXTS if isinstance(value.get(n), list)), None)
     if texts is not None:
-        labels = next(
+        labels: list[Any] = next(
             (value[n] for n in CHOICE_LABELS if isinstance(value.get(n), list)), []
         )
         return _by_label(texts, [scalar_text(label) or "" for label in labels])

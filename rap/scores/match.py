@@ -371,11 +371,12 @@ def identities(samples: SampleSet) -> dict[str, list[str | None]]:
     }
     read_files = samples.columns["id"] is None
     for item in samples:
-        full = None
-        usable = isinstance(item, Sample)
-        if usable and (read_files or all(ref.data is not None for ref in item.images)):
-            full = hashes_of(item)
-        columns[TEXT_COLUMN].append(text_sha256(item) if usable else None)
+        full = text = None
+        if isinstance(item, Sample):
+            text = text_sha256(item)
+            if read_files or all(ref.data is not None for ref in item.images):
+                full = hashes_of(item)
+        columns[TEXT_COLUMN].append(text)
         columns["sample_sha256"].append(None if full is None else full[0])
         columns["image_sha256"].append(None if full is None else full[1])
     return columns

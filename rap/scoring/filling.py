@@ -177,7 +177,8 @@ class Run:
             if isinstance(item, Sample):
                 row["source"], job.inputs = item.source, inputs_sha256(item, self.more)
             job.groups, job.degenerate_groups = drawn, degenerate
-            part.earlier.subtract(groups=drawn, degenerate=degenerate)  # the jobs have it
+            # the jobs have it
+            part.earlier.subtract({"groups": drawn, "degenerate": degenerate})
             part.jobs.append(job)
         part.whole = part.kept = len(part.jobs)
         self._count((job.row for job in part.jobs), kept.tally)

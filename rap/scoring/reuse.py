@@ -57,8 +57,9 @@ def reuse_of(
         if i < 0 or (retry and row["status"] == QUARANTINED):
             return -1
         item = samples[i]
-        same = is_sample(row, item, files=files) and isinstance(item, Sample)
-        return i if same and inputs_sha256(item, columns) == inputs else -1
+        if not isinstance(item, Sample) or not is_sample(row, item, files=files):
+            return -1
+        return i if inputs_sha256(item, columns) == inputs else -1
 
     def find(rows: Sequence[Mapping[str, Any]], inputs: Sequence[str] | None) -> list[int]:
         pairs = zip(rows, inputs or [""] * len(rows), strict=True)
