@@ -163,17 +163,7 @@ def export(
     the data set is missing or not the one that was scored, or a sample cannot be exported
     (named), ``RapStoreError`` if the folder is in the way or cannot be written.
     """
-    if to not in (*TARGETS, *PLAIN):
-        names = ", ".join((*TARGETS, *PLAIN))
-        raise RapConfigError(f"to = {to!r}: expected one of {names}")
-    if max_images is not None and max_images < 1:
-        raise RapConfigError(f"max_images = {max_images}: expected at least 1")
-    if completions is not None and not (to in TARGETS and TARGETS[to].pairs):
-        takers = names_of(pairs=True)
-        raise RapConfigError(f"completions: only {takers} takes them, not {to}")
-    if data_source is not None and not (to in TARGETS and TARGETS[to].data_source):
-        takers = names_of(data_source=True)
-        raise RapConfigError(f"data_source: only {takers} takes one, not {to}")
+    _require_usable(to, max_images, completions, data_source)
     if not len(selection):
         raise RapInputError("nothing to export: the selection keeps no sample")
     samples = _samples(selection, data)
@@ -231,6 +221,23 @@ def export(
         filtered=filtered,
         dropped=dropped,
     )
+
+
+def _require_usable(
+    to: str, max_images: int | None, completions: pa.Table | None, data_source: str | None
+) -> None:
+    """Raises ``RapConfigError`` for what this target does not take."""
+    if to not in (*TARGETS, *PLAIN):
+        names = ", ".join((*TARGETS, *PLAIN))
+        raise RapConfigError(f"to = {to!r}: expected one of {names}")
+    if max_images is not None and max_images < 1:
+        raise RapConfigError(f"max_images = {max_images}: expected at least 1")
+    if completions is not None and not (to in TARGETS and TARGETS[to].pairs):
+        takers = names_of(pairs=True)
+        raise RapConfigError(f"completions: only {takers} takes them, not {to}")
+    if data_source is not None and not (to in TARGETS and TARGETS[to].data_source):
+        takers = names_of(data_source=True)
+        raise RapConfigError(f"data_source: only {takers} takes one, not {to}")
 
 
 # ---------------------------------------------------------------- the rows
