@@ -108,7 +108,7 @@ def cde_ace(scores: rap.Scores, budget: float, seed: int) -> np.ndarray:
 
 
 def public(scores: rap.Scores, budget: float, seed: int) -> np.ndarray:
-    """The authors' script (method.md section 5), cut to size: the largest accuracy gap
+    """The authors' script (METHOD.md section 5), cut to size: the largest accuracy gap
     of those not always solved, and a tenth of those solved once, by lot."""
     c = _columns(scores)
     m1 = floats(scores.table["m1"])

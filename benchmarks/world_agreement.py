@@ -372,7 +372,7 @@ Against actual causes (share in the pool {acting:.1%}):
 
 {estimators}
 
-psi is measured where a sample can still be kept (method.md section 6):
+psi is measured where a sample can still be kept (METHOD.md section 6):
 
 {psi}
 

@@ -84,7 +84,7 @@ class Sampling:
 
 @settings
 class AceConfig:
-    """How psi is computed from the attention weights; see ``rap.ace`` and method.md
+    """How psi is computed from the attention weights; see ``rap.ace`` and METHOD.md
     section 2."""
 
     sigma: Annotated[Number, Gt(0)] = setting(
@@ -263,7 +263,7 @@ def _share_meant(value: object) -> str:
 
 @settings
 class ChooseConfig:
-    """How scores become a selection; method.md sections 3 and 4."""
+    """How scores become a selection; METHOD.md sections 3 and 4."""
 
     rule: RuleName = setting(
         "Which rule keeps samples; rap.selection.rules has them.",

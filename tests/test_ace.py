@@ -203,7 +203,7 @@ def test_opera_is_a_point_of_this_function(rng):
 
 @pytest.mark.parametrize("isa", ISAS, indirect=True)
 def test_published_form_and_its_known_defect(isa, rng):
-    """As published the last column is a single factor: psi_N = 2 A_NN (method.md 2)."""
+    """As published the last column is a single factor: psi_N = 2 A_NN (METHOD.md 2)."""
     q, k = attention_input(rng, 1, 1, 30, 8, spread=3)
     got = rap.ace(q, k, response_start=0, normalise=False, min_rows=1)
     a = reference.attention(q, k)[0]

@@ -197,7 +197,7 @@ def baselines(w: World, size: int) -> dict[str, Array]:
 
 
 def authors_rule(c1: Array, c0: Array, m: int, jitter: Array, size: int) -> Array:
-    """The authors' public script (method.md section 5): largest accuracy gap first, always
+    """The authors' public script (METHOD.md section 5): largest accuracy gap first, always
     solved samples dropped, of those solved once a random tenth."""
     gap = (c1 - c0) / m
     allowed = (c1 < m) & ~((c1 == 1) & (jitter > 0.1)) & (gap > 0)

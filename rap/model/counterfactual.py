@@ -38,7 +38,7 @@ def counterfactual_images(
     or cut), so that the prompt keeps its form.
 
     Raises ``RapConfigError`` on an unknown kind, ``RapInputError`` if ``shuffle`` has no
-    partner. Source: method.md, "The counterfactual input".
+    partner. Source: METHOD.md, "The counterfactual input".
     """
     if kind not in MAKERS:
         raise RapConfigError(

@@ -3,7 +3,7 @@
 
 Input: one row a completion, with the sample's id, whether the image was there, and
 whether the answer was right. Output: c1, m1, c0, m0 per sample as integers
-(method.md section 1), samples in the order of their first appearance. Everything is
+(METHOD.md section 1), samples in the order of their first appearance. Everything is
 counted with ``bincount``: 10^6 rows take well under a second once they are a table.
 """
 

@@ -6,7 +6,7 @@ scores. A score that was not needed or not measured is null, never NaN.
 
 ``ROLLOUT_SCHEMA`` keeps every completion, so that another checker or threshold needs
 no model. Counts are integers: decisions compare integers, never quotients
-(method.md, section 1).
+(METHOD.md, section 1).
 
 A new column is nullable, goes into ``SCORE_SCHEMA`` and ``SINCE``, and raises
 ``SCHEMA_VERSION``: files of an older version are read with nulls in it (``filled``).

@@ -234,7 +234,7 @@ class Scorer:
         return torch.stack([getattr(result, name).double() for name in _HEAD]).T.tolist()
 
     def psi(self, jobs: list[Job], traces: dict[int, Trace]) -> None:
-        """Attention confidence of the with-image response; method.md section 2."""
+        """Attention confidence of the with-image response; METHOD.md section 2."""
         live = [job for job in jobs if job.alive]
 
         def run(part: Sequence[Job]) -> list[list[float]]:

@@ -41,7 +41,7 @@ def choose(
     ``config``: a `ChooseConfig`; ``overrides``: single fields of it, by name. The rules
     themselves are in ``rap.selection.rules``.
 
-    **D** (CDE, method.md section 1): what the image changes.
+    **D** (CDE, METHOD.md section 1): what the image changes.
     rollouts: c1/m1 - c0/m0, compared as integers, ``c1*m0 - c0*m1 > lambda_c*m1*m0``,
     with ``lambda_c`` taken as the decimal it was written as (0.1 is 1/10).
     answer: ``p_answer1 - p_answer0``, in float64.

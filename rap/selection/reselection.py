@@ -1,7 +1,7 @@
 """Choosing again while a model learns: pass counts from training -> the next selection.
 
 Pure: NumPy and Arrow, no torch, no files, no clock, no random numbers. The rules are
-those of DRM (method.md section 3, ``choose``), with the difficulty that training shows in
+those of DRM (METHOD.md section 3, ``choose``), with the difficulty that training shows in
 place of the one that scoring measured: what has become trivial goes, the hardest that can
 be solved comes in, and a share of the first selection stays whatever happens to it.
 
