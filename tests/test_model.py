@@ -20,6 +20,7 @@ from rap.model.capture import ATTENTION_NAME, find_parts
 from rap.model.check import check
 from rap.model.driver import ModelDriver
 from rap.model.head import head_options
+from rap.samples.prompts import chat
 from rap.samples.sample import BadSample
 
 
@@ -412,7 +413,7 @@ def test_collate_is_what_the_processor_makes_of_a_batch(side):
     questions = ["Why?", "How many red circles are in the picture?"]
     images = [picture(60, 60, 0), picture(100, 60, 1)]
     batch = [driver.prepare(sample(q), [x]) for q, x in zip(questions, images, strict=True)]
-    texts = [driver._render(q, 1) for q in questions]
+    texts = [driver._render(chat((), q, 1)) for q in questions]
     theirs = processor(
         text=texts,
         images=[[x] for x in images],

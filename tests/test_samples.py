@@ -25,7 +25,8 @@ from PIL import Image
 import rap.samples.sources
 from rap.errors import RapInputError
 from rap.samples.choices import resolve_choice
-from rap.samples.parsing import detect_columns, parse_row, strip_image_tags
+from rap.samples.parsing import detect_columns, parse_row
+from rap.samples.prompts import strip_image_tags
 from rap.samples.sample import Bad, BadSample, ImageRef, Sample, sample_sha256
 from rap.samples.sampleset import SampleSet, load_images, open_samples
 from rap.samples.sources import strict_json

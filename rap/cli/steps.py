@@ -37,7 +37,7 @@ def open_data(
     if path is None:
         refuse_given(("columns", "root"), "without a data set")
         return None
-    if not path.exists():
+    if not path.exists() and "*" not in path.name:
         raise RapInputError(f"{path}: no such file or folder")
     return open_samples(path, columns=to_columns(columns), root=root)
 
@@ -50,6 +50,7 @@ def score_data(
     config = score_config(options)  # refused before the model is loaded
     require_judge(config.evidence, options["reward"])
     reward = load_reward(options["reward"])
+    click.echo(samples.describe(), err=True)
     shown = options["progress"]
     if not (sys.stderr.isatty() if shown is None else shown):
         quiet_transformers()

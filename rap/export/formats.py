@@ -27,6 +27,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..samples.prompts import stands_in_place
+from ..samples.sample import Turn
+
 MANIFEST = "rap_export.json"
 VERL_SOURCE = "hiyouga/geometry3k"
 """verl refuses a ``data_source`` it has no reward for. Under this name it looks for the
@@ -57,7 +60,8 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One kept sample. ``prompt``: question and choices as scored, without image tags.
+    """One kept sample. ``prompt``: question and choices as scored, without image tags
+    unless the images stand inside the text; ``turns``: what was said before.
     ``answer``: what the trainer's reward compares with (``answers.answer_to_train``)."""
 
     id: str
@@ -69,11 +73,32 @@ class Row:
     pictures: tuple[Picture, ...]
     source: str | None
     reason: str
+    turns: tuple[Turn, ...] = ()
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What was said, turn by turn."""
+        return (*(text for _, text in self.turns), self.prompt)
+
+    @property
+    def in_place(self) -> bool:
+        """Whether ``<image>`` stands in the texts, one for each picture."""
+        return stands_in_place(self.texts, len(self.pictures))
 
     @property
     def tagged(self) -> str:
-        """The prompt after one ``<image>`` a picture."""
-        return "<image>" * len(self.pictures) + self.prompt
+        """The prompt with one ``<image>`` a picture: at its place, or before the text."""
+        return self.messages()[-1]["content"]
+
+    def messages(self, *, tagged: bool = True) -> list[dict[str, str]]:
+        """The chat; ``tagged``: with one ``<image>`` a picture."""
+        said = [*self.turns, ("user", self.prompt)]
+        before = "" if self.in_place or not tagged else "<image>" * len(self.pictures)
+        first = next(i for i, (role, _) in enumerate(said) if role == "user")
+        return [
+            {"role": role, "content": before + text if i == first else text}
+            for i, (role, text) in enumerate(said)
+        ]
 
 
 @dataclass
@@ -99,7 +124,8 @@ class Target:
     ``is_its_own``: a row of a data set is in the trainer's form already. ``form``: what the
     files are for. ``groups``: its rows name the sample's group. ``pairs``: with completions
     it gets pairs of a right and a wrong one. ``tags_in_answer``: it looks for placeholders
-    in the answer, too. ``data_source``: it picks its reward by one."""
+    in the answer, too. ``data_source``: it picks its reward by one.
+    ``turns``: it keeps turns before the question; ``in_place``: images inside a text."""
 
     name: str
     write: Callable[[Iterable[Row], Writing], None]
@@ -112,6 +138,8 @@ class Target:
     form: str = "prompts for GRPO"
     pairs: bool = False
     tags_in_answer: bool = False
+    turns: bool = True
+    in_place: bool = True
     data_source: bool = False
 
 
@@ -183,7 +211,7 @@ def write_trl(rows: Iterable[Row], writing: Writing) -> None:
     def columns(row: Row) -> dict[str, Any]:
         return {
             "id": row.id,
-            "prompt": [{"role": "user", "content": row.prompt}],
+            "prompt": row.messages(tagged=False),
             "images": _bytes(row),
             "solution": row.answer,
             "choices": list(row.choices),
@@ -242,7 +270,7 @@ def write_verl(rows: Iterable[Row], writing: Writing) -> None:
     def columns(row: Row) -> dict[str, Any]:
         return {
             "data_source": writing.data_source or VERL_SOURCE,
-            "prompt": [{"role": "user", "content": row.tagged}],
+            "prompt": row.messages(),
             "images": _bytes(row),
             "ability": "multimodal",
             "reward_model": {"style": "rule", "ground_truth": row.answer},
@@ -397,7 +425,7 @@ def write_swift(rows: Iterable[Row], writing: Writing) -> None:
 
     def columns(row: Row) -> dict[str, Any]:
         return {
-            "messages": [{"role": "user", "content": row.tagged}],
+            "messages": row.messages(),
             "images": _paths(row, writing),
             "solution": row.answer,
             "rap_id": row.id,
@@ -466,7 +494,7 @@ def write_llamafactory(rows: Iterable[Row], writing: Writing) -> None:
         return {"role": "assistant", "content": text}
 
     def columns(row: Row) -> dict[str, Any] | None:
-        form: dict[str, Any] = {"messages": [{"role": "user", "content": row.tagged}]}
+        form: dict[str, Any] = {"messages": row.messages()}
         if pairs is None:
             form["messages"].append(assistant(row.answer))
         elif row.id not in pairs:
@@ -504,7 +532,16 @@ def _llamafactory_notes(folder: Path, most: int) -> list[str]:
 
 
 TARGETS: Mapping[str, Target] = {
-    "trl": Target("TRL", write_trl, _trl_notes, is_trl, upright=True, latex=True, tags=()),
+    "trl": Target(
+        "TRL",
+        write_trl,
+        _trl_notes,
+        is_trl,
+        upright=True,
+        latex=True,
+        tags=(),
+        in_place=False,
+    ),
     "verl": Target(
         "verl",
         write_verl,
@@ -520,6 +557,7 @@ TARGETS: Mapping[str, Target] = {
         _easyr1_notes,
         is_easyr1,
         upright=True,
+        turns=False,
         tags=("<image>", "<video>"),
     ),
     "openrlhf": Target(
@@ -528,6 +566,7 @@ TARGETS: Mapping[str, Target] = {
         _openrlhf_notes,
         is_openrlhf,
         upright=False,
+        turns=False,
         groups=True,
         tags=("<image>",),
     ),

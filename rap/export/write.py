@@ -65,6 +65,7 @@ from ..errors import RapConfigError, RapInputError, RapStoreError
 from ..samples.answers import answer_to_train
 from ..samples.choices import prompt_text
 from ..samples.images import decode, read_bytes, sniff
+from ..samples.prompts import IMAGE
 from ..samples.sample import Bad, BadSample, Sample, sample_sha256
 from ..samples.sampleset import SampleSet
 from ..scores.files import store_error
@@ -331,6 +332,7 @@ class _Reader:
             pictures=tuple(self._picture(data) for data in originals),
             source=sample.source,
             reason=judged["reason"],
+            turns=sample.turns,
         )
 
     def _picture(self, data: bytes) -> Picture:
@@ -375,11 +377,22 @@ def _as_trainers_see(data: bytes, upright: bool) -> Image | None:
 
 def _checked(rows: Iterator[Row], to: str) -> Iterator[Row]:
     """Refuses text that a trainer would take for the place of a picture or a film."""
+    target = TARGETS[to]
     for row in rows:
-        texts = [row.prompt]
-        if TARGETS[to].tags_in_answer:
+        if row.turns and not target.turns:
+            raise RapInputError(
+                f"sample {row.id[:80]!r} cannot be exported: its prompt has turns before "
+                f"the question, for which {to} has no place"
+            )
+        if row.in_place and not target.in_place:
+            raise RapInputError(
+                f"sample {row.id[:80]!r} cannot be exported: {to} puts images before the "
+                "text, and this prompt has them inside; rap.trl.prepare keeps their places"
+            )
+        texts = [text.replace(IMAGE, "") if row.in_place else text for text in row.texts]
+        if target.tags_in_answer:
             texts.append(row.answer)
-        for tag in TARGETS[to].tags:
+        for tag in target.tags:
             if any(tag in text for text in texts):
                 raise RapInputError(
                     f"sample {row.id[:80]!r} cannot be exported: its text holds {tag!r}, "

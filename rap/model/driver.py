@@ -24,10 +24,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jinja2 import TemplateError
 
 from ..config import ScoreConfig
 from ..errors import RapModelError, first_line
 from ..samples.choices import prompt_text
+from ..samples.prompts import chat
 from ..samples.sample import BadSample, Sample
 from .batching import Prepared, Trace, collate, cut
 from .capture import (
@@ -118,9 +120,11 @@ class ModelDriver:
         ``image``: ``image_unreadable`` (the processor refuses the image).
         """
         text = prompt_text(self.config.prompt_template, sample.question, sample.choices)
-        for part in (text, prefix):
-            self._refuse_placeholders(part)
-        prompt = self._render(text, len(images or ())) + prefix
+        messages = chat(sample.turns, text, len(images or ()))
+        parts = [part for message in messages for part in message["content"]]
+        for said in (*(part.get("text", "") for part in parts), prefix):
+            self._refuse_placeholders(said)
+        prompt = self._render(messages) + prefix
         inputs = self._process(prompt, images)
         ids = inputs["input_ids"][0]
         if len(ids) > self.config.max_prompt_tokens:
@@ -171,14 +175,15 @@ class ModelDriver:
                     "prompt", "image_count", f"the text holds the placeholder {token!r}"
                 )
 
-    def _render(self, text: str, n_images: int) -> str:
-        content = [{"type": "image"} for _ in range(n_images)]
-        content.append({"type": "text", "text": text})
-        return self.processor.apply_chat_template(
-            [{"role": "user", "content": content}],
-            add_generation_prompt=True,
-            tokenize=False,
-        )
+    def _render(self, messages: list[dict[str, Any]]) -> str:
+        try:
+            return self.processor.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=False
+            )
+        except TemplateError as error:  # a role that the template refuses, say
+            raise BadSample(
+                "prompt", "bad_text", f"the chat template refuses it: {first_line(error)}"
+            ) from error
 
     def _process(
         self, prompt: str, images: Sequence[Image] | None

@@ -216,7 +216,8 @@ def _reward_request(
     if isinstance(prompt, str):
         completion = text
     elif not isinstance(prompt, (list, tuple)):
-        prompt = [{"role": "user", "content": sample.question}]
+        said = (*sample.turns, ("user", sample.question))
+        prompt = [{"role": role, "content": text} for role, text in said]
     taken = ("prompt", "completion", "completion_ids")
     columns = {k: [v] for k, v in sample.extra.items() if k not in taken}
     return {

@@ -21,7 +21,8 @@ import io
 import os
 import stat
 import struct
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import RapInputError, install
@@ -122,6 +123,8 @@ def decode(data: bytes, *, max_pixels: int, min_side: int = 2) -> Image:
         raise BadSample("image", "image_format", f"{kind}; allowed: {', '.join(FORMATS)}")
     if 0 in _header_size(data, kind):
         raise BadSample("image", "image_too_small", "a side of 0 pixels")
+    if kind == "PNG" and _has_large_text(data):
+        data = _without_text(data)
     try:
         with _open(data, kind) as image:
             _check_size(image.size, max_pixels, min_side)
@@ -166,6 +169,54 @@ def sniff(data: bytes) -> str:
     else:
         what = f"no image format starts with {data[:8]!r}"
     raise BadSample("image", "image_unreadable", what)
+
+
+_PNG_TEXT = (b"iCCP", b"zTXt", b"iTXt", b"tEXt")
+_LARGE_TEXT = 1 << 20
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """(type, start, end) of a PNG's chunks, as far as they are whole."""
+    at = 8
+    while at + 12 <= len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if end > len(data):
+            return
+        yield data[at + 4 : at + 8], at, end
+        at = end
+
+
+def _has_large_text(data: bytes) -> bool:
+    """Whether a PNG's profile or texts are longer than Pillow reads: more than 1 MB,
+    unpacked. They say nothing about the pixels."""
+    for kind, start, end in _png_chunks(data):
+        if kind == b"IDAT":
+            return False
+        if kind not in _PNG_TEXT:
+            continue
+        body = data[start + 8 : end - 4]
+        name, _, packed = body.partition(b"\0")
+        packed = packed[4:] if kind == b"iTXt" else packed[1:]
+        if len(body) > _LARGE_TEXT or (kind != b"tEXt" and _unpacks_large(packed)):
+            return True
+    return False
+
+
+def _unpacks_large(packed: bytes) -> bool:
+    try:
+        unpacker = zlib.decompressobj()
+        return len(unpacker.decompress(packed, _LARGE_TEXT + 1)) > _LARGE_TEXT
+    except zlib.error:
+        return False
+
+
+def _without_text(data: bytes) -> bytes:
+    """A PNG without its profile and texts; what is not whole stays, to be refused."""
+    kept, at = [data[:8]], 8
+    for kind, start, end in _png_chunks(data):
+        kept += [] if kind in _PNG_TEXT else [data[start:end]]
+        at = end
+    return b"".join((*kept, data[at:]))
 
 
 def _header_size(data: bytes, kind: str) -> tuple[int, ...]:

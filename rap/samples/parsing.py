@@ -20,7 +20,15 @@ from typing import Any
 from ..errors import RapInputError
 from .answers import listed, read_answer
 from .choices import letter, resolve_choice, unlabelled
-from .sample import BadSample, ImageRef, Sample
+from .prompts import (
+    images_in,
+    last_reply,
+    messages_of,
+    place_images,
+    read_turns,
+    strip_image_tags,
+)
+from .sample import BadSample, ImageRef, Sample, Turn
 from .sources import strict_json
 
 # `question` comes before `prompt`: a prompt often holds a trainer's instructions too,
@@ -43,6 +51,7 @@ CANDIDATES: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "prompt",
             "query",
             "messages",
+            "conversations",
             "instruction",
             "extra_info.question",
         ),
@@ -137,6 +146,7 @@ def detect_columns(
             )
         found[role] = name
     _find_index(found, given, available)
+    _find_in_chat(found, first)
     for role in REQUIRED:
         if found[role] is None:
             raise RapInputError(
@@ -161,6 +171,17 @@ def _find_index(
     for role in INDEX_CANDIDATES:
         if found.get(role):
             found["answer"] = found[role]
+
+
+def _find_in_chat(found: dict[str, str | None], first: Mapping[str, Any]) -> None:
+    """A chat may hold its images, and end with the answer: where no column does."""
+    messages = messages_of(cell(first, found["question"]))
+    if messages is None:
+        return
+    if found["images"] is None and images_in(messages):
+        found["images"] = found["question"]
+    if found["answer"] is None and last_reply(messages):
+        found["answer"] = found["question"]
 
 
 def _spread_choices(available: Sequence[str]) -> str | None:
@@ -201,24 +222,7 @@ def cell(row: Mapping[str, Any], name: str | None) -> Any:
 
 # --------------------------------------------------------------- one row -> one sample
 
-# `<image>` is the trainers' placeholder (one image each); `<image1>`, `<image 2>` are
-# names inside a text (MATH-V, MMMU), often several for one composite picture.
-_TAG = re.compile(r"<image ?(\d*)>", re.IGNORECASE)
-_TAGS_AT_LINE_START = re.compile(r"(?im)^[ \t]*(?:<image ?\d*>[ \t]*)+")
-_TAGS_INSIDE = re.compile(r"(?i)[ \t]*(?:<image ?\d*>[ \t]*)+")
 _URL = re.compile(r"[a-z][a-z0-9+.\-]*://|file:", re.IGNORECASE)
-
-
-def strip_image_tags(text: str) -> tuple[str, int]:
-    """The text without ``<image>``, ``<image1>``, ``<image 2>`` tags, and how many plain
-    ``<image>`` placeholders it had."""
-    tags = _TAG.findall(text)
-    if not tags:
-        return text.strip(), 0
-    text = _TAGS_INSIDE.sub(" ", _TAGS_AT_LINE_START.sub("", text))
-    text = re.sub(r"[ \t]+\n", "\n", text)
-    text = re.sub(r"\n{3,}", "\n\n", text)
-    return text.strip(), sum(not number for number in tags)
 
 
 def parse_row(
@@ -235,7 +239,7 @@ def parse_row(
     path (links resolved) or None, where no path is allowed; ``counted``: the column of the
     answer holds the right choice's place, counted from this number. Raises
     ``BadSample``."""
-    question, placeholders = _question(cell(row, columns["question"]))
+    turns, question = _turns(cell(row, columns["question"]))
     choices, labels = read_choices(cell(row, columns["choices"]))
     answer = _answer(cell(row, columns["answer"]))
     if choices and counted is not None:
@@ -251,12 +255,7 @@ def parse_row(
     images = _images(cell(row, columns["images"]), root)
     if not images:
         raise BadSample("data", "image_count", "the row has no image")
-    if placeholders and placeholders != len(images):
-        raise BadSample(
-            "data",
-            "image_count",
-            f"{placeholders} <image> placeholders but {len(images)} images",
-        )
+    turns, question = place_images(turns, question, len(images))
     hidden = image_columns | {columns["images"]}
     return Sample(
         index=index,
@@ -267,6 +266,7 @@ def parse_row(
         images=images,
         source=None if source is None else _clean(str(source), "source"),
         extra={k: v for k, v in row.items() if k not in hidden},
+        turns=turns,
     )
 
 
@@ -281,37 +281,14 @@ def _clean(text: str, name: str) -> str:
     return text
 
 
-def _question(value: Any) -> tuple[str, int]:
-    """Question text without tags, and the number of image placeholders in it."""
-    text, parts = _message_text(value) if isinstance(value, (list, tuple)) else (value, 0)
-    if not isinstance(text, str):
-        raise BadSample("data", "bad_answer", "question is missing or not text")
-    text, placeholders = strip_image_tags(_clean(text, "question"))
-    if not text:
+def _turns(value: Any) -> tuple[tuple[Turn, ...], str]:
+    """Earlier turns and the user's last one, as they stand."""
+    turns, text = read_turns(value)
+    for said in (*(said for _, said in turns), text):
+        _clean(said, "question")
+    if not strip_image_tags(text)[0]:
         raise BadSample("data", "bad_answer", "question is empty")
-    return text, placeholders + parts
-
-
-def _message_text(messages: Sequence[Any]) -> tuple[str, int]:
-    """What the user says in a list of chat messages, turns joined by a blank line, and the
-    number of image parts. System and assistant turns are left out."""
-    texts, parts = [], 0
-    for message in messages:
-        if not isinstance(message, Mapping):
-            raise BadSample("data", "bad_answer", "question is a list, but not of messages")
-        if message.get("role") != "user":
-            continue
-        content = message.get("content")
-        for part in content if isinstance(content, (list, tuple)) else [content]:
-            if isinstance(part, str):
-                texts.append(part)
-            elif isinstance(part, Mapping) and part.get("type") in ("image", "image_url"):
-                parts += 1
-            elif isinstance(part, Mapping) and isinstance(part.get("text"), str):
-                texts.append(part["text"])
-            elif part is not None:
-                raise BadSample("data", "bad_answer", "a message part is no text or image")
-    return "\n\n".join(texts), parts
+    return turns, text
 
 
 def scalar_text(value: Any) -> str | None:
@@ -329,7 +306,11 @@ def scalar_text(value: Any) -> str | None:
 
 
 def _answer(value: Any) -> str:
-    """The reference as one text; of several accepted answers a list in it."""
+    """The reference as one text; of several accepted answers a list in it; of a chat the
+    assistant's turn that ends it."""
+    messages = messages_of(value)
+    if messages is not None:
+        value = last_reply(messages)
     if isinstance(value, (list, tuple)):
         value = listed(_accepted(value)) if value else None
     text = scalar_text(value)
@@ -572,6 +553,9 @@ def _unescape(match: re.Match[str]) -> str:
 def _images(value: Any, root: str | None) -> tuple[ImageRef, ...]:
     if value is None:
         return ()
+    messages = messages_of(value)
+    if messages is not None:
+        value = images_in(messages)
     items = value if isinstance(value, (list, tuple)) else [value]
     return tuple(_image(item, root) for item in items if item is not None)
 

@@ -24,6 +24,10 @@ class BadSample(Exception):
         return BadSample, (self.stage, self.code, self.message)
 
 
+Turn = tuple[str, str]
+"""(role, text) of one turn of a chat; roles are system, user, assistant."""
+
+
 @dataclass(frozen=True, slots=True)
 class ImageRef:
     """One image, not yet read: its encoded bytes, or an absolute path inside the root."""
@@ -41,7 +45,8 @@ class Sample:
     id: str
     """Opaque text, unique in the data set."""
     question: str
-    """The user's text, image tags stripped."""
+    """The user's last turn. ``<image>`` stands in it only where an image's place in the
+    text matters (``prompts``)."""
     answer: str
     """The reference answer as given: free text, a choice's letter or its text."""
     choices: tuple[str, ...]
@@ -53,6 +58,8 @@ class Sample:
     extra: Mapping[str, object]
     """The row's columns under their own names, images left out: what the user's reward
     function is called with."""
+    turns: tuple[Turn, ...] = ()
+    """(role, text) of the turns before the question: system, user, assistant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +74,8 @@ class Bad:
 
 
 def sample_sha256(sample: Sample, image_hashes: Sequence[str]) -> str:
-    """sha256 of what a sample's score depends on: question, answer, choices, images."""
-    fields = [sample.question, sample.answer, list(sample.choices), list(image_hashes)]
+    """sha256 of what a sample's score depends on: turns, question, answer, choices,
+    images."""
+    fields: list[Any] = [sample.question, sample.answer, list(sample.choices)]
+    fields += [list(image_hashes), *([list(sample.turns)] if sample.turns else [])]
     return hashlib.sha256(json.dumps(fields).encode()).hexdigest()

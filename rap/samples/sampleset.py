@@ -360,7 +360,10 @@ def open_samples(
         raise RapInputError(f"root {folder}: not a folder")
     if not rows.columns:
         raise RapInputError(f"{rows.kind}: none of {len(rows)} rows can be read")
-    found = detect_columns(rows.columns, _first_row(rows), rows.image_columns, columns)
+    try:
+        found = detect_columns(rows.columns, _first_row(rows), rows.image_columns, columns)
+    except RapInputError as error:
+        raise RapInputError(f"{rows.kind}: {error}") from None
     if isinstance(rows, (ArrowRows, DatasetRows)):
         rows.leave_out(rows.image_columns - {found["images"] or ""})
     counted = _counted(rows, found, columns or {})

@@ -11,13 +11,16 @@ source that cannot be read is a ``RapInputError``.
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import os
 import re
+import shutil
 import stat
 import tempfile
 import weakref
+import zlib
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -107,14 +110,14 @@ class ListRows(_Plain):
 class JsonlRows(_Plain):
     """A JSONL file, one strict JSON object a line, read when asked for."""
 
-    def __init__(self, path: Path) -> None:
-        self.kind = f"JSONL {path}"
+    def __init__(self, path: Path, kind: str | None = None) -> None:
+        self.kind = kind or f"JSONL {path}"
         with path.open("rb") as file:
             self._start, self._number = _line_index(file)
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self._fd)
-        first = (_row_or_bad(self, i) for i in range(min(1000, len(self))))
-        self.columns = union_of_keys(r for r in first if isinstance(r, Mapping))
+        rows = (_row_or_bad(self, i) for i in range(len(self)))  # a key may come late
+        self.columns = union_of_keys(r for r in rows if isinstance(r, Mapping))
 
     def __len__(self) -> int:
         return len(self._number)
@@ -387,6 +390,8 @@ def open_rows(source: object) -> tuple[Rows, Path | None]:
 
 def _open_path(path: Path) -> tuple[Rows, Path]:
     try:
+        if "*" in path.name and not path.exists():
+            return _open_pattern(path), path.parent.resolve()
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
             return _open_folder(path), path
@@ -404,12 +409,98 @@ def _open_file(path: Path) -> Rows:
         head = file.read(4096)
     if head[:4] == b"PAR1":
         return ArrowRows(_read_parquet([path]), f"Parquet {path}")
-    if head.removeprefix(BOM).lstrip()[:1] == b"[":
+    if head.startswith(b"version https://git-lfs"):
+        raise RapInputError(
+            f"data set {path}: a Git LFS pointer, not the file itself: git lfs pull"
+        )
+    if head[:2] == b"\x1f\x8b":
+        return _open_gzip(path)
+    for start, what in _OTHER_FILES:
+        if head.startswith(start):
+            raise RapInputError(f"data set {path}: {what}; unpack or convert it first")
+    if path.suffix.lower() in _SEPARATORS:
+        return ArrowRows(_read_separated(path), f"{path.suffix[1:].upper()} {path}")
+    start = head.removeprefix(BOM).lstrip()
+    if start[:1] == b"[":
         rows = _read_array(path)
         return ListRows(rows, f"JSON {path}")
-    if b"\0" in head[:4] or head[:6] in (b"ARROW1", b"\xff\xff\xff\xff"):
+    if b"\0" in head[:4]:
         raise RapInputError(f"data set {path}: neither JSONL nor Parquet")
-    return JsonlRows(path)
+    found = _rows_of_object(path, start)
+    return JsonlRows(path) if found is None else ListRows(found, f"JSON {path}")
+
+
+_OTHER_FILES = (
+    (b"ARROW1", "an Arrow file"),
+    (b"\xff\xff\xff\xff", "an Arrow stream"),
+    (b"PK\x03\x04", "a zip archive"),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd"),
+    (b"BZh", "compressed with bzip2"),
+    (b"\xfd7zXZ", "compressed with xz"),
+    (b"SQLite format 3", "an SQLite data base"),
+)
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+
+
+def _open_gzip(path: Path) -> Rows:
+    """JSON Lines compressed with gzip, unpacked into a temporary file."""
+    try:
+        with (
+            gzip.open(path) as packed,
+            tempfile.NamedTemporaryFile(prefix="rap-", suffix=".jsonl") as file,
+        ):
+            shutil.copyfileobj(packed, file)
+            file.flush()
+            rows = JsonlRows(Path(file.name), f"JSONL {path} (gzip)")
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise RapInputError(f"data set {path}: the gzip file is damaged: {error}") from None
+    if not rows.columns:
+        raise RapInputError(f"data set {path}: what the gz file holds is not JSON Lines")
+    return rows
+
+
+def _read_separated(path: Path) -> pa.Table:
+    """CSV or TSV with a line of names."""
+    from pyarrow import csv
+
+    options = csv.ParseOptions(
+        delimiter=_SEPARATORS[path.suffix.lower()], newlines_in_values=True
+    )
+    convert = csv.ConvertOptions(strings_can_be_null=True, quoted_strings_can_be_null=False)
+    return csv.read_csv(path, parse_options=options, convert_options=convert)
+
+
+def _rows_of_object(path: Path, start: bytes) -> list[Any] | None:
+    """Rows of a file that is one JSON object: of rows by id, or around one list of rows.
+    None if it is JSON Lines."""
+    line = start.split(b"\n", 1)[0]
+    if start[:1] != b"{" or (b"\n" in start and _is_object(line)):
+        return None
+    if path.stat().st_size > IN_MEMORY_BYTES:
+        return None
+    try:
+        whole = strict_json(path.read_bytes().removeprefix(BOM))
+    except ValueError:
+        return None  # read as lines, which says what is wrong
+    for name in _AROUND:
+        rows = whole.get(name)
+        if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
+            return rows
+    if whole and all(isinstance(row, dict) for row in whole.values()):
+        named = not any("id" in row for row in whole.values())
+        return [({"id": key} if named else {}) | row for key, row in whole.items()]
+    return None
+
+
+_AROUND = ("data", "rows", "samples", "examples", "questions", "annotations")
+"""Names of the list of rows in a file that is one object."""
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(strict_json(line), dict)
+    except ValueError:
+        return False
 
 
 def _read_array(path: Path) -> list[Any]:
@@ -430,6 +521,7 @@ def _open_folder(path: Path) -> Rows:
     if (path / "state.json").is_file():
         return ArrowRows(_read_saved(path), f"data set saved at {path}")
     parquet, jsonl = sorted(path.glob("*.parquet")), sorted(path.glob("*.jsonl"))
+    _refuse_splits(path, [*parquet, *jsonl])
     if len(jsonl) == 1 and not parquet:
         return JsonlRows(jsonl[0])
     if parquet and not jsonl:
@@ -438,6 +530,55 @@ def _open_folder(path: Path) -> Rows:
         f"data set {path}: expected a folder saved with save_to_disk, one .jsonl file or "
         f".parquet files in it; found {len(jsonl)} .jsonl and {len(parquet)} .parquet"
     )
+
+
+_SPLITS = ("train", "training", "validation", "valid", "val", "dev", "test", "testmini")
+
+
+def split_of(name: str) -> str | None:
+    """The split that a file's name begins or ends with: "train" of
+    train-00000-of-00002.parquet; None if it names none."""
+    words = re.split(r"[-_.]", name.lower())
+    words = [w for w in words if not w.isdigit() and w not in ("of", "parquet", "jsonl")]
+    found = [w for w in (words[:1] + words[-1:]) if w in _SPLITS]
+    return found[0] if found else None
+
+
+def _refuse_splits(path: Path, files: Sequence[Path]) -> None:
+    """Training and test rows in one folder are never put together."""
+    splits: dict[str | None, list[Path]] = {}
+    for file in files:
+        splits.setdefault(split_of(file.name), []).append(file)
+    if len(splits) < 2:
+        inner = [d for d in sorted(path.iterdir()) if d.is_dir() and d.name in _SPLITS]
+        if files or not inner:
+            return
+        names = ", ".join(str(d) for d in inner)
+        raise RapInputError(f"data set {path}: holds several splits; name one: {names}")
+    names = ", ".join(
+        f"{name or 'others'} ({len(of)} file{'s' if len(of) > 1 else ''})"
+        for name, of in splits.items()
+    )
+    raise RapInputError(
+        f"data set {path}: holds several splits: {names}. They are not mixed: name a file, "
+        f"or files by a pattern, as in {path}/train-*.parquet"
+    )
+
+
+def _open_pattern(path: Path) -> Rows:
+    """Files of one folder whose names match, as in data/train-*.parquet."""
+    files = sorted(path.parent.glob(path.name))
+    parquet = [file for file in files if file.suffix == ".parquet"]
+    if not files:
+        raise RapInputError(f"data set {path}: no file has such a name")
+    if len(files) == 1:
+        return _open_file(files[0])
+    if len(parquet) < len(files):
+        raise RapInputError(
+            f"data set {path}: several files are read together as Parquet only"
+        )
+    _refuse_splits(path.parent, files)
+    return ArrowRows(_read_parquet(files), f"Parquet files {path}")
 
 
 def _read_saved(path: Path) -> pa.Table:

@@ -13,6 +13,7 @@ from ..config import MAX_IMAGE_PIXELS, PROMPT_TEMPLATE
 from ..errors import RapConfigError, RapInputError
 from ..samples.answers import answer_to_train
 from ..samples.choices import prompt_text
+from ..samples.prompts import chat, stands_in_place
 from ..samples.sample import Bad, BadSample, Sample
 from ..samples.sampleset import SampleSet, load_images, open_samples
 from ..samples.sources import datasets_library
@@ -192,7 +193,7 @@ class _Rows:
         text = prompt_text(self.template, sample.question, sample.choices)
         ours = {
             "id": name,
-            "prompt": [{"role": "user", "content": text}],
+            "prompt": _prompt(sample, text),
             "images": images,
             "solution": answer_to_train(
                 sample.answer, sample.choices, "{choices}" in self.template, latex=True
@@ -200,6 +201,15 @@ class _Rows:
             "choices": list(sample.choices),
         }
         return {name: sample.extra.get(name) for name in self.extra} | ours
+
+
+def _prompt(sample: Sample, text: str) -> list[dict[str, Any]]:
+    """Chat messages: one text, before which TRL puts the images; in parts where there are
+    earlier turns, or images inside the text."""
+    count = len(sample.images)
+    if sample.turns or stands_in_place([text], count):
+        return chat(sample.turns, text, count)
+    return [{"role": "user", "content": text}]
 
 
 def _gone(name: str, index: int, code: str, message: str) -> str:
