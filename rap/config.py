@@ -237,7 +237,7 @@ def require_judge(evidence: str, reward: object) -> None:
     """Raises ``RapConfigError`` for a reward function that nothing would call."""
     if reward is not None and evidence != "rollouts":
         raise RapConfigError(
-            f"reward: evidence {evidence!r} judges no completion, so it would never be "
+            f"reward: evidence {evidence!r} grades no completion, so it would never be "
             "called; leave it out, or score with evidence 'rollouts'"
         )
 

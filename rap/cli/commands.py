@@ -458,9 +458,9 @@ def reselect(
 ) -> None:
     """Choose again from SELECTION by the rewards of a training so far.
 
-    What has become trivial or is never solved leaves, the hardest that can be solved
-    come in, a share of the first selection stays. For trainers that cannot do so
-    themselves: train some steps, reselect, export, go on from the checkpoint.
+    Samples that became trivial or are never solved are removed, the hardest solvable
+    ones are added, and a share of the first selection is kept. For trainers that cannot
+    re-select themselves: train some steps, reselect, export, go on from the checkpoint.
 
     \b
     Examples:

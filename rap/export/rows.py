@@ -135,7 +135,7 @@ def _write_made(chosen: Sequence[Chosen], samples: SampleSet, writing: Writing) 
 
 
 def _simple(value: Any) -> Any:
-    """A value without what Arrow does not know: decoded pictures, paths, tuples."""
+    """A value without what Arrow does not know: decoded images, paths, tuples."""
     if isinstance(value, Mapping):
         return {str(name): _simple(inner) for name, inner in value.items()}
     if isinstance(value, (list, tuple)):

@@ -202,7 +202,7 @@ def cell(row: Mapping[str, Any], name: str | None) -> Any:
 # --------------------------------------------------------------- one row -> one sample
 
 # `<image>` is the trainers' placeholder (one image each); `<image1>`, `<image 2>` are
-# names inside a text (MATH-V, MMMU), often several for one composite picture.
+# names inside a text (MATH-V, MMMU), often several for one composite image.
 _TAG = re.compile(r"<image ?(\d*)>", re.IGNORECASE)
 _TAGS_AT_LINE_START = re.compile(r"(?im)^[ \t]*(?:<image ?\d*>[ \t]*)+")
 _TAGS_INSIDE = re.compile(r"(?i)[ \t]*(?:<image ?\d*>[ \t]*)+")
