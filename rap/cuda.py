@@ -1,11 +1,11 @@
 """Arrays on a CUDA device: their device, their stream and the allocator of results.
 
-``Place`` has the methods of ``host.Host``. For torch and CuPy it uses the framework's current
-stream and its allocator, which is ordered by that stream. Any other producer (DLPack, or
-``__cuda_array_interface__``) is read on the legacy default stream or the one it names, with
-memory from the driver's pool (``DeviceArray``). DLPack does not say in which order such a
-producer frees memory, so its arrays are kept alive here until their call is known to be
-done (``held``).
+``Place`` has the methods of ``host.Host``. For torch and CuPy it uses the framework's
+current stream and its allocator, which is ordered by that stream. Any other producer
+(DLPack, or ``__cuda_array_interface__``) is read on the legacy default stream or the one it
+names, with memory from the driver's pool (``DeviceArray``). DLPack does not say in which
+order such a producer frees memory, so its arrays are kept alive here until their call is
+known to be done (``held``).
 """
 
 from __future__ import annotations

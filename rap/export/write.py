@@ -14,9 +14,9 @@ have had. ``filter=False`` (``--rewrite``) writes them in the form of ``formats`
 the order of the file as the curriculum). The prompt is the one that was scored. Ids and
 reasons travel along; ``rap_export.json`` has them for the trainers that drop them.
 
-**Images** are exported byte for byte. They are re-encoded, as PNG of the scored pixels, only
-where the trainer would decode other pixels (transparency, 16 bits, an EXIF rotation that it
-does not apply).
+**Images** are exported byte for byte. They are re-encoded, as PNG of the scored pixels,
+only where the trainer would decode other pixels (transparency, 16 bits, an EXIF rotation
+that it does not apply).
 
 **verl has no hook to select again while it trains** (its sampler hook was removed), so it
 trains in phases: some steps, ``rap reselect`` on the rewards, the next phase from the

@@ -13,8 +13,8 @@ cannot be killed: after ``timeout`` it is left behind, still running, and the ne
 gets a new one; while it holds the interpreter lock (a regular expression does), the
 time-out itself is late. Put such a function in a module to have it killed.
 
-A checker that raises, returns None or NaN, or hangs gives a verdict that is neither right
-nor wrong: ``Verdict(None, "verifier_error" | "verifier_timeout", message)``.
+A checker that raises, returns None or NaN, or hangs leaves the response without a grade:
+``Verdict(None, "verifier_error" | "verifier_timeout", message)``.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ class Verdict:
     """Was the answer right?"""
 
     correct: bool | None
-    """None: not judged."""
+    """None: not graded."""
     code: str | None = None
-    """None, or ``verifier_error`` / ``verifier_timeout`` when not judged."""
+    """None, or ``verifier_error`` / ``verifier_timeout`` when not graded."""
     message: str | None = None
 
 
@@ -84,7 +84,7 @@ class _Runner(Protocol):
 
 
 class Checker:
-    """Judges responses one by one; made by ``make_checker``. Safe to call from several
+    """Grades responses one by one; made by ``make_checker``. Safe to call from several
     threads (checks then wait for each other). Close it, or use it as a context manager."""
 
     def __init__(
@@ -97,7 +97,7 @@ class Checker:
         cached: bool,
     ) -> None:
         self.name = name
-        """What judges, with its version: part of a score store's fingerprint."""
+        """The grader and its version: part of a score store's fingerprint."""
         self._runner, self._request, self._verdict = runner, request, verdict
         self._timeout, self._cached = timeout, cached
         self._cache: OrderedDict[object, Verdict] = OrderedDict()
@@ -111,7 +111,7 @@ class Checker:
         token_ids: Sequence[int] = (),
         finished: bool = True,
     ) -> Verdict:
-        """The verdict on one response. Takes at most ``timeout`` seconds and the restart of
+        """Grade one response. Takes at most ``timeout`` seconds and the restart of
         the worker. ``token_ids`` reach a reward function as ``completion_ids``.
         ``finished``: False for a response that was cut off at its token limit; the
         built-in rule then takes only an answer that was marked and completed.

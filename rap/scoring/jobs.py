@@ -39,7 +39,7 @@ class Job:
     """Evidence ``logits``: the answer with the image, for the difficulty."""
     rollouts: list[dict[str, Any]] = field(default_factory=list)
     groups: int = 0
-    """Groups of completions that were drawn, and those that were ``degenerate``."""
+    """Groups of completions that were sampled, and those that were ``degenerate``."""
     degenerate_groups: int = 0
     inputs: str = ""
     """``reuse.inputs_sha256`` of what else the score is made from."""

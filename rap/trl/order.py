@@ -1,9 +1,9 @@
 """Which prompts a trainer gets next: pure state, no torch, kept in checkpoints.
 
 ``PromptOrder`` samples the active rows of a pool in shuffled epochs, a batch of different
-rows at a time. It remembers the batches it gave out, so that a restarted trainer, which asks
-for all batches from the first again, gets the same ones: also those that the data loader
-had prefetched (one batch ahead) before the checkpoint was written.
+rows at a time. It remembers the batches it gave out, so that a restarted trainer, which
+asks for all batches from the first again, gets the same ones: also those that the data
+loader had prefetched (one batch ahead) before the checkpoint was written.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ REWARD_SCHEMA = pa.schema(
         ("passed", pa.int64()),  # completions with a reward of ACCEPTED or more
         ("judged", pa.int64()),  # completions with a finite reward
         ("unjudged", pa.int64()),  # completions whose reward is None, NaN or infinite
-        ("low", pa.float64()),  # smallest and largest reward; null if none is judged
+        ("low", pa.float64()),  # smallest and largest reward; null if none is finite
         ("high", pa.float64()),
     ]
 )
