@@ -546,8 +546,8 @@ def write(world: Sequence[WorldSample], folder: Path) -> Path:
         need <= free / 2,
         "n",
         len(world),
-        f"a number of samples that needs at most half of the free disk space: {need >> 20} "
-        f"MiB would be written, {free >> 20} MiB are free in {folder}",
+        f"a data set that leaves half of the disk free: {need >> 20} MiB would be written, "
+        f"{free >> 20} MiB are free in {folder}",
     )
     (folder / "images").mkdir(exist_ok=True)
     path = folder / "samples.jsonl"
