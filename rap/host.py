@@ -1,4 +1,4 @@
-"""Arrays in host memory: where they are read, and where the answers go.
+"""Arrays in host memory: arguments and results of the kernels.
 
 ``Host`` and ``cuda.Place`` have the same methods, one for each kind of argument, so
 that ops.py spells every argument once. A method takes the argument's name, for errors, and

@@ -61,7 +61,7 @@ def info(as_json: bool) -> None:
     type=click.Choice(EVIDENCE),
     default="rollouts",
     show_default=True,
-    help="What the samples are scored by.",
+    help="The scoring signal.",
 )
 @click.option(
     "--records",

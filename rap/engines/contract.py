@@ -1,4 +1,4 @@
-"""What scoring asks of whatever samples completions, and what it gets back.
+"""The interface between scoring and an engine that samples completions.
 
     Request --> Engine.generate --> (Request, Generated)
 

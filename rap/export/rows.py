@@ -1,4 +1,4 @@
-"""The chosen rows as they came in: a filter over the data set, nothing rewritten.
+"""Exports the chosen rows unchanged: a filter over the data set, nothing rewritten.
 
 What is Arrow (Parquet, ``datasets``) becomes ``train.parquet`` with the same columns, types
 and metadata; the lines of a JSON Lines file become ``train.jsonl``, byte for byte; rows in

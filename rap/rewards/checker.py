@@ -1,11 +1,11 @@
-"""Answer checking that cannot be hung: the built-in rule or the user's reward function.
+"""Answer checking with a time limit: the built-in rule or the user's reward function.
 
 A check runs in one worker process, started once and kept. It is a plain
 ``python -c`` child that speaks over pipes: no fork (torch has threads), and no
 ``multiprocessing`` spawn, which would run the user's script again. A check that takes
 longer than ``timeout`` is answered by killing the process; the next check gets a new one
 (1 to 2 seconds). Signals and threads would not do: sympy and ``re`` can hold the
-interpreter for ever.
+interpreter forever.
 
 A reward function that cannot be pickled (a lambda, a closure, anything defined in
 ``__main__`` or in a notebook cell) runs in a thread of this process instead. A thread

@@ -1,4 +1,4 @@
-"""Choosing again while a model learns: pass counts from training -> the next selection.
+"""Re-selection during training: pass counts of the training -> the next selection.
 
 Pure: NumPy and Arrow, no torch, no files, no clock, no random numbers. The rules are
 those of DRM (METHOD.md section 3, ``choose``), with the difficulty that training shows in

@@ -1,4 +1,4 @@
-"""Pass counts that a trainer leaves behind: one JSONL file beside the score store.
+"""A trainer's log of pass counts: one JSONL file beside the score store.
 
 A line is one generation batch of one process, and one ``write``: a trainer that is killed
 leaves whole lines and at most one torn one, which readers pass over and the next writer
