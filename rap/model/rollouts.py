@@ -335,11 +335,11 @@ class RaceSampler:
         keys = mix64(mix64(seeds + _ADD) + step * _MUL2)  # products of tensors wrap
         tokens = torch.arange(1, n_vocab + 1, dtype=torch.int64, device=device) * _ADD
         block = max(1, self.BLOCK // n_vocab)
-        tokens = []
+        winners = []
         for start in range(0, rows, block):
             race = race_times(keys[start : start + block, None] + tokens)
-            tokens.append((scores[start : start + block] - race.log()).argmax(dim=-1))
-        return torch.cat(tokens)
+            winners.append((scores[start : start + block] - race.log()).argmax(dim=-1))
+        return torch.cat(winners)
 
     def results(self) -> tuple[list[list[float]], list[list[bool]]]:
         """log p and finiteness of each sampled token, [B][steps]."""
