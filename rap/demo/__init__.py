@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..config import DEFAULT_BUDGET
+
 if TYPE_CHECKING:
     from ..samples.sampleset import SampleSet
     from ..scores.scores import Scores
@@ -27,7 +29,7 @@ ROLLOUTS = DATA / "mathvision" / "rollouts.parquet"
 """Their published completions: 13 settings with the image, 1 without."""
 PUZZLES = DATA / "puzzlevqa" / "samples.jsonl"
 """20 puzzles, one a category; data/puzzlevqa/SOURCE.md."""
-BUDGET = 0.09
+BUDGET = DEFAULT_BUDGET
 POOL = (
     "The completions come from a pool of models: ten with the image, another one without. "
     "This shows what a selection is, not what any one model needs."
