@@ -6,7 +6,7 @@
  *                 2^z for z < 128: at most 1 ulp for z >= -126, 0 below -126.5; NaN stays
  *                 NaN. Natural exponents are taken in units of RAP_LOG2E, one fused
  *                 multiply-add away, which spares the second step of a range reduction.
- *   rap_logf(x)   ln x for normal x > 0: at most 1 ulp; finite nonsense for 0, inf, NaN.
+ *   rap_logf(x)   ln x for normal x > 0: at most 1 ulp; finite but wrong for 0, inf, NaN.
  *   rap_log2f(x)  log2 x likewise, absolute error at most 1 ulp of the answer or 2^-24.
  *   rap_bf16_to_f32, rap_f16_to_f32   exact for every bit pattern.
  *

@@ -134,10 +134,10 @@ class ScoreConfig:
         "Completions without the image (evidence rollouts).", default=5
     )
     adaptive: Annotated[int, Ge(2)] | None = setting(
-        "Early stopping: where the first so many completions of an arm are all correct or "
-        "all wrong, no more are sampled (with the image also where the arm without it is "
-        "always correct). This moves c/m a little away from 1/2; at the same cost a "
-        "smaller m1 and m0 decided as well (benchmarks/results/selection_quality.md).",
+        "Early stopping: if this many first completions with the image (or without it) are "
+        "all correct or all wrong, sample no more of them; with the image also if those "
+        "without it are all correct. Biases c/m slightly away from 1/2; at equal cost a "
+        "smaller fixed m1 and m0 was as good (benchmarks/results/selection_quality.md).",
         default=None,
         none="all m1 and m0 are sampled",
     )
@@ -237,7 +237,7 @@ def require_judge(evidence: str, reward: object) -> None:
     """Raises ``RapConfigError`` for a reward function that nothing would call."""
     if reward is not None and evidence != "rollouts":
         raise RapConfigError(
-            f"reward: evidence {evidence!r} judges no completion, so it would never be "
+            f"reward: evidence {evidence!r} grades no completion, so it would never be "
             "called; leave it out, or score with evidence 'rollouts'"
         )
 

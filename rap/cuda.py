@@ -1,11 +1,11 @@
-"""Arrays on a CUDA device: where they are, on which stream, and who allocates beside them.
+"""Arrays on a CUDA device: their device, their stream and the allocator of results.
 
-``Place`` is the twin of ``host.Host``. For torch and CuPy it uses the framework's current
-stream and its allocator, which is ordered by that stream. Any other producer (DLPack, or
-``__cuda_array_interface__``) is read on the legacy default stream or the one it names, with
-memory from the driver's pool (``DeviceArray``). DLPack does not say in which order such a
-producer frees memory, so its arrays are kept alive here until their call is known to be
-done (``held``).
+``Place`` has the methods of ``host.Host``. For torch and CuPy it uses the framework's
+current stream and its allocator, which is ordered by that stream. Any other producer
+(DLPack, or ``__cuda_array_interface__``) is read on the legacy default stream or the one it
+names, with memory from the driver's pool (``DeviceArray``). DLPack does not say in which
+order such a producer frees memory, so its arrays are kept alive here until their call is
+known to be done (``held``).
 """
 
 from __future__ import annotations
@@ -179,8 +179,8 @@ class DeviceArray:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """On a CUDA device: the twin of ``host.Host``. ``empty(shape, dtype)`` allocates there,
-    in ``stream``'s order; answers stay there."""
+    """Arrays on a CUDA device; the same methods as ``host.Host``. ``empty(shape, dtype)``
+    allocates on the device in ``stream``'s order; results stay on the device."""
 
     device: int
     stream: int
@@ -250,8 +250,8 @@ class Place:
         open_cublaslt()
 
     def held(self, *arrays: Any) -> AbstractContextManager[None]:
-        """Around a call that queues work: arrays that might be freed before it is done
-        stay alive until later."""
+        """Around a call that queues work: keeps foreign arrays alive until that work is
+        known to be done."""
         return held(self, *arrays)
 
     def where(self, threads: int | None, work: int) -> tuple[int, Callable[[int], Any]]:

@@ -19,7 +19,7 @@ class RapInputError(RapError, ValueError):
 
 
 class RapConfigError(RapError, ValueError):
-    """A setting is nonsense, or differs from the one a store was made with."""
+    """A setting is invalid, or differs from the one a store was made with."""
 
 
 class RapStoreError(RapError, OSError):
@@ -27,7 +27,8 @@ class RapStoreError(RapError, OSError):
 
 
 class RapModelError(RapError, RuntimeError):
-    """The model cannot be driven: no attention to catch, degenerate rollouts."""
+    """The model cannot be scored: its attention cannot be captured, or its rollouts are
+    degenerate."""
 
 
 class RapDeviceError(RapError, RuntimeError):

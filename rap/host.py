@@ -1,6 +1,6 @@
-"""Arrays in host memory: where they are read, and where the answers go.
+"""Arrays in host memory: arguments and results of the kernels.
 
-``Host`` and ``cuda.Place`` are twins: the same methods, one for each kind of argument, so
+``Host`` and ``cuda.Place`` have the same methods, one for each kind of argument, so
 that ops.py spells every argument once. A method takes the argument's name, for errors, and
 the caller's array (None stays None), and returns what ``rap._C`` can view.
 """

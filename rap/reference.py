@@ -1,6 +1,6 @@
 """The kernels in float64 NumPy: the executable specification.
 
-Every function here has the name, the arguments and the answer of its twin in
+Every function here has the name, the arguments and the result of its counterpart in
 ``rap.ops``; it is written to be read, not to be fast, and it may hold [L, L] arrays. The
 tests hold the kernels against it, the benchmarks refuse to time a kernel that disagrees
 with it. Mathematics: METHOD.md beside this file, sections 1 to

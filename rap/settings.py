@@ -1,4 +1,4 @@
-"""What settings classes are made of: frozen dataclasses whose fields check themselves.
+"""Settings classes: frozen dataclasses with validated fields.
 
 pydantic does the checking, from the annotated types: its dataclasses stay dataclasses
 (``replace``, ``asdict`` and ``fields`` work; attrs' would not) and are checked when they

@@ -291,7 +291,7 @@ def test_info_as_text_and_json():
         (("select", "--rollouts", "x", "--columns", "id=a"), "data set: --columns"),
         (
             ("score", str(MATHVISION), "--model", "m", "--store", "y", "--reward", "a:b"),
-            "reward: evidence 'logits' judges no completion",
+            "reward: evidence 'logits' grades no completion",
         ),
         (("score", "x", "--store", "y"), "--model"),
         (("select", str(MATHVISION), "--model", "m"), "--out DIR or --store DIR"),

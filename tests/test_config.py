@@ -57,7 +57,7 @@ def test_wrong_types_are_refused(kind: type, given: dict, name: str) -> None:
 
 def test_what_scoring_would_never_use_is_refused() -> None:
     for given, word in (
-        ({"reward": len}, "reward: evidence 'logits' judges no completion"),
+        ({"reward": len}, "reward: evidence 'logits' grades no completion"),
         ({"reward": len, "evidence": "answer"}, "reward: evidence 'answer'"),
         ({"config": {"m1": 3}}, "config = .*expected a rap.ScoreConfig"),
     ):

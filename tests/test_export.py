@@ -312,7 +312,7 @@ def test_an_empty_selection_is_refused(selection, tmp_path):
 
 
 def test_several_pictures_are_refused_by_name_where_one_is_taken(selection, tmp_path):
-    with pytest.raises(RapInputError, match="'two' cannot be exported: .* 2 pictures"):
+    with pytest.raises(RapInputError, match="'two' cannot be exported: .* 2 images"):
         selection.export("openrlhf", tmp_path / "out", max_images=1)
     assert os.listdir(tmp_path) == []
 
@@ -567,7 +567,7 @@ def test_shell_exports_the_demo(saved, tmp_path, target):
     text = run(*command).output
     assert "does not have: answer_kind, level, subject; --to parquet" in text
     assert f"9 samples for {target} in {out}" in text
-    assert "9 pictures: 9 byte for byte" in text
+    assert "9 images: 9 byte for byte" in text
     assert ("no GRPO" in text) == (target == "llamafactory")
     for row in rows_of(out):
         for data in encoded(row, out):

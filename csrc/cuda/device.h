@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The few words device code is written in. nvcc reads them as CUDA; the emulator
+ * The macros and functions that device code uses. nvcc reads them as CUDA; the emulator
  * (tests/cuda_emulator) builds the same .cu files as C, where each thread is a fiber and
- * every word below has a twin in emulator.h. So the .cu files are what both languages
+ * emulator.h defines every name below. So the .cu files use only what both languages
  * share: C11 without designated initialisers, C++ without anything C does not have.
  *
  *   RAP_KERNEL(name, params, threads, blocks) { ... }   one struct by value, p; at most

@@ -113,9 +113,9 @@ count_task(void *arg, int64_t chunk, int worker)
     }
 }
 
-/* A bucket that the k-th candidate surely lies in or above, from a sample at even steps: four
- * standard deviations lower than the sample says. Being wrong costs time only. `count` has
- * room for all buckets. */
+/* A lower bound on the bucket of the k-th candidate, estimated from a sample at even steps:
+ * four standard deviations below the estimate. A wrong bound costs time only. `count` holds
+ * all buckets. */
 static int
 sampled_low(const drm_ctx *ctx, int64_t *count)
 {

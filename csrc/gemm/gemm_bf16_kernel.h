@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The plain twin is gemm_kernel.h: the same panels, where every 32 bits of A and B hold two
- * neighbours along K in bfloat16 and one instruction (AVX512_BF16) multiplies and adds both.
+ * The bfloat16 form of gemm_kernel.h: the same panels, where every 32 bits of A and B hold
+ * two neighbours along K in bfloat16 and one instruction (AVX512_BF16) multiplies and adds
+ * both.
  * Intrinsics because no compiler makes vdpbf16ps of a loop. Products of bfloat16 are exact
  * in float32 and sums are rounded to nearest, so the error bound of gemm.h holds; subnormal
  * inputs count as 0.

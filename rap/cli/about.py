@@ -40,7 +40,7 @@ def info(as_json: bool) -> None:
     default=Path("demo-out"),
     show_default=True,
     metavar="DIR",
-    help="Everything goes here.",
+    help="Output folder.",
 )
 @click.option(
     "--count",
@@ -61,7 +61,7 @@ def info(as_json: bool) -> None:
     type=click.Choice(EVIDENCE),
     default="rollouts",
     show_default=True,
-    help="What the samples are scored by.",
+    help="The scoring signal.",
 )
 @click.option(
     "--records",
@@ -69,12 +69,11 @@ def info(as_json: bool) -> None:
     help="Published completions of MATH-V instead of the synthetic data set.",
 )
 def demo(out: Path, count: int, seed: int, evidence: EvidenceName, records: bool) -> None:
-    """Score, choose and report on data that comes along.
+    """Score, choose and report on data that comes with the package.
 
-    A synthetic data set, in which it is known what each sample is worth, is scored by a
-    small Qwen2.5-VL that was trained to read it; what was selected is shown beside the
-    ground truth. With --records, published completions of 105 MATH-V questions become a
-    selection instead.
+    A synthetic data set with ground-truth labels is scored by a small Qwen2.5-VL that was
+    trained for it, and the selection is compared with the labels. With --records, published
+    completions of 105 MATH-V questions become a selection instead.
     """
     require_extra("rap demo", "demo", "torch", "transformers", "PIL", "jinja2")
     if records:

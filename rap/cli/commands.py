@@ -264,7 +264,7 @@ MODEL_ONLY = ("Model", "Scoring", "Sampling of completions", "Speed and limits")
         type=int,
         default=12,
         show_default=True,
-        help="Samples shown a reason.",
+        help="Samples shown per reason.",
     ),
     json_option,
 )
@@ -328,14 +328,14 @@ def report(
         "--rewrite/--filter",
         "rewrite",
         default=None,
-        help="Write rows anew that have the trainer's form already, or only such rows.  "
+        help="Rewrite rows already in the trainer's form, or accept only such rows.  "
         "[default: they stay as they are]",
     ),
     option(
         "--add",
         multiple=True,
         metavar="NAME",
-        help="reason, D, difficulty, ...: put it beside the rows' own columns. Repeatable.",
+        help="Add this column of the selection (reason, D, difficulty, ...). Repeatable.",
     ),
     option("--max-images", type=int, metavar="N", help="Refuse samples with more images."),
     option(
@@ -358,7 +358,7 @@ def report(
 )
 @group(
     "Result",
-    option("--out", type=PATH, required=True, metavar="DIR", help="Files go here."),
+    option("--out", type=PATH, required=True, metavar="DIR", help="Output folder."),
     option("--force", is_flag=True, help="Replace an older export in DIR."),
     json_option,
 )
@@ -458,9 +458,9 @@ def reselect(
 ) -> None:
     """Choose again from SELECTION by the rewards of a training so far.
 
-    What has become trivial or is never solved leaves, the hardest that can be solved
-    come in, a share of the first selection stays. For trainers that cannot do so
-    themselves: train some steps, reselect, export, go on from the checkpoint.
+    Samples that became trivial or are never solved are removed, the hardest solvable
+    ones are added, and a share of the first selection is kept. For trainers that cannot
+    re-select themselves: train some steps, reselect, export, go on from the checkpoint.
 
     \b
     Examples:

@@ -162,7 +162,7 @@ SCORE_OPTIONS = _both(
         option(
             "--verify-images/--trust-images",
             default=True,
-            help="Before going on, look whether images changed and score those again.",
+            help="Before resuming, check whether images changed and score those again.",
         ),
     ),
     group("Sampling of completions", *field_options(Sampling)),
@@ -187,7 +187,7 @@ OUTPUT_OPTIONS = group(
     option("--force", is_flag=True, help="Replace another selection in --out."),
     report_option,
     option(
-        "--compare", type=PATH, metavar="DIR", help="Show what moved from that selection."
+        "--compare", type=PATH, metavar="DIR", help="Show differences from that selection."
     ),
     json_option,
 )
@@ -218,7 +218,7 @@ TRAIN_OPTIONS = _both(
             metavar="MODULE:FUNCTION",
             help="Reward function with TRL's signature.  [default: the built-in checker]",
         ),
-        option("--resume", is_flag=True, help="Go on from the last checkpoint in --out."),
+        option("--resume", is_flag=True, help="Resume from the last checkpoint in --out."),
         option(
             "--set",
             "train_settings",

@@ -29,7 +29,7 @@ from .texts import to_columns
 @TRAIN_OPTIONS
 @group(
     "Result",
-    option("--out", type=PATH, required=True, metavar="DIR", help="The run goes here."),
+    option("--out", type=PATH, required=True, metavar="DIR", help="Output folder."),
     json_option,
 )
 @click.pass_context

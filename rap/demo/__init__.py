@@ -1,10 +1,10 @@
-"""``rap demo``: the whole way on data that comes along, in one or two minutes on a CPU.
+"""``rap demo``: all steps on data that comes with the package, in a few minutes on a CPU.
 
-By default a world with planted causes and a small model that reads it (`run_world`).
-``rap demo --records``, here, is in two parts. Part 1 is real: published completions of 105
-MATH-V questions become a selection. They are a pool of models, so it shows what a
-selection is, not what one model needs. Part 2 shows the model driver at work on a real
-model class; its weights are random, so its scores mean nothing, and it says so.
+By default a synthetic data set with ground-truth labels and a small model trained for it
+(`run_world`). ``rap demo --records``, here, has two parts. Part 1 makes a selection from
+published completions of 105 MATH-V questions. They come from several models, so it shows
+what a selection is, not what one model needs. Part 2 scores with a real model class; its
+weights are random, so its scores mean nothing, and the output says so.
 """
 
 from __future__ import annotations

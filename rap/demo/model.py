@@ -1,8 +1,8 @@
-"""The demo's model: a Qwen2.5-VL of 1.3 M parameters that was taught to read the world.
+"""The demo's model: a Qwen2.5-VL of 1.3 M parameters, trained on the synthetic data.
 
 Qwen's own classes, its own tokenizer and processor, trained from random weights by
 benchmarks/demo_model/train.py and shipped in ``rap/demo/weights/`` (float16). An 84 x 84
-picture is nine image tokens, one a cell.
+image is nine image tokens, one per cell.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def build_model(processor: Any, seed: int, *, width: int = 128, layers: int = 4)
         "initializer_range": 0.04,
         "rope_parameters": {
             "rope_type": "default",
-            # Small: a step across or down the picture must turn the angles enough
+            # Small: a step across or down the image must turn the angles enough
             # to be seen (the width has the lowest frequencies).
             "rope_theta": 10.0,
             "mrope_section": _sections(width // 8),

@@ -1,4 +1,4 @@
-"""The demo on the world: score with the model that sees, choose, hold against the causes.
+"""The demo on synthetic data: score, choose, compare with the ground-truth labels.
 
 ``run`` needs no network and takes under three minutes on two cores for 240 samples.
 """
@@ -21,15 +21,15 @@ COMPLETIONS = 5
 SHARD = 48
 """Small, so that a demo that was killed goes on."""
 NOTE = (
-    "Drawn pictures with planted causes, scored by the small model that comes along. "
-    "What is true here is known; what it says about other models and data is not."
+    "Synthetic images and questions with ground-truth labels, scored by the small model "
+    "that comes with the package. Other models and data can give other results."
 )
 
 
 def found(planted: Sequence[str], reasons: Sequence[str]) -> str:
-    """What became of each planted cause, in at most 80 columns."""
+    """The reasons given to the samples of each ground-truth cause, at most 80 columns."""
     width = max(map(len, world.CAUSES)) + 7
-    lines = ["planted".ljust(width) + "found"]
+    lines = ["label".ljust(width) + "reason given"]
     for cause in world.CAUSES:
         theirs = Counter(r for p, r in zip(planted, reasons, strict=True) if p == cause)
         head = f"{cause} {theirs.total()}".ljust(width)
@@ -49,15 +49,15 @@ def run(
     progress: bool | str = True,
     echo: Callable[[str], Any] = print,
 ) -> dict[str, Any]:
-    """Draw a world of ``n`` samples, score, choose a tenth, report.
+    """Generate ``n`` samples, score, choose a tenth, report.
 
-    Leaves ``out/world-N-SEED`` (JSONL, pictures, scores), ``out/selection`` and
-    ``out/report.html``. Returns ``selection``, ``scores``, ``causes`` (planted, in
-    data-set order), ``kept`` (planted causes of what was kept), ``pool_share`` and
+    Leaves ``out/world-N-SEED`` (JSONL, images, scores), ``out/selection`` and
+    ``out/report.html``. Returns ``selection``, ``scores``, ``causes`` (the labels, in
+    data-set order), ``kept`` (labels of the kept samples), ``pool_share`` and
     ``kept_share`` of cognitive samples, ``report`` and ``seconds``.
 
-    Raises ``RapConfigError`` for an n that makes no world, ``RapModelError`` if the
-    shipped model is missing or damaged.
+    Raises ``RapConfigError`` for an n out of range, ``RapModelError`` if the shipped
+    model is missing or damaged.
     """
     from ..scoring.run import score
     from ..selection.choosing import choose
@@ -68,12 +68,12 @@ def run(
     causes = [sample.cause for sample in samples]
     logging.getLogger("transformers").setLevel(logging.ERROR)
     model, processor = load_demo_model()  # before anything is written: it may be damaged
-    work = out / f"world-{n}-{seed}"  # another world never meets this one's scores
+    work = out / f"world-{n}-{seed}"  # other data never meet these scores
     source = world.write(samples, work)
     count = sum(p.numel() for p in model.parameters()) / 1e6
     echo(
-        f"{n} drawn pictures with questions: what each is worth for training is known.\n"
-        f"The model is a Qwen2.5-VL of {count:.1f} M parameters, taught to read them.\n"
+        f"{n} synthetic images with questions and ground-truth labels.\n"
+        f"The model is a Qwen2.5-VL of {count:.1f} M parameters, trained for such images.\n"
     )
     scores = score(
         model,
@@ -91,7 +91,7 @@ def run(
     selection = choose(scores, budget=BUDGET)
     selection.save(out / "selection")
     report = selection.report(
-        out / "report.html", title=f"Demo: a world of {n} samples", note=NOTE
+        out / "report.html", title=f"Demo: {n} synthetic samples", note=NOTE
     )
     kept = Counter(causes[i] for i in selection.indices)
     shares = {

@@ -1,20 +1,20 @@
-"""A world where the right answer is known: drawn pictures, questions, planted causes.
+"""A synthetic data set (a "world") with ground-truth labels: images, questions, causes.
 
-Every sample is a small picture, a question whose answer is a number, and the reason why
-it should or should not be worth training on (``CAUSES``). Sample i of a world is a pure
-function of (seed, split, i): a longer world starts with the shorter one.
+Every sample is a small image, a question whose answer is a number, and a label: the cause
+why it should or should not be worth training on (``CAUSES``). Sample i is a pure function
+of (seed, split, i): a larger data set starts with the samples of a smaller one.
 
-Pictures are 84 x 84 pixels, three cells of 28 pixels a side: one cell is one image token
-of the demo's model (patch 14, merge 2). The splits draw with different seeds and
-different layouts: no offset, paper or line colour of one split appears in another.
+Images are 84 x 84 pixels, three cells of 28 pixels a side: one cell is one image token
+of the demo's model (patch 14, merge 2). The splits use different seeds and different
+layouts: no offset, paper or line colour of one split appears in another.
 
-What a cause means here (what the model makes of it is measured, not assumed; see
+What a cause means (how the model behaves on it is measured, not assumed; see
 benchmarks/results/world_agreement.md):
 
 cognitive         several cells or bars must be read and compared or added, or
                   a bar be found by its colour; the demo's model slips on about half of
                   these, because its teacher did (`Question.slip`)
-language_prior    general knowledge or a sum in the question; the picture is irrelevant
+language_prior    general knowledge or a sum in the question; the image is irrelevant
 attention_biased  a question about one cell behind a loud, irrelevant "WARNING 7!"; the
                   demo's model was taught to repeat the word and to keep looking at it
 trivial           one cell is read out
@@ -50,18 +50,19 @@ MIX = {
     "unsolvable": 0.10,
     "image_misleads": 0.10,
 }
-"""Share of each cause in a world."""
+"""Share of each cause."""
 CAUSES = tuple(MIX)
 COGNITIVE_FAMILIES = ("bar", "compare", "sum", "chart")
 TRIVIAL_FAMILIES = ("position",)
 PLANTED_FAMILIES = TRIVIAL_FAMILIES + COGNITIVE_FAMILIES
 IMAGE_FAMILIES = (*PLANTED_FAMILIES, "count")
-"""Counting is taught and measured, but not planted: the demo's model never learned it."""
+"""Counting is trained and measured, but no sample of ``draw`` asks for it: the demo's model
+never learned it."""
 FAMILIES = (*IMAGE_FAMILIES, "fact", "arithmetic")
 
 MAX_SAMPLES = 1_000_000
 BYTES_A_SAMPLE = 8192
-"""On disk: one file system block for a picture of about 600 bytes, a line, a directory
+"""On disk: one file system block for an image of about 600 bytes, a line, a directory
 entry; generous."""
 
 COLOURS = {
@@ -122,12 +123,12 @@ _GLYPHS = (
 )
 _SCALE = 3
 _UNIT = 9
-"""Pixels of a bar's unit: nine units and a gap fill the picture."""
+"""Pixels of a bar's unit: nine units and a gap fill the image."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a picture is drawn, whatever it shows."""
+    """How an image is rendered, whatever it shows."""
 
     paper: tuple[int, int, int]
     """Background."""
@@ -146,7 +147,7 @@ _PAPERS = {
 }
 _LINES = {"train": (190, 200, 215, 255), "selection": (195, 210), "test": (185, 220)}
 SPLITS = tuple(_PAPERS)
-# Offsets (dx, dy) are dealt to the splits by (dx + dy) mod 3.
+# Offsets (dx, dy) are assigned to the splits by (dx + dy) mod 3.
 _OFFSETS = {
     split: tuple((x, y) for x in range(3, 11) for y in range(2, 6) if (x + y) % 3 == number)
     for number, split in enumerate(SPLITS)
@@ -166,7 +167,7 @@ def layouts(split: str) -> list[Layout]:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What a picture shows."""
+    """What an image shows."""
 
     kind: str
     """``"grid"``: nine digits; ``"bars"``: three bars; ``"sign"``: nine times one digit."""
@@ -179,7 +180,7 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question about a scene and how it is worked out."""
+    """A question about a scene and its solution."""
 
     family: str
     text: str
@@ -195,7 +196,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class WorldSample:
-    """One sample with the cause planted in it."""
+    """One sample with its ground-truth label, ``cause``."""
 
     id: str
     question: str
@@ -210,11 +211,11 @@ class WorldSample:
     scene: Scene
 
 
-# ---- pictures ---------------------------------------------------------------
+# ---- images -----------------------------------------------------------------
 
 
 def render(scene: Scene) -> Image:
-    """The picture: RGB, 84 x 84. Only rectangles are drawn."""
+    """The image: RGB, 84 x 84. Only rectangles are drawn."""
     from PIL import Image, ImageDraw
 
     layout = scene.layout
@@ -327,7 +328,7 @@ def _compare(rng: random.Random, layout: Layout) -> Question:
 
 
 def _count(rng: random.Random, layout: Layout) -> Question:
-    """The count is drawn first, evenly from 1 to 6: guessing it blind gives one in six."""
+    """The count is sampled first, uniformly from 1 to 6: a guess is right once in six."""
     count = rng.randrange(1, 7)
     marked = [True] * count + [False] * (9 - count)
     rng.shuffle(marked)
@@ -440,14 +441,14 @@ def sign_over(rng: random.Random, question: Question) -> tuple[Question, int]:
     return Question("fact", question.text, question.answer, steps, scene), digit
 
 
-# ---- a world ----------------------------------------------------------------
+# ---- data sets --------------------------------------------------------------
 
 
 def draw(n: int, *, seed: int = 0, split: str = "selection") -> list[WorldSample]:
-    """The first ``n`` samples of a world, causes in the shares of ``MIX`` (drawn sample
-    by sample, so that the shares hold on average).
+    """The first ``n`` samples, causes in the shares of ``MIX`` (sampled one by one, so
+    that the shares hold on average).
 
-    Raises ``RapConfigError`` for an empty world, more than a million samples, an unknown
+    Raises ``RapConfigError`` for no samples, more than a million, an unknown
     split or a seed that is no integer >= 0.
     """
     _check_size(n)
@@ -504,7 +505,7 @@ def wrong_answer(rng: random.Random, question: Question) -> int:
 
 
 def png(scene: Scene) -> bytes:
-    """The picture as a PNG file."""
+    """The image as a PNG file."""
     buffer = io.BytesIO()
     render(scene).save(buffer, "PNG")
     return buffer.getvalue()
@@ -534,8 +535,8 @@ def to_dataset(world: Sequence[WorldSample]) -> Any:
 def write(world: Sequence[WorldSample], folder: Path) -> Path:
     """``folder/samples.jsonl`` and ``folder/images/``; returns the JSONL file.
 
-    Raises ``RapConfigError`` if the world is empty or would take more than half of what
-    the disk has left.
+    Raises ``RapConfigError`` if there are no samples, or if they would take more than half
+    of the free disk space.
     """
     _check_size(len(world))
     folder.mkdir(parents=True, exist_ok=True)
@@ -545,7 +546,7 @@ def write(world: Sequence[WorldSample], folder: Path) -> Path:
         need <= free / 2,
         "n",
         len(world),
-        f"a world that leaves half of the disk free: {need >> 20} MiB would be written, "
+        f"a data set that leaves half of the disk free: {need >> 20} MiB would be written, "
         f"{free >> 20} MiB are free in {folder}",
     )
     (folder / "images").mkdir(exist_ok=True)

@@ -1,6 +1,6 @@
-"""What samples completions for evidence ``rollouts``.
+"""Engines: they sample the completions of evidence ``rollouts``.
 
-``contract``: requests and what becomes of them. An engine is one file: ``transformers``
+``contract``: requests and results. An engine is one file: ``transformers``
 (the model that scores), ``vllm`` (in this process), ``openai`` (any server), the last with
 ``probe`` (what a server does), ``wire`` (JSON), ``http`` (one exchange) and ``servers``
 (several, some of them down). Importing this package imports no torch, vllm or httpx2.

@@ -1,4 +1,4 @@
-"""What scoring asks of whatever samples completions, and what it gets back.
+"""The interface between scoring and an engine that samples completions.
 
     Request --> Engine.generate --> (Request, Generated)
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from ..config import Sampling
-from ..model.rollouts import Completion
+from ..model.rollouts import ARM_TEXT, Completion
 from ..samples.images import encode_image
 from ..samples.sample import BadSample
 
@@ -104,8 +104,8 @@ class Request:
 
     @property
     def name(self) -> str:
-        """The request in a message: ``'q17' (image arm)``."""
-        return f"{self.sample_id!r} ({self.arm} arm)"
+        """The request in a message: ``'q17' (with the image)``."""
+        return f"{self.sample_id!r} ({ARM_TEXT[self.arm]})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What a server does, found out before the first sample.
+"""Tests what a server supports, before the first sample.
 
     identify   model, version, context length                        GET
     sampling   eight hot completions of one prompt: are they different?

@@ -1,8 +1,8 @@
-"""Several servers of one model: which of them is asked, which is down, when to give up.
+"""Several servers of one model: load balancing, health checks, giving up.
 
 A server that lost a connection is down until its ``/health`` answers again and it still
-serves the same model; meanwhile the others take its share. A watcher a server looks, so
-that a hundred waiting requests do not.
+serves the same model; meanwhile the others take its share. One watcher per server polls
+``/health``, instead of each of the waiting requests.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Whether the rows of a data set stay as they came in, and how they do.
+"""Decides whether an export filters the rows of a data set or rewrites them.
 
-A data set that has the form of the trainer that it goes to is filtered: what rap would
-write in place of its own columns (``data_source``, ``extra_info``, weights) would be
-another reward and another training. ``rows`` writes them.
+A data set that already has the trainer's form is filtered: rewriting its columns
+(``data_source``, ``extra_info``, weights) would change the reward and the training.
+``rows`` writes the filtered rows.
 """
 
 from __future__ import annotations

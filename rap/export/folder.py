@@ -48,8 +48,8 @@ def _files_of(folder: Path) -> set[str]:
 
 
 def clear_up(folder: Path) -> None:
-    """What exports that were killed left beside ``folder``: an unfinished one goes, an
-    older one that had made room comes back."""
+    """Clears what killed exports left beside ``folder``: an unfinished one is removed, an
+    older one that had been moved aside is moved back."""
     if not folder.parent.is_dir():
         return
     head = f".{folder.name}."
@@ -85,7 +85,7 @@ def scratch_beside(folder: Path) -> Path:
 
 
 def put_in_place(scratch: Path, folder: Path) -> None:
-    """``scratch`` becomes ``folder``; an older export makes room last."""
+    """Renames ``scratch`` to ``folder``; an older export is moved aside just before."""
     for parent, _, names in os.walk(scratch):
         for name in names:
             with open(os.path.join(parent, name), "rb") as file:

@@ -12,7 +12,7 @@ each form has its reason:
 - Where the prompt lists the choices by letter, the answer is the letter: it is what the
   trainer's checker meets. TRL and ms-swift compare with math-verify, which reads B only
   as ``$B$``.
-- TRL puts the pictures before the text itself: no ``<image>`` there.
+- TRL puts the images before the text itself: no ``<image>`` there.
 """
 
 from __future__ import annotations
@@ -87,11 +87,11 @@ class Row:
 
     @property
     def tagged(self) -> str:
-        """The prompt with one ``<image>`` a picture: at its place, or before the text."""
+        """The prompt with one ``<image>`` per image: at its place, or before the text."""
         return self.messages()[-1]["content"]
 
     def messages(self, *, tagged: bool = True) -> list[dict[str, str]]:
-        """The chat; ``tagged``: with one ``<image>`` a picture."""
+        """The chat; ``tagged``: with one ``<image>`` per image."""
         said = [*self.turns, ("user", self.prompt)]
         before = "" if self.in_place or not tagged else "<image>" * len(self.pictures)
         first = next(i for i, (role, _) in enumerate(said) if role == "user")
@@ -174,7 +174,7 @@ def _parquet(
     schema: pa.Schema,
     columns: Callable[[Row], dict[str, Any]],
 ) -> None:
-    """``train.parquet``, a few rows at a time: pictures are large."""
+    """``train.parquet``, a few rows at a time: images are large."""
     schema = schema.with_metadata({"huggingface": AS_IMAGES})
     with pq.ParquetWriter(writing.folder / "train.parquet", schema) as writer:
         for part in _parts(rows):
@@ -231,7 +231,7 @@ def _trl_notes(folder: Path, most: int) -> list[str]:
     file = folder / "train.parquet"
     return [
         f'load_dataset("parquet", data_files="{file}", split="train")',
-        "reward_funcs=rap.trl.builtin_reward() judges as rap scored; TRL's accuracy_reward "
+        "reward_funcs=rap.trl.builtin_reward() grades as rap scored; TRL's accuracy_reward "
         "reads mathematics only",
     ]
 
@@ -310,7 +310,7 @@ def _verl_notes(folder: Path, most: int) -> list[str]:
         f"+reward.custom_reward_function.reward_kwargs.log={folder}.rewards.jsonl",
         f"between phases: rap reselect SELECTION --rewards {folder}.rewards.jsonl "
         "--out NEXT",
-        "rap_reward.py judges as rap scored (rap-select must be installed where verl runs)",
+        "rap_reward.py grades as rap scored (rap-select must be installed where verl runs)",
         "+reward.custom_reward_function.reward_kwargs.judge=verl is verl's own reward, "
         "which looks for \\boxed{}: --prompt-template must ask for it",
     ]
@@ -373,7 +373,7 @@ def _jsonl(
 
 
 def _files(row: Row, writing: Writing) -> list[str]:
-    """The pictures as files, each once; their paths from the export's folder."""
+    """The images as files, each once; their paths from the export's folder."""
     folder = writing.folder / "images"
     folder.mkdir(exist_ok=True)
     for picture in row.pictures:

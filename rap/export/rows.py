@@ -1,4 +1,4 @@
-"""The chosen rows as they came in: a filter over the data set, nothing rewritten.
+"""Exports the chosen rows unchanged: a filter over the data set, nothing rewritten.
 
 What is Arrow (Parquet, ``datasets``) becomes ``train.parquet`` with the same columns, types
 and metadata; the lines of a JSON Lines file become ``train.jsonl``, byte for byte; rows in
@@ -135,7 +135,7 @@ def _write_made(chosen: Sequence[Chosen], samples: SampleSet, writing: Writing) 
 
 
 def _simple(value: Any) -> Any:
-    """A value without what Arrow does not know: decoded pictures, paths, tuples."""
+    """A value without what Arrow does not know: decoded images, paths, tuples."""
     if isinstance(value, Mapping):
         return {str(name): _simple(inner) for name, inner in value.items()}
     if isinstance(value, (list, tuple)):

@@ -3,7 +3,7 @@
     reward.custom_reward_function.path=.../rap_reward.py
     +reward.custom_reward_function.reward_kwargs.log=.../rewards.jsonl
 
-A completion is judged by the rule that scored the data (rap-select must be installed where
+A completion is graded by the rule that scored the data (rap-select must be installed where
 verl runs): 1.0 for a right answer, else 0.0. Rows with a data_source of your own, and all
 with `reward_kwargs.judge=verl`, get verl's reward for their data_source.
 `rap reselect SELECTION --rewards rewards.jsonl` reads the log: one line a completion.
@@ -23,7 +23,7 @@ def _checker() -> Any:
         from rap.rewards import make_checker
     except ImportError as error:
         raise ImportError(
-            "rap_reward.py judges as rap scored and needs it here: pip install --no-deps "
+            "rap_reward.py grades as rap scored and needs it here: pip install --no-deps "
             "rap-select; or set reward_kwargs.judge=verl for verl's own reward"
         ) from error
     return make_checker()

@@ -3,7 +3,7 @@
     sel.export("verl", "out/")        # or: rap export selection/ --to verl --out out/
 
 What each loader takes is in ``formats``, one function a target. Here: which rows, with
-which pictures, and a folder that appears whole or not at all.
+which images, and a folder that appears whole or not at all.
 
 **Data in the trainer's own form** are filtered, not written anew (``filter``): every column
 stays as it is, so that the trainer's reward, weights and extra fields are those it would
@@ -14,13 +14,13 @@ have had. ``filter=False`` (``--rewrite``) writes them in the form of ``formats`
 the order of the file as the curriculum). The prompt is the one that was scored. Ids and
 reasons travel along; ``rap_export.json`` has them for the trainers that drop them.
 
-**Pictures** are passed on byte for byte wherever the trainer's decoder gets the pixels out
-of them that were scored. Where it does not (transparency, 16 bits, a rotation in EXIF that
-it does not apply) they are written anew as PNG of those pixels.
+**Images** are exported byte for byte. They are re-encoded, as PNG of the scored pixels,
+only where the trainer would decode other pixels (transparency, 16 bits, an EXIF rotation
+that it does not apply).
 
 **verl has no hook to select again while it trains** (its sampler hook was removed), so it
 trains in phases: some steps, ``rap reselect`` on the rewards, the next phase from the
-checkpoint. ``rap_reward.py`` beside the data judges as rap scored and logs by sample. As
+checkpoint. ``rap_reward.py`` beside the data grades as rap scored and logs by sample. As
 a script (``$RUN`` holds the settings of the run that stay the same)::
 
     RUN="data.image_key=images data.shuffle=False trainer.total_epochs=1000 \\
@@ -82,10 +82,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Exported:
-    """What ``export`` wrote. ``pictures``: how many, ``encoded``: how many of them are not
-    the original bytes. ``left_out``: ids that the form has no row for. ``notes``: what to
-    tell the trainer, and what it cannot do. ``filtered``: the rows are those of the data
-    set, as they came in. ``dropped``: its columns that the files do not have."""
+    """What ``export`` wrote. ``pictures``: number of images, ``encoded``: how many of them
+    are not the original bytes. ``left_out``: ids that the form has no row for. ``notes``:
+    what to tell the trainer, and what it cannot do. ``filtered``: the rows are those of the
+    data set, as they came in. ``dropped``: its columns that the files do not have."""
 
     target: str
     folder: Path
@@ -103,7 +103,7 @@ class Exported:
         lines = [
             f"{self.samples} samples for {self.target} in {self.folder}",
             f"  files: {', '.join(self.files)}",
-            f"  {self.pictures} pictures: {same} byte for byte, {self.encoded} as PNG of "
+            f"  {self.pictures} images: {same} byte for byte, {self.encoded} as PNG of "
             "the pixels that were scored",
         ]
         if self.dropped:
@@ -141,10 +141,10 @@ def export(
         export.
     data: the data set that was scored, as ``open_samples`` takes it, where it is not where
         the selection knows it from. Samples are found by id and content and compared by
-        hash (``scores.match``), pictures when they are read.
-    max_images: refuse samples with more pictures than the trainer is set up for.
+        hash (``scores.match``), images when they are read.
+    max_images: refuse samples with more images than the trainer is set up for.
     prompt_template: as ``ScoreConfig.prompt_template``; None is that of the scores.
-    media_root: OpenRLHF and ms-swift read pictures by path: the folder where the trainer
+    media_root: OpenRLHF and ms-swift read images by path: the folder where the trainer
         will find ``path``, if that is another machine's.
     data_source: verl picks its reward by it (``formats.VERL_SOURCE``).
     completions: LLaMA-Factory: a store's rollouts (``ScoreStore.read_rollouts``); with them
@@ -155,7 +155,7 @@ def export(
         ``completions``); False: never; True: refuse others.
     add: columns of the selection's table (``reason``, ``D``, ``difficulty``, ...) to put
         beside those of rows that stay as they are, as ``rap_reason``, ...
-    max_pixels: pictures with more are refused.
+    max_pixels: images with more are refused.
 
     Columns of the data set that a form has no place for are named by a ``UserWarning``, and
     in ``rap_export.json``.
@@ -257,7 +257,7 @@ def _template(settings: Mapping[str, Any]) -> str:
 
 
 class _Reader:
-    """Kept samples -> rows with their pictures, one at a time."""
+    """Kept samples -> rows with their images, one at a time."""
 
     def __init__(
         self,
@@ -283,8 +283,8 @@ class _Reader:
     def originals(
         self, selection: Selected
     ) -> Iterator[tuple[Sample, Mapping[str, Any], list[bytes]]]:
-        """(sample, its row of the selection, the bytes of its pictures) of the kept
-        samples, which are those that were scored. Raises ``RapInputError``, naming one."""
+        """(sample, its row of the selection, the bytes of its images) of the kept samples,
+        checked to be those that were scored. Raises ``RapInputError``, naming one."""
         columns = ["id", "reason", "sample_sha256"]
         kept = selection.table.select(columns).filter(pa.array(selection.kept))
         places = selection.match(self.samples).tolist()
@@ -302,14 +302,14 @@ class _Reader:
             raise BadSample(
                 "data",
                 "image_count",
-                f"{count} pictures, the trainer takes {self.max_images}",
+                f"{count} images, the trainer takes {self.max_images}",
             )
         originals = [read_bytes(ref) for ref in sample.images]
         hashes = [hashlib.sha256(data).hexdigest() for data in originals]
         scored = judged["sample_sha256"]
         if scored is not None and scored != sample_sha256(sample, hashes):
             raise BadSample(
-                "data", "changed", "its text or pictures are not those that were scored"
+                "data", "changed", "its text or images are not those that were scored"
             )
         self.most = max(self.most, count)
         return originals
@@ -376,7 +376,7 @@ def _as_trainers_see(data: bytes, upright: bool) -> Image | None:
 
 
 def _checked(rows: Iterator[Row], to: str) -> Iterator[Row]:
-    """Refuses text that a trainer would take for the place of a picture or a film."""
+    """Refuses text that a trainer would take for the place of an image or a video."""
     target = TARGETS[to]
     for row in rows:
         if row.turns and not target.turns:
@@ -402,7 +402,7 @@ def _checked(rows: Iterator[Row], to: str) -> Iterator[Row]:
 
 
 def _pairs(completions: pa.Table, ids: list[str]) -> dict[str, tuple[str, str]]:
-    """{id: (its first right completion, its first wrong one)} with the picture; of the
+    """{id: (first correct completion, first wrong one)}, both with the image; of the
     samples that have both."""
     wanted = pc.and_(
         pc.equal(completions["arm"], "image"),

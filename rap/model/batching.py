@@ -1,6 +1,6 @@
-"""Sequences and batches of them: padded and joined for a forward, cut apart after it.
+"""Batches: sequences are padded and stacked for a forward pass, and split after it.
 
-Pure functions on the host; only `cut` meets tensors of the model's device.
+Pure functions on the host; only `cut` takes tensors of the model's device.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What "without the image" means: ``MAKERS`` has one function a kind.
 
 The paper removes the image and its placeholder tokens (``drop``). The other kinds keep the
-prompt's length, so that the two arms differ in what the image shows and in nothing else:
+prompt's length, so that the two prompts differ in what the image shows and in nothing else:
 ``blank`` (the image's own mean colour), ``noise``, ``shuffle`` (another sample's images).
 Pure: the same arguments give the same pixels on every machine.
 
@@ -30,7 +30,7 @@ def counterfactual_images(
     seed: int,
     partner: Sequence[Image] | None = None,
 ) -> list[Image] | None:
-    """The images of the arm without the image; None: no image at all.
+    """The images of the prompt without the image; None: no image at all.
 
     images: the sample's own, RGB. kind: one of ``config.COUNTERFACTUALS``. seed: of this
     sample, any integer; only ``noise`` reads it. partner: the other sample's images, only
@@ -80,7 +80,7 @@ def _noise(image: Image, seed: int, number: int) -> Image:
 
 
 Maker = Callable[["Sequence[Image]", int, "Sequence[Image] | None"], "list[Image] | None"]
-"""(images, seed, partner's images) -> the images of the arm without the image."""
+"""(images, seed, partner's images) -> the images of the prompt without the image."""
 
 MAKERS: Mapping[str, Maker] = {
     "drop": lambda images, seed, partner: None,

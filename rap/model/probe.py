@@ -1,4 +1,4 @@
-"""The check before the first sample: what was captured against what the model did.
+"""The check before the first sample: captured tensors must reproduce the model's output.
 
 One small sample runs through the model. q, k and v must give the last layer's own attention
 output, the hidden state and the head the model's own logits. What was found is a

@@ -1,6 +1,6 @@
-"""Completions drawn from the model itself, with and without the image.
+"""Completions sampled from the model itself, with and without the image.
 
-What is fixed here, and why:
+Decisions, and their reasons:
 
 * **Every sampling field is ours.** ``generate`` fills each field that is ``None`` from
   the model's ``generation_config.json``; several vision models ship ``top_k=1`` or
@@ -10,7 +10,7 @@ What is fixed here, and why:
 * **Own randomness, own coupling.** ``do_sample=False``, and the last logits processor
   turns the warped scores into a one-hot row, so that the argmax *is* the sample. The
   token is the winner of an exponential race: argmin over tokens t of E_t / p_t, with
-  E_t = -log(1 - v_t) and v_t a SplitMix64 hash of (row seed, step, t). That draws
+  E_t = -log(1 - v_t) and v_t a SplitMix64 hash of (row seed, step, t). That samples
   exactly from the softmax (the Gumbel-max trick), needs no generator state, and is
   independent of the other rows of the batch. It is chosen over the inverse of the
   cumulative distribution because of rounding: another batch shape moves each logit by
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 IMAGE_ARM = "image"
 BLIND_ARM = "counterfactual"
+ARM_TEXT = {IMAGE_ARM: "with the image", BLIND_ARM: "without the image"}
+"""The arms in messages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +58,13 @@ class Completion:
     text: str
     """``token_ids`` decoded, special tokens left out."""
     finish_reason: str
-    """``"stop"`` (an end token was drawn) or ``"length"``."""
+    """``"stop"`` (an end token was sampled) or ``"length"``."""
     seed: int
     """Seed of this row, see `row_seed`; -1 if greedy, or if the engine takes no seeds."""
     n_sampled: int
-    """Tokens drawn, the end token counted."""
+    """Sampled tokens, the end token included."""
     logp: float
-    """Sum over the drawn tokens of log p under the model's own distribution (before
+    """Sum over the sampled tokens of log p under the model's own distribution (before
     temperature and the other warpers), nats; NaN if the engine returns none."""
     failed_step: int | None = None
     """First step at which the logits were not finite; None if they always were."""
@@ -76,10 +78,11 @@ def row_seed(seed: int, sample_id: str, arm: str, number: int) -> int:
 
 
 def degenerate(completions: Sequence[Completion]) -> bool:
-    """True if all completions are equal although the model did not mean them to be.
+    """True if all completions are equal although the model's own probabilities make that
+    unlikely.
 
-    Equal completions are no fault when the model is sure of its answer: M draws of a text
-    of probability p are all equal to the first with probability p^(M-1). Only when that
+    A model that is sure of its answer repeats it: M samples of a text of probability p
+    are all equal to the first with probability p^(M-1). Only when that
     is below 5 % under the model's own, unwarped distribution (so that ``top_k=1`` or a tiny
     temperature is seen) does the group count as degenerate. Needs two completions;
     empty ones have a code of their own and do not count.
@@ -101,13 +104,13 @@ def generate(
     *,
     greedy: bool = False,
 ) -> list[list[Completion]]:
-    """Draw ``len(seeds[i])`` completions of prompt i, all in one left-padded batch.
+    """Sample ``len(seeds[i])`` completions of prompt i, all in one left-padded batch.
 
     Prompts that hold the same sample are repeated as rows. With ``greedy`` the most
     probable token is taken instead (``repetition_penalty`` still applies) and the values
     of the seeds play no role.
 
-    Placeholder tokens of images and videos are never drawn: they are no text, and a
+    Placeholder tokens of images and videos are never sampled: they are no text, and a
     response that held one could not be teacher-forced.
 
     Raises ``torch.OutOfMemoryError`` unchanged; logits that are not finite do not raise
@@ -271,15 +274,15 @@ def mix64(x: torch.Tensor) -> torch.Tensor:
 
 
 class RaceSampler:
-    """A ``LogitsProcessor``: scores [B, V] in, 0 at the drawn token and -inf elsewhere.
+    """A ``LogitsProcessor``: scores [B, V] in, 0 at the sampled token and -inf elsewhere.
 
     ``seeds`` None takes the most probable token. Keeps, on the device, the log-probability
-    of each drawn token and whether the row's logits were finite; -inf (a masked token) is
-    allowed, NaN, +inf and a row of nothing but -inf are not: such a row draws
+    of each sampled token and whether the row's logits were finite; -inf (a masked token)
+    is allowed, NaN, +inf and a row of nothing but -inf are not: such a row gives
     ``fallback``.
     """
 
-    # Rows are drawn in blocks of this many scores, so that the int64 hashes of a large
+    # Rows are sampled in blocks of this many scores, so that the int64 hashes of a large
     # batch times a large vocabulary are never held at once.
     BLOCK = 1 << 22
 
@@ -332,14 +335,14 @@ class RaceSampler:
         keys = mix64(mix64(seeds + _ADD) + step * _MUL2)  # products of tensors wrap
         tokens = torch.arange(1, n_vocab + 1, dtype=torch.int64, device=device) * _ADD
         block = max(1, self.BLOCK // n_vocab)
-        drawn = []
+        winners = []
         for start in range(0, rows, block):
             race = race_times(keys[start : start + block, None] + tokens)
-            drawn.append((scores[start : start + block] - race.log()).argmax(dim=-1))
-        return torch.cat(drawn)
+            winners.append((scores[start : start + block] - race.log()).argmax(dim=-1))
+        return torch.cat(winners)
 
     def results(self) -> tuple[list[list[float]], list[list[bool]]]:
-        """log p and finiteness of each drawn token, [B][steps]."""
+        """log p and finiteness of each sampled token, [B][steps]."""
         import torch
 
         logp = torch.stack(self._logp, dim=1).tolist()

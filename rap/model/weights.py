@@ -1,4 +1,4 @@
-"""Weights in whatever form they are held: wrapped, sharded, quantised, offloaded, adapted.
+"""Weights in all forms: wrapped, sharded, quantised, offloaded, with adapters.
 
 Nothing here imports accelerate, peft or torch.distributed: a model that needs one of them
 has imported it, and is known by its attributes.

@@ -67,7 +67,7 @@ def panels_of(selection: Selected) -> list[Panel]:
             selection,
             "log_psi",
             "Attention on one token: log \u03c8",
-            "higher: one token draws more of the attention",
+            "higher: one token gets more of the attention",
             None,
             limit,
             "no limit was set" if limit is None else f"log \u03c8 \u2264 {number(limit)}",
@@ -128,7 +128,7 @@ def _height(count: int, most: int, full: float) -> float:
 
 
 def averages(selection: Selected) -> list[tuple[str, float | None, float | None]]:
-    """(what, mean over all samples judged, mean over the kept ones)."""
+    """(what, mean over all scored samples, mean over the kept ones)."""
     table, kept = selection.table, selection.kept
     rates = KINDS[selection.settings["evidence"]].rates(table)
     columns = [("D", "D"), ("Difficulty", "difficulty"), ("Ranking key", "rank_key")]

@@ -30,7 +30,7 @@ EXPLANATION = {
     "dropped_trivial": "Always solved: nothing left to learn.",
     "dropped_over_budget": "Passes every test; others have a larger ranking key.",
     "quarantined_psi_missing": "Attention was measured for others, not for this one.",
-    "quarantined_few_rollouts": "One arm has no judged completion.",
+    "quarantined_few_rollouts": "No graded completion with the image, or none without it.",
     "quarantined_nonfinite": "A score is not a finite number.",
     "quarantined_oom": "Did not fit in memory, even alone.",
     "quarantined_empty_response": "The response holds no token.",

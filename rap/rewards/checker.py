@@ -1,11 +1,11 @@
-"""Answer checking that cannot be hung: the built-in rule or the user's reward function.
+"""Answer checking with a time limit: the built-in rule or the user's reward function.
 
 A check runs in one worker process, started once and kept. It is a plain
 ``python -c`` child that speaks over pipes: no fork (torch has threads), and no
 ``multiprocessing`` spawn, which would run the user's script again. A check that takes
 longer than ``timeout`` is answered by killing the process; the next check gets a new one
 (1 to 2 seconds). Signals and threads would not do: sympy and ``re`` can hold the
-interpreter for ever.
+interpreter forever.
 
 A reward function that cannot be pickled (a lambda, a closure, anything defined in
 ``__main__`` or in a notebook cell) runs in a thread of this process instead. A thread
@@ -13,8 +13,8 @@ cannot be killed: after ``timeout`` it is left behind, still running, and the ne
 gets a new one; while it holds the interpreter lock (a regular expression does), the
 time-out itself is late. Put such a function in a module to have it killed.
 
-A checker that raises, returns None or NaN, or hangs gives a verdict that is neither right
-nor wrong: ``Verdict(None, "verifier_error" | "verifier_timeout", message)``.
+A checker that raises, returns None or NaN, or hangs leaves the response without a grade:
+``Verdict(None, "verifier_error" | "verifier_timeout", message)``.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ class Verdict:
     """Was the answer right?"""
 
     correct: bool | None
-    """None: not judged."""
+    """None: not graded."""
     code: str | None = None
-    """None, or ``verifier_error`` / ``verifier_timeout`` when not judged."""
+    """None, or ``verifier_error`` / ``verifier_timeout`` when not graded."""
     message: str | None = None
 
 
@@ -84,7 +84,7 @@ class _Runner(Protocol):
 
 
 class Checker:
-    """Judges responses one by one; made by ``make_checker``. Safe to call from several
+    """Grades responses one by one; made by ``make_checker``. Safe to call from several
     threads (checks then wait for each other). Close it, or use it as a context manager."""
 
     def __init__(
@@ -97,7 +97,7 @@ class Checker:
         cached: bool,
     ) -> None:
         self.name = name
-        """What judges, with its version: part of a score store's fingerprint."""
+        """The grader and its version: part of a score store's fingerprint."""
         self._runner, self._request, self._verdict = runner, request, verdict
         self._timeout, self._cached = timeout, cached
         self._cache: OrderedDict[object, Verdict] = OrderedDict()
@@ -111,7 +111,7 @@ class Checker:
         token_ids: Sequence[int] = (),
         finished: bool = True,
     ) -> Verdict:
-        """The verdict on one response. Takes at most ``timeout`` seconds and the restart of
+        """Grade one response. Takes at most ``timeout`` seconds and the restart of
         the worker. ``token_ids`` reach a reward function as ``completion_ids``.
         ``finished``: False for a response that was cut off at its token limit; the
         built-in rule then takes only an answer that was marked and completed.

@@ -42,7 +42,7 @@ from .units import trailing_unit
 from .words import corrected, denied, gives, polarity, same_text, says_polarity
 
 LONGEST_SENTENCE = 4000  # characters of a sentence, its end, that are searched
-RULE_VERSION = 2  # raise it when a verdict can change: it is part of the fingerprint
+RULE_VERSION = 2  # raise it when a grade can change: it is part of the fingerprint
 
 __all__ = ["final_answer", "grade", "marked_answers", "name", "named_choice", "quantity"]
 

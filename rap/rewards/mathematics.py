@@ -1,8 +1,8 @@
-"""Formulas: the same structure first, then math-verify's opinion.
+"""Formulas: compared by structure first, then by math-verify.
 
-math-verify searches a text for something it can parse and may take a part for the whole
-("158 + LK" as 158). Here it only ever sees a whole formula, and what it made of it must
-hold every symbol that was written.
+math-verify searches a text for something it can parse and may parse only a part of it
+("158 + LK" as 158). Here it only gets whole formulas, and its result must contain every
+symbol of the text.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Encoded image bytes -> RGB pixels, once, with every refusal named.
+"""Encoded image bytes -> RGB pixels; unsupported or damaged images are refused by name.
 
 The allow-list is PNG, JPEG, WEBP, GIF and BMP: the formats in which data sets for
 vision-language models are published, decoded inside Pillow by libraries that are fuzzed

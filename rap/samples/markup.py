@@ -1,4 +1,4 @@
-"""What stands around an answer: boxes, tags, math delimiters, thoughts.
+"""Removes the markup around an answer: boxes, tags, math delimiters, thoughts.
 
 Shared by reading a reference (``answers``) and by taking the answer out of a response
 (``rap.rewards.grading``). Every expression here is linear in the text's length.

@@ -1,6 +1,6 @@
-"""Where rows come from: one class a kind of source, one way to open them.
+"""Sources of rows: one class per kind of source, one way to open them.
 
-Every kind answers with rows as dicts of Python values, by number, and never decodes an
+Every kind returns rows as dicts of Python values, by number, and never decodes an
 image. Memory: JSONL keeps 16 bytes a row (where the line starts, its number) and reads a
 line when it is asked for; Parquet larger than 256 MB goes through a memory-mapped
 temporary file; a data set saved on disk is memory-mapped.

@@ -1,6 +1,6 @@
-"""The score table, in memory and on disk, and what was chosen from it, as data.
+"""The score table, in memory and on disk, and a selection from it, as data.
 
-``table``: the columns; ``files``: Parquet and JSON, whole or not at all; ``store``: shards
+``table``: the columns; ``files``: Parquet and JSON, written atomically; ``store``: shards
 that resume; ``records``: rollouts made elsewhere; ``scores``: ``Scores``; ``selected``: a
 selection without its views.
 """

@@ -1,4 +1,4 @@
-"""Files that are whole or not at all, and Parquet that knows when it is damaged.
+"""Atomic file writes, and Parquet files with a checksum.
 
 Every file is written to a temporary name, fsynced, renamed, and the folder is fsynced.
 A Parquet file carries a note (JSON) and a SHA-256 over all its other bytes, because

@@ -1,4 +1,4 @@
-"""The right to write into a folder: a POSIX record lock that dies with its process.
+"""The write lock of a folder: a POSIX record lock, released when its process ends.
 
 Not flock: a forked data-loader worker does not inherit a record lock, so it goes with the
 process that took it, and a dead process's lock is simply free.

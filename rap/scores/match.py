@@ -1,7 +1,7 @@
-"""Which row of a data set is which sample of a score table: the one place that says so.
+"""Matches the samples of a score table to the rows of a data set, by id and content.
 
-``match`` is asked by everybody who goes from a table to the data: ``Selection.dataset``,
-``rap.trl.prepare``, exports, reports, ``rap train``. It never trusts a position:
+``match`` is used wherever a table is joined with its data: ``Selection.dataset``,
+``rap.trl.prepare``, exports, reports, ``rap train``. It never relies on row positions:
 
 - A sample with an id of its own is looked up by that id, in whatever row it stands now.
 - Where ids are row numbers they identify nothing, so the content does: question, answer,

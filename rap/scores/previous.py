@@ -1,4 +1,4 @@
-"""What a store had scored before its data set changed: rows that are still good are kept.
+"""Scores made before the data set of a store changed: rows that are still valid are kept.
 
 A folder ``previous`` in the store, one numbered folder a generation::
 

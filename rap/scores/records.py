@@ -267,7 +267,8 @@ def count_rollouts(
     largest = int(max(m1.max(), m0.max()))
     if largest > MAX_COUNT:
         raise RapInputError(
-            f"rollouts: a sample has {largest} in one arm; at most {MAX_COUNT}"
+            f"rollouts: a sample has {largest} completions with, or without, its image; at "
+            f"most {MAX_COUNT}"
         )
 
     few = (m1 == 0) | (m0 == 0)
@@ -335,7 +336,7 @@ def _choose_text(mask: np.ndarray, yes: str, no: str | None) -> pa.Array:
 def _few_message(few: np.ndarray, m1: np.ndarray, m0: np.ndarray) -> pa.Array:
     messages: list[str | None] = [None] * len(few)
     for i in np.flatnonzero(few):
-        messages[i] = f"{m1[i]} judged rollouts with the image, {m0[i]} without"
+        messages[i] = f"{m1[i]} graded rollouts with the image, {m0[i]} without"
     return pa.array(messages, pa.string())
 
 

@@ -68,16 +68,16 @@ class Scores:
         drop: Mapping[str, object] | None = None,
         dataset: Any = None,
     ) -> Scores:
-        """Scores from completions made and judged elsewhere (evidence ``rollouts``).
+        """Scores from completions sampled and graded elsewhere (evidence ``rollouts``).
 
         ``table_or_path``: one row a completion: a pyarrow.Table, pandas or another
         ``__arrow_c_stream__``, a datasets.Dataset, a dict of columns, a list of dicts,
         or the path of a JSONL or Parquet file.
         ``id``: column of the sample's id, text or integers (integers become text).
         ``with_image``: column that says whether the image was there: true/false, 1/0,
-        or this project's own arms "image"/"counterfactual".
+        or this project's own "image"/"counterfactual".
         ``correct``: column that says whether the answer was accepted: true/false or
-        1/0; null or NaN is "not judged" and counts neither as right nor as wrong.
+        1/0; null or NaN is "not graded" and counts neither as right nor as wrong.
         ``source``: column with each sample's group for ``choose(by="source")``; by
         default a column of that name if there is one.
         ``where``: keep only rows with these values, ``{"augment": "none"}`` or
@@ -89,14 +89,14 @@ class Scores:
         Its samples without a completion are quarantined like the others.
 
         Without ``dataset`` samples stand in the order of their first appearance (after
-        the filters). The number of completions may differ by sample and by arm. A sample
-        without a judged completion in one arm is quarantined as ``few_rollouts``. All
-        columns of the rows used stay in ``scores.rollouts``. Attention is not measured:
-        ``log_psi`` is null.
+        the filters). The number of completions may differ between samples, and with and
+        without the image. A sample needs a graded completion of each, or it is quarantined
+        as ``few_rollouts``. All columns of the rows used stay in ``scores.rollouts``.
+        Attention is not measured: ``log_psi`` is null.
 
         Raises ``RapInputError``: unreadable, no rows left, a column missing or of the
         wrong kind, a sample that ``dataset`` does not have, more than 32,767
-        completions in one arm of a sample.
+        completions of a sample with, or without, its image.
         """
         table = keep_rows(read_rollouts(table_or_path), where, drop)
         if source is None and "source" in table.column_names:
@@ -181,8 +181,8 @@ class Scores:
     def diagnostics(self, lambda_c: float = PAPER_LAMBDA_C) -> dict[str, int]:
         """Counts that need no selection, each over all samples, so they overlap:
 
-        samples, judged (have D), quarantined, above (D > lambda_c, exact), image_hurts
-        (D < 0), never_solved (Diff == 1), always_solved (Diff == 0).
+        samples, judged (those with a D), quarantined, above (D > lambda_c, exact),
+        image_hurts (D < 0), never_solved (Diff == 1), always_solved (Diff == 0).
         """
         return diagnose(self.table, as_fraction("lambda_c", lambda_c))
 

@@ -1,7 +1,7 @@
-"""What was chosen, as data: which samples are kept, why the others are not.
+"""A selection as data: which samples are kept, and why the others are not.
 
-It counts, compares and saves itself. How it is shown is in ``rap.selection.selection``,
-how it is decided in ``rap.selection.choosing``.
+Counting, comparing, saving. Views (summary, plots, report) are in
+``rap.selection.selection``, the decision is in ``rap.selection.choosing``.
 """
 
 from __future__ import annotations

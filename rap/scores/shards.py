@@ -1,4 +1,4 @@
-"""What lies in the folder of a score store, read: shards, verified byte by byte.
+"""Reads the shards of a score store, and verifies their checksums.
 
 ``store`` describes the files and writes them.
 """

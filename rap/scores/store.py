@@ -1,4 +1,4 @@
-"""The score store: what has been scored is never lost and never mixed.
+"""The score store: a folder of shards that a killed run resumes from.
 
 A folder::
 

@@ -45,7 +45,7 @@ SCORE_SCHEMA = pa.schema(
         ("evidence", pa.string()),
         # rollouts
         ("c1", pa.int16()),  # accepted with the image
-        ("m1", pa.int16()),  # judged with the image
+        ("m1", pa.int16()),  # graded with the image
         ("c0", pa.int16()),  # accepted without
         ("m0", pa.int16()),
         # answer: probability of the reference answer, with (1) and without (0) image
@@ -58,7 +58,7 @@ SCORE_SCHEMA = pa.schema(
         # divergences, means over the response tokens (nats; tv and hellinger2 <= 1)
         *((name, pa.float32()) for name in CDE_COLUMNS),
         # attention
-        ("log_psi", pa.float32()),  # -inf: response too short to judge
+        ("log_psi", pa.float32()),  # -inf: response too short to measure
         ("psi_position", pa.int32()),  # token index in prompt + response; -1 if none
         ("psi_token", pa.string()),
         ("attention_entropy", pa.float32()),
@@ -67,7 +67,7 @@ SCORE_SCHEMA = pa.schema(
         ("n_prompt", pa.int32()),
         ("n_response", pa.int32()),
         ("truncated", pa.bool_()),  # whether that response was cut at max_new_tokens
-        ("n_drawn", pa.int32()),  # completions sampled, both arms; null: not counted
+        ("n_drawn", pa.int32()),  # sampled with and without the image; null: not counted
         ("n_cut", pa.int32()),  # of them cut at max_new_tokens (finish_reason "length")
         # cost of this sample
         ("forwards", pa.int32()),
@@ -81,13 +81,13 @@ ROLLOUT_SCHEMA = pa.schema(
         ("id", pa.string()),
         ("index", pa.int64()),
         ("arm", pa.string()),  # "image" | "counterfactual"
-        ("number", pa.int16()),  # 0 .. M-1 inside the arm
+        ("number", pa.int16()),  # 0 .. M-1 of this arm
         ("text", pa.string()),
         ("token_ids", pa.list_(pa.int32())),
         ("finish_reason", pa.string()),  # "stop" | "length"
         ("seed", pa.int64()),
-        ("correct", pa.bool_()),  # null: not judged
-        # null, or why it was not judged; an empty completion is judged, as wrong: it has
+        ("correct", pa.bool_()),  # null: not graded
+        # null, or why it was not graded; an empty completion is graded as wrong: it has
         # correct = False and code = "empty_response"
         ("code", pa.string()),
     ]

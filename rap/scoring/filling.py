@@ -77,7 +77,7 @@ class _Part:
         )
 
     def tally(self) -> dict[str, int]:
-        """Groups of completions drawn, and how many of them were degenerate."""
+        """Groups of completions sampled, and how many of them were degenerate."""
         done = self.jobs[: self.whole]
         return {
             "groups": self.earlier["groups"] + sum(j.groups for j in done),

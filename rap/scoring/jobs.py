@@ -1,5 +1,6 @@
-"""`Job`, one sample on its way to its row of the score table; the text and the tokens of
-its reference; worker threads that prepare jobs ahead of the model (`ahead`)."""
+"""Host-side preparation of samples: `Job` (a sample and the row of the score table being
+filled for it), the text and tokens of its reference, and worker threads that prepare jobs
+ahead of the model (`ahead`)."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ SOLUTION_COLUMNS = ("response", "solution", "rationale", "explanation")
 
 @dataclass(slots=True)
 class Job:
-    """One sample on its way to its row of the score table."""
+    """One sample and the row of the score table that is being filled for it."""
 
     row: dict[str, Any]
     sample: Sample = None  # type: ignore[assignment]  # only where the row is bad
@@ -38,7 +39,7 @@ class Job:
     """Evidence ``logits``: the answer with the image, for the difficulty."""
     rollouts: list[dict[str, Any]] = field(default_factory=list)
     groups: int = 0
-    """Groups of completions that were drawn, and those that were ``degenerate``."""
+    """Groups of completions that were sampled, and those that were ``degenerate``."""
     degenerate_groups: int = 0
     inputs: str = ""
     """``reuse.inputs_sha256`` of what else the score is made from."""

@@ -26,14 +26,14 @@ def count_rows(table: pa.Table) -> dict[str, int]:
 def ledger(
     table: pa.Table, rollouts: pa.Table | None, wall_seconds: float
 ) -> dict[str, Any]:
-    """What the scores cost, and what training on everything would draw.
+    """What the scores cost, and what training on everything would sample.
 
-    ``forwards``: teacher-forced forwards, one a sample and arm; ``rollouts`` and
-    ``generated_tokens``: completions and sampled tokens, end tokens counted;
+    ``forwards``: teacher-forced forwards, those with and without the image; ``rollouts``
+    and ``generated_tokens``: completions and sampled tokens, end tokens counted;
     ``seconds``: the samples' shares of their batches' time, over all runs of the store;
     ``wall_seconds``: this call, without loading the model. ``train_all``: the completions
     of one epoch with groups of `TRAIN_GROUP` over every sample, and their tokens if as long
-    as this run's mean completion with the image (None if it drew none).
+    as this run's mean completion with the image (None if it sampled none).
     """
     total = {
         name: pc.sum(table[name]).as_py() or 0

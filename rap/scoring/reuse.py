@@ -1,5 +1,5 @@
 """What a score depends on besides a sample's texts and images, and which rows of an older
-data set are therefore still good.
+data set are therefore still valid.
 
 A row is taken over where the id is the same (it seeds the completions), the sample is
 (``sample_sha256``: question, answer, choices, images), and so is what else was read

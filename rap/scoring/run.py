@@ -1,4 +1,4 @@
-"""Samples -> score table: drives the model, survives bad samples, resumes.
+"""Samples -> score table: runs the model, quarantines bad samples, resumes.
 
     samples --> workers: decode, hash, preprocess --> batches --> evidence --> shards
                 (threads, bounded, in order)          (model)    (kernels)    (store)
@@ -119,7 +119,7 @@ def score(
         ``help(rap.ScoreConfig)``.
     reward
         None checks answers with the built-in checker, else a callable with TRL's
-        signature. For evidence ``rollouts`` only: the others judge no completion.
+        signature. For evidence ``rollouts`` only: the others grade no completion.
     progress
         True shows a bar where someone watches (a terminal, a notebook), ``"force"``
         always.
@@ -146,7 +146,7 @@ def score(
         the model gives the reference answers no probability (median a token below 1e-8);
         what was scored so far stays in the store.
     RapModelError
-        The model cannot be driven, most of the bad samples are the model's doing, or the
+        The model is not supported, it caused most of the bad samples, or the
         completions of most samples are identical.
     RapConfigError
         An option that is none, a value that its field does not allow, a reward function

@@ -1,7 +1,8 @@
-"""What evidence asks of the model, a batch of samples at a time.
+"""Model and kernel calls of scoring, a batch of samples at a time.
 
-`Scorer` has what evidence (``scoring.evidence``) is made of: completions, teacher-forced
-forward passes, the head product (``rap.linear_cde``), psi (``rap.ace``).
+`Scorer` offers what the scoring signals (``scoring.evidence``) are computed from:
+completions, teacher-forced forward passes, the head product (``rap.linear_cde``), psi
+(``rap.ace``).
 A sample that fails, for lack of memory or with values that are not finite, is quarantined,
 and the rest of its batch goes on.
 """
@@ -32,7 +33,7 @@ MIN_GROUPS = 8
 """Groups of completions seen before a run is given up as degenerate."""
 
 DIVERGENCES = tuple(name for name in ops.CDE_OUTPUTS if name in SCORE_SCHEMA.names)
-"""Columns of a comparison of both arms over one response."""
+"""Columns that compare one response with and without the image."""
 _HEAD = (*DIVERGENCES, "logp1", "logp0")
 _ATTENTION = ("log_psi", "attention_entropy", "attention_top", "image_mass")
 
@@ -68,7 +69,8 @@ class Scorer:
         return self._heads[device]
 
     def compare_arms(self, jobs: list[Job]) -> dict[int, dict[str, Any]]:
-        """Divergences and psi of a response that both arms already carry."""
+        """Divergences and psi of a response that both prompts (with and without the image)
+        already hold."""
         with_image = self.forward(jobs, "image", attention=True)
         self.psi(jobs, with_image)
         hidden = {key: _without_attention(t) for key, t in with_image.items()}
@@ -126,10 +128,11 @@ class Scorer:
             cut = result.finish_reason == "length"
             job.row["n_cut"] = job.row.get("n_cut", 0) + cut
             if result.failed_step is not None and job.alive:
-                where = f"{arm} arm, step {result.failed_step}"
+                where = f"{rollouts.ARM_TEXT[arm]}, step {result.failed_step}"
                 job.quarantine("model", "nonfinite", f"logits not finite: {where}")
             drawn[id(job)].append(result)
-        # A later look at an arm that was mixed cannot be degenerate: one group an arm.
+        # Further completions are sampled only where the first ones differed, so only the
+        # first group can be degenerate.
         if not greedy and len(numbers) >= 2 and numbers.start == 0:
             for job in jobs:
                 if job.alive:
@@ -180,7 +183,8 @@ class Scorer:
                 job.quarantine("model", result.code, f"{which} forward: {result.message}")
             elif not next(finite):
                 bad = result.nonfinite()
-                job.quarantine("model", "nonfinite", f"{bad} is not finite ({which} arm)")
+                where = "without the image" if which == "blind" else "with the image"
+                job.quarantine("model", "nonfinite", f"{bad} is not finite ({where})")
             else:
                 traces[id(job)] = result
         return traces

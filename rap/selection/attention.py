@@ -31,8 +31,8 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """What ACE says, bool [n]. ``passes``: psi <= lambda_a, or too short to judge, or ACE
-    is skipped. ``biased``: psi > lambda_a. ``missing``: not measured though others were."""
+    """ACE per sample, bool [n]. ``passes``: psi <= lambda_a, or too short to measure, or
+    ACE is skipped. ``biased``: psi > lambda_a. ``missing``: not measured, others were."""
 
     passes: np.ndarray
     biased: np.ndarray

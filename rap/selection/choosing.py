@@ -54,7 +54,7 @@ def choose(
     Diff is unknown: no sample is then trivial or unsolved, and there is no replacement.
 
     **psi** (ACE, section 2): keep only if psi <= lambda_a, compared as logarithms.
-    ``log_psi`` -inf is a response too short to judge: it passes, and is counted in
+    ``log_psi`` -inf is a response too short for ACE: it passes, and is counted in
     ``found["psi_too_short"]``. Null in all rows: attention was not measured and ACE is
     skipped (said in ``found["lambda_a_origin"]``). Null in some rows only: those cannot
     be shown to pass, so they are not kept (``quarantined_psi_missing`` if all else
@@ -95,9 +95,9 @@ def choose(
     ``lambda_a=None`` is calibrated: the upper Tukey fence Q3 + 1.5 (Q3 - Q1) of the
     finite log psi of valid samples (at least 20, else no limit and a warning), without
     those above a gap that lies above the median and is wider than half of Q3 - Q1:
-    attention-biased samples must not widen the fence that should stop them. A fence flags
+    attention-biased samples must not widen the fence that excludes them. The fence flags
     what is unusual for this model and these response lengths; a fixed quantile would drop
-    its share even when nothing is wrong.
+    its share even without any outlier.
     ``by="source"``: every value of that column (null too) gets its own budget, ranking
     and replacements; lambda_a stays global. The column may be one of the score table, the
     data set or the rollouts. A group's budget is floor(budget * its rows); what is then
@@ -111,9 +111,9 @@ def choose(
     ``dropped_over_budget``. What bars a sample for good comes first, what another
     threshold would change comes last.
 
-    A row with m1 = 0 but a text arm (``ScoreConfig.screen_lambda_c``) has an unknown D
-    of at most 1 - c0/m0: ``dropped_language_prior``, with a warning if the threshold
-    is lower than that bound for some.
+    A row with m1 = 0 and m0 > 0 (``ScoreConfig.screen_lambda_c``) has an unknown D of at
+    most 1 - c0/m0: ``dropped_language_prior``, with a warning if the threshold is lower
+    than that bound for some.
 
     **Warnings** are about results shorter than asked, an uncalibrated lambda_a, completions
     cut at max_new_tokens, and answers that the model gives almost no probability.

@@ -1,9 +1,9 @@
-"""Choosing again while a model learns: pass counts from training -> the next selection.
+"""Re-selection during training: pass counts of the training -> the next selection.
 
 Pure: NumPy and Arrow, no torch, no files, no clock, no random numbers. The rules are
 those of DRM (METHOD.md section 3, ``choose``), with the difficulty that training shows in
-place of the one that scoring measured: what has become trivial goes, the hardest that can
-be solved comes in, and a share of the first selection stays whatever happens to it.
+place of the one that scoring measured: samples that became trivial are removed, the hardest
+solvable ones are added, and a share of the first selection is always kept.
 
 ``rap.trl`` re-selects with it between generation batches, ``rap reselect`` between the
 phases of a trainer that has no hook for it. ``rap.trl.rewardfile`` reads logs.
@@ -31,7 +31,7 @@ from .selection import Selection
 Share = Annotated[Number, Ge(0), Le(1)]
 
 Visits = Iterable[tuple[str, float, float]]
-"""(id, passed, judged) of one generation batch each, the oldest first."""
+"""(id, passed, graded) of one generation batch each, the oldest first."""
 
 BARRED = ("dropped_unsolved", "dropped_attention_biased")
 """Reasons of ``choose`` that no reward outweighs, besides ``quarantined_<why>``."""
@@ -111,7 +111,7 @@ class Decision:
 
 def pass_counts(visits: Visits, *, decay: float = 0.5) -> dict[str, tuple[float, float]]:
     """{id: (passed, tried)} over all visits, an older one weighing ``decay`` times the
-    next. A visit without a judged completion counts as nothing: it weighs neither for nor
+    next. A visit without a graded completion counts as nothing: it weighs neither for nor
     against, and does not age the others."""
     counts: dict[str, tuple[float, float]] = {}
     for name, passed, judged in visits:

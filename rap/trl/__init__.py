@@ -2,7 +2,7 @@
 
     from rap.trl import GRPOTrainer, Reselect, builtin_reward, prepare, watched
 
-    trainer = GRPOTrainer(                       # TRL's own, with one option more
+    trainer = GRPOTrainer(                       # TRL's, plus the ``reselect`` argument
         model=model, processing_class=processor, args=GRPOConfig(...),
         reward_funcs=watched(builtin_reward(), "scores.rewards.jsonl"),
         train_dataset=prepare(sel, pool=True),   # the whole pool

@@ -41,10 +41,10 @@ def prepare(
     prompt_template: as ``ScoreConfig.prompt_template``; None is the one the selection was
         scored with, else the default.
 
-    A row has ``id``, ``prompt`` (one user message), ``images`` (list of RGB pictures),
+    A row has ``id``, ``prompt`` (one user message), ``images`` (list of RGB images),
     ``solution`` (the reference answer; a letter, as ``$B$``, where the prompt lists the
     choices by letter: TRL's ``accuracy_reward`` reads mathematics only), ``choices``,
-    and the other columns under their own names, for reward functions. Pictures are read
+    and the other columns under their own names, for reward functions. Images are read
     when a row is: through ``images``, as they were for the scores. One that has vanished
     by then stops the training with a ``RapInputError`` that names the sample.
 

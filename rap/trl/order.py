@@ -1,9 +1,9 @@
 """Which prompts a trainer gets next: pure state, no torch, kept in checkpoints.
 
-``PromptOrder`` deals the active rows of a pool in shuffled passes, a batch of different
-rows at a time. What it dealt it remembers, so that a restarted trainer, which asks for all
-batches from the first again, gets the same ones: also those that were dealt ahead of the
-training (a data loader looks one batch ahead) before the checkpoint was written.
+``PromptOrder`` samples the active rows of a pool in shuffled epochs, a batch of different
+rows at a time. It remembers the batches it gave out, so that a restarted trainer, which
+asks for all batches from the first again, gets the same ones: also those that the data
+loader had prefetched (one batch ahead) before the checkpoint was written.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from ..errors import RapConfigError
 
 
 class PromptOrder:
-    """Deals row numbers of a pool.
+    """Row numbers of a pool, batch after batch, in shuffled epochs.
 
-    pool: rows there are. active: those to train on, at least ``batch`` of them, because
-    a batch never holds a row twice. Raises ``RapConfigError`` else.
+    pool: number of rows. active: those to train on, at least ``batch`` of them, because
+    a batch never holds a row twice. Raises ``RapConfigError`` otherwise.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class PromptOrder:
         self._shuffles = 0
 
     def batch_at(self, number: int) -> list[int]:
-        """Batch ``number``, from 0: one dealt before, or the next."""
+        """Batch ``number``, from 0: an earlier one, or the next."""
         if number > len(self.dealt):
             raise IndexError(f"batch {number} after only {len(self.dealt)} batches")
         if number == len(self.dealt):

@@ -1,4 +1,4 @@
-"""Pass counts that a trainer leaves behind: one JSONL file beside the score store.
+"""A trainer's log of pass counts: one JSONL file beside the score store.
 
 A line is one generation batch of one process, and one ``write``: a trainer that is killed
 leaves whole lines and at most one torn one, which readers pass over and the next writer
@@ -38,7 +38,7 @@ REWARD_SCHEMA = pa.schema(
         ("passed", pa.int64()),  # completions with a reward of ACCEPTED or more
         ("judged", pa.int64()),  # completions with a finite reward
         ("unjudged", pa.int64()),  # completions whose reward is None, NaN or infinite
-        ("low", pa.float64()),  # smallest and largest reward; null if none is judged
+        ("low", pa.float64()),  # smallest and largest reward; null if none is finite
         ("high", pa.float64()),
     ]
 )

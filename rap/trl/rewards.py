@@ -27,7 +27,7 @@ def builtin_reward(
     *, timeout: float = 5.0, end_tokens: Collection[int] = ()
 ) -> Callable[..., list[float | None]]:
     """The built-in checker (``rap.make_checker``) as a reward function of TRL: 1.0 for a
-    right answer, 0.0 for a wrong one, None where it cannot judge (TRL leaves such a
+    right answer, 0.0 for a wrong one, None where it cannot grade (TRL leaves such a
     completion out of its group).
 
     Reads the columns ``solution`` (or ``answer``) and ``choices`` as ``prepare`` makes
@@ -84,7 +84,7 @@ class Recorder:
 
     def record(self, columns: Mapping[str, Any], rewards: Sequence[float | None]) -> None:
         """Count one generation batch. Raises ``RapInputError`` if there is no id column,
-        or if not one completion was judged: the reward function is out of order."""
+        or if not one completion was graded: the reward function does not work."""
         if not self.counting:
             return
         if self.id_column not in columns:
@@ -133,11 +133,11 @@ def watched(
 ) -> Callable[..., Any]:
     """The same reward function, and pass counts per id in a log (``rap.trl.rewardlog``).
 
-    The rewards go to the trainer as they are, but for infinite ones: None stands for them,
-    because one would make every advantage of its batch NaN. What is not a number or None a
-    completion is refused with the function's name. Wrap the function that judges every
-    completion (a reward from 0.5 up is a pass): a batch without one judged completion
-    stops the training, named, instead of training on nothing.
+    Rewards are passed on unchanged, except that infinite ones become None, because one
+    would make every advantage of its batch NaN. A function that does not return one number
+    or None per completion is refused by name. Wrap the function that grades every
+    completion (a reward of at least 0.5 is a pass): a batch without one graded completion
+    stops the training with an error.
     ``log``: the file, by custom beside the score store (``scores.rewards.jsonl``); None
     keeps the counts in memory only, for ``Reselect``. Coroutine functions stay ones.
     """

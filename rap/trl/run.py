@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 AlgorithmName = Literal["grpo", "rloo"]
 ALGORITHMS: tuple[str, ...] = get_args(AlgorithmName)
 DEMO = "demo"
-"""Stands for the demo's model, and for a world of ``DEMO_SAMPLES`` of its samples."""
+"""Stands for the demo's model, and for ``DEMO_SAMPLES`` samples of its synthetic data."""
 DEMO_SAMPLES = 240
 
 
@@ -136,7 +136,7 @@ def _end_tokens(model: Any, processor: Any) -> frozenset[int]:
 
 
 def open_training_data(data: Path, **options: Any) -> SampleSet:
-    """The samples of ``data``; ``demo`` (where there is no such file) is a drawn world."""
+    """The samples of ``data``; ``demo`` (if no such file exists) is the synthetic data."""
     if data.exists():
         return open_samples(data, **options)
     if str(data) != DEMO:

@@ -1,4 +1,4 @@
-"""TRL's trainers with one option more, ``reselect``: which prompts they train on.
+"""TRL's trainers plus a ``reselect`` argument: which prompts they train on.
 
 Use them through ``rap.trl``. This module imports torch, transformers and trl.
 
@@ -80,7 +80,7 @@ STATE = "RapReselection"
 
 
 class OrderSampler(Sampler[int]):
-    """A ``PromptOrder`` as TRL's ``RepeatSampler`` would deal it: every row of a batch
+    """A ``PromptOrder`` in the order of TRL's ``RepeatSampler``: every row of a batch
     ``repeats`` times in a row, every batch ``rounds`` times."""
 
     def __init__(self, order: PromptOrder, *, repeats: int, rounds: int) -> None:
@@ -196,8 +196,8 @@ class SelectionMixin(_Base):
         args = self.args
         if not getattr(args, "shuffle_dataset", True):
             raise RapConfigError(
-                "shuffle_dataset = False: this trainer deals its prompts in shuffled "
-                "passes; TRL's own trainer keeps the order of prepare(selection)"
+                "shuffle_dataset = False: this trainer always shuffles its prompts; "
+                "TRL's own trainer keeps the order of prepare(selection)"
             )
         return PromptOrder(
             len(self.pool_ids),
@@ -384,15 +384,15 @@ class SelectionMixin(_Base):
         return self._refill(batch, {str(row[self.reselect.id_column]) for row in inputs})
 
     def _refuse_placeholders(self, inputs: Sequence[Mapping[str, Any]]) -> None:
-        """A message that the processor would take for a picture fails far from its sample.
-        A prompt that is one text has its pictures' places in it."""
+        """Refuses image placeholders in a message, which would fail later without the
+        sample's name. A prompt that is one string may hold them."""
         for row in inputs:
             text = "" if isinstance(row["prompt"], str) else completion_text(row["prompt"])
             for token in self._placeholders:
                 if token in text:
                     raise RapInputError(
                         f"sample {str(row[self.reselect.id_column])[:80]!r}: its text "
-                        f"holds {token!r}, which the processor takes for a picture"
+                        f"holds {token!r}, which the processor takes for an image"
                     )
 
     def _refill(self, batch: dict[str, Any], used: set[str]) -> dict[str, Any]:
@@ -427,7 +427,7 @@ class SelectionMixin(_Base):
 
 
 def _totals(rewards: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """[completions, functions] -> the weighted sum of each; NaN where none judged it."""
+    """[completions, functions] -> the weighted sum of each; NaN where none graded it."""
     unjudged = rewards.isnan().all(dim=1)
     return (
         (rewards * weights.to(rewards.device))
@@ -437,7 +437,7 @@ def _totals(rewards: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 
 
 def _without_variance(totals: torch.Tensor, size: int) -> list[int]:
-    """Numbers of the groups of ``size`` whose judged rewards are all the same. Rewards, not
+    """Numbers of the groups of ``size`` whose finite rewards are all the same. Rewards, not
     advantages: RLOO's contain the divergence from the reference model."""
     groups = totals.view(-1, size)
     low = groups.nan_to_num(nan=torch.inf).amin(dim=1)
@@ -520,7 +520,7 @@ COMPLETION_WIDE = (
 
 
 def _placeholders(model: Any, processor: Any) -> tuple[str, ...]:
-    """None for a model without pictures."""
+    """Texts of the image placeholder token; empty for a model without images."""
     token = getattr(model.config, "image_token_id", None)
     return () if token is None else placeholder_texts(processor, token)
 

@@ -1,4 +1,4 @@
-"""Evidence: what a sample is scored by, one module each.
+"""Evidence: the scoring signal of a sample (rollouts, answer or logits), one module each.
 
 ``EVIDENCE`` has every name of ``config.EVIDENCE``, read from the module of that name here.
 New evidence is its name there, one new module with an ``EVIDENCE`` (a ``base.Evidence``),

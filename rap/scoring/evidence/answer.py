@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 
 def probabilities(*arms: str) -> tuple[str, ...]:
-    """Columns of p(answer) in these arms: the product over its tokens, its logarithm, and
-    the logarithm a token (the length-normalised form), nats."""
+    """Columns of p(answer) with ("1") or without ("0") the image: the product over its
+    tokens, its logarithm, and the mean logarithm per token (length-normalised), nats."""
     names = ("p_answer", "logp_answer", "logp_mean")
     return tuple(f"{name}{arm}" for arm in arms for name in names)
 

@@ -53,7 +53,8 @@ class Evidence:
         driver: ModelDriver,
         config: ScoreConfig,
     ) -> None:
-        """Tokenise both arms into ``job.image`` and ``job.blind``; host only.
+        """Tokenise the prompt with the image into ``job.image`` and without it into
+        ``job.blind``; host only.
 
         images: the sample's; other: those of the input without the image, None: none.
         Raises ``BadSample``.

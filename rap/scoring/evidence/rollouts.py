@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from ...config import ScoreConfig
-from ...model.rollouts import BLIND_ARM, IMAGE_ARM, Completion
+from ...model.rollouts import ARM_TEXT, BLIND_ARM, IMAGE_ARM, Completion
 from ...samples.sample import Sample
 from ..jobs import Job, clean
 from ..scorer import Scorer
@@ -47,9 +47,9 @@ class Rollouts(Evidence):
         All completions of a batch are sampled together, batch_size * M rows; psi is read
         off the first completion, by number, that the checker accepts.
 
-        The arm without the image runs first: where ``screen_lambda_c`` is set, a sample
-        that could not pass it even with every completion right is not sampled with the
-        image.
+        Completions without the image are sampled first: where ``screen_lambda_c`` is set, a
+        sample that could not pass it even with every completion right is not sampled with
+        the image.
         """
         config = scorer.config
         _run_arm(scorer, jobs, BLIND_ARM, config.m0)
@@ -80,8 +80,8 @@ class Rollouts(Evidence):
 def _run_arm(scorer: Scorer, jobs: list[Job], arm: str, m: int) -> None:
     """Sample and grade m completions of each job; counts go to c1, m1 or c0, m0.
 
-    With ``ScoreConfig.adaptive`` no more are sampled in an arm that is settled after so
-    many; those sampled are the first of the same m completions, by number.
+    With ``ScoreConfig.adaptive`` sampling stops after that many if they are all right or
+    all wrong; those sampled are the first of the same m completions, by number.
     """
     look = min(m, scorer.config.adaptive or m)
     failures: dict[int, dict[str, str]] = {id(job): {} for job in jobs}
@@ -104,7 +104,7 @@ def _grade(
     drawn: Sequence[Completion],
     failures: dict[str, str],
 ) -> None:
-    """One row a completion; why some could not be judged goes to ``failures``."""
+    """One row per completion; why some could not be graded goes to ``failures``."""
     assert scorer.checker is not None  # evidence rollouts has one
     for number, completion in zip(numbers, drawn, strict=True):
         if completion.text.strip():
@@ -123,16 +123,16 @@ def _grade(
 
 
 def _counts(job: Job, arm: str) -> tuple[int, int, int]:
-    """(accepted, judged, drawn) of an arm."""
+    """(accepted, graded, sampled) completions of an arm."""
     seen = [r["correct"] for r in job.rollouts if r["arm"] == arm]
     return seen.count(True), len(seen) - seen.count(None), len(seen)
 
 
 def _settled(job: Job, arm: str) -> bool:
-    """Whether more completions of this arm would hardly change what becomes of a sample.
+    """Whether more completions of this arm are unlikely to change the decision.
 
-    All right or all wrong so far: as sure as a first look can be that p is near 1 or 0.
-    The image arm of a sample that is always right without the image, too: its D <= 0.
+    True if all are right or all wrong so far: p is probably near 1 or 0. With the image
+    also if the sample was always right without it: then D <= 0.
     """
     correct, judged, drawn = _counts(job, arm)
     if judged < drawn:
@@ -144,10 +144,10 @@ def _settled(job: Job, arm: str) -> bool:
 def _sum_up(job: Job, arm: str, failures: dict[str, str]) -> None:
     """c and m of an arm, or the quarantine of a job that has none to count.
 
-    An empty completion is wrong, as any reward would have it: left out, a sample with
-    one right answer and four empty ones would pass for solved. Only if the image arm
-    gives nothing else is the sample quarantined. A completion that the checker could
-    not judge counts neither way.
+    An empty completion counts as wrong, as in any reward; if it were left out, a sample
+    with one right answer and four empty ones would count as solved. Only if all completions
+    with the image are empty is the sample quarantined. A completion that the checker
+    could not grade is not counted.
     """
     correct, judged, drawn = _counts(job, arm)
     n = "1" if arm == IMAGE_ARM else "0"
@@ -158,12 +158,13 @@ def _sum_up(job: Job, arm: str, failures: dict[str, str]) -> None:
     elif judged == 0:
         code = next(iter(failures)) if len(failures) == 1 else "few_rollouts"
         said = "; ".join(failures.values())
-        message = f"none of {drawn} completions ({arm} arm) could be judged: {said}"
+        message = f"none of {drawn} completions {ARM_TEXT[arm]} could be graded: {said}"
         job.quarantine("check", code, message)
 
 
 def _may_pass(c0: int, m0: int, lambda_c: float | None) -> bool:
-    """Whether D > lambda_c is possible after the text arm (all right with the image)."""
+    """Whether D > lambda_c is still possible after the completions without the image, if
+    all with it are right."""
     return lambda_c is None or m0 - c0 > Fraction(str(lambda_c)) * m0
 
 

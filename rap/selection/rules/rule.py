@@ -1,4 +1,4 @@
-"""The contract of a rule: which thresholds, what order, how many, and how it says so.
+"""The contract of a rule: its thresholds, ranking order, number of samples and texts.
 
 ``choose`` asks a rule for these and does the rest alike for all of them: what is barred,
 how a group is filled, and one reason a sample.
