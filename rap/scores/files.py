@@ -11,9 +11,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,6 +28,9 @@ _NOTE = b"rap.note"
 _DIGEST = b"rap.sha256"
 _MARK = b"rap-sha256:"
 _BLANK = b"0" * 64
+_TAIL, _PIECE, _HELD = 2**18, 2**20, 2**23
+ROW_GROUP = 2**20
+"""Rows of a row group of a Parquet file."""
 NO_FSYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 """What a file system answers that cannot sync a folder."""
 
@@ -77,22 +81,70 @@ def write_parquet(path: Path, table: pa.Table, note: Mapping[str, Any]) -> str:
 
     Byte-same for equal tables and notes. Raises ``RapStoreError``.
     """
+    parts = (table.slice(at, ROW_GROUP) for at in range(0, table.num_rows, ROW_GROUP))
+    return write_parts(path, table.schema, parts, note)
+
+
+def write_parts(
+    path: Path, schema: pa.Schema, parts: Iterable[pa.Table], note: Mapping[str, Any]
+) -> str:
+    """As ``write_parquet`` of all ``parts``, one row group each: ``ROW_GROUP`` rows but for
+    the last. One part at a time is held."""
     text = json.dumps(note, sort_keys=True, allow_nan=False).encode()
-    # Row groups and pages must not follow the chunks the table happens to have.
-    table = table.combine_chunks().replace_schema_metadata(None)
-    sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(
-        sink, table.schema, compression="zstd", write_page_checksum=True
-    ) as writer:
-        writer.write_table(table)
-        # Not as schema metadata: Arrow would write a second, encoded copy of it.
-        writer.add_key_value_metadata({_NOTE: text, _DIGEST: _MARK + _BLANK})
-    data = bytearray(sink.getvalue())
-    digest = hashlib.sha256(data).hexdigest()
-    at = data.rindex(_MARK) + len(_MARK)
-    data[at : at + len(_BLANK)] = digest.encode()
-    write_atomic(path, lambda file: file.write(data))
+    schema, digest = schema.remove_metadata(), ""
+
+    def fill(file: IO[bytes]) -> None:
+        nonlocal digest
+        sink = _Hashed(file)
+        with pq.ParquetWriter(
+            pa.PythonFile(sink, "w"), schema, compression="zstd", write_page_checksum=True
+        ) as writer:
+            empty = True
+            for part in parts:
+                # Pages must not follow the chunks the table happens to have.
+                part = part.combine_chunks().replace_schema_metadata(None)
+                writer.write_table(part, row_group_size=ROW_GROUP)
+                empty = False
+            if empty:
+                writer.write_table(schema.empty_table())
+            # Not as schema metadata: Arrow would write a second, encoded copy of it.
+            writer.add_key_value_metadata({_NOTE: text, _DIGEST: _MARK + _BLANK})
+        digest = sink.finish()
+
+    write_atomic(path, fill)
     return digest
+
+
+class _Hashed(io.RawIOBase):
+    """Writes to ``file`` in large pieces and hashes what it writes; ``finish`` puts the
+    digest behind the last mark, which is near the end."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.sha256 = file, hashlib.sha256()
+        self.held = bytearray()
+        self.gone = 0  # bytes that are in the file
+
+    def write(self, data: Any) -> int:
+        self.sha256.update(data)
+        self.held += data
+        if len(self.held) >= _HELD + _TAIL:
+            self.file.write(memoryview(self.held)[:-_TAIL])
+            self.gone += len(self.held) - _TAIL
+            del self.held[:-_TAIL]
+        return memoryview(data).nbytes
+
+    def finish(self) -> str:
+        digest = self.sha256.hexdigest()
+        at = self.held.rindex(_MARK) + len(_MARK)
+        self.held[at : at + len(_BLANK)] = digest.encode()
+        self.file.write(self.held)
+        return digest
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.gone + len(self.held)
 
 
 def read_parquet(path: Path) -> tuple[pa.Table, dict[str, Any]]:
@@ -119,23 +171,55 @@ def verified(path: Path) -> tuple[bytes, dict[str, Any], str]:
         data = path.read_bytes()
     except OSError as error:
         raise store_error(f"{path}: cannot be read", error) from error
-    at = data.rfind(_MARK) + len(_MARK)
-    if at < len(_MARK):
-        what = "is empty" if not data else "is cut off or no file of this project"
+    digest = _require_digest(path, io.BytesIO(data), len(data))
+    return data, _note_of(path, pa.BufferReader(data)), digest
+
+
+def verified_in_place(path: Path) -> tuple[dict[str, Any], str]:
+    """(note, digest) as ``verified``, for a file that may be larger than the memory."""
+    try:
+        with open(path, "rb") as file:
+            digest = _require_digest(path, file, os.fstat(file.fileno()).st_size)
+            return _note_of(path, pa.PythonFile(file, "r")), digest
+    except OSError as error:
+        if isinstance(error, RapStoreError):
+            raise
+        raise store_error(f"{path}: cannot be read", error) from error
+
+
+def _require_digest(path: Path, file: IO[bytes], size: int) -> str:
+    """The digest that the file names, if its bytes have it. Raises ``RapStoreError``."""
+    at, tail = -1, _TAIL
+    while at < 0 and tail < 2 * max(size, _TAIL):  # the mark is near the end
+        start = max(size - tail, 0)
+        file.seek(start)
+        at = file.read(tail).rfind(_MARK)
+        tail *= 2
+    if at < 0:
+        what = "is cut off or no file of this project" if size else "is empty"
         raise RapStoreError(f"{path}: {what}")
-    digest = data[at : at + len(_BLANK)]
-    check = hashlib.sha256(data[:at])
+    at += start + len(_MARK)
+    check, left = hashlib.sha256(), at
+    file.seek(0)
+    while left and (piece := file.read(min(left, _PIECE))):
+        check.update(piece)
+        left -= len(piece)
+    digest = file.read(len(_BLANK))
     check.update(_BLANK)
-    check.update(memoryview(data)[at + len(_BLANK) :])
+    while piece := file.read(_PIECE):
+        check.update(piece)
     if check.hexdigest().encode() != digest:
         raise RapStoreError(f"{path}: is damaged: its SHA-256 does not match its bytes")
+    return digest.decode()
+
+
+def _note_of(path: Path, file: Any) -> dict[str, Any]:
     try:
-        metadata = pq.read_metadata(pa.BufferReader(data)).metadata or {}
-        note = json.loads(metadata[_NOTE])
+        note = json.loads((pq.read_metadata(file).metadata or {})[_NOTE])
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise RapStoreError(f"{path}: no file of this project: {error}") from error
     check_version(path, note.get("schema_version"))
-    return data, note, digest.decode()
+    return note
 
 
 class OtherVersionError(RapStoreError):
