@@ -12,6 +12,9 @@ from ..config import is_number
 from ..errors import RapConfigError
 from ..settings import to_python
 
+EXACT_BELOW = 2**26
+"""Denominators up to which two different quotients differ as float64."""
+
 
 def integers(column: pa.ChunkedArray) -> np.ndarray:
     """int64, null as 0."""
@@ -63,7 +66,7 @@ def quotient_key(x: np.ndarray, number: np.ndarray, scale: np.ndarray) -> np.nda
     Two quotients with denominators up to 2**26 differ by at least 2**-52, so their
     correctly rounded values differ; only larger ones need exact ranks.
     """
-    if int(scale.max(initial=0)) <= 2**26:
+    if int(scale.max(initial=0)) <= EXACT_BELOW:
         return np.divide(number, scale, out=np.full(len(x), np.nan), where=~np.isnan(x))
     divisor = np.maximum(np.gcd(number, scale), 1)
     pairs = np.stack([number // divisor, scale // divisor], axis=1)

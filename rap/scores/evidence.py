@@ -304,18 +304,28 @@ def kind_of(table: pa.Table) -> str:
 
     Raises ``RapInputError`` for an unknown status or evidence, or two kinds of it.
     """
+    return kind_named(kinds_of(table)).name
+
+
+def kinds_of(table: pa.Table) -> list[str]:
+    """The evidence that scored rows name. Raises ``RapInputError``: unknown status."""
     scored = mask_of(pc.equal(table["status"], SCORED))
     if not np.all(scored | mask_of(pc.equal(table["status"], QUARANTINED))):
         raise RapInputError(
             f"score table: status is neither {SCORED!r} nor {QUARANTINED!r}"
         )
-    kinds = pc.unique(table["evidence"].filter(pa.array(scored))).to_pylist()
+    return pc.unique(table["evidence"].filter(pa.array(scored))).to_pylist()
+
+
+def kind_named(kinds: list[str]) -> Kind:
+    """The one kind that scored rows name ("rollouts" if there are none). Raises
+    ``RapInputError``."""
     if len(kinds) > 1:
         raise RapInputError(f"score table: mixes evidence {kinds}; their D do not compare")
     name = kinds[0] if kinds else "rollouts"
     if name not in KINDS:
         raise RapInputError(f"score table: evidence {name!r} is none of {tuple(KINDS)}")
-    return name
+    return KINDS[name]
 
 
 def read_evidence(
@@ -324,12 +334,14 @@ def read_evidence(
     divergence: str = "js",
     likelihood: str = "product",
     unsolved: Fraction = Fraction(1),
+    kind: Kind | None = None,
 ) -> Evidence:
     """What the rows of a score table say; the options are those of ``ChooseConfig``.
+    ``kind``: that of the whole table, where these rows are a part of it.
 
     Raises ``RapInputError`` for an unknown status or evidence, or two kinds of it.
     """
-    kind = KINDS[kind_of(table)]
+    kind = kind_named(kinds_of(table)) if kind is None else kind
     measured = kind.read(table, divergence=divergence, likelihood=likelihood)
     scored, finite = mask_of(pc.equal(table["status"], SCORED)), _all_finite(table)
     own = pc.if_else(pa.array(finite), kind.short_of, "nonfinite")
@@ -341,9 +353,10 @@ def _all_finite(table: pa.Table) -> np.ndarray:
     """No score of the row is NaN or infinite (null is fine: not measured)."""
     good = np.ones(table.num_rows, dtype=bool)
     for column_field in SCORE_SCHEMA:
-        name, column = column_field.name, table[column_field.name]
+        name = column_field.name
         if not pa.types.is_floating(column_field.type) or name in VOLATILE_COLUMNS:
             continue
+        column = table[name]
         if column.null_count == len(column):
             continue
         ok = pc.is_finite(column)

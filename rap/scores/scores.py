@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,11 +20,23 @@ import pyarrow.compute as pc
 from ..errors import RapConfigError, RapInputError, RapStoreError
 from ..samples.sampleset import SampleSet, open_samples
 from .columns import as_fraction, integers
-from .evidence import read_evidence
-from .files import read_parquet, write_parquet
-from .match import describe, identities, reopen, rows_of_all
+from .completions import Completions, ReadCompletions, StoredCompletions
+from .files import ROW_GROUP, write_parts
+from .match import TEXT_COLUMN, describe, identities, reopen, rows_of_all
+from .reader import (
+    FileReader,
+    Lazily,
+    Reader,
+    Shape,
+    ShardReader,
+    TableReader,
+    as_reader,
+)
+from .readings import evidence_of
 from .records import count_rollouts, keep_rows, read_rollouts
+from .store import ScoreStore
 from .table import SCHEMA_VERSION, SCORE_SCHEMA, filled
+from .text import as_strings, flat, hash64, repeated, taken
 
 PAPER_LAMBDA_C = 0.5
 """The paper's threshold on D, for accuracies."""
@@ -37,7 +49,12 @@ class Scores:
     ``table``: the columns of ``rap.scores.table.SCORE_SCHEMA`` (others may follow).
     ``meta``: where the scores come from; ``meta["fingerprint"]`` is the store's.
     ``dataset``: the ``SampleSet`` (or datasets.Dataset) they were made from, if known.
-    ``rollouts``: one row a completion, if known, with every column it came with.
+    ``rollouts``: one row a completion, if known, with every column it came with. Those of
+    a store stay there: they are read whenever ``rollouts`` is asked for, all of them;
+    ``completions.tables()`` gives them a shard at a time.
+
+    A table that was loaded is read when ``table`` is asked for; ``reader`` gives its
+    columns by name, in batches, and what needs no more (``choose``) asks for no more.
 
     Raises ``RapInputError`` if a column is missing or of another type, an id or index
     is null or appears twice, or counts are impossible (c > m, negative). Columns that a
@@ -50,10 +67,20 @@ class Scores:
     rollouts: pa.Table | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "table", _checked(self.table))
+        object.__setattr__(self, "table", checked(self.reader))
 
     def __len__(self) -> int:
-        return self.table.num_rows
+        return self.reader.num_rows
+
+    if TYPE_CHECKING:  # set with ``table`` and ``rollouts``
+
+        @property
+        def reader(self) -> Reader:
+            """The columns of ``table``, by name, in batches."""
+
+        @property
+        def completions(self) -> Completions | None:
+            """``rollouts``, a shard at a time."""
 
     @classmethod
     def from_rollouts(
@@ -133,26 +160,33 @@ class Scores:
     def load(cls, path_or_store: object) -> Scores:
         """Scores from a store's folder, an open ``ScoreStore``, or a file of ``save``.
 
+        Every byte of the scores is verified; completions are when they are read.
         Raises ``RapStoreError`` if nothing readable is there or shards are missing.
         """
-        from .store import ScoreStore
-
         if isinstance(path_or_store, ScoreStore):
-            store = path_or_store
-            return cls(store.read(), store.meta, None, store.read_rollouts())
+            return cls._of_store(path_or_store)
         path = Path(os.fspath(path_or_store))  # type: ignore[call-overload]
         if path.is_dir():
             with ScoreStore.load(path) as store:
-                return cls(store.read(), store.meta, None, store.read_rollouts())
-        table, meta = read_saved(path, "scores")
-        return cls(table, meta)
+                return cls._of_store(store)
+        reader = read_saved(path, "scores", _shaped)
+        return cls(reader, reader.note["meta"])
+
+    @classmethod
+    def _of_store(cls, store: ScoreStore) -> Scores:
+        reader = ShardReader(store, SCORE_SCHEMA)
+        scores = cls(reader, store.meta)
+        if reader.rollouts:
+            there = StoredCompletions(store.path, reader.rollouts)
+            object.__setattr__(scores, "rollouts", there)
+        return scores
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the table and ``meta`` as one Parquet file, whole or not at all.
 
         Raises ``RapStoreError`` if it cannot be written.
         """
-        write_saved(Path(path), self.table, dict(self.meta), "scores")
+        write_saved(Path(path), self.reader, dict(self.meta), "scores")
 
     def column(self, name: str) -> pa.Array:
         """A column by its name, one value a row: of the score table, else of the data set
@@ -161,17 +195,18 @@ class Scores:
         ``"source"`` without a value in the table is the data set's column of that role.
         Raises ``RapConfigError`` if none of them has it, naming those that are there.
         """
-        table = self.table
-        here = name in table.column_names
-        if here and not (name == "source" and table[name].null_count == table.num_rows):
-            return _flat(table[name])
+        schema, n = self.reader.schema, len(self)
+        here = name in schema.names
+        own = flat(self.reader.read([name])[name]) if here else None
+        if here and not (name == "source" and own.null_count == n):
+            return own
         for place in (_of_dataset, _of_rollouts):
             found = place(self, name)
             if found is not None:
                 return found
         if here:
-            return _flat(table[name])
-        known = [*table.column_names, *getattr(self.dataset, "column_names", ())]
+            return own
+        known = [*schema.names, *getattr(self.dataset, "column_names", ())]
         where = "" if self.dataset is not None else "; the data set is not known"
         raise RapConfigError(
             f"by = {name!r}: the score table has no such column, nor has the data set"
@@ -184,7 +219,12 @@ class Scores:
         samples, judged (those with a D), quarantined, above (D > lambda_c, exact),
         image_hurts (D < 0), never_solved (Diff == 1), always_solved (Diff == 0).
         """
-        return diagnose(self.table, as_fraction("lambda_c", lambda_c))
+        return diagnose(self.reader, as_fraction("lambda_c", lambda_c))
+
+
+# Descriptors, for readers and Completions; type checkers see the fields as they are read.
+Scores.table = Lazily()
+Scores.rollouts = ReadCompletions()
 
 
 def _samples_of(dataset: Any, id: str) -> SampleSet | None:
@@ -209,19 +249,33 @@ def _with_identities(table: pa.Table, samples: SampleSet) -> pa.Table:
     return table
 
 
-def diagnose(table: pa.Table, threshold: Fraction, **reading: Any) -> dict[str, int]:
+def diagnose(reader: Reader, threshold: Fraction, **reading: Any) -> dict[str, int]:
     """See ``Scores.diagnostics``; ``reading``: options of ``read_evidence``."""
-    evidence = read_evidence(table, **reading)
-    judged = evidence.valid & ~np.isnan(evidence.d)
-    return {
-        "samples": table.num_rows,
-        "judged": int(judged.sum()),
-        "quarantined": int((~evidence.valid).sum()),
-        "above": int((judged & evidence.above(threshold)).sum()),
-        "image_hurts": int((judged & evidence.negative).sum()),
-        "never_solved": int((judged & evidence.unsolved).sum()),
-        "always_solved": int((judged & evidence.trivial(Fraction(0))).sum()),
-    }
+    total = dict.fromkeys(
+        (
+            "samples",
+            "judged",
+            "quarantined",
+            "above",
+            "image_hurts",
+            "never_solved",
+            "always_solved",
+        ),
+        0,
+    )
+    for evidence in evidence_of(reader, **reading):
+        judged = evidence.valid & ~np.isnan(evidence.d)
+        total["samples"] += len(judged)
+        for name, mask in (
+            ("judged", judged),
+            ("quarantined", ~evidence.valid),
+            ("above", judged & evidence.above(threshold)),
+            ("image_hurts", judged & evidence.negative),
+            ("never_solved", judged & evidence.unsolved),
+            ("always_solved", judged & evidence.trivial(Fraction(0))),
+        ):
+            total[name] += int(mask.sum())
+    return total
 
 
 def _dataset_ids(dataset: Any, id: str) -> list[str]:
@@ -252,70 +306,102 @@ def _json_value(value: object) -> object:
     return value if plain else str(value)
 
 
-def _checked(table: pa.Table) -> pa.Table:
-    """``table`` with SCORE_SCHEMA's columns first, sorted by ``index``, or an error."""
+def _shaped(table: pa.Table) -> pa.Table:
+    """``table`` with SCORE_SCHEMA's columns first, in its types, or an error."""
     try:
-        table = filled(table, SCORE_SCHEMA)
+        for at, column in enumerate(table.columns):
+            if pa.types.is_large_string(column.type):
+                table = table.set_column(at, table.column_names[at], as_strings(column))
+        return filled(table, SCORE_SCHEMA)
     except KeyError as error:
         raise RapInputError(
             f"score table: columns missing or twice: {error.args[0]}"
         ) from error
     except pa.ArrowException as error:
         raise RapInputError(f"score table: {error}") from error
-    for name in ("id", "index", "status"):
-        if table[name].null_count:
-            raise RapInputError(f"score table: {name} is null in a row")
-    index = table["index"].to_numpy()
-    if np.any(index[1:] <= index[:-1]):
-        order = np.argsort(index, kind="stable")
-        table, index = table.take(order), index[order]
-        if np.any(index[1:] == index[:-1]):
-            raise RapInputError("score table: an index appears twice")
-    if table.num_rows and pc.count_distinct(table["id"]).as_py() != table.num_rows:
-        counted = table["id"].value_counts()
-        twice = counted.filter(pc.greater(counted.field("counts"), 1))[0]["values"]
-        raise RapInputError(f"score table: the id {twice.as_py()!r} appears twice")
-    for accepted, judged in (("c1", "m1"), ("c0", "m0")):
-        c, m = integers(table[accepted]), integers(table[judged])
-        bad = np.flatnonzero((c < 0) | (c > m))
-        if bad.size:
-            row = table["id"][int(bad[0])].as_py()
-            raise RapInputError(
-                f"score table: sample {row!r} has {accepted} = {c[bad[0]]} of "
-                f"{judged} = {m[bad[0]]}"
-            )
-    return table
+
+
+def checked(reader: Reader) -> Reader:
+    """``reader`` with SCORE_SCHEMA's columns first, sorted by ``index``, or an error."""
+    if isinstance(reader, TableReader):
+        reader = TableReader(_shaped(reader.table))
+    ascending, last, hashes = True, None, []
+    wrong: dict[str, str] = {}
+    names = ["id", "index", "status", *(name for pair in _COUNTS for name in pair)]
+    for batch in reader.batches(names):
+        for name in ("id", "index", "status"):
+            if batch[name].null_count:
+                raise RapInputError(f"score table: {name} is null in a row")
+        index = batch["index"].to_numpy()
+        ascending &= bool(np.all(index[1:] > index[:-1]))
+        ascending &= last is None or bool(index[0] > last)
+        last = index[-1]
+        hashes.append(hash64(batch["id"]))
+        for accepted, judged in _COUNTS:
+            if accepted not in wrong and (text := _bad_count(batch, accepted, judged)):
+                wrong[accepted] = text
+    if not ascending:
+        reader = _in_order(reader)
+    joined = np.concatenate(hashes) if hashes else np.empty(0, np.uint64)
+    del hashes
+    twice = repeated(joined, lambda: (batch["id"] for batch in reader.batches(["id"])))
+    if twice is not None:
+        raise RapInputError(f"score table: the id {twice!r} appears twice")
+    for accepted, _ in _COUNTS:
+        if accepted in wrong:
+            raise RapInputError(f"score table: {wrong[accepted]}")
+    return reader
+
+
+_COUNTS = (("c1", "m1"), ("c0", "m0"))
+
+
+def _in_order(reader: Reader) -> Reader:
+    index = reader.read(["index"])["index"].to_numpy()
+    order = np.argsort(index, kind="stable")
+    if np.any(np.diff(index[order]) == 0):
+        raise RapInputError("score table: an index appears twice")
+    return TableReader(reader.take(order))
+
+
+def _bad_count(batch: pa.Table, accepted: str, judged: str) -> str | None:
+    """What is wrong with the first row that has more accepted than judged."""
+    c, m = integers(batch[accepted]), integers(batch[judged])
+    bad = np.flatnonzero((c < 0) | (c > m))
+    if not bad.size:
+        return None
+    row, at = batch["id"][int(bad[0])].as_py(), bad[0]
+    return f"sample {row!r} has {accepted} = {c[at]} of {judged} = {m[at]}"
 
 
 # ---------------------------------------------------------------- other columns
 
 
-def _flat(column: pa.ChunkedArray) -> pa.Array:
-    found = column.combine_chunks()
-    return pa.concat_arrays(found.chunks) if isinstance(found, pa.ChunkedArray) else found
-
-
 def _of_dataset(scores: Scores, name: str) -> pa.Array | None:
     """The column of the data set, in the table's order; None if it has none."""
-    data, rows = scores.dataset, scores.table["index"].to_pylist()
+    data = scores.dataset
     about = scores.meta.get("data")
     if data is None:
         data = reopen(about)
     if data is None:
         return None
-    if isinstance(data, SampleSet):
-        rows = rows_of_all(scores.table, data, data=about).tolist()
     known = set(data.column_names)
     if name == "source" and hasattr(data, "columns"):
         name = data.columns.get("source") or name
     if name not in known and name.partition(".")[0] not in known:
         return None
+    if isinstance(data, SampleSet):
+        names = [n for n in TO_MATCH if n in scores.reader.schema.names]
+        table = scores.reader.read(names)
+        rows = rows_of_all(table, data, data=about)
+    else:
+        rows = scores.reader.read(["index"])["index"].to_numpy()
     if hasattr(data, "row"):
         from ..samples.parsing import cell
 
-        values = [None if i < 0 else cell(data.row(i), name) for i in rows]
+        values = [None if i < 0 else cell(data.row(i), name) for i in rows.tolist()]
     elif name in known:
-        values = data.select_columns([name])[rows][name]
+        return _of_datasets(data, name, rows)
     else:
         return None
     try:
@@ -324,27 +410,51 @@ def _of_dataset(scores: Scores, name: str) -> pa.Array | None:
         raise RapConfigError(f"by = {name!r}: the column mixes types: {error}") from error
 
 
+TO_MATCH = ("id", "index", "status", "sample_sha256", "image_sha256", TEXT_COLUMN)
+"""The columns that ``match`` reads."""
+
+
+def _of_datasets(data: Any, name: str, rows: np.ndarray) -> pa.Array:
+    """A column of a datasets.Dataset, as Arrow has it."""
+    column = data.select_columns([name]).with_format("arrow")[:][name]
+    return flat(taken(column, rows))
+
+
 def _of_rollouts(scores: Scores, name: str) -> pa.Array | None:
     """The column of the completions: a sample's first row; None if there is none."""
     key = (scores.meta.get("fingerprint") or {}).get("rollouts", {}).get("id", "id")
-    rollouts = scores.rollouts
-    if rollouts is None or not {name, key} <= set(rollouts.column_names):
+    source = scores.completions
+    if source is None or not {name, key} <= set(source.column_names):
         return None
-    ids = rollouts[key].cast(pa.string()).combine_chunks()
-    at = pc.index_in(scores.table["id"], value_set=ids).combine_chunks()
-    return _flat(rollouts[name].take(at))
+    first = []
+    for table in source.tables():
+        ids = flat(table[key].cast(pa.large_string()))
+        at = pc.index_in(pc.unique(ids), value_set=ids)
+        found = flat(table[name]).take(at)
+        first.append(pa.table({"id": pc.unique(ids), "value": found}))
+    if not first:
+        return None
+    found = pa.concat_tables(first)
+    wanted = scores.reader.read(["id"])["id"].cast(pa.large_string())
+    at = pc.index_in(wanted, value_set=flat(found["id"])).combine_chunks()
+    return flat(flat(found["value"]).take(at))
 
 
 # ---------------------------------------------------------------- files
 
 
-def write_saved(path: Path, table: pa.Table, meta: dict[str, Any], kind: str) -> None:
+def write_saved(
+    path: Path, table: pa.Table | Reader, meta: dict[str, Any], kind: str
+) -> None:
     note = {"kind": kind, "schema_version": SCHEMA_VERSION, "meta": meta}
-    write_parquet(path, table, note)
+    reader = as_reader(table)
+    write_parts(path, reader.schema, reader.batches(size=ROW_GROUP), note)
 
 
-def read_saved(path: Path, kind: str) -> tuple[pa.Table, dict[str, Any]]:
-    table, note = read_parquet(path)
-    if note.get("kind") != kind:
-        raise RapStoreError(f"{path}: holds {note.get('kind')!r}, not {kind}")
-    return table, note["meta"]
+def read_saved(path: Path, kind: str, shape: Shape) -> FileReader:
+    """What ``write_saved`` wrote; ``note["meta"]`` is its ``meta``. ``shape``: see
+    ``reader.Shape``. Raises ``RapStoreError``."""
+    reader = FileReader(path, shape)
+    if reader.note.get("kind") != kind:
+        raise RapStoreError(f"{path}: holds {reader.note.get('kind')!r}, not {kind}")
+    return reader

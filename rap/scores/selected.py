@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -21,15 +22,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import RapInputError, RapStoreError
-from .columns import as_fraction, mask_of
+from .columns import as_fraction
+from .completions import ReadCompletions
 from .files import write_atomic
 from .match import as_samples, bare_rows, described_again, find, match, reopen
-from .scores import PAPER_LAMBDA_C, diagnose, write_saved
+from .reader import Lazily, Without
+from .readings import mask_of_rows
+from .scores import PAPER_LAMBDA_C, TO_MATCH, diagnose, write_saved
 from .table import VOLATILE_COLUMNS
+from .text import flat, taken
 
 if TYPE_CHECKING:
     from ..samples.sampleset import SampleSet
+    from .completions import Completions
     from .match import Found
+    from .reader import Reader
 
 KEPT = ("kept_cognitive", "kept_replacement")
 DROPPED = (
@@ -88,12 +95,26 @@ class Selected:
     ``source``: the data set as handed in; None: it is opened again at first need, if it is
     still where it was (``samples``). ``rollouts``: the completions behind the scores
     (``table.ROLLOUT_SCHEMA``) if known; they are not saved.
+
+    ``table`` and ``rollouts`` are read when they are asked for, ``rollouts`` every time;
+    ``reader`` gives the columns of the one by name, in batches, ``completions.tables()``
+    the others a shard at a time.
     """
 
     table: pa.Table
     settings: Mapping[str, Any]
     source: Any = None
     rollouts: pa.Table | None = None
+
+    if TYPE_CHECKING:  # set with ``table`` and ``rollouts``
+
+        @property
+        def reader(self) -> Reader:
+            """The columns of ``table``, by name, in batches."""
+
+        @property
+        def completions(self) -> Completions | None:
+            """``rollouts``, a shard at a time."""
 
     def __len__(self) -> int:
         """Number of samples kept."""
@@ -102,17 +123,31 @@ class Selected:
     @cached_property
     def kept(self) -> np.ndarray:
         """bool [n]: which rows of ``table`` are kept."""
-        return mask_of(pc.is_in(self.table["reason"], value_set=pa.array(KEPT)))
+        return mask_of_rows(self.reader, "reason", KEPT)
 
     @cached_property
     def indices(self) -> np.ndarray:
         """int64, the kept rows' ``index`` in the data set, ascending."""
-        return self.table["index"].to_numpy()[self.kept]
+        return self.of_kept(["index"])["index"].to_numpy()
 
     @property
     def ids(self) -> list[str]:
         """Ids of the kept samples, in data-set order."""
-        return self.table["id"].filter(pa.array(self.kept)).to_pylist()
+        return self.of_kept(["id"])["id"].to_pylist()
+
+    def of_kept(self, names: Sequence[str]) -> pa.Table:
+        """These columns of ``table``, of the kept samples."""
+        found, start = [], 0
+        for batch in self.reader.batches(names):
+            mask = self.kept[start : start + batch.num_rows]
+            found.append(batch.filter(pa.array(mask)))
+            start += batch.num_rows
+        return pa.concat_tables([self.reader.none(names), *found])
+
+    def to_match(self) -> pa.Table:
+        """The columns that tell which sample of a data set each row is."""
+        there = self.reader.schema.names
+        return self.reader.read([name for name in TO_MATCH if name in there])
 
     @property
     def warnings(self) -> list[str]:
@@ -133,7 +168,8 @@ class Selected:
         known = self.settings.get("data")
         if known is None and self.source is not None:
             with contextlib.suppress(RapInputError):  # rows that are no samples
-                known = described_again(self.table, as_samples(self.source, None), None)
+                samples = as_samples(self.source, None)
+                known = described_again(self.to_match(), samples, None)
         return known
 
     def require_samples(self) -> SampleSet:
@@ -157,11 +193,11 @@ class Selected:
         there or not as it was scored (``scores.match``)."""
         rows = np.flatnonzero(self.kept) if rows is None else rows
         samples = self.require_samples() if samples is None else samples
-        return match(self.table, samples, data=self.settings.get("data"), rows=rows)
+        return match(self.to_match(), samples, data=self.settings.get("data"), rows=rows)
 
     def find(self, samples: SampleSet, rows: Sequence[int] | np.ndarray) -> Found:
         """``match``, but what is not there is told and not raised."""
-        return find(self.table, samples, data=self.settings.get("data"), rows=rows)
+        return find(self.to_match(), samples, data=self.settings.get("data"), rows=rows)
 
     @cached_property
     def rows(self) -> np.ndarray:
@@ -179,7 +215,7 @@ class Selected:
             if self.samples is None:
                 return None
         except RapInputError:
-            rows = bare_rows(self.table, self.source, np.flatnonzero(self.kept))
+            rows = bare_rows(self.to_match(), self.source, np.flatnonzero(self.kept))
             if rows is None:
                 raise
             take = getattr(self.source, "select", None) or self.source.take
@@ -189,10 +225,10 @@ class Selected:
     def counts(self) -> dict[str, int]:
         """{reason: samples}: all of ``REASONS`` in order, then the quarantine reasons
         that occur, by name. They add up to the number of rows."""
-        counted = {
-            c["values"]: c["counts"]
-            for c in pc.value_counts(self.table["reason"]).to_pylist()
-        }
+        counted: Counter[str] = Counter()
+        for batch in self.reader.batches(["reason"]):
+            for c in pc.value_counts(batch["reason"]).to_pylist():
+                counted[c["values"]] += c["counts"]
         quarantined = sorted(set(counted) - set(REASONS))
         return {r: counted.get(r, 0) for r in (*REASONS, *quarantined)}
 
@@ -207,7 +243,7 @@ class Selected:
             threshold = as_fraction("lambda_c", PAPER_LAMBDA_C if value is None else value)
         choice = self.settings["choose"]
         return diagnose(
-            self.table,
+            self.reader,
             threshold,
             divergence=choice["divergence"],
             likelihood=choice.get("likelihood", "product"),
@@ -216,13 +252,15 @@ class Selected:
 
     def compare(self, other: Selected) -> Comparison:
         """Overlap, Jaccard and what moved from ``other`` to this selection."""
-        here, there = self.table["id"], other.table["id"]
-        position = pc.index_in(here, value_set=there.combine_chunks())
-        shared = position.is_valid().to_numpy()
+        names = ["id", "reason"]
+        table, other_table = self.reader.read(names), other.reader.read(names)
+        here, there = (flat(t["id"].cast(pa.large_string())) for t in (table, other_table))
+        position = pc.index_in(here, value_set=there)
+        shared = position.is_valid().to_numpy(zero_copy_only=False)
         rows = np.flatnonzero(shared)
         partner = pc.drop_null(position).to_numpy()
-        reason_here = self.table["reason"].take(rows)
-        reason_there = other.table["reason"].take(partner)
+        reason_here = taken(table["reason"], rows)
+        reason_there = taken(other_table["reason"], partner)
         both = self.kept[rows] & other.kept[partner]
         overlap = int(both.sum())
         union = int(self.kept.sum()) + int(other.kept.sum()) - overlap
@@ -253,19 +291,20 @@ class Selected:
         (``table.VOLATILE_COLUMNS``) are saved as null. Raises ``RapStoreError``.
         """
         folder = Path(folder)
-        table = self.table
-        for name in VOLATILE_COLUMNS:
-            position = table.schema.get_field_index(name)
-            nulls = pa.nulls(table.num_rows, table.schema.field(name).type)
-            table = table.set_column(position, table.schema.field(name), nulls)
         settings = {**self.settings, "data": self.data}
         text = json.dumps(settings, indent=1, sort_keys=True, allow_nan=False)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RapStoreError(f"{folder}: cannot be made: {error}") from error
-        write_saved(folder / "selection.parquet", table, settings, "selection")
+        reader = Without(self.reader, VOLATILE_COLUMNS)
+        write_saved(folder / "selection.parquet", reader, settings, "selection")
         write_atomic(folder / "indices.npy", lambda file: np.save(file, self.indices))
         write_atomic(
             folder / "settings.json", lambda file: file.write(text.encode() + b"\n")
         )
+
+
+# Descriptors, for readers and Completions; type checkers see the fields as they are read.
+Selected.table = Lazily()
+Selected.rollouts = ReadCompletions()

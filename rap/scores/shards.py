@@ -6,17 +6,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ..errors import RapStoreError
 from .files import check_version, decoded, store_error, verified
 from .fingerprint import other_run
-from .table import ROLLOUT_SCHEMA, SCHEMA_VERSION, SCORE_SCHEMA, filled
+from .table import ROLLOUT_SCHEMA, SCHEMA_VERSION, SCORE_SCHEMA, SINCE, filled
 
 PARTIAL_SCHEMA = SCORE_SCHEMA.append(
     pa.field("rollouts", pa.list_(pa.struct(list(ROLLOUT_SCHEMA))))
@@ -92,34 +93,56 @@ class Shards:
 
         Raises ``RapStoreError`` if shards are missing or damaged.
         """
+        self.require_whole()
+        return pa.concat_tables(self.read_shard(k) for k in range(self.n_shards))
+
+    def require_whole(self) -> None:
+        """Raises ``RapStoreError`` if shards are missing."""
         missing = self.missing()
         if missing:
             raise RapStoreError(
                 f"{self.path}: {len(missing)} of {self.n_shards} shards are not scored yet "
                 f"(first: {missing[0]}); run the same scoring command again to go on"
             )
-        return pa.concat_tables(self.read_shard(k) for k in range(self.n_shards))
 
     def read_shard(self, k: int) -> pa.Table:
         """Scores of shard ``k``. Raises ``RapStoreError`` if it is missing or damaged."""
+        return self.read_columns(k, SCORE_SCHEMA.names)[0]
+
+    def read_columns(self, k: int, names: Sequence[str]) -> tuple[pa.Table, str, str | None]:
+        """(these columns of shard ``k``, its digest, that of its rollouts, if it has any).
+        Errors as for ``read_shard``."""
         path = self._scores(k)
-        data, _, _ = self._verified_shard(path, k, "score shard")
-        return _filled(path, decoded(path, data), SCORE_SCHEMA)
+        data, note, digest = self._verified_shard(path, k, "score shard")
+        return columns_of(path, data, names), digest, note["rollouts"]
 
     def read_rollouts(self) -> pa.Table | None:
         """All rollouts of the finished shards, in data-set order; None if none exist.
 
         Raises ``RapStoreError`` if one is missing or damaged.
         """
-        tables = []
+        tables = list(self.rollout_tables())
+        return pa.concat_tables(tables) if tables else None
+
+    def rollout_tables(self) -> Iterator[pa.Table]:
+        """As ``read_rollouts``, a shard at a time."""
         for k in range(self.n_shards):
             if not self._scores(k).exists():
                 continue
-            _, note, _ = self._verified_shard(self._scores(k), k, "score shard")
-            if note["rollouts"] is not None:
-                data = self._verified_rollouts(k, note["rollouts"])
-                tables.append(decoded(self._rollouts(k), data).cast(ROLLOUT_SCHEMA))
-        return pa.concat_tables(tables) if tables else None
+            digest = self.rollouts_digest(k)
+            if digest is not None:
+                yield self.rollouts_of(k, digest)
+
+    def rollouts_digest(self, k: int) -> str | None:
+        """Of the rollouts that shard ``k`` was made from; None: of none. Raises
+        ``RapStoreError``."""
+        return self._verified_shard(self._scores(k), k, "score shard")[1]["rollouts"]
+
+    def rollouts_of(self, k: int, digest: str) -> pa.Table:
+        """The rollouts of shard ``k``. Raises ``RapStoreError`` if they are missing,
+        damaged or others than ``digest`` says."""
+        data = self._verified_rollouts(k, digest)
+        return decoded(self._rollouts(k), data).cast(ROLLOUT_SCHEMA)
 
     def partial(self, k: int) -> Partial | None:
         """What is kept of shard ``k`` while it is not whole; None if nothing is.
@@ -187,6 +210,30 @@ def _filled(path: Path, table: pa.Table, schema: pa.Schema) -> pa.Table:
         raise RapStoreError(f"{path}: has other columns than a score table: {error}") from (
             error
         )
+
+
+def columns_of(path: Path, data: bytes, names: Sequence[str]) -> pa.Table:
+    """These columns of a score shard, null where an older version did not have them."""
+    kinds = {name: SCORE_SCHEMA.field(name).type for name in names}
+    try:
+        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
+            there, n = file.schema_arrow.names, file.metadata.num_rows
+            read = file.read([name for name in names if name in there])
+    except (pa.ArrowException, OSError) as error:
+        raise RapStoreError(f"{path}: is damaged: {error}") from error
+    lost = [name for name in SCORE_SCHEMA.names if name not in there and name not in SINCE]
+    try:
+        if lost:
+            raise KeyError(", ".join(lost))
+        columns = [
+            read[name].cast(kind) if name in there else pa.nulls(n, kind)
+            for name, kind in kinds.items()
+        ]
+    except (KeyError, pa.ArrowException) as error:
+        raise RapStoreError(f"{path}: has other columns than a score table: {error}") from (
+            error
+        )
+    return pa.table(columns, names=list(names))
 
 
 def read_header(path: Path) -> dict[str, Any] | None:

@@ -28,6 +28,7 @@ A store of an older schema is read, and gone on with, as if its new columns were
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -39,8 +40,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from ..errors import RapConfigError, RapStoreError
+from .completions import StoredCompletions
 from .files import (
     NO_FSYNC,
     OtherVersionError,
@@ -52,7 +56,7 @@ from .files import (
 from .fingerprint import as_json, in_words, other_run
 from .lock import Lock
 from .previous import Find, Kept, Previous
-from .shards import PARTIAL_SCHEMA, Shards, read_header
+from .shards import PARTIAL_SCHEMA, Partial, Shards, columns_of, read_header
 from .table import ROLLOUT_SCHEMA, SCHEMA_VERSION, SCORE_SCHEMA
 
 _SHARD = re.compile(r"(scores|rollouts|partial)-(\d{5,})\.parquet")
@@ -74,6 +78,33 @@ class Reuse:
     same: Callable[[object], bool]
 
 
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """Completions of a shard: all, those with the image, and the tokens of the latter."""
+
+    rollouts: int = 0
+    with_image: int = 0
+    tokens: int = 0
+
+    def __add__(self, other: Drawn) -> Drawn:
+        return Drawn(
+            self.rollouts + other.rollouts,
+            self.with_image + other.with_image,
+            self.tokens + other.tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    """What a writer knows of a finished shard. ``rollouts``: their digest. ``table``: the
+    scores, if they were read at ``open``."""
+
+    table: pa.Table | None
+    rollouts: str | None
+    tally: dict[str, int]
+    drawn: Drawn
+
+
 class ScoreStore(Shards):
     """Shards of scores in a folder; see the module's docstring.
 
@@ -88,8 +119,8 @@ class ScoreStore(Shards):
         super().__init__(path, header)
         self.warnings: list[str] = []
         self._lock = lock
-        self._done: set[int] = set()
-        self._parts: set[int] = set()
+        self._done: dict[int, _Shard] = {}
+        self._parts: dict[int, Partial] = {}
         self._previous = Previous(path)
 
     @classmethod
@@ -112,7 +143,8 @@ class ScoreStore(Shards):
         has a sample in common with the store, the old shards move to ``previous/`` and
         ``reused`` gives their rows back. None: another data set is refused.
 
-        Every shard's bytes are verified. One that is damaged, cut off, empty or of other
+        Every shard's bytes are verified, and read only this once: a writer keeps the score
+        tables that it found. One that is damaged, cut off, empty or of other
         origin is renamed to ``.corrupt``, is ``missing()`` again, and a ``UserWarning``
         says so. Raises ``RapConfigError`` naming the fields if the store was made with
         another fingerprint, n_samples or shard_size; ``RapStoreError`` if the folder
@@ -195,21 +227,22 @@ class ScoreStore(Shards):
         if scores["index"].to_pylist() != list(wanted):
             raise ValueError(f"shard {k} needs the rows {wanted}, in order")
         note = self._note(k)
-        digest = None
+        digest, drawn = None, Drawn()
         if rollouts is not None:
             rollouts = rollouts.cast(ROLLOUT_SCHEMA)
             if not set(rollouts["index"].unique().to_pylist()) <= set(wanted):
                 raise ValueError(f"shard {k} holds rollouts of {wanted} only")
+            drawn = _drawn(rollouts)
             digest = write_parquet(
                 self._rollouts(k), rollouts, note | {"kind": "rollout shard"}
             )
         note |= {"kind": "score shard", "rollouts": digest, "tally": dict(tally or {})}
         note |= {"rows": dict(rows)} if rows else {}
         write_parquet(self._scores(k), scores, note)
-        self._done.add(k)
+        self._done[k] = _Shard(None, digest, note["tally"], drawn)
         self._remove(self._partial(k))
         self._remove(_old(self._scores(k)))
-        self._parts.discard(k)
+        self._parts.pop(k, None)
 
     def write_partial(
         self,
@@ -240,7 +273,8 @@ class ScoreStore(Shards):
         note = self._note(k) | {"kind": "partial shard", "tally": dict(tally or {})}
         note |= {"rows": dict(rows)} if rows else {}
         write_parquet(self._partial(k), table, note)
-        self._parts.add(k)
+        kept = rollouts if rollouts.num_rows else None
+        self._parts[k] = Partial(scores, kept, note["tally"], note.get("rows") or {})
 
     def redo(self, k: int) -> None:
         """Have shard ``k`` scored again: it is ``missing()`` from now on, also after a
@@ -251,9 +285,9 @@ class ScoreStore(Shards):
                 os.replace(self._scores(k), _old(self._scores(k)))
         except OSError as error:
             raise store_error(f"{self._scores(k)}: cannot be renamed", error) from error
-        self._done.discard(k)
+        self._done.pop(k, None)
         self._remove(self._partial(k))
-        self._parts.discard(k)
+        self._parts.pop(k, None)
 
     def replace(self, k: int, scores: pa.Table) -> None:
         """Write the scores of the finished shard ``k`` anew: same rows, same rollouts."""
@@ -264,6 +298,33 @@ class ScoreStore(Shards):
         _, note, _ = self._verified_shard(self._scores(k), k, "score shard")
         note["schema_version"] = SCHEMA_VERSION
         write_parquet(self._scores(k), scores, note)
+        self._done[k] = dataclasses.replace(self._done[k], table=None)
+
+    def read_shard(self, k: int) -> pa.Table:
+        """As ``Shards.read_shard``; what ``open`` read is not read again."""
+        known = self._done.get(k)
+        if known is None or known.table is None:
+            return super().read_shard(k)
+        return known.table
+
+    def tally(self, k: int) -> dict[str, int]:
+        """As ``Shards.tally``, without reading."""
+        return super().tally(k) if k not in self._done else self._done[k].tally
+
+    def partial(self, k: int) -> Partial | None:
+        """As ``Shards.partial``, without reading again."""
+        return super().partial(k) if self._lock is None else self._parts.get(k)
+
+    def drawn(self) -> Drawn:
+        """The completions of the finished shards, without reading them."""
+        return sum((shard.drawn for shard in self._done.values()), Drawn())
+
+    def completions(self) -> StoredCompletions | None:
+        """The completions of the finished shards, read when asked for; None if none
+        exist."""
+        digests = {k: shard.rollouts for k, shard in self._done.items()}
+        there = {k: digest for k, digest in digests.items() if digest is not None}
+        return StoredCompletions(self.path, there) if there else None
 
     def look_back(self, reuse: Reuse) -> int:
         """How many samples of unfinished shards were scored before, for an older data set,
@@ -342,12 +403,12 @@ class ScoreStore(Shards):
             if match and int(match[2]) >= self.n_shards:
                 self._set_aside(self.path / name, "no shard of this store has that number")
         for k in range(self.n_shards):
-            if self._is_good(k):
-                self._done.add(k)
+            if (shard := self._good(k)) is not None:
+                self._done[k] = shard
                 self._remove(self._partial(k))  # we died between its two last steps
                 self._remove(_old(self._scores(k)))
-            elif self._is_good_part(k):
-                self._parts.add(k)
+            elif (part := self._good_part(k)) is not None:
+                self._parts[k] = part
 
     def _header_there(self, header: dict[str, Any], names: list[str]) -> dict[str, Any]:
         """What the store was made with; ours if there is none."""
@@ -407,22 +468,27 @@ class ScoreStore(Shards):
                 return note["fingerprint"]
         return header["fingerprint"]
 
-    def _is_good(self, k: int) -> bool:
-        """Shard ``k`` is whole, with its rollouts; what is not is set aside."""
+    def _good(self, k: int) -> _Shard | None:
+        """Shard ``k`` if it is whole, with its rollouts; what is not is set aside."""
         path = self._scores(k)
         if not os.path.lexists(path):
-            return False
+            return None
         try:
-            _, note, _ = self._verified_shard(path, k, "score shard")
+            data, note, _ = self._verified_shard(path, k, "score shard")
+            table = columns_of(path, data, SCORE_SCHEMA.names)
         except OtherVersionError:
             raise
         except RapStoreError as error:
             self._set_aside(path, str(error))
-            return False
-        if note["rollouts"] is None:
-            return True
+            return None
+        digest, tally = note["rollouts"], note.get("tally", {})
+        if digest is None:
+            return _Shard(table, None, tally, Drawn())
         try:
-            self._verified_rollouts(k, note["rollouts"])
+            data = self._verified_rollouts(k, digest)
+            with pq.ParquetFile(pa.BufferReader(data)) as file:
+                drawn = _drawn(file.read(["arm", "token_ids"]))
+            return _Shard(table, digest, tally, drawn)
         except OtherVersionError:
             raise
         except RapStoreError as error:
@@ -430,18 +496,17 @@ class ScoreStore(Shards):
                 self._set_aside(self._rollouts(k), str(error))
             else:
                 self._warn(f"{self._rollouts(k)} is missing; its samples are scored again")
-            return False
-        return True
+            return None
 
-    def _is_good_part(self, k: int) -> bool:
-        """Something is kept of shard ``k``, which is not whole; damage is set aside."""
+    def _good_part(self, k: int) -> Partial | None:
+        """What is kept of shard ``k``, which is not whole; damage is set aside."""
         try:
-            return self.partial(k) is not None
+            return super().partial(k)
         except OtherVersionError:
             raise
         except (RapStoreError, pa.ArrowException, ValueError) as error:
             self._set_aside(self._partial(k), str(error))
-            return False
+            return None
 
     def _set_aside(self, path: Path, why: str) -> None:
         """Rename to ``.corrupt``: nothing is deleted, someone may want to look."""
@@ -474,6 +539,12 @@ class ScoreStore(Shards):
             )
         finally:
             os.close(handle)
+
+
+def _drawn(rollouts: pa.Table) -> Drawn:
+    image = rollouts.filter(pc.equal(rollouts["arm"], "image"))["token_ids"]
+    tokens = pc.sum(pc.list_value_length(image)).as_py() or 0
+    return Drawn(rollouts.num_rows, len(image) - image.null_count, tokens)
 
 
 _NO_ROLLOUTS = pa.array([], pa.struct(list(ROLLOUT_SCHEMA)))

@@ -9,23 +9,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..config import TRAIN_GROUP
-from ..model.rollouts import IMAGE_ARM
+from ..scores.store import Drawn
 from ..scores.table import SCORED
 
 
 def count_rows(table: pa.Table) -> dict[str, int]:
     """Rows by status, quarantined ones by code."""
-    statuses, codes = table["status"].to_pylist(), table["code"].to_pylist()
-    names = (
-        status if status == SCORED else f"quarantined_{code}"
-        for status, code in zip(statuses, codes, strict=True)
-    )
-    return dict(sorted(Counter(names).items()))
+    pairs = table.select(["status", "code"]).group_by(["status", "code"])
+    counts: Counter[str] = Counter()
+    for row in pairs.aggregate([([], "count_all")]).to_pylist():
+        scored = row["status"] == SCORED
+        counts[SCORED if scored else f"quarantined_{row['code']}"] += row["count_all"]
+    return dict(sorted(counts.items()))
 
 
-def ledger(
-    table: pa.Table, rollouts: pa.Table | None, wall_seconds: float
-) -> dict[str, Any]:
+def ledger(table: pa.Table, drawn: Drawn, wall_seconds: float) -> dict[str, Any]:
     """What the scores cost, and what training on everything would sample.
 
     ``forwards``: teacher-forced forwards, those with and without the image; ``rollouts``
@@ -40,15 +38,11 @@ def ledger(
         for name in ("forwards", "generated_tokens", "seconds")
     }
     n = table.num_rows
-    n_rollouts, mean = 0, None
-    if rollouts is not None and rollouts.num_rows:
-        n_rollouts = rollouts.num_rows
-        with_image = rollouts.filter(pc.equal(rollouts["arm"], IMAGE_ARM))
-        mean = pc.mean(pc.list_value_length(with_image["token_ids"])).as_py()
+    mean = drawn.tokens / drawn.with_image if drawn.with_image else None
     everything = TRAIN_GROUP * n
     return {
         "samples": n,
-        "rollouts": n_rollouts,
+        "rollouts": drawn.rollouts,
         **total,
         "wall_seconds": wall_seconds,
         "train_all": {

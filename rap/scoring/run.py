@@ -46,6 +46,7 @@ from ..model.counterfactual import WITH_PARTNER
 from ..model.loading import opened
 from ..rewards.checker import Checker, make_checker
 from ..samples.sampleset import SampleSet, open_samples
+from ..scores.completions import HeldCompletions
 from ..scores.match import describe
 from ..scores.scores import Scores
 from ..scores.store import ScoreStore
@@ -201,11 +202,14 @@ def score(
             shards.clear_previous()
             fingerprint = shards.fingerprint
             table = shards.read()
-            rollouts = shards.read_rollouts()
+            drawn = shards.drawn()
+            rollouts = shards.completions()
+            if store is None and rollouts is not None:  # the folder goes now
+                rollouts = HeldCompletions(rollouts.read())
     meta: dict[str, Any] = {
         "fingerprint": fingerprint,
         "data": data,
-        "cost": ledger(table, rollouts, time.perf_counter() - wall),
+        "cost": ledger(table, drawn, time.perf_counter() - wall),
         "counts": count_rows(table),
     }
     return Scores(table=table, meta=meta, dataset=samples, rollouts=rollouts)

@@ -11,9 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-
-from ..scores.columns import floats
 
 CALIBRATION_MIN = 20
 """Fewer measured psi than this say nothing about what is usual."""
@@ -32,25 +29,21 @@ class Limit:
 @dataclass(frozen=True, slots=True)
 class Attention:
     """ACE per sample, bool [n]. ``passes``: psi <= lambda_a, or too short to measure, or
-    ACE is skipped. ``biased``: psi > lambda_a. ``missing``: not measured, others were."""
+    ACE is skipped. ``biased``: psi > lambda_a. Neither: not measured, others were."""
 
     passes: np.ndarray
     biased: np.ndarray
-    missing: np.ndarray
     found: dict[str, Any]
     warnings: list[str]
 
 
 def judge_attention(
-    table: pa.Table,
-    valid: np.ndarray,
-    limit_of: Callable[[np.ndarray], Limit],
-    asked: bool,
+    log_psi: np.ndarray, limit_of: Callable[[np.ndarray], Limit], asked: bool
 ) -> Attention:
-    """``limit_of``: finite log psi of valid rows -> limit. ``asked``: a limit was given,
-    so that it is worth a warning if no attention was measured."""
-    column = table["log_psi"]
-    measured = ~column.is_null().to_numpy() & valid
+    """``log_psi``: float32 [n], NaN where it was not measured or the row is not valid.
+    ``limit_of``: the finite ones, float32 -> limit. ``asked``: a limit was given, so that
+    it is worth a warning if no attention was measured."""
+    measured = ~np.isnan(log_psi)
     found: dict[str, Any] = {
         "lambda_a": None,
         "log_lambda_a": None,
@@ -58,25 +51,30 @@ def judge_attention(
         "psi_measured": int(measured.sum()),
         "psi_too_short": 0,
     }
-    none = np.zeros(len(valid), dtype=bool)
+    none = np.zeros(len(log_psi), dtype=bool)
     if not measured.any():
         notes = ["lambda_a was given, but no attention was measured"]
-        return Attention(~none, none, none, found, notes if asked else [])
-    log_psi = np.where(measured, floats(column), np.nan)
+        return Attention(~none, none, found, notes if asked else [])
     found["psi_too_short"] = int(np.isneginf(log_psi).sum())
     limit = limit_of(log_psi[np.isfinite(log_psi)])
     found["lambda_a_origin"] = limit.origin
     notes = list(limit.notes)
     if limit.log is not None:
         found |= {"log_lambda_a": limit.log, "lambda_a": math.exp(limit.log)}
-    passes = measured & (log_psi <= (math.inf if limit.log is None else limit.log))
+    passes = log_psi <= _at_most(math.inf if limit.log is None else limit.log)
     if 2 * found["psi_too_short"] > found["psi_measured"]:
         notes.append(
             f"{found['psi_too_short']} of {found['psi_measured']} responses are shorter "
             "than AceConfig.min_rows: attention decides little; evidence 'rollouts' or "
             "'logits' reads it off whole responses"
         )
-    return Attention(passes, measured & ~passes, valid & ~measured, found, notes)
+    return Attention(passes, measured & ~passes, found, notes)
+
+
+def _at_most(limit: float) -> np.float32:
+    """The largest float32 that is not above ``limit``."""
+    nearest = np.float32(limit)
+    return nearest if float(nearest) <= limit else np.nextafter(nearest, np.float32("-inf"))
 
 
 def given(lambda_a: float) -> Limit:
@@ -105,10 +103,35 @@ def fence(log_psi: np.ndarray) -> float:
     it is Tukey's: a skewed tail or two close modes are no sign of such samples.
     """
     ordered = np.sort(log_psi)
-    steps = np.diff(ordered[ordered.size // 2 :])
-    widest = int(steps.argmax())
-    below = ordered[: ordered.size // 2 + widest + 1]
-    q1, q3 = np.percentile(below, [25, 75])
-    if not 0 < (q3 - q1) / 2 < steps[widest]:
-        q1, q3 = np.percentile(ordered, [25, 75])
+    half = ordered.size // 2
+    widest, step = _widest_step(ordered[half:])
+    q1, q3 = _quartiles(ordered[: half + widest + 1])
+    if not 0 < (q3 - q1) / 2 < step:
+        q1, q3 = _quartiles(ordered)
     return float(q3 + 1.5 * (q3 - q1))
+
+
+_PIECE = 2**17
+
+
+def _widest_step(ordered: np.ndarray) -> tuple[int, float]:
+    """(where the widest step to the next begins, its width in float64)"""
+    at, width = 0, -math.inf
+    for start in range(0, ordered.size - 1, _PIECE):
+        steps = np.diff(ordered[start : start + _PIECE + 1].astype(np.float64))
+        place = int(steps.argmax())
+        if steps[place] > width:
+            at, width = start + place, float(steps[place])
+    return at, width
+
+
+def _quartiles(ordered: np.ndarray) -> tuple[float, float]:
+    """As ``numpy.percentile(ordered, [25, 75])`` in float64, without another copy."""
+    found = []
+    for share in (0.25, 0.75):
+        place = (ordered.size - 1) * share
+        low = math.floor(place)
+        t = place - low
+        a, b = (float(ordered[min(low + i, ordered.size - 1)]) for i in (0, 1))
+        found.append(a + (b - a) * t if t < 0.5 else b - (b - a) * (1 - t))
+    return found[0], found[1]

@@ -10,6 +10,7 @@ samples are barred, how groups are filled (``groups``, ``picking``), one reason 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Unpack
@@ -20,15 +21,29 @@ import pyarrow.compute as pc
 
 from ..config import ChooseConfig, ChooseOptions
 from ..errors import RapInputError
-from ..scores.columns import as_fraction, nullable
-from ..scores.evidence import Evidence, read_evidence
+from ..scores.evidence import Kind
 from ..scores.scores import Scores
+from ..scores.selected import REASONS
 from ..scores.table import SCHEMA_VERSION
 from ..settings import resolve
 from .attention import Attention, judge_attention
-from .groups import budget_by_group, budget_size, groups_of
-from .notes import Counted, cut_completions, median_probability, notes_of
-from .picking import Candidates, found_in, pick, ranks
+from .chosen import ChosenReader
+from .groups import budget_by_group, budget_size, groups_of, rows_in
+from .judged import (
+    ABOVE,
+    BIASED,
+    EASY,
+    KNOWN,
+    NEGATIVE,
+    PASSES,
+    UNSOLVED,
+    VALID,
+    Judged,
+    judge,
+    reading_of,
+)
+from .notes import Counted, median_probability, notes_of
+from .picking import Candidates, Picked, border_d, found_in, pick, ranks
 from .rules import RULES, Ranking, Rule
 from .selection import Selection
 
@@ -123,129 +138,123 @@ def choose(
     logits) answers none of which the model gives any probability.
     """
     config = resolve(ChooseConfig, "config", config, overrides, "rap.choose")
-    table, rule = scores.table, RULES[config.rule]
-    if table.num_rows == 0:
+    reader, rule = scores.reader, RULES[config.rule]
+    if reader.num_rows == 0:
         raise RapInputError("nothing to choose from: the score table has no rows")
-    evidence = read_evidence(
-        table,
-        divergence=config.divergence,
-        likelihood=config.likelihood,
-        unsolved=as_fraction("unsolved", config.unsolved),
-    )
-    if not evidence.valid.any():
-        raise RapInputError(f"nothing to choose from: {_why_none(evidence)}")
-    rule.check(config, evidence.kind.name)
-    attention = judge_attention(
-        table,
-        evidence.valid,
-        lambda log_psi: rule.psi_limit(log_psi, config, scores.meta),
-        asked=config.lambda_a is not None,
-    )
-    ruled = _apply(rule, scores, config, evidence, attention)
+    reading = reading_of(reader, config)
+    judged = judge(reader, reading, rule)
+    if not judged.has(VALID).any():
+        raise RapInputError(f"nothing to choose from: {_why_none(judged)}")
+    rule.check(config, reading.kind.name)
+    attention = _attention(judged, rule, config, scores.meta)
+    ruled = _apply(rule, scores, judged)
     counted = Counted(
-        cut_completions(table), median_probability(evidence, config, table), scores.meta
+        (judged.cut, judged.drawn) if judged.drawn else None,
+        median_probability(reader, judged),
+        scores.meta,
     )
     found = _total(ruled, config, rule) | attention.found | counted.found
-    found["order"] = None if ruled.ranking is None else ruled.ranking.name
+    found["order"] = None if judged.ranking is None else judged.ranking.name
     settings = {
         "schema_version": SCHEMA_VERSION,
         "choose": dataclasses.asdict(config),
-        "evidence": evidence.kind.name,
+        "evidence": reading.kind.name,
         "found": found,
         "groups": ruled.groups if config.by is not None else None,
-        "texts": _texts(rule, config, evidence, ruled.ranking),
+        "texts": _texts(rule, config, reading.kind, judged.ranking),
         "scores": scores.meta.get("fingerprint"),
         "data": scores.meta.get("data"),
         "warnings": attention.warnings
-        + notes_of(evidence, config, found, ruled.groups, ruled.threshold, counted),
+        + notes_of(judged, found, ruled.groups, ruled.threshold, counted),
     }
-    chosen = _with_reasons(table, evidence, ruled)
-    return Selection(chosen, settings, scores.dataset, scores.rollouts)
+    chosen = ChosenReader(reader, reading, rule, ruled.reason, ruled.reasons)
+    return Selection(chosen, settings, scores.dataset, scores.completions)
 
 
 @dataclass(frozen=True, slots=True)
 class _Ruled:
-    """One reason a row, what was found in each group, what was asked of D and what the
-    rows were ranked by."""
+    """A reason for each row (int [n], places in ``reasons``), what was found in each group
+    and what was asked of D."""
 
-    reason: pa.ChunkedArray
+    reason: np.ndarray
+    reasons: list[str]
     groups: list[dict[str, Any]]
     threshold: Fraction | None
-    ranking: Ranking | None
 
 
-def _apply(
-    rule: Rule,
-    scores: Scores,
-    config: ChooseConfig,
-    evidence: Evidence,
-    attention: Attention,
-) -> _Ruled:
-    """A rule on all groups of a table; what the rules are says ``choose``."""
-    n = len(scores)
-    threshold = rule.threshold(config, evidence.kind.name)
-    ranking = rule.ranking(config, evidence)
-    free = evidence.valid & attention.passes & ~evidence.unsolved
-    easy = evidence.trivial(as_fraction("trivial", config.trivial))
-    pool = free & ~easy & ~np.isnan(evidence.difficulty) & ~np.isnan(evidence.d)
+def _attention(
+    judged: Judged, rule: Rule, config: ChooseConfig, meta: Mapping[str, Any]
+) -> Attention:
+    """What ACE finds, put into the flags; psi is not needed any more then."""
+    attention = judge_attention(
+        judged.log_psi,
+        lambda log_psi: rule.psi_limit(log_psi, config, meta),
+        asked=config.lambda_a is not None,
+    )
+    judged.log_psi = np.empty(0, np.float32)
+    for flag, mask in ((PASSES, attention.passes), (BIASED, attention.biased)):
+        judged.flags |= mask.view(np.uint8) * np.uint8(flag)
+    return attention
+
+
+def _candidates(judged: Judged, rule: Rule, config: ChooseConfig) -> Candidates:
+    """What the groups are filled from; what the rules are says ``choose``."""
     readmit = config.readmit_hurt
-    if not (rule.readmits_hurt if readmit is None else readmit):
-        pool &= ~evidence.negative
-    easy_out = easy if config.replace else np.zeros(n, dtype=bool)
-    of = Candidates(evidence, free & evidence.above(threshold), easy_out, pool)
+    hurt = rule.readmits_hurt if readmit is None else readmit
+    free, barred = VALID | PASSES, UNSOLVED
 
+    def all_of(yes: int, no: int) -> np.ndarray:
+        return judged.where(lambda f: (f & yes == yes) & (f & no == 0))
+
+    return Candidates(
+        judged,
+        passes=all_of(free | ABOVE, barred),
+        easy=all_of(EASY, 0) if config.replace else np.zeros(len(judged), dtype=bool),
+        pool=all_of(free | KNOWN, barred | EASY | (0 if hurt else NEGATIVE)),
+    )
+
+
+def _apply(rule: Rule, scores: Scores, judged: Judged) -> _Ruled:
+    """A rule on all groups of a table."""
+    n, config = len(judged), judged.reading.config
+    threshold = rule.threshold(config, judged.reading.kind.name)
+    of = _candidates(judged, rule, config)
     groups = groups_of(scores, config.by)
     share = rule.share(config)
     targets: list[int | None] = [None] * len(groups)
     if share is not None:
         one = len(groups) == 1
-        rank = np.empty(0) if one else ranks(of, ranking)
+        rank = np.empty(0) if one else ranks(of)
         targets = [*budget_by_group(share, groups, of.passes, rank)]
-    cognitive, replacement = np.zeros((2, n), dtype=bool)
-    found = []
-    for (name, rows), target in zip(groups, targets, strict=True):
-        picked = pick(of, rows, target, ranking)
-        cognitive[picked.cognitive] = True
-        replacement[picked.replacement] = True
-        found.append({"group": name, **found_in(evidence, picked, threshold, len(rows))})
-    reason = _reasons(of, attention, cognitive, replacement, threshold)
-    return _Ruled(reason, found, threshold, ranking)
-
-
-def _with_reasons(table: pa.Table, evidence: Evidence, ruled: _Ruled) -> pa.Table:
-    """The score table with ``D``, ``difficulty``, ``rank_key`` and ``reason`` as its last
-    columns."""
-    unranked = np.full(table.num_rows, np.nan)
-    key = unranked if ruled.ranking is None else ruled.ranking.value
-    columns = {
-        "D": nullable(evidence.d),
-        "difficulty": nullable(evidence.difficulty),
-        "rank_key": nullable(key),
-        "reason": ruled.reason,
-    }
-    for name, column in columns.items():
-        if name in table.column_names:
-            table = table.drop_columns([name])
-        table = table.append_column(name, column)
-    return table
+    picked = [
+        pick(of, rows, target) for (_, rows), target in zip(groups, targets, strict=True)
+    ]
+    borders = border_d(scores.reader, judged, picked)
+    found = [
+        {"group": group[0]}
+        | found_in(judged, one, threshold, rows_in(group, n), borders)
+        for group, one in zip(groups, picked, strict=True)
+    ]
+    reason, reasons = _reasons(judged, picked)
+    return _Ruled(reason, reasons, found, threshold)
 
 
 def _texts(
-    rule: Rule, config: ChooseConfig, evidence: Evidence, ranking: Ranking | None
+    rule: Rule, config: ChooseConfig, kind: Kind, ranking: Ranking | None
 ) -> dict[str, str | None]:
     """What the settings mean, for summary and report."""
     return {
         "rule": rule.describe(config),
         "ranking": None if ranking is None else ranking.text,
-        "D": evidence.kind.d_text(config.divergence),
-        "difficulty": evidence.kind.difficulty_text,
+        "D": kind.d_text(config.divergence),
+        "difficulty": kind.difficulty_text,
     }
 
 
-def _why_none(evidence: Evidence) -> str:
-    counted = pc.value_counts(evidence.code.combine_chunks()).to_pylist()
+def _why_none(judged: Judged) -> str:
+    counted = pc.value_counts(judged.bad.cast(pa.string())).to_pylist()
     text = ", ".join(f"{c['counts']} {c['values']}" for c in counted)
-    return f"all {len(evidence.valid)} samples are quarantined ({text})"
+    return f"all {len(judged)} samples are quarantined ({text})"
 
 
 def _total(ruled: _Ruled, config: ChooseConfig, rule: Rule) -> dict[str, Any]:
@@ -259,37 +268,44 @@ def _total(ruled: _Ruled, config: ChooseConfig, rule: Rule) -> dict[str, Any]:
     return total | {"target": target} | unknown
 
 
-def _reasons(
-    of: Candidates,
-    attention: Attention,
-    cognitive: np.ndarray,
-    replacement: np.ndarray,
-    threshold: Fraction | None,
-) -> pa.ChunkedArray:
-    """One reason a row, the first of REASONS' order that holds (see ``choose``)."""
-    evidence = of.evidence
-    below = ~evidence.above(threshold)
-    tests = [
-        (cognitive, "kept_cognitive"),
-        (replacement, "kept_replacement"),
-        (~evidence.valid, "quarantined_"),
-        (evidence.unsolved, "dropped_unsolved"),
-        (attention.biased, "dropped_attention_biased"),
-        (evidence.negative & below, "dropped_image_hurts"),
-        (below, "dropped_language_prior"),
-        (of.easy, "dropped_trivial"),
-        (attention.missing, "quarantined_psi_missing"),
-        (of.passes, "dropped_over_budget"),
-    ]
-    code = np.select(
-        [mask for mask, _ in tests], [np.int8(i) for i in range(len(tests))], np.int8(-1)
-    )
+def _reasons(judged: Judged, picked: Sequence[Picked]) -> tuple[np.ndarray, list[str]]:
+    """One reason a row, the first of REASONS' order that holds (see ``choose``): (place in
+    the reasons, the reasons)."""
+    replaces = judged.reading.config.replace
+
+    def codes_of(flags: np.ndarray) -> np.ndarray:
+        has = {flag: flags & flag != 0 for flag in (VALID, UNSOLVED, BIASED, NEGATIVE)}
+        above, passes = flags & ABOVE != 0, flags & PASSES != 0
+        easy = (flags & EASY != 0) & replaces
+        missing = has[VALID] & ~passes & ~has[BIASED]
+        tests = {
+            "quarantined_": ~has[VALID],
+            "dropped_unsolved": has[UNSOLVED],
+            "dropped_attention_biased": has[BIASED],
+            "dropped_image_hurts": has[NEGATIVE] & ~above,
+            "dropped_language_prior": ~above,
+            "dropped_trivial": easy,
+            "quarantined_psi_missing": missing,
+            "dropped_over_budget": has[VALID] & passes & above & ~has[UNSOLVED],
+        }
+        codes = [np.int8(_CODES.index(name)) for name in tests]
+        return np.select(list(tests.values()), codes, np.int8(-1))
+
+    code = codes_of(np.arange(256, dtype=np.uint8))[judged.flags]
+    for one in picked:
+        code[one.cognitive] = _CODES.index("kept_cognitive")
+        code[one.replacement] = _CODES.index("kept_replacement")
     if code.min() < 0:
         raise AssertionError("a sample has no reason: the rules do not cover it")
-    names = pa.array([name for _, name in tests])
-    reason = pa.DictionaryArray.from_arrays(pa.array(code), names).dictionary_decode()
-    quarantined = pa.array(code == 2)
-    if pc.any(quarantined).as_py():
-        full = pc.binary_join_element_wise("quarantined_", evidence.code, "")
-        reason = pc.if_else(quarantined, full, reason)
-    return reason if isinstance(reason, pa.ChunkedArray) else pa.chunked_array([reason])
+    if not len(judged.bad):
+        return code, list(_CODES)
+    bad = judged.bad.unify_dictionaries()
+    names = bad.chunk(0).dictionary.to_pylist()
+    places = np.concatenate([chunk.indices.to_numpy() for chunk in bad.chunks])
+    kind = np.min_scalar_type(-len(_CODES) - len(names))
+    found = code.astype(kind, copy=False)
+    found[code == _CODES.index("quarantined_")] = places + len(_CODES)
+    return found, [*_CODES, *(f"quarantined_{name}" for name in names)]
+
+
+_CODES = (*REASONS, "quarantined_psi_missing", "quarantined_")

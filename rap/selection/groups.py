@@ -13,8 +13,8 @@ from ..errors import RapConfigError
 from ..scores.columns import as_fraction
 from ..scores.scores import Scores
 
-Group = tuple[object, np.ndarray]
-"""(value, int64 rows, ascending)"""
+Group = tuple[object, np.ndarray | slice]
+"""(value, int64 rows, ascending); a slice: all rows"""
 
 
 def groups_of(scores: Scores, by: str | None) -> list[Group]:
@@ -24,7 +24,7 @@ def groups_of(scores: Scores, by: str | None) -> list[Group]:
     looks), or it holds neither text, integers nor true/false.
     """
     if by is None:
-        return [(None, np.arange(len(scores)))]
+        return [(None, slice(None))]
     column = scores.column(by)
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
@@ -55,6 +55,11 @@ def budget_size(budget: float, n: int) -> int:
     return nearest if nearest / n == float(share) else math.floor(share * n)
 
 
+def rows_in(group: Group, n: int) -> int:
+    """How many rows a group of a table of ``n`` has."""
+    return n if isinstance(group[1], slice) else len(group[1])
+
+
 def budget_by_group(
     budget: float, groups: Sequence[Group], passes: np.ndarray, rank: np.ndarray
 ) -> list[int]:
@@ -65,7 +70,7 @@ def budget_by_group(
     that have another candidate; among equal remainders to those whose next one is best.
     passes: bool [n], candidates. rank: int64 [n], unique, the best candidate's the least.
     """
-    sizes = [len(rows) for _, rows in groups]
+    sizes = [rows_in(group, len(passes)) for group in groups]
     base = [budget_size(budget, size) for size in sizes]
     left = budget_size(budget, sum(sizes)) - sum(base)
     share = as_fraction("budget", budget)

@@ -8,12 +8,10 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from ..config import ChooseConfig
 from ..errors import RapInputError
-from ..scores.evidence import Evidence, probability
+from ..scores.reader import Reader
+from .judged import UNSOLVED, VALID, Judged, probabilities
 
 CUT_SHARE = 0.1
 """A warning from this share of completions on that were cut at max_new_tokens."""
@@ -46,32 +44,24 @@ class Counted:
         return "max_new_tokens" + (f" = {tree}" if isinstance(tree, int) else "")
 
 
-def cut_completions(table: pa.Table) -> tuple[int, int] | None:
-    """(cut at max_new_tokens, sampled) over a score table; None if nobody counted."""
-    drawn = pc.sum(table["n_drawn"]).as_py()
-    return None if not drawn else (pc.sum(table["n_cut"]).as_py() or 0, drawn)
-
-
-def median_probability(
-    evidence: Evidence, config: ChooseConfig, table: pa.Table
-) -> float | None:
+def median_probability(reader: Reader, judged: Judged) -> float | None:
     """The median p(answer) with the image over valid samples; None if none has one.
 
     Raises ``RapInputError`` if it has one and not a single sample is solved: no selection
     could be made.
     """
-    if evidence.measured.counts is not None:
+    if judged.counted:
         return None
-    p = probability(table, "1", config.likelihood)[evidence.valid]
-    p = p[~np.isnan(p)]
+    p = probabilities(reader, judged)
     if not p.size:
         return None
-    median = float(np.median(p))
-    solved = evidence.valid & ~evidence.unsolved
+    median = float(np.median(p, overwrite_input=True))
+    solved = judged.where(lambda f: (f & VALID != 0) & (f & UNSOLVED == 0))
     if not solved.any():
+        limit = judged.reading.config.unsolved
         raise RapInputError(
             f"nothing to choose from: all {p.size} samples with an answer are unsolved, "
-            f"difficulty >= {config.unsolved:g} (median p(answer) {median:.2g}). {_FORM}"
+            f"difficulty >= {limit:g} (median p(answer) {median:.2g}). {_FORM}"
         )
     return median
 
@@ -84,8 +74,7 @@ _FORM = (
 
 
 def notes_of(
-    evidence: Evidence,
-    config: ChooseConfig,
+    judged: Judged,
     found: dict[str, Any],
     groups: Sequence[dict[str, Any]],
     threshold: Fraction | None,
@@ -96,7 +85,7 @@ def notes_of(
     return [
         *_about_size(found, asked),
         *_about_replacing(found),
-        *_about_screening(evidence, groups, threshold),
+        *_about_screening(judged, groups, threshold),
         *_about_answers(counted),
     ]
 
@@ -129,12 +118,12 @@ def _about_replacing(found: dict[str, Any]) -> list[str]:
 
 
 def _about_screening(
-    evidence: Evidence, groups: Sequence[dict[str, Any]], threshold: Fraction | None
+    judged: Judged, groups: Sequence[dict[str, Any]], threshold: Fraction | None
 ) -> list[str]:
     if threshold is None:
         return []
     lowest = min((g["lambda_c"] for g in groups), default=float(threshold))
-    screened = int((evidence.valid & (evidence.measured.d_bound > lowest)).sum())
+    screened = sum(count for bound, count in judged.bounds.items() if bound > lowest)
     if not screened:
         return []
     return [

@@ -5,14 +5,16 @@ Source: arXiv 2506.04755, DRM.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
-from ..scores.evidence import Evidence
-from .rules.rule import Ranking
+from ..scores.reader import Reader
+from ..scores.readings import EVIDENCE_COLUMNS
+from .judged import Judged
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +22,7 @@ class Candidates:
     """What a group is filled from, bool [n]. ``passes``: above the thresholds. ``easy``:
     trivial, to be replaced. ``pool``: may replace one."""
 
-    evidence: Evidence
+    judged: Judged
     passes: np.ndarray
     easy: np.ndarray
     pool: np.ndarray
@@ -40,25 +42,26 @@ class Picked:
     replacement: np.ndarray
 
 
-def pick(
-    of: Candidates, rows: np.ndarray, target: int | None, ranking: Ranking | None
-) -> Picked:
-    """CDE and ACE survivors of one group, then DRM. ``rows`` ascend."""
-    candidates = rows[of.passes[rows]]
+def pick(of: Candidates, rows: np.ndarray | slice, target: int | None) -> Picked:
+    """CDE and ACE survivors of one group, then DRM. ``rows`` ascend, or are all."""
+    judged = of.judged
+    candidates = np.flatnonzero(of.passes[rows])
+    if not isinstance(rows, slice):
+        candidates = rows[candidates]
     survivors, border, at_border = candidates, None, (0, 0)
-    if ranking is not None and target is not None and target < len(candidates):
-        survivors, border, at_border = _best(of.evidence, candidates, target, ranking.key)
-        if not ranking.of_d:
+    if judged.ranking is not None and target is not None and target < len(candidates):
+        survivors, border, at_border = _best(judged, candidates, target)
+        if not judged.ranking.of_d:
             border, at_border = None, (0, 0)  # no threshold on D
     cognitive = survivors[~of.easy[survivors]]
     removed = len(survivors) - len(cognitive)
     replacement = np.empty(0, dtype=np.int64)
     if removed:
-        eligible = of.pool[rows]
-        eligible[np.searchsorted(rows, cognitive)] = False
-        found = of.evidence.measured
-        hardest = _hardest(found.difficulty[rows], removed, eligible, found.order[rows])
-        replacement = rows[hardest]
+        every = isinstance(rows, slice)
+        eligible = of.pool[rows].copy()
+        eligible[cognitive if every else np.searchsorted(rows, cognitive)] = False
+        hardest = _hardest(judged.difficulty[rows], removed, eligible, judged.order[rows])
+        replacement = hardest if every else rows[hardest]
     return Picked(
         target,
         len(candidates),
@@ -71,11 +74,11 @@ def pick(
     )
 
 
-def ranks(of: Candidates, ranking: Ranking | None) -> np.ndarray:
+def ranks(of: Candidates) -> np.ndarray:
     """int64 [n]: the place of each row in the whole ranking, as ``pick`` has it in a group;
     candidates before the others."""
-    found = of.evidence.measured
-    key = found.order if ranking is None else ranking.key
+    found = of.judged
+    key = found.order if found.key is None else found.key
     difficulty = np.nan_to_num(found.difficulty, nan=-1.0)
     order = np.lexsort((-difficulty, -found.order, -key, ~of.passes))
     rank = np.empty(len(order), dtype=np.int64)
@@ -84,7 +87,7 @@ def ranks(of: Candidates, ranking: Ranking | None) -> np.ndarray:
 
 
 def _best(
-    evidence: Evidence, candidates: np.ndarray, target: int, key: np.ndarray
+    judged: Judged, candidates: np.ndarray, target: int
 ) -> tuple[np.ndarray, int, tuple[int, int]]:
     """(the first ``target`` by ``key`` down, then as below; border row; ties there).
 
@@ -92,15 +95,19 @@ def _best(
 
     Partition, then sort only the ties at the border: candidates may be millions.
     """
-    d = key[candidates]
+    assert judged.key is not None
+    d = judged.key[candidates]
     if target == 0:
         border_d = d.max()
     else:
-        border_d = -np.partition(-d, target - 1)[target - 1]
+        np.negative(d, out=d)
+        d.partition(target - 1)
+        border_d = -d[target - 1]
+        np.take(judged.key, candidates, out=d)
     larger, tied = candidates[d > border_d], candidates[d == border_d]
     need = target - len(larger)
-    difficulty = np.nan_to_num(evidence.difficulty[tied], nan=-1.0)
-    hard_first = np.lexsort((-difficulty, -evidence.measured.order[tied]))
+    difficulty = np.nan_to_num(judged.difficulty[tied], nan=-1.0)
+    hard_first = np.lexsort((-difficulty, -judged.order[tied]))
     survivors = np.sort(np.concatenate([larger, tied[hard_first[:need]]]))
     if need < len(tied):
         return survivors, int(tied[0]), (need, len(tied))
@@ -117,14 +124,34 @@ def _hardest(
     return np.asarray(drm(difficulty, k, eligible=eligible, gain=gain), dtype=np.int64)
 
 
+def border_d(
+    reader: Reader, judged: Judged, picked: Iterable[Picked]
+) -> dict[int, tuple[float, Fraction | None]]:
+    """{border row: D, and as a fraction where it is one}"""
+    rows = np.array([p.border for p in picked if p.border is not None], np.int64)
+    rows = np.unique(rows)
+    if not rows.size:
+        return {}
+    if not judged.counted:
+        return {int(row): (float(judged.order[row]), None) for row in rows}
+    evidence = judged.reading.evidence(reader.take(rows, EVIDENCE_COLUMNS))
+    return {
+        int(row): (float(evidence.d[at]), evidence.exact(at)) for at, row in enumerate(rows)
+    }
+
+
 def found_in(
-    evidence: Evidence, picked: Picked, threshold: Fraction | None, rows: int
+    judged: Judged,
+    picked: Picked,
+    threshold: Fraction | None,
+    rows: int,
+    borders: Mapping[int, tuple[float, Fraction | None]],
 ) -> dict[str, Any]:
-    """What was found in one group, as JSON holds it."""
+    """What was found in one group, as JSON holds it. ``borders``: as ``border_d``."""
     value = None if threshold is None else float(threshold)
-    exact = threshold if evidence.measured.counts is not None else None
+    exact = threshold if judged.counted else None
     if picked.border is not None:
-        value, exact = float(evidence.d[picked.border]), evidence.exact(picked.border)
+        value, exact = borders[picked.border]
     return {
         "samples": rows,
         "target": picked.target,

@@ -255,7 +255,7 @@ def reselect(
         "reselect": note,
         "warnings": warnings,
     }
-    return Selection(table, settings, selection.source, selection.rollouts)
+    return Selection(table, settings, selection.source, selection.completions)
 
 
 def now_kept(table: pa.Table) -> np.ndarray:

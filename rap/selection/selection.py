@@ -43,11 +43,11 @@ class Selection(Selected):
 
     def __repr__(self) -> str:
         rule = self.settings["choose"]["rule"]
-        return f"<rap.Selection: {len(self)} of {self.table.num_rows}, rule {rule!r}>"
+        return f"<rap.Selection: {len(self)} of {self.reader.num_rows}, rule {rule!r}>"
 
     def summary(self) -> str:
         """A page of text: what was kept, why the rest was not, thresholds, warnings."""
-        n, found = self.table.num_rows, self.settings["found"]
+        n, found = self.reader.num_rows, self.settings["found"]
         choice = self.settings["choose"]
         lines = [
             f"{len(self)} of {n} samples kept ({len(self) / n:.2%}); rule "
@@ -116,7 +116,7 @@ class Selection(Selected):
         for axes, (name, title, line) in zip(
             figure.subplots(1, len(panels)), panels, strict=True
         ):
-            values = floats(self.table[name])
+            values = floats(self.reader.read([name])[name])
             usable = np.isfinite(values)
             axes.set(title=title, ylabel="samples")
             if not usable.any():
@@ -133,7 +133,7 @@ class Selection(Selected):
 
     def _repr_html_(self) -> str:
         """Counts per reason and, where images are at hand, a few thumbnails."""
-        n = self.table.num_rows
+        n = self.reader.num_rows
         rows = "".join(
             f"<tr><td style='text-align:left'>{html.escape(reason)}</td>"
             f"<td>{count}</td><td>{count / n:.2%}</td></tr>"
@@ -197,5 +197,6 @@ def load(folder: str | os.PathLike[str], dataset: Any = None) -> Selection:
     One that an older version saved has nulls in the columns that are new since.
     Raises ``RapStoreError`` if it is not there, damaged, or of a newer schema.
     """
-    table, settings = read_saved(Path(folder) / "selection.parquet", "selection")
-    return Selection(with_new(table, _SAVED), settings, dataset)
+    path = Path(folder) / "selection.parquet"
+    reader = read_saved(path, "selection", lambda table: with_new(table, _SAVED))
+    return Selection(reader, reader.note["meta"], dataset)

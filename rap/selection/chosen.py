@@ -1,0 +1,68 @@
+"""The table of a selection: the score table and what ``choose`` found, read when asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from ..scores.columns import nullable
+from ..scores.reader import Reader
+from ..scores.readings import EVIDENCE_COLUMNS
+from .judged import Reading
+from .rules import Rule
+
+FOUND = {
+    "D": pa.float64(),
+    "difficulty": pa.float64(),
+    "rank_key": pa.float64(),
+    "reason": pa.string(),
+}
+"""The columns that ``choose`` puts behind those of the score table."""
+
+
+class ChosenReader(Reader):
+    """``reason``: int [n], places in ``reasons``. D, Diff and what was ranked by are
+    computed of the scores again, which takes no room."""
+
+    def __init__(
+        self,
+        scores: Reader,
+        reading: Reading,
+        rule: Rule,
+        reason: np.ndarray,
+        reasons: Sequence[str],
+    ) -> None:
+        self.scores, self.reading, self.rule = scores, reading, rule
+        self.reason, self.reasons = reason, pa.array(reasons, pa.string())
+        self.num_rows = scores.num_rows
+        own = [field for field in scores.schema if field.name not in FOUND]
+        self.schema = pa.schema([*own, *FOUND.items()])
+
+    def _batches(self, names: list[str], size: int) -> Iterator[pa.Table]:
+        there = [name for name in names if name not in FOUND]
+        computed = [name for name in names if name in FOUND and name != "reason"]
+        more = EVIDENCE_COLUMNS if computed else ()
+        read = list(dict.fromkeys([*there, *more])) or ["status"]
+        start = 0
+        for batch in self.scores.batches(read, size):
+            reason = pa.array(self.reason[start : start + batch.num_rows])
+            start += batch.num_rows
+            columns = self._computed(batch) if computed else {}
+            if "reason" in names:
+                columns["reason"] = self.reasons.take(reason)
+            found = {name: columns.get(name, None) for name in names}
+            yield pa.table(
+                [batch[n] if c is None else c for n, c in found.items()], names=names
+            )
+
+    def _computed(self, batch: pa.Table) -> dict[str, pa.Array]:
+        evidence = self.reading.evidence(batch)
+        ranking = self.rule.ranking(self.reading.config, evidence)
+        key = np.full(batch.num_rows, np.nan) if ranking is None else ranking.value
+        return {
+            "D": nullable(evidence.d),
+            "difficulty": nullable(evidence.difficulty),
+            "rank_key": nullable(key),
+        }

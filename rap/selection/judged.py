@@ -1,0 +1,179 @@
+"""What the rules need of each row of a score table, in few bytes a row, read in batches.
+
+Columns of the table pass by a batch at a time; what stays of a row is a byte of flags, two
+float64 keys (three where the ranking has its own) and, until the limit on psi is known, a
+float32. Nothing that a batch says depends on its neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..config import ChooseConfig
+from ..scores.columns import as_fraction
+from ..scores.evidence import Evidence, Kind, probability, read_evidence
+from ..scores.reader import Reader
+from ..scores.readings import EVIDENCE_COLUMNS, batch_size, kind_of_rows
+from .rules import Ranking, Rule
+
+VALID, UNSOLVED, EASY, NEGATIVE, ABOVE, KNOWN, PASSES, BIASED = (1 << i for i in range(8))
+"""Flags of a row, bits of a byte. ``VALID``: scored, every score finite. ``EASY``: Diff <=
+``trivial``. ``ABOVE``: D above the rule's threshold. ``KNOWN``: both D and Diff are.
+``PASSES``, ``BIASED``: as ``attention`` finds; neither: psi was not measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How the rows of a table are read: the same for every batch of it."""
+
+    kind: Kind
+    config: ChooseConfig
+    size: int
+
+    def evidence(self, batch: pa.Table) -> Evidence:
+        return read_evidence(
+            batch,
+            divergence=self.config.divergence,
+            likelihood=self.config.likelihood,
+            unsolved=as_fraction("unsolved", self.config.unsolved),
+            kind=self.kind,
+        )
+
+
+@dataclass(slots=True)
+class Judged:
+    """Arrays are [n]. ``flags``: uint8. ``order``: a key whose order and equality are those
+    of D. ``difficulty``: Diff. ``key``: what is ranked by (``order`` itself where that is
+    it; None: nothing is ranked). ``log_psi``: float32, NaN where it was not measured or the
+    row is not valid. ``bad``: quarantine codes of the rows that are not valid, in order.
+    ``bounds``: {bound on D: valid rows of which no more is known}. ``drawn``, ``cut``:
+    completions sampled, and cut at their length limit."""
+
+    reading: Reading
+    flags: np.ndarray
+    order: np.ndarray
+    difficulty: np.ndarray
+    key: np.ndarray | None
+    ranking: Ranking | None
+    log_psi: np.ndarray
+    bad: pa.ChunkedArray
+    bounds: dict[float, int]
+    counted: bool
+    drawn: int
+    cut: int
+
+    def __len__(self) -> int:
+        return len(self.flags)
+
+    def has(self, flag: int) -> np.ndarray:
+        """bool [n]: rows with this flag."""
+        return self.where(lambda f: f & flag != 0)
+
+    def where(self, test: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """bool [n]: rows whose flags pass; ``test`` is asked of all 256 bytes."""
+        return test(np.arange(256, dtype=np.uint8))[self.flags]
+
+
+def reading_of(reader: Reader, config: ChooseConfig) -> Reading:
+    """Raises ``RapInputError`` for an unknown status or evidence, or two kinds of it."""
+    return Reading(kind_of_rows(reader), config, batch_size(reader))
+
+
+def judge(reader: Reader, reading: Reading, rule: Rule) -> Judged:
+    """Read what the rule needs of every row."""
+    n, config, kind = reader.num_rows, reading.config, reading.kind
+    threshold = rule.threshold(config, kind.name)
+    easy_from = as_fraction("trivial", config.trivial)
+    found = Judged(
+        reading=reading,
+        flags=np.zeros(n, np.uint8),
+        order=np.empty(n),
+        difficulty=np.empty(n),
+        key=None,
+        ranking=None,
+        log_psi=np.empty(n, np.float32),
+        bad=pa.chunked_array([], pa.string()),
+        bounds={},
+        counted=True,
+        drawn=0,
+        cut=0,
+    )
+    bad: list[pa.Array] = []
+    start = 0
+    names = [*EVIDENCE_COLUMNS, "n_drawn", "n_cut"]
+    for batch in reader.batches(names, reading.size):
+        evidence = reading.evidence(batch)
+        rows = slice(start, start + batch.num_rows)
+        start = rows.stop
+        _flag(found.flags[rows], evidence, threshold, easy_from)
+        found.order[rows] = evidence.measured.order
+        found.difficulty[rows] = evidence.difficulty
+        _rank(found, rows, evidence, rule)
+        measured = ~batch["log_psi"].is_null().to_numpy() & evidence.valid
+        psi = batch["log_psi"].to_numpy()
+        found.log_psi[rows] = np.where(measured, psi, np.float32(np.nan))
+        bad += evidence.code.filter(pa.array(~evidence.valid)).chunks
+        _bound(found.bounds, evidence)
+        found.counted &= evidence.measured.counts is not None
+        found.drawn += pc.sum(batch["n_drawn"]).as_py() or 0
+        found.cut += pc.sum(batch["n_cut"]).as_py() or 0
+    found.bad = pa.chunked_array([c.dictionary_encode() for c in bad] or [_NO_CODES])
+    return found
+
+
+_NO_CODES = pa.array([], pa.string()).dictionary_encode()
+
+
+def _flag(
+    flags: np.ndarray, evidence: Evidence, threshold: Fraction | None, easy_from: Fraction
+) -> None:
+    known = ~np.isnan(evidence.d) & ~np.isnan(evidence.difficulty)
+    for flag, mask in (
+        (VALID, evidence.valid),
+        (UNSOLVED, evidence.unsolved),
+        (EASY, evidence.trivial(easy_from)),
+        (NEGATIVE, evidence.negative),
+        (ABOVE, evidence.above(threshold)),
+        (KNOWN, known),
+    ):
+        flags |= mask.view(np.uint8) * np.uint8(flag)
+
+
+def _rank(found: Judged, rows: slice, evidence: Evidence, rule: Rule) -> None:
+    ranking = rule.ranking(found.reading.config, evidence)
+    if ranking is None:
+        return
+    if ranking.key is evidence.measured.order:
+        found.key = found.order
+    else:
+        if found.key is None:
+            found.key = np.empty(len(found))
+        found.key[rows] = ranking.key
+    if found.ranking is None:
+        found.ranking = ranking
+
+
+def _bound(bounds: dict[float, int], evidence: Evidence) -> None:
+    there = evidence.measured.d_bound[evidence.valid]
+    values, counts = np.unique(there[~np.isnan(there)], return_counts=True)
+    for value, count in zip(values.tolist(), counts.tolist(), strict=True):
+        bounds[value] = bounds.get(value, 0) + count
+
+
+def probabilities(reader: Reader, judged: Judged) -> np.ndarray:
+    """float64: p(answer) with the image of the valid rows that have one."""
+    likelihood = judged.reading.config.likelihood
+    names = ["p_answer1" if likelihood == "product" else "logp_mean1"]
+    found, start = [], 0
+    for batch in reader.batches(names):
+        flags = judged.flags[start : start + batch.num_rows]
+        p = probability(batch, "1", likelihood)[flags & VALID != 0]
+        found.append(p[~np.isnan(p)])
+        start += batch.num_rows
+    return np.concatenate(found) if found else np.empty(0)
