@@ -615,7 +615,9 @@ def test_fault_34_damaged_shards_are_set_aside(full: Path, kind: str, damage: st
     DAMAGE[damage](victim)
     damaged = victim.read_bytes()
     with pytest.raises(RapStoreError):
-        Scores.load(full)
+        Scores.load(full, verify=True)
+    with pytest.raises(RapStoreError):
+        _ = Scores.load(full).rollouts  # read when they are asked for
     with pytest.warns(UserWarning, match=f"{kind}-00002.parquet.*corrupt"):
         store = opened(full)
     with store:

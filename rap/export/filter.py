@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 
 from ..errors import RapConfigError, RapInputError
 from ..samples.parsing import cell
@@ -62,13 +61,13 @@ def added_columns(
         return None
     if not filtered:
         raise RapConfigError("add: rows that are written anew have their own columns")
-    names = selection.table.column_names
+    names = selection.reader.schema.names
     for name in add:
         if name not in names:
             raise RapConfigError(
                 f"add: the selection has no column {name!r}; it has {', '.join(names)}"
             )
-    kept = selection.table.select(list(add)).filter(pa.array(selection.kept))
+    kept = selection.of_kept(add)
     return kept.rename_columns([f"rap_{name}" for name in add]).to_pylist()
 
 

@@ -286,7 +286,7 @@ class _Reader:
         """(sample, its row of the selection, the bytes of its images) of the kept samples,
         checked to be those that were scored. Raises ``RapInputError``, naming one."""
         columns = ["id", "reason", "sample_sha256"]
-        kept = selection.table.select(columns).filter(pa.array(selection.kept))
+        kept = selection.of_kept(columns)
         places = selection.match(self.samples).tolist()
         for judged, place in zip(kept.to_pylist(), places, strict=True):
             sample = self.samples[place]
@@ -425,7 +425,7 @@ def _write_manifest(
     """``rap_export.json``: where the files come from, ids, reasons; returns the files."""
     files = sorted(p.name for p in writing.folder.iterdir())
     scores = selection.settings.get("scores") or {}
-    table = selection.table.filter(pa.array(selection.kept))
+    table = selection.of_kept(["id", "reason"])
     reasons = dict(zip(table["id"].to_pylist(), table["reason"].to_pylist(), strict=True))
     manifest = {
         "target": to,

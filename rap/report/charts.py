@@ -84,7 +84,7 @@ def _panel(
     threshold: float | None,
     line_text: str,
 ) -> Panel:
-    values = selection.table[column].to_numpy().astype(np.float64)
+    values = selection.reader.read([column])[column].to_numpy().astype(np.float64)
     usable = np.isfinite(values)
     measured = int(usable.sum())
     if not measured:

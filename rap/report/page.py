@@ -23,6 +23,7 @@ import pyarrow as pa
 from ..config import TRAIN_GROUP
 from ..environment import version
 from ..errors import RapConfigError, RapInputError, install
+from ..scores.completions import Completions, HeldCompletions
 from ..scores.files import write_atomic
 from ..scores.fingerprint import other_run
 from .charts import averages, panels_of
@@ -136,7 +137,7 @@ def render(
         style=style,
         style_hash=f"sha256-{digest}",
         version=version("rap-select") or "not installed",
-        n=selection.table.num_rows,
+        n=selection.reader.num_rows,
         kept=len(selection),
         settings=selection.settings,
         rule=_rule_text(selection.settings),
@@ -165,10 +166,11 @@ def thumbnails(selection: Selected, limit: int = 6) -> str:
     source = open_source(selection, None)
     if source is None:
         return ""
-    rows = strongest(selection.table, np.flatnonzero(selection.kept))[:limit]
+    rows = strongest(selection.reader, np.flatnonzero(selection.kept))[:limit]
     figures = []
     found = found_samples(selection, source, rows)
-    for row, (sample, _) in zip(selection.table.take(rows).to_pylist(), found, strict=True):
+    shown = selection.reader.take(rows).to_pylist()
+    for row, (sample, _) in zip(shown, found, strict=True):
         if sample is None:
             continue
         uri, _ = thumbnail(sample, row)
@@ -190,12 +192,12 @@ def thumbnails(selection: Selected, limit: int = 6) -> str:
 
 def completions_of(
     selection: Selected, rollouts: pa.Table | str | os.PathLike[str] | None
-) -> pa.Table | None:
+) -> Completions | None:
     """The completions behind the scores; see ``write_report``."""
     if rollouts is None:
-        return selection.rollouts
+        return selection.completions
     if isinstance(rollouts, pa.Table):
-        return rollouts
+        return HeldCompletions(rollouts)
     from ..scores.store import ScoreStore
 
     store, scores = ScoreStore.load(rollouts), selection.settings.get("scores")
@@ -204,7 +206,7 @@ def completions_of(
         raise RapInputError(
             f"{store.path}: not the store that this selection was made from: {lines[0]}"
         )
-    return store.read_rollouts()
+    return store.completions()
 
 
 def _rule_text(settings: Mapping[str, Any]) -> str:

@@ -74,7 +74,7 @@ def reasons_of(selection: Selected) -> list[Reason]:
         text["kept_cognitive"] += " No single token holds the attention."
     shown = [(c, k) for c, k in counts.items() if k or c.startswith("kept")]
     most = max((k for _, k in shown), default=1) or 1
-    n = max(selection.table.num_rows, 1)
+    n = max(selection.reader.num_rows, 1)
     return [
         Reason(
             code=code,
@@ -113,10 +113,9 @@ class Cost:
 
 
 def cost_of(selection: Selected, group: int) -> Cost:
-    table = selection.table
-
     def total(name: str) -> Any:
-        return pc.sum(table[name]).as_py()  # None where every row is null
+        column = selection.reader.read([name])[name]
+        return pc.sum(column).as_py()  # None where every row is null
 
     return Cost(
         group=group,
@@ -126,7 +125,7 @@ def cost_of(selection: Selected, group: int) -> Cost:
         forwards=total("forwards"),
         seconds=total("seconds"),
         kept_completions=group * len(selection),
-        all_completions=group * table.num_rows,
+        all_completions=group * selection.reader.num_rows,
     )
 
 

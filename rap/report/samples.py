@@ -16,8 +16,10 @@ import pyarrow.compute as pc
 from ..config import MAX_IMAGE_PIXELS
 from ..samples.sample import Bad
 from ..scores.columns import floats
+from ..scores.completions import Completions
 from ..scores.evidence import KINDS
 from ..scores.match import as_samples
+from ..scores.reader import Reader
 from ..scores.table import SCORED
 from .parts import Reason
 from .text import number, token_text, visible
@@ -62,25 +64,21 @@ def shown_samples(
     source: Any,
     reasons: Sequence[Reason],
     per_reason: int,
-    rollouts: pa.Table | None = None,
+    rollouts: Completions | None = None,
 ) -> list[Shown]:
     """At most ``per_reason`` samples for each reason: kept ones by the ranking key, others
     evenly spread. rollouts: the completions (``ROLLOUT_SCHEMA``), to show some of them."""
-    encoded = selection.table["reason"].combine_chunks().dictionary_encode()
-    codes = encoded.indices.to_numpy(zero_copy_only=False)
-    place = {code: i for i, code in enumerate(encoded.dictionary.to_pylist())}
+    given = selection.reader.read(["reason"])["reason"]
     chosen: list[tuple[int, int]] = []  # (place of the reason, row of the table)
     for number_, reason in enumerate(reasons):
-        if reason.code not in place:
-            continue
-        rows = np.flatnonzero(codes == place[reason.code])
+        rows = np.flatnonzero(pc.equal(given, reason.code).to_numpy())
         if reason.kind == "kept":
-            rows = strongest(selection.table, rows)[:per_reason]
+            rows = strongest(selection.reader, rows)[:per_reason]
         elif len(rows) > per_reason:
             rows = rows[np.linspace(0, len(rows) - 1, per_reason).astype(np.int64)]
         chosen += [(number_, int(row)) for row in rows]
     places = np.array([row for _, row in chosen], np.int64)
-    shown = selection.table.take(pa.array(places)).to_pylist()
+    shown = selection.reader.take(places).to_pylist()
     said = _said(rollouts, [row["id"] for row in shown])
     found = found_samples(selection, source, places)
     return [
@@ -89,24 +87,28 @@ def shown_samples(
     ]
 
 
-def strongest(table: pa.Table, rows: np.ndarray) -> np.ndarray:
+def strongest(reader: Reader, rows: np.ndarray) -> np.ndarray:
     """``rows`` with the largest ranking key first, then the largest D; ties in data-set
     order."""
 
     def down(name: str) -> np.ndarray:
-        if name not in table.column_names:  # a table of an older version
+        if name not in reader.schema.names:  # a table of an older version
             return np.zeros(len(rows))
-        return -np.nan_to_num(floats(table[name])[rows], nan=-np.inf)
+        values = floats(reader.read([name])[name])
+        return -np.nan_to_num(values[rows], nan=-np.inf)
 
     return rows[np.lexsort((rows, down("D"), down("rank_key")))]
 
 
-def _said(rollouts: pa.Table | None, ids: Sequence[str]) -> dict[str, list[Said]]:
+def _said(rollouts: Completions | None, ids: Sequence[str]) -> dict[str, list[Said]]:
     """Of each sample and arm the first right and the first wrong completion."""
     if rollouts is None or not _COLUMNS <= set(rollouts.column_names):
         return {}
-    theirs = rollouts.select(sorted(_COLUMNS))
-    theirs = theirs.filter(pc.is_in(theirs["id"], value_set=pa.array(ids, pa.string())))
+    wanted = pa.array(ids, pa.string())
+    tables = (table.select(sorted(_COLUMNS)) for table in rollouts.tables())
+    theirs = pa.concat_tables(
+        table.filter(pc.is_in(table["id"], value_set=wanted)) for table in tables
+    )
     found: dict[str, list[Said]] = {name: [] for name in ids}
     seen = set()
     for row in theirs.sort_by([("arm", "descending"), ("number", "ascending")]).to_pylist():
@@ -175,7 +177,8 @@ def found_samples(
     """(sample or None, why it is not shown) of each of these rows of the table."""
     if source is None:
         return [(None, "")] * len(rows)
-    scored = pc.equal(selection.table["status"], SCORED).to_numpy()[rows]
+    status = selection.reader.take(rows, ["status"])["status"]
+    scored = pc.equal(status, SCORED).to_numpy()
     found = selection.find(source, rows)
     samples = [source[int(i)] if i >= 0 else None for i in found.rows]
     return [

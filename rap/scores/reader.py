@@ -170,8 +170,10 @@ class FileReader(Reader):
         if facts.num_columns != len(self._there):  # nested: places are not columns
             return False
         found = facts.column(at).statistics
-        return found is not None and found.has_null_count and (
-            found.null_count == facts.num_rows
+        return (
+            found is not None
+            and found.has_null_count
+            and (found.null_count == facts.num_rows)
         )
 
 

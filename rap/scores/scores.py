@@ -157,28 +157,30 @@ class Scores:
         return cls(scores, meta, dataset if samples is None else samples, table)
 
     @classmethod
-    def load(cls, path_or_store: object) -> Scores:
+    def load(cls, path_or_store: object, *, verify: bool = False) -> Scores:
         """Scores from a store's folder, an open ``ScoreStore``, or a file of ``save``.
 
-        Every byte of the scores is verified; completions are when they are read.
-        Raises ``RapStoreError`` if nothing readable is there or shards are missing.
+        Every byte of the scores is verified; completions are when they are read, or now
+        with ``verify``. Raises ``RapStoreError`` if nothing readable is there or shards are missing.
         """
         if isinstance(path_or_store, ScoreStore):
-            return cls._of_store(path_or_store)
+            return cls._of_store(path_or_store, verify)
         path = Path(os.fspath(path_or_store))  # type: ignore[call-overload]
         if path.is_dir():
             with ScoreStore.load(path) as store:
-                return cls._of_store(store)
+                return cls._of_store(store, verify)
         reader = read_saved(path, "scores", _shaped)
         return cls(reader, reader.note["meta"])
 
     @classmethod
-    def _of_store(cls, store: ScoreStore) -> Scores:
+    def _of_store(cls, store: ScoreStore, verify: bool) -> Scores:
         reader = ShardReader(store, SCORE_SCHEMA)
         scores = cls(reader, store.meta)
         if reader.rollouts:
             there = StoredCompletions(store.path, reader.rollouts)
             object.__setattr__(scores, "rollouts", there)
+            for _ in there.tables() if verify else ():
+                pass
         return scores
 
     def save(self, path: str | os.PathLike[str]) -> None:

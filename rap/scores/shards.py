@@ -109,7 +109,9 @@ class Shards:
         """Scores of shard ``k``. Raises ``RapStoreError`` if it is missing or damaged."""
         return self.read_columns(k, SCORE_SCHEMA.names)[0]
 
-    def read_columns(self, k: int, names: Sequence[str]) -> tuple[pa.Table, str, str | None]:
+    def read_columns(
+        self, k: int, names: Sequence[str]
+    ) -> tuple[pa.Table, str, str | None]:
         """(these columns of shard ``k``, its digest, that of its rollouts, if it has any).
         Errors as for ``read_shard``."""
         path = self._scores(k)

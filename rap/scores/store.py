@@ -322,7 +322,10 @@ class ScoreStore(Shards):
     def completions(self) -> StoredCompletions | None:
         """The completions of the finished shards, read when asked for; None if none
         exist."""
-        digests = {k: shard.rollouts for k, shard in self._done.items()}
+        if self._lock is None:
+            digests = {k: self.rollouts_digest(k) for k in self.finished()}
+        else:
+            digests = {k: shard.rollouts for k, shard in self._done.items()}
         there = {k: digest for k, digest in digests.items() if digest is not None}
         return StoredCompletions(self.path, there) if there else None
 

@@ -231,8 +231,7 @@ def _apply(rule: Rule, scores: Scores, judged: Judged) -> _Ruled:
     ]
     borders = border_d(scores.reader, judged, picked)
     found = [
-        {"group": group[0]}
-        | found_in(judged, one, threshold, rows_in(group, n), borders)
+        {"group": group[0]} | found_in(judged, one, threshold, rows_in(group, n), borders)
         for group, one in zip(groups, picked, strict=True)
     ]
     reason, reasons = _reasons(judged, picked)
