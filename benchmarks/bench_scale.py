@@ -1,7 +1,7 @@
 """Rows are cheap: time and peak memory of ``choose`` by the number of rows.
 
     python -m benchmarks.bench_scale                     10^4 .. 10^7 rows
-    python -m benchmarks.bench_scale --rows 100000000    another size (13 GB of disk at most)
+    python -m benchmarks.bench_scale --rows 100000000    another size (2 GB of disk)
     python -m benchmarks.bench_scale --python P          P has duckdb and polars, if this
                                                          one has not
 
@@ -141,7 +141,9 @@ CHILDREN: dict[str, Callable[[str], tuple[dict[str, float], np.ndarray]]] = {
 
 
 def child(name: str, path: str) -> None:
+    before = time.process_time()
     took, rows = CHILDREN[name](path)
+    took["cpu"] = time.process_time() - before
     # Not ru_maxrss, which a process takes over from the one that started it.
     status = Path("/proc/self/status").read_text()
     peak = int(status.partition("VmHWM:")[2].split()[0]) / 1024
@@ -187,12 +189,13 @@ def lines_of(n: int, found: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
             step: statistics.median(one["took"][step] for one in runs)
             for step in runs[0]["took"]
         }
+        cpu = steps.pop("cpu")
         took = sum(steps.values())
         peak = max(one["peak_mb"] for one in runs)
         load = f"{steps['load']:.2f}" if "load" in steps else "-"
         yield (
-            f"| {n:.0e} | {name} | {load} | {steps['choose']:.2f} | {n / took:,.0f} | "
-            f"{peak:,.0f} | {peak * 2**20 / n:,.0f} |"
+            f"| {n:.0e} | {name} | {load} | {steps['choose']:.2f} | {cpu:.2f} | "
+            f"{n / took:,.0f} | {peak:,.0f} | {peak * 2**20 / n:,.0f} |"
         )
 
 
@@ -202,10 +205,10 @@ Written by `python -m benchmarks.bench_scale`; what is measured is in its docstr
 keep the same rows. Seconds are medians of {repeats}, taken in turn; **the machine
 ({cores} cores) was shared with other work**, so compare within a size, not across.
 `load` is ours alone: SHA-256 over the file, ids looked through for doubles, counts
-checked. Peak memory is that of the whole process, imports included.
+checked. CPU seconds are of all threads, and hardly move with what else runs. Peak memory is that of the whole process, imports included.
 
-| rows | by | load, s | choose, s | rows a second, both | peak MiB | bytes a row |
-|---|---|---|---|---|---|---|
+| rows | by | load, s | choose, s | CPU s, both | rows a second, both | peak MiB | bytes a row |
+|---|---|---|---|---|---|---|---|
 """
 
 

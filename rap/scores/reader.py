@@ -101,8 +101,8 @@ class TableReader(Reader):
 class FileReader(Reader):
     """A file of ``files.write_parquet``, verified when the reader is made.
 
-    ``note``: what was written with it. ``shape``: see ``Shape``. Raises ``RapStoreError`` if
-    it is missing, damaged, foreign or of a newer schema, and what ``shape`` raises.
+    ``note``: what was written with it. ``shape``: see ``Shape``. Raises ``RapStoreError``
+    if it is missing, damaged, foreign or of a newer schema, and what ``shape`` raises.
     """
 
     def __init__(self, path: Path, shape: Shape) -> None:

@@ -161,7 +161,8 @@ class Scores:
         """Scores from a store's folder, an open ``ScoreStore``, or a file of ``save``.
 
         Every byte of the scores is verified; completions are when they are read, or now
-        with ``verify``. Raises ``RapStoreError`` if nothing readable is there or shards are missing.
+        with ``verify``. Raises ``RapStoreError`` if nothing readable is there or shards are
+        missing.
         """
         if isinstance(path_or_store, ScoreStore):
             return cls._of_store(path_or_store, verify)
