@@ -205,9 +205,10 @@ Written by `python -m benchmarks.bench_scale`; what is measured is in its docstr
 keep the same rows. Seconds are medians of {repeats}, taken in turn; **the machine
 ({cores} cores) was shared with other work**, so compare within a size, not across.
 `load` is ours alone: SHA-256 over the file, ids looked through for doubles, counts
-checked. CPU seconds are of all threads, and hardly move with what else runs. Peak memory is that of the whole process, imports included.
+checked. CPU seconds are of all threads, of both steps. Peak memory is that of the whole
+process, imports included.
 
-| rows | by | load, s | choose, s | CPU s, both | rows a second, both | peak MiB | bytes a row |
+| rows | by | load, s | choose, s | CPU s, both | rows a second | peak MiB | bytes a row |
 |---|---|---|---|---|---|---|---|
 """
 

@@ -175,7 +175,7 @@ def test_choose_reads_only_columns_that_decide(
     assert not asked & {"id", "message", "psi_token", "sample_sha256", "image_sha256"}
     assert {"c1", "m1", "c0", "m0", "log_psi"} <= asked
     asked.clear()
-    assert len(selection) == 45 and asked == {"index", "status"}
+    assert len(selection) == 45 and asked == {"index"}
 
 
 # ---------------------------------------------------------------- how much

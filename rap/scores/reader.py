@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import RapStoreError
@@ -61,6 +62,16 @@ class Reader:
         """The columns, without a row."""
         names = self.schema.names if names is None else names
         return pa.schema([self.schema.field(name) for name in names]).empty_table()
+
+    def mask(self, name: str, values: Sequence[str]) -> np.ndarray:
+        """bool [n]: the column holds one of these texts."""
+        wanted, found = pa.array(values), np.zeros(self.num_rows, bool)
+        start = 0
+        for batch in self.batches([name]):
+            part = pc.is_in(batch[name], value_set=wanted)
+            found[start : start + batch.num_rows] = part.to_numpy()
+            start += batch.num_rows
+        return found
 
     def take(self, rows: np.ndarray, names: Sequence[str] | None = None) -> pa.Table:
         """The columns at ``rows`` (int64), in their order."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from fractions import Fraction
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -65,13 +64,3 @@ def evidence_of(
             unsolved=unsolved,
             kind=kind,
         )
-
-
-def mask_of_rows(reader: Reader, name: str, values: tuple[str, ...]) -> np.ndarray:
-    """bool [n]: the column holds one of these texts."""
-    wanted = pa.array(values)
-    found = [
-        pc.is_in(batch[name], value_set=wanted).to_numpy()
-        for batch in reader.batches([name])
-    ]
-    return np.concatenate(found) if found else np.zeros(0, bool)

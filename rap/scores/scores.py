@@ -328,7 +328,8 @@ def checked(reader: Reader) -> Reader:
     """``reader`` with SCORE_SCHEMA's columns first, sorted by ``index``, or an error."""
     if isinstance(reader, TableReader):
         reader = TableReader(_shaped(reader.table))
-    ascending, last, hashes = True, None, []
+    ascending, last, start = True, None, 0
+    hashes = np.empty(reader.num_rows, np.uint64)
     wrong: dict[str, str] = {}
     names = ["id", "index", "status", *(name for pair in _COUNTS for name in pair)]
     for batch in reader.batches(names):
@@ -339,15 +340,14 @@ def checked(reader: Reader) -> Reader:
         ascending &= bool(np.all(index[1:] > index[:-1]))
         ascending &= last is None or bool(index[0] > last)
         last = index[-1]
-        hashes.append(hash64(batch["id"]))
+        hashes[start : start + batch.num_rows] = hash64(batch["id"])
+        start += batch.num_rows
         for accepted, judged in _COUNTS:
             if accepted not in wrong and (text := _bad_count(batch, accepted, judged)):
                 wrong[accepted] = text
     if not ascending:
         reader = _in_order(reader)
-    joined = np.concatenate(hashes) if hashes else np.empty(0, np.uint64)
-    del hashes
-    twice = repeated(joined, lambda: (batch["id"] for batch in reader.batches(["id"])))
+    twice = repeated(hashes, lambda: (batch["id"] for batch in reader.batches(["id"])))
     if twice is not None:
         raise RapInputError(f"score table: the id {twice!r} appears twice")
     for accepted, _ in _COUNTS:

@@ -27,7 +27,6 @@ from .completions import ReadCompletions
 from .files import write_atomic
 from .match import as_samples, bare_rows, described_again, find, match, reopen
 from .reader import Lazily, Without
-from .readings import mask_of_rows
 from .scores import PAPER_LAMBDA_C, TO_MATCH, diagnose, write_saved
 from .table import VOLATILE_COLUMNS
 from .text import flat, taken
@@ -123,7 +122,7 @@ class Selected:
     @cached_property
     def kept(self) -> np.ndarray:
         """bool [n]: which rows of ``table`` are kept."""
-        return mask_of_rows(self.reader, "reason", KEPT)
+        return self.reader.mask("reason", KEPT)
 
     @cached_property
     def indices(self) -> np.ndarray:

@@ -84,14 +84,15 @@ def given(lambda_a: float) -> Limit:
 
 def calibrated(log_psi: np.ndarray) -> Limit:
     """The limit that these finite log psi suggest: ``fence``; none for fewer than
-    ``CALIBRATION_MIN`` of them."""
+    ``CALIBRATION_MIN`` of them. Sorts them in place."""
     if log_psi.size < CALIBRATION_MIN:
         note = (
             f"lambda_a not calibrated: {log_psi.size} samples have a psi, "
             f"{CALIBRATION_MIN} are needed; no sample is dropped for its attention"
         )
         return Limit(None, "too few to calibrate", [note])
-    return Limit(fence(log_psi), "calibrated: upper Tukey fence of log psi below a gap")
+    log_psi.sort()
+    return Limit(_fence(log_psi), "calibrated: upper Tukey fence of log psi below a gap")
 
 
 def fence(log_psi: np.ndarray) -> float:
@@ -102,7 +103,10 @@ def fence(log_psi: np.ndarray) -> float:
     all lies beyond them as soon as they are a quarter, and then drops none. Without a gap
     it is Tukey's: a skewed tail or two close modes are no sign of such samples.
     """
-    ordered = np.sort(log_psi)
+    return _fence(np.sort(log_psi))
+
+
+def _fence(ordered: np.ndarray) -> float:
     half = ordered.size // 2
     widest, step = _widest_step(ordered[half:])
     q1, q3 = _quartiles(ordered[: half + widest + 1])

@@ -44,7 +44,12 @@ class ChosenReader(Reader):
         there = [name for name in names if name not in FOUND]
         computed = [name for name in names if name in FOUND and name != "reason"]
         more = EVIDENCE_COLUMNS if computed else ()
-        read = list(dict.fromkeys([*there, *more])) or ["status"]
+        read = list(dict.fromkeys([*there, *more]))
+        if not read:
+            for at in range(0, self.num_rows, size):
+                reason = pa.array(self.reason[at : at + size])
+                yield pa.table({"reason": self.reasons.take(reason)})
+            return
         start = 0
         for batch in self.scores.batches(read, size):
             reason = pa.array(self.reason[start : start + batch.num_rows])
@@ -56,6 +61,11 @@ class ChosenReader(Reader):
             yield pa.table(
                 [batch[n] if c is None else c for n, c in found.items()], names=names
             )
+
+    def mask(self, name: str, values: Sequence[str]) -> np.ndarray:
+        if name != "reason":
+            return super().mask(name, values)
+        return np.isin(self.reasons.to_pylist(), values)[self.reason]
 
     def _computed(self, batch: pa.Table) -> dict[str, pa.Array]:
         evidence = self.reading.evidence(batch)
