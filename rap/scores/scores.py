@@ -347,6 +347,7 @@ def checked(reader: Reader) -> Reader:
                 wrong[accepted] = text
     if not ascending:
         reader = _in_order(reader)
+    pa.default_memory_pool().release_unused()
     twice = repeated(hashes, lambda: (batch["id"] for batch in reader.batches(["id"])))
     if twice is not None:
         raise RapInputError(f"score table: the id {twice!r} appears twice")

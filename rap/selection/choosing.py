@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 
 from ..config import ChooseConfig, ChooseOptions
 from ..errors import RapInputError
+from ..scores.columns import look_up
 from ..scores.evidence import Kind
 from ..scores.scores import Scores
 from ..scores.selected import REASONS
@@ -290,7 +291,7 @@ def _reasons(judged: Judged, picked: Sequence[Picked]) -> tuple[np.ndarray, list
         codes = [np.int8(_CODES.index(name)) for name in tests]
         return np.select(list(tests.values()), codes, np.int8(-1))
 
-    code = codes_of(np.arange(256, dtype=np.uint8))[judged.flags]
+    code = look_up(codes_of(np.arange(256, dtype=np.uint8)), judged.flags)
     for one in picked:
         code[one.cognitive] = _CODES.index("kept_cognitive")
         code[one.replacement] = _CODES.index("kept_replacement")

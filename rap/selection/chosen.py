@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pyarrow as pa
 
-from ..scores.columns import nullable
+from ..scores.columns import look_up, nullable
 from ..scores.reader import Reader
 from ..scores.readings import EVIDENCE_COLUMNS
 from .judged import Reading
@@ -65,7 +65,7 @@ class ChosenReader(Reader):
     def mask(self, name: str, values: Sequence[str]) -> np.ndarray:
         if name != "reason":
             return super().mask(name, values)
-        return np.isin(self.reasons.to_pylist(), values)[self.reason]
+        return look_up(np.isin(self.reasons.to_pylist(), values), self.reason)
 
     def _computed(self, batch: pa.Table) -> dict[str, pa.Array]:
         evidence = self.reading.evidence(batch)

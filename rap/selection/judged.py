@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..config import ChooseConfig
-from ..scores.columns import as_fraction
+from ..scores.columns import as_fraction, look_up
 from ..scores.evidence import Evidence, Kind, probability, read_evidence
 from ..scores.reader import Reader
 from ..scores.readings import EVIDENCE_COLUMNS, batch_size, kind_of_rows
@@ -77,7 +77,7 @@ class Judged:
 
     def where(self, test: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         """bool [n]: rows whose flags pass; ``test`` is asked of all 256 bytes."""
-        return test(np.arange(256, dtype=np.uint8))[self.flags]
+        return look_up(test(np.arange(256, dtype=np.uint8)), self.flags)
 
 
 def reading_of(reader: Reader, config: ChooseConfig) -> Reading:
@@ -124,6 +124,7 @@ def judge(reader: Reader, reading: Reading, rule: Rule) -> Judged:
         found.drawn += pc.sum(batch["n_drawn"]).as_py() or 0
         found.cut += pc.sum(batch["n_cut"]).as_py() or 0
     found.bad = pa.chunked_array([c.dictionary_encode() for c in bad] or [_NO_CODES])
+    pa.default_memory_pool().release_unused()
     return found
 
 
