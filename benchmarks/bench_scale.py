@@ -205,7 +205,7 @@ Written by `python -m benchmarks.bench_scale`; what is measured is in its docstr
 keep the same rows. Seconds are medians of {repeats}, taken in turn; **the machine
 ({cores} cores) was shared with other work**, so compare within a size, not across.
 `load` is ours alone: SHA-256 over the file, ids looked through for doubles, counts
-checked. CPU seconds are of all threads, of both steps. Peak memory is that of the whole
+checked. CPU seconds are of all threads, imports included. Peak memory is that of the whole
 process, imports included.
 
 | rows | by | load, s | choose, s | CPU s, both | rows a second | peak MiB | bytes a row |
