@@ -18,7 +18,7 @@ from rap.errors import RapInputError
 from rap.samples.images import decode
 from rap.samples.sample import BadSample
 from rap.samples.sampleset import open_samples
-from rap.samples.sources import split_of
+from rap.samples.splits import split_of
 
 
 def png(**options: object) -> bytes:

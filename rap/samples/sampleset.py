@@ -30,6 +30,7 @@ import pyarrow as pa
 
 from ..errors import RapInputError
 from .answers import read_answer
+from .opening import open_rows
 from .parsing import cell, counted_from, detect_columns, kind_of, parse_row, scalar_text
 from .sample import Bad, BadSample, Sample
 from .sources import (
@@ -37,7 +38,6 @@ from .sources import (
     DatasetRows,
     Rows,
     datasets_library,
-    open_rows,
     union_of_keys,
 )
 
