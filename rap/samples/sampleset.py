@@ -252,7 +252,7 @@ class SampleSet(Sequence["Sample | Bad"]):
         its row and does not make the whole data set another one.
         """
         roles = ["question", "answer", "choices", *(["source"] if source else [])]
-        if self.columns["images"] not in self._rows.image_columns:
+        if not self._rows.image_columns.issuperset(self._outer("images")):
             roles.append("images")
         there = set(self._rows.columns) - set(self._rows.image_columns)
         names = sorted(there.intersection(more))
@@ -365,7 +365,7 @@ def open_samples(
     except RapInputError as error:
         raise RapInputError(f"{rows.kind}: {error}") from None
     if isinstance(rows, (ArrowRows, DatasetRows)):
-        rows.leave_out(rows.image_columns - {found["images"] or ""})
+        rows.leave_out(rows.image_columns - set(outer_columns(rows, [found["images"]])))
     counted = _counted(rows, found, columns or {})
     real = None if folder is None else os.path.realpath(folder)
     samples = SampleSet(rows, found, real, counted)
