@@ -52,12 +52,40 @@ def open_rows(source: object) -> tuple[Rows, Path | None]:
                 f"{name}: rows must be reachable by number; load it without streaming"
             )
         return DatasetRows(source), None
-    if isinstance(source, Sequence) and not isinstance(source, (bytes, bytearray)):
-        return ListRows(source), None
+    rows = _rows_in_memory(source)
+    if rows is not None:
+        return rows, None
     raise RapInputError(
         f"data set is {name}; expected a datasets.Dataset, a list of dicts, or the path of "
         "a JSONL file, a Parquet file or a folder saved with save_to_disk"
     )
+
+
+def _rows_in_memory(source: Any) -> Rows | None:
+    """A list of dicts, a dict of columns, a table of pandas or Polars, or whatever gives
+    dicts by number; None for anything else."""
+    module, name = type(source).__module__.partition(".")[0], type(source).__name__
+    if name == "DataFrame" and module == "pandas":
+        rows = source.astype(object).where(source.notna(), None).to_dict("records")
+        return ListRows(rows, "pandas.DataFrame")
+    if name == "DataFrame" and module == "polars":
+        return ListRows(source.to_dicts(), "polars.DataFrame")
+    if isinstance(source, Mapping):
+        columns = list(source.values())
+        if not columns or not all(isinstance(x, (list, tuple)) for x in columns):
+            return None
+        if len({len(x) for x in columns}) > 1:
+            raise RapInputError(
+                "data set is a dict of columns of different lengths: "
+                + ", ".join(f"{key} {len(x)}" for key, x in source.items())
+            )
+        parts = zip(*columns, strict=True)
+        return ListRows([dict(zip(source, part, strict=True)) for part in parts])
+    if isinstance(source, (str, bytes, bytearray, type)):
+        return None
+    if hasattr(source, "__getitem__") and hasattr(source, "__len__"):
+        return ListRows(source, "list of dicts" if isinstance(source, Sequence) else name)
+    return None
 
 
 def _open_path(path: Path) -> tuple[Rows, Path]:

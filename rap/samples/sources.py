@@ -84,11 +84,12 @@ def _row_or_bad(rows: Any, index: int) -> Mapping[str, Any] | BadSample:
 
 
 class ListRows(_Plain):
-    """A list of dicts, as handed in."""
+    """A list of dicts, as handed in, or anything that gives them by number."""
 
     def __init__(self, rows: Sequence[Any], kind: str = "list of dicts") -> None:
         self._rows, self.kind = rows, kind
-        self.columns = union_of_keys(r for r in rows if isinstance(r, Mapping))
+        each = (rows[i] for i in range(len(rows)))  # not all of them end an iteration
+        self.columns = union_of_keys(r for r in each if isinstance(r, Mapping))
 
     def __len__(self) -> int:
         return len(self._rows)
