@@ -279,10 +279,7 @@ def test_tsv_with_large_images_in_base64(folder):
     assert len(large) > 3_000_000
     text = "index\tquestion\tA\tB\tanswer\timage\n"
     text += f"0\tWhich?\tred\tblue\tB\t{large}\n1\tWhich?\tred\tblue\tA\t{large}\n"
-    for name, data in (
-        ("d.tsv", text.encode()),
-        ("d.tsv.gz", gzip.compress(text.encode())),
-    ):
+    for name, pack in (("d.tsv", bytes), ("d.tsv.gz", gzip.compress)):
         (folder / name).write_bytes(pack(text.encode()))
         first, second = open_samples(folder / name)
         assert (first.answer, second.answer) == ("B", "A")
