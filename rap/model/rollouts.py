@@ -132,9 +132,7 @@ def generate(
             state, places = decode.prompts(driver, distinct, seen)
             place = dict(zip(map(id, distinct), places, strict=True))
             which = [place[id(prepared)] for prepared in rows]
-            sampler = _sampler(
-                driver, state.mask[which], row_seeds, sampling, ends, greedy
-            )
+            sampler = _sampler(driver, state.mask[which], row_seeds, sampling, ends, greedy)
             tokens, logp, finite = decode.complete(
                 driver, state, which, sampler, ends, sampling.max_new_tokens
             )
@@ -169,9 +167,7 @@ def _generated(
     model = driver.model
     inputs = driver.collate(rows, padding_side="left")
     n_prompt = inputs["input_ids"].shape[1]
-    sampler = _sampler(
-        driver, inputs["attention_mask"], row_seeds, sampling, ends, greedy
-    )
+    sampler = _sampler(driver, inputs["attention_mask"], row_seeds, sampling, ends, greedy)
     settings = GenerationConfig(
         do_sample=False,
         num_beams=1,
