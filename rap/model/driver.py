@@ -31,6 +31,7 @@ from ..errors import RapModelError, first_line
 from ..samples.choices import prompt_text
 from ..samples.prompts import chat
 from ..samples.sample import BadSample, Sample
+from ..stopwatch import IDLE, Stopwatch
 from .batching import Prepared, Trace, collate, cut
 from .capture import (
     Capture,
@@ -41,6 +42,7 @@ from .capture import (
     require_attention,
     unsupported,
 )
+from .counts import Counts
 from .head import Head
 from .identity import processor_sha256, weights_sha256
 from .probe import ModelDescription, check_attention, check_head, describe
@@ -96,6 +98,8 @@ class ModelDriver:
             sorted(special_ids(processor, self.image_token_id)), dtype=torch.int64
         )
         self._placeholders = placeholder_texts(processor, self.image_token_id)
+        self.counts = Counts()
+        self.watch: Stopwatch = IDLE
         self._lock = threading.RLock()
         self._parts: Parts | None = None
         self._head: Head | None = None
@@ -224,12 +228,13 @@ class ModelDriver:
         are filled up with zeros at the end. Floating-point inputs take the model's dtype.
         """
         pad_id = pad_token_id(self.tokenizer, self.image_token_id)
-        out = collate(batch, pad_id, padding_side)
         device, dtype = input_device(self.model), input_dtype(self.model)
-        return {
-            name: x.to(device, dtype if x.is_floating_point() else None)
-            for name, x in out.items()
-        }
+        with self.watch.span("copy"):
+            out = collate(batch, pad_id, padding_side)
+            return {
+                name: x.to(device, dtype if x.is_floating_point() else None)
+                for name, x in out.items()
+            }
 
     # -- the model
 
