@@ -187,7 +187,8 @@ def test_one_position_reaches_the_head(name):
     finally:
         hook.remove()
     vocabulary = driver.head.weight.shape[0]
-    assert shapes == [(1, 1, vocabulary), (3, 1, vocabulary)]  # the probe, the batch
+    probe = (1, 1, vocabulary)  # with pixels, and with features of its image
+    assert shapes == [probe, probe, (3, 1, vocabulary)]
 
 
 def test_the_last_layer_is_known_by_identity():
@@ -338,6 +339,8 @@ def test_with_response_is_prepare_with_a_response(driver):
         x, y = getattr(a, field.name), getattr(b, field.name)
         if field.name == "inputs":
             assert x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x)
+        elif field.name == "shared":  # what the model makes of the images, and the prompt
+            assert x is without.shared and x is not y
         else:
             assert torch.equal(torch.as_tensor(x), torch.as_tensor(y))
     empty = driver.trace([without, b])[0]

@@ -116,7 +116,7 @@ def inspect(driver: ModelDriver) -> Check:
     assert trace.q is not None and trace.k is not None  # trace was asked for attention
     return Check(
         **facts(driver),
-        decoder=type(driver._model_parts().decoder).__name__,
+        decoder=type(driver.parts.decoder).__name__,
         query_heads=trace.q.shape[0],
         key_heads=trace.k.shape[0],
         head_dim=trace.q.shape[-1],
