@@ -19,6 +19,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,21 @@ import torch
 
 import rap
 from benchmarks import scoring_estimate, scoring_rivals
-from benchmarks.common import Row, check, compare, optional, row, shape_of, table
+from benchmarks.common import (
+    Row,
+    WrongResult,
+    check,
+    compare,
+    optional,
+    row,
+    shape_of,
+    table,
+)
+from benchmarks.scoring_rivals import images_of
 from rap import reference
 from rap.config import EVIDENCE, Sampling, ScoreConfig
+from rap.model.counts import Counts
+from rap.samples.sampleset import open_samples
 from rap.scores.profile import Profile
 
 RESPONSE = 256  # tokens
@@ -213,9 +226,9 @@ def padding(model: Any, processor: Any, n: int | None) -> list[Row]:
         if not path.is_file():
             print(f"left out: {name}: {path} is not there", flush=True)
             continue
-        data = rap.samples.sampleset.open_samples(path)
+        data = open_samples(path)
         if n is not None:
-            data = rap.samples.sampleset.open_samples(data.take(range(n)), root=path.parent)
+            data = open_samples(data.take(range(n)), root=path.parent)
         measured, _ = profiled(model, processor, data, evidence="answer")
         value = measured.ratios()["padded_tokens"]
         assert value is not None
@@ -226,12 +239,23 @@ def padding(model: Any, processor: Any, n: int | None) -> list[Row]:
 # ---- times -------------------------------------------------------------------------------
 
 
-def scored_by_us(driver: Any, samples: Any, config: ScoreConfig, checker: Any) -> int:
-    """Everything `rap.score` does with these samples but for the store; completions."""
+def made_driver(model: Any, processor: Any, config: ScoreConfig) -> Any:
+    """A driver that has checked the model."""
+    from rap.model.driver import ModelDriver
+
+    driver = ModelDriver(model, processor, config)
+    driver.check()
+    return driver
+
+
+def score_samples(driver: Any, samples: Any, checker: Any) -> int:
+    """Everything `rap.score` does with these samples but for the store and the worker
+    threads; the number of completions."""
     from rap.scoring.filling import score_batch
     from rap.scoring.prepare import prepare_job
     from rap.scoring.scorer import Scorer
 
+    config = driver.config
     scorer, done, size = Scorer(driver, config, checker, True), 0, config.batch_size
     for start in range(0, len(samples), size):
         rows = range(start, min(start + size, len(samples)))
@@ -245,7 +269,7 @@ def check_completions(driver: Any, plain: scoring_rivals.Plain, samples: Any) ->
     """The log-probabilities of sampled tokens, against the model's plain forward."""
     from rap.model.rollouts import generate
 
-    prompts = [driver.prepare(s, rap.samples.sampleset.load_images(s)[0]) for s in samples]
+    prompts = [driver.prepare(s, images_of(s, plain.config)) for s in samples]
     seeds = [[10 * i, 10 * i + 1] for i in range(len(prompts))]
     drawn = generate(driver, prompts, seeds, plain.config.sampling)
     ends = plain.model.generation_config.eos_token_id
@@ -261,41 +285,45 @@ def check_completions(driver: Any, plain: scoring_rivals.Plain, samples: Any) ->
             check("scoring: log p of a completion", completion.logp, float(truth), 1e-4)
 
 
+def check_before(driver: Any, before: Any, evidence: str, n: int) -> None:
+    """That the driver of a64b6dc is what it is called, and that ours is not: by the counts
+    of one run of ``n`` samples each."""
+    # logits: sampling, response, answer; rollouts: M completions (psi is read for some)
+    least = 3 * n if evidence == "logits" else M * n
+    if not (driver.counts.images_encoded == n and before.counts.images_encoded >= least):
+        raise WrongResult(f"scoring: {driver.counts} against {before.counts}")
+
+
 def against_rivals(model: Any, processor: Any, n: int, budget: float) -> list[Row]:
+    """Samples a second, against the driver of a64b6dc and against plain scripts."""
     from rap.demo.world import draw, rows
-    from rap.model.driver import ModelDriver
     from rap.rewards.checker import make_checker
-    from rap.samples.sampleset import open_samples
 
     samples = open_samples(rows(draw(n, seed=12)))
-    sampling = Sampling(max_new_tokens=32)
+    listed = [samples[i] for i in range(n)]
+    scripts = {
+        "logits": {"plain: separate forwards": scoring_rivals.separate_forwards},
+        "rollouts": {
+            "plain: prompts repeated": scoring_rivals.expanded_prompts,
+            "plain: num_return_sequences": scoring_rivals.returned_sequences,
+        },
+    }
     found = []
     with make_checker(None) as checker:
-        for evidence, asked, rivals in (
-            ("logits", 2.0, {"driver of a64b6dc": scoring_rivals.todays_logits}),
-            (
-                "rollouts",
-                2.0,
-                {
-                    "driver of a64b6dc": scoring_rivals.todays_rollouts,
-                    "completions by generate": scoring_rivals.completions,
-                },
-            ),
-        ):
-            config = ScoreConfig(evidence=evidence, sampling=sampling)
-            driver = ModelDriver(model, processor, config)
-            driver.check()
+        for evidence, plain_scripts in scripts.items():
+            config = ScoreConfig(evidence=evidence, sampling=Sampling(max_new_tokens=32))
+            driver = made_driver(model, processor, config)
+            before = scoring_rivals.as_before(made_driver(model, processor, config))
             plain = scoring_rivals.Plain(model, processor, config)
-            check_completions(driver, plain, [samples[0], samples[1]])
-            for name, rival in rivals.items():
-
-                def ours(driver: Any = driver, config: ScoreConfig = config) -> int:
-                    return scored_by_us(driver, samples, config, checker)
-
-                def theirs(plain: Any = plain, rival: Any = rival) -> int:
-                    return rival(plain, [samples[i] for i in range(len(samples))])
-
-                check("scoring: completions", ours(), theirs(), 0.0)
+            check_completions(driver, plain, listed[:2])
+            rivals = {"driver of a64b6dc": partial(score_samples, before, samples, checker)}
+            for name, script in plain_scripts.items():
+                rivals[name] = partial(script, plain, listed)
+            ours = partial(score_samples, driver, samples, checker)
+            driver.counts, before.counts = Counts(), Counts()
+            check("scoring: completions", ours(), rivals["driver of a64b6dc"](), 0.0)
+            check_before(driver, before, evidence, n)
+            for name, theirs in rivals.items():
                 found.append(
                     compare(
                         "scoring",
@@ -306,7 +334,7 @@ def against_rivals(model: Any, processor: Any, n: int, budget: float) -> list[Ro
                         theirs,
                         budget=budget,
                         memory=False,
-                        asked=asked if name.startswith("driver") else None,
+                        asked=2.0 if name.startswith("driver") else None,
                     )
                 )
     return found

@@ -1,10 +1,15 @@
-"""What scoring is measured against: plain scripts with transformers, a batch at a time.
+"""What scoring is measured against.
 
-``todays_logits`` and ``todays_rollouts`` do what this project's driver did at commit
-a64b6dc: a prompt is repeated for each of its M completions, and every forward encodes the
-image and reads the prompt again. ``completions`` is the script that a user would write:
-``generate`` with ``num_return_sequences``. None of them grades, computes a divergence or
-reads attention; that is to their advantage.
+``as_before`` is this project's own driver as it was at commit a64b6dc: ``model.generate``
+on prompts that are repeated for each of their M completions, and separate forwards that
+encode the image and read the prompt again. It is the way that the driver still takes with
+models that cannot share them; all else (grading, kernels, sampling) is the same.
+
+The others are plain scripts with transformers, a batch at a time: ``separate_forwards`` and
+``expanded_prompts`` the same work written plainly, ``returned_sequences`` what a user would
+write, ``generate`` with ``num_return_sequences``. None of these grades, computes a
+divergence, reads attention or makes its sampling independent of the batch: they draw and
+read, no more.
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ import torch
 from PIL import Image
 
 from rap.config import ScoreConfig
+from rap.model.driver import ModelDriver
 from rap.samples.choices import prompt_text
 from rap.samples.prompts import chat
 from rap.samples.sample import Sample
@@ -72,11 +78,22 @@ def batches(samples: Sequence[Sample], config: ScoreConfig) -> list[Sequence[Sam
     return [samples[i : i + size] for i in range(0, len(samples), size)]
 
 
-def todays_logits(plain: Plain, samples: Sequence[Sample]) -> int:
+def as_before(driver: ModelDriver) -> ModelDriver:
+    """The driver, told that its model can share neither images nor prompts."""
+    driver._pixels = driver._unshared = "as at commit a64b6dc"
+    return driver
+
+
+def images_of(sample: Sample, config: ScoreConfig) -> list[Image.Image]:
+    """Decoded, RGB."""
+    return load_images(sample, max_pixels=config.max_image_pixels)[0]
+
+
+def separate_forwards(plain: Plain, samples: Sequence[Sample]) -> int:
     """A greedy completion, and three forwards; the number of completions."""
     done = 0
     for batch in batches(samples, plain.config):
-        images = [load_images(s)[0] for s in batch]
+        images = [images_of(s, plain.config) for s in batch]
         with_image = [plain.prompt(s, 1) for s in batch]
         said = plain.generate(plain.inputs(with_image, images, "left"), greedy=True)
         image = [p + c for p, c in zip(with_image, said, strict=True)]
@@ -90,11 +107,11 @@ def todays_logits(plain: Plain, samples: Sequence[Sample]) -> int:
     return done
 
 
-def todays_rollouts(plain: Plain, samples: Sequence[Sample]) -> int:
+def expanded_prompts(plain: Plain, samples: Sequence[Sample]) -> int:
     """M1 + M0 completions, a row of the batch each; the number of completions."""
     m1, m0, done = plain.config.m1, plain.config.m0, 0
     for batch in batches(samples, plain.config):
-        images = [images for s in batch for images in [load_images(s)[0]] * m1]
+        images = [images for s in batch for images in [images_of(s, plain.config)] * m1]
         with_image = [p for s in batch for p in [plain.prompt(s, 1)] * m1]
         blind = [p for s in batch for p in [plain.prompt(s, 0)] * m0]
         done += len(plain.generate(plain.inputs(with_image, images, "left"), greedy=False))
@@ -102,11 +119,11 @@ def todays_rollouts(plain: Plain, samples: Sequence[Sample]) -> int:
     return done
 
 
-def completions(plain: Plain, samples: Sequence[Sample]) -> int:
+def returned_sequences(plain: Plain, samples: Sequence[Sample]) -> int:
     """The same number of completions, with ``num_return_sequences``."""
     m1, m0, done = plain.config.m1, plain.config.m0, 0
     for batch in batches(samples, plain.config):
-        images = [load_images(s)[0] for s in batch]
+        images = [images_of(s, plain.config) for s in batch]
         with_image = plain.inputs([plain.prompt(s, 1) for s in batch], images, "left")
         blind = plain.inputs([plain.prompt(s, 0) for s in batch], None, "left")
         done += len(plain.generate(with_image, greedy=False, n=m1))
