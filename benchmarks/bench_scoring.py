@@ -193,7 +193,7 @@ def profiled(model: Any, processor: Any, data: Any, **options: Any) -> tuple[Pro
 
 def gate(what: str, shape: str, value: float, asked: float) -> Row:
     """A count that must not be larger than ``asked``."""
-    return row("scoring", what, shape, "", "", value, None, asked=asked, at_most=True)
+    return row("scoring", what, shape, "", "x", value, None, asked=asked, at_most=True)
 
 
 def counts(model: Any, processor: Any, n: int) -> list[Row]:

@@ -142,8 +142,8 @@ def test_pieces_measure_something_and_are_shown(tmp_path, monkeypatch, capsys):
         bench_scoring, "wide_model", lambda *a, f=bench_scoring.wide_model: f(128, 1, 1003)
     )
     for name in ("counts", "padding"):
-        few = lambda m, p, n, f=getattr(bench_scoring, name): f(m, p, 4)  # noqa: E731
-        monkeypatch.setattr(bench_scoring, name, few)
+        whole = getattr(bench_scoring, name)
+        monkeypatch.setattr(bench_scoring, name, lambda m, p, n, f=whole: f(m, p, 4))
     monkeypatch.setattr(
         bench_scoring,
         "against_rivals",
@@ -168,7 +168,7 @@ def test_pieces_measure_something_and_are_shown(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "table.md").is_file()
     said = (tmp_path / "scoring.md").read_text()
     assert (
-        "| images encoded a sample | evidence=logits N=4 | - | 1  | <= 1  | met |" in said
+        "| images encoded a sample | evidence=logits N=4 | - | 1 x | <= 1 x | met" in said
     )
     assert "| scoring samples: rollouts | N=2 batch=8 | driver of a64b6dc | 2x |" in said
     assert "estimated, not measured" in said
