@@ -35,6 +35,8 @@ ORDERS: tuple[str, ...] = get_args(OrderName)
 
 DEFAULT_BUDGET = 0.09
 """Share that is kept where no budget is given (the paper keeps 9.3 % of its data)."""
+DEFAULT_BATCH = 8
+"""Samples a batch where neither their number nor their tokens are limited."""
 MAX_IMAGE_PIXELS = 50_000_000
 """Width times height of an image, at most: a larger one is not decoded."""
 PROMPT_TEMPLATE = "{question}{choices}"
@@ -163,8 +165,18 @@ class ScoreConfig:
         default=None,
         none="always both",
     )
-    batch_size: Annotated[int, Ge(1)] = setting(
-        "Samples a forward pass. Changes no decision.", default=8, speed=True
+    batch_size: Annotated[int, Ge(1)] | None = setting(
+        "Samples a batch, at most. Changes no decision.",
+        default=None,
+        speed=True,
+        none="as many as batch_tokens allows",
+    )
+    batch_tokens: Annotated[int, Ge(1)] | None = setting(
+        "Tokens a forward pass, padding included, and prompt tokens a batch of samples. "
+        "Samples of like length share a forward. Changes no decision.",
+        default=8192,
+        speed=True,
+        none="batch_size decides alone, 8 if it is not given",
     )
     workers: Annotated[int, Ge(0)] = setting(
         "Threads that decode and preprocess images ahead of the model.",
@@ -201,6 +213,14 @@ class ScoreConfig:
         speed=True,
     )
 
+    def batch_is_full(self, samples: int, tokens: int) -> bool:
+        """Whether a batch of so many samples and prompt tokens is to be scored."""
+        most = self.batch_size
+        if most is None and self.batch_tokens is None:
+            most = DEFAULT_BATCH
+        full = self.batch_tokens is not None and tokens >= self.batch_tokens
+        return full or (most is not None and samples >= most)
+
     def fingerprint(self) -> dict[str, object]:
         """The fields that change a score; those that only change speed are left out."""
         speed = {f.name for f in dataclasses.fields(self) if f.metadata["speed"]}
@@ -222,7 +242,8 @@ class ScoreOptions(TypedDict, total=False):
     answer_prefix: str
     seed: int
     screen_lambda_c: float | None
-    batch_size: int
+    batch_size: int | None
+    batch_tokens: int | None
     workers: int
     prefetch: int
     shard_size: int

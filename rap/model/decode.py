@@ -19,9 +19,10 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.functional import pad
 
 from ..errors import RapError, first_line
-from .batching import Prepared, Trace
+from .batching import Prepared, Trace, by_length
 from .capture import Capture, UnsupportedModelError, capturing, keep_hidden, unchanged
 from .probe import close
 from .weights import input_device, is_fsdp2
@@ -139,15 +140,44 @@ def prefill(
         hidden=seen.hidden[:, -1],
         logits=output.logits[:, -1].float(),
     )
-    for row, prepared in enumerate(batch):
-        prepared.shared.prompt = (state, row)
     return state
+
+
+def merged(states: Sequence[Prefilled]) -> Prefilled:
+    """Left-padded batches as one, whose layers are all `Prefilled.whole`."""
+    if len(states) == 1:
+        return states[0]
+    width = max(state.mask.shape[1] for state in states)
+
+    def joined(name: str) -> torch.Tensor:
+        tensors = [getattr(state, name) for state in states]
+        return torch.cat([pad(x, (width - x.shape[1], 0)) for x in tensors])
+
+    cache = fork(states[0].cache, range(len(states[0].ids)), len(states[0].ids))
+    for layer, *others in zip(
+        cache.layers, *(state.cache.layers for state in states[1:]), strict=True
+    ):
+        for name in ("keys", "values"):
+            parts = [getattr(x, name) for x in (layer, *others)]
+            grown = [pad(x, (0, 0, width - x.shape[2], 0)) for x in parts]
+            setattr(layer, name, torch.cat(grown))
+    logits = [state.logits for state in states if state.logits is not None]
+    return Prefilled(
+        cache=cache,
+        mask=joined("mask"),
+        input_ids=joined("input_ids"),
+        ids=[ids for state in states for ids in state.ids],
+        following=torch.cat([state.following for state in states]),
+        hidden=torch.cat([state.hidden for state in states]),
+        logits=torch.cat(logits),
+    )
 
 
 def prompts(
     driver: ModelDriver, batch: Sequence[Prepared], seen: SimpleNamespace
 ) -> tuple[Prefilled, list[int]]:
-    """The prompts of a batch and their rows: read already, or read now."""
+    """The prompts of a batch and their rows: read already, or read now, those of like
+    length together."""
     found = [place_of(prepared) for prepared in batch]
     states = {id(f[0]) if f is not None else None for f in found}
     first = found[0]
@@ -155,7 +185,13 @@ def prompts(
         lengths = [len(state.ids[row]) for state, row in (f for f in found if f)]
         if lengths == [len(prepared) for prepared in batch]:
             return first[0], [f[1] for f in found if f]
-    return prefill(driver, batch, seen), list(range(len(batch)))
+    most = driver.config.batch_tokens if driver.merges else None
+    parts = by_length([len(prepared) for prepared in batch], most)
+    state = merged([prefill(driver, [batch[i] for i in part], seen) for part in parts])
+    rows = {i: row for row, i in enumerate(i for part in parts for i in part)}
+    for i, prepared in enumerate(batch):
+        prepared.shared.prompt = (state, rows[i])
+    return state, [rows[i] for i in range(len(batch))]
 
 
 def complete(
@@ -394,6 +430,7 @@ def _compare(driver: ModelDriver, probe: Prepared) -> str:
         plain = driver.call(driver.inputs([probe], "right"), use_cache=False)
         theirs, hidden = plain.logits[0, -1], seen.hidden[0, -1]
         state = prefill(driver, [short, probe], seen)
+        driver.merges = state.whole
         assert state.logits is not None
         rows = [0]
         cache = fork(state.cache, rows, 2)

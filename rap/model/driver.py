@@ -39,6 +39,7 @@ from .batching import (
     Prepared,
     Shared,
     Trace,
+    by_length,
     collate,
     collate_images,
     collate_tokens,
@@ -113,6 +114,9 @@ class ModelDriver:
         self.lock = threading.RLock()
         self.counts = Counts()
         self.watch: Stopwatch = IDLE
+        self.merges = False
+        """Whether prompts that were read in several batches can be one: found out by
+        ``unshared``."""
         self._unshared: str | None = None
         self._pixels: str | None = None
         self._parts: Parts | None = None
@@ -396,7 +400,9 @@ class ModelDriver:
         attention: bool = True,
         padding_side: str = "right",
     ) -> list[Trace]:
-        """One padded forward without gradients, sample by sample.
+        """Padded forwards without gradients, sample by sample: one, or several of samples
+        of like length where ``batch_tokens`` is set. What goes on from a prompt that was
+        read already is read from there.
 
         attention: keep q and k of the last decoder layer. padding_side: on the right no
         token's position changes, so nothing has to be told to the model; the left is for
@@ -413,39 +419,41 @@ class ModelDriver:
             self.check()
         traces: list[Trace | None] = [None] * len(batch)
         if padding_side == "right":
-            for state, going in self._continued(batch):
-                rows = [place[1] for _, place in going]
-                parts = [batch[i] for i, _ in going]
-                try:
-                    found = decode.resume(self, state, rows, parts, attention=attention)
-                except decode.NotShared as error:
-                    log.info("a prompt is read again: %s", error)
-                    continue
-                for (i, _), trace in zip(going, found, strict=True):
-                    traces[i] = trace
+            self._resume(batch, traces, attention)
         rest = [i for i, trace in enumerate(traces) if trace is None]
-        if rest:
-            whole = [batch[i] for i in rest]
-            for i, trace in zip(
-                rest, self._whole(whole, attention, padding_side), strict=True
-            ):
+        most = self.config.batch_tokens
+        for part in by_length([len(batch[i]) for i in rest], most):
+            which = [rest[j] for j in part]
+            found = self._whole([batch[i] for i in which], attention, padding_side)
+            for i, trace in zip(which, found, strict=True):
                 traces[i] = trace
         return [trace for trace in traces if trace is not None]
 
-    def _continued(
-        self, batch: Sequence[Prepared]
-    ) -> list[tuple[decode.Prefilled, list[tuple[int, tuple[decode.Prefilled, int]]]]]:
-        """Which sequences of a batch go on from prompts read before, by the batch that
-        these were read in."""
-        groups: dict[int, list[tuple[int, tuple[decode.Prefilled, int]]]] = {}
+    def _resume(
+        self, batch: Sequence[Prepared], traces: list[Trace | None], attention: bool
+    ) -> None:
+        """Fill in the traces of those that go on from a prompt that was read before."""
+        groups: dict[int, list[tuple[int, decode.Prefilled, int]]] = {}
         for i, prepared in enumerate(batch):
             place = decode.place_of(prepared)
             if place is None or not place[0].whole:
                 continue
-            n_read = len(place[0].ids[place[1]])
+            state, row = place
+            n_read = len(state.ids[row])
             if n_read <= prepared.n_prompt and n_read < len(prepared):
-                groups.setdefault(id(place[0]), []).append((i, place))
-        return [(going[0][1][0], going) for going in groups.values()]
+                groups.setdefault(id(state), []).append((i, state, row))
+        for going in groups.values():
+            tails = [len(batch[i]) - len(state.ids[row]) for i, state, row in going]
+            for part in by_length(tails, self.config.batch_tokens):
+                which, state = [going[j] for j in part], going[0][1]
+                rows, given = [row for *_, row in which], [batch[i] for i, *_ in which]
+                try:
+                    found = decode.resume(self, state, rows, given, attention=attention)
+                except decode.NotShared as error:
+                    log.info("a prompt is read again: %s", error)
+                    continue
+                for (i, *_), trace in zip(which, found, strict=True):
+                    traces[i] = trace
 
     def _whole(
         self, batch: Sequence[Prepared], attention: bool, padding_side: str

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
 
-from ..config import ScoreConfig
+from ..config import DEFAULT_BATCH, ScoreConfig
 from ..errors import RapError, RapInputError, RapModelError
 from ..samples.sample import Sample
 from ..samples.sampleset import SampleSet
@@ -55,6 +55,11 @@ def score_batch(scorer: Scorer, jobs: list[Job]) -> None:
         # A finished job waits for its shard: only its row may stay in memory.
         job.image = job.blind = job.answer = None
         job.sample = None  # type: ignore[assignment]
+
+
+def tokens_of(jobs: Iterable[Job]) -> int:
+    """Tokens of their prompts with the image, and of the responses they already hold."""
+    return sum(len(job.image) for job in jobs if job.image is not None)
 
 
 @dataclass(slots=True)
@@ -143,7 +148,7 @@ class Run:
             self._prepare,
             todo,
             workers=self.config.workers,
-            depth=self.config.prefetch * self.config.batch_size,
+            depth=self.config.prefetch * (self.config.batch_size or DEFAULT_BATCH),
         )
         with _Bar(len(self.samples), self.seen, progress) as bar:
             try:
@@ -209,7 +214,8 @@ class Run:
             if job.alive and not job.reused:
                 batch.append(job)
             last = len(part.jobs) == part.size
-            if len(batch) == self.config.batch_size or (batch and last):
+            full = self.config.batch_is_full(len(batch), tokens_of(batch))
+            if batch and (full or last):
                 score_batch(self.scorer, batch)
                 batch = []
             if batch:
