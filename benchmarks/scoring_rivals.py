@@ -36,6 +36,8 @@ class Plain:
     model: Any
     processor: Any
     config: ScoreConfig
+    batch: int
+    """Samples a batch."""
 
     def prompt(self, sample: Sample, images: int, prefix: str = "") -> str:
         text = prompt_text(self.config.prompt_template, sample.question, sample.choices)
@@ -73,9 +75,8 @@ class Plain:
         return self.model(**inputs, use_cache=False, logits_to_keep=logits).logits
 
 
-def batches(samples: Sequence[Sample], config: ScoreConfig) -> list[Sequence[Sample]]:
-    size = config.batch_size
-    return [samples[i : i + size] for i in range(0, len(samples), size)]
+def batches(plain: Plain, samples: Sequence[Sample]) -> list[Sequence[Sample]]:
+    return [samples[i : i + plain.batch] for i in range(0, len(samples), plain.batch)]
 
 
 def as_before(driver: ModelDriver) -> ModelDriver:
@@ -92,7 +93,7 @@ def images_of(sample: Sample, config: ScoreConfig) -> list[Image.Image]:
 def separate_forwards(plain: Plain, samples: Sequence[Sample]) -> int:
     """A greedy completion, and three forwards; the number of completions."""
     done = 0
-    for batch in batches(samples, plain.config):
+    for batch in batches(plain, samples):
         images = [images_of(s, plain.config) for s in batch]
         with_image = [plain.prompt(s, 1) for s in batch]
         said = plain.generate(plain.inputs(with_image, images, "left"), greedy=True)
@@ -110,7 +111,7 @@ def separate_forwards(plain: Plain, samples: Sequence[Sample]) -> int:
 def expanded_prompts(plain: Plain, samples: Sequence[Sample]) -> int:
     """M1 + M0 completions, a row of the batch each; the number of completions."""
     m1, m0, done = plain.config.m1, plain.config.m0, 0
-    for batch in batches(samples, plain.config):
+    for batch in batches(plain, samples):
         images = [images for s in batch for images in [images_of(s, plain.config)] * m1]
         with_image = [p for s in batch for p in [plain.prompt(s, 1)] * m1]
         blind = [p for s in batch for p in [plain.prompt(s, 0)] * m0]
@@ -122,7 +123,7 @@ def expanded_prompts(plain: Plain, samples: Sequence[Sample]) -> int:
 def returned_sequences(plain: Plain, samples: Sequence[Sample]) -> int:
     """The same number of completions, with ``num_return_sequences``."""
     m1, m0, done = plain.config.m1, plain.config.m0, 0
-    for batch in batches(samples, plain.config):
+    for batch in batches(plain, samples):
         images = [images_of(s, plain.config) for s in batch]
         with_image = plain.inputs([plain.prompt(s, 1) for s in batch], images, "left")
         blind = plain.inputs([plain.prompt(s, 0) for s in batch], None, "left")
