@@ -33,6 +33,7 @@ from ..errors import RapModelError, first_line
 from ..samples.choices import prompt_text
 from ..samples.prompts import chat
 from ..samples.sample import BadSample, Sample
+from ..stopwatch import IDLE, Stopwatch
 from . import decode, vision
 from .batching import (
     Prepared,
@@ -119,6 +120,7 @@ class ModelDriver:
         self._placeholders = placeholder_texts(processor, self.image_token_id)
         self.lock = threading.RLock()
         self.counts = Counts()
+        self.watch: Stopwatch = IDLE
         self.merges = False
         """Whether prompts that were read in several batches can be one: found out by
         ``unshared``."""
@@ -288,8 +290,8 @@ class ModelDriver:
         are filled up with zeros at the end. Floating-point inputs take the model's dtype.
         """
         pad_id = pad_token_id(self.tokenizer, self.image_token_id)
-        out = collate(batch, pad_id, padding_side)
-        return self._placed(out)
+        with self.watch.span("copy"):
+            return self._placed(collate(batch, pad_id, padding_side))
 
     def inputs(self, batch: Sequence[Prepared], padding_side: str) -> dict[str, Any]:
         """What the model takes for a batch: tokens, and the images' features in place of
@@ -300,10 +302,11 @@ class ModelDriver:
             self.counts.images_encoded += sum(p.shared.n_images for p in batch)
             return dict(self.collate(batch, padding_side=padding_side))
         pad_id = pad_token_id(self.tokenizer, self.image_token_id)
-        tokens = collate_tokens(batch, pad_id, padding_side)
-        others = collate_images(batch, without="pixel")
         more = {"mm_encoder_outputs": features} if features else {}
-        return self._placed(tokens | others) | more
+        with self.watch.span("copy"):
+            tokens = collate_tokens(batch, pad_id, padding_side)
+            others = collate_images(batch, without="pixel")
+            return self._placed(tokens | others) | more
 
     def _placed(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         device, dtype = input_device(self.model), input_dtype(self.model)
@@ -319,7 +322,8 @@ class ModelDriver:
         if self._pixels:
             return None
         try:
-            vision.encode(self.model, batch, self.counts)
+            with self.watch.span("copy"):  # the tower itself is charged to "vision"
+                vision.encode(self.model, batch, self.counts)
         except vision.NotOnce as error:
             self._take_pixels(str(error))
             return None

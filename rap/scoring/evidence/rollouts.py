@@ -108,12 +108,13 @@ def _grade(
     assert scorer.checker is not None  # evidence rollouts has one
     for number, completion in zip(numbers, drawn, strict=True):
         if completion.text.strip():
-            verdict = scorer.checker.check(
-                job.sample,
-                completion.text,
-                token_ids=completion.token_ids or (),
-                finished=completion.finish_reason != "length",
-            )
+            with scorer.watch.span("checking"):
+                verdict = scorer.checker.check(
+                    job.sample,
+                    completion.text,
+                    token_ids=completion.token_ids or (),
+                    finished=completion.finish_reason != "length",
+                )
             ok, code = verdict.correct, verdict.code
             if ok is None:
                 failures.setdefault(str(code), verdict.message or "")
