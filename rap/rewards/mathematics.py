@@ -28,7 +28,8 @@ def plain_latex(text: str) -> str:
         r"\\(?:left|right|displaystyle|rm|mathrm|,|;|!|:|quad|qquad)(?![a-zA-Z])", " ", text
     )
     text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
-    text = re.sub(r"\\[()\[\]]", "$", text).replace("\u2212", "-").replace("~", " ")
+    text = re.sub(r"\\[()\[\]]", "$", text).replace("\u2212", "-")
+    text = re.sub(r"(?<!\d)~|~(?!\s*\d)", " ", text)  # a space in LaTeX, in 5~7 a range
     text = text.replace("\u03c0", "\\pi ").replace("\u221e", "\\infty ")
     for sign, command in (("\u2264", "\\le "), ("\u2265", "\\ge "), ("\u2260", "\\ne ")):
         text = text.replace(sign, command)
@@ -48,7 +49,8 @@ def squeezed(text: str) -> str:
     text = re.sub(r"\\(?:dots|ldots|cdots)", "...", text)
     text = re.sub(r"\\cdot(?![a-zA-Z])|\\times(?![a-zA-Z])", "*", text)
     text = re.sub(r"(?<!\d)\s|\s(?!\d)", "", text.replace("$", "").strip())
-    return re.sub(r"\{(\w)\}", r"\1", text).rstrip(".")
+    text = re.sub(r"\{(\w)\}", r"\1", text).rstrip(".")
+    return re.sub(r"(?<=[A-Za-z])_(?=\w)", "", text)
 
 
 def is_formula(text: str) -> bool:
@@ -98,6 +100,8 @@ def same_formula(reference: str, final: str) -> bool:
     if squeezed(reference) == squeezed(final):
         return True
     gold, value = bracketed(reference), bracketed(final)
+    if value is None and gold is not None and gold[0] == "[" and len(gold[1]) > 2:
+        value = bracketed(f"[{final}]")  # three values are no interval
     if gold is not None or value is not None:
         return gold is not None and value is not None and _same_parts(gold, value)
     (name, right), (other, side) = split_equation(reference), split_equation(final)

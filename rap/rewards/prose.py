@@ -21,7 +21,7 @@ _LIST = re.compile(
 _COMPARED = re.compile(
     r"(?:\b(?:more|less|fewer|greater|larger|smaller|higher|lower|bigger|other|rather)\s+than"
     r"|\b(?:at least|at most|up to|under|over|below|above|between|not|isn't|aren't|n't"
-    r"|never|wrong|instead of)|不是|不到|超过|大于|小于|至少|[<>\u2264\u2265])"
+    r"|never|wrong|instead of|from)|不是|不到|超过|大于|小于|至少|[<>\u2264\u2265])"
     r"\s*(?:be\s+|exactly\s+|equal to\s+)?\$?$",
     re.IGNORECASE,
 )
@@ -44,6 +44,8 @@ def said_quantity(text: str) -> tuple[Number, str] | None:
         return None
     last = tokens[-1]
     before, after = said[: last.start()], said[last.end() :]
+    if re.search(r"(?<![A-Za-z])(?!US$|USD$|RMB$)[A-Za-z]{1,3}$", before):
+        return None  # vitamin B12
     if _COMPARED.search(before) or _DENIED_AFTER.match(after):
         return None
     if len(tokens) > 1 and _LIST.fullmatch(said[tokens[-2].end() : last.start()]):

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from .choices import letter, resolve_choice, unlabelled, unwrap
+from .dates import date_of
 from .markup import boxes, element, folded, spoken, strip_math, text_commands
 
 WORDS_BESIDE_A_BOX = 3
@@ -292,6 +293,8 @@ def split_values(text: str) -> list[str]:
         return [text]
     inner = strip_math(text)
     text = inner if "$" not in inner else text
+    if date_of(text) is not None or _BETWEEN.fullmatch(text):
+        return [text]
     parts = [p for piece in re.split(r"\n", text) for p in _parts(piece)]
     if len(parts) < 2 or not all(map(_is_value, parts)):
         return [text]
@@ -324,12 +327,16 @@ def _parts(text: str) -> list[str]:
 
 
 _COMMA = re.compile(r"(?<!\d),\s*|,(?!\d{3}(?!\d))\s*|\s*[;\uff0c\uff1b]\s*")
+_BETWEEN = re.compile(r"between\b.{1,40}\band\b.{1,40}", re.IGNORECASE)
 _OR = re.compile(r"\s+or\s+|\s*或者?\s*|\s*\\text\{\s*(?:or|and)\s*\}\s*")
 
 
 def _numeric(before: str, after: str) -> bool:
     """Whether "or" joins two numbers: both solve an equation. Of words, one is enough."""
-    return bool(re.search(r"\d\W*$", before) and re.match(r"\W*\d", after))
+    return bool(
+        re.search(r"\d\W*$", before)
+        and re.match(r"\W*(?:(?:\\text)?\b[A-Za-z]\s*=\W*)?\d", after)
+    )
 
 
 def _is_value(part: str) -> bool:

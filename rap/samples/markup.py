@@ -115,6 +115,7 @@ def folded(text: str) -> str:
     comma, ``\u33a0`` cm2, ``1\u00bd`` is 1 1/2. Exponents stay exponents."""
     if text.isascii():
         return text
+    text = re.sub(r"(?<=\d)[\u00a0\u202f\u2009](?=\d{3}(?!\d))", ",", text)
     text = re.sub(r"[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+", _exponent, text)
     text = unicodedata.normalize("NFKC", _HALVES.sub(" ", text))
     for old, new in (
