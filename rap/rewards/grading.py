@@ -552,7 +552,8 @@ def letters_said(final: str) -> str:
     if match is not None and not match[1].islower():
         rest = match[2]
         several = re.match(
-            r"(?:(?:and|or|&|,|/)\s*)*[(\[]?(?:[A-Jb-j]|a(?=\s*(?:,|$)))[)\]]?(?![\w'])", rest
+            r"(?:(?:and|or|&|,|/)\s*)*[(\[]?(?:[A-Jb-j]|a(?=\s*(?:,|$)))[)\]]?(?![\w'])",
+            rest,
         )
         if several is None and not re.match(r"(?:and|or)\b", rest):
             if denied(text, match.start(1), match.end(1)):

@@ -17,9 +17,7 @@ RELATIVE = Fraction(1, 10**6)
 LONGEST_NUMBER = 400
 """Digits; a longer one is compared as text."""
 
-_DIGITS = (
-    r"(?:\d{1,3}(?:\.\d{3}){2,}(?![\d.])|\d{1,3}(?:(?:,|\{,\})\d{3})+(?!\d)|\d{1,3}(?:[\u00a0\u202f]\d{3})+(?!\d)|\d+)"
-)
+_DIGITS = r"(?:\d{1,3}(?:\.\d{3}){2,}(?![\d.])|\d{1,3}(?:(?:,|\{,\})\d{3})+(?!\d)|\d{1,3}(?:[\u00a0\u202f]\d{3})+(?!\d)|\d+)"
 _PLAIN = rf"(?:{_DIGITS}(?:\.\d+)?|\.\d+)"
 _POWER = (
     r"(?:[eE][-+]?\d{1,3}(?![\w.])"
@@ -283,7 +281,8 @@ def digits_for_words(text: str) -> str:
         if match[0].casefold() == "one":
             before = text[: match.start()].rstrip().casefold()
             counted = re.search(
-                r"(?:^|\b(?:is|are|be|has|have|only|just|exactly|get|see|point|=|:))$", before
+                r"(?:^|\b(?:is|are|be|has|have|only|just|exactly|get|see|point|=|:))$",
+                before,
             )
             if counted is None:
                 return match[0]
