@@ -122,7 +122,8 @@ _CUE = re.compile(
     re.IGNORECASE,
 )
 _RIGHT_ONE = re.compile(
-    r"\(?\b([A-Z])\)? is (?:the )?(?:correct|right|best)(?: (?:answer|option|choice)\b|[.,!]|$)"
+    r"\(?\b([A-Z])\)? is (?:the )?(?:correct|right|best)"
+    r"(?: (?:answer|option|choice)\b|[.,!]|$)"
     r"|(?<![A-Za-z])([A-Z])\s*(?:选项|项)?是?正确(?!的?吗)",
     re.MULTILINE,
 )
