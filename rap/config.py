@@ -149,14 +149,12 @@ class ScoreConfig:
         default=PROMPT_TEMPLATE,
         expected="a text that holds {question}",
     )
-    system_prompt: Annotated[str, Predicate(lambda text: text.strip() != "")] | None = (
-        setting(
-            "The system turn before each prompt, in scoring, prepare and exports. A sample with "
-            "a system turn of its own is quarantined.",
-            default=None,
-            none="the data's own, if any",
-            expected="None or a text that is not empty",
-        )
+    system_prompt: Annotated[str, Predicate(lambda text: text.strip())] | None = setting(
+        "The system turn before each prompt, in scoring, prepare and exports. A sample "
+        "with a system turn of its own is quarantined.",
+        default=None,
+        none="the data's own, if any",
+        expected="None or a text that is not empty",
     )
     answer_prefix: str = setting(
         "Text before the reference answer in evidence answer.",

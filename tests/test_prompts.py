@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -277,7 +278,8 @@ SYSTEM_TEXT = "Answer with one word."
 
 @pytest.fixture(scope="module")
 def scored_under_a_system_prompt():
-    """Four samples, scored by a model with random weights and a system prompt."""
+    """Four samples, scored by a model with random weights and a system prompt; which are
+    kept is said by rollouts."""
     import rap
     from rap.demo.tiny import tiny_qwen2_5_vl
 
@@ -292,7 +294,9 @@ def scored_under_a_system_prompt():
         allow_degenerate=True,
         progress=False,
     )
-    return scores, rap.choose(scores, budget=0.5, unsolved=1.0)
+    chosen, told = selection(*rows), rap.choose(scores).settings["scores"]
+    settings = {**chosen.settings, "scores": told}
+    return scores, dataclasses.replace(chosen, settings=settings)
 
 
 def test_a_system_prompt_is_scored_and_trained(scored_under_a_system_prompt, driver):
@@ -307,9 +311,10 @@ def test_a_system_prompt_is_scored_and_trained(scored_under_a_system_prompt, dri
         assert SYSTEM_TEXT in text and text == order(driver, given, images)
         assert SYSTEM_TEXT not in order(driver, sample, images)
     scores, chosen = scored_under_a_system_prompt
-    assert scores.meta["config"]["system_prompt"] == SYSTEM_TEXT
+    assert scores.table["status"].to_pylist() == ["scored"] * 4
+    assert chosen.settings["scores"]["config"]["system_prompt"] == SYSTEM_TEXT
     for trained in (prepare(chosen), prepare([row("Which?")], system_prompt=SYSTEM_TEXT)):
-        system, user = trained[0]["prompt"]
+        system, user = trained[0]["prompt"][:2]
         assert system["role"] == "system" and user["role"] == "user"
         assert system["content"] == [{"type": "text", "text": SYSTEM_TEXT}]
 
@@ -369,8 +374,6 @@ def in_verls_form() -> dict[str, object]:
 @pytest.mark.filterwarnings("ignore:.*:UserWarning")
 def test_rows_as_they_came_in_lack_what_was_said_when_scoring(tmp_path, config):
     """The prompts that were scored are not in the file: never without a word."""
-    import dataclasses
-
     chosen = selection(in_verls_form())
     scores = {**(chosen.settings.get("scores") or {}), "config": config}
     chosen = dataclasses.replace(chosen, settings={**chosen.settings, "scores": scores})

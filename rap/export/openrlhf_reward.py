@@ -13,6 +13,7 @@ from typing import Any
 
 def reward_func(queries: Any, prompts: Any, labels: Any, **more: Any) -> dict[str, Any]:
     import torch
+
     from rap.rewards.exported import reward, unpacked
 
     found = []

@@ -160,8 +160,10 @@ def export(
         the export is DPO: a right completion chosen, a wrong one rejected.
     filter: whether rows that have the trainer's form already stay as they are (only
         ``data_source`` is replaced, if one is given): None: where the first has it, unless
-        an option is given that only rewriting heeds (``prompt_template``, ``system_prompt``,
-        ``media_root``, ``completions``); False: never; True: refuse others.
+        an option is given that only rewriting heeds (``prompt_template``, ``media_root``,
+        ``system_prompt``, ``completions``); False: never; True: refuse others. None is
+        refused where rows in the trainer's form were scored with a template or a system
+        prompt, which they lack.
     add: columns of the selection's table (``reason``, ``D``, ``difficulty``, ...) to put
         beside those of rows that stay as they are, as ``rap_reason``, ...
     max_pixels: images with more are refused.
