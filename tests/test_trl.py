@@ -11,6 +11,7 @@ import math
 import os
 import subprocess
 import sys
+import types
 
 import pytest
 
