@@ -36,7 +36,7 @@ from .mathematics import (
     split_equation,
     squeezed,
 )
-from .numbers import digits_for_words, quantity, same_quantity
+from .numbers import digits_for_words, ordinal_as_number, quantity, same_quantity
 from .prose import formulas_in, said_quantity
 from .ranges import same_form
 from .units import trailing_unit
@@ -116,7 +116,7 @@ _CUE = re.compile(
     r"\banswers?(?:\s+(?:is|are|would be|should be|will be|must be)\b(?:\s*:)?"
     r"|\s*[:=\uff1a])"
     r"|\b(?:options?|choices?)(?:\s+letter)?\s+(?:is|are)\b(?:\s*:)?"
-    r"|(?:答案|正确选项|正确的选项)\s*(?:应该|应)?\s*[是为选:\uff1a]"
+    r"|(?:答案|正确选项|正确的选项)\s*(?:应该|应)?\s*[是为选:\uff1a\u3011]"
     r"|(?:故|应|所以|因此|我)选(?:择)?"
     r"|(?<![不可能要未])选择?(?=\s*[(\uff08]?[A-J\uff21-\uff2a])",
     re.IGNORECASE,
@@ -546,7 +546,8 @@ def letters_said(final: str) -> str:
     ]
     match = re.match(
         r"(?:the\s+)?(?:correct\s+)?(?:option|choice|answer|选项|选)?\s*(?:is\s+)?"
-        r"[(\[]?([A-J])(?:[)\]]?\s*[).:\u3001]|[)\]]|\s+-|,|\s*(?=\())\s*(.*)",
+        r"[(\[]?([A-J])(?:[)\]]?\s*[).:\u3001]|[)\]]|\s+-|,|\s*(?=\()"
+        r"|\s+(?=(?:because|since|as|which|rather|not|instead)\b))\s*(.*)",
         text,
         re.IGNORECASE,
     ) or re.match(r"(?:option|choice)\s+([A-J])\s+(.*)", text, re.IGNORECASE)
@@ -581,7 +582,8 @@ def tidy(text: str) -> str:
     """Spellings that mean nothing taken away: LaTeX spacing and text commands, full-width
     characters, markdown."""
     text = plain_latex(folded(_MARKDOWN.sub("", text)))
-    return re.sub(r"\b([ap])\.\s?m\b\.?", r"\1m", text, flags=re.IGNORECASE).strip()
+    text = re.sub(r"\b([ap])\.\s?m\b\.?", r"\1m", text, flags=re.IGNORECASE).strip()
+    return ordinal_as_number(text)
 
 
 def same_answer(reference: str, final: str, *, search: bool) -> bool:
@@ -592,6 +594,8 @@ def same_answer(reference: str, final: str, *, search: bool) -> bool:
     in it counts, or the word that it says.
     """
     reference, final = tidy(reference), tidy(final)
+    if re.fullmatch(r"\d+\s*:\s*\d+", reference):
+        final = re.sub(r"(?<=\d)\s+to\s+(?=\d)", ":", final)
     if not final:
         return False
     if _same(reference, final):

@@ -121,7 +121,10 @@ def leading_quantity(text: str) -> tuple[Number, str, str] | None:
         value *= _SCALES[(scale[1] or scale[2]).casefold()]
         value = _exact(value)
         end = scale.end()
-    return sign * value, currency, text[end:].rstrip("$").rstrip(". ")
+    rest = text[end:].rstrip("$").rstrip(". ")
+    if re.fullmatch("st|nd|rd|th", rest) and not currency:
+        rest = ""  # 3rd
+    return sign * value, currency, rest
 
 
 def _number_at(text: str) -> tuple[Number, int] | None:
@@ -299,11 +302,32 @@ def digits_for_words(text: str) -> str:
             return match[0]
         return str(value)
 
+    text = re.sub(r"^half$", "1/2", text.strip(), flags=re.IGNORECASE)
+    text = re.sub(
+        r"\ban?\s+(?=(?:hundred|thousand|million|billion|dozen)\b)",
+        "one ",
+        text,
+        flags=re.I,
+    )
+    text = re.sub(r"\bone (?=(?:billion|dozen)\b)", "1 ", text)
     text = _SIGN_OR_POINT.sub(_decimal, _PARTS_OF.sub(_part_of, text))
     text = CHINESE_NUMBER.sub(chinese, NUMBER_WORDS.sub(english, text))
     text = re.sub(r"(?<=\d) point (\d(?: \d)*)(?!\d)", _point, text)
     text = re.sub(r"\b(\d)[ -](half|halves|third|quarter|fifth)s?\b", _share, text)
     return re.sub(r"\b(?:minus|negative)\s+(?=\$?\d)", "-", text)
+
+
+_ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth".split()
+
+
+def ordinal_as_number(text: str) -> str:
+    """ "third" is 3rd, where the text is nothing else."""
+    word = text.casefold().removeprefix("the ").strip(" .")
+    if word not in _ORDINALS:
+        return text
+    place = 1 + _ORDINALS.index(word)
+    ending = {1: "st", 2: "nd", 3: "rd"}.get(place, "th")
+    return f"{place}{ending}"
 
 
 def _decimal(match: re.Match[str]) -> str:

@@ -25,6 +25,9 @@ _COMPARED = re.compile(
     r"\s*(?:be\s+|exactly\s+|equal to\s+)?\$?$",
     re.IGNORECASE,
 )
+_DENIES_ANOTHER = re.compile(
+    r"(?<=\w),?\s+(?:and\s+)?(?:not|rather than|instead of)\s+[^,.;]*[.!]?$", re.IGNORECASE
+)
 _DENIED_AFTER = re.compile(
     r"\W*(?:(?:is|was|would be|seems)\s+(?:not|wrong|incorrect|too)|isn't|是错)",
     re.IGNORECASE,
@@ -37,6 +40,7 @@ def said_quantity(text: str) -> tuple[Number, str] | None:
     has a formula or a ratio there. A unit after the number counts where it is a known
     one."""
     said = normal_unit_text(digits_for_words(text)).rpartition("=")[2]
+    said = _DENIES_ANOTHER.sub("", said)
     if re.search(r"[\\{}]", said) or _OPERATION.search(said):
         return None
     tokens = list(_TOKEN.finditer(said))

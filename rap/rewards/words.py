@@ -83,6 +83,9 @@ def same_text(reference: str, final: str) -> bool:
     colours = re.fullmatch(r"[\u3400-\u9fff]{2,3}", max(a, b, key=len))
     if colours and a.removesuffix("色") == b.removesuffix("色"):
         return True
+    a, b = (re.sub(r"(?<!\d)\.(?!\d)|(?<!\d)[,;:](?=\s)", "", x) for x in (a, b))
+    if not a or not b:
+        return False
     return a == b or len(a) > 3 and _closed_up(a) == _closed_up(b)
 
 

@@ -104,7 +104,8 @@ def answer_to_train(
     reference = read_answer(answer, tuple(choices))
     if choices and not lettered:
         return reference.text
-    if letters := reference.letter:
+    # an open question's AB may be a line: it stays as it is written
+    if letters := reference.letter if choices else reference.letters and reference.text:
         return f"${letters}$" if latex else letters
     if len(reference.accepted) > 1:
         return listed([accepted.text for accepted in reference.accepted])
@@ -120,8 +121,8 @@ def answer_to_train(
 _CUE = re.compile(
     r"(?:(?:so|thus|hence|therefore)\b[,:]?\s*)?"
     r"(?:(?:the|my|final|correct|right)\s+)*answer\s*(?:is\b|[:=])\s*:?\s*"
-    r"|(?:因此|所以|故)?[,\s]*(?:正确|最终)?"
-    r"(?:答案|答)\s*(?:[是为:]|应为)+\s*"
+    r"|(?:因此|所以|故)?[,\s]*[\u3010]?(?:正确|最终)?"
+    r"(?:答案|答)\s*(?:[是为:\u3011]|应为)+\s*"
     r"|(?:故|应|因此)?选(?:择|项)?\s*:?\s*(?=\(?[A-J]\b)",
     re.IGNORECASE,
 )

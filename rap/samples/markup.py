@@ -81,6 +81,7 @@ def spoken(text: str) -> tuple[str, str] | None:
     """(thought, what is said after it), end tokens taken away; None if a thought began and
     never ended: nothing was said."""
     text = _END_TOKENS.sub("", text)
+    text = text.replace("<|begin_of_box|>", "\\boxed{").replace("<|end_of_box|>", "}")
     ends = list(_THOUGHT_END.finditer(text))
     thought = text[: ends[-1].start()] if ends else ""
     rest = text[ends[-1].end() :] if ends else text
