@@ -31,7 +31,7 @@ from jinja2 import TemplateError
 from ..config import ScoreConfig
 from ..errors import RapModelError, first_line
 from ..samples.choices import prompt_text
-from ..samples.prompts import chat
+from ..samples.prompts import chat, with_system
 from ..samples.sample import BadSample, Sample
 from ..stopwatch import IDLE, Stopwatch
 from . import decode, vision
@@ -153,7 +153,8 @@ class ModelDriver:
         ``image``: ``image_unreadable`` (the processor refuses the image).
         """
         text = prompt_text(self.config.prompt_template, sample.question, sample.choices)
-        messages = chat(sample.turns, text, len(images or ()))
+        turns = with_system(sample.turns, self.config.system_prompt)
+        messages = chat(turns, text, len(images or ()))
         parts = [part for message in messages for part in message["content"]]
         for said in (*(part.get("text", "") for part in parts), prefix):
             self._refuse_placeholders(said)
