@@ -57,7 +57,14 @@ from .capture import (
 from .counts import Counts
 from .head import Head
 from .identity import processor_sha256, weights_sha256
-from .probe import ModelDescription, check_attention, check_head, close, describe
+from .probe import (
+    ModelDescription,
+    check_attention,
+    check_head,
+    close,
+    describe,
+    facts,
+)
 from .prompt import (
     PROBE_RESPONSE,
     PROBE_SIZE,
@@ -511,20 +518,22 @@ class ModelDriver:
         self._head = head
         return describe(
             self.model,
-            self.processor,
             parts,
             capture,
+            probe,
             head,
-            device=str(input_device(self.model)),
+            **self.facts(),
             image_token=self.tokenizer.convert_ids_to_tokens(self.image_token_id),
             image_token_id=self.image_token_id,
-            probe_image_size=PROBE_SIZE,
-            probe_image_tokens=int(probe.image_mask.sum()),
             logit_difference=difference,
             largest_logit=largest,
             attention_difference=attention[0],
             largest_attention=attention[1],
         )
+
+    def facts(self) -> dict[str, Any]:
+        """Fields of `ModelDescription` that are known before the model runs."""
+        return facts(self.model, self.processor, self._placeholders)
 
     def _proven(self, probe: Prepared) -> Capture:
         """A forward of the probe. Its features must give what its pixels give, or the
