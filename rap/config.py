@@ -151,6 +151,13 @@ class ScoreConfig:
         default=PROMPT_TEMPLATE,
         expected="a text that holds {question}",
     )
+    system_prompt: Annotated[str, Predicate(lambda text: text.strip())] | None = setting(
+        "The system turn before each prompt, in scoring, prepare and exports. A sample "
+        "with a system turn of its own is quarantined.",
+        default=None,
+        none="the data's own, if any",
+        expected="None or a text that is not empty",
+    )
     answer_prefix: str = setting(
         "Text before the reference answer in evidence answer.",
         default="The answer is ",
@@ -224,7 +231,10 @@ class ScoreConfig:
     def fingerprint(self) -> dict[str, object]:
         """The fields that change a score; those that only change speed are left out."""
         speed = {f.name for f in dataclasses.fields(self) if f.metadata["speed"]}
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in speed}
+        found = {k: v for k, v in dataclasses.asdict(self).items() if k not in speed}
+        if self.system_prompt is None:  # stores from before there was one go on
+            del found["system_prompt"]
+        return found
 
 
 class ScoreOptions(TypedDict, total=False):
@@ -239,6 +249,7 @@ class ScoreOptions(TypedDict, total=False):
     sampling: Sampling | Mapping[str, Any]
     ace: AceConfig | Mapping[str, Any]
     prompt_template: str
+    system_prompt: str | None
     answer_prefix: str
     seed: int
     screen_lambda_c: float | None

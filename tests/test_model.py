@@ -543,8 +543,22 @@ def test_a_decoder_inside_a_wrapper_with_a_head_of_its_own():
 def test_check_says_how_a_model_is_read():
     model, processor = build("qwen2_5_vl")
     found = check(model, processor)
-    assert (found.query_heads, found.key_heads, found.head_dim) == (4, 2, 16)
+    assert (found.heads, found.key_heads, found.head_dim) == (4, 2, 16)
     assert found.attention_scale == pytest.approx(16**-0.5)
     assert found.vocabulary == model.get_output_embeddings().weight.shape[0]
-    assert found.image_tokens == 4  # 56 x 56 pixels, a token for 28 x 28
+    assert found.probe_image_tokens == 4  # 56 x 56 pixels, a token for 28 x 28
+    assert found.probe_prompt_tokens > 4
+    assert found.parameters == sum(p.numel() for p in model.parameters())
+    assert "<|image_pad|>" in found.placeholders
+    assert "no window" in str(found)
     assert str(found).endswith("can be scored with")
+
+
+def test_check_names_a_sliding_window_longer_than_its_sample():
+    text = {
+        "layer_types": ["full_attention", "sliding_attention"],
+        "sliding_window": 4096,
+    }
+    found = check(*build("gemma3", text=text))
+    assert found.window == 4096
+    assert "window of 4096 tokens" in str(found)

@@ -31,7 +31,7 @@ from jinja2 import TemplateError
 from ..config import ScoreConfig
 from ..errors import RapModelError, first_line
 from ..samples.choices import prompt_text
-from ..samples.prompts import chat
+from ..samples.prompts import chat, with_system
 from ..samples.sample import BadSample, Sample
 from ..stopwatch import IDLE, Stopwatch
 from . import decode, vision
@@ -58,7 +58,14 @@ from .capture import (
 from .counts import Counts
 from .head import Head
 from .identity import processor_sha256, weights_sha256
-from .probe import ModelDescription, check_attention, check_head, close, describe
+from .probe import (
+    ModelDescription,
+    check_attention,
+    check_head,
+    close,
+    describe,
+    facts,
+)
 from .prompt import (
     PROBE_RESPONSE,
     PROBE_SIZE,
@@ -146,7 +153,8 @@ class ModelDriver:
         ``image``: ``image_unreadable`` (the processor refuses the image).
         """
         text = prompt_text(self.config.prompt_template, sample.question, sample.choices)
-        messages = chat(sample.turns, text, len(images or ()))
+        turns = with_system(sample.turns, self.config.system_prompt)
+        messages = chat(turns, text, len(images or ()))
         parts = [part for message in messages for part in message["content"]]
         for said in (*(part.get("text", "") for part in parts), prefix):
             self._refuse_placeholders(said)
@@ -515,20 +523,22 @@ class ModelDriver:
         self._head = head
         return describe(
             self.model,
-            self.processor,
             parts,
             capture,
+            probe,
             head,
-            device=str(input_device(self.model)),
+            **self.facts(),
             image_token=self.tokenizer.convert_ids_to_tokens(self.image_token_id),
             image_token_id=self.image_token_id,
-            probe_image_size=PROBE_SIZE,
-            probe_image_tokens=int(probe.image_mask.sum()),
             logit_difference=difference,
             largest_logit=largest,
             attention_difference=attention[0],
             largest_attention=attention[1],
         )
+
+    def facts(self) -> dict[str, Any]:
+        """Fields of `ModelDescription` that are known before the model runs."""
+        return facts(self.model, self.processor, self._placeholders)
 
     def _proven(self, probe: Prepared) -> Capture:
         """A forward of the probe. Its features must give what its pixels give, or the

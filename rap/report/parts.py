@@ -35,6 +35,7 @@ EXPLANATION = {
     "quarantined_nonfinite": "A score is not a finite number.",
     "quarantined_oom": "Did not fit in memory, even alone.",
     "quarantined_empty_response": "The response holds no token.",
+    "quarantined_system_turn": "system_prompt was set, and the data has a system turn.",
     "quarantined_prompt_too_long": "The prompt is too long; image tokens are never cut.",
     "quarantined_verifier_error": "The answer checker failed.",
     "quarantined_verifier_timeout": "The answer checker took too long.",

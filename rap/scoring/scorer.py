@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 from .. import cuda, ops
 from ..config import ScoreConfig
 from ..errors import RapModelError
+from ..model.halving import Failure, in_halves
 from ..model.rollouts import IMAGE_ARM, Completion, degenerate, row_seed
 from ..rewards.checker import Checker
 from ..samples.sample import BadSample
 from ..scores.table import SCORE_SCHEMA
 from ..stopwatch import Stopwatch
-from .batches import Failure, all_finite, in_halves, memory_of
+from .batches import all_finite, memory_of
 from .jobs import Job, clean
 from .profiling import ask
 
