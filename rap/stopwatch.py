@@ -52,8 +52,8 @@ class Stopwatch:
         self._thread = threading.get_ident()
         self._lock = threading.Lock()
         self._here = threading.local()
-        self.seconds: dict[str, float] = defaultdict(float)
-        self.beside: dict[str, float] = defaultdict(float)
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.beside: defaultdict[str, float] = defaultdict(float)
         self.counts: Counter[str] = Counter()
         self._start = clock()
 

@@ -96,7 +96,11 @@ def assert_same(found, expected) -> None:
         near(a.k, b.k)
         near(a.q[:, a.n_prompt :], b.q[:, b.n_prompt :])
         assert torch.equal(a.response_ids, b.response_ids)
-        assert (a.n_prompt, a.scaling, a.key_window) == (b.n_prompt, b.scaling, b.key_window)
+        assert (a.n_prompt, a.scaling, a.key_window) == (
+            b.n_prompt,
+            b.scaling,
+            b.key_window,
+        )
         psi = [
             ops.ace(
                 t.q,
@@ -128,9 +132,7 @@ def test_an_answer_goes_on_from_the_prompt_of_a_whole_forward(name):
         driver.prepare(s, [picture(s.index)], [5, 6], prefix="The answer is", like=p)
         for s, p in zip(samples, prompts, strict=True)
     ]
-    responses = [
-        driver.with_response(p, range(9, 12 + i)) for i, p in enumerate(prompts)
-    ]
+    responses = [driver.with_response(p, range(9, 12 + i)) for i, p in enumerate(prompts)]
     driver.trace(responses)
     before = driver.counts.prefilled_tokens
     found = driver.trace(answers, attention=False)

@@ -58,6 +58,7 @@ from .capture import (
 from .counts import Counts
 from .head import Head
 from .identity import processor_sha256, weights_sha256
+from .kept import Prefilled
 from .probe import (
     ModelDescription,
     check_attention,
@@ -441,7 +442,7 @@ class ModelDriver:
         self, batch: Sequence[Prepared], traces: list[Trace | None], attention: bool
     ) -> None:
         """Fill in the traces of those that go on from a prompt that was read before."""
-        groups: dict[int, list[tuple[int, decode.Prefilled, int]]] = {}
+        groups: dict[int, list[tuple[int, Prefilled, int]]] = {}
         for i, prepared in enumerate(batch):
             place = decode.place_of(prepared)
             if place is None or not place[0].whole:

@@ -79,7 +79,8 @@ def count_asked(watch: Stopwatch, jobs: Iterable[Job]) -> None:
 def distinct_tokens(sequences: Iterable[Sequence[int]]) -> int:
     """Tokens that must be read where shared beginnings are read once: the nodes of the
     trie of these sequences."""
-    total, last = 0, ()
+    total = 0
+    last: tuple[int, ...] = ()
     for ids in sorted(map(tuple, sequences)):
         pairs = zip(last, ids, strict=False)
         total += len(ids) - sum(1 for _ in takewhile(lambda p: p[0] == p[1], pairs))
