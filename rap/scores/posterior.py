@@ -8,7 +8,8 @@ teacher-forced p(answer) = q where it is known, counted as ``w`` completions of 
     p ~ Beta(1 + w q + c, 1 + w (1 - q) + m - c).
 
 ``w`` is the same for a whole pool and is fitted to it (``fit_weight``): where p(answer)
-says nothing about the pass rate it comes out as 0, and the prior is uniform.
+says nothing about the pass rate it comes out as 0, and the prior is uniform. q is taken to
+two decimals.
 
 **Keep-probability** of a sample, for a threshold lambda on D = p1 - p0:
 
@@ -17,7 +18,7 @@ says nothing about the pass rate it comes out as 0, and the prior is uniform.
 the probability that the image helps by more than lambda and that a group of G completions
 holds both right and wrong ones. With none or all of them right the group's advantages are
 zero and it teaches nothing (GRPO: Shao et al., DeepSeekMath, arXiv 2402.03300, section
-4.1; groups without a mix are thrown away by DAPO, arXiv 2503.14476, section 3.2).
+4.1; groups without a mix are left out by DAPO, arXiv 2503.14476, section 3.2).
 D: arXiv 2506.04755, CDE.
 """
 
@@ -34,6 +35,8 @@ MAX_M = 64
 """Completions up to which CELLS resolve a posterior; more cells for more."""
 NUMBERS = 1 << 19
 """Numbers of a matrix of rows by cells, at most: bounds memory."""
+STEPS = 100
+"""Steps of p(answer), so that few distinct rows stand for a large pool."""
 WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 """What ``fit_weight`` chooses from: completions that p(answer) is worth."""
 FIT_MIN = 20
@@ -43,43 +46,110 @@ DEFAULT_WEIGHT = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Beta:
-    """Beta(a, b), one a row: float64 [n], both >= 1 (a density without poles)."""
+class Arm:
+    """What is known of the pass rate with, or without, the image; one entry a row.
 
-    a: np.ndarray
-    b: np.ndarray
+    ``c``, ``m``: int64 [n], accepted of graded completions, 0 <= c <= m. ``q``: float64
+    [n], p(answer), NaN: unknown, which counts as no completion; None: of no row.
+    ``weight``: completions that q counts as.
+    """
 
-    @property
+    c: np.ndarray
+    m: np.ndarray
+    q: np.ndarray | None = None
+    weight: float = 0.0
+
+    def beta(self) -> tuple[np.ndarray, np.ndarray]:
+        """(a, b) of the posterior, float64 [n], both >= 1."""
+        steps = self._steps()
+        known = steps >= 0
+        q = steps / STEPS
+        a = 1.0 + self.c + np.where(known, self.weight * q, 0.0)
+        b = 1.0 + (self.m - self.c) + np.where(known, self.weight * (1.0 - q), 0.0)
+        return a, b
+
     def mean(self) -> np.ndarray:
-        """float64 [n]: a / (a + b)."""
-        return self.a / (self.a + self.b)
+        """float64 [n]: the posterior mean of the pass rate."""
+        a, b = self.beta()
+        return a / (a + b)
+
+    def take(self, rows: np.ndarray) -> Arm:
+        """The arm of these rows."""
+        q = None if self.q is None else self.q[rows]
+        return Arm(self.c[rows], self.m[rows], q, self.weight)
+
+    def distinct(self) -> tuple[np.ndarray, np.ndarray]:
+        """(rows that differ, which of them each row equals), int64."""
+        key = (self.c << 40) + (self.m << 16) + (self._steps() + 1)
+        _, first, inverse = np.unique(key, return_index=True, return_inverse=True)
+        return first, inverse.reshape(-1)
+
+    def _steps(self) -> np.ndarray:
+        """q in steps, int64 [n]; -1: unknown."""
+        if self.q is None or not self.weight:
+            return np.full(len(self.c), -1, np.int64)
+        return np.rint(STEPS * np.nan_to_num(self.q, nan=-1.0 / STEPS)).astype(np.int64)
 
 
-def posterior(
-    c: np.ndarray, m: np.ndarray, q: np.ndarray | None = None, weight: float = 0.0
-) -> Beta:
-    """See the module's docstring. c, m: int64 [n], accepted of graded completions.
-    q: float64 [n], p(answer), NaN: unknown, which counts as no completion."""
-    a, b = 1.0 + c, 1.0 + (m - c)
-    if q is not None and weight:
-        known = ~np.isnan(q)
-        a = a + np.where(known, weight * q, 0.0)
-        b = b + np.where(known, weight * (1.0 - q), 0.0)
-    return Beta(a, b)
+def prob_above(with_image: Arm, without: Arm, threshold: float = 0.0) -> np.ndarray:
+    """float64 [n]: P(p1 - p0 > threshold), within 1e-4."""
+    return _by_distinct(with_image, without, threshold, 0)
 
 
-def _grid(most: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(log p, log(1 - p), angle) at the middles of the cells, [cells] each. ``most``: the
-    largest a + b; a posterior of m completions is about 1/(2 sqrt(m)) wide in the angle."""
+def keep_probability(
+    with_image: Arm, without: Arm, threshold: float, group: int
+) -> np.ndarray:
+    """float64 [n], in [0, 1], within 1e-4: see the module's docstring. ``group``: G."""
+    return _by_distinct(with_image, without, threshold, group)
+
+
+def _by_distinct(with_image: Arm, without: Arm, threshold: float, group: int) -> np.ndarray:
+    """``_expected`` of each row, each distinct pair of posteriors worked out once."""
+    rows1, which1 = with_image.distinct()
+    rows0, which0 = without.distinct()
+    pairs, inverse = np.unique(which1 * len(rows0) + which0, return_inverse=True)
+    one = with_image.take(rows1[pairs // max(1, len(rows0))])
+    zero = without.take(rows0[pairs % max(1, len(rows0))])
+    return _expected(one.beta(), zero.beta(), threshold, group)[inverse.reshape(-1)]
+
+
+Beta = tuple[np.ndarray, np.ndarray]
+
+
+def _expected(with_image: Beta, without: Beta, threshold: float, group: int) -> np.ndarray:
+    """E[1{p1 - p0 > threshold} g(p1)], g = 1 for group 0, else 1 - p^G - (1 - p)^G."""
+    n = len(with_image[0])
+    found = np.empty(n)
+    if n == 0:
+        return found
+    angle = _angles(max(float((a + b).max()) for a, b in (with_image, without)))
+    log_p, log_q = 2 * np.log(np.sin(angle)), 2 * np.log(np.cos(angle))
+    g = np.ones(len(angle))
+    if group:
+        g = 1.0 - np.exp(group * log_p) - np.exp(group * log_q)
+    rows = max(1, NUMBERS // len(angle))
+    for start in range(0, n, rows):
+        part = slice(start, start + rows)
+        mass1, mass0 = (
+            _masses(a[part], b[part], log_p, log_q) for a, b in (with_image, without)
+        )
+        found[part] = (mass1 * g * _below(mass0, angle, threshold)).sum(axis=1)
+    return np.clip(found, 0.0, 1.0)
+
+
+def _angles(most: float) -> np.ndarray:
+    """Middles of the cells. ``most``: the largest a + b; a posterior of m completions is
+    1 / (2 sqrt(m)) wide in the angle, ten cells or more."""
     cells = CELLS * math.ceil(math.sqrt(max(1.0, most / MAX_M)))
-    angle = (np.arange(cells) + 0.5) * (np.pi / 2 / cells)
-    return 2 * np.log(np.sin(angle)), 2 * np.log(np.cos(angle)), angle
+    return (np.arange(cells) + 0.5) * (np.pi / 2 / cells)
 
 
-def _masses(beta: Beta, log_p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
+def _masses(
+    a: np.ndarray, b: np.ndarray, log_p: np.ndarray, log_q: np.ndarray
+) -> np.ndarray:
     """Probability of each cell, [n, cells]: the density in the angle is proportional to
     p^(a - 1/2) (1 - p)^(b - 1/2)."""
-    log = np.multiply.outer(beta.a - 0.5, log_p) + np.multiply.outer(beta.b - 0.5, log_q)
+    log = np.multiply.outer(a - 0.5, log_p) + np.multiply.outer(b - 0.5, log_q)
     mass = np.exp(log - log.max(axis=1, keepdims=True))
     return mass / mass.sum(axis=1, keepdims=True)
 
@@ -92,51 +162,7 @@ def _below(mass: np.ndarray, angle: np.ndarray, threshold: float) -> np.ndarray:
     place = np.arcsin(np.sqrt(x)) * (cells / (np.pi / 2))
     cell = np.minimum(place.astype(np.int64), cells - 1)
     up_to = np.concatenate([np.zeros((len(mass), 1)), np.cumsum(mass, axis=1)], axis=1)
-    inside = np.where(x >= 1.0, 1.0, place - cell)
-    return up_to[:, cell] + mass[:, cell] * inside
-
-
-def _expected(with_image: Beta, without: Beta, threshold: float, group: int) -> np.ndarray:
-    """E[1{p1 - p0 > threshold} g(p1)], g = 1 for group 0, else 1 - p^G - (1 - p)^G."""
-    n = len(with_image.a)
-    found = np.empty(n)
-    if n == 0:
-        return found
-    most = max(float((x.a + x.b).max()) for x in (with_image, without))
-    log_p, log_q, angle = _grid(most)
-    g = np.ones(len(angle))
-    if group:
-        g = 1.0 - np.exp(group * log_p) - np.exp(group * log_q)
-    rows = max(1, NUMBERS // len(angle))
-    for start in range(0, n, rows):
-        part = slice(start, start + rows)
-        mass1 = _masses(Beta(with_image.a[part], with_image.b[part]), log_p, log_q)
-        mass0 = _masses(Beta(without.a[part], without.b[part]), log_p, log_q)
-        found[part] = (mass1 * g * _below(mass0, angle, threshold)).sum(axis=1)
-    return np.clip(found, 0.0, 1.0)
-
-
-def _by_distinct(
-    with_image: Beta, without: Beta, threshold: float, group: int
-) -> np.ndarray:
-    """``_expected``, each distinct pair of posteriors worked out once."""
-    rows = np.stack([with_image.a, with_image.b, without.a, without.b], axis=1)
-    distinct, inverse = np.unique(rows, axis=0, return_inverse=True)
-    a1, b1, a0, b0 = distinct.T
-    values = _expected(Beta(a1, b1), Beta(a0, b0), threshold, group)
-    return values[inverse.reshape(-1)]
-
-
-def prob_above(with_image: Beta, without: Beta, threshold: float = 0.0) -> np.ndarray:
-    """float64 [n]: P(p1 - p0 > threshold), within 1e-4."""
-    return _by_distinct(with_image, without, threshold, 0)
-
-
-def keep_probability(
-    with_image: Beta, without: Beta, threshold: float, group: int
-) -> np.ndarray:
-    """float64 [n], in [0, 1], within 1e-4: see the module's docstring. ``group``: G."""
-    return _by_distinct(with_image, without, threshold, group)
+    return up_to[:, cell] + mass[:, cell] * (place - cell)
 
 
 def fit_weight(c: np.ndarray, m: np.ndarray, q: np.ndarray) -> float:
@@ -145,25 +171,25 @@ def fit_weight(c: np.ndarray, m: np.ndarray, q: np.ndarray) -> float:
     B(a, b). Ties go to the smaller. ``DEFAULT_WEIGHT`` for fewer than ``FIT_MIN`` rows
     with completions and a p(answer). Deterministic; rows in any order give the same.
     """
-    use = (m > 0) & ~np.isnan(q)
-    if use.sum() < FIT_MIN:
+    use = np.flatnonzero((m > 0) & ~np.isnan(q))
+    if len(use) < FIT_MIN:
         return DEFAULT_WEIGHT
-    # p(answer) to two decimals: few distinct rows, however large the pool.
-    rows = np.stack([c[use], m[use], np.round(100 * q[use])], axis=1)
-    distinct, times = np.unique(rows, axis=0, return_counts=True)
-    said = [
-        math.fsum(
-            t * _log_likelihood(float(row[0]), float(row[1]), row[2] / 100, w)
-            for row, t in zip(distinct, times.tolist(), strict=True)
+    arm = Arm(c, m, q, 1.0).take(use)
+    rows, which = arm.distinct()
+    times = np.bincount(which).tolist()
+    said = []
+    for weight in WEIGHTS:
+        seen = Arm(c, m, q, weight).take(use[rows])
+        prior = Arm(np.zeros_like(c), np.zeros_like(m), q, weight).take(use[rows])
+        after = zip(*(x.tolist() for x in seen.beta()), strict=True)
+        before = zip(*(x.tolist() for x in prior.beta()), strict=True)
+        said.append(
+            math.fsum(
+                t * (_log_beta(*new) - _log_beta(*old))
+                for t, new, old in zip(times, after, before, strict=True)
+            )
         )
-        for w in WEIGHTS
-    ]
     return WEIGHTS[int(np.argmax(said))]
-
-
-def _log_likelihood(c: float, m: float, q: float, weight: float) -> float:
-    a, b = 1 + weight * q, 1 + weight * (1 - q)
-    return _log_beta(a + c, b + m - c) - _log_beta(a, b)
 
 
 def _log_beta(a: float, b: float) -> float:

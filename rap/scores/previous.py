@@ -235,7 +235,15 @@ def _rollouts_of(path: Path) -> Path:
 
 def _look(shard: _Shard, find: Find) -> tuple[Sequence[int], list[bool]]:
     """(the data set's row of each row, -1: none; whether the row can be known at all)"""
-    names = ["id", "index", "sample_sha256", "image_sha256", "status", "stage"]
+    names = [
+        "id",
+        "index",
+        "sample_sha256",
+        "image_sha256",
+        "status",
+        "stage",
+        "decided_by",
+    ]
     rows = shard.scores.select(names).to_pylist()
     found = find(rows, shard.rows.get("inputs"))
     return found, [row["sample_sha256"] is not None for row in rows]

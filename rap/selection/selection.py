@@ -20,7 +20,7 @@ from ..errors import RapInputError
 from ..scores.columns import floats
 from ..scores.scores import read_saved
 from ..scores.selected import KEPT, Selected
-from ..scores.table import SCORE_SCHEMA, with_new
+from ..scores.table import CHOSEN_COLUMNS, SCORE_SCHEMA, with_new
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,9 +30,7 @@ if TYPE_CHECKING:
 GROUPS_SHOWN = 10
 """Groups (``by=``) that a summary lists, the largest ones."""
 
-_SAVED = pa.schema(
-    [*SCORE_SCHEMA, *((n, pa.float64()) for n in ("D", "difficulty", "rank_key"))]
-)
+_SAVED = pa.schema([*SCORE_SCHEMA, *((name, pa.float64()) for name in CHOSEN_COLUMNS)])
 
 
 @dataclass(frozen=True, eq=False, repr=False)
