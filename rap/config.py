@@ -159,7 +159,7 @@ class ScoreConfig:
     cascade_sure: Annotated[Number, Gt(0.5), Lt(1)] = setting(
         "Evidence cascade: completions without the image stop when the sign of D is this "
         "probable.",
-        default=0.75,
+        default=0.7,
     )
     batch_size: Annotated[int, Ge(1)] = setting(
         "Samples a forward pass. Changes no decision.", default=8, speed=True

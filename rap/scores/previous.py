@@ -246,7 +246,11 @@ def _look(shard: _Shard, find: Find) -> tuple[Sequence[int], list[bool]]:
     ]
     rows = shard.scores.select(names).to_pylist()
     found = find(rows, shard.rows.get("inputs"))
-    return found, [row["sample_sha256"] is not None for row in rows]
+    # What a first stage decided is in its own store: nobody asks for it here.
+    asked = [
+        row["sample_sha256"] is not None and row["decided_by"] != "answer" for row in rows
+    ]
+    return found, asked
 
 
 def _take(shard: _Shard, places: Sequence[int]) -> list[Kept]:
