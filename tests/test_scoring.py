@@ -285,10 +285,6 @@ def test_rollouts_are_counted_and_traced(tiny):
     assert scores.meta["counts"] == {"scored": 12}
 
 
-def rollouts_of(scores):
-    return scores.rollouts.select(["index", "arm", "number", "text"]).to_pylist()
-
-
 def test_logits_without_a_solution_use_one_greedy_completion(tiny):
     rows = [{k: v for k, v in row.items() if k != "solution"} for row in make_rows(3)]
     scores = score(*tiny, rows, evidence="logits", sampling=FEW)
