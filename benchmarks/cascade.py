@@ -146,8 +146,8 @@ def report(rows: list[dict[str, Any]]) -> str:
         "",
         "Written by `python -m benchmarks.cascade`; every number is in `cascade.csv`. Demo",
         "worlds with ground-truth labels, 9.3 % kept, defaults. Completions: share of the",
-        "10 a sample that rollouts ask for; the two forwards a sample of the cascade and one",
-        "for psi are counted under forwards. The defaults were set on",
+        "10 a sample that rollouts ask for; the cascade reads p(answer) with two forwards",
+        "and psi with one, counted under forwards. The defaults were set on",
         "seed 0 of the demo's model; nothing was set on the other worlds.",
         "",
         "| model | seed | evidence | completions | forwards a sample | cognitive kept | "

@@ -25,6 +25,7 @@ from ..environment import version
 from ..errors import RapConfigError, RapInputError, install
 from ..scores.files import write_atomic
 from ..scores.fingerprint import other_run
+from ..scores.stages import stages_of
 from .charts import averages, panels_of
 from .parts import cost_of, details_of, groups_of, reasons_of
 from .samples import (
@@ -146,6 +147,8 @@ def render(
         averages=averages(selection),
         cost=cost_of(selection, train_group),
         groups=groups_of(selection),
+        stages=stages_of(selection.table, selection.kept),
+        prior=(selection.settings.get("texts") or {}).get("prior"),
         samples=samples,
         has_data=source is not None,
         per_reason=per_reason,

@@ -48,7 +48,7 @@ def choose(
     logits: the mean divergence over the response named by ``divergence`` (``js``: in
     [0, ln 2] nats). It has no sign: it cannot tell that the image hurts.
     cascade: the difference of the posterior means of the pass rates where completions were
-    sampled, else that of the probabilities (``rap.scores.posterior``, METHOD.md section 5).
+    sampled, else that of the probabilities (``rap.scores.posterior``, METHOD.md section 6).
 
     **Diff** (DRM, section 3): ``1 - c1/m1``, or ``1 - p_answer1`` for answer and
     logits. ``likelihood="mean"`` takes the geometric mean over the answer's tokens,

@@ -13,7 +13,7 @@ psi is read off a right completion of the samples that stage 3 is for: no other 
 Each decision is made of one sample's own completions, whose seeds have names: batches,
 restarts and other samples change none.
 
-Source: METHOD.md section 5; arXiv 2506.04755 for CDE, ACE and difficulty.
+Source: METHOD.md section 6; arXiv 2506.04755 for CDE, ACE and difficulty.
 """
 
 from __future__ import annotations
