@@ -31,6 +31,7 @@ from rap.scoring.jobs import Job
 from rap.scoring.plan import FOLDER, make_plan
 from rap.scoring.run import score
 from rap.selection.choosing import choose
+from rap.stopwatch import IDLE
 
 FEW = Sampling(max_new_tokens=8)
 OPTIONS = {
@@ -87,7 +88,7 @@ class Scripted:
     completion: right, wrong, empty, not graded."""
 
     def __init__(self, config: ScoreConfig, said: dict[str, dict[str, str]]) -> None:
-        self.config, self.said, self.checker = config, said, self
+        self.config, self.said, self.checker, self.watch = config, said, self, IDLE
         self.asked: list[tuple[str, tuple[str, ...], tuple[int, ...]]] = []
         self.traced: list[str] = []
         self.fails: dict[str, str] = {}  # id -> "image" | "counterfactual" | "forward"

@@ -30,7 +30,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
@@ -48,6 +48,7 @@ from ..model.loading import opened
 from ..rewards.checker import Checker, make_checker
 from ..samples.sampleset import SampleSet, open_samples
 from ..scores.match import describe
+from ..scores.profile import read_profile
 from ..scores.scores import Scores
 from ..scores.store import Reuse, ScoreStore
 from ..scores.table import SCHEMA_VERSION
@@ -55,11 +56,13 @@ from ..selection.choosing import choose as choose_from
 from ..selection.rules import check as check_rule
 from ..selection.selection import Selection
 from ..settings import require_known, resolve
+from ..stopwatch import Stopwatch
 from .again import redo_changed_images, redo_quarantined
 from .evidence import EVIDENCE
 from .filling import Run
 from .ledger import count_rows, ledger
 from .plan import FOLDER, Plan, make_plan, redo_changed
+from .profiling import profiled, stopwatch
 from .reuse import look_back, put_in_groups, reuse_of
 from .scorer import Scorer
 
@@ -78,6 +81,7 @@ class RunOptions(TypedDict, total=False):
     allow_degenerate: bool
     verify_images: bool
     retry_quarantined: bool
+    profile: bool
 
 
 class SelectOptions(ChooseOptions, ScoreOptions, RunOptions, total=False):
@@ -98,6 +102,7 @@ def score(
     allow_degenerate: bool = False,
     verify_images: bool = True,
     retry_quarantined: bool = False,
+    profile: bool = False,
     **overrides: Unpack[ScoreOptions],
 ) -> Scores:
     """Score every sample of a data set with one model: the slow step, resumable.
@@ -136,6 +141,11 @@ def score(
         Score again the shards that hold a quarantined sample, but for those whose row
         itself is bad (stage ``data``). Whole shards, so that the bytes are those of a
         fresh run.
+    profile
+        Measure where the time goes (a CUDA device is waited for at every stage) and count
+        the work: ``meta["profile"]``, a `scores.profile.Profile` as plain values. It is
+        kept in the store as the sum of its profiled runs, and the report shows it. No
+        score depends on it.
 
     Returns
     -------
@@ -170,15 +180,17 @@ def score(
         raise RapInputError("the data set is empty: there is nothing to score")
     model, processor = opened(model, processor)
     driver = ModelDriver(model, processor, config)
+    watch = stopwatch(driver, profile)
     with (
         _evaluating(model),
-        _checker(reward, config) as checker,
+        _checker(reward, config, watch) as checker,
         _folder(store) as path,
     ):
         driver.check()
         call = _Call(
             samples,
             driver,
+            watch,
             describe(samples),
             allow_degenerate=allow_degenerate,
             verify_images=verify_images,
@@ -187,11 +199,14 @@ def score(
         )
         last = _Pass(config, checker, _inputs(config, samples, reward is not None))
         with call.open(path, last) as shards:
-            plan = _first_pass(call, Path(path), config)
-            call.fill(shards, last, plan)
+            with profiled(driver, watch, shards.path):
+                plan = _first_pass(call, Path(path), config)
+                call.fill(shards, last, plan)
+                with watch.span("store"):
+                    table = shards.read()
+                    rollouts = shards.read_rollouts()
             fingerprint = shards.fingerprint
-            table = shards.read()
-            rollouts = shards.read_rollouts()
+            measured = read_profile(shards.path)
     first = None if plan is None else plan.rows
     meta: dict[str, Any] = {
         "fingerprint": fingerprint,
@@ -199,6 +214,8 @@ def score(
         "cost": ledger(table, rollouts, time.perf_counter() - wall, first),
         "counts": count_rows(table),
     }
+    if measured is not None:
+        meta["profile"] = measured.as_json()
     return Scores(table=table, meta=meta, dataset=samples, rollouts=rollouts)
 
 
@@ -235,7 +252,7 @@ def select(
         see ``help(rap.ScoreConfig)``) or of ``choose`` (``budget``, ``rule``, ``by``, ...,
         see ``help(rap.ChooseConfig)``), and what `score` takes besides: ``store``,
         ``reward``, ``columns``, ``root``, ``progress``, ``allow_degenerate``,
-        ``verify_images``, ``retry_quarantined``, see ``help(rap.score)``.
+        ``verify_images``, ``retry_quarantined``, ``profile``, see ``help(rap.score)``.
 
     Returns
     -------
@@ -287,6 +304,7 @@ class _Call:
 
     samples: SampleSet
     driver: ModelDriver
+    watch: Stopwatch
     data: Mapping[str, Any]
     allow_degenerate: bool
     verify_images: bool
@@ -295,31 +313,34 @@ class _Call:
 
     def open(self, path: str | os.PathLike[str], by: _Pass) -> ScoreStore:
         """The store of a pass, to be written."""
-        return ScoreStore.open(
-            path,
-            _fingerprint(self.driver, by.config, by.checker, self.samples, by.more),
-            len(self.samples),
-            by.config.shard_size,
-            data=self.data,
-            reuse=self._reuse(by, None),
-        )
+        with self.watch.span("store"):
+            return ScoreStore.open(
+                path,
+                _fingerprint(self.driver, by.config, by.checker, self.samples, by.more),
+                len(self.samples),
+                by.config.shard_size,
+                data=self.data,
+                reuse=self._reuse(by, None),
+            )
 
     def fill(self, shards: ScoreStore, by: _Pass, plan: Plan | None) -> None:
         """Score what the store lacks."""
-        if self.retry_quarantined:
-            redo_quarantined(shards)
-        if self.verify_images:
-            redo_changed_images(shards, self.samples, by.config)
-        if plan is not None:
-            redo_changed(shards, plan)
-        put_in_groups(shards, self.samples)
-        reuse = self._reuse(by, plan)
-        if reuse is not None:
-            look_back(shards, reuse, None if plan is None else plan.settled)
+        with self.watch.span("store"):
+            if self.retry_quarantined:
+                redo_quarantined(shards)
+            if self.verify_images:
+                redo_changed_images(shards, self.samples, by.config)
+            if plan is not None:
+                redo_changed(shards, plan)
+            put_in_groups(shards, self.samples)
+            reuse = self._reuse(by, plan)
+            if reuse is not None:
+                look_back(shards, reuse, None if plan is None else plan.settled)
         scorer = Scorer(self.driver, by.config, by.checker, self.allow_degenerate)
         run = Run(self.samples, self.driver, by.config, scorer, by.more, plan)
         run.fill(shards, self.progress)
-        shards.clear_previous()
+        with self.watch.span("store"):
+            shards.clear_previous()
 
     def _reuse(self, by: _Pass, plan: Plan | None) -> Reuse | None:
         if by.config.counterfactual in WITH_PARTNER:
@@ -343,6 +364,7 @@ def _first_pass(call: _Call, path: Path, config: ScoreConfig) -> Plan | None:
     by = _Pass(dataclasses.replace(config, evidence=first), None, ())
     with call.open(path / FOLDER, by) as shards:
         call.fill(shards, by, None)
+        call.watch.counts.pop("samples", None)  # the pass to come counts them
         rows = shards.read()
     return make_plan(rows, config.cascade_share, config.evidence)
 
@@ -371,13 +393,18 @@ def _folder(store: str | os.PathLike[str] | None) -> Iterator[str | os.PathLike[
         yield path
 
 
+@contextmanager
 def _checker(
-    reward: Callable[..., Any] | None, config: ScoreConfig
-) -> AbstractContextManager[Checker | None]:
+    reward: Callable[..., Any] | None, config: ScoreConfig, watch: Stopwatch
+) -> Iterator[Checker | None]:
     """The worker process that grades, if the evidence has any completion graded."""
     if not EVIDENCE[config.evidence].reading.graded:
-        return nullcontext()
-    return make_checker(reward, timeout=config.checker_timeout)
+        yield None
+        return
+    with watch.span("checking"):
+        made = make_checker(reward, timeout=config.checker_timeout)
+    with made as checker:
+        yield checker
 
 
 def _inputs(config: ScoreConfig, samples: SampleSet, custom: bool) -> Collection[str]:
