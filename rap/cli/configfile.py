@@ -17,7 +17,7 @@ from click.core import ParameterSource
 
 from ..config import ScoreConfig
 from ..errors import RapConfigError, first_line, install
-from ..settings import field_types, is_settings, near
+from ..settings import REMOVED, field_types, is_settings, near
 from .fields import Option, option
 
 SETTINGS = "settings"
@@ -161,6 +161,8 @@ def _text(value: Any) -> str:
 
 
 def _unknown(ctx: click.Context, path: Path, name: str) -> str:
+    if name in REMOVED:
+        return f"{path}: {name}: {REMOVED[name]}"
     known = [n for p in ctx.command.params for n in _names(p)]
     text = f"{path}: {name}: no option of rap {ctx.info_name}"
     if alike := near(name, known):
