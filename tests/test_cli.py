@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +28,17 @@ from rap.scores.store import ScoreStore
 from rap.scores.table import table_from_rows
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("score", "choose", "select", "report", "export", "reselect", "info", "demo")
+COMMANDS = (
+    "check",
+    "score",
+    "choose",
+    "select",
+    "report",
+    "export",
+    "reselect",
+    "info",
+    "demo",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -514,6 +525,28 @@ def test_select_with_a_model_leaves_scores_selection_and_report(tiny, tmp_path):
     assert "blank" in line
 
 
+def test_check_prints_how_a_model_is_read_or_why_it_is_refused(tiny, tmp_path):
+    words = ("check", tiny, "--device", "cpu")
+    text = run(*words).stdout
+    assert text.startswith("model        Qwen2_5_VLForConditionalGeneration, ")
+    assert text.endswith("verdict      can be scored with\n")
+    found = json.loads(run(*words, "--json").stdout)
+    assert found["ok"] and found["dtype"] == "float32"
+    assert found["parameters"] > found["vocabulary"] * found["hidden_size"]
+
+    broken = tmp_path / "m"
+    shutil.copytree(tiny, broken)
+    for name in ("chat_template.jinja", "chat_template.json"):
+        (broken / name).unlink(missing_ok=True)
+    words = ("check", broken, "--device", "cpu")
+    result = run(*words, code=1)
+    assert "chat template" in result.stderr and "verdict" not in result.stdout
+    assert result.stdout == "".join(text.splitlines(keepends=True)[:2])
+    refused = json.loads(run(*words, "--json", code=1).stdout)
+    assert not refused["ok"] and "chat template" in refused["reason"]
+    assert all(found[k] == v for k, v in refused.items() if k not in ("ok", "reason"))
+
+
 def test_retry_scores_quarantined_samples_again_and_changed_images_are_found(
     tiny, tmp_path
 ):
@@ -568,6 +601,28 @@ def test_score_with_rollouts_prints_counts_and_cost(tiny, tmp_path):
     assert found["samples"] == 20
     assert found["cost"]["rollouts"] == 20 * 5
     assert "next: rap choose" in run(*command).stdout  # resumed: all is there
+
+
+def test_profile_is_printed_beside_the_result_and_is_in_the_report(tiny, tmp_path):
+    common = ("--device", "cpu", "--evidence", "answer")
+    command = ("select", PUZZLES, "--model", tiny, "--out", tmp_path / "s", *common)
+    plain = run(*command, "--report", tmp_path / "plain.html")
+    assert "where the time went" not in plain.output
+    assert not (tmp_path / "s" / "scores" / "profile.json").exists()
+    command = ("score", PUZZLES, "--model", tiny, "--store", tmp_path / "p", *common)
+    result = run(*command, "--profile")
+    assert "where the time went: " in result.stderr and "prefilled_tokens" in result.stderr
+    assert "where the time went" not in result.stdout
+    found = json.loads(run(*command, "--json").stdout)  # resumed: nothing is measured
+    assert found["profile"]["runs"] == 1 and found["profile"]["samples"] == 20
+    assert found["profile"]["counts"]["images_encoded"] == 20
+    run("choose", tmp_path / "p", "--report", tmp_path / "seen.html")
+    assert "Where the time went" in (tmp_path / "seen.html").read_text()
+    assert "Where the time went" not in (tmp_path / "plain.html").read_text()
+    says = "no effect with --rollouts"
+    assert "--profile" in refused(
+        "select", "--rollouts", "x.jsonl", "--profile", code=2, says=says
+    )
 
 
 def start(*args: object, **env: str) -> subprocess.Popen:
