@@ -130,9 +130,7 @@ def small(name: str, x: Any, dtype: type) -> np.ndarray:
     if is_torch(x):
         x = plain(name, x, host=True)
         if x.is_complex() or x.is_quantized or x.is_nested:
-            raise TypeError(
-                f"{name}: expected plain real numbers, got {x.dtype}"
-            )
+            raise TypeError(f"{name}: expected plain real numbers, got {x.dtype}")
         try:
             x = (x.double() if dtype is np.float64 else x).numpy()  # NumPy has no bfloat16
         except NotImplementedError as error:  # bits, without a type
