@@ -445,6 +445,30 @@ def test_fault_47_code_of_a_model_is_not_run(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("command", ["score", "select", "train"])
+def test_the_columns_are_told_before_the_model_is_loaded(command, tmp_path):
+    rows = [
+        {"uid": f"u{k}", "query": f"How many, {k}?", "label": "3", "img": "a.png"}
+        for k in range(3)
+    ]
+    rows[0]["query"] = "How\x1b[31m many?"
+    file = tmp_path / "d.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    to = "--store" if command == "score" else "--out"
+    result = run(
+        *(command, file, "--model", tmp_path / "none", to, tmp_path / "out"), code=1
+    )
+    told = result.stderr[: result.stderr.index("rap: error")]
+    assert f"JSONL {file}: 3 rows" in told
+    for role, column in (("id", "uid"), ("question", "query"), ("answer", "label")):
+        assert f"  {role:<8} <- {column}\n" in told
+    assert "  images   <- img\n" in told
+    assert "line 1: How [31m many?\n    answer 3, images 1" in told
+    assert "line 2: How many, 1?" in told
+    assert "line 3" not in told
+    assert result.stdout == ""
+
+
 def test_a_model_that_is_not_there_exits_1(tmp_path):
     with pytest.raises(RapModelError, match="cannot be loaded"):
         load_model(str(tmp_path / "nothing"))

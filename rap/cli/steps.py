@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..config import ChooseConfig, require_judge
-from ..errors import RapConfigError, RapError, RapInputError, RapStoreError
+from ..errors import RapConfigError, RapError, RapStoreError
 from ..model.loading import load_model
 from .options import refuse_given, score_config
 from .texts import filters, to_columns, typed
@@ -37,8 +37,6 @@ def open_data(
     if path is None:
         refuse_given(("columns", "root"), "without a data set")
         return None
-    if not path.exists() and "*" not in path.name:
-        raise RapInputError(f"{path}: no such file or folder")
     return open_samples(path, columns=to_columns(columns), root=root)
 
 

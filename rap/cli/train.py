@@ -64,6 +64,7 @@ def train(
     from ..trl.run import train as run
 
     samples = open_training_data(data, columns=to_columns(columns), root=root)
+    click.echo(samples.describe(), err=True)  # a wrong column shows before hours of work
     chosen = None
     if selection is not None:
         from ..selection.selection import load
