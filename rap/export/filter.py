@@ -18,8 +18,9 @@ from ..errors import RapConfigError, RapInputError
 from ..samples.parsing import cell
 from ..samples.sample import Sample
 from ..samples.sampleset import SampleSet
-from .formats import TARGETS, Writing, copy_reward, describe_llamafactory
+from .formats import TARGETS, copy_reward, describe_llamafactory
 from .rows import JSONL, PARQUET, Chosen, container_of, write_rows
+from .target import Writing
 
 if TYPE_CHECKING:
     from ..scores.selected import Selected

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import RapStoreError, first_line
 from ..scores.files import fsync_folder, store_error
-from .formats import MANIFEST
+from .target import MANIFEST
 
 
 def refuse_to_replace(folder: Path, overwrite: bool) -> None:

@@ -26,7 +26,7 @@ from ..samples.images import encode_image, read_bytes, sniff
 from ..samples.parsing import image_cell
 from ..samples.sample import BadSample, Sample
 from ..samples.sampleset import SampleSet
-from .formats import MANIFEST, ROWS_AT_A_TIME, Writing
+from .target import MANIFEST, ROWS_AT_A_TIME, Writing
 
 PARQUET, JSONL = "parquet", "jsonl"
 

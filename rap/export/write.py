@@ -72,7 +72,8 @@ from ..scores.files import store_error
 from ..scores.match import as_samples
 from .filter import PLAIN, added_columns, dropped_columns, is_filter, write_filtered
 from .folder import clear_up, put_in_place, refuse_to_replace, scratch_beside
-from .formats import MANIFEST, TARGETS, Picture, Row, Target, Writing, names_of
+from .formats import TARGETS, names_of
+from .target import MANIFEST, Picture, Row, Target, Writing
 
 if TYPE_CHECKING:
     from PIL.Image import Image
