@@ -98,7 +98,8 @@ def write_filtered(
     kept = [f"{file}: the rows of the data set as they came in"]
     if to in PLAIN:
         return [
-            f'load_dataset("{to.replace("jsonl", "json")}", data_files="{file}")',
+            f'load_dataset("{to.replace("jsonl", "json")}", '
+            f'data_files="{writing.seen_as / file}", split="train")',
             *kept,
         ]
     kept[0] += f"; --rewrite (filter=False) writes them anew for {to}"

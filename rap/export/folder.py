@@ -80,7 +80,7 @@ def scratch_beside(folder: Path) -> Path:
     try:
         scratch.mkdir(parents=True)
     except OSError as error:
-        raise store_error(f"{scratch}: cannot be made", error) from error
+        raise store_error(f"{folder}: cannot be made", error) from error
     return scratch
 
 

@@ -18,15 +18,14 @@ each form has its reason:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .target import ROWS_AT_A_TIME, Row, Target, Writing
+from .target import Row, Target, Writing, parts
 
 VERL_SOURCE = "hiyouga/geometry3k"
 """verl refuses a ``data_source`` it has no reward for. Under this name it looks for the
@@ -75,15 +74,9 @@ def _parquet(
     """``train.parquet``, a few rows at a time: images are large."""
     schema = schema.with_metadata({"huggingface": AS_IMAGES})
     with pq.ParquetWriter(writing.folder / "train.parquet", schema) as writer:
-        for part in _parts(rows):
+        for part in parts(rows):
             writer.write_table(pa.Table.from_pylist([columns(r) for r in part], schema))
             writing.samples += [row.id for row in part]
-
-
-def _parts(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    rows = iter(rows)
-    while part := list(islice(rows, ROWS_AT_A_TIME)):
-        yield part
 
 
 def _bytes(row: Row) -> list[dict[str, Any]]:

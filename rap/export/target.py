@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..samples.prompts import stands_in_place
 from ..samples.sample import Turn
 
 MANIFEST = "rap_export.json"
 ROWS_AT_A_TIME = 64
+Made = TypeVar("Made")
+
+
+def parts(rows: Iterable[Made]) -> Iterator[list[Made]]:
+    """The rows, a few at a time: their images are large."""
+    rows = iter(rows)
+    while part := list(islice(rows, ROWS_AT_A_TIME)):
+        yield part
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,9 +104,12 @@ class Exported:
         lines = [
             f"{self.samples} samples for {self.target} in {self.folder}",
             f"  files: {', '.join(self.files)}",
-            f"  {self.pictures} images: {same} byte for byte, {self.encoded} as PNG of "
-            "the pixels that were scored",
         ]
+        if not self.filtered:
+            lines.append(
+                f"  {self.pictures} images: {same} byte for byte, {self.encoded} as PNG of "
+                "the pixels that were scored"
+            )
         if self.dropped:
             lines.append(f"  columns left out: {', '.join(self.dropped)}")
         if self.left_out:
