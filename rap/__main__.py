@@ -1,5 +1,21 @@
-"""``python -m rap`` is ``rap``."""
+"""``rap`` and ``python -m rap``: the shell, where Ctrl-C is no traceback even while it is
+still being imported."""
 
-from .cli.commands import main
+import sys
 
-main(prog_name="rap")
+from .errors import INTERRUPTED
+
+
+def main() -> None:
+    """Run the shell and exit with its code; see ``rap.cli.shell`` for the codes."""
+    try:
+        from .cli.commands import main as shell
+
+        shell(prog_name="rap")
+    except KeyboardInterrupt:
+        print("rap: stopped", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

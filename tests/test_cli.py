@@ -683,6 +683,26 @@ def test_fault_32_ctrl_c_and_sigterm_stop_cleanly_and_the_run_goes_on(tiny, tmp_
         assert file.read_bytes() == (tmp_path / "sel-whole" / file.name).read_bytes()
 
 
+@pytest.mark.parametrize("module", ["numpy", "pyarrow", "rap.cli.steps"])
+def test_fault_32_ctrl_c_while_the_shell_is_imported_is_no_traceback(module, tmp_path):
+    """A KeyboardInterrupt out of the import of ``module``, whenever that comes."""
+    code = f"""
+import sys
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == {module!r}:
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt())
+from rap.__main__ import main
+sys.argv = ["rap", "info"]
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (130, "rap: stopped\n")
+
+
 def test_a_reader_that_goes_away_is_no_fault(tmp_path):
     process = start("select", "--rollouts", ROLLOUTS, "--json")
     process.stdout.close()

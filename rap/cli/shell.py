@@ -13,9 +13,9 @@ from typing import Any, NoReturn
 
 import click
 
-from ..errors import RapConfigError, RapError, install
+from ..errors import INTERRUPTED, RapConfigError, RapError, install
 
-OK, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+OK, FAILED, USAGE, TERMINATED = 0, 1, 2, 143
 
 
 class Terminated(KeyboardInterrupt):
