@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
 
-from ..config import ScoreConfig
+from ..config import DEFAULT_BATCH, ScoreConfig
 from ..errors import RapError, RapInputError, RapModelError
 from ..samples.sample import Sample
 from ..samples.sampleset import SampleSet
@@ -24,6 +24,7 @@ from ..scores.table import QUARANTINED, ROLLOUT_SCHEMA, table_from_rows
 from .evidence import EVIDENCE
 from .jobs import Job, ahead, clean
 from .prepare import prepare_job
+from .profiling import count_asked
 from .reuse import group_of, inputs_sha256
 from .rounding import rounded
 from .scorer import Scorer
@@ -48,11 +49,17 @@ def score_batch(scorer: Scorer, jobs: list[Job]) -> None:
     started = time.perf_counter()
     EVIDENCE[scorer.config.evidence].score(scorer, jobs)
     share = (time.perf_counter() - started) / len(jobs)
+    count_asked(scorer.watch, jobs)
     for job in jobs:
         job.row["seconds"] = share
         # A finished job waits for its shard: only its row may stay in memory.
         job.image = job.blind = job.answer = None
         job.sample = None  # type: ignore[assignment]
+
+
+def tokens_of(jobs: Iterable[Job]) -> int:
+    """Tokens of their prompts with the image, and of the responses they already hold."""
+    return sum(len(job.image) for job in jobs if job.image is not None)
 
 
 @dataclass(slots=True)
@@ -138,10 +145,10 @@ class Run:
             if not shards.reusable(i)
         ]
         jobs = ahead(
-            lambda i: prepare_job(self.samples, self.driver, self.config, i),
+            self._prepare,
             todo,
             workers=self.config.workers,
-            depth=self.config.prefetch * self.config.batch_size,
+            depth=self.config.prefetch * (self.config.batch_size or DEFAULT_BATCH),
         )
         with _Bar(len(self.samples), self.seen, progress) as bar:
             try:
@@ -157,6 +164,16 @@ class Run:
                 jobs.close()
         self.scorer.check_degenerate(final=True)
         self._stop_early(final=True)
+
+    def _prepare(self, i: int) -> Job:
+        """``prepare_job`` of sample ``i``, in whichever thread."""
+        with self.driver.watch.span("prepare"):
+            return prepare_job(self.samples, self.driver, self.config, i)
+
+    def _next(self, jobs: Iterator[Job]) -> Job:
+        """The next prepared job, waited for."""
+        with self.driver.watch.span("prepare"):
+            return self._new(next(jobs))
 
     def _begin(self, shards: ScoreStore, k: int) -> _Part:
         """Shard k with what an earlier run has kept of it."""
@@ -192,12 +209,13 @@ class Run:
         rest = shards.shard_range(part.k)[part.whole :]
         kept = shards.reused(rest)
         for i in rest:
-            job = self._again(i, kept.pop(i)) if i in kept else self._new(next(jobs))
+            job = self._again(i, kept.pop(i)) if i in kept else self._next(jobs)
             part.jobs.append(job)
             if job.alive and not job.reused:
                 batch.append(job)
             last = len(part.jobs) == part.size
-            if len(batch) == self.config.batch_size or (batch and last):
+            full = self.config.batch_is_full(len(batch), tokens_of(batch))
+            if batch and (full or last):
                 score_batch(self.scorer, batch)
                 batch = []
             if batch:
@@ -205,13 +223,15 @@ class Run:
             new = part.jobs[part.whole :]
             part.whole = len(part.jobs)
             self._count(job.row for job in new)
+            self.driver.watch.count("samples", sum(not job.reused for job in new))
             bar.advance(len(new), self.bad.total())
             if not last:
                 self._stop_early(final=False)
                 if time.monotonic() - self.written >= PARTIAL_SECONDS:
                     self._keep(shards, part)
-        scores, rollouts = part.tables()
-        shards.write(part.k, scores, rollouts, tally=part.tally(), rows=part.rows())
+        with self.driver.watch.span("store"):
+            scores, rollouts = part.tables()
+            shards.write(part.k, scores, rollouts, tally=part.tally(), rows=part.rows())
         self.written = time.monotonic()
 
     def _new(self, job: Job) -> Job:
@@ -230,8 +250,11 @@ class Run:
         return job
 
     def _keep(self, shards: ScoreStore, part: _Part) -> None:
-        scores, rollouts = part.tables()
-        shards.write_partial(part.k, scores, rollouts, tally=part.tally(), rows=part.rows())
+        with self.driver.watch.span("store"):
+            scores, rollouts = part.tables()
+            shards.write_partial(
+                part.k, scores, rollouts, tally=part.tally(), rows=part.rows()
+            )
         part.kept = part.whole
         self.written = time.monotonic()
 

@@ -45,6 +45,9 @@ class Job:
     """``reuse.inputs_sha256`` of what else the score is made from."""
     reused: bool = False
     """Scored before, for an older data set."""
+    asked: list[tuple[bool, bool, list[int]]] = field(default_factory=list)
+    """In a profiled run, what the model read for it: (without the image?, any image
+    tokens?, tokens)."""
 
     @property
     def alive(self) -> bool:

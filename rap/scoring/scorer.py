@@ -22,8 +22,10 @@ from ..model.rollouts import IMAGE_ARM, Completion, degenerate, row_seed
 from ..rewards.checker import Checker
 from ..samples.sample import BadSample
 from ..scores.table import SCORE_SCHEMA
+from ..stopwatch import Stopwatch
 from .batches import all_finite, memory_of
 from .jobs import Job, clean
+from .profiling import ask
 
 if TYPE_CHECKING:
     import torch
@@ -59,6 +61,11 @@ class Scorer:
         self.groups = 0
         self.degenerate_groups = 0
         self._heads: dict[torch.device, Head] = {}
+
+    @property
+    def watch(self) -> Stopwatch:
+        """Measures the stages of a profiled run."""
+        return self.driver.watch
 
     def _head_for(self, hidden: torch.Tensor) -> Head:
         """The head where the kernels run: on the CUDA device of the hidden states, or, for
@@ -99,6 +106,8 @@ class Scorer:
         quarantined."""
         from ..model import rollouts
 
+        if not jobs:
+            return {}
         seed = self.config.seed
         rows = [
             (job, -1 if greedy else row_seed(seed, job.row["id"], arm, number))
@@ -106,8 +115,11 @@ class Scorer:
             for number in numbers
         ]
 
+        which = "image" if arm == IMAGE_ARM else "blind"
+        for job in jobs:
+            ask(self.watch, job, which, getattr(job, which))
+
         def run(part: Sequence[tuple[Job, int]]) -> list[Completion]:
-            which = "image" if arm == IMAGE_ARM else "blind"
             prompts = [getattr(job, which) for job, _ in part]
             groups = rollouts.generate(
                 self.driver,
@@ -119,7 +131,9 @@ class Scorer:
             return [completion for (completion,) in groups]
 
         drawn: dict[int, list[Completion]] = {id(job): [] for job in jobs}
-        for (job, _), result in zip(rows, in_halves(run, rows), strict=True):
+        with self.watch.span("decode"):
+            results = in_halves(run, rows)
+        for (job, _), result in zip(rows, results, strict=True):
             if isinstance(result, Failure):
                 if job.alive:
                     job.quarantine("model", result.code, f"generate: {result.message}")
@@ -175,8 +189,11 @@ class Scorer:
             prepared = [getattr(job, which) for job in part]
             return self.driver.trace(prepared, attention=attention)
 
-        results = in_halves(run, live)
-        finite = all_finite([r for r in results if not isinstance(r, Failure)])
+        for job in live:
+            ask(self.watch, job, which, getattr(job, which))
+        with self.watch.span("prefill"):
+            results = in_halves(run, live)
+            finite = all_finite([r for r in results if not isinstance(r, Failure)])
         traces: dict[int, Trace] = {}
         for job, result in zip(live, results, strict=True):
             job.row["forwards"] += 1
@@ -203,7 +220,9 @@ class Scorer:
             return self._rows([(with_image[id(job)], without[id(job)]) for job in part])
 
         found: dict[int, dict[str, Any]] = {}
-        for job, result in zip(live, in_halves(run, live), strict=True):
+        with self.watch.span("kernels"):
+            results = in_halves(run, live)
+        for job, result in zip(live, results, strict=True):
             if isinstance(result, Failure):
                 job.quarantine("model", result.code, f"head: {result.message}")
                 continue
@@ -223,6 +242,7 @@ class Scorer:
         device = pairs[0][0].hidden.device
         sizes = torch.tensor([0] + [len(a.response_ids) for a, _ in pairs])
         head = self._head_for(pairs[0][0].hidden)
+        self.watch.count("kernel_launches")
         with memory_of(device):
             result = ops.linear_cde(
                 torch.cat([a.hidden for a, _ in pairs]),
@@ -245,7 +265,9 @@ class Scorer:
         def run(part: Sequence[Job]) -> list[list[float]]:
             return self._attention([traces[id(job)] for job in part])
 
-        for job, result in zip(live, in_halves(run, live), strict=True):
+        with self.watch.span("kernels"):
+            results = in_halves(run, live)
+        for job, result in zip(live, results, strict=True):
             if isinstance(result, Failure):
                 job.quarantine("model", result.code, f"attention: {result.message}")
                 continue
@@ -276,6 +298,7 @@ class Scorer:
 
     def _ace(self, trace: Trace) -> Any:
         ace = self.config.ace
+        self.watch.count("kernel_launches")
         return ops.ace(
             trace.q,
             trace.k,
