@@ -241,6 +241,25 @@ def refuse_chosen(folder: Path | None, force: bool, config: ChooseConfig) -> Non
         )
 
 
+def refuse_unwritable(out: Path | None, report: Path | None) -> None:
+    """Raises ``RapStoreError``, before anything is scored, where the results could not be
+    written afterwards. The folder ``out`` is made."""
+    from ..scores.files import make_folder
+
+    if out is not None:
+        make_folder(out)
+    if report is None:
+        return
+    if report.is_dir():
+        raise RapStoreError(f"--report {report}: a folder; name a file in it")
+    folder = report.parent
+    within = out is not None and folder == out
+    if not within and not folder.is_dir():
+        raise RapStoreError(f"--report {report}: there is no folder {folder}")
+    if not os.access(folder, os.W_OK):
+        raise RapStoreError(f"--report {report}: nothing can be written in {folder}")
+
+
 def _selection_in(folder: Path) -> Selection | None:
     from ..selection.selection import load
 
