@@ -21,7 +21,7 @@ from .contract import (
     image_part,
 )
 from .openai import OpenAIEngine
-from .settings import EngineConfig, EngineOptions
+from .settings import EngineConfig, EngineOptions, require_engine
 from .transformers import TransformersEngine
 from .vllm import VLLMEngine
 
@@ -56,4 +56,5 @@ __all__ = [
     "conversation",
     "image_part",
     "make_engine",
+    "require_engine",
 ]

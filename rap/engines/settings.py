@@ -13,6 +13,10 @@ from ..settings import Ge, Gt, Le, Number, Predicate, setting, settings
 
 EngineName = Literal["transformers", "vllm", "openai"]
 NAMES: tuple[str, ...] = get_args(EngineName)
+LOCAL = "transformers"
+"""The engine that needs no request: it takes prompts as the model does."""
+SAMPLES = ("rollouts", "logits", "cascade")
+"""Evidence that samples completions."""
 
 
 def _urls(value: object) -> tuple[str, ...]:
@@ -102,6 +106,28 @@ class EngineOptions(TypedDict, total=False):
     patience: float
     seeded: bool
     vllm_options: Mapping[str, Any]
+
+
+def require_engine(engine: EngineConfig, evidence: str, has_model: bool) -> None:
+    """Raises ``RapConfigError`` where the engine has nothing to do, or the evidence needs
+    a local model that is not there."""
+    if engine.engine != LOCAL and evidence not in SAMPLES:
+        raise RapConfigError(
+            f"engine = {engine.engine!r}: evidence {evidence!r} samples no completion, so "
+            f"it would never be asked; evidence {' and '.join(SAMPLES[:2])} do"
+        )
+    if has_model:
+        return
+    if engine.engine != "openai":
+        raise RapConfigError(
+            f"model = None: engine {engine.engine!r} needs the model; without one there is "
+            "engine 'openai' with evidence 'rollouts'"
+        )
+    if evidence != "rollouts":
+        raise RapConfigError(
+            f"model = None: evidence {evidence!r} needs forwards of a local model with the "
+            "weights that are served; without one there is evidence 'rollouts'"
+        )
 
 
 def _normal_url(url: str) -> str:

@@ -52,6 +52,7 @@ def score_batch(scorer: Scorer, jobs: list[Job]) -> None:
         job.row["seconds"] = share
         # A finished job waits for its shard: only its row may stay in memory.
         job.image = job.blind = job.answer = None
+        job.asked = {}
         job.sample = None  # type: ignore[assignment]
 
 
@@ -106,7 +107,7 @@ class Run:
     def __init__(
         self,
         samples: SampleSet,
-        driver: ModelDriver,
+        driver: ModelDriver | None,
         config: ScoreConfig,
         scorer: Scorer,
         more: Collection[str] = (),
@@ -137,11 +138,12 @@ class Run:
             for i in shards.shard_range(p.k)[p.whole :]
             if not shards.reusable(i)
         ]
+        asked = not self.scorer.engine_is_local
         jobs = ahead(
-            lambda i: prepare_job(self.samples, self.driver, self.config, i),
+            lambda i: prepare_job(self.samples, self.driver, self.config, i, asked=asked),
             todo,
             workers=self.config.workers,
-            depth=self.config.prefetch * self.config.batch_size,
+            depth=max(self.config.prefetch * self.config.batch_size, self.scorer.window),
         )
         with _Bar(len(self.samples), self.seen, progress) as bar:
             try:
@@ -197,7 +199,7 @@ class Run:
             if job.alive and not job.reused:
                 batch.append(job)
             last = len(part.jobs) == part.size
-            if len(batch) == self.config.batch_size or (batch and last):
+            if len(batch) == self.scorer.window or (batch and last):
                 score_batch(self.scorer, batch)
                 batch = []
             if batch:

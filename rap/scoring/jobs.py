@@ -16,6 +16,7 @@ from ..samples.sample import BadSample, Sample
 from ..scores.table import QUARANTINED, SCORED
 
 if TYPE_CHECKING:
+    from ..engines import Said
     from ..model.driver import ModelDriver, Prepared
 
 Item = TypeVar("Item")
@@ -37,6 +38,8 @@ class Job:
     """The same without it."""
     answer: Prepared | None = None
     """Evidence ``logits``: the answer with the image, for the difficulty."""
+    asked: dict[str, tuple[Said, ...]] = field(default_factory=dict)
+    """The prompt turn by turn, ``image`` and ``blind``, for an engine that is asked."""
     rollouts: list[dict[str, Any]] = field(default_factory=list)
     groups: int = 0
     """Groups of completions that were sampled, and those that were ``degenerate``."""
@@ -62,6 +65,7 @@ class Job:
             "message": clean(message),
         }
         self.image = self.blind = self.answer = None
+        self.asked = {}
 
 
 def clean(text: str, limit: int = 500) -> str:

@@ -40,6 +40,7 @@ from ..config import (
     ScoreOptions,
     require_judge,
 )
+from ..engines import EngineConfig, EngineOptions, require_engine
 from ..environment import version
 from ..errors import RapInputError
 from ..model.counterfactual import WITH_PARTNER
@@ -55,6 +56,7 @@ from ..selection.rules import check as check_rule
 from ..selection.selection import Selection
 from ..settings import require_known, resolve
 from .again import redo_changed_images, redo_quarantined
+from .engine import provenance, resolve_both, running
 from .evidence import EVIDENCE
 from .filling import Run
 from .ledger import count_rows, ledger
@@ -78,7 +80,11 @@ class RunOptions(TypedDict, total=False):
     retry_quarantined: bool
 
 
-class SelectOptions(ChooseOptions, ScoreOptions, RunOptions, total=False):
+class ScoringOptions(ScoreOptions, EngineOptions, total=False):
+    """`score`'s fields of settings: `ScoreConfig`'s and `EngineConfig`'s."""
+
+
+class SelectOptions(ChooseOptions, ScoringOptions, RunOptions, total=False):
     """`select`'s keyword arguments: those of `score` and of `choose`."""
 
 
@@ -96,7 +102,7 @@ def score(
     allow_degenerate: bool = False,
     verify_images: bool = True,
     retry_quarantined: bool = False,
-    **overrides: Unpack[ScoreOptions],
+    **overrides: Unpack[ScoringOptions],
 ) -> Scores:
     """Score every sample of a data set with one model: the slow step, resumable.
 
@@ -104,7 +110,9 @@ def score(
     ----------
     model, processor
         A Hugging Face ``AutoModelForImageTextToText`` and its processor; or a folder or
-        hub name, with ``processor=None`` for the one that lies there.
+        hub name, with ``processor=None`` for the one that lies there. ``None, None``
+        scores evidence ``rollouts`` with a server alone: prompts are then not compared
+        with a local processor's, and ACE is skipped, which needs a local forward.
     dataset
         What `rap.samples.open_samples` takes (a ``datasets.Dataset``, a list of dicts, a
         path), or a ``SampleSet``; ``columns`` and ``root`` go there.
@@ -116,7 +124,10 @@ def score(
         keeps the shards in a temporary folder, gone when the call returns.
     config, **overrides
         A `ScoreConfig` (None is the defaults), and single fields that replace its own: see
-        ``help(rap.ScoreConfig)``.
+        ``help(rap.ScoreConfig)``. Besides those of `rap.engines.EngineConfig`: what
+        samples completions, e.g. ``engine="openai", base_url="http://node7:8000/v1",
+        concurrency=64``. A server is probed before the first sample (one line on stderr),
+        and has to see the local processor's prompts; it goes into the fingerprint.
     reward
         None checks answers with the built-in checker, else a callable with TRL's
         signature. For evidence ``rollouts`` only: the others grade no completion.
@@ -157,7 +168,7 @@ def score(
     from ..model.driver import ModelDriver
 
     wall = time.perf_counter()
-    config = resolve(ScoreConfig, "config", config, overrides, "rap.score")
+    config, chosen = resolve_both(config, overrides, "rap.score")
     require_judge(config.evidence, reward)
     if isinstance(dataset, SampleSet):
         samples = dataset
@@ -165,16 +176,22 @@ def score(
         samples = open_samples(dataset, columns=columns, root=root)
     if len(samples) == 0:
         raise RapInputError("the data set is empty: there is nothing to score")
-    model, processor = opened(model, processor)
-    driver = ModelDriver(model, processor, config)
+    require_engine(chosen, config.evidence, model is not None)
+    driver = None
+    if model is not None:
+        model, processor = opened(model, processor)
+        driver = ModelDriver(model, processor, config)
     with (
         _evaluating(model),
         _checker(reward, config) as checker,
         _folder(store) as path,
+        running(chosen, driver, config) as engine,
     ):
-        driver.check()
         more = _inputs(config, samples, reward is not None)
         fingerprint = _fingerprint(driver, config, checker, samples, more)
+        made_by = provenance(chosen, engine, driver)
+        if made_by is not None:
+            fingerprint["engine"] = made_by
         data = describe(samples)
         reuse = None
         if config.counterfactual not in WITH_PARTNER:
@@ -195,7 +212,8 @@ def score(
             put_in_groups(shards, samples)
             if reuse is not None:
                 look_back(shards, reuse)
-            scorer = Scorer(driver, config, checker, allow_degenerate)
+            local = made_by is None
+            scorer = Scorer(driver, config, checker, allow_degenerate, engine, local=local)
             run = Run(samples, driver, config, scorer, more)
             run.fill(shards, progress)
             shards.clear_previous()
@@ -241,7 +259,8 @@ def select(
         How the selection is made of the scores; None is the defaults.
     **options
         Single fields that replace those of ``config`` (``evidence``, ``m1``, ``seed``, ...,
-        see ``help(rap.ScoreConfig)``) or of ``choose`` (``budget``, ``rule``, ``by``, ...,
+        see ``help(rap.ScoreConfig)``), of the engine (``engine``, ``base_url``, ...) or of
+        ``choose`` (``budget``, ``rule``, ``by``, ...,
         see ``help(rap.ChooseConfig)``), and what `score` takes besides: ``store``,
         ``reward``, ``columns``, ``root``, ``progress``, ``allow_degenerate``,
         ``verify_images``, ``retry_quarantined``, see ``help(rap.score)``.
@@ -265,7 +284,7 @@ def select(
     run_options = RunOptions.__annotations__
     known = [*run_options, *sorted(set().union(*fields.values()))]
     require_known(given, known, "rap.select has no such option")
-    scoring, choosing = (
+    scoring, choosing, _ = (
         {name: value for name, value in given.items() if name in fields[kind]}
         for kind in _SETTINGS
     )
@@ -274,17 +293,21 @@ def select(
     chosen = resolve(ChooseConfig, "choose", choose, choosing, "rap.select")
     config = resolve(ScoreConfig, "config", config, scoring, "rap.select")
     check_rule(chosen, config.evidence)
-    rest = {name: value for name, value in given.items() if name in run_options}
+    theirs = [*run_options, *fields[EngineConfig]]
+    rest = {name: value for name, value in given.items() if name in theirs}
     return choose_from(score(model, processor, dataset, config, **rest), chosen)
 
 
-_SETTINGS = (ScoreConfig, ChooseConfig)
+_SETTINGS = (ScoreConfig, ChooseConfig, EngineConfig)
 
 
 @contextmanager
 def _evaluating(model: Any) -> Iterator[None]:
     """Dropout off while we score. Each module's mode, and what ``generate`` leaves on it
     (Qwen-VL's ``rope_deltas``), are put back."""
+    if model is None:
+        yield
+        return
     saved = [(module, dict(vars(module))) for module in model.modules()]
     model.eval()
     try:
@@ -321,7 +344,7 @@ def _inputs(config: ScoreConfig, samples: SampleSet, custom: bool) -> Collection
 
 
 def _fingerprint(
-    driver: ModelDriver,
+    driver: ModelDriver | None,
     config: ScoreConfig,
     checker: Checker | None,
     samples: SampleSet,
@@ -330,7 +353,7 @@ def _fingerprint(
     """All that a score depends on; a store refuses another one, naming the field, but for
     the data set's (``ScoreStore.open``). ``more``: as from ``_inputs``."""
     return {
-        "model": driver.identity(),
+        "model": None if driver is None else driver.identity(),
         "config": config.fingerprint(),
         "checker": None if checker is None else checker.name,
         "dataset": samples.content_hash(more),

@@ -72,9 +72,11 @@ class Rollouts(Evidence):
                 continue
             chosen = next(r for r in job.rollouts if r["arm"] == IMAGE_ARM and r["correct"])
             job.row["truncated"] = chosen["finish_reason"] == "length"
-            scorer.respond(job, ("image",), chosen["token_ids"])
-            traced.append(job)
-        scorer.psi(traced, scorer.forward(traced, "image", attention=True))
+            if scorer.reads_psi:
+                scorer.respond(job, ("image",), chosen["token_ids"])
+                traced.append(job)
+        for batch in scorer.batches(traced):
+            scorer.psi(batch, scorer.forward(batch, "image", attention=True))
 
 
 def _run_arm(scorer: Scorer, jobs: list[Job], arm: str, m: int) -> None:
