@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from engines.fake_server import QUIRKS, WORDS, FakeServer, Quirks
+from engines.model_server import ModelServer
 from PIL import Image
 
 import rap
@@ -201,6 +202,195 @@ def test_engine_options_are_its_fields():
         rap.score(None, None, rows(1), base_ulr="http://node")
 
 
+# ---------------------------------------------------------------- with the local model
+
+
+@pytest.fixture(scope="module")
+def demo():
+    from rap.demo.model import load_demo_model
+
+    return load_demo_model()
+
+
+def drawn(n: int) -> list[dict]:
+    """Samples of the world that the demo's model was trained on."""
+    from rap.demo.world import draw, to_dataset
+
+    return list(to_dataset(draw(n, seed=3)))
+
+
+def with_model(demo, server: FakeServer, data=None, **given):
+    """`score` with the server's own weights here, too."""
+    options = {
+        "engine": "openai",
+        "base_url": server.url,
+        "progress": False,
+        "sampling": {"max_new_tokens": 48},
+    }
+    return rap.score(*demo, drawn(6) if data is None else data, **options | given)
+
+
+def test_one_greedy_completion_of_a_server_scores_as_our_own(demo, capsys):
+    """Same prompt, same image, same tokens: every column of evidence logits is the same."""
+    ours = rap.score(*demo, drawn(6), sampling={"max_new_tokens": 48}, progress=False)
+    with ModelServer() as server:
+        theirs = with_model(demo, server, batch_size=8, concurrency=3)
+        greedy = [b for b in server.bodies if b["temperature"] == 0]
+    assert len(greedy) == 6
+    line = capsys.readouterr().err
+    assert "prompt tokens as here" in line and "of the local model" in line
+    assert "ACE is skipped" not in line
+    plain = [c for c in ours.table.column_names if c not in VOLATILE_COLUMNS]
+    assert ours.table.select(plain) == theirs.table.select(plain)
+    assert theirs.table["log_psi"].null_count == 0
+
+
+def test_psi_is_read_of_the_tokens_that_the_server_sampled(demo):
+    from rap.config import ScoreConfig
+    from rap.engines import make_engine
+    from rap.model.driver import ModelDriver
+    from rap.samples.sampleset import open_samples
+    from rap.scoring.prepare import prepare_job
+    from rap.scoring.scorer import Scorer
+
+    with ModelServer() as server:
+        scores = with_model(demo, server, drawn(12), evidence="rollouts", m1=4, m0=4)
+    require_whole(scores, 12, 4)
+    read = [r for r in scores.table.to_pylist() if r["log_psi"] is not None]
+    assert len(read) >= 3
+    config = ScoreConfig(evidence="rollouts")
+    driver = ModelDriver(*demo, config)
+    samples = open_samples(drawn(12))
+    engine = make_engine(EngineConfig(), driver)
+    scorer = Scorer(driver, config, None, False, engine)
+    for row in read:
+        told = [r for r in scores.rollouts.to_pylist() if r["index"] == row["index"]]
+        first = next(r for r in told if r["arm"] == "image" and r["correct"])
+        job = prepare_job(samples, driver, config, row["index"])
+        scorer.respond(job, ("image",), first["token_ids"])
+        scorer.psi([job], scorer.forward([job], "image", attention=True))
+        assert row["log_psi"] == pytest.approx(job.row["log_psi"], abs=2e-3)
+        assert row["psi_position"] == job.row["psi_position"]
+
+
+def test_turns_and_the_places_of_images_are_those_that_are_scored(demo):
+    """Compared token by token with the local processor's, so that this ends if not."""
+    (sample,) = drawn(1)
+    (image,) = sample["images"] if "images" in sample else [sample["image"]]
+    ask = sample["question"]
+    turns = [
+        {"role": "system", "content": "left above"},
+        {"role": "user", "content": "the square <image> is red"},
+        {"role": "assistant", "content": "so the square is red"},
+        {"role": "user", "content": f"{ask} <image> and the square"},
+    ]
+    data = [
+        {"id": "turns", "question": turns, "answer": "red", "images": [image, image]},
+        {"id": "plain", "question": ask, "answer": "red", "images": [image]},
+        {
+            "id": "placed",
+            "question": f"of <image>: {ask}",
+            "answer": "x",
+            "images": [image],
+        },
+    ]
+    with ModelServer() as server:
+        scores = with_model(demo, server, data, evidence="rollouts", m1=2, m0=2)
+        bodies = [b for b in server.bodies if len(b["messages"]) == 4]
+    assert codes(scores) == {}
+    kinds = [
+        [[part["type"] for part in m["content"]] for m in b["messages"]] for b in bodies
+    ]
+    text, image_url = "text", "image_url"
+    with_images = [
+        [text],
+        [text, image_url, text],
+        [text],
+        [text, image_url, text],
+    ]
+    assert sorted(kinds) == sorted([[[text]] * 4, with_images])
+    roles = [m["role"] for m in bodies[0]["messages"]]
+    assert roles == ["system", "user", "assistant", "user"]
+
+
+def test_the_bytes_of_the_file_are_sent(demo, tmp_path):
+    import base64
+
+    (sample,) = drawn(1)
+    (image,) = sample["images"] if "images" in sample else [sample["image"]]
+    image.save(tmp_path / "a.png")
+    image.convert("L").save(tmp_path / "grey.png")
+    told = {"question": sample["question"], "answer": "x"}
+    data = tmp_path / "d.jsonl"
+    lines = [{"id": n, "image": f"{n}.png"} | told for n in ("a", "grey")]
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with ModelServer() as server:
+        given = {"evidence": "rollouts", "m1": 2, "m0": 2, "concurrency": 1}
+        with_model(demo, server, data, allow_degenerate=True, **given)
+        sent = [
+            base64.b64decode(part["image_url"]["url"].partition(",")[2])
+            for b in server.bodies[-2:]
+            for part in b["messages"][0]["content"]
+            if part["type"] == "image_url"
+        ]
+    assert sent[0] == (tmp_path / "a.png").read_bytes()
+    assert sent[1] != (tmp_path / "grey.png").read_bytes()  # what is scored is RGB
+
+
+def test_a_prompt_that_the_server_sees_otherwise_is_an_error_that_names_it(demo):
+    with ModelServer(Quirks(extra_prompt_tokens=2)) as server:
+        with pytest.raises(RapModelError, match="server's prompt of .*tokens there"):
+            with_model(demo, server)
+
+
+def test_a_text_that_is_not_its_tokens_quarantines_the_sample(demo):
+    data = [
+        s | {"question": f"{s['question']} {'red ' * (i == 2)}"}
+        for i, s in enumerate(drawn(21))
+    ]
+
+    def other(server, count, body):
+        def change(answer):
+            for choice in answer["choices"]:
+                choice["message"]["content"] = "another text"
+            return answer
+
+        parts = body["messages"][0]["content"]
+        return change if str(parts[-1].get("text")).endswith("red") else None
+
+    with ModelServer(special=other) as server:
+        scores = with_model(demo, server, data, evidence="rollouts", m1=2, m0=2)
+    assert list(codes(scores).values()) == ["engine_error"]
+    (row,) = [r for r in scores.table.to_pylist() if r["code"] is not None]
+    assert row["index"] == 2 and "another tokenizer" in row["message"]
+
+
+def test_other_weights_on_the_server_are_refused(demo):
+    import copy
+
+    other = copy.deepcopy(demo[0])
+    for p in other.lm_head.parameters():
+        p.data.mul_(3.0)
+    with ModelServer() as server:
+        with pytest.raises(RapModelError, match="is not the local one"):
+            with_model((other, demo[1]), server)
+
+
+def test_evidence_logits_needs_token_ids(demo):
+    def without(answer):
+        for choice in answer["choices"]:
+            del choice["token_ids"]
+        return answer
+
+    with ModelServer(special=lambda *_: without) as server:
+        with pytest.raises(RapConfigError, match="returns no token ids"):
+            with_model(demo, server)
+        scores = with_model(demo, server, evidence="rollouts", m1=2, m0=2)
+    assert scores.table["log_psi"].null_count == 6
+    made = scores.meta["fingerprint"]["engine"]
+    assert made["ace_skipped"] == "the server returns no token ids"
+
+
 # ---------------------------------------------------------------- another engine's store
 
 
@@ -217,6 +407,17 @@ def test_a_store_of_one_engine_refuses_another(tmp_path):
         server.quirks = Quirks(model="other")
         with pytest.raises(RapConfigError, match='engine.model: "other" here, "demo"'):
             score(server, store=store)
+
+
+def test_a_store_of_the_local_engine_refuses_a_server_and_the_other_way(demo, tmp_path):
+    with ModelServer() as server:
+        with_model(demo, server, store=tmp_path / "server")
+        ours = {"sampling": {"max_new_tokens": 48}, "progress": False}
+        with pytest.raises(RapConfigError, match='engine: "transformers" here, .*openai'):
+            rap.score(*demo, drawn(6), store=tmp_path / "server", **ours)
+        rap.score(*demo, drawn(6), store=tmp_path / "local", **ours)
+        with pytest.raises(RapConfigError, match='openai.*"transformers" in the store'):
+            with_model(demo, server, store=tmp_path / "local")
 
 
 # ---------------------------------------------------------------- bad samples
@@ -265,9 +466,8 @@ def test_fewer_choices_than_asked_are_made_up_for():
     with FakeServer(special=one) as server:
         scores = score(server)
     require_whole(scores)
-    assert len({c[4] for c in completions(scores)}) == len(
-        {c[4] for c in completions(calm)}
-    )
+    seeds, calmly = ({c[4] for c in completions(x)} for x in (scores, calm))
+    assert len(seeds) == len(calmly) == 12 * 2 * 3
 
 
 def test_too_many_bad_samples_stop_the_run_and_say_why():
@@ -277,9 +477,7 @@ def test_too_many_bad_samples_stop_the_run_and_say_why():
         return bad if number_of(body) >= 0 else None
 
     with FakeServer(special=all_of_them) as server:
-        with pytest.raises(
-            RapInputError, match="12 of 12 samples are bad.*image_unreadable"
-        ):
+        with pytest.raises(RapInputError, match="12 of 12 samples are bad.*image_un"):
             score(server)
 
 
