@@ -43,13 +43,13 @@ class ModelServer(FakeServer):
     def _chat(self, body: dict[str, Any]) -> dict[str, Any]:
         driver = served()
         prepared = self._prompt(driver, body["messages"])
-        greedy = body["temperature"] == 0
+        greedy = body.get("temperature") == 0
         sampling = Sampling(
-            temperature=body["temperature"] or 1.0,
-            top_p=body["top_p"],
-            top_k=max(0, body["top_k"]),
-            min_p=body["min_p"],
-            max_new_tokens=body["max_tokens"],
+            temperature=body.get("temperature") or 1.0,
+            top_p=body.get("top_p", 1.0),
+            top_k=max(0, body.get("top_k", 0)),
+            min_p=body.get("min_p", 0.0),
+            max_new_tokens=body.get("max_tokens", 16),
         )
         seed = body.get("seed")
         if seed is None:
