@@ -345,7 +345,7 @@ def test_a_prompt_that_the_server_sees_otherwise_is_an_error_that_names_it(demo)
 
 def test_a_text_that_is_not_its_tokens_quarantines_the_sample(demo):
     data = [
-        s | {"question": f"{s['question']} {'red ' * (i == 2)}"}
+        s | {"question": f"{s['question']} {'red' * (i == 2)}"}
         for i, s in enumerate(drawn(21))
     ]
 
@@ -356,7 +356,8 @@ def test_a_text_that_is_not_its_tokens_quarantines_the_sample(demo):
             return answer
 
         parts = body["messages"][0]["content"]
-        return change if str(parts[-1].get("text")).endswith("red") else None
+        text = parts if isinstance(parts, str) else parts[-1]["text"]
+        return change if text.endswith("red") else None
 
     with ModelServer(special=other) as server:
         scores = with_model(demo, server, data, evidence="rollouts", m1=2, m0=2)
