@@ -52,14 +52,14 @@ class Real:
         return f"http://127.0.0.1:{self.port}/v1"
 
     def start(self) -> None:
-        out = self.log.open("ab")
-        self.process = subprocess.Popen(
-            [*self.command, "--port", str(self.port)],
-            env=os.environ | self.environment,
-            stdout=out,
-            stderr=out,
-            start_new_session=True,
-        )
+        with self.log.open("ab") as out:
+            self.process = subprocess.Popen(
+                [*self.command, "--port", str(self.port)],
+                env=os.environ | self.environment,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
 
     def wait(self) -> float:
         """Seconds until it answers."""
