@@ -202,6 +202,15 @@ def test_engine_options_are_its_fields():
         rap.score(None, None, rows(1), base_ulr="http://node")
 
 
+def test_select_takes_the_engine_too():
+    with FakeServer() as server:
+        given = {"engine": "openai", "base_url": server.url, "m1": 2, "m0": 2}
+        given |= {"evidence": "rollouts", "progress": False}
+        selection = rap.select(None, None, rows(), budget=1.0, **given)
+    assert selection.table.num_rows == 12
+    assert selection.settings["scores"]["engine"]["kind"] == "vllm"
+
+
 # ---------------------------------------------------------------- with the local model
 
 
