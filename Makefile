@@ -54,6 +54,7 @@ $(VENV)-trainers/%.done: .ci/trainers/%.txt | $(VENV)/made
 ENGINES := $(VENV)-engines
 
 test-engines: build $(VENV)/test.done $(ENGINES)/vllm.done $(ENGINES)/transformers-serve.done
+	@rm -f tests/engines/RESULTS.md
 	RAP_ENGINES=$(abspath $(ENGINES)) $(PY) -m pytest -q -s --timeout 1800 tests/engines/real.py
 
 # torchaudio and torchcodec are not for this torch, and nothing here needs them

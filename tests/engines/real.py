@@ -13,6 +13,7 @@ import os
 import platform
 import signal
 import statistics
+import textwrap
 import threading
 import time
 from collections import Counter
@@ -50,27 +51,29 @@ def note(what: str, result: str) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def results():
-    """Written when all tests ran, whatever they found: a failure has no row."""
-    started = time.monotonic()
+    """Written when the tests ran. A run of some of them replaces their rows."""
     yield
-    lines = [
-        "# Scoring through real servers",
-        "",
-        f"`make test-engines`, {time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores of "
-        f"{platform.machine()} shared with other work, Python {platform.python_version()}; "
-        f"client: torch {torch.__version__}, transformers "
-        f"{importlib.metadata.version('transformers')}; "
-        f"{(time.monotonic() - started) / 60:.0f} minutes. Written by "
-        "`tests/engines/real.py`: a check that fails has no row. The model is the demo's "
-        "(1.3 M parameters, float32), served with a `generation_config.json` of `top_k=1, "
-        "temperature=0.01`.",
-        "",
-        "| what | found |",
-        "|---|---|",
-        *(f"| {what} | {result} |" for what, result in FOUND),
-    ]
     path = Path(os.environ.get("RAP_ENGINE_RESULTS", HERE / "RESULTS.md"))
-    path.write_text("\n".join(lines) + "\n")
+    rows = dict(_rows(path)) | dict(FOUND)
+    text = (
+        f"`make test-engines`, {time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores of "
+        f"{platform.machine()} shared with other work, Python "
+        f"{platform.python_version()}; client: torch {torch.__version__}, transformers "
+        f"{importlib.metadata.version('transformers')}. Written by "
+        "`tests/engines/real.py`; a check that fails writes no row. The "
+        "model is the demo's (1.3 M parameters, float32), "
+        "served with a `generation_config.json` of `top_k=1, temperature=0.01`."
+    )
+    table = [f"| {what} | {result} |" for what, result in rows.items()]
+    lines = ["# Scoring through real servers", "", *textwrap.wrap(text, 98), ""]
+    path.write_text("\n".join([*lines, "| what | found |", "|---|---|", *table, ""]))
+
+
+def _rows(path: Path) -> list[tuple[str, str]]:
+    if not path.exists():
+        return []
+    lines = [x for x in path.read_text().splitlines() if x.startswith("| ")][1:]
+    return [tuple(x.strip("| ").split(" | ", 1)) for x in lines]
 
 
 @pytest.fixture(scope="module")
