@@ -101,13 +101,13 @@ def main(debug: bool) -> None:
 @main.command(cls=Command)
 @click.argument("data", type=PATH)
 @DATA_OPTIONS
-@model_options(required=True, store="Scores go here.", needed=True)
+@model_options(store="Scores go here.", needed=True)
 @SCORE_OPTIONS
 @group("Result", json_option)
 @CONFIG_OPTION
 def score(
     data: Path,
-    model: str,
+    model: str | None,
     store: Path,
     columns: Sequence[str],
     root: Path | None,
@@ -128,7 +128,11 @@ def score(
           --evidence rollouts --m1 5 --m0 5 --max-new-tokens 512
       rap score data.jsonl --model ./model --store scores/ \\
           --columns question=problem,answer=solution --counterfactual blank
+      rap score data.jsonl --model ./model --store scores/ --evidence rollouts \\
+          --engine openai --base-url http://127.0.0.1:8000/v1 --concurrency 64
     """
+    if model is None and options["engine"] != "openai":
+        raise click.UsageError("give --model, or --engine openai with a --base-url")
     samples = open_data(data, columns, root)
     assert samples is not None  # DATA is required
     scores = score_data(samples, model, store, options)
@@ -187,7 +191,7 @@ def choose(
 @click.argument("data", type=PATH, required=False)
 @DATA_OPTIONS
 @ROLLOUT_OPTIONS
-@model_options(required=False, store="Scores go here.  [default: OUT/scores]", needed=False)
+@model_options(store="Scores go here.  [default: OUT/scores]", needed=False)
 @SCORE_OPTIONS
 @CHOOSE_OPTIONS
 @OUTPUT_OPTIONS
@@ -227,7 +231,7 @@ def select(
     if rollouts is not None:
         scores = from_rollouts(rollouts, rollout_columns, where, drop, samples)
     else:
-        if samples is None or model is None:
+        if samples is None or (model is None and options["engine"] != "openai"):
             raise click.UsageError("give DATA and --model, or --rollouts FILE")
         if store is None:
             if options["out"] is None:
@@ -239,7 +243,7 @@ def select(
     choose_and_tell(scores, rules, options)
 
 
-MODEL_ONLY = ("Model", "Scoring", "Sampling of completions", "Speed and limits")
+MODEL_ONLY = ("Model", "Engine", "Scoring", "Sampling of completions", "Speed and limits")
 """Headings whose options a selection from given completions does not use."""
 
 

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..config import ChooseConfig, require_judge
+from ..engines import EngineConfig, require_engine
 from ..errors import RapConfigError, RapError, RapStoreError
 from ..model.loading import load_model
-from .options import refuse_given, score_config
+from .fields import given
+from .options import engine_config, refuse_given, score_config
 from .texts import filters, to_columns, typed
 
 if TYPE_CHECKING:
@@ -41,18 +43,20 @@ def open_data(
 
 
 def score_data(
-    samples: SampleSet, model: str, store: Path, options: Mapping[str, Any]
+    samples: SampleSet, model: str | None, store: Path, options: Mapping[str, Any]
 ) -> Scores:
-    """Load the model and score into ``store``; Ctrl-C says what is kept. Raises what
-    ``rap.score`` and ``load_model`` raise."""
+    """Load the model, None for none, and score into ``store``; Ctrl-C says what is kept.
+    Raises what ``rap.score`` and ``load_model`` raise."""
     config = score_config(options)  # refused before the model is loaded
+    engine = engine_config(options)
     require_judge(config.evidence, options["reward"])
+    require_engine(engine, config.evidence, model is not None)
     reward = load_reward(options["reward"])
     click.echo(samples.describe(), err=True)
     shown = options["progress"]
     if not (sys.stderr.isatty() if shown is None else shown):
         quiet_transformers()
-    loaded, processor = load(model, options)
+    loaded, processor = (None, None) if model is None else load(model, options)
     from ..scores.profile import Profile
     from ..scoring.run import score
 
@@ -68,6 +72,7 @@ def score_data(
             verify_images=options["verify_images"],
             retry_quarantined=options["retry"],
             profile=options["profile"],
+            **given(EngineConfig, options),
         )
     except KeyboardInterrupt:
         click.echo(f"rap: {kept_in(store)}", err=True)

@@ -149,7 +149,7 @@ def _in_memory(tensor: torch.Tensor) -> bool:
 
 def is_lazy(tensor: Any) -> bool:
     """A parameter of torch's lazy modules, which has no shape yet."""
-    return isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin)
+    return torch.nn.parameter.is_lazy(tensor)
 
 
 def is_shard(tensor: torch.Tensor) -> bool:
