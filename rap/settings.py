@@ -192,6 +192,14 @@ def near(name: object, known: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
 
 
+REMOVED = {
+    "adaptive": "was removed; evidence='cascade' stops each sample when it is decided",
+    "screen_lambda_c": "was removed; evidence='cascade' samples only where a sample can "
+    "still be kept (cascade_share)",
+}
+"""Options of earlier versions -> what stands in their place."""
+
+
 def require_known(
     given: Iterable[Any], known: Iterable[str], why: str, prefix: str = ""
 ) -> None:
@@ -199,7 +207,8 @@ def require_known(
     names = list(known)
     for name in given:
         if name not in names:
-            raise RapConfigError(f"{prefix}{name}: {why}{near(name, names)}")
+            removed = REMOVED.get(name) if isinstance(name, str) else None
+            raise RapConfigError(f"{prefix}{name}: {removed or why + near(name, names)}")
 
 
 def expected(hint: Any) -> str:

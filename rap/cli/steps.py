@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..config import ChooseConfig, require_judge
-from ..errors import RapConfigError, RapError, RapInputError, RapStoreError
+from ..errors import RapConfigError, RapError, RapStoreError
 from ..model.loading import load_model
 from .options import refuse_given, score_config
 from .texts import filters, to_columns, typed
@@ -37,8 +37,6 @@ def open_data(
     if path is None:
         refuse_given(("columns", "root"), "without a data set")
         return None
-    if not path.exists() and "*" not in path.name:
-        raise RapInputError(f"{path}: no such file or folder")
     return open_samples(path, columns=to_columns(columns), root=root)
 
 
@@ -241,6 +239,25 @@ def refuse_chosen(folder: Path | None, force: bool, config: ChooseConfig) -> Non
             f"--out {folder}: holds another selection, which would be lost; --force "
             "replaces it"
         )
+
+
+def refuse_unwritable(out: Path | None, report: Path | None) -> None:
+    """Raises ``RapStoreError``, before anything is scored, where the results could not be
+    written afterwards. The folder ``out`` is made."""
+    from ..scores.files import make_folder
+
+    if out is not None:
+        make_folder(out)
+    if report is None:
+        return
+    if report.is_dir():
+        raise RapStoreError(f"--report {report}: a folder; name a file in it")
+    folder = report.parent
+    within = out is not None and folder == out
+    if not within and not folder.is_dir():
+        raise RapStoreError(f"--report {report}: there is no folder {folder}")
+    if not os.access(folder, os.W_OK):
+        raise RapStoreError(f"--report {report}: nothing can be written in {folder}")
 
 
 def _selection_in(folder: Path) -> Selection | None:

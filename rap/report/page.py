@@ -26,6 +26,7 @@ from ..errors import RapConfigError, RapInputError, install
 from ..scores.files import write_atomic
 from ..scores.fingerprint import other_run
 from ..scores.profile import Profile, read_profile
+from ..scores.stages import stages_of
 from .charts import averages, panels_of
 from .parts import cost_of, details_of, groups_of, reasons_of, times_of
 from .samples import (
@@ -149,6 +150,8 @@ def render(
         cost=cost_of(selection, train_group),
         times=times_of(profile_of(selection, rollouts), selection.table.num_rows),
         groups=groups_of(selection),
+        stages=stages_of(selection.table, selection.kept),
+        prior=(selection.settings.get("texts") or {}).get("prior"),
         samples=samples,
         has_data=source is not None,
         per_reason=per_reason,

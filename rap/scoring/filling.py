@@ -22,7 +22,8 @@ from ..scores.previous import Kept
 from ..scores.store import ScoreStore
 from ..scores.table import QUARANTINED, ROLLOUT_SCHEMA, table_from_rows
 from .evidence import EVIDENCE
-from .jobs import Job, ahead, clean
+from .jobs import COST, Job, ahead, clean
+from .plan import Plan
 from .prepare import prepare_job
 from .profiling import count_asked
 from .reuse import group_of, inputs_sha256
@@ -51,7 +52,7 @@ def score_batch(scorer: Scorer, jobs: list[Job]) -> None:
     share = (time.perf_counter() - started) / len(jobs)
     count_asked(scorer.watch, jobs)
     for job in jobs:
-        job.row["seconds"] = share
+        job.row["seconds"] += share
         # A finished job waits for its shard: only its row may stay in memory.
         job.image = job.blind = job.answer = None
         job.sample = None  # type: ignore[assignment]
@@ -107,8 +108,9 @@ class _Part:
 
 
 class Run:
-    """One call of `score`: its shards, and what was bad so far. ``more``: columns that a
-    score may depend on besides what a sample is."""
+    """One pass of `score`: its shards, and what was bad so far. ``more``: columns that a
+    score may depend on besides what a sample is. ``plan``: of a second pass, what the first
+    one settled."""
 
     def __init__(
         self,
@@ -117,9 +119,11 @@ class Run:
         config: ScoreConfig,
         scorer: Scorer,
         more: Collection[str] = (),
+        plan: Plan | None = None,
     ) -> None:
         self.samples = samples
         self.more = more
+        self.plan = plan
         self.driver = driver
         self.config = config
         self.scorer = scorer
@@ -142,7 +146,7 @@ class Run:
             i
             for p in parts
             for i in shards.shard_range(p.k)[p.whole :]
-            if not shards.reusable(i)
+            if not shards.reusable(i) and not self._settled(i)
         ]
         jobs = ahead(
             self._prepare,
@@ -170,10 +174,10 @@ class Run:
         with self.driver.watch.span("prepare"):
             return prepare_job(self.samples, self.driver, self.config, i)
 
-    def _next(self, jobs: Iterator[Job]) -> Job:
+    def _next(self, jobs: Iterator[Job], begun: Mapping[str, Any]) -> Job:
         """The next prepared job, waited for."""
         with self.driver.watch.span("prepare"):
-            return self._new(next(jobs))
+            return self._new(next(jobs), begun)
 
     def _begin(self, shards: ScoreStore, k: int) -> _Part:
         """Shard k with what an earlier run has kept of it."""
@@ -207,9 +211,15 @@ class Run:
         """Score what a shard still lacks, batch by batch, and write it."""
         batch: list[Job] = []
         rest = shards.shard_range(part.k)[part.whole :]
-        kept = shards.reused(rest)
+        kept = shards.reused(i for i in rest if not self._settled(i))
+        begun = {} if self.plan is None else self.plan.begun(rest)
         for i in rest:
-            job = self._again(i, kept.pop(i)) if i in kept else self._next(jobs)
+            if self._settled(i):
+                job = self._first(i, begun.pop(i))
+            elif i in kept:
+                job = self._again(i, kept.pop(i))
+            else:
+                job = self._next(jobs, begun.pop(i, {}))
             part.jobs.append(job)
             if job.alive and not job.reused:
                 batch.append(job)
@@ -223,7 +233,8 @@ class Run:
             new = part.jobs[part.whole :]
             part.whole = len(part.jobs)
             self._count(job.row for job in new)
-            self.driver.watch.count("samples", sum(not job.reused for job in new))
+            fresh = sum(not j.reused or self._settled(j.row["index"]) for j in new)
+            self.driver.watch.count("samples", fresh)
             bar.advance(len(new), self.bad.total())
             if not last:
                 self._stop_early(final=False)
@@ -234,10 +245,26 @@ class Run:
             shards.write(part.k, scores, rollouts, tally=part.tally(), rows=part.rows())
         self.written = time.monotonic()
 
-    def _new(self, job: Job) -> Job:
-        """A job that is to be scored, with what else it is scored from."""
+    def _settled(self, i: int) -> bool:
+        return self.plan is not None and self.plan.settled(i)
+
+    def _new(self, job: Job, begun: Mapping[str, Any]) -> Job:
+        """A job that is to be scored, with what else it is scored from, and what the first
+        pass has found."""
         if self.more and job.sample is not None:
             job.inputs = inputs_sha256(job.sample, self.more)
+        if job.alive:
+            job.row = dict(begun) | job.row | {k: begun[k] for k in COST if k in begun}
+        else:
+            job.row |= {k: begun[k] for k in COST if k in begun}
+        return job
+
+    def _first(self, i: int, row: dict[str, Any]) -> Job:
+        """Sample ``i``, on which the first pass has the last word."""
+        job = Job(row | {"source": group_of(self.samples, i)}, reused=True)
+        item = self.samples[i] if self.more else None
+        if isinstance(item, Sample):
+            job.inputs = inputs_sha256(item, self.more)
         return job
 
     def _again(self, i: int, kept: Kept) -> Job:

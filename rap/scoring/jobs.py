@@ -25,6 +25,10 @@ SOLUTION_COLUMNS = ("response", "solution", "rationale", "explanation")
 """Columns that may hold a worked solution, for evidence ``logits``."""
 
 
+COST = ("forwards", "generated_tokens", "seconds", "n_drawn", "n_cut")
+"""Columns of what a sample has cost, kept also where it is quarantined."""
+
+
 @dataclass(slots=True)
 class Job:
     """One sample and the row of the score table that is being filled for it."""
@@ -44,7 +48,7 @@ class Job:
     inputs: str = ""
     """``reuse.inputs_sha256`` of what else the score is made from."""
     reused: bool = False
-    """Scored before, for an older data set."""
+    """Not scored by this pass: for an older data set, or by the first pass."""
     asked: list[tuple[bool, bool, list[int]]] = field(default_factory=list)
     """In a profiled run, what the model read for it: (without the image?, any image
     tokens?, tokens)."""
@@ -56,8 +60,7 @@ class Job:
     def quarantine(self, stage: str, code: str, message: str) -> None:
         """End this sample: its scores are dropped, what it cost is kept."""
         kept = ("id", "index", "source", "image_sha256", "sample_sha256", "evidence")
-        cost = ("forwards", "generated_tokens", "seconds", "n_drawn", "n_cut")
-        self.row = {k: self.row[k] for k in (*kept, *cost) if k in self.row}
+        self.row = {k: self.row[k] for k in (*kept, *COST) if k in self.row}
         self.row |= {
             "status": QUARANTINED,
             "stage": stage,

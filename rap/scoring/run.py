@@ -31,6 +31,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from ..config import (
@@ -49,7 +50,7 @@ from ..samples.sampleset import SampleSet, open_samples
 from ..scores.match import describe
 from ..scores.profile import read_profile
 from ..scores.scores import Scores
-from ..scores.store import ScoreStore
+from ..scores.store import Reuse, ScoreStore
 from ..scores.table import SCHEMA_VERSION
 from ..selection.choosing import choose as choose_from
 from ..selection.rules import check as check_rule
@@ -60,6 +61,7 @@ from .again import redo_changed_images, redo_quarantined
 from .evidence import EVIDENCE
 from .filling import Run
 from .ledger import count_rows, ledger
+from .plan import FOLDER, Plan, make_plan, redo_changed
 from .profiling import profiled, stopwatch
 from .reuse import look_back, put_in_groups, reuse_of
 from .scorer import Scorer
@@ -124,7 +126,8 @@ def score(
         ``help(rap.ScoreConfig)``.
     reward
         None checks answers with the built-in checker, else a callable with TRL's
-        signature. For evidence ``rollouts`` only: the others grade no completion.
+        signature. For evidence ``rollouts`` and ``cascade`` only: the others grade no
+        completion.
     progress
         True shows a bar where someone watches (a terminal, a notebook), ``"force"``
         always.
@@ -184,45 +187,31 @@ def score(
         _folder(store) as path,
     ):
         driver.check()
-        more = _inputs(config, samples, reward is not None)
-        fingerprint = _fingerprint(driver, config, checker, samples, more)
-        data = describe(samples)
-        reuse = None
-        if config.counterfactual not in WITH_PARTNER:
-            reuse = reuse_of(
-                samples,
-                more,
-                files=verify_images,
-                retry=retry_quarantined,
-                workers=config.workers,
-            )
-        with watch.span("store"):
-            shards = ScoreStore.open(
-                path, fingerprint, len(samples), config.shard_size, data=data, reuse=reuse
-            )
-        with shards:
+        call = _Call(
+            samples,
+            driver,
+            watch,
+            describe(samples),
+            allow_degenerate=allow_degenerate,
+            verify_images=verify_images,
+            retry_quarantined=retry_quarantined,
+            progress=progress,
+        )
+        last = _Pass(config, checker, _inputs(config, samples, reward is not None))
+        with call.open(path, last) as shards:
             with profiled(driver, watch, shards.path):
+                plan = _first_pass(call, Path(path), config)
+                call.fill(shards, last, plan)
                 with watch.span("store"):
-                    if retry_quarantined:
-                        redo_quarantined(shards)
-                    if verify_images:
-                        redo_changed_images(shards, samples, config)
-                    put_in_groups(shards, samples)
-                    if reuse is not None:
-                        look_back(shards, reuse)
-                scorer = Scorer(driver, config, checker, allow_degenerate)
-                run = Run(samples, driver, config, scorer, more)
-                run.fill(shards, progress)
-                with watch.span("store"):
-                    shards.clear_previous()
                     table = shards.read()
                     rollouts = shards.read_rollouts()
             fingerprint = shards.fingerprint
             measured = read_profile(shards.path)
+    first = None if plan is None else plan.rows
     meta: dict[str, Any] = {
         "fingerprint": fingerprint,
-        "data": data,
-        "cost": ledger(table, rollouts, time.perf_counter() - wall),
+        "data": call.data,
+        "cost": ledger(table, rollouts, time.perf_counter() - wall, first),
         "counts": count_rows(table),
     }
     if measured is not None:
@@ -298,6 +287,86 @@ def select(
 
 
 _SETTINGS = (ScoreConfig, ChooseConfig)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Pass:
+    """What one pass over the pool is scored by. ``more``: as from ``_inputs``."""
+
+    config: ScoreConfig
+    checker: Checker | None
+    more: Collection[str]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Call:
+    """What the passes of one call of `score` share; its arguments of the same names."""
+
+    samples: SampleSet
+    driver: ModelDriver
+    watch: Stopwatch
+    data: Mapping[str, Any]
+    allow_degenerate: bool
+    verify_images: bool
+    retry_quarantined: bool
+    progress: bool | str
+
+    def open(self, path: str | os.PathLike[str], by: _Pass) -> ScoreStore:
+        """The store of a pass, to be written."""
+        with self.watch.span("store"):
+            return ScoreStore.open(
+                path,
+                _fingerprint(self.driver, by.config, by.checker, self.samples, by.more),
+                len(self.samples),
+                by.config.shard_size,
+                data=self.data,
+                reuse=self._reuse(by, None),
+            )
+
+    def fill(self, shards: ScoreStore, by: _Pass, plan: Plan | None) -> None:
+        """Score what the store lacks."""
+        with self.watch.span("store"):
+            if self.retry_quarantined:
+                redo_quarantined(shards)
+            if self.verify_images:
+                redo_changed_images(shards, self.samples, by.config)
+            if plan is not None:
+                redo_changed(shards, plan)
+            put_in_groups(shards, self.samples)
+            reuse = self._reuse(by, plan)
+            if reuse is not None:
+                look_back(shards, reuse, None if plan is None else plan.settled)
+        scorer = Scorer(self.driver, by.config, by.checker, self.allow_degenerate)
+        run = Run(self.samples, self.driver, by.config, scorer, by.more, plan)
+        run.fill(shards, self.progress)
+        with self.watch.span("store"):
+            shards.clear_previous()
+
+    def _reuse(self, by: _Pass, plan: Plan | None) -> Reuse | None:
+        if by.config.counterfactual in WITH_PARTNER:
+            return None
+        return reuse_of(
+            self.samples,
+            by.more,
+            files=self.verify_images,
+            retry=self.retry_quarantined,
+            workers=by.config.workers,
+            accepts=None if plan is None else plan.accepts,
+        )
+
+
+def _first_pass(call: _Call, path: Path, config: ScoreConfig) -> Plan | None:
+    """Score the whole pool by the evidence that comes first, if any does, into a store of
+    its own; what follows from it."""
+    first = EVIDENCE[config.evidence].first
+    if first is None:
+        return None
+    by = _Pass(dataclasses.replace(config, evidence=first), None, ())
+    with call.open(path / FOLDER, by) as shards:
+        call.fill(shards, by, None)
+        call.watch.counts.pop("samples", None)  # the pass to come counts them
+        rows = shards.read()
+    return make_plan(rows, config.cascade_share, config.evidence)
 
 
 @contextmanager

@@ -46,9 +46,11 @@ def judge_attention(
     valid: np.ndarray,
     limit_of: Callable[[np.ndarray], Limit],
     asked: bool,
+    unread: np.ndarray | None = None,
 ) -> Attention:
     """``limit_of``: finite log psi of valid rows -> limit. ``asked``: a limit was given,
-    so that it is worth a warning if no attention was measured."""
+    so that it is worth a warning if no attention was measured. ``unread``: bool [n], rows
+    that pass without a psi, None: none."""
     column = table["log_psi"]
     measured = ~column.is_null().to_numpy() & valid
     found: dict[str, Any] = {
@@ -69,6 +71,7 @@ def judge_attention(
     notes = list(limit.notes)
     if limit.log is not None:
         found |= {"log_lambda_a": limit.log, "lambda_a": math.exp(limit.log)}
+    free = none if unread is None else unread & valid & ~measured
     passes = measured & (log_psi <= (math.inf if limit.log is None else limit.log))
     if 2 * found["psi_too_short"] > found["psi_measured"]:
         notes.append(
@@ -76,7 +79,8 @@ def judge_attention(
             "than AceConfig.min_rows: attention decides little; evidence 'rollouts' or "
             "'logits' reads it off whole responses"
         )
-    return Attention(passes, measured & ~passes, valid & ~measured, found, notes)
+    missing = valid & ~measured & ~free
+    return Attention(passes | free, measured & ~passes, missing, found, notes)
 
 
 def given(lambda_a: float) -> Limit:

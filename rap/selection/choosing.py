@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from ..config import ChooseConfig, ChooseOptions
 from ..errors import RapInputError
 from ..scores.columns import as_fraction, nullable
-from ..scores.evidence import Evidence, read_evidence
+from ..scores.evidence import Evidence, kind_of, read_evidence
 from ..scores.scores import Scores
 from ..scores.table import SCHEMA_VERSION
 from ..settings import resolve
@@ -47,6 +47,8 @@ def choose(
     answer: ``p_answer1 - p_answer0``, in float64.
     logits: the mean divergence over the response named by ``divergence`` (``js``: in
     [0, ln 2] nats). It has no sign: it cannot tell that the image hurts.
+    cascade: the difference of the posterior means of the pass rates where completions were
+    sampled, else that of the probabilities (``rap.scores.posterior``, METHOD.md section 6).
 
     **Diff** (DRM, section 3): ``1 - c1/m1``, or ``1 - p_answer1`` for answer and
     logits. ``likelihood="mean"`` takes the geometric mean over the answer's tokens,
@@ -83,8 +85,11 @@ def choose(
     ``order`` is that ranking: ``"gain"`` as said, the default for rollouts;
     ``"learnable"``, the default for answer and logits, ranks by D * Diff down (logits:
     D * (1 - Diff) * Diff, since a divergence has no sign), then as gain: a probability
-    near 1 is never quite trivial, and by D alone such samples fill a budget. What is
-    ranked by is the column ``rank_key`` of the result.
+    near 1 is never quite trivial, and by D alone such samples fill a budget. For cascade
+    it ranks by the keep-probability, the probability that the image helps and a group of
+    `TRAIN_GROUP` completions is mixed, and samples without completions after all mixed
+    ones, by p (1 - p). What is ranked by is the column ``rank_key`` of the result;
+    ``posterior1``, ``posterior0`` and ``keep_probability`` are there for rollouts, too.
 
     ``found["lambda_c"]`` is the threshold that ranking by gain amounts to (by learnable:
     the floor): the largest D of a candidate that is not a survivor (the floor if all
@@ -111,7 +116,7 @@ def choose(
     ``dropped_over_budget``. What bars a sample for good comes first, what another
     threshold would change comes last.
 
-    A row with m1 = 0 and m0 > 0 (``ScoreConfig.screen_lambda_c``) has an unknown D of at
+    A row with m1 = 0 and m0 > 0 (an earlier version's screen) has an unknown D of at
     most 1 - c0/m0: ``dropped_language_prior``, with a warning if the threshold is lower
     than that bound for some.
 
@@ -131,6 +136,7 @@ def choose(
         divergence=config.divergence,
         likelihood=config.likelihood,
         unsolved=as_fraction("unsolved", config.unsolved),
+        threshold=rule.threshold(config, kind_of(table)),
     )
     if not evidence.valid.any():
         raise RapInputError(f"nothing to choose from: {_why_none(evidence)}")
@@ -140,6 +146,7 @@ def choose(
         evidence.valid,
         lambda log_psi: rule.psi_limit(log_psi, config, scores.meta),
         asked=config.lambda_a is not None,
+        unread=evidence.measured.psi_unread,
     )
     ruled = _apply(rule, scores, config, evidence, attention)
     counted = Counted(
@@ -214,14 +221,18 @@ def _apply(
 
 
 def _with_reasons(table: pa.Table, evidence: Evidence, ruled: _Ruled) -> pa.Table:
-    """The score table with ``D``, ``difficulty``, ``rank_key`` and ``reason`` as its last
-    columns."""
+    """The score table with ``D``, ``difficulty``, ``rank_key``, the posterior's columns and
+    ``reason`` as its last ones."""
     unranked = np.full(table.num_rows, np.nan)
     key = unranked if ruled.ranking is None else ruled.ranking.value
+    known, unknown = evidence.measured.posterior, np.full(table.num_rows, np.nan)
     columns = {
         "D": nullable(evidence.d),
         "difficulty": nullable(evidence.difficulty),
         "rank_key": nullable(key),
+        "posterior1": nullable(unknown if known is None else known.mean1),
+        "posterior0": nullable(unknown if known is None else known.mean0),
+        "keep_probability": nullable(unknown if known is None else known.keep),
         "reason": ruled.reason,
     }
     for name, column in columns.items():
@@ -235,11 +246,13 @@ def _texts(
     rule: Rule, config: ChooseConfig, evidence: Evidence, ranking: Ranking | None
 ) -> dict[str, str | None]:
     """What the settings mean, for summary and report."""
+    known = evidence.measured.posterior
     return {
         "rule": rule.describe(config),
         "ranking": None if ranking is None else ranking.text,
         "D": evidence.kind.d_text(config.divergence),
         "difficulty": evidence.kind.difficulty_text,
+        "prior": None if known is None else known.prior,
     }
 
 

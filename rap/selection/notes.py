@@ -138,8 +138,8 @@ def _about_screening(
     if not screened:
         return []
     return [
-        f"{screened} samples were never tried with the image (screen_lambda_c) though "
-        f"their D may exceed {lowest:g}; score again with a lower screen_lambda_c"
+        f"{screened} samples were never tried with the image (screen_lambda_c, of an "
+        f"earlier version) though their D may exceed {lowest:g}; score again"
     ]
 
 

@@ -36,6 +36,9 @@ class Evidence:
     name: str
     columns: tuple[str, ...]
     """Columns of the score table that it fills, besides those that every row has."""
+    first: str | None = None
+    """Evidence that the whole pool is scored by beforehand, in a pass of its own; see
+    ``rap.scoring.plan``."""
     data_columns: tuple[str, ...] = ()
     """Columns of the data set that its scores depend on, besides those with a role."""
 
