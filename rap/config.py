@@ -20,7 +20,7 @@ from .divergences import DivergenceName
 from .errors import RapConfigError
 from .settings import Ge, Gt, Le, Lt, Number, Predicate, setting, settings
 
-EvidenceName = Literal["rollouts", "answer", "logits"]
+EvidenceName = Literal["rollouts", "answer", "logits", "cascade"]
 CounterfactualName = Literal["drop", "blank", "noise", "shuffle"]
 ColumnsName = Literal["response", "prompt", "all"]
 RuleName = Literal["budget", "paper"]
@@ -28,6 +28,8 @@ OrderName = Literal["gain", "learnable"]
 LikelihoodName = Literal["product", "mean"]
 
 EVIDENCE: tuple[str, ...] = get_args(EvidenceName)
+GRADED: tuple[EvidenceName, ...] = ("rollouts", "cascade")
+"""Evidence whose completions are graded, so that a reward function has something to do."""
 COUNTERFACTUALS: tuple[str, ...] = get_args(CounterfactualName)
 COLUMNS: tuple[str, ...] = get_args(ColumnsName)
 RULES: tuple[str, ...] = get_args(RuleName)
@@ -35,6 +37,8 @@ ORDERS: tuple[str, ...] = get_args(OrderName)
 
 DEFAULT_BUDGET = 0.09
 """Share that is kept where no budget is given (the paper keeps 9.3 % of its data)."""
+DEFAULT_BATCH = 8
+"""Samples a batch where neither their number nor their tokens are limited."""
 MAX_IMAGE_PIXELS = 50_000_000
 """Width times height of an image, at most: a larger one is not decoded."""
 PROMPT_TEMPLATE = "{question}{choices}"
@@ -128,18 +132,10 @@ class ScoreConfig:
         default="drop",
     )
     m1: Annotated[int, Ge(1), Le(32767)] = setting(
-        "Completions with the image (evidence rollouts).", default=5
+        "Completions with the image (evidence rollouts; cascade: at most).", default=5
     )
     m0: Annotated[int, Ge(1), Le(32767)] = setting(
-        "Completions without the image (evidence rollouts).", default=5
-    )
-    adaptive: Annotated[int, Ge(2)] | None = setting(
-        "Early stopping: if this many first completions with the image (or without it) are "
-        "all correct or all wrong, sample no more of them; with the image also if those "
-        "without it are all correct. Biases c/m slightly away from 1/2; at equal cost a "
-        "smaller fixed m1 and m0 was as good (benchmarks/results/selection_quality.md).",
-        default=None,
-        none="all m1 and m0 are sampled",
+        "Completions without the image (evidence rollouts; cascade: at most).", default=5
     )
     sampling: Sampling = setting("How rollouts are sampled.", default_factory=Sampling)
     ace: AceConfig = setting("How psi is computed.", default_factory=AceConfig)
@@ -149,6 +145,13 @@ class ScoreConfig:
         default=PROMPT_TEMPLATE,
         expected="a text that holds {question}",
     )
+    system_prompt: Annotated[str, Predicate(lambda text: text.strip())] | None = setting(
+        "The system turn before each prompt, in scoring, prepare and exports. A sample "
+        "with a system turn of its own is quarantined.",
+        default=None,
+        none="the data's own, if any",
+        expected="None or a text that is not empty",
+    )
     answer_prefix: str = setting(
         "Text before the reference answer in evidence answer.",
         default="The answer is ",
@@ -157,14 +160,28 @@ class ScoreConfig:
     seed: Annotated[int, Ge(0)] = setting(
         "Seed of rollouts, noise images and the shuffle of images.", default=0
     )
-    screen_lambda_c: Annotated[Number, Ge(-1), Le(1)] | None = setting(
-        "Sample without the image first, and with it only where D > screen_lambda_c is "
-        "still possible; the others have m1 = 0.",
-        default=None,
-        none="always both",
+    cascade_share: Annotated[Number, Gt(0), Le(1)] = setting(
+        "Evidence cascade: completions are sampled for this share of the samples, those "
+        "with the largest p (1 - p) of the reference answer.",
+        default=0.4,
     )
-    batch_size: Annotated[int, Ge(1)] = setting(
-        "Samples a forward pass. Changes no decision.", default=8, speed=True
+    cascade_sure: Annotated[Number, Gt(0.5), Lt(1)] = setting(
+        "Evidence cascade: completions without the image stop when the sign of D is this "
+        "probable.",
+        default=0.7,
+    )
+    batch_size: Annotated[int, Ge(1)] | None = setting(
+        "Samples a batch, at most. Changes no decision.",
+        default=None,
+        speed=True,
+        none="as many as batch_tokens allows",
+    )
+    batch_tokens: Annotated[int, Ge(1)] | None = setting(
+        "Tokens a forward pass, padding included, and prompt tokens a batch of samples. "
+        "Samples of like length share a forward. Changes no decision.",
+        default=8192,
+        speed=True,
+        none="batch_size decides alone, 8 if it is not given",
     )
     workers: Annotated[int, Ge(0)] = setting(
         "Threads that decode and preprocess images ahead of the model.",
@@ -201,10 +218,23 @@ class ScoreConfig:
         speed=True,
     )
 
+    def batch_is_full(self, samples: int, tokens: int) -> bool:
+        """Whether a batch of so many samples and prompt tokens is to be scored."""
+        most = self.batch_size
+        if most is None and self.batch_tokens is None:
+            most = DEFAULT_BATCH
+        full = self.batch_tokens is not None and tokens >= self.batch_tokens
+        return full or (most is not None and samples >= most)
+
     def fingerprint(self) -> dict[str, object]:
-        """The fields that change a score; those that only change speed are left out."""
-        speed = {f.name for f in dataclasses.fields(self) if f.metadata["speed"]}
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in speed}
+        """The fields that change a score; those that only change speed are left out, and
+        those of the cascade where it is not used."""
+        out = {f.name for f in dataclasses.fields(self) if f.metadata["speed"]}
+        if self.system_prompt is None:  # stores from before there was one go on
+            out.add("system_prompt")
+        if self.evidence != "cascade":
+            out |= {"cascade_share", "cascade_sure"}
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in out}
 
 
 class ScoreOptions(TypedDict, total=False):
@@ -215,14 +245,16 @@ class ScoreOptions(TypedDict, total=False):
     counterfactual: CounterfactualName
     m1: int
     m0: int
-    adaptive: int | None
     sampling: Sampling | Mapping[str, Any]
     ace: AceConfig | Mapping[str, Any]
     prompt_template: str
+    system_prompt: str | None
     answer_prefix: str
     seed: int
-    screen_lambda_c: float | None
-    batch_size: int
+    cascade_share: float
+    cascade_sure: float
+    batch_size: int | None
+    batch_tokens: int | None
     workers: int
     prefetch: int
     shard_size: int
@@ -235,10 +267,10 @@ class ScoreOptions(TypedDict, total=False):
 
 def require_judge(evidence: str, reward: object) -> None:
     """Raises ``RapConfigError`` for a reward function that nothing would call."""
-    if reward is not None and evidence != "rollouts":
+    if reward is not None and evidence not in GRADED:
         raise RapConfigError(
             f"reward: evidence {evidence!r} grades no completion, so it would never be "
-            "called; leave it out, or score with evidence 'rollouts'"
+            "called; leave it out, or score with evidence 'rollouts' or 'cascade'"
         )
 
 
@@ -295,9 +327,10 @@ class ChooseConfig:
         none="with rule paper only, as published",
     )
     order: OrderName | None = setting(
-        "What a budget ranks by: gain is D, learnable is D times what is left to learn.",
+        "What a budget ranks by: gain is D, learnable is D times what is left to learn "
+        "(cascade: the keep-probability).",
         default=None,
-        none="gain for evidence rollouts, learnable for answer and logits",
+        none="gain for evidence rollouts, learnable for the others",
     )
     by: str | None = setting(
         "A column whose values get a budget each, e.g. source: of the score table, the "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +28,17 @@ from rap.scores.store import ScoreStore
 from rap.scores.table import table_from_rows
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("score", "choose", "select", "report", "export", "reselect", "info", "demo")
+COMMANDS = (
+    "check",
+    "score",
+    "choose",
+    "select",
+    "report",
+    "export",
+    "reselect",
+    "info",
+    "demo",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -434,6 +445,30 @@ def test_fault_47_code_of_a_model_is_not_run(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("command", ["score", "select", "train"])
+def test_the_columns_are_told_before_the_model_is_loaded(command, tmp_path):
+    rows = [
+        {"uid": f"u{k}", "query": f"How many, {k}?", "label": "3", "img": "a.png"}
+        for k in range(3)
+    ]
+    rows[0]["query"] = "How\x1b[31m many?"
+    file = tmp_path / "d.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    to = "--store" if command == "score" else "--out"
+    result = run(
+        *(command, file, "--model", tmp_path / "none", to, tmp_path / "out"), code=1
+    )
+    told = result.stderr[: result.stderr.index("rap: error")]
+    assert f"JSONL {file}: 3 rows" in told
+    for role, column in (("id", "uid"), ("question", "query"), ("answer", "label")):
+        assert f"  {role:<8} <- {column}\n" in told
+    assert "  images   <- img\n" in told
+    assert "line 1: How [31m many?\n    answer 3, images 1" in told
+    assert "line 2: How many, 1?" in told
+    assert "line 3" not in told
+    assert result.stdout == ""
+
+
 def test_a_model_that_is_not_there_exits_1(tmp_path):
     with pytest.raises(RapModelError, match="cannot be loaded"):
         load_model(str(tmp_path / "nothing"))
@@ -490,6 +525,63 @@ def test_select_with_a_model_leaves_scores_selection_and_report(tiny, tmp_path):
     assert "blank" in line
 
 
+def test_fault_38_where_nothing_can_be_written_is_found_before_the_model_is_loaded(
+    tmp_path,
+):
+    file = data(tmp_path / "d", 4)
+    taken = tmp_path / "taken"
+    taken.write_text("")
+    model = tmp_path / "no-model"  # met first, it would be the error
+    words = ("select", file, "--model", model)
+    line = refused(*words, "--out", taken, code=1, says="taken: cannot be made: ")
+    assert "Errno" not in line
+    words += ("--out", tmp_path / "sel", "--report")
+    refused(*words, tmp_path, code=1, says="a folder; name a file in it")
+    refused(*words, tmp_path / "none" / "r.html", code=1, says="there is no folder")
+    refused(*words, tmp_path / "sel" / "r.html", code=1, says="no-model")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("demo", "--out", "{}"),
+        ("demo", "--records", "--out", "{}"),
+        ("choose", "{}/scores", "--out", "{}"),
+        ("export", "{}", "--to", "trl", "--out", "{}/x"),
+        ("choose", "scores", "--config", "{}/c.toml"),
+    ],
+)
+def test_a_path_that_cannot_be_used_is_one_sentence_without_errno(words, tmp_path):
+    taken = tmp_path / "taken"
+    taken.write_text("")
+    result = CliRunner().invoke(main, [word.format(taken) for word in words])
+    assert result.exit_code in (1, 2), result.output
+    (line,) = [x for x in result.stderr.splitlines() if x.startswith("rap: error")]
+    assert str(taken) in line and "Errno" not in line
+
+
+def test_check_prints_how_a_model_is_read_or_why_it_is_refused(tiny, tmp_path):
+    words = ("check", tiny, "--device", "cpu")
+    text = run(*words).stdout
+    assert text.startswith("model        Qwen2_5_VLForConditionalGeneration, ")
+    assert text.endswith("verdict      can be scored with\n")
+    found = json.loads(run(*words, "--json").stdout)
+    assert found["ok"] and found["dtype"] == "float32"
+    assert found["parameters"] > found["vocabulary"] * found["hidden_size"]
+
+    broken = tmp_path / "m"
+    shutil.copytree(tiny, broken)
+    for name in ("chat_template.jinja", "chat_template.json"):
+        (broken / name).unlink(missing_ok=True)
+    words = ("check", broken, "--device", "cpu")
+    result = run(*words, code=1)
+    assert "chat template" in result.stderr and "verdict" not in result.stdout
+    assert result.stdout == "".join(text.splitlines(keepends=True)[:2])
+    refused = json.loads(run(*words, "--json", code=1).stdout)
+    assert not refused["ok"] and "chat template" in refused["reason"]
+    assert all(found[k] == v for k, v in refused.items() if k not in ("ok", "reason"))
+
+
 def test_retry_scores_quarantined_samples_again_and_changed_images_are_found(
     tiny, tmp_path
 ):
@@ -544,6 +636,28 @@ def test_score_with_rollouts_prints_counts_and_cost(tiny, tmp_path):
     assert found["samples"] == 20
     assert found["cost"]["rollouts"] == 20 * 5
     assert "next: rap choose" in run(*command).stdout  # resumed: all is there
+
+
+def test_profile_is_printed_beside_the_result_and_is_in_the_report(tiny, tmp_path):
+    common = ("--device", "cpu", "--evidence", "answer")
+    command = ("select", PUZZLES, "--model", tiny, "--out", tmp_path / "s", *common)
+    plain = run(*command, "--report", tmp_path / "plain.html")
+    assert "where the time went" not in plain.output
+    assert not (tmp_path / "s" / "scores" / "profile.json").exists()
+    command = ("score", PUZZLES, "--model", tiny, "--store", tmp_path / "p", *common)
+    result = run(*command, "--profile")
+    assert "where the time went: " in result.stderr and "prefilled_tokens" in result.stderr
+    assert "where the time went" not in result.stdout
+    found = json.loads(run(*command, "--json").stdout)  # resumed: nothing is measured
+    assert found["profile"]["runs"] == 1 and found["profile"]["samples"] == 20
+    assert found["profile"]["counts"]["images_encoded"] == 20
+    run("choose", tmp_path / "p", "--report", tmp_path / "seen.html")
+    assert "Where the time went" in (tmp_path / "seen.html").read_text()
+    assert "Where the time went" not in (tmp_path / "plain.html").read_text()
+    says = "no effect with --rollouts"
+    assert "--profile" in refused(
+        "select", "--rollouts", "x.jsonl", "--profile", code=2, says=says
+    )
 
 
 def start(*args: object, **env: str) -> subprocess.Popen:
@@ -613,6 +727,30 @@ def test_fault_32_ctrl_c_and_sigterm_stop_cleanly_and_the_run_goes_on(tiny, tmp_
         run("choose", path, "--budget", 0.1, "--out", tmp_path / f"sel-{path.name}")
     for file in (tmp_path / "sel-s").iterdir():
         assert file.read_bytes() == (tmp_path / "sel-whole" / file.name).read_bytes()
+
+
+@pytest.mark.parametrize("module", ["numpy", "pyarrow", "rap.cli.steps"])
+def test_fault_32_ctrl_c_while_the_shell_is_imported_is_no_traceback(module, tmp_path):
+    """SIGINT while ``module`` is being imported, whatever the import makes of it."""
+    code = f"""
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == {module!r}:
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except KeyboardInterrupt as error:
+                raise ValueError("as pydantic does") from error
+sys.meta_path.insert(0, Interrupt())
+from rap.__main__ import main
+sys.argv = ["rap", "info"]
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (130, "rap: stopped\n")
 
 
 def test_a_reader_that_goes_away_is_no_fault(tmp_path):

@@ -143,7 +143,7 @@ def selection_bytes(store: Path, out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
 
 
-@pytest.mark.parametrize("evidence", ["rollouts", "answer"])
+@pytest.mark.parametrize("evidence", ["rollouts", "answer", "cascade"])
 def test_fault_31_kill_9_and_resume_end_in_the_same_bytes(nursery, tmp_path, evidence):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     started = time.monotonic()
@@ -173,7 +173,7 @@ def test_fault_31_kill_9_and_resume_end_in_the_same_bytes(nursery, tmp_path, evi
         again = rap.Scores.load(store)
         assert again.table.drop_columns(list(VOLATILE_COLUMNS)).equals(table)
         rollouts = ScoreStore.load(whole).read_rollouts()
-        if evidence == "rollouts":
+        if evidence in ("rollouts", "cascade"):
             assert again.rollouts.equals(rollouts)
         else:
             assert again.rollouts is None and rollouts is None

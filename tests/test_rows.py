@@ -18,7 +18,7 @@ from rap.scores import reader, scores, text
 from rap.scores.files import ROW_GROUP, read_parquet, write_parquet
 from rap.scores.reader import FileReader, TableReader, sized
 from rap.scores.scores import Scores
-from rap.scores.store import ScoreStore
+from rap.scores.store import Drawn, Sampled, ScoreStore
 from rap.scores.table import ROLLOUT_SCHEMA, SCORE_SCHEMA, table_from_rows
 from rap.scores.text import as_strings, flat, hash64, repeated, taken
 from rap.selection.attention import fence
@@ -164,7 +164,7 @@ def test_a_resume_reads_every_shard_once(
         completions = store.completions()
     assert table.equals(world(60)) and completions is not None
     tokens = sum(2 * (1 + i % 3) for i in range(60))
-    assert (drawn.rollouts, drawn.with_image, drawn.tokens) == (240, 120, tokens)
+    assert drawn == Drawn(Sampled(60, 120, 120, tokens), Sampled(60, 120, 120, tokens))
     sizes = {p.name: p.stat().st_size for p in tmp_path.glob("*.parquet")}
     assert {name: counted[name] for name in sizes} == sizes
 

@@ -11,6 +11,7 @@ import math
 import os
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -21,7 +22,13 @@ from rap.trl.data import prepare
 from rap.trl.order import PromptOrder
 from rap.trl.reselect import Reselect
 from rap.trl.rewardlog import Outcome, RewardLog, grouped, read_rewards
-from rap.trl.rewards import builtin_reward, completion_text, watched
+from rap.trl.rewards import (
+    builtin_reward,
+    completion_text,
+    end_tokens_of,
+    tell_end_tokens,
+    watched,
+)
 
 # TRL 1.16 reads attributes that transformers 5.23 has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*is deprecated")
@@ -287,6 +294,29 @@ def test_builtin_reward_judges_as_the_checker_does():
         reward(prompts=[], completions=[], label=[])
 
 
+def test_a_completion_that_was_cut_off_counts_as_when_scoring():
+    """Its answer counts where it was marked; the last token tells, where it is known."""
+    columns = {
+        "prompts": [None] * 3,
+        "completions": ["So it is 7", "So it is 7", "It is \\boxed{7}, because"],
+        "completion_ids": [[5, 2], [5, 6], [5, 6]],
+        "solution": ["7"] * 3,
+    }
+    assert builtin_reward()(**columns) == [1.0, 1.0, 1.0]  # nobody said what ends a turn
+    assert builtin_reward(end_tokens=[2])(**columns) == [1.0, 0.0, 1.0]
+    ends = types.SimpleNamespace(eos_token_id=[2, 3])
+    model, tokenizer = (
+        types.SimpleNamespace(generation_config=ends),
+        types.SimpleNamespace(eos_token_id=1),
+    )
+    assert end_tokens_of(model, tokenizer) == {1, 2, 3}
+    assert end_tokens_of(None, types.SimpleNamespace(tokenizer=tokenizer)) == {1}
+    late, own = watched(builtin_reward()), builtin_reward(end_tokens=[6])
+    tell_end_tokens([late, own, odd], model, tokenizer)
+    assert late(**columns, id=["a"] * 3) == [1.0, 0.0, 1.0]
+    assert own(**columns) == [0.0, 1.0, 1.0]  # what the user said stays
+
+
 def test_completion_text_reads_parts():
     parts = [{"type": "text", "text": "a"}, {"type": "image"}]
     assert (
@@ -505,6 +535,7 @@ def test_the_demo_model_trains_with_the_builtin_reward(trl, tmp_path, pool):
         max_completion_length=32,
         learning_rate=1e-5,
     )
+    assert made.reward_funcs[0].rap_end_tokens == set(made.eos_token_ids)
     made.train()
     table = read_rewards(tmp_path / "r.jsonl")
     assert set(table["judged"].to_pylist()) == {4}
@@ -723,20 +754,20 @@ def test_refill_in_rloo_goes_by_rewards_not_by_the_divergence(trl, tmp_path, poo
 def test_refill_counts_what_was_judged():
     torch = pytest.importorskip("torch")
     pytest.importorskip("trl")
-    from rap.trl.trainer import _totals, _without_variance
+    from rap.trl.groups import totals, without_variance
 
     nan = math.nan
     rewards = torch.tensor([[1, 0], [0, 2], [nan, 2], [1, 0], [nan, nan], [1, nan]])
-    totals = _totals(rewards, torch.tensor([1.0, 0.5]))
+    totals = totals(rewards, torch.tensor([1.0, 0.5]))
     assert totals[:4].tolist() == [1] * 4 and totals[4].isnan() and totals[5] == 1
-    assert _without_variance(totals, 2) == [0, 1, 2]
-    assert _without_variance(torch.tensor([nan, nan, 0, nan, 0, 1]), 2) == [0, 1]
+    assert without_variance(totals, 2) == [0, 1, 2]
+    assert without_variance(torch.tensor([nan, nan, 0, nan, 0, 1]), 2) == [0, 1]
 
 
 def test_refill_pads_both_batches_to_the_same_width():
     torch = pytest.importorskip("torch")
     pytest.importorskip("trl")
-    from rap.trl.trainer import _exchange
+    from rap.trl.groups import exchange
 
     def batch(prompt, length, first):
         rows = torch.arange(first, first + 4)
@@ -754,7 +785,7 @@ def test_refill_pads_both_batches_to_the_same_width():
             "num_images": [1] * 4,
         }
 
-    found = _exchange(batch(2, 3, 0), batch(4, 2, 10), [(0, 1)], 2, pad=-1)
+    found = exchange(batch(2, 3, 0), batch(4, 2, 10), [(0, 1)], 2, pad=-1)
     assert found["prompt_ids"].tolist() == [
         [12] * 4,
         [13] * 4,

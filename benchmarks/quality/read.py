@@ -122,9 +122,8 @@ def rollout_scores(w: World, counts: tuple[Array, ...], log_psi: Array) -> Score
     for name, values in zip(("c1", "m1", "c0", "m0"), counts, strict=True):
         at = table.schema.get_field_index(name)
         table = table.set_column(at, name, pa.array(values, pa.int16()))
-    limit = w.measured.scores["truth"].meta["fingerprint"]["config"]["screen_lambda_c"]
     rows = zip(*(map(int, c) for c in counts), strict=True)
-    measured = np.array([can_be_kept(*row, limit) for row in rows])
+    measured = np.array([can_be_kept(*row) for row in rows])
     return with_psi(Scores(table), np.where(measured, log_psi, np.nan))
 
 

@@ -104,7 +104,8 @@ def estimators(w: World) -> list[Row]:
 
 
 def adaptive_counts(w: World, m: int, look: int) -> tuple[Array, Array, Array, Array]:
-    """c1, m1, c0, m0 under ``ScoreConfig.adaptive = look``, from the first m of all."""
+    """c1, m1, c0, m0 where sampling stops after ``look`` completions that agree (an option
+    of ``rap.score`` up to 0.1), from the first m of all."""
     c0, m0 = _adaptive(w.right["0"][:, :m], look, np.zeros(len(w.planted), bool))
     c1, m1 = _adaptive(w.right["1"][:, :m], look, c0 == m0)
     return c1, m1, c0, m0

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..config import PROMPT_TEMPLATE
 from ..errors import RapConfigError, RapInputError
 from ..samples.parsing import cell
 from ..samples.sample import Sample
 from ..samples.sampleset import SampleSet
-from .formats import TARGETS, Writing, copy_reward, describe_llamafactory
+from .formats import TARGETS, copy_reward, describe_llamafactory
 from .rows import JSONL, PARQUET, Chosen, container_of, write_rows
+from .target import Writing
 
 if TYPE_CHECKING:
     from ..scores.selected import Selected
@@ -50,7 +52,29 @@ def is_filter(
     own = TARGETS[to].is_its_own(row)
     if filter and not own:
         raise RapInputError(f"filter: the data set does not have the form that {to} reads")
+    if own and filter is None and (apart := prompt_apart(selection)):
+        raise RapConfigError(
+            f"the data set was scored with {' and '.join(apart)}, which its rows lack: "
+            "--rewrite (filter=False) writes the prompts that were scored, --filter "
+            "(filter=True) keeps the rows as they are"
+        )
     return own
+
+
+def scored_with(selection: Selected, name: str, default: Any = None) -> Any:
+    """A field of the ``ScoreConfig`` that the selection was scored with."""
+    scores = selection.settings.get("scores") or {}
+    return (scores.get("config") or {}).get(name) or default
+
+
+def prompt_apart(selection: Selected) -> list[str]:
+    """What was said in the prompts that were scored and does not stand in the data."""
+    system = scored_with(selection, "system_prompt")
+    template = scored_with(selection, "prompt_template", PROMPT_TEMPLATE)
+    found = [] if system is None else [f"system_prompt {system[:60]!r}"]
+    if template != PROMPT_TEMPLATE:
+        found.append(f"prompt_template {template[:60]!r}")
+    return found
 
 
 def added_columns(
@@ -96,7 +120,8 @@ def write_filtered(
     kept = [f"{file}: the rows of the data set as they came in"]
     if to in PLAIN:
         return [
-            f'load_dataset("{to.replace("jsonl", "json")}", data_files="{file}")',
+            f'load_dataset("{to.replace("jsonl", "json")}", '
+            f'data_files="{writing.seen_as / file}", split="train")',
             *kept,
         ]
     kept[0] += f"; --rewrite (filter=False) writes them anew for {to}"

@@ -18,24 +18,20 @@ each form has its reason:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..samples.prompts import stands_in_place
-from ..samples.sample import Turn
+from ..rewards.exported import TRUTH, packed
+from .target import Row, Target, Writing, parts
 
-MANIFEST = "rap_export.json"
 VERL_SOURCE = "hiyouga/geometry3k"
 """verl refuses a ``data_source`` it has no reward for. Under this name it looks for the
 answer in ``\\boxed{}`` with mathruler (verl/utils/reward_score/geo3k.py)."""
 
-ROWS_AT_A_TIME = 64
 IMAGE_STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 IMAGES = pa.list_(IMAGE_STRUCT)
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -43,104 +39,6 @@ MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])
 AS_IMAGES = json.dumps(
     {"info": {"features": {"images": {"feature": {"_type": "Image"}, "_type": "Sequence"}}}}
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """Encoded bytes, their sha256, and the format's name, lower case."""
-
-    data: bytes
-    sha256: str
-    kind: str
-
-    @property
-    def name(self) -> str:
-        return f"{self.sha256}.{'jpg' if self.kind == 'jpeg' else self.kind}"
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One kept sample. ``prompt``: question and choices as scored, without image tags
-    unless the images stand inside the text; ``turns``: what was said before.
-    ``answer``: what the trainer's reward compares with (``answers.answer_to_train``)."""
-
-    id: str
-    index: int
-    prompt: str
-    question: str
-    answer: str
-    choices: tuple[str, ...]
-    pictures: tuple[Picture, ...]
-    source: str | None
-    reason: str
-    turns: tuple[Turn, ...] = ()
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """What was said, turn by turn."""
-        return (*(text for _, text in self.turns), self.prompt)
-
-    @property
-    def in_place(self) -> bool:
-        """Whether ``<image>`` stands in the texts, one for each picture."""
-        return stands_in_place(self.texts, len(self.pictures))
-
-    @property
-    def tagged(self) -> str:
-        """The prompt with one ``<image>`` per image: at its place, or before the text."""
-        return self.messages()[-1]["content"]
-
-    def messages(self, *, tagged: bool = True) -> list[dict[str, str]]:
-        """The chat; ``tagged``: with one ``<image>`` per image."""
-        said = [*self.turns, ("user", self.prompt)]
-        before = "" if self.in_place or not tagged else "<image>" * len(self.pictures)
-        first = next(i for i, (role, _) in enumerate(said) if role == "user")
-        return [
-            {"role": role, "content": before + text if i == first else text}
-            for i, (role, text) in enumerate(said)
-        ]
-
-
-@dataclass
-class Writing:
-    """Where a writer writes, and what it says it wrote.
-
-    ``seen_as``: the folder as the trainer will see it. ``samples``: ids in the order of
-    the file; ``left_out``: ids without a row."""
-
-    folder: Path
-    seen_as: Path
-    data_source: str | None = None
-    completions: Mapping[str, tuple[str, str]] | None = None
-    samples: list[str] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A trainer. ``name``: its own spelling. ``upright``: its loader applies a rotation in
-    EXIF. ``latex``: its own checker reads mathematics only. ``tags``: texts that it takes
-    for placeholders. ``notes``: (folder, most images a row) -> what to set.
-    ``is_its_own``: a row of a data set is in the trainer's form already. ``form``: what the
-    files are for. ``groups``: its rows name the sample's group. ``pairs``: with completions
-    it gets pairs of a right and a wrong one. ``tags_in_answer``: it looks for placeholders
-    in the answer, too. ``data_source``: it picks its reward by one.
-    ``turns``: it keeps turns before the question; ``in_place``: images inside a text."""
-
-    name: str
-    write: Callable[[Iterable[Row], Writing], None]
-    notes: Callable[[Path, int], list[str]]
-    is_its_own: Callable[[Mapping[str, Any]], bool]
-    upright: bool
-    groups: bool = False
-    latex: bool = False
-    tags: tuple[str, ...] = ("<image>", "<video>", "<audio>")
-    form: str = "prompts for GRPO"
-    pairs: bool = False
-    tags_in_answer: bool = False
-    turns: bool = True
-    in_place: bool = True
-    data_source: bool = False
 
 
 # ---------------------------------------------------------------- forms that come in
@@ -177,15 +75,9 @@ def _parquet(
     """``train.parquet``, a few rows at a time: images are large."""
     schema = schema.with_metadata({"huggingface": AS_IMAGES})
     with pq.ParquetWriter(writing.folder / "train.parquet", schema) as writer:
-        for part in _parts(rows):
+        for part in parts(rows):
             writer.write_table(pa.Table.from_pylist([columns(r) for r in part], schema))
             writing.samples += [row.id for row in part]
-
-
-def _parts(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    rows = iter(rows)
-    while part := list(islice(rows, ROWS_AT_A_TIME)):
-        yield part
 
 
 def _bytes(row: Row) -> list[dict[str, Any]]:
@@ -289,9 +181,9 @@ def write_verl(rows: Iterable[Row], writing: Writing) -> None:
     copy_reward(writing.folder)
 
 
-def copy_reward(folder: Path) -> None:
-    """``rap_reward.py``: verl's own reward, with a log by ``extra_info.index``."""
-    reward = Path(__file__).with_name("verl_reward.py").read_bytes()
+def copy_reward(folder: Path, trainer: str = "verl") -> None:
+    """``rap_reward.py``: the reward by which ``trainer`` counts what rap counted."""
+    reward = Path(__file__).with_name(f"{trainer}_reward.py").read_bytes()
     (folder / "rap_reward.py").write_bytes(reward)
 
 
@@ -321,6 +213,7 @@ EASYR1_SCHEMA = pa.schema(
         ("problem", pa.string()),
         ("answer", pa.string()),
         ("images", IMAGES),
+        (TRUTH, pa.string()),
         ("rap_id", pa.string()),
         ("rap_reason", pa.string()),
     ]
@@ -335,11 +228,13 @@ def write_easyr1(rows: Iterable[Row], writing: Writing) -> None:
             "problem": row.tagged,
             "answer": row.answer,
             "images": _bytes(row),
+            TRUTH: packed(row.answer, row.choices),
             "rap_id": row.id,
             "rap_reason": row.reason,
         }
 
     _parquet(rows, writing, EASYR1_SCHEMA, columns)
+    copy_reward(writing.folder, "easyr1")
 
 
 def is_easyr1(row: Mapping[str, Any]) -> bool:
@@ -351,7 +246,10 @@ def is_easyr1(row: Mapping[str, Any]) -> bool:
 def _easyr1_notes(folder: Path, most: int) -> list[str]:
     return [
         f"data.train_files={folder / 'train.parquet'} data.prompt_key=problem "
-        "data.answer_key=answer data.image_key=images data.shuffle=false"
+        "data.answer_key=rap_truth data.image_key=images data.shuffle=false",
+        f"worker.reward.reward_function={folder / 'rap_reward.py'}:compute_score grades as "
+        "rap scored (rap-select must be installed where EasyR1 runs); for a reward of your "
+        "own data.answer_key=answer",
     ]
 
 
@@ -395,12 +293,14 @@ def write_openrlhf(rows: Iterable[Row], writing: Writing) -> None:
             "prompt": row.tagged,
             "answer": row.answer,
             "images": _paths(row, writing),
+            TRUTH: packed(row.answer, row.choices),
             "datasource": "_".join((row.source or "rap").split()),
             "rap_id": row.id,
             "rap_reason": row.reason,
         }
 
     _jsonl(rows, writing, columns)
+    copy_reward(writing.folder, "openrlhf")
 
 
 def is_openrlhf(row: Mapping[str, Any]) -> bool:
@@ -414,8 +314,11 @@ def is_openrlhf(row: Mapping[str, Any]) -> bool:
 def _openrlhf_notes(folder: Path, most: int) -> list[str]:
     return [
         f"--data.prompt_dataset {folder / 'train.jsonl'} --data.input_key prompt "
-        "--data.label_key answer --data.image_key images --data.apply_chat_template "
+        "--data.label_key rap_truth --data.image_key images --data.apply_chat_template "
         f"--data.max_images_per_prompt {most}",
+        f"--reward.remote_url {folder / 'rap_reward.py'} grades as rap scored (rap-select "
+        "must be installed where OpenRLHF runs); for a reward of your own "
+        "--data.label_key answer",
         "OpenRLHF drops the ids; the order of the rows is that of rap_export.json",
     ]
 
@@ -428,11 +331,13 @@ def write_swift(rows: Iterable[Row], writing: Writing) -> None:
             "messages": row.messages(),
             "images": _paths(row, writing),
             "solution": row.answer,
+            "choices": list(row.choices),
             "rap_id": row.id,
             "rap_reason": row.reason,
         }
 
     _jsonl(rows, writing, columns)
+    copy_reward(writing.folder, "swift")
 
 
 def is_swift(row: Mapping[str, Any]) -> bool:
@@ -444,7 +349,12 @@ def is_swift(row: Mapping[str, Any]) -> bool:
 
 
 def _swift_notes(folder: Path, most: int) -> list[str]:
-    return [f"swift rlhf --rlhf_type grpo --dataset {folder / 'train.jsonl'}"]
+    return [
+        f"swift rlhf --rlhf_type grpo --dataset {folder / 'train.jsonl'} "
+        f"--external_plugins {folder / 'rap_reward.py'} --reward_funcs rap",
+        "rap_reward.py grades as rap scored (rap-select must be installed where ms-swift "
+        "runs); ms-swift's own accuracy reads mathematics only",
+    ]
 
 
 def _sharegpt(row: Mapping[str, Any]) -> dict[str, str] | None:

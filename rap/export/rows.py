@@ -12,9 +12,8 @@ import base64
 import datetime
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,10 @@ import pyarrow.parquet as pq
 
 from ..errors import RapInputError, first_line
 from ..samples.images import encode_image, read_bytes, sniff
-from ..samples.parsing import cell
+from ..samples.parsing import image_cell
 from ..samples.sample import BadSample, Sample
 from ..samples.sampleset import SampleSet
-from .formats import MANIFEST, ROWS_AT_A_TIME, Writing
+from .target import MANIFEST, Writing, parts
 
 PARQUET, JSONL = "parquet", "jsonl"
 
@@ -63,12 +62,6 @@ def write_rows(
         _write_arrow(chosen, samples, writing)
 
 
-def _parts(chosen: Iterable[Chosen]) -> Iterator[list[Chosen]]:
-    rows = iter(chosen)
-    while part := list(islice(rows, ROWS_AT_A_TIME)):
-        yield part
-
-
 # ---------------------------------------------------------------- Parquet
 
 
@@ -77,7 +70,7 @@ def _write_arrow(chosen: Iterable[Chosen], samples: SampleSet, writing: Writing)
     writer: pq.ParquetWriter | None = None
     schema: pa.Schema | None = None
     try:
-        for part in _parts(chosen):
+        for part in parts(chosen):
             table = samples.arrow([one.sample.index for one in part])
             assert table is not None
             table = _with(table.combine_chunks(), [one.put for one in part], schema)
@@ -151,7 +144,7 @@ def _simple(value: Any) -> Any:
 def _write_lines(chosen: Iterable[Chosen], samples: SampleSet, writing: Writing) -> None:
     """The lines as they stand in their file, or rows as JSON."""
     with open(writing.folder / "train.jsonl", "wb") as file:
-        for part in _parts(chosen):
+        for part in parts(chosen):
             for one in part:
                 line = None if one.put else samples.line(one.sample.index)
                 if line is None:
@@ -219,7 +212,7 @@ def _relative(sample: Sample, samples: SampleSet) -> list[tuple[str, str]]:
     files = [ref.path for ref in sample.images if ref.path is not None]
     if samples.root is None or not files:
         return []
-    value = cell(samples.row(sample.index), samples.columns["images"])
+    value = image_cell(samples.row(sample.index), samples.columns["images"])
     said = [_said(item) for item in (value if isinstance(value, list) else [value])]
     names = [name for name in said if name is not None]
     if len(names) != len(files):  # written elsewhere in the row

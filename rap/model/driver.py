@@ -17,21 +17,30 @@ The model is the user's: every call leaves it as it was.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import inspect
 import logging
 import threading
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
-from jinja2 import TemplateError
 
 from ..config import ScoreConfig
 from ..errors import RapModelError, first_line
-from ..samples.choices import prompt_text
-from ..samples.prompts import chat
-from ..samples.sample import BadSample, Sample
-from .batching import Prepared, Trace, collate, cut
+from ..samples.sample import BadSample
+from ..stopwatch import IDLE, Stopwatch
+from . import decode, vision
+from .batching import (
+    Prepared,
+    Trace,
+    by_length,
+    collate,
+    collate_images,
+    collate_tokens,
+    cut,
+)
 from .capture import (
     Capture,
     Parts,
@@ -41,22 +50,29 @@ from .capture import (
     require_attention,
     unsupported,
 )
+from .counts import Counts
 from .head import Head
 from .identity import processor_sha256, weights_sha256
-from .probe import ModelDescription, check_attention, check_head, describe
+from .kept import Prefilled
+from .preparing import Preparer
+from .probe import (
+    ModelDescription,
+    check_attention,
+    check_head,
+    close,
+    describe,
+    facts,
+)
 from .prompt import (
     PROBE_RESPONSE,
     PROBE_SIZE,
     REFUSALS,
-    image_token_id,
     other_family,
     pad_token_id,
     placeholder_texts,
     probe_sample,
     require_model,
     require_pair,
-    require_processor,
-    special_ids,
 )
 from .weights import (
     class_name,
@@ -67,13 +83,10 @@ from .weights import (
     underlying,
 )
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
 log = logging.getLogger("rap")
 
 
-class ModelDriver:
+class ModelDriver(Preparer):
     """One model and its processor, as scoring needs them.
 
     ``prepare`` and ``encode_response`` may be called from several threads; ``check``,
@@ -86,130 +99,17 @@ class ModelDriver:
     def __init__(self, model: Any, processor: Any, config: ScoreConfig | None = None):
         model = underlying(model)
         require_model(model)
-        require_processor(processor)
-        self.model = model
-        self.processor = processor
-        self.config = config or ScoreConfig()
-        self.tokenizer = getattr(processor, "tokenizer", processor)
-        self.image_token_id = image_token_id(model, processor)
-        self._special_ids = torch.tensor(
-            sorted(special_ids(processor, self.image_token_id)), dtype=torch.int64
-        )
-        self._placeholders = placeholder_texts(processor, self.image_token_id)
-        self._lock = threading.RLock()
+        super().__init__(model, processor, config or ScoreConfig())
+        self.lock = threading.RLock()
+        self.counts = Counts()
+        self.watch: Stopwatch = IDLE
+        self.merges = False
+        """Whether prompts that were read in several batches can be one: found out by
+        ``unshared``."""
+        self._unshared: str | None = None
+        self._pixels: str | None = None
         self._parts: Parts | None = None
         self._head: Head | None = None
-
-    # -- on the host
-
-    def prepare(
-        self,
-        sample: Sample,
-        images: Sequence[Image] | None,
-        response_ids: Sequence[int] | None = None,
-        *,
-        prefix: str = "",
-    ) -> Prepared:
-        """Chat template and processor: one sample to one sequence. Thread-safe.
-
-        images: RGB; None or [] is the prompt without images. response_ids: tokens that
-        follow the prompt. prefix: text that opens the assistant's turn, part of the prompt.
-
-        Raises ``BadSample``, stage ``prompt``: ``image_count`` (placeholders and images do
-        not match, or a text holds a placeholder token), ``prompt_too_long``; stage
-        ``image``: ``image_unreadable`` (the processor refuses the image).
-        """
-        text = prompt_text(self.config.prompt_template, sample.question, sample.choices)
-        messages = chat(sample.turns, text, len(images or ()))
-        parts = [part for message in messages for part in message["content"]]
-        for said in (*(part.get("text", "") for part in parts), prefix):
-            self._refuse_placeholders(said)
-        prompt = self._render(messages) + prefix
-        inputs = self._process(prompt, images)
-        ids = inputs["input_ids"][0]
-        if len(ids) > self.config.max_prompt_tokens:
-            raise BadSample(
-                "prompt",
-                "prompt_too_long",
-                f"{len(ids)} tokens, max_prompt_tokens is {self.config.max_prompt_tokens}; "
-                "nothing is cut, because image tokens would be",
-            )
-        n_image = int((ids == self.image_token_id).sum())
-        if bool(n_image) != bool(images):
-            raise BadSample(
-                "prompt",
-                "image_count",
-                f"{len(images or ())} images became {n_image} image tokens",
-            )
-        return self._prepared(inputs, response_ids if response_ids is not None else ())
-
-    def with_response(self, prepared: Prepared, response_ids: Sequence[int]) -> Prepared:
-        """The same prompt with another response; nothing is processed again."""
-        return self._prepared(prepared.inputs, response_ids)
-
-    def encode_response(self, text: str) -> list[int]:
-        """Tokens of ``text`` as they stand, no special tokens added. Thread-safe."""
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def _prepared(
-        self, inputs: Mapping[str, torch.Tensor], response_ids: Sequence[int]
-    ) -> Prepared:
-        response = torch.as_tensor(response_ids, dtype=torch.int64).reshape(-1)
-        if bool((response == self.image_token_id).any()):
-            raise BadSample(
-                "prompt", "image_count", "the response holds an image placeholder token"
-            )
-        ids = torch.cat([inputs["input_ids"][0], response])
-        return Prepared(
-            inputs=inputs,
-            n_prompt=len(ids) - len(response),
-            response_ids=response,
-            image_mask=ids == self.image_token_id,
-            special_mask=torch.isin(ids, self._special_ids),
-        )
-
-    def _refuse_placeholders(self, text: str) -> None:
-        for token in self._placeholders:
-            if token in text:
-                raise BadSample(
-                    "prompt", "image_count", f"the text holds the placeholder {token!r}"
-                )
-
-    def _render(self, messages: list[dict[str, Any]]) -> str:
-        try:
-            return self.processor.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=False
-            )
-        except TemplateError as error:  # a role that the template refuses, say
-            raise BadSample(
-                "prompt", "bad_text", f"the chat template refuses it: {first_line(error)}"
-            ) from error
-
-    def _process(
-        self, prompt: str, images: Sequence[Image] | None
-    ) -> dict[str, torch.Tensor]:
-        # What apply_chat_template(tokenize=True) does: most templates write the beginning
-        # token themselves.
-        bos = self.tokenizer.bos_token
-        starts = bos is not None and prompt.startswith(bos)
-        try:
-            # No padding and no truncation, ever: besides cutting image tokens, another
-            # setting would be written into the tokenizer that all threads share.
-            encoded = self.processor(
-                text=[prompt],
-                images=[list(images)] if images else None,
-                return_tensors="pt",
-                padding=False,
-                truncation=False,
-                **({"add_special_tokens": False} if starts else {}),
-            )
-        except REFUSALS as error:
-            raise BadSample(
-                "image" if images else "prompt",
-                "image_unreadable" if images else "bad_text",
-                f"the processor refuses it: {first_line(error)}",
-            ) from error
-        return {k: v for k, v in encoded.items() if isinstance(v, torch.Tensor)}
 
     # -- batches
 
@@ -224,14 +124,115 @@ class ModelDriver:
         are filled up with zeros at the end. Floating-point inputs take the model's dtype.
         """
         pad_id = pad_token_id(self.tokenizer, self.image_token_id)
-        out = collate(batch, pad_id, padding_side)
+        with self.watch.span("copy"):
+            return self._placed(collate(batch, pad_id, padding_side))
+
+    def inputs(self, batch: Sequence[Prepared], padding_side: str) -> dict[str, Any]:
+        """What the model takes for a batch: tokens, and the images' features in place of
+        pixels where the model can take them; those not encoded yet are encoded now. Runs
+        the vision tower: call it inside ``capturing`` or ``decode.running``."""
+        features = self._features(batch)
+        if features is None:
+            self.counts.images_encoded += sum(p.shared.n_images for p in batch)
+            return dict(self.collate(batch, padding_side=padding_side))
+        pad_id = pad_token_id(self.tokenizer, self.image_token_id)
+        more = {"mm_encoder_outputs": features} if features else {}
+        with self.watch.span("copy"):
+            tokens = collate_tokens(batch, pad_id, padding_side)
+            others = collate_images(batch, without="pixel")
+            return self._placed(tokens | others) | more
+
+    def _placed(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         device, dtype = input_device(self.model), input_dtype(self.model)
         return {
             name: x.to(device, dtype if x.is_floating_point() else None)
-            for name, x in out.items()
+            for name, x in inputs.items()
         }
 
+    def _features(self, batch: Sequence[Prepared]) -> dict[str, Any] | None:
+        """``mm_encoder_outputs`` of a batch; None if its forward is to take pixels."""
+        if self._pixels is None:
+            self._pixels = vision.why_not(self.model)
+        if self._pixels:
+            return None
+        try:
+            with self.watch.span("copy"):  # the tower itself is charged to "vision"
+                vision.encode(self.model, batch, self.counts)
+        except vision.NotOnce as error:
+            self._take_pixels(str(error))
+            return None
+        return vision.joined([prepared.shared for prepared in batch])
+
+    def _take_pixels(self, reason: str) -> None:
+        self._pixels = reason
+        log.info("images are encoded in every forward: %s", reason)
+
     # -- the model
+
+    def call(
+        self, inputs: Mapping[str, Any], *, use_cache: bool, count: bool = True
+    ) -> Any:
+        """One forward, logits of the last position only where the class can do that."""
+        options: dict[str, Any] = {"use_cache": use_cache, "return_dict": True}
+        if self._keeps_logits:
+            options["logits_to_keep"] = 1
+        self.counts.forwards += 1
+        if count and "past_key_values" not in inputs:
+            mask = inputs["attention_mask"]
+            real = int(mask.sum())
+            self.counts.prefilled_tokens += real
+            self.counts.padded_tokens += mask.numel() - real
+        return self.model(**inputs, **options)
+
+    @property
+    def _keeps_logits(self) -> bool:
+        return "logits_to_keep" in inspect.signature(self.model.forward).parameters
+
+    @property
+    def unshared(self) -> str:
+        """Why each completion reads its own prompt; "" if a prompt is read once. Found
+        out with a small sample at the first call."""
+        if self._unshared is None:
+            with self._uncounted():
+                try:
+                    probe = self._probe()
+                    if self._pixels is None:
+                        self._proven(probe)
+                    self._unshared = decode.unshared(self, probe)
+                except torch.OutOfMemoryError:
+                    raise
+                except (RapModelError, AttributeError, *REFUSALS) as error:
+                    self._unshared = first_line(error)
+            if self._unshared:
+                log.info("every completion reads its own prompt: %s", self._unshared)
+        return self._unshared
+
+    @contextlib.contextmanager
+    def _uncounted(self) -> Iterator[None]:
+        """Checks leave the counts as they were."""
+        before = dataclasses.replace(self.counts)
+        try:
+            yield
+        finally:
+            for field in dataclasses.fields(before):
+                setattr(self.counts, field.name, getattr(before, field.name))
+
+    def count_generated(
+        self,
+        rows: Sequence[Prepared],
+        inputs: Mapping[str, torch.Tensor],
+        tokens: Sequence[Sequence[int]],
+        ends: Sequence[int],
+    ) -> None:
+        """Count what the model's own ``generate`` did for these rows."""
+        counts, real = self.counts, sum(len(p) for p in rows)
+        counts.images_encoded += sum(p.shared.n_images for p in rows)
+        counts.prefilled_tokens += real
+        counts.padded_tokens += inputs["input_ids"].numel() - real
+        for ids in tokens:
+            stop = next((i for i, token in enumerate(ids) if token in ends), len(ids) - 1)
+            counts.decoded_tokens += stop + 1
+        counts.forwards += max(map(len, tokens))
 
     def trace(
         self,
@@ -240,7 +241,9 @@ class ModelDriver:
         attention: bool = True,
         padding_side: str = "right",
     ) -> list[Trace]:
-        """One padded forward without gradients, sample by sample.
+        """Padded forwards without gradients, sample by sample: one, or several of samples
+        of like length where ``batch_tokens`` is set. What goes on from a prompt that was
+        read already is read from there.
 
         attention: keep q and k of the last decoder layer. padding_side: on the right no
         token's position changes, so nothing has to be told to the model; the left is for
@@ -255,6 +258,47 @@ class ModelDriver:
             return []
         if self._head is None:
             self.check()
+        traces: list[Trace | None] = [None] * len(batch)
+        if padding_side == "right":
+            self._resume(batch, traces, attention)
+        rest = [i for i, trace in enumerate(traces) if trace is None]
+        most = self.config.batch_tokens
+        for part in by_length([len(batch[i]) for i in rest], most):
+            which = [rest[j] for j in part]
+            found = self._whole([batch[i] for i in which], attention, padding_side)
+            for i, trace in zip(which, found, strict=True):
+                traces[i] = trace
+        return [trace for trace in traces if trace is not None]
+
+    def _resume(
+        self, batch: Sequence[Prepared], traces: list[Trace | None], attention: bool
+    ) -> None:
+        """Fill in the traces of those that go on from a prompt that was read before."""
+        groups: dict[int, list[tuple[int, Prefilled, int]]] = {}
+        for i, prepared in enumerate(batch):
+            place = decode.place_of(prepared)
+            if place is None or not place[0].whole:
+                continue
+            state, row = place
+            n_read = len(state.ids[row])
+            if n_read <= prepared.n_prompt and n_read < len(prepared):
+                groups.setdefault(id(state), []).append((i, state, row))
+        for going in groups.values():
+            tails = [len(batch[i]) - len(state.ids[row]) for i, state, row in going]
+            for part in by_length(tails, self.config.batch_tokens):
+                which, state = [going[j] for j in part], going[0][1]
+                rows, given = [row for *_, row in which], [batch[i] for i, *_ in which]
+                try:
+                    found = decode.resume(self, state, rows, given, attention=attention)
+                except decode.NotShared as error:
+                    log.info("a prompt is read again: %s", error)
+                    continue
+                for (i, *_), trace in zip(which, found, strict=True):
+                    traces[i] = trace
+
+    def _whole(
+        self, batch: Sequence[Prepared], attention: bool, padding_side: str
+    ) -> list[Trace]:
         capture = self._forward(batch, padding_side, keep_values=False)
         longest, dtype = capture.hidden.shape[1], self.head.weight.dtype
         starts = [longest - len(p) if padding_side == "left" else 0 for p in batch]
@@ -283,7 +327,7 @@ class ModelDriver:
     def describe(self) -> ModelDescription:
         """``check``, and what it found out: classes, sizes, the form of the head, image
         tokens, and how far the rebuilt numbers are from the model's own."""
-        parts = self._model_parts()
+        parts = self.parts
         require_weights(self.model)
         theirs = getattr(self.model.config, "_attn_implementation", None)
         if theirs not in ("sdpa", "eager", None):
@@ -297,7 +341,8 @@ class ModelDriver:
             log.warning(remark)
         probe = self._probe(remark)
         try:
-            capture = self._forward([probe], "right", keep_values=True)
+            with self._uncounted():
+                capture = self._proven(probe)
             attention = check_attention(capture, probe)
             head, difference, largest = check_head(self.model, parts, capture)
         except torch.OutOfMemoryError:
@@ -311,22 +356,47 @@ class ModelDriver:
         self._head = head
         return describe(
             self.model,
-            self.processor,
             parts,
             capture,
+            probe,
             head,
-            device=str(input_device(self.model)),
+            **self.facts(),
             image_token=self.tokenizer.convert_ids_to_tokens(self.image_token_id),
             image_token_id=self.image_token_id,
-            probe_image_size=PROBE_SIZE,
-            probe_image_tokens=int(probe.image_mask.sum()),
             logit_difference=difference,
             largest_logit=largest,
             attention_difference=attention[0],
             largest_attention=attention[1],
         )
 
-    def _model_parts(self) -> Parts:
+    def facts(self) -> dict[str, Any]:
+        """Fields of `ModelDescription` that are known before the model runs."""
+        return facts(self.model, self.processor, self._placeholders)
+
+    def _proven(self, probe: Prepared) -> Capture:
+        """A forward of the probe. Its features must give what its pixels give, or the
+        model is given pixels from now on."""
+        if self._pixels is None:
+            self._pixels = "not tried yet"
+            plain = self._forward([probe], "right", keep_values=True)
+            self._pixels = vision.why_not(self.model)
+            if self._pixels:
+                return plain
+            try:
+                capture = self._forward([probe], "right", keep_values=True)
+            except torch.OutOfMemoryError:
+                raise
+            except (*REFUSALS, AttributeError, AssertionError) as error:
+                self._take_pixels(f"{type(error).__name__}: {first_line(error)}")
+                return plain
+            if not self._pixels and not close(capture.hidden, plain.hidden, plain.hidden):
+                self._take_pixels("features give other hidden states than pixels")
+            return plain if self._pixels else capture
+        return self._forward([probe], "right", keep_values=True)
+
+    @property
+    def parts(self) -> Parts:
+        """The parts of the model. Raises ``RapModelError`` if they cannot be found."""
         if self._parts is None:
             self._parts = find_parts(self.model)
         return self._parts
@@ -334,18 +404,22 @@ class ModelDriver:
     def _forward(
         self, batch: Sequence[Prepared], padding_side: str, *, keep_values: bool
     ) -> Capture:
-        parts = self._model_parts()
+        parts = self.parts
         capture = Capture(parts.watched, keep_values)
-        inputs = self.collate(batch, padding_side=padding_side)
-        options: dict[str, Any] = {"use_cache": False, "return_dict": True}
-        if "logits_to_keep" in inspect.signature(self.model.forward).parameters:
-            options["logits_to_keep"] = 1
-        if padding_side == "left" and not hasattr(self.model.base_model, "get_rope_index"):
-            # Qwen-VL's classes count positions from the attention mask, the others do not.
-            positions = inputs["attention_mask"].cumsum(-1) - 1
-            options["position_ids"] = positions.clamp_(min=0)
-        with self._lock, capturing(self.model, parts, capture):
-            output = self.model(**inputs, **options)
+        keep = padding_side == "right" and any(p.shared.serves for p in batch)
+        keep = keep and not self.unshared
+        with self.lock, capturing(self.model, parts, capture):
+            inputs = self.inputs(batch, padding_side)
+            if padding_side == "left" and not hasattr(
+                self.model.base_model, "get_rope_index"
+            ):
+                # Qwen-VL's classes count positions from the attention mask, the others
+                # do not.
+                positions = inputs["attention_mask"].cumsum(-1) - 1
+                inputs["position_ids"] = positions.clamp_(min=0)
+            output = self.call(inputs, use_cache=keep)
+            if keep and hasattr(capture, "hidden"):
+                decode.kept(self, batch, inputs, output.past_key_values, capture.hidden)
         if not hasattr(capture, "hidden"):
             raise UnsupportedModelError("its text decoder gave no hidden states")
         require_attention(capture)

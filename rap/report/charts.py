@@ -131,7 +131,12 @@ def averages(selection: Selected) -> list[tuple[str, float | None, float | None]
     """(what, mean over all scored samples, mean over the kept ones)."""
     table, kept = selection.table, selection.kept
     rates = KINDS[selection.settings["evidence"]].rates(table)
-    columns = [("D", "D"), ("Difficulty", "difficulty"), ("Ranking key", "rank_key")]
+    columns = [
+        ("D", "D"),
+        ("Difficulty", "difficulty"),
+        ("Ranking key", "rank_key"),
+        ("Keep-probability", "keep_probability"),
+    ]
     rates += [(n, floats(table[c])) for n, c in columns if c in table.column_names]
     return [(label, *_means(values, kept)) for label, values in rates]
 

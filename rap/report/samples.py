@@ -152,10 +152,13 @@ def _score_lines(row: Mapping[str, Any]) -> list[tuple[str, str]]:
         (label, value if isinstance(value, str) else number(value))
         for label, value in (() if kind is None else kind.lines(row))
     ]
+    if row.get("decided_by"):
+        lines.append(("decided by", row["decided_by"]))
     for label, name in (
         ("D", "D"),
         ("difficulty", "difficulty"),
         ("ranking key", "rank_key"),
+        ("keep-probability", "keep_probability"),
         ("log \u03c8", "log_psi"),
     ):
         if row.get(name) is not None:

@@ -1,8 +1,8 @@
 """How each kind of evidence is read from the score table: D and difficulty of a row.
 
-``KINDS`` has them all: ``rollouts``, ``answer``, ``logits``. What fills the table is the
-class of the same name in ``rap.scoring.evidence``. A new kind is a class and a line here,
-and a module there with its line in that table.
+``KINDS`` has them all: ``rollouts``, ``answer``, ``logits``, ``cascade``. What fills the
+table is the class of the same name in ``rap.scoring.evidence``. A new kind is a class and a
+line here, and a module there with its line in that table.
 
 Source: arXiv 2506.04755, CDE (what the image changes) and DRM (how hard a sample is).
 """
@@ -19,8 +19,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..config import TRAIN_GROUP
 from ..errors import RapInputError
 from .columns import exceeds, floats, integers, mask_of, quotient_key
+from .posterior import Arm, fit_weight, keep_probability
 from .table import QUARANTINED, SCORE_SCHEMA, SCORED, VOLATILE_COLUMNS
 
 # -inf is a value here: probability 0, or a response too short to judge.
@@ -35,6 +37,8 @@ class Measured:
     ``learn``: D times what is left to learn; ``learnable``: its exact key.
     ``enough``: bool, what a decision needs is there. ``d_bound``: D is at most this where
     only the completions without the image were sampled. ``counts``: c1, m1, c0, m0, int64.
+    ``posterior``: what completions say of the pass rates; None: nothing was graded.
+    ``psi_unread``: bool, the attention was not read because ACE need not judge the row.
     """
 
     d: np.ndarray
@@ -45,6 +49,20 @@ class Measured:
     enough: np.ndarray
     d_bound: np.ndarray
     counts: tuple[np.ndarray, ...] | None = None
+    posterior: Posterior | None = None
+    psi_unread: np.ndarray | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Posterior:
+    """Of each row, float64 [n], NaN: nothing is known. ``mean1``, ``mean0``: posterior
+    means of the pass rates with and without the image. ``keep``: the keep-probability.
+    Formulas: ``rap.scores.posterior``. ``prior``: in words."""
+
+    mean1: np.ndarray
+    mean0: np.ndarray
+    keep: np.ndarray
+    prior: str
 
 
 class Kind:
@@ -59,6 +77,8 @@ class Kind:
     """Whether completions are graded, so that a reward function has something to do."""
     ranks_by: str = "learnable"
     """What a budget ranks by unless asked otherwise; one of ``config.ORDERS``."""
+    by_row: bool = True
+    """Whether what is read of a row is the same whatever other rows the table has."""
     short_of: str = "nonfinite"
     """Quarantine code of a row without what a decision needs."""
     difficulty_text: str
@@ -71,9 +91,12 @@ class Kind:
         """What "what is left to learn" multiplies D by, in words."""
         return "D times the difficulty"
 
-    def read(self, table: pa.Table, *, divergence: str, likelihood: str) -> Measured:
+    def read(
+        self, table: pa.Table, *, divergence: str, likelihood: str, threshold: float
+    ) -> Measured:
         """See ``Measured``. ``divergence``: which one is D, for ``logits``.
-        ``likelihood``: which p(answer), for ``answer`` and ``logits``."""
+        ``likelihood``: which p(answer), where there is one. ``threshold``: of the
+        keep-probability, on D."""
         raise NotImplementedError
 
     def rates(self, table: pa.Table) -> list[tuple[str, np.ndarray]]:
@@ -101,8 +124,10 @@ class Rollouts(Kind):
     def d_text(self, divergence: str) -> str:
         return "pass rate with the image minus pass rate without"
 
-    def read(self, table: pa.Table, *, divergence: str, likelihood: str) -> Measured:
-        counts = tuple(integers(table[name]) for name in ("c1", "m1", "c0", "m0"))
+    def read(
+        self, table: pa.Table, *, divergence: str, likelihood: str, threshold: float
+    ) -> Measured:
+        counts = counts_of(table)
         c1, m1, c0, m0 = counts
         both, text_only = (m1 > 0) & (m0 > 0), (m1 == 0) & (m0 > 0)
         number, scale = c1 * m0 - c0 * m1, m1 * m0
@@ -119,6 +144,7 @@ class Rollouts(Kind):
             enough=both | text_only,
             d_bound=_quotient(m0 - c0, m0, text_only),
             counts=counts,
+            posterior=_posterior(Arm(c1, m1), Arm(c0, m0), both, threshold, "uniform"),
         )
 
     def rates(self, table: pa.Table) -> list[tuple[str, np.ndarray]]:
@@ -146,7 +172,9 @@ class _Probabilities(Kind):
 
     difficulty_text = "1 \u2212 p(answer) with the image"
 
-    def read(self, table: pa.Table, *, divergence: str, likelihood: str) -> Measured:
+    def read(
+        self, table: pa.Table, *, divergence: str, likelihood: str, threshold: float
+    ) -> Measured:
         p1, p0 = (probability(table, arm, likelihood) for arm in "10")
         difficulty = 1.0 - p1
         d = self._d(table, p1, p0, divergence)
@@ -211,13 +239,116 @@ class Logits(_Probabilities):
         return floats(table[divergence])
 
 
-KINDS: Mapping[str, Kind] = {kind.name: kind for kind in (Rollouts(), Answer(), Logits())}
+class Cascade(Kind):
+    """p(answer) of every sample, completions of those that can still be kept.
+
+    Where completions were sampled, D is the difference of the posterior means, and what is
+    left to learn is the keep-probability (``rap.scores.posterior``, with the weight of
+    p(answer) fitted to this table, for each arm). Its order has three parts: samples whose
+    completions with the image are mixed, by keep-probability; samples without completions,
+    by p (1 - p) of the answer; samples whose completions are all right or all wrong.
+    """
+
+    name = "cascade"
+    by_row = False  # the weight of p(answer) is fitted to the table
+    summary = (
+        "answer for every sample, then graded completions for the share that can still be "
+        "kept, each sample until it is decided: near rollouts at a fifth of its completions"
+    )
+    graded = True
+    ranks_by = "learnable"
+    short_of = "few_rollouts"
+    difficulty_text = (
+        "share of the completions with the image that are wrong; 1 \u2212 p(answer) where "
+        "none was sampled"
+    )
+
+    def d_text(self, divergence: str) -> str:
+        return (
+            "pass rate with the image minus pass rate without (posterior means); "
+            "p(answer) with minus without where no completion was sampled"
+        )
+
+    def learn_text(self) -> str:
+        return (
+            f"the keep-probability (the image helps, and {TRAIN_GROUP} completions are "
+            "mixed); below 0 without completions: p(answer) (1 \u2212 p(answer)) \u2212 1"
+        )
+
+    def read(
+        self, table: pa.Table, *, divergence: str, likelihood: str, threshold: float
+    ) -> Measured:
+        c1, m1, c0, m0 = counts_of(table)
+        q1, q0 = (probability(table, arm, likelihood) for arm in "10")
+        w1, w0 = fit_weight(c1, m1, q1), fit_weight(c0, m0, q0)
+        arm1, arm0 = Arm(c1, m1, q1, w1), Arm(c0, m0, q0, w0)
+        by_answer = mask_of(pc.equal(table["decided_by"], "answer"))
+        drawn = (m1 > 0) & ~by_answer
+        enough = drawn | (by_answer & ~np.isnan(q1) & ~np.isnan(q0))
+        prior = (
+            f"p(answer) counts as {w1:g} completions with the image and {w0:g} without "
+            "(fitted to these scores), on a uniform prior"
+        )
+        found = _posterior(arm1, arm0, enough, threshold, prior)
+        d = np.where(drawn, found.mean1 - found.mean0, q1 - q0)
+        mixed = (c1 > 0) & (c1 < m1)
+        learn = np.where(mixed, found.keep, found.keep - 2.0)
+        learn = np.where(drawn, learn, q1 * (1.0 - q1) - 1.0)
+        learn[~enough] = np.nan
+        unknown = np.full(table.num_rows, np.nan)
+        return Measured(
+            d=d,
+            order=d,
+            learn=learn,
+            learnable=learn,
+            difficulty=np.where(drawn, _quotient(m1 - c1, m1, m1 > 0), 1.0 - q1),
+            enough=enough,
+            d_bound=unknown,
+            posterior=found,
+            psi_unread=enough & ~mixed,
+        )
+
+    def rates(self, table: pa.Table) -> list[tuple[str, np.ndarray]]:
+        return [*KINDS["rollouts"].rates(table), *KINDS["answer"].rates(table)]
+
+    def lines(self, row: Mapping[str, Any]) -> list[tuple[str, str | float]]:
+        counted = {k: row[k] or None for k in ("m1", "m0")}
+        return [
+            *KINDS["rollouts"].lines({**row, **counted}),
+            *KINDS["answer"].lines(row),
+        ]
+
+
+KINDS: Mapping[str, Kind] = {
+    kind.name: kind for kind in (Rollouts(), Answer(), Logits(), Cascade())
+}
 """Every kind of evidence by its name."""
 
 
 def describe() -> str:
     """What each kind is, for a help text: "rollouts: ... answer: ..."."""
     return " ".join(f"{name}: {kind.summary}." for name, kind in KINDS.items())
+
+
+def counts_of(table: pa.Table) -> tuple[np.ndarray, ...]:
+    """c1, m1, c0, m0 as int64 [n], null as 0."""
+    return tuple(integers(table[name]) for name in ("c1", "m1", "c0", "m0"))
+
+
+def _posterior(
+    with_image: Arm, without: Arm, known: np.ndarray, threshold: float, prior: str
+) -> Posterior:
+    """Of the rows that are ``known``, bool [n]."""
+    rows = np.flatnonzero(known)
+    one, zero = with_image.take(rows), without.take(rows)
+    values = (
+        one.mean(),
+        zero.mean(),
+        keep_probability(one, zero, threshold, TRAIN_GROUP),
+    )
+    spread = np.full((3, len(known)), np.nan)
+    spread[:, rows] = values
+    return Posterior(spread[0], spread[1], spread[2], prior)
 
 
 def _quotient(number: np.ndarray, scale: np.ndarray, where: np.ndarray) -> np.ndarray:
@@ -334,15 +465,22 @@ def read_evidence(
     divergence: str = "js",
     likelihood: str = "product",
     unsolved: Fraction = Fraction(1),
+    threshold: Fraction | None = None,
     kind: Kind | None = None,
 ) -> Evidence:
     """What the rows of a score table say; the options are those of ``ChooseConfig``.
+    ``threshold``: what D must exceed, for the keep-probability (None: 0).
     ``kind``: that of the whole table, where these rows are a part of it.
 
     Raises ``RapInputError`` for an unknown status or evidence, or two kinds of it.
     """
     kind = kind_named(kinds_of(table)) if kind is None else kind
-    measured = kind.read(table, divergence=divergence, likelihood=likelihood)
+    measured = kind.read(
+        table,
+        divergence=divergence,
+        likelihood=likelihood,
+        threshold=float(threshold or 0),
+    )
     scored, finite = mask_of(pc.equal(table["status"], SCORED)), _all_finite(table)
     own = pc.if_else(pa.array(finite), kind.short_of, "nonfinite")
     code = pc.if_else(pa.array(scored), own, pc.fill_null(table["code"], "unknown"))

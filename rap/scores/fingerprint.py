@@ -15,6 +15,9 @@ SAID_ONLY = {"model": ("name_or_path", "revision")}
 """Fields of a fingerprint that no score depends on: a model is its weights and processor,
 wherever they lie."""
 
+GONE = ("adaptive", "screen_lambda_c")
+"""Settings of earlier versions: null in a store of one is as if they were absent."""
+
 _IN_WORDS = {
     "model.weights_sha256": "the model's weights are others",
     "model.processor_sha256": "the processor (tokenizer, chat template, image settings) is "
@@ -51,6 +54,10 @@ def other_run(ours: Mapping[str, Any], theirs: Any, prefix: str = "") -> list[st
         for name, fields in SAID_ONLY.items():
             if isinstance(part := kept.get(name), Mapping):
                 kept[name] = {k: v for k, v in part.items() if k not in fields}
+        if isinstance(part := kept.get("config"), Mapping):
+            kept["config"] = {
+                k: v for k, v in part.items() if k not in GONE or v is not None
+            }
         return {k: plain(v) if k == "fingerprint" else v for k, v in kept.items()}
 
     return differences(plain(ours), plain(theirs), prefix)
@@ -60,6 +67,8 @@ def in_words(line: str) -> str:
     """A line of ``differences`` for people: two hashes say nothing to them."""
     line = line.removeprefix("fingerprint.")
     name, _, rest = line.partition(": ")
+    if name == "engine":  # one of them has none: the model that scores
+        return line.replace("absent", '"transformers"')
     return (
         f"{name}: {_IN_WORDS[name]}" if name in _IN_WORDS and _HASH.search(rest) else line
     )

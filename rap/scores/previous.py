@@ -235,10 +235,22 @@ def _rollouts_of(path: Path) -> Path:
 
 def _look(shard: _Shard, find: Find) -> tuple[Sequence[int], list[bool]]:
     """(the data set's row of each row, -1: none; whether the row can be known at all)"""
-    names = ["id", "index", "sample_sha256", "image_sha256", "status", "stage"]
+    names = [
+        "id",
+        "index",
+        "sample_sha256",
+        "image_sha256",
+        "status",
+        "stage",
+        "decided_by",
+    ]
     rows = shard.scores.select(names).to_pylist()
     found = find(rows, shard.rows.get("inputs"))
-    return found, [row["sample_sha256"] is not None for row in rows]
+    # What a first stage decided is in its own store: nobody asks for it here.
+    asked = [
+        row["sample_sha256"] is not None and row["decided_by"] != "answer" for row in rows
+    ]
+    return found, asked
 
 
 def _take(shard: _Shard, places: Sequence[int]) -> list[Kept]:

@@ -17,6 +17,7 @@ EVIDENCE_COLUMNS = (
     "status",
     "code",
     "evidence",
+    "decided_by",
     *("c1", "m1", "c0", "m0"),
     *(
         field.name
@@ -35,9 +36,12 @@ def kind_of_rows(reader: Reader) -> Kind:
     return kind_named(list(names))
 
 
-def batch_size(reader: Reader) -> int:
-    """Rows that may be read at a time. All of them where so many completions were sampled
+def batch_size(reader: Reader, kind: Kind) -> int:
+    """Rows that may be read at a time. All of them where the kind of evidence must see all
+    (``Kind.by_row``), or where so many completions were sampled
     that quotients are told apart by their rank among all (``columns.quotient_key``)."""
+    if not kind.by_row:
+        return max(reader.num_rows, 1)
     most = dict.fromkeys(("m1", "m0"), 0)
     for batch in reader.batches(list(most)):
         for name in most:
@@ -56,7 +60,8 @@ def evidence_of(
     """``read_evidence`` of all rows, a batch at a time. Sizes of counts do not matter here
     but for ``measured.order`` and ``measured.learnable``: see ``batch_size``."""
     kind = kind_of_rows(reader)
-    for batch in reader.batches(EVIDENCE_COLUMNS):
+    size = BATCH if kind.by_row else max(reader.num_rows, 1)
+    for batch in reader.batches(EVIDENCE_COLUMNS, size):
         yield read_evidence(
             batch,
             divergence=divergence,

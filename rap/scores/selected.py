@@ -21,10 +21,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..errors import RapInputError, RapStoreError
+from ..errors import RapInputError
 from .columns import as_fraction
 from .completions import ReadCompletions
-from .files import write_atomic
+from .files import make_folder, write_atomic
 from .match import as_samples, bare_rows, described_again, find, match, reopen
 from .reader import Lazily, Without
 from .scores import PAPER_LAMBDA_C, TO_MATCH, diagnose, write_saved
@@ -93,7 +93,8 @@ class Selected:
     found, texts that say what they mean, the fingerprint of the scores, warnings.
     ``source``: the data set as handed in; None: it is opened again at first need, if it is
     still where it was (``samples``). ``rollouts``: the completions behind the scores
-    (``table.ROLLOUT_SCHEMA``) if known; they are not saved.
+    (``table.ROLLOUT_SCHEMA``) if known; they are not saved. ``profile``: where the time of
+    the scoring went (``profile.Profile.as_json``) if it was measured; not saved either.
 
     ``table`` and ``rollouts`` are read when they are asked for, ``rollouts`` every time;
     ``reader`` gives the columns of the one by name, in batches, ``completions.tables()``
@@ -104,6 +105,7 @@ class Selected:
     settings: Mapping[str, Any]
     source: Any = None
     rollouts: pa.Table | None = None
+    profile: Mapping[str, Any] | None = None
 
     if TYPE_CHECKING:  # set with ``table`` and ``rollouts``
 
@@ -292,10 +294,7 @@ class Selected:
         folder = Path(folder)
         settings = {**self.settings, "data": self.data}
         text = json.dumps(settings, indent=1, sort_keys=True, allow_nan=False)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RapStoreError(f"{folder}: cannot be made: {error}") from error
+        make_folder(folder)
         reader = Without(self.reader, VOLATILE_COLUMNS)
         write_saved(folder / "selection.parquet", reader, settings, "selection")
         write_atomic(folder / "indices.npy", lambda file: np.save(file, self.indices))

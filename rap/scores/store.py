@@ -7,6 +7,7 @@ A folder::
     rollouts-00000.parquet  ROLLOUT_SCHEMA: every completion of shard 0 (if any were made)
     scores-00000.parquet    SCORE_SCHEMA: samples 0 .. shard_size - 1
     partial-00001.parquet   the first rows of a shard in progress, with their rollouts
+    profile.json            where the time of its profiled runs went (``profile``), if any
     previous/               what was scored before the data set changed (``previous``)
     *.parquet.old           a shard that is being scored again; goes when it is
     *.corrupt               what was found damaged or foreign, set aside
@@ -34,7 +35,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ from .completions import StoredCompletions
 from .files import (
     NO_FSYNC,
     OtherVersionError,
+    make_folder,
     store_error,
     verified,
     write_atomic,
@@ -79,19 +81,52 @@ class Reuse:
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
-    """Completions of a shard: all, those with the image, and the tokens of the latter."""
+class Sampled:
+    """Completions of one arm: the samples that have some, how many they are, how many of
+    them have tokens, and all their tokens."""
 
+    samples: int = 0
     rollouts: int = 0
-    with_image: int = 0
+    counted: int = 0
     tokens: int = 0
 
-    def __add__(self, other: Drawn) -> Drawn:
-        return Drawn(
-            self.rollouts + other.rollouts,
-            self.with_image + other.with_image,
-            self.tokens + other.tokens,
+    @classmethod
+    def of(cls, rollouts: pa.Table, arm: str) -> Sampled:
+        own = rollouts.filter(pc.equal(rollouts["arm"], arm))
+        token_ids = own["token_ids"]
+        return cls(
+            samples=pc.count_distinct(own["index"]).as_py(),
+            rollouts=own.num_rows,
+            counted=len(token_ids) - token_ids.null_count,
+            tokens=pc.sum(pc.list_value_length(token_ids)).as_py() or 0,
         )
+
+    def __add__(self, other: Sampled) -> Sampled:
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return Sampled(*(a + b for a, b in pairs))
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """Completions with the ``image``, and with the ``text`` alone."""
+
+    image: Sampled = field(default_factory=Sampled)
+    text: Sampled = field(default_factory=Sampled)
+
+    @classmethod
+    def of(cls, rollouts: pa.Table) -> Drawn:
+        """``rollouts``: with the columns ``DRAWN_COLUMNS``."""
+        return cls(*(Sampled.of(rollouts, arm) for arm in ("image", "counterfactual")))
+
+    @property
+    def rollouts(self) -> int:
+        return self.image.rollouts + self.text.rollouts
+
+    def __add__(self, other: Drawn) -> Drawn:
+        return Drawn(self.image + other.image, self.text + other.text)
+
+
+DRAWN_COLUMNS = ("index", "arm", "token_ids")
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,10 +198,7 @@ class ScoreStore(Shards):
         if data is not None:
             header["data"] = as_json(data)
         folder = Path(path)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise store_error(f"{folder}: cannot be made", error) from error
+        make_folder(folder)
         lock = Lock(folder)
         try:
             store = cls(folder, header, lock)
@@ -232,7 +264,7 @@ class ScoreStore(Shards):
             rollouts = rollouts.cast(ROLLOUT_SCHEMA)
             if not set(rollouts["index"].unique().to_pylist()) <= set(wanted):
                 raise ValueError(f"shard {k} holds rollouts of {wanted} only")
-            drawn = _drawn(rollouts)
+            drawn = Drawn.of(rollouts)
             digest = write_parquet(
                 self._rollouts(k), rollouts, note | {"kind": "rollout shard"}
             )
@@ -490,7 +522,7 @@ class ScoreStore(Shards):
         try:
             data = self._verified_rollouts(k, digest)
             with pq.ParquetFile(pa.BufferReader(data)) as file:
-                drawn = _drawn(file.read(["arm", "token_ids"]))
+                drawn = Drawn.of(file.read(list(DRAWN_COLUMNS)))
             return _Shard(table, digest, tally, drawn)
         except OtherVersionError:
             raise
@@ -542,12 +574,6 @@ class ScoreStore(Shards):
             )
         finally:
             os.close(handle)
-
-
-def _drawn(rollouts: pa.Table) -> Drawn:
-    image = rollouts.filter(pc.equal(rollouts["arm"], "image"))["token_ids"]
-    tokens = pc.sum(pc.list_value_length(image)).as_py() or 0
-    return Drawn(rollouts.num_rows, len(image) - image.null_count, tokens)
 
 
 _NO_ROLLOUTS = pa.array([], pa.struct(list(ROLLOUT_SCHEMA)))

@@ -21,12 +21,31 @@ import pyarrow as pa
 
 from ..divergences import CDE_COLUMNS
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Of what is written. Every older version is read, a newer one is refused."""
 
-SINCE: Mapping[str, int] = {"n_drawn": 2, "n_cut": 2, "rank_key": 2}
-"""Column -> the schema version that brought it (1 for all others). ``rank_key`` is a
-column of a selection's table."""
+SINCE: Mapping[str, int] = {
+    "n_drawn": 2,
+    "n_cut": 2,
+    "rank_key": 2,
+    "decided_by": 3,
+    "posterior1": 3,
+    "posterior0": 3,
+    "keep_probability": 3,
+}
+"""Column -> the schema version that brought it (1 for all others). ``rank_key``,
+``posterior1``, ``posterior0`` and ``keep_probability`` are columns of a selection's
+table."""
+
+CHOSEN_COLUMNS = (
+    "D",
+    "difficulty",
+    "rank_key",
+    "posterior1",
+    "posterior0",
+    "keep_probability",
+)
+"""Columns of numbers that ``choose`` adds, before ``reason``."""
 
 SCORED = "scored"
 QUARANTINED = "quarantined"
@@ -43,6 +62,8 @@ SCORE_SCHEMA = pa.schema(
         ("code", pa.string()),
         ("message", pa.string()),
         ("evidence", pa.string()),
+        # cascade: the stage that decided it, answer | image | text
+        ("decided_by", pa.string()),
         # rollouts
         ("c1", pa.int16()),  # accepted with the image
         ("m1", pa.int16()),  # graded with the image

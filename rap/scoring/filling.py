@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
 
-from ..config import ScoreConfig
+from ..config import DEFAULT_BATCH, ScoreConfig
 from ..errors import RapError, RapInputError, RapModelError
 from ..samples.sample import Sample
 from ..samples.sampleset import SampleSet
@@ -22,8 +22,10 @@ from ..scores.previous import Kept
 from ..scores.store import ScoreStore
 from ..scores.table import QUARANTINED, ROLLOUT_SCHEMA, table_from_rows
 from .evidence import EVIDENCE
-from .jobs import Job, ahead, clean
+from .jobs import COST, Job, ahead, clean
+from .plan import Plan
 from .prepare import prepare_job
+from .profiling import count_asked
 from .reuse import group_of, inputs_sha256
 from .rounding import rounded
 from .scorer import Scorer
@@ -48,10 +50,12 @@ def score_batch(scorer: Scorer, jobs: list[Job]) -> None:
     started = time.perf_counter()
     EVIDENCE[scorer.config.evidence].score(scorer, jobs)
     share = (time.perf_counter() - started) / len(jobs)
+    count_asked(scorer.watch, jobs)
     for job in jobs:
-        job.row["seconds"] = share
+        job.row["seconds"] += share
         # A finished job waits for its shard: only its row may stay in memory.
         job.image = job.blind = job.answer = None
+        job.asked = {}
         job.sample = None  # type: ignore[assignment]
 
 
@@ -100,19 +104,22 @@ class _Part:
 
 
 class Run:
-    """One call of `score`: its shards, and what was bad so far. ``more``: columns that a
-    score may depend on besides what a sample is."""
+    """One pass of `score`: its shards, and what was bad so far. ``more``: columns that a
+    score may depend on besides what a sample is. ``plan``: of a second pass, what the first
+    one settled."""
 
     def __init__(
         self,
         samples: SampleSet,
-        driver: ModelDriver,
+        driver: ModelDriver | None,
         config: ScoreConfig,
         scorer: Scorer,
         more: Collection[str] = (),
+        plan: Plan | None = None,
     ) -> None:
         self.samples = samples
         self.more = more
+        self.plan = plan
         self.driver = driver
         self.config = config
         self.scorer = scorer
@@ -135,13 +142,14 @@ class Run:
             i
             for p in parts
             for i in shards.shard_range(p.k)[p.whole :]
-            if not shards.reusable(i)
+            if not shards.reusable(i) and not self._settled(i)
         ]
+        batch = self.config.batch_size or DEFAULT_BATCH
         jobs = ahead(
-            lambda i: prepare_job(self.samples, self.driver, self.config, i),
+            self._prepare,
             todo,
             workers=self.config.workers,
-            depth=self.config.prefetch * self.config.batch_size,
+            depth=max(self.config.prefetch * batch, self.scorer.window),
         )
         with _Bar(len(self.samples), self.seen, progress) as bar:
             try:
@@ -157,6 +165,17 @@ class Run:
                 jobs.close()
         self.scorer.check_degenerate(final=True)
         self._stop_early(final=True)
+
+    def _prepare(self, i: int) -> Job:
+        """``prepare_job`` of sample ``i``, in whichever thread."""
+        with self.scorer.watch.span("prepare"):
+            asked = not self.scorer.engine_is_local
+            return prepare_job(self.samples, self.driver, self.config, i, asked=asked)
+
+    def _next(self, jobs: Iterator[Job], begun: Mapping[str, Any]) -> Job:
+        """The next prepared job, waited for."""
+        with self.scorer.watch.span("prepare"):
+            return self._new(next(jobs), begun)
 
     def _begin(self, shards: ScoreStore, k: int) -> _Part:
         """Shard k with what an earlier run has kept of it."""
@@ -190,14 +209,20 @@ class Run:
         """Score what a shard still lacks, batch by batch, and write it."""
         batch: list[Job] = []
         rest = shards.shard_range(part.k)[part.whole :]
-        kept = shards.reused(rest)
+        kept = shards.reused(i for i in rest if not self._settled(i))
+        begun = {} if self.plan is None else self.plan.begun(rest)
         for i in rest:
-            job = self._again(i, kept.pop(i)) if i in kept else self._new(next(jobs))
+            if self._settled(i):
+                job = self._first(i, begun.pop(i))
+            elif i in kept:
+                job = self._again(i, kept.pop(i))
+            else:
+                job = self._next(jobs, begun.pop(i, {}))
             part.jobs.append(job)
             if job.alive and not job.reused:
                 batch.append(job)
             last = len(part.jobs) == part.size
-            if len(batch) == self.config.batch_size or (batch and last):
+            if batch and (self.scorer.is_full(batch) or last):
                 score_batch(self.scorer, batch)
                 batch = []
             if batch:
@@ -205,19 +230,38 @@ class Run:
             new = part.jobs[part.whole :]
             part.whole = len(part.jobs)
             self._count(job.row for job in new)
+            fresh = sum(not j.reused or self._settled(j.row["index"]) for j in new)
+            self.scorer.watch.count("samples", fresh)
             bar.advance(len(new), self.bad.total())
             if not last:
                 self._stop_early(final=False)
                 if time.monotonic() - self.written >= PARTIAL_SECONDS:
                     self._keep(shards, part)
-        scores, rollouts = part.tables()
-        shards.write(part.k, scores, rollouts, tally=part.tally(), rows=part.rows())
+        with self.scorer.watch.span("store"):
+            scores, rollouts = part.tables()
+            shards.write(part.k, scores, rollouts, tally=part.tally(), rows=part.rows())
         self.written = time.monotonic()
 
-    def _new(self, job: Job) -> Job:
-        """A job that is to be scored, with what else it is scored from."""
+    def _settled(self, i: int) -> bool:
+        return self.plan is not None and self.plan.settled(i)
+
+    def _new(self, job: Job, begun: Mapping[str, Any]) -> Job:
+        """A job that is to be scored, with what else it is scored from, and what the first
+        pass has found."""
         if self.more and job.sample is not None:
             job.inputs = inputs_sha256(job.sample, self.more)
+        if job.alive:
+            job.row = dict(begun) | job.row | {k: begun[k] for k in COST if k in begun}
+        else:
+            job.row |= {k: begun[k] for k in COST if k in begun}
+        return job
+
+    def _first(self, i: int, row: dict[str, Any]) -> Job:
+        """Sample ``i``, on which the first pass has the last word."""
+        job = Job(row | {"source": group_of(self.samples, i)}, reused=True)
+        item = self.samples[i] if self.more else None
+        if isinstance(item, Sample):
+            job.inputs = inputs_sha256(item, self.more)
         return job
 
     def _again(self, i: int, kept: Kept) -> Job:
@@ -230,8 +274,11 @@ class Run:
         return job
 
     def _keep(self, shards: ScoreStore, part: _Part) -> None:
-        scores, rollouts = part.tables()
-        shards.write_partial(part.k, scores, rollouts, tally=part.tally(), rows=part.rows())
+        with self.scorer.watch.span("store"):
+            scores, rollouts = part.tables()
+            shards.write_partial(
+                part.k, scores, rollouts, tally=part.tally(), rows=part.rows()
+            )
         part.kept = part.whole
         self.written = time.monotonic()
 

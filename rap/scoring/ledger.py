@@ -23,7 +23,9 @@ def count_rows(table: pa.Table) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def ledger(table: pa.Table, drawn: Drawn, wall_seconds: float) -> dict[str, Any]:
+def ledger(
+    table: pa.Table, drawn: Drawn, wall_seconds: float, first: pa.Table | None = None
+) -> dict[str, Any]:
     """What the scores cost, and what training on everything would sample.
 
     ``forwards``: teacher-forced forwards, those with and without the image; ``rollouts``
@@ -32,14 +34,18 @@ def ledger(table: pa.Table, drawn: Drawn, wall_seconds: float) -> dict[str, Any]
     ``wall_seconds``: this call, without loading the model. ``train_all``: the completions
     of one epoch with groups of `TRAIN_GROUP` over every sample, and their tokens if as long
     as this run's mean completion with the image (None if it sampled none).
+    ``stages``: what each stage of a cascade cost, see ``bill_stages``; only with ``first``,
+    the table of its first stage.
     """
     total = {
         name: pc.sum(table[name]).as_py() or 0
         for name in ("forwards", "generated_tokens", "seconds")
     }
     n = table.num_rows
-    mean = drawn.tokens / drawn.with_image if drawn.with_image else None
+    image = drawn.image
+    mean = image.tokens / image.counted if image.counted else None
     everything = TRAIN_GROUP * n
+    stages = {} if first is None else {"stages": bill_stages(table, drawn, first)}
     return {
         "samples": n,
         "rollouts": drawn.rollouts,
@@ -51,4 +57,43 @@ def ledger(table: pa.Table, drawn: Drawn, wall_seconds: float) -> dict[str, Any]
             "rollouts": everything,
             "tokens": None if mean is None else round(everything * mean),
         },
+        **stages,
     }
+
+
+def bill_stages(
+    table: pa.Table, drawn: Drawn, first: pa.Table
+) -> dict[str, dict[str, int | float]]:
+    """What each stage of a cascade cost.
+
+    ``samples``: that it was asked about; ``decided``: those it has the last word on
+    (``decided_by``). ``answer``: forwards and seconds over the whole pool. ``image``,
+    ``text``: completions with and without the image, and their tokens as they are stored.
+    ``psi``: forwards. ``seconds`` of the last three together: ``completions_seconds``.
+    """
+
+    def total(of: pa.Table, name: str) -> float:
+        return pc.sum(of[name]).as_py() or 0
+
+    counted = pc.value_counts(table["decided_by"]).to_pylist()
+    decided = Counter({c["values"]: c["counts"] for c in counted})
+    stages: dict[str, dict[str, int | float]] = {
+        "answer": {
+            "samples": first.num_rows,
+            "decided": decided["answer"],
+            "forwards": total(first, "forwards"),
+            "seconds": total(first, "seconds"),
+        }
+    }
+    for stage, own in (("image", drawn.image), ("text", drawn.text)):
+        stages[stage] = {
+            "samples": own.samples,
+            "decided": decided[stage],
+            "rollouts": own.rollouts,
+            "tokens": own.tokens,
+        }
+    stages["psi"] = {
+        "forwards": total(table, "forwards") - total(first, "forwards"),
+        "completions_seconds": max(0.0, total(table, "seconds") - total(first, "seconds")),
+    }
+    return stages

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -43,11 +43,13 @@ def reuse_of(
     files: bool,
     retry: bool,
     workers: int,
+    accepts: Callable[[int, Mapping[str, Any]], bool] | None = None,
 ) -> Reuse:
     """How a store finds what ``samples`` has in common with an older data set.
 
     columns: those that a score may depend on. files: compare image files, too. retry: what
-    could not be scored is to be tried again.
+    could not be scored is to be tried again. accepts: what else a row must be, for its
+    sample; None: nothing.
     """
     place = {name: i for i, name in enumerate(samples.ids)}
 
@@ -58,6 +60,8 @@ def reuse_of(
             return -1
         item = samples[i]
         if not isinstance(item, Sample) or not is_sample(row, item, files=files):
+            return -1
+        if accepts is not None and not accepts(i, row):
             return -1
         return i if inputs_sha256(item, columns) == inputs else -1
 
@@ -71,11 +75,15 @@ def reuse_of(
     return Reuse(find, same)
 
 
-def look_back(shards: ScoreStore, reuse: Reuse) -> None:
-    """Find what an older data set has left for this one; one line says how much it is."""
+def look_back(
+    shards: ScoreStore, reuse: Reuse, settled: Callable[[int], bool] | None = None
+) -> None:
+    """Find what an older data set has left for this one; one line says how much it is.
+    settled: whether a sample is scored without a model here."""
     if not shards.look_back(reuse):
         return
-    n, new = shards.n_samples, len(_to_score(shards))
+    todo = _to_score(shards)
+    n, new = shards.n_samples, sum(1 for i in todo if settled is None or not settled(i))
     log.warning(
         "%s: the data set changed: %d of %d samples are as they were and keep their "
         "scores, %d are new or changed and are scored",

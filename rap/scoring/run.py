@@ -30,7 +30,8 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from ..config import (
@@ -40,6 +41,7 @@ from ..config import (
     ScoreOptions,
     require_judge,
 )
+from ..engines import Engine, EngineConfig, EngineOptions, require_engine
 from ..environment import version
 from ..errors import RapInputError
 from ..model.counterfactual import WITH_PARTNER
@@ -48,17 +50,22 @@ from ..rewards.checker import Checker, make_checker
 from ..samples.sampleset import SampleSet, open_samples
 from ..scores.completions import HeldCompletions
 from ..scores.match import describe
+from ..scores.profile import read_profile
 from ..scores.scores import Scores
-from ..scores.store import ScoreStore
+from ..scores.store import Reuse, ScoreStore
 from ..scores.table import SCHEMA_VERSION
 from ..selection.choosing import choose as choose_from
 from ..selection.rules import check as check_rule
 from ..selection.selection import Selection
 from ..settings import require_known, resolve
+from ..stopwatch import Stopwatch
 from .again import redo_changed_images, redo_quarantined
+from .engine import provenance, resolve_both, running
 from .evidence import EVIDENCE
 from .filling import Run
 from .ledger import count_rows, ledger
+from .plan import FOLDER, Plan, make_plan, redo_changed
+from .profiling import profiled, stopwatch
 from .reuse import look_back, put_in_groups, reuse_of
 from .scorer import Scorer
 
@@ -77,9 +84,14 @@ class RunOptions(TypedDict, total=False):
     allow_degenerate: bool
     verify_images: bool
     retry_quarantined: bool
+    profile: bool
 
 
-class SelectOptions(ChooseOptions, ScoreOptions, RunOptions, total=False):
+class ScoringOptions(ScoreOptions, EngineOptions, total=False):
+    """`score`'s fields of settings: `ScoreConfig`'s and `EngineConfig`'s."""
+
+
+class SelectOptions(ChooseOptions, ScoringOptions, RunOptions, total=False):
     """`select`'s keyword arguments: those of `score` and of `choose`."""
 
 
@@ -97,7 +109,8 @@ def score(
     allow_degenerate: bool = False,
     verify_images: bool = True,
     retry_quarantined: bool = False,
-    **overrides: Unpack[ScoreOptions],
+    profile: bool = False,
+    **overrides: Unpack[ScoringOptions],
 ) -> Scores:
     """Score every sample of a data set with one model: the slow step, resumable.
 
@@ -105,7 +118,9 @@ def score(
     ----------
     model, processor
         A Hugging Face ``AutoModelForImageTextToText`` and its processor; or a folder or
-        hub name, with ``processor=None`` for the one that lies there.
+        hub name, with ``processor=None`` for the one that lies there. ``None, None``
+        scores evidence ``rollouts`` with a server alone: prompts are then not compared
+        with a local processor's, and ACE is skipped, which needs a local forward.
     dataset
         What `rap.samples.open_samples` takes (a ``datasets.Dataset``, a list of dicts, a
         path), or a ``SampleSet``; ``columns`` and ``root`` go there.
@@ -117,10 +132,14 @@ def score(
         keeps the shards in a temporary folder, gone when the call returns.
     config, **overrides
         A `ScoreConfig` (None is the defaults), and single fields that replace its own: see
-        ``help(rap.ScoreConfig)``.
+        ``help(rap.ScoreConfig)``. Besides those of `rap.engines.EngineConfig`: what
+        samples completions, e.g. ``engine="openai", base_url="http://node7:8000/v1",
+        concurrency=64``. A server is probed before the first sample (one line on stderr),
+        and has to see the local processor's prompts; it goes into the fingerprint.
     reward
         None checks answers with the built-in checker, else a callable with TRL's
-        signature. For evidence ``rollouts`` only: the others grade no completion.
+        signature. For evidence ``rollouts`` and ``cascade`` only: the others grade no
+        completion.
     progress
         True shows a bar where someone watches (a terminal, a notebook), ``"force"``
         always.
@@ -134,6 +153,11 @@ def score(
         Score again the shards that hold a quarantined sample, but for those whose row
         itself is bad (stage ``data``). Whole shards, so that the bytes are those of a
         fresh run.
+    profile
+        Measure where the time goes (a CUDA device is waited for at every stage) and count
+        the work: ``meta["profile"]``, a `scores.profile.Profile` as plain values. It is
+        kept in the store as the sum of its profiled runs, and the report shows it. No
+        score depends on it.
 
     Returns
     -------
@@ -158,7 +182,7 @@ def score(
     from ..model.driver import ModelDriver
 
     wall = time.perf_counter()
-    config = resolve(ScoreConfig, "config", config, overrides, "rap.score")
+    config, chosen = resolve_both(config, overrides, "rap.score")
     require_judge(config.evidence, reward)
     if isinstance(dataset, SampleSet):
         samples = dataset
@@ -166,52 +190,53 @@ def score(
         samples = open_samples(dataset, columns=columns, root=root)
     if len(samples) == 0:
         raise RapInputError("the data set is empty: there is nothing to score")
-    model, processor = opened(model, processor)
-    driver = ModelDriver(model, processor, config)
+    require_engine(chosen, config.evidence, model is not None)
+    driver = None
+    if model is not None:
+        model, processor = opened(model, processor)
+        driver = ModelDriver(model, processor, config)
+    watch = stopwatch(driver, profile)
     with (
         _evaluating(model),
-        _checker(reward, config) as checker,
+        _checker(reward, config, watch) as checker,
         _folder(store) as path,
+        running(chosen, driver, config) as engine,
     ):
-        driver.check()
+        call = _Call(
+            samples,
+            driver,
+            engine,
+            watch,
+            describe(samples),
+            allow_degenerate=allow_degenerate,
+            verify_images=verify_images,
+            retry_quarantined=retry_quarantined,
+            progress=progress,
+        )
+        made_by = provenance(chosen, engine, driver)
         more = _inputs(config, samples, reward is not None)
-        fingerprint = _fingerprint(driver, config, checker, samples, more)
-        data = describe(samples)
-        reuse = None
-        if config.counterfactual not in WITH_PARTNER:
-            reuse = reuse_of(
-                samples,
-                more,
-                files=verify_images,
-                retry=retry_quarantined,
-                workers=config.workers,
-            )
-        with ScoreStore.open(
-            path, fingerprint, len(samples), config.shard_size, data=data, reuse=reuse
-        ) as shards:
-            if retry_quarantined:
-                redo_quarantined(shards)
-            if verify_images:
-                redo_changed_images(shards, samples, config)
-            put_in_groups(shards, samples)
-            if reuse is not None:
-                look_back(shards, reuse)
-            scorer = Scorer(driver, config, checker, allow_degenerate)
-            run = Run(samples, driver, config, scorer, more)
-            run.fill(shards, progress)
-            shards.clear_previous()
+        last = _Pass(config, checker, more, made_by)
+        with call.open(path, last) as shards:
+            with profiled(driver, watch, shards.path):
+                plan = _first_pass(call, Path(path), config)
+                call.fill(shards, last, plan)
+                with watch.span("store"):
+                    table = shards.read()
+                    drawn = shards.drawn()
+                    rollouts = shards.completions()
+                    if store is None and rollouts is not None:  # the folder goes now
+                        rollouts = HeldCompletions(rollouts.read())
             fingerprint = shards.fingerprint
-            table = shards.read()
-            drawn = shards.drawn()
-            rollouts = shards.completions()
-            if store is None and rollouts is not None:  # the folder goes now
-                rollouts = HeldCompletions(rollouts.read())
+            measured = read_profile(shards.path)
+    first = None if plan is None else plan.rows
     meta: dict[str, Any] = {
         "fingerprint": fingerprint,
-        "data": data,
-        "cost": ledger(table, drawn, time.perf_counter() - wall),
+        "data": call.data,
+        "cost": ledger(table, drawn, time.perf_counter() - wall, first),
         "counts": count_rows(table),
     }
+    if measured is not None:
+        meta["profile"] = measured.as_json()
     return Scores(table=table, meta=meta, dataset=samples, rollouts=rollouts)
 
 
@@ -245,10 +270,11 @@ def select(
         How the selection is made of the scores; None is the defaults.
     **options
         Single fields that replace those of ``config`` (``evidence``, ``m1``, ``seed``, ...,
-        see ``help(rap.ScoreConfig)``) or of ``choose`` (``budget``, ``rule``, ``by``, ...,
+        see ``help(rap.ScoreConfig)``), of the engine (``engine``, ``base_url``, ...) or of
+        ``choose`` (``budget``, ``rule``, ``by``, ...,
         see ``help(rap.ChooseConfig)``), and what `score` takes besides: ``store``,
         ``reward``, ``columns``, ``root``, ``progress``, ``allow_degenerate``,
-        ``verify_images``, ``retry_quarantined``, see ``help(rap.score)``.
+        ``verify_images``, ``retry_quarantined``, ``profile``, see ``help(rap.score)``.
 
     Returns
     -------
@@ -269,7 +295,7 @@ def select(
     run_options = RunOptions.__annotations__
     known = [*run_options, *sorted(set().union(*fields.values()))]
     require_known(given, known, "rap.select has no such option")
-    scoring, choosing = (
+    scoring, choosing, _ = (
         {name: value for name, value in given.items() if name in fields[kind]}
         for kind in _SETTINGS
     )
@@ -278,17 +304,112 @@ def select(
     chosen = resolve(ChooseConfig, "choose", choose, choosing, "rap.select")
     config = resolve(ScoreConfig, "config", config, scoring, "rap.select")
     check_rule(chosen, config.evidence)
-    rest = {name: value for name, value in given.items() if name in run_options}
+    theirs = [*run_options, *fields[EngineConfig]]
+    rest = {name: value for name, value in given.items() if name in theirs}
     return choose_from(score(model, processor, dataset, config, **rest), chosen)
 
 
-_SETTINGS = (ScoreConfig, ChooseConfig)
+_SETTINGS = (ScoreConfig, ChooseConfig, EngineConfig)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Pass:
+    """What one pass over the pool is scored by. ``more``: as from ``_inputs``; ``made_by``:
+    the engine of its completions, as from ``provenance``."""
+
+    config: ScoreConfig
+    checker: Checker | None
+    more: Collection[str] = ()
+    made_by: Mapping[str, object] | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Call:
+    """What the passes of one call of `score` share; its arguments of the same names."""
+
+    samples: SampleSet
+    driver: ModelDriver | None
+    engine: Engine
+    watch: Stopwatch
+    data: Mapping[str, Any]
+    allow_degenerate: bool
+    verify_images: bool
+    retry_quarantined: bool
+    progress: bool | str
+
+    def open(self, path: str | os.PathLike[str], by: _Pass) -> ScoreStore:
+        """The store of a pass, to be written."""
+        with self.watch.span("store"):
+            return ScoreStore.open(
+                path,
+                _fingerprint(self.driver, by, self.samples),
+                len(self.samples),
+                by.config.shard_size,
+                data=self.data,
+                reuse=self._reuse(by, None),
+            )
+
+    def fill(self, shards: ScoreStore, by: _Pass, plan: Plan | None) -> None:
+        """Score what the store lacks."""
+        with self.watch.span("store"):
+            if self.retry_quarantined:
+                redo_quarantined(shards)
+            if self.verify_images:
+                redo_changed_images(shards, self.samples, by.config)
+            if plan is not None:
+                redo_changed(shards, plan)
+            put_in_groups(shards, self.samples)
+            reuse = self._reuse(by, plan)
+            if reuse is not None:
+                look_back(shards, reuse, None if plan is None else plan.settled)
+        scorer = Scorer(
+            self.driver,
+            by.config,
+            by.checker,
+            self.allow_degenerate,
+            self.engine,
+            local=by.made_by is None,
+            watch=self.watch,
+        )
+        run = Run(self.samples, self.driver, by.config, scorer, by.more, plan)
+        run.fill(shards, self.progress)
+        with self.watch.span("store"):
+            shards.clear_previous()
+
+    def _reuse(self, by: _Pass, plan: Plan | None) -> Reuse | None:
+        if by.config.counterfactual in WITH_PARTNER:
+            return None
+        return reuse_of(
+            self.samples,
+            by.more,
+            files=self.verify_images,
+            retry=self.retry_quarantined,
+            workers=by.config.workers,
+            accepts=None if plan is None else plan.accepts,
+        )
+
+
+def _first_pass(call: _Call, path: Path, config: ScoreConfig) -> Plan | None:
+    """Score the whole pool by the evidence that comes first, if any does, into a store of
+    its own; what follows from it."""
+    first = EVIDENCE[config.evidence].first
+    if first is None:
+        return None
+    by = _Pass(dataclasses.replace(config, evidence=first), None)
+    with call.open(path / FOLDER, by) as shards:
+        call.fill(shards, by, None)
+        call.watch.counts.pop("samples", None)  # the pass to come counts them
+        rows = shards.read()
+    return make_plan(rows, config.cascade_share, config.evidence)
 
 
 @contextmanager
 def _evaluating(model: Any) -> Iterator[None]:
     """Dropout off while we score. Each module's mode, and what ``generate`` leaves on it
     (Qwen-VL's ``rope_deltas``), are put back."""
+    if model is None:
+        yield
+        return
     saved = [(module, dict(vars(module))) for module in model.modules()]
     model.eval()
     try:
@@ -309,13 +430,18 @@ def _folder(store: str | os.PathLike[str] | None) -> Iterator[str | os.PathLike[
         yield path
 
 
+@contextmanager
 def _checker(
-    reward: Callable[..., Any] | None, config: ScoreConfig
-) -> AbstractContextManager[Checker | None]:
+    reward: Callable[..., Any] | None, config: ScoreConfig, watch: Stopwatch
+) -> Iterator[Checker | None]:
     """The worker process that grades, if the evidence has any completion graded."""
     if not EVIDENCE[config.evidence].reading.graded:
-        return nullcontext()
-    return make_checker(reward, timeout=config.checker_timeout)
+        yield None
+        return
+    with watch.span("checking"):
+        made = make_checker(reward, timeout=config.checker_timeout)
+    with made as checker:
+        yield checker
 
 
 def _inputs(config: ScoreConfig, samples: SampleSet, custom: bool) -> Collection[str]:
@@ -325,19 +451,17 @@ def _inputs(config: ScoreConfig, samples: SampleSet, custom: bool) -> Collection
 
 
 def _fingerprint(
-    driver: ModelDriver,
-    config: ScoreConfig,
-    checker: Checker | None,
-    samples: SampleSet,
-    more: Collection[str],
+    driver: ModelDriver | None, by: _Pass, samples: SampleSet
 ) -> dict[str, Any]:
     """All that a score depends on; a store refuses another one, naming the field, but for
-    the data set's (``ScoreStore.open``). ``more``: as from ``_inputs``."""
+    the data set's (``ScoreStore.open``)."""
+    made_by = {} if by.made_by is None else {"engine": by.made_by}
     return {
-        "model": driver.identity(),
-        "config": config.fingerprint(),
-        "checker": None if checker is None else checker.name,
-        "dataset": samples.content_hash(more),
+        "model": None if driver is None else driver.identity(),
+        "config": by.config.fingerprint(),
+        "checker": None if by.checker is None else by.checker.name,
+        "dataset": samples.content_hash(by.more),
         "rap_version": version("rap-select") or "not installed",
         "schema_version": SCHEMA_VERSION,
+        **made_by,
     }

@@ -38,11 +38,15 @@ class Attention:
 
 
 def judge_attention(
-    log_psi: np.ndarray, limit_of: Callable[[np.ndarray], Limit], asked: bool
+    log_psi: np.ndarray,
+    limit_of: Callable[[np.ndarray], Limit],
+    asked: bool,
+    unread: np.ndarray | None = None,
 ) -> Attention:
     """``log_psi``: float32 [n], NaN where it was not measured or the row is not valid.
     ``limit_of``: the finite ones, float32 -> limit. ``asked``: a limit was given, so that
-    it is worth a warning if no attention was measured."""
+    it is worth a warning if no attention was measured. ``unread``: bool [n], valid rows
+    that pass without a psi, None: none."""
     measured = ~np.isnan(log_psi)
     found: dict[str, Any] = {
         "lambda_a": None,
@@ -62,13 +66,16 @@ def judge_attention(
     if limit.log is not None:
         found |= {"log_lambda_a": limit.log, "lambda_a": math.exp(limit.log)}
     passes = log_psi <= _at_most(math.inf if limit.log is None else limit.log)
+    biased = measured & ~passes
+    if unread is not None:
+        passes |= unread & ~measured
     if 2 * found["psi_too_short"] > found["psi_measured"]:
         notes.append(
             f"{found['psi_too_short']} of {found['psi_measured']} responses are shorter "
             "than AceConfig.min_rows: attention decides little; evidence 'rollouts' or "
             "'logits' reads it off whole responses"
         )
-    return Attention(passes, measured & ~passes, found, notes)
+    return Attention(passes, biased, found, notes)
 
 
 def _at_most(limit: float) -> np.float32:

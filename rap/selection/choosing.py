@@ -22,7 +22,6 @@ import pyarrow.compute as pc
 from ..config import ChooseConfig, ChooseOptions
 from ..errors import RapInputError
 from ..scores.columns import look_up
-from ..scores.evidence import Kind
 from ..scores.scores import Scores
 from ..scores.selected import REASONS
 from ..scores.table import SCHEMA_VERSION
@@ -45,7 +44,7 @@ from .judged import (
 )
 from .notes import Counted, median_probability, notes_of
 from .picking import Candidates, Picked, border_d, found_in, pick, ranks
-from .rules import RULES, Ranking, Rule
+from .rules import RULES, Rule
 from .selection import Selection
 
 
@@ -63,6 +62,8 @@ def choose(
     answer: ``p_answer1 - p_answer0``, in float64.
     logits: the mean divergence over the response named by ``divergence`` (``js``: in
     [0, ln 2] nats). It has no sign: it cannot tell that the image hurts.
+    cascade: the difference of the posterior means of the pass rates where completions were
+    sampled, else that of the probabilities (``rap.scores.posterior``, METHOD.md section 6).
 
     **Diff** (DRM, section 3): ``1 - c1/m1``, or ``1 - p_answer1`` for answer and
     logits. ``likelihood="mean"`` takes the geometric mean over the answer's tokens,
@@ -99,8 +100,11 @@ def choose(
     ``order`` is that ranking: ``"gain"`` as said, the default for rollouts;
     ``"learnable"``, the default for answer and logits, ranks by D * Diff down (logits:
     D * (1 - Diff) * Diff, since a divergence has no sign), then as gain: a probability
-    near 1 is never quite trivial, and by D alone such samples fill a budget. What is
-    ranked by is the column ``rank_key`` of the result.
+    near 1 is never quite trivial, and by D alone such samples fill a budget. For cascade
+    it ranks by the keep-probability, the probability that the image helps and a group of
+    `TRAIN_GROUP` completions is mixed, and samples without completions after all mixed
+    ones, by p (1 - p). What is ranked by is the column ``rank_key`` of the result;
+    ``posterior1``, ``posterior0`` and ``keep_probability`` are there for rollouts, too.
 
     ``found["lambda_c"]`` is the threshold that ranking by gain amounts to (by learnable:
     the floor): the largest D of a candidate that is not a survivor (the floor if all
@@ -127,7 +131,7 @@ def choose(
     ``dropped_over_budget``. What bars a sample for good comes first, what another
     threshold would change comes last.
 
-    A row with m1 = 0 and m0 > 0 (``ScoreConfig.screen_lambda_c``) has an unknown D of at
+    A row with m1 = 0 and m0 > 0 (an earlier version's screen) has an unknown D of at
     most 1 - c0/m0: ``dropped_language_prior``, with a warning if the threshold is lower
     than that bound for some.
 
@@ -142,7 +146,7 @@ def choose(
     reader, rule = scores.reader, RULES[config.rule]
     if reader.num_rows == 0:
         raise RapInputError("nothing to choose from: the score table has no rows")
-    reading = reading_of(reader, config)
+    reading = reading_of(reader, config, rule)
     judged = judge(reader, reading, rule)
     if not judged.has(VALID).any():
         raise RapInputError(f"nothing to choose from: {_why_none(judged)}")
@@ -162,14 +166,15 @@ def choose(
         "evidence": reading.kind.name,
         "found": found,
         "groups": ruled.groups if config.by is not None else None,
-        "texts": _texts(rule, config, reading.kind, judged.ranking),
+        "texts": _texts(rule, judged),
         "scores": scores.meta.get("fingerprint"),
         "data": scores.meta.get("data"),
         "warnings": attention.warnings
         + notes_of(judged, found, ruled.groups, ruled.threshold, counted),
     }
     chosen = ChosenReader(reader, reading, rule, ruled.reason, ruled.reasons)
-    return Selection(chosen, settings, scores.dataset, scores.completions)
+    measured = scores.meta.get("profile")
+    return Selection(chosen, settings, scores.dataset, scores.completions, measured)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +196,7 @@ def _attention(
         judged.log_psi,
         lambda log_psi: rule.psi_limit(log_psi, config, meta),
         asked=config.lambda_a is not None,
+        unread=judged.unread,
     )
     judged.log_psi = np.empty(0, np.float32)
     for flag, mask in ((PASSES, attention.passes), (BIASED, attention.biased)):
@@ -239,15 +245,15 @@ def _apply(rule: Rule, scores: Scores, judged: Judged) -> _Ruled:
     return _Ruled(reason, reasons, found, threshold)
 
 
-def _texts(
-    rule: Rule, config: ChooseConfig, kind: Kind, ranking: Ranking | None
-) -> dict[str, str | None]:
+def _texts(rule: Rule, judged: Judged) -> dict[str, str | None]:
     """What the settings mean, for summary and report."""
+    config, kind = judged.reading.config, judged.reading.kind
     return {
         "rule": rule.describe(config),
-        "ranking": None if ranking is None else ranking.text,
+        "ranking": None if judged.ranking is None else judged.ranking.text,
         "D": kind.d_text(config.divergence),
         "difficulty": kind.difficulty_text,
+        "prior": judged.prior,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -10,15 +11,11 @@ import pyarrow as pa
 from ..scores.columns import look_up, nullable
 from ..scores.reader import Reader
 from ..scores.readings import EVIDENCE_COLUMNS
+from ..scores.table import CHOSEN_COLUMNS
 from .judged import Reading
 from .rules import Rule
 
-FOUND = {
-    "D": pa.float64(),
-    "difficulty": pa.float64(),
-    "rank_key": pa.float64(),
-    "reason": pa.string(),
-}
+FOUND = {**dict.fromkeys(CHOSEN_COLUMNS, pa.float64()), "reason": pa.string()}
 """The columns that ``choose`` puts behind those of the score table."""
 
 
@@ -43,9 +40,12 @@ class ChosenReader(Reader):
     def _batches(self, names: list[str], size: int) -> Iterator[pa.Table]:
         there = [name for name in names if name not in FOUND]
         computed = [name for name in names if name in FOUND and name != "reason"]
-        more = EVIDENCE_COLUMNS if computed else ()
+        whole = self._whole if computed and not self.reading.kind.by_row else None
+        more = EVIDENCE_COLUMNS if computed and whole is None else ()
         read = list(dict.fromkeys([*there, *more]))
-        if not read:
+        if whole is not None and not read:
+            read = ["status"]
+        if not read and not computed:
             for at in range(0, self.num_rows, size):
                 reason = pa.array(self.reason[at : at + size])
                 yield pa.table({"reason": self.reasons.take(reason)})
@@ -53,8 +53,12 @@ class ChosenReader(Reader):
         start = 0
         for batch in self.scores.batches(read, size):
             reason = pa.array(self.reason[start : start + batch.num_rows])
+            columns: dict[str, pa.Array] = {}
+            if computed and whole is None:
+                columns = self._computed(batch)
+            elif whole is not None:
+                columns = {n: c.slice(start, batch.num_rows) for n, c in whole.items()}
             start += batch.num_rows
-            columns = self._computed(batch) if computed else {}
             if "reason" in names:
                 columns["reason"] = self.reasons.take(reason)
             found = {name: columns.get(name, None) for name in names}
@@ -67,12 +71,21 @@ class ChosenReader(Reader):
             return super().mask(name, values)
         return look_up(np.isin(self.reasons.to_pylist(), values), self.reason)
 
+    @cached_property
+    def _whole(self) -> dict[str, pa.Array]:
+        """Of a kind of evidence that must see all rows at once."""
+        return self._computed(self.scores.read(EVIDENCE_COLUMNS))
+
     def _computed(self, batch: pa.Table) -> dict[str, pa.Array]:
         evidence = self.reading.evidence(batch)
         ranking = self.rule.ranking(self.reading.config, evidence)
         key = np.full(batch.num_rows, np.nan) if ranking is None else ranking.value
+        known, unknown = evidence.measured.posterior, np.full(batch.num_rows, np.nan)
         return {
             "D": nullable(evidence.d),
             "difficulty": nullable(evidence.difficulty),
             "rank_key": nullable(key),
+            "posterior1": nullable(unknown if known is None else known.mean1),
+            "posterior0": nullable(unknown if known is None else known.mean0),
+            "keep_probability": nullable(unknown if known is None else known.keep),
         }

@@ -35,6 +35,7 @@ class Reading:
     kind: Kind
     config: ChooseConfig
     size: int
+    threshold: Fraction | None
 
     def evidence(self, batch: pa.Table) -> Evidence:
         return read_evidence(
@@ -42,6 +43,7 @@ class Reading:
             divergence=self.config.divergence,
             likelihood=self.config.likelihood,
             unsolved=as_fraction("unsolved", self.config.unsolved),
+            threshold=self.threshold,
             kind=self.kind,
         )
 
@@ -52,6 +54,8 @@ class Judged:
     of D. ``difficulty``: Diff. ``key``: what is ranked by (``order`` itself where that is
     it; None: nothing is ranked). ``log_psi``: float32, NaN where it was not measured or the
     row is not valid. ``bad``: quarantine codes of the rows that are not valid, in order.
+    ``unread``: bool, valid rows that pass ACE without a psi; None: none.
+    ``prior``: of the posterior, in words, if there is one.
     ``bounds``: {bound on D: valid rows of which no more is known}. ``drawn``, ``cut``:
     completions sampled, and cut at their length limit."""
 
@@ -67,6 +71,8 @@ class Judged:
     counted: bool
     drawn: int
     cut: int
+    unread: np.ndarray | None = None
+    prior: str | None = None
 
     def __len__(self) -> int:
         return len(self.flags)
@@ -80,15 +86,16 @@ class Judged:
         return look_up(test(np.arange(256, dtype=np.uint8)), self.flags)
 
 
-def reading_of(reader: Reader, config: ChooseConfig) -> Reading:
+def reading_of(reader: Reader, config: ChooseConfig, rule: Rule) -> Reading:
     """Raises ``RapInputError`` for an unknown status or evidence, or two kinds of it."""
-    return Reading(kind_of_rows(reader), config, batch_size(reader))
+    kind = kind_of_rows(reader)
+    threshold = rule.threshold(config, kind.name)
+    return Reading(kind, config, batch_size(reader, kind), threshold)
 
 
 def judge(reader: Reader, reading: Reading, rule: Rule) -> Judged:
     """Read what the rule needs of every row."""
-    n, config, kind = reader.num_rows, reading.config, reading.kind
-    threshold = rule.threshold(config, kind.name)
+    n, config = reader.num_rows, reading.config
     easy_from = as_fraction("trivial", config.trivial)
     found = Judged(
         reading=reading,
@@ -111,13 +118,16 @@ def judge(reader: Reader, reading: Reading, rule: Rule) -> Judged:
         evidence = reading.evidence(batch)
         rows = slice(start, start + batch.num_rows)
         start = rows.stop
-        _flag(found.flags[rows], evidence, threshold, easy_from)
+        _flag(found.flags[rows], evidence, reading.threshold, easy_from)
         found.order[rows] = evidence.measured.order
         found.difficulty[rows] = evidence.difficulty
         _rank(found, rows, evidence, rule)
         measured = ~batch["log_psi"].is_null().to_numpy() & evidence.valid
         psi = batch["log_psi"].to_numpy()
         found.log_psi[rows] = np.where(measured, psi, np.float32(np.nan))
+        found.unread = _unread(found.unread, rows, n, evidence)
+        if evidence.measured.posterior is not None:
+            found.prior = evidence.measured.posterior.prior
         bad += evidence.code.filter(pa.array(~evidence.valid)).chunks
         _bound(found.bounds, evidence)
         found.counted &= evidence.measured.counts is not None
@@ -158,6 +168,16 @@ def _rank(found: Judged, rows: slice, evidence: Evidence, rule: Rule) -> None:
         found.key[rows] = ranking.key
     if found.ranking is None:
         found.ranking = ranking
+
+
+def _unread(
+    found: np.ndarray | None, rows: slice, n: int, evidence: Evidence
+) -> np.ndarray | None:
+    """``Judged.unread``, with these rows."""
+    if evidence.measured.psi_unread is not None:
+        found = np.zeros(n, bool) if found is None else found
+        found[rows] = evidence.measured.psi_unread & evidence.valid
+    return found
 
 
 def _bound(bounds: dict[float, int], evidence: Evidence) -> None:

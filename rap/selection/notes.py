@@ -87,6 +87,7 @@ def notes_of(
         *_about_replacing(found),
         *_about_screening(judged, groups, threshold),
         *_about_answers(counted),
+        *_about_engine(counted.meta),
     ]
 
 
@@ -127,9 +128,16 @@ def _about_screening(
     if not screened:
         return []
     return [
-        f"{screened} samples were never tried with the image (screen_lambda_c) though "
-        f"their D may exceed {lowest:g}; score again with a lower screen_lambda_c"
+        f"{screened} samples were never tried with the image (screen_lambda_c, of an "
+        f"earlier version) though their D may exceed {lowest:g}; score again"
     ]
+
+
+def _about_engine(meta: Mapping[str, Any]) -> list[str]:
+    tree: Any = meta
+    for name in ("fingerprint", "engine", "ace_skipped"):
+        tree = tree.get(name) if isinstance(tree, Mapping) else None
+    return [f"ACE is skipped: {tree}"] if isinstance(tree, str) else []
 
 
 def _about_answers(counted: Counted) -> list[str]:

@@ -20,7 +20,8 @@ from ..errors import RapInputError
 from ..scores.columns import floats
 from ..scores.scores import read_saved
 from ..scores.selected import KEPT, Selected
-from ..scores.table import SCORE_SCHEMA, with_new
+from ..scores.stages import mean_of, stages_of
+from ..scores.table import CHOSEN_COLUMNS, SCORE_SCHEMA, with_new
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,9 +31,7 @@ if TYPE_CHECKING:
 GROUPS_SHOWN = 10
 """Groups (``by=``) that a summary lists, the largest ones."""
 
-_SAVED = pa.schema(
-    [*SCORE_SCHEMA, *((n, pa.float64()) for n in ("D", "difficulty", "rank_key"))]
-)
+_SAVED = pa.schema([*SCORE_SCHEMA, *((name, pa.float64()) for name in CHOSEN_COLUMNS)])
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -60,12 +59,27 @@ class Selection(Selected):
         ]
         texts = self.settings.get("texts") or {}
         lines += [f"  {line}" for line in _threshold_lines(choice, found, texts)]
+        lines += [f"  {line}" for line in self._stage_lines()]
         if again := self.settings.get("reselect"):
             done = [f"{n} {code}" for code, n in again["counts"].items() if n]
             lines.append(f"  selected again, phase {again['phase']}: {', '.join(done)}")
         lines += [f"  {line}" for line in self._group_lines()]
         lines += [f"  warning: {text}" for text in self.warnings]
         return "\n".join(lines)
+
+    def _stage_lines(self) -> list[str]:
+        """The stages of a cascade, and the mean keep-probability."""
+        lines = [
+            f"decided by {s.name}: {s.samples} samples, {s.kept} kept, {s.completions} "
+            "completions"
+            for s in stages_of(self.reader, self.kept)
+        ]
+        mean = mean_of(
+            floats(self.reader.read(["keep_probability"])["keep_probability"]), self.kept
+        )
+        if mean is not None:
+            lines.append(f"keep-probability of the kept samples: {mean:.2f} on average")
+        return lines
 
     def _group_lines(self) -> list[str]:
         """The largest groups, and what the others come to."""

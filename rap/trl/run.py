@@ -20,14 +20,13 @@ from ..errors import (
     RapConfigError,
     RapError,
     RapInputError,
-    RapStoreError,
     first_line,
     install,
 )
 from ..model.loading import load_model
 from ..model.prompt import require_processor
 from ..samples.sampleset import SampleSet, open_samples
-from ..scores.files import write_atomic
+from ..scores.files import make_folder, write_atomic
 from ..settings import Ge, near, setting, settings
 from .data import prepare
 from .reselect import Reselect
@@ -95,7 +94,7 @@ def train(
     arguments = _arguments(trl, config, out)
     trainer = getattr(trl, f"{config.algorithm.upper()}Trainer")
     if reward is None:
-        judge = builtin_reward(end_tokens=_end_tokens(model, processor))
+        judge = builtin_reward()
     else:
         judge = _named(reward)
     made = trainer(
@@ -125,14 +124,6 @@ def train(
     text = json.dumps(summary, indent=1).encode() + b"\n"
     write_atomic(out / "summary.json", lambda file: file.write(text))
     return summary
-
-
-def _end_tokens(model: Any, processor: Any) -> frozenset[int]:
-    """Ids that end a turn: the tokenizer's, and those the model generates until."""
-    tokenizer = getattr(processor, "tokenizer", processor)
-    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ids = [tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])]
-    return frozenset(i for i in ids if isinstance(i, int))
 
 
 def open_training_data(data: Path, **options: Any) -> SampleSet:
@@ -209,10 +200,7 @@ def _checkpoint(out: Path, resume: bool, echo: Callable[[str], Any]) -> str | No
         raise RapConfigError(
             f"{out} holds a training run: --resume goes on with it; or name another folder"
         )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RapStoreError(f"{out}: cannot be made: {error}") from error
+    make_folder(out)
     whole = [path for _, path in found if _is_whole(path)]
     if resume:
         torn = [path.name for _, path in found if path not in whole]

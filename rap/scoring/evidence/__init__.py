@@ -1,4 +1,5 @@
-"""Evidence: the scoring signal of a sample (rollouts, answer or logits), one module each.
+"""Evidence: the scoring signal of a sample, one module each: rollouts, answer, logits or
+cascade.
 
 ``EVIDENCE`` has every name of ``config.EVIDENCE``, read from the module of that name here.
 New evidence is its name there, one new module with an ``EVIDENCE`` (a ``base.Evidence``),
@@ -18,4 +19,4 @@ __all__ = ["EVIDENCE", "Evidence"]
 EVIDENCE: Mapping[str, Evidence] = {
     name: import_module(f"{__name__}.{name}").EVIDENCE for name in config.EVIDENCE
 }
-"""Name -> evidence: ``rollouts``, ``answer``, ``logits``."""
+"""Name -> evidence: ``rollouts``, ``answer``, ``logits``, ``cascade``."""

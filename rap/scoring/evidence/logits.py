@@ -40,8 +40,8 @@ class Logits(Evidence):
         solution = reference_solution(sample)
         response = None if solution is None else driver.encode_response(solution)
         prefix, answer = answer_tokens(driver, sample, config)
-        job.answer = driver.prepare(sample, images, answer, prefix=prefix)
         prepare_arms(job, sample, images, other, driver, response)
+        job.answer = driver.prepare(sample, images, answer, prefix=prefix, like=job.image)
 
     def score(self, scorer: Scorer, jobs: list[Job]) -> None:
         greedy = [j for j in jobs if j.image is not None and not len(j.image.response_ids)]
@@ -55,12 +55,13 @@ class Logits(Evidence):
                 job.quarantine("model", "empty_response", "the greedy completion is empty")
                 continue
             scorer.respond(job, ("image", "blind"), completion.token_ids)
-        scorer.compare_arms(jobs)
-        traces = scorer.forward(jobs, "answer", attention=False)
-        logp = scorer.head(jobs, traces, traces)
-        for job in jobs:
-            if job.alive:
-                put_answer(job, "1", logp[id(job)]["1"])
+        for batch in scorer.batches(jobs):
+            scorer.compare_arms(batch)
+            traces = scorer.forward(batch, "answer", attention=False)
+            logp = scorer.head(batch, traces, traces)
+            for job in batch:
+                if job.alive:
+                    put_answer(job, "1", logp[id(job)]["1"])
 
 
 EVIDENCE = Logits()

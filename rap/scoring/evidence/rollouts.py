@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from ...config import ScoreConfig
@@ -44,56 +43,57 @@ class Rollouts(Evidence):
     def score(self, scorer: Scorer, jobs: list[Job]) -> None:
         """M0 completions without the image, M1 with it, one forward for psi.
 
-        All completions of a batch are sampled together, batch_size * M rows; psi is read
+        All completions of a batch are sampled together, M rows a sample; psi is read
         off the first completion, by number, that the checker accepts.
-
-        Completions without the image are sampled first: where ``screen_lambda_c`` is set, a
-        sample that could not pass it even with every completion right is not sampled with
-        the image.
         """
         config = scorer.config
-        _run_arm(scorer, jobs, BLIND_ARM, config.m0)
-        rest = []
+        for arm, m in ((BLIND_ARM, config.m0), (IMAGE_ARM, config.m1)):
+            failures: Failures = {}
+            draw(scorer, jobs, arm, range(m), failures)
+            sum_up(jobs, arm, failures)
+        traced = []
         for job in jobs:
             if not job.alive:
                 continue
-            c0, m0 = job.row["c0"], job.row["m0"]
-            if _may_pass(c0, m0, config.screen_lambda_c):
-                rest.append(job)
-            else:
-                job.row |= {"c1": 0, "m1": 0}
-        _run_arm(scorer, rest, IMAGE_ARM, config.m1)
-        traced = []
-        for job in rest:
-            if not job.alive:
-                continue
-            c1, m1, c0, m0 = (job.row[name] for name in ("c1", "m1", "c0", "m0"))
-            if not can_be_kept(c1, m1, c0, m0, config.screen_lambda_c):
-                continue
-            chosen = next(r for r in job.rollouts if r["arm"] == IMAGE_ARM and r["correct"])
-            job.row["truncated"] = chosen["finish_reason"] == "length"
-            scorer.respond(job, ("image",), chosen["token_ids"])
-            traced.append(job)
-        scorer.psi(traced, scorer.forward(traced, "image", attention=True))
+            if can_be_kept(*(job.row[name] for name in ("c1", "m1", "c0", "m0"))):
+                traced.append(job)
+        read_psi(scorer, traced)
 
 
-def _run_arm(scorer: Scorer, jobs: list[Job], arm: str, m: int) -> None:
-    """Sample and grade m completions of each job; counts go to c1, m1 or c0, m0.
+Failures = dict[int, dict[str, str]]
+"""Why completions could not be graded: {``id(job)``: {code: message}}."""
 
-    With ``ScoreConfig.adaptive`` sampling stops after that many if they are all right or
-    all wrong; those sampled are the first of the same m completions, by number.
-    """
-    look = min(m, scorer.config.adaptive or m)
-    failures: dict[int, dict[str, str]] = {id(job): {} for job in jobs}
-    for numbers in (range(look), range(look, m)):
-        going = [j for j in jobs if j.alive and not (numbers.start and _settled(j, arm))]
-        drawn = scorer.generate(going, arm, numbers) if numbers else {}
-        for job in going if numbers else ():
-            if job.alive:
-                _grade(scorer, job, arm, numbers, drawn[id(job)], failures[id(job)])
+
+def draw(
+    scorer: Scorer, jobs: Sequence[Job], arm: str, numbers: range, failures: Failures
+) -> None:
+    """Sample and grade the completions of these numbers of each job that is alive; they go
+    to ``job.rollouts``."""
+    going = [job for job in jobs if job.alive]
+    drawn = scorer.generate(going, arm, numbers) if numbers else {}
+    for job in going if numbers else ():
+        if job.alive:
+            why = failures.setdefault(id(job), {})
+            _grade(scorer, job, arm, numbers, drawn[id(job)], why)
+
+
+def sum_up(jobs: Sequence[Job], arm: str, failures: Failures) -> None:
+    """Counts of the completions sampled so far go to c1, m1 or c0, m0."""
     for job in jobs:
         if job.alive:
-            _sum_up(job, arm, failures[id(job)])
+            _sum_up(job, arm, failures.get(id(job), {}))
+
+
+def read_psi(scorer: Scorer, jobs: Sequence[Job]) -> None:
+    """psi of the first completion with the image, by number, that was accepted."""
+    for job in jobs:
+        chosen = next(r for r in job.rollouts if r["arm"] == IMAGE_ARM and r["correct"])
+        job.row["truncated"] = chosen["finish_reason"] == "length"
+        if scorer.reads_psi:
+            scorer.respond(job, ("image",), chosen["token_ids"])
+    if scorer.reads_psi:
+        for batch in scorer.batches(jobs):
+            scorer.psi(batch, scorer.forward(batch, "image", attention=True))
 
 
 def _grade(
@@ -108,12 +108,13 @@ def _grade(
     assert scorer.checker is not None  # evidence rollouts has one
     for number, completion in zip(numbers, drawn, strict=True):
         if completion.text.strip():
-            verdict = scorer.checker.check(
-                job.sample,
-                completion.text,
-                token_ids=completion.token_ids or (),
-                finished=completion.finish_reason != "length",
-            )
+            with scorer.watch.span("checking"):
+                verdict = scorer.checker.check(
+                    job.sample,
+                    completion.text,
+                    token_ids=completion.token_ids or (),
+                    finished=completion.finish_reason != "length",
+                )
             ok, code = verdict.correct, verdict.code
             if ok is None:
                 failures.setdefault(str(code), verdict.message or "")
@@ -122,23 +123,10 @@ def _grade(
         job.rollouts.append(_rollout_row(job, arm, number, completion, ok, code))
 
 
-def _counts(job: Job, arm: str) -> tuple[int, int, int]:
+def counts(job: Job, arm: str) -> tuple[int, int, int]:
     """(accepted, graded, sampled) completions of an arm."""
     seen = [r["correct"] for r in job.rollouts if r["arm"] == arm]
     return seen.count(True), len(seen) - seen.count(None), len(seen)
-
-
-def _settled(job: Job, arm: str) -> bool:
-    """Whether more completions of this arm are unlikely to change the decision.
-
-    True if all are right or all wrong so far: p is probably near 1 or 0. With the image
-    also if the sample was always right without it: then D <= 0.
-    """
-    correct, judged, drawn = _counts(job, arm)
-    if judged < drawn:
-        return False
-    always_blind = arm == IMAGE_ARM and job.row["c0"] == job.row["m0"]
-    return correct in (0, judged) or always_blind
 
 
 def _sum_up(job: Job, arm: str, failures: dict[str, str]) -> None:
@@ -149,7 +137,7 @@ def _sum_up(job: Job, arm: str, failures: dict[str, str]) -> None:
     with the image are empty is the sample quarantined. A completion that the checker
     could not grade is not counted.
     """
-    correct, judged, drawn = _counts(job, arm)
+    correct, judged, drawn = counts(job, arm)
     n = "1" if arm == IMAGE_ARM else "0"
     job.row |= {f"c{n}": correct, f"m{n}": judged}
     codes = [r["code"] for r in job.rollouts if r["arm"] == arm]
@@ -162,22 +150,13 @@ def _sum_up(job: Job, arm: str, failures: dict[str, str]) -> None:
         job.quarantine("check", code, message)
 
 
-def _may_pass(c0: int, m0: int, lambda_c: float | None) -> bool:
-    """Whether D > lambda_c is still possible after the completions without the image, if
-    all with it are right."""
-    return lambda_c is None or m0 - c0 > Fraction(str(lambda_c)) * m0
-
-
-def can_be_kept(c1: int, m1: int, c0: int, m0: int, lambda_c: float | None) -> bool:
+def can_be_kept(c1: int, m1: int, c0: int, m0: int) -> bool:
     """Whether any later choice may keep this sample, so that psi is worth a forward.
 
-    Needs one right answer with the image, and either D > lambda_c (0 if none is given: no
-    rule keeps a sample the image does not help) or a difficulty inside (0, 1).
+    Needs one right answer with the image, and either D > 0 (no rule keeps a sample the
+    image does not help) or a difficulty inside (0, 1).
     """
-    if c1 < 1:
-        return False
-    gain = c1 * m0 - c0 * m1
-    return gain > Fraction(str(lambda_c or 0)) * m1 * m0 or c1 < m1
+    return c1 >= 1 and (c1 * m0 > c0 * m1 or c1 < m1)
 
 
 def _rollout_row(

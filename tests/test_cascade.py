@@ -1,0 +1,612 @@
+"""Evidence cascade: stages with scripted completions, both passes with a tiny model."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+from scoring_rewards import by_length, sometimes
+from tiny_models import build
+
+import rap
+from rap.config import Sampling, ScoreConfig
+from rap.errors import RapConfigError
+from rap.model.rollouts import BLIND_ARM, IMAGE_ARM, Completion
+from rap.rewards.checker import Verdict
+from rap.scores.evidence import read_evidence
+from rap.scores.posterior import Arm, prob_above
+from rap.scores.scores import Scores
+from rap.scores.store import ScoreStore
+from rap.scores.table import VOLATILE_COLUMNS, table_from_rows
+from rap.scoring import filling
+from rap.scoring.evidence import EVIDENCE
+from rap.scoring.evidence.cascade import looks
+from rap.scoring.jobs import Job
+from rap.scoring.plan import FOLDER, make_plan
+from rap.scoring.run import score
+from rap.selection.choosing import choose
+from rap.stopwatch import IDLE
+
+FEW = Sampling(max_new_tokens=8)
+OPTIONS = {
+    "evidence": "cascade",
+    "m1": 4,
+    "m0": 3,
+    "sampling": FEW,
+    "reward": by_length,
+    "allow_degenerate": True,
+    "shard_size": 5,
+    "batch_size": 2,
+    "max_bad_fraction": 0.3,
+    "progress": False,
+}
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    torch.set_num_threads(1)
+    return build("qwen2_5_vl")
+
+
+def png(i: int) -> bytes:
+    shape = (40 + 9 * (i % 5), 60 + 7 * (i % 4), 3)
+    pixels = np.random.default_rng(i).integers(0, 255, shape, np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def make_rows(n: int) -> list[dict]:
+    return [
+        {
+            "id": f"s{i}",
+            "question": "Which number replaces the " + "very " * (i % 6) + f"mark {i}?",
+            "answer": "BCA"[i % 3],
+            "choices": ["4", "12", "35"],
+            "image": {"bytes": png(i), "path": None},
+            "source": "ab"[i % 2],
+        }
+        for i in range(n)
+    ]
+
+
+def stable(table: pa.Table) -> pa.Table:
+    return table.drop_columns(list(VOLATILE_COLUMNS))
+
+
+# ---- stages 2 and 3, with completions that are given -----------------------------
+
+
+class Scripted:
+    """A scorer whose completions are scripted: {id: {arm: "+-0?..."}}, one character a
+    completion: right, wrong, empty, not graded."""
+
+    def __init__(self, config: ScoreConfig, said: dict[str, dict[str, str]]) -> None:
+        self.config, self.said, self.checker, self.watch = config, said, self, IDLE
+        self.asked: list[tuple[str, tuple[str, ...], tuple[int, ...]]] = []
+        self.traced: list[str] = []
+        self.fails: dict[str, str] = {}  # id -> "image" | "counterfactual" | "forward"
+
+    def check(self, sample, text, **more):
+        if text == "?":
+            return Verdict(None, "verifier_error", "cannot be graded")
+        return Verdict(text == "+")
+
+    def generate(self, jobs, arm, numbers, *, greedy=False):
+        self.asked.append((arm, tuple(j.row["id"] for j in jobs), tuple(numbers)))
+        drawn = {}
+        for job in jobs:
+            name = job.row["id"]
+            if self.fails.get(name) == arm:
+                job.quarantine("model", "oom", "generate: out of memory")
+            texts = self.said[name][arm]
+            drawn[id(job)] = [
+                Completion((7, 8), texts[k].replace("0", ""), "stop", k, 3, -1.0)
+                for k in numbers
+            ]
+        return drawn
+
+    def respond(self, job, arms, ids):
+        assert arms == ("image",) and tuple(ids) == (7, 8)
+
+    def forward(self, jobs, which, *, attention):
+        assert which == "image" and attention
+        for job in jobs:
+            if self.fails.get(job.row["id"]) == "forward":
+                job.quarantine("model", "nonfinite", "not finite")
+        return {id(job): object() for job in jobs}
+
+    def psi(self, jobs, traces):
+        self.traced += [job.row["id"] for job in jobs if job.alive]
+
+
+def jobs_of(said, q=(0.5, 0.5)):
+    return [
+        Job(
+            {
+                "id": name,
+                "index": i,
+                "status": "scored",
+                "p_answer1": q[0],
+                "p_answer0": q[1],
+                "forwards": 2,
+                "generated_tokens": 0,
+                "seconds": 0.0,
+            }
+        )
+        for i, name in enumerate(said)
+    ]
+
+
+def staged(said, **settings):
+    """(jobs by id, the scorer) after stages 2 and 3."""
+    config = ScoreConfig(evidence="cascade", **settings)
+    scorer = Scripted(config, said)
+    jobs = jobs_of(said)
+    EVIDENCE["cascade"].score(scorer, jobs)
+    return {job.row["id"]: job for job in jobs}, scorer
+
+
+def counts_of(job):
+    return tuple(job.row[name] for name in ("c1", "m1", "c0", "m0"))
+
+
+def test_looks_name_every_completion_once():
+    for m in range(1, 8):
+        for first in (1, 2, 3):
+            assert [k for r in looks(m, first) for k in r] == list(range(m))
+    assert list(looks(4, 2)) == [range(0, 2), range(2, 3), range(3, 4)]
+    assert list(looks(1, 2)) == [range(0, 1)]
+
+
+def test_completions_stop_where_they_decide():
+    said = {
+        "solved": {IMAGE_ARM: "+++++", BLIND_ARM: "-----"},
+        "never": {IMAGE_ARM: "-----", BLIND_ARM: "-----"},
+        "at once": {IMAGE_ARM: "+-+++", BLIND_ARM: "-----"},
+        "late": {IMAGE_ARM: "----+", BLIND_ARM: "+++++"},
+    }
+    jobs, scorer = staged(said, m1=5, m0=4, cascade_sure=0.8)
+    assert counts_of(jobs["solved"]) == (5, 5, 0, 0)
+    assert counts_of(jobs["never"]) == (0, 5, 0, 0)
+    assert {jobs[n].row["decided_by"] for n in ("solved", "never")} == {"image"}
+    assert {jobs[n].row["decided_by"] for n in ("at once", "late")} == {"text"}
+    assert counts_of(jobs["at once"])[:2] == (1, 2)
+    assert counts_of(jobs["late"])[:2] == (1, 5)
+    assert scorer.traced == ["at once", "late"]
+    image = [(ids, numbers) for arm, ids, numbers in scorer.asked if arm == IMAGE_ARM]
+    assert image == [
+        (tuple(said), (0, 1)),
+        (("solved", "never", "late"), (2,)),
+        (("solved", "never", "late"), (3,)),
+        (("solved", "never", "late"), (4,)),
+    ]
+    for name in ("at once", "late"):  # as many without the image as the rule asks for
+        c1, m1, _, _ = counts_of(jobs[name])
+        texts, needed = said[name][BLIND_ARM], 0
+        for needed in range(5):
+            c0 = texts[:needed].count("+")
+            arms = [
+                Arm(np.array([c]), np.array([m]), np.array([0.5]), 1.0)
+                for c, m in ((c1, m1), (c0, needed))
+            ]
+            if needed == 4 or not 0.2 < prob_above(*arms)[0] < 0.8:
+                break
+        assert counts_of(jobs[name])[2:] == (c0, needed), name
+        assert 0 < needed
+
+
+def test_p_answer_may_settle_the_sign_alone():
+    said = {"s": {IMAGE_ARM: "++-++", BLIND_ARM: "+++++"}}
+    config = ScoreConfig(evidence="cascade", cascade_sure=0.7)
+    scorer, jobs = Scripted(config, said), jobs_of(said, q=(0.9, 0.0))
+    EVIDENCE["cascade"].score(scorer, jobs)
+    assert counts_of(jobs[0]) == (2, 3, 0, 0)
+    assert jobs[0].row["decided_by"] == "image"
+    assert scorer.traced == ["s"]  # mixed: it may be kept
+    assert all(arm == IMAGE_ARM for arm, ids, _ in scorer.asked if ids)
+
+
+def test_a_sample_without_a_p_answer_is_judged_by_its_completions():
+    said = {"s": {IMAGE_ARM: "+-", BLIND_ARM: "----"}}
+    config = ScoreConfig(evidence="cascade", m1=2, m0=4, cascade_sure=0.6)
+    scorer, jobs = Scripted(config, said), jobs_of(said, q=(None, None))
+    EVIDENCE["cascade"].score(scorer, jobs)
+    assert counts_of(jobs[0]) == (1, 2, 0, 1)  # Beta(2, 2) against Beta(1, 1): P = 1/2
+
+
+def test_quarantine_in_each_stage():
+    said = {
+        "image fails": {IMAGE_ARM: "+-", BLIND_ARM: "--"},
+        "text fails": {IMAGE_ARM: "+-", BLIND_ARM: "--"},
+        "psi fails": {IMAGE_ARM: "+-", BLIND_ARM: "--"},
+        "empty": {IMAGE_ARM: "00", BLIND_ARM: "--"},
+        "image ungraded": {IMAGE_ARM: "??", BLIND_ARM: "--"},
+        "text ungraded": {IMAGE_ARM: "+-", BLIND_ARM: "??"},
+        "good": {IMAGE_ARM: "+-", BLIND_ARM: "?-"},
+    }
+    config = ScoreConfig(evidence="cascade", m1=2, m0=2, cascade_sure=0.99)
+    scorer, jobs = Scripted(config, said), jobs_of(said)
+    scorer.fails = {
+        "image fails": IMAGE_ARM,
+        "text fails": BLIND_ARM,
+        "psi fails": "forward",
+    }
+    EVIDENCE["cascade"].score(scorer, jobs)
+    codes = {j.row["id"]: (j.row.get("stage"), j.row.get("code")) for j in jobs}
+    assert codes == {
+        "image fails": ("model", "oom"),
+        "text fails": ("model", "oom"),
+        "psi fails": ("model", "nonfinite"),
+        "empty": ("model", "empty_response"),
+        "image ungraded": ("check", "verifier_error"),
+        "text ungraded": ("check", "verifier_error"),
+        "good": (None, None),
+    }
+    bad = [job.row for job in jobs if not job.alive]
+    assert len(bad) == 6
+    for row in bad:
+        assert row["forwards"] == 2  # what stage 1 has cost is kept, its scores are not
+        assert not {"p_answer1", "c1", "decided_by"} & set(row)
+    assert counts_of(jobs[-1]) == (1, 2, 0, 1)  # the one not graded is not counted
+
+
+# ---- the plan ---------------------------------------------------------------------
+
+
+def first_stage(p, bad=()):
+    rows = [
+        {
+            "id": f"s{i}",
+            "index": i,
+            "evidence": "answer",
+            "status": "quarantined" if i in bad else "scored",
+            "p_answer1": None if i in bad else x,
+            "log_psi": -1.0,
+        }
+        for i, x in enumerate(p)
+    ]
+    return table_from_rows(rows)
+
+
+def test_the_plan_takes_a_share_by_p_times_one_minus_p():
+    p = [0.5, 0.99, 0.4, 0.01, 0.6, 0.4, 1.0, 0.0, 0.5, None]
+    plan = make_plan(first_stage(p, bad=(8,)), 0.5, "cascade")
+    # 8 have a p(answer): four are drawn, 0.4 and 0.6 tie and the first of them go
+    assert np.flatnonzero(plan.drawn).tolist() == [0, 2, 4, 5, 9]  # 9: no p, always
+    plan = make_plan(first_stage(p, bad=(8,)), 0.3, "cascade")
+    assert np.flatnonzero(plan.drawn).tolist() == [0, 2, 9]
+    rows = plan.begun(range(2, 9))
+    assert set(rows) == set(range(2, 9))
+    assert rows[3]["decided_by"] == "answer" and "decided_by" not in rows[2]
+    assert "decided_by" not in rows[8]  # quarantined
+    assert all(
+        "log_psi" not in row and row["evidence"] == "cascade" for row in rows.values()
+    )
+    assert make_plan(first_stage(p), 1.0, "cascade").drawn.all()
+
+
+# ---- both passes, with a model ----------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(tiny, tmp_path_factory):
+    """(store, scores) of an uninterrupted run over 22 samples, two of them bad."""
+    store = tmp_path_factory.mktemp("whole") / "store"
+    return store, score(*tiny, pool(), store=store, **OPTIONS)
+
+
+def pool(n: int = 22) -> list[dict]:
+    rows = make_rows(n)
+    rows[5]["answer"] = "nonsense"
+    rows[11]["image"] = {"bytes": b"no image", "path": None}
+    return rows
+
+
+def test_every_row_says_which_stage_decided_it(whole):
+    store, scores = whole
+    rows = scores.table.to_pylist()
+    usable = [r for r in rows if r["status"] == "scored"]
+    assert len(usable) == 20
+    drawn = sorted(usable, key=lambda r: -r["p_answer1"] * (1 - r["p_answer1"]))[:8]
+    assert {r["id"] for r in usable if r["decided_by"] != "answer"} == {
+        r["id"] for r in drawn
+    }
+    for row in rows:
+        if row["status"] != "scored":
+            assert row["decided_by"] is None and row["code"] in (
+                "bad_answer",
+                "image_unreadable",
+                "image_format",
+            )
+        elif row["decided_by"] == "answer":
+            assert (row["m1"], row["m0"], row["log_psi"]) == (None, None, None)
+            assert (row["forwards"], row["generated_tokens"]) == (2, 0)
+        else:
+            mixed = 0 < row["c1"] < row["m1"]
+            assert mixed or row["m1"] == 4
+            assert (row["log_psi"] is not None) == mixed
+            assert row["forwards"] == 2 + mixed
+            assert row["decided_by"] == ("text" if row["m0"] else "image")
+            assert row["n_drawn"] == row["m1"] + row["m0"]
+    answer = Scores.load(store / FOLDER).table
+    for name in ("p_answer1", "p_answer0", "js"):
+        kept = [
+            b if a["status"] == "scored" else None
+            for a, b in zip(rows, answer[name].to_pylist(), strict=True)
+        ]
+        assert scores.table[name].to_pylist() == kept
+
+
+def test_completions_are_the_first_of_those_of_rollouts(tiny, whole):
+    """The same seeds: what the cascade samples, evidence rollouts samples, too."""
+    _, scores = whole
+    options = OPTIONS | {"evidence": "rollouts"}
+    full = score(*tiny, pool(), **options)
+
+    def texts(of):
+        names = ("id", "arm", "number", "text", "correct", "seed")
+        return {tuple(r[n] for n in names) for r in of.rollouts.to_pylist()}
+
+    assert texts(scores) < texts(full)
+
+
+def test_the_ledger_bills_each_stage(whole):
+    _, scores = whole
+    cost, rollouts = scores.meta["cost"], scores.rollouts.to_pylist()
+    stages = cost["stages"]
+    rows = scores.table.to_pylist()
+    drawn = [r for r in rows if r["m1"]]
+    assert stages["answer"]["samples"] == 22
+    assert stages["answer"]["forwards"] == 2 * 20
+    assert stages["image"]["samples"] == len(drawn) == 8
+    assert stages["image"]["rollouts"] == sum(r["m1"] for r in drawn)
+    assert stages["text"]["rollouts"] == sum(r["m0"] for r in drawn)
+    assert stages["psi"]["forwards"] == sum(r["log_psi"] is not None for r in rows)
+    for stage in ("answer", "image", "text"):
+        assert stages[stage]["decided"] == sum(r["decided_by"] == stage for r in rows)
+    tokens = sum(len(r["token_ids"]) for r in rollouts)
+    assert stages["image"]["tokens"] + stages["text"]["tokens"] == tokens
+    assert cost["rollouts"] == len(rollouts)
+
+
+def test_batches_workers_and_shards_change_no_decision(tiny, whole):
+    names = ["id", "decided_by", "c1", "m1", "c0", "m0", "code"]
+    wanted = whole[1].table.select(names)
+    for more in (
+        {"batch_size": 1, "workers": 0},
+        {"batch_size": 7, "shard_size": 22, "workers": 3},
+    ):
+        got = score(*tiny, pool(), **OPTIONS | more)
+        assert got.table.select(names).equals(wanted)
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("batches", [1, 9, 12, 14])
+def test_a_run_killed_in_either_pass_ends_in_the_same_bytes(
+    tiny, whole, tmp_path, monkeypatch, batches
+):
+    """Killed after so many batches (about ten are stage 1's), with no word to the store."""
+    real, seen = filling.score_batch, []
+
+    def killed(scorer, jobs):
+        if len(seen) == batches:
+            raise Killed
+        seen.append(scorer.config.evidence)
+        real(scorer, jobs)
+
+    monkeypatch.setattr(filling, "score_batch", killed)
+    monkeypatch.setattr(filling, "PARTIAL_SECONDS", 0.0)
+    monkeypatch.setattr(filling.Run, "_keep_after", lambda *_: None)  # as kill -9
+    store = tmp_path / "store"
+    with pytest.raises(Killed):
+        score(*tiny, pool(), store=store, **OPTIONS)
+    monkeypatch.setattr(filling, "score_batch", real)
+    again = score(*tiny, pool(), store=store, **OPTIONS)
+    assert stable(again.table).equals(stable(whole[1].table))
+    assert again.rollouts.equals(whole[1].rollouts)
+    there = {p.relative_to(store) for p in store.rglob("*")}
+    assert there == {p.relative_to(whole[0]) for p in whole[0].rglob("*")}
+    if batches == 14:
+        assert {"answer", "cascade"} == set(seen)
+
+
+def test_a_finished_store_asks_no_model(tiny, whole, monkeypatch):
+    def never(*_):
+        raise AssertionError("a batch was scored again")
+
+    monkeypatch.setattr(filling, "score_batch", never)
+    again = score(*tiny, pool(), store=whole[0], **OPTIONS)
+    assert stable(again.table).equals(stable(whole[1].table))
+
+
+def test_a_lost_first_stage_is_scored_again_and_changes_nothing(tiny, whole, tmp_path):
+    import shutil
+
+    store = tmp_path / "store"
+    shutil.copytree(whole[0], store)
+    shutil.rmtree(store / FOLDER)
+    before = {p.name: p.stat().st_mtime_ns for p in store.glob("*.parquet")}
+    again = score(*tiny, pool(), store=store, **OPTIONS)
+    assert stable(again.table).equals(stable(whole[1].table))
+    after = {p.name: p.stat().st_mtime_ns for p in store.glob("*.parquet")}
+    assert before == after
+
+
+def test_shards_of_another_plan_are_scored_again(tiny, whole, tmp_path):
+    """An image that changed moves stage 1, and with it who is drawn: no shard stays that
+    the new plan would have filled otherwise."""
+    from pathlib import Path
+
+    folder = tmp_path / "images"
+    folder.mkdir()
+
+    def on_disk() -> list[dict]:
+        rows = make_rows(12)
+        for i, row in enumerate(rows):
+            row["image"] = f"{i}.png"
+        return rows
+
+    for i in range(12):
+        (folder / f"{i}.png").write_bytes(png(i))
+    options = OPTIONS | {"root": Path(folder), "shard_size": 3}
+    store = tmp_path / "store"
+    first = score(*tiny, on_disk(), store=store, **options)
+    for i in range(4):
+        (folder / f"{i}.png").write_bytes(png(i + 100))
+    with pytest.warns(UserWarning, match="images of 4 samples changed"):
+        again = score(*tiny, on_disk(), store=store, **options)
+    fresh = score(*tiny, on_disk(), **options)
+    assert stable(again.table).equals(stable(fresh.table))
+    assert again.rollouts.equals(fresh.rollouts)
+    assert not stable(first.table).equals(stable(fresh.table))
+
+
+def test_an_edited_data_set_keeps_what_its_plan_still_asks_for(tiny, whole, tmp_path):
+    import shutil
+
+    store = tmp_path / "store"
+    shutil.copytree(whole[0], store)
+    rows = pool()
+    longer = rows[:3] + make_rows(30)[24:] + rows[3:]
+    again = score(*tiny, longer, store=store, **OPTIONS)
+    fresh = score(*tiny, longer, **OPTIONS)
+    names = ["id", "decided_by", "c1", "m1", "c0", "m0", "code"]
+    assert again.table.select(names).equals(fresh.table.select(names))
+    old = {r["id"]: r["seconds"] for r in whole[1].table.to_pylist()}
+    kept = [
+        r["id"]
+        for r in again.table.to_pylist()
+        if r["m1"] and old.get(r["id"]) == r["seconds"]
+    ]
+    assert kept, "no completion was taken over"
+    assert not (store / FOLDER / "previous").exists()
+
+
+def test_a_checker_that_fails_quarantines_in_stage_2(tiny):
+    options = OPTIONS | {"reward": sometimes, "cascade_share": 1.0, "m1": 2, "m0": 2}
+    options |= {"max_bad_fraction": 1.0}
+    rows = score(*tiny, make_rows(4), **options).table.to_pylist()
+    assert [r["code"] for r in rows][1:3] == ["verifier_error", "verifier_error"]
+    assert rows[0]["decided_by"] == "image" and rows[0]["c1"] == 2
+    assert rows[1]["forwards"] == 2
+
+
+def test_other_settings_are_refused_by_name(tiny, whole):
+    for name, value in (("cascade_share", 0.5), ("cascade_sure", 0.9), ("m1", 5)):
+        with pytest.raises(RapConfigError, match=name):
+            score(*tiny, pool(), store=whole[0], **OPTIONS | {name: value})
+
+
+def test_stage_1_is_an_ordinary_store_of_answer(tiny, whole):
+    options = {k: v for k, v in OPTIONS.items() if k != "reward"}
+    alone = score(*tiny, pool(), **options | {"evidence": "answer"})
+    with ScoreStore.load(whole[0] / FOLDER) as there:
+        assert stable(there.read()).equals(stable(alone.table))
+        assert there.fingerprint == json.loads(json.dumps(alone.meta["fingerprint"]))
+
+
+# ---- choosing -----------------------------------------------------------------------
+
+
+def table_of(rows: list[dict]) -> Scores:
+    base = {"status": "scored", "evidence": "cascade"}
+    made = [base | {"id": f"s{i}", "index": i} | row for i, row in enumerate(rows)]
+    return Scores(table_from_rows(made), {}, None, None)
+
+
+def by_answer(p1: float, p0: float) -> dict:
+    return {"p_answer1": p1, "p_answer0": p0, "decided_by": "answer"}
+
+
+def by_text(c1: int, m1: int, c0: int, m0: int, p1: float = 0.5, p0: float = 0.1) -> dict:
+    counts = {"c1": c1, "m1": m1, "c0": c0, "m0": m0, "log_psi": -3.0}
+    return {"p_answer1": p1, "p_answer0": p0, "decided_by": "text"} | counts
+
+
+def test_the_order_is_mixed_then_answer_then_all_right():
+    rows = [
+        by_answer(0.5, 0.1),
+        by_text(2, 4, 0, 2),
+        by_text(4, 4, 0, 0) | {"log_psi": None, "decided_by": "image"},
+        by_text(1, 4, 3, 3),  # the image hurts
+        by_answer(0.9, 0.1),
+        by_answer(0.1, 0.9),  # hurts, by p(answer)
+        by_text(1, 5, 0, 1),
+        by_text(0, 4, 0, 0) | {"log_psi": None, "decided_by": "image"},
+    ]
+    scores = table_of(rows)
+    measured = read_evidence(scores.table).measured
+    order = np.argsort(-measured.learnable)
+    assert set(order[:3].tolist()) == {1, 3, 6}
+    assert order[3] == 0 and set(order[4:6].tolist()) == {4, 5}
+    assert set(order[6:].tolist()) == {2, 7}
+    selection = choose(scores, budget=0.5)
+    assert selection.indices.tolist() == [0, 1, 4, 6]
+    reasons = dict(zip(range(8), selection.table["reason"].to_pylist(), strict=True))
+    assert reasons[3] == reasons[5] == "dropped_image_hurts"
+    assert reasons[7] == "dropped_unsolved" and reasons[2] == "dropped_trivial"
+    for name in ("posterior1", "posterior0", "keep_probability"):
+        values = selection.table[name].to_pylist()
+        assert all(0 < v < 1 for v in values), name
+    d = selection.table["D"].to_pylist()
+    means = [selection.table[n].to_pylist() for n in ("posterior1", "posterior0")]
+    assert d[1] == means[0][1] - means[1][1] and d[0] == 0.5 - 0.1
+
+
+def test_more_evidence_of_a_mix_ranks_higher():
+    scores = table_of([by_text(1, 2, 0, 0), by_text(2, 4, 0, 4), by_text(2, 4, 2, 4)])
+    keep = choose(scores, budget=1.0).table["keep_probability"].to_pylist()
+    assert keep[1] > keep[0] > keep[2]
+
+
+def test_the_threshold_is_in_the_keep_probability():
+    scores = table_of([by_text(3, 4, 0, 4)])
+    keep = [
+        choose(scores, budget=1.0, lambda_c=x).table["keep_probability"][0].as_py()
+        for x in (0.0, 0.25, 0.5)
+    ]
+    assert keep[0] > keep[1] > keep[2] > 0
+
+
+def test_rollouts_have_a_keep_probability_too():
+    rows = [{"c1": 3, "m1": 5, "c0": 0, "m0": 5, "evidence": "rollouts"}]
+    table = choose(table_of(rows), budget=1.0).table
+    assert table["posterior1"].to_pylist() == pytest.approx([4 / 7])
+    assert table["posterior0"].to_pylist() == pytest.approx([1 / 7])
+    assert 0.8 < table["keep_probability"][0].as_py() < 1
+
+
+def test_samples_that_no_attention_was_read_of_are_not_missing_a_psi():
+    rows = [by_text(2, 4, 0, 2)] * 3 + [by_answer(0.6, 0.1), by_text(2, 4, 0, 1)]
+    rows[4] = rows[4] | {"log_psi": None}  # mixed, and yet not read
+    reasons = choose(table_of(rows), budget=1.0).table["reason"].to_pylist()
+    assert reasons == ["kept_cognitive"] * 4 + ["quarantined_psi_missing"]
+
+
+# ---- what went ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["adaptive", "screen_lambda_c"])
+def test_removed_options_name_what_stands_in_their_place(name):
+    with pytest.raises(RapConfigError, match=f"{name}: .*cascade"):
+        ScoreConfig(**{name: 0.5})
+    with pytest.raises(RapConfigError, match=f"{name}: .*cascade"):
+        rap.select(None, None, [], **{name: 0.5})
+    assert name not in {f.name for f in dataclasses.fields(ScoreConfig)}
+
+
+def test_settings_of_the_cascade_are_in_its_fingerprint_alone():
+    names = {"cascade_share", "cascade_sure"}
+    assert names <= set(ScoreConfig(evidence="cascade").fingerprint())
+    for evidence in ("rollouts", "answer", "logits"):
+        assert not names & set(ScoreConfig(evidence=evidence).fingerprint())
