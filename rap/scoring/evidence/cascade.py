@@ -5,9 +5,9 @@
    (``rap.scoring.plan``): two, then one at a time, until some are right and some are wrong,
    or m1 are sampled.
 3. Completions without the image, only for those: one or more, one at a time, until the sign
-   of D is settled, or m0 are sampled. Settled: P(p1 > p0) is at least ``cascade_sure``, or at most
-   1 - ``cascade_sure``, under the Beta posteriors of ``rap.scores.posterior``, p(answer)
-   counted as one completion, which needs no other sample.
+   of D is settled, or m0 are sampled. Settled: P(p1 > p0) is at least ``cascade_sure``, or
+   at most 1 - ``cascade_sure``, under the Beta posteriors of ``rap.scores.posterior``,
+   p(answer) counted as one completion, which needs no other sample.
 psi is read off a right completion of the samples that stage 3 is for: no other can be kept.
 
 Each decision is made of one sample's own completions, whose seeds have names: batches,
