@@ -609,3 +609,24 @@ def test_settings_of_the_cascade_are_in_its_fingerprint_alone():
     assert names <= set(ScoreConfig(evidence="cascade").fingerprint())
     for evidence in ("rollouts", "answer", "logits"):
         assert not names & set(ScoreConfig(evidence=evidence).fingerprint())
+
+
+def test_summary_and_report_show_the_stages(tmp_path):
+    rows = [by_answer(0.5, 0.1), by_text(2, 4, 0, 2), by_text(1, 4, 0, 1)]
+    rows += [by_text(0, 4, 0, 0) | {"log_psi": None, "decided_by": "image"}]
+    selection = choose(table_of(rows), budget=0.5)
+    text = selection.summary()
+    assert "decided by answer: 1 samples, 0 kept, 0 completions" in text
+    assert "decided by image: 1 samples, 0 kept, 4 completions" in text
+    assert "decided by text: 2 samples, 2 kept, 11 completions" in text
+    mean = np.mean(selection.table["keep_probability"].to_numpy()[1:3])
+    assert f"keep-probability of the kept samples: {mean:.2f} on average" in text
+    page = selection.report(tmp_path / "page.html").read_text()
+    assert "What each stage decided" in page and "on a uniform prior" in page
+    assert "<dt>decided by</dt><dd>text</dd>" in page
+    selection.save(tmp_path / "selection")
+    again = rap.load(tmp_path / "selection")
+    assert again.table.equals(selection.table)
+    plain = {"c1": 3, "m1": 5, "c0": 0, "m0": 5, "evidence": "rollouts"}
+    page = choose(table_of([plain]), budget=1.0).report(tmp_path / "page.html").read_text()
+    assert "What each stage decided" not in page
