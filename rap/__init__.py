@@ -13,8 +13,6 @@ the scores (instant), ``select`` is both; ``check`` says whether a model can be 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .config import AceConfig, ChooseConfig, Sampling, ScoreConfig
-from .environment import info, version
 from .errors import (
     RapConfigError,
     RapDeviceError,
@@ -25,17 +23,34 @@ from .errors import (
     install,
     missing,
 )
-from .ops import AceResult, CdeResult, ace, cde, drm, linear_cde
-from .scores.scores import Scores
-from .selection.choosing import choose
-from .selection.selection import Selection, load
 
 if TYPE_CHECKING:
+    from .config import AceConfig, ChooseConfig, Sampling, ScoreConfig
+    from .environment import info
     from .model.check import check
+    from .ops import AceResult, CdeResult, ace, cde, drm, linear_cde
+    from .scores.scores import Scores
     from .scoring.run import score, select
+    from .selection.choosing import choose
+    from .selection.selection import Selection, load
 
     __version__: str
 
+_FROM = {
+    ".config": ("AceConfig", "ChooseConfig", "Sampling", "ScoreConfig"),
+    ".environment": ("info",),
+    ".ops": ("AceResult", "CdeResult", "ace", "cde", "drm", "linear_cde"),
+    ".scores.scores": ("Scores",),
+    ".selection.choosing": ("choose",),
+    ".selection.selection": ("Selection", "load"),
+}
+"""{module: the names that are imported from it when one is first used}: ``import rap``
+alone takes no time, and Ctrl-C on the way into the shell meets ``rap.__main__``."""
+_MODULES = {
+    *("config", "cuda", "divergences", "environment", "host", "ops", "reference"),
+    *("samples", "scores", "selection", "settings"),
+}
+"""Parts of the package that need not be imported by name."""
 _HEAVY = {"check": ".model.check", "score": ".scoring.run", "select": ".scoring.run"}
 """{name: the module that it is imported from when it is first used}"""
 
@@ -69,7 +84,15 @@ __all__ = [
 
 def _when_used(name: str) -> Any:
     if name == "__version__":
+        from .environment import version
+
         return version("rap-select") or "0+unknown"
+    if name in _MODULES:
+        return import_module(f".{name}", __name__)
+    for module, names in _FROM.items():
+        if name in names:
+            found = globals()[name] = getattr(import_module(module, __name__), name)
+            return found
     # these need torch and transformers, which the kernels do without
     if name not in _HEAVY:
         raise AttributeError(f"module 'rap' has no attribute {name!r}")

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+INTERRUPTED = 130
+"""Exit code of the shell after Ctrl-C."""
+
 
 class RapError(Exception):
     """Base of every error that rap raises on purpose."""

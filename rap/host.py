@@ -85,11 +85,25 @@ def plain(name: str, x: Any, host: bool = False) -> Any:
 
 def _has_memory(x: Any) -> bool:
     try:
-        if x.data_ptr() or not x.numel():
+        if x.data_ptr():
+            return _holds(x)
+        if not x.numel():
             return True
     except RuntimeError:  # no storage at all
         pass
+    except ValueError:  # a parameter that has no shape yet
+        return False
     return not (x.is_cpu or x.is_cuda or x.is_meta)  # other devices keep it to themselves
+
+
+def _holds(x: Any) -> bool:
+    """Whether the storage reaches to the tensor's last element: it may have been cut."""
+    room = x.untyped_storage().nbytes()
+    if x.is_contiguous():
+        return x.storage_offset() * x.itemsize + x.nbytes <= room
+    steps = zip(x.shape, x.stride(), strict=True)
+    last = x.storage_offset() + sum((n - 1) * step for n, step in steps)
+    return not x.numel() or (last + 1) * x.itemsize <= room
 
 
 def dense(x: Any, contiguous: bool = False) -> Any:
@@ -103,7 +117,11 @@ def dense(x: Any, contiguous: bool = False) -> Any:
 def floats(x: Any) -> Any:
     """A torch tensor of float32 or float64 as it is, anything else as float64."""
     torch = sys.modules["torch"]
-    return x if x.dtype in (torch.float32, torch.float64) else x.double()
+    if x.dtype in (torch.float32, torch.float64):
+        return x
+    if x.is_complex() or x.is_quantized or x.is_nested:
+        raise TypeError(f"expected plain real numbers, got {x.dtype}")
+    return x.double()
 
 
 def small(name: str, x: Any, dtype: type) -> np.ndarray:
@@ -111,7 +129,12 @@ def small(name: str, x: Any, dtype: type) -> np.ndarray:
     it is."""
     if is_torch(x):
         x = plain(name, x, host=True)
-        x = (x.double() if dtype is np.float64 else x).numpy()  # NumPy has no bfloat16
+        if x.is_complex() or x.is_quantized or x.is_nested:
+            raise TypeError(f"{name}: expected plain real numbers, got {x.dtype}")
+        try:
+            x = (x.double() if dtype is np.float64 else x).numpy()  # NumPy has no bfloat16
+        except NotImplementedError as error:  # bits, without a type
+            raise TypeError(f"{name}: a tensor of {x.dtype} holds no numbers") from error
     elif device_of(x) is not None:
         fetch = getattr(x, "numpy", None) or getattr(x, "get", None)  # ours, or CuPy's
         if fetch is None:

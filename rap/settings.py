@@ -168,8 +168,9 @@ def check_field(kind: type, name: str, value: object) -> Any:
     value = _part(field_types(kind)[name], name, value)
     try:
         return _checker(kind, name).validate_python(value)
-    except ValidationError:
-        raise RapConfigError(_sentence(kind, name, value)) from None
+    except ValidationError as error:
+        ours = _ours(error)
+        raise ours or RapConfigError(_sentence(kind, name, value)) from None
 
 
 def _part(hint: Any, name: str, value: Any) -> Any:
@@ -264,19 +265,24 @@ def _refused(
     kind: type, error: ValidationError, given: Mapping[str, Any]
 ) -> RapConfigError | ValidationError:
     """What pydantic found first, as ours."""
-    first = error.errors(include_url=False)[0]
-    ours = first.get("ctx", {}).get("error")
-    if isinstance(ours, RapConfigError):  # of __post_init__
+    ours = _ours(error)
+    if ours is not None:
         return ours
-    name = str(first["loc"][0])
+    name = str(error.errors(include_url=False)[0]["loc"][0])
     return RapConfigError(_sentence(kind, name, given[name]))
+
+
+def _ours(error: ValidationError) -> RapConfigError | None:
+    """The error of a ``__post_init__`` or of a validator of our own."""
+    found = error.errors(include_url=False)[0].get("ctx", {}).get("error")
+    return found if isinstance(found, RapConfigError) else None
 
 
 def default_text(field: dataclasses.Field[Any]) -> str:
     """A field's default as it would be typed; what None stands for; "" without one."""
     if field.default is dataclasses.MISSING:
         return ""
-    if field.default is None:
+    if field.default is None or field.default == ():
         return field.metadata.get("none") or "none"
     return str(field.default)
 

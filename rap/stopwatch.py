@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -52,8 +52,8 @@ class Stopwatch:
         self._thread = threading.get_ident()
         self._lock = threading.Lock()
         self._here = threading.local()
-        self.seconds: Counter[str] = Counter()
-        self.beside: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.beside: defaultdict[str, float] = defaultdict(float)
         self.counts: Counter[str] = Counter()
         self._start = clock()
 

@@ -406,6 +406,25 @@ def test_tensors_that_vmap_and_grad_pass_in():
             transform()
 
 
+def test_a_storage_that_ends_before_its_tensor_is_refused():
+    for there in (L1.clone(), L1.clone()[:, :20]):
+        there.untyped_storage().resize_(64)
+        with pytest.raises(rap.RapInputError, match="logits1.*no memory of its own"):
+            rap.cde(there, there)
+    tail = torch.cat([L1, L0])[len(L1) :]  # the end of a storage is no fault
+    assert torch.equal(rap.cde(tail, L1).kl, rap.cde(L0, L1).kl)
+    with pytest.raises(rap.RapInputError, match="no memory of its own"):
+        rap.drm(torch.nn.UninitializedParameter(), 2)
+
+
+def test_imaginary_parts_are_not_dropped():
+    odd = torch.tensor([0.5 + 1j, 0.25])
+    with pytest.raises(TypeError, match="plain real numbers, got torch.complex64"):
+        rap.drm(odd, 1)
+    with pytest.raises(TypeError, match="weights: expected plain real numbers"):
+        rap.cde(L1[:2], L0[:2], weights=odd, cu_seqlens=[0, 2])
+
+
 class _Tensor(ctypes.Structure):
     """DLManagedTensor of dlpack.h."""
 

@@ -445,6 +445,30 @@ def test_fault_47_code_of_a_model_is_not_run(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("command", ["score", "select", "train"])
+def test_the_columns_are_told_before_the_model_is_loaded(command, tmp_path):
+    rows = [
+        {"uid": f"u{k}", "query": f"How many, {k}?", "label": "3", "img": "a.png"}
+        for k in range(3)
+    ]
+    rows[0]["query"] = "How\x1b[31m many?"
+    file = tmp_path / "d.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    to = "--store" if command == "score" else "--out"
+    result = run(
+        *(command, file, "--model", tmp_path / "none", to, tmp_path / "out"), code=1
+    )
+    told = result.stderr[: result.stderr.index("rap: error")]
+    assert f"JSONL {file}: 3 rows" in told
+    for role, column in (("id", "uid"), ("question", "query"), ("answer", "label")):
+        assert f"  {role:<8} <- {column}\n" in told
+    assert "  images   <- img\n" in told
+    assert "line 1: How [31m many?\n    answer 3, images 1" in told
+    assert "line 2: How many, 1?" in told
+    assert "line 3" not in told
+    assert result.stdout == ""
+
+
 def test_a_model_that_is_not_there_exits_1(tmp_path):
     with pytest.raises(RapModelError, match="cannot be loaded"):
         load_model(str(tmp_path / "nothing"))
@@ -499,6 +523,41 @@ def test_select_with_a_model_leaves_scores_selection_and_report(tiny, tmp_path):
     # another setting on the same store is refused, naming it
     line = refused(*command, "--counterfactual", "blank", code=2, says="counterfactual")
     assert "blank" in line
+
+
+def test_fault_38_where_nothing_can_be_written_is_found_before_the_model_is_loaded(
+    tmp_path,
+):
+    file = data(tmp_path / "d", 4)
+    taken = tmp_path / "taken"
+    taken.write_text("")
+    model = tmp_path / "no-model"  # met first, it would be the error
+    words = ("select", file, "--model", model)
+    line = refused(*words, "--out", taken, code=1, says="taken: cannot be made: ")
+    assert "Errno" not in line
+    words += ("--out", tmp_path / "sel", "--report")
+    refused(*words, tmp_path, code=1, says="a folder; name a file in it")
+    refused(*words, tmp_path / "none" / "r.html", code=1, says="there is no folder")
+    refused(*words, tmp_path / "sel" / "r.html", code=1, says="no-model")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("demo", "--out", "{}"),
+        ("demo", "--records", "--out", "{}"),
+        ("choose", "{}/scores", "--out", "{}"),
+        ("export", "{}", "--to", "trl", "--out", "{}/x"),
+        ("choose", "scores", "--config", "{}/c.toml"),
+    ],
+)
+def test_a_path_that_cannot_be_used_is_one_sentence_without_errno(words, tmp_path):
+    taken = tmp_path / "taken"
+    taken.write_text("")
+    result = CliRunner().invoke(main, [word.format(taken) for word in words])
+    assert result.exit_code in (1, 2), result.output
+    (line,) = [x for x in result.stderr.splitlines() if x.startswith("rap: error")]
+    assert str(taken) in line and "Errno" not in line
 
 
 def test_check_prints_how_a_model_is_read_or_why_it_is_refused(tiny, tmp_path):
@@ -668,6 +727,30 @@ def test_fault_32_ctrl_c_and_sigterm_stop_cleanly_and_the_run_goes_on(tiny, tmp_
         run("choose", path, "--budget", 0.1, "--out", tmp_path / f"sel-{path.name}")
     for file in (tmp_path / "sel-s").iterdir():
         assert file.read_bytes() == (tmp_path / "sel-whole" / file.name).read_bytes()
+
+
+@pytest.mark.parametrize("module", ["numpy", "pyarrow", "rap.cli.steps"])
+def test_fault_32_ctrl_c_while_the_shell_is_imported_is_no_traceback(module, tmp_path):
+    """SIGINT while ``module`` is being imported, whatever the import makes of it."""
+    code = f"""
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == {module!r}:
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except KeyboardInterrupt as error:
+                raise ValueError("as pydantic does") from error
+sys.meta_path.insert(0, Interrupt())
+from rap.__main__ import main
+sys.argv = ["rap", "info"]
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (130, "rap: stopped\n")
 
 
 def test_a_reader_that_goes_away_is_no_fault(tmp_path):

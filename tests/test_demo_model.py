@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import random
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -332,6 +335,22 @@ def test_the_driver_accepts_it(shipped):
 
 
 # ---- the demo on the world --------------------------------------------------
+
+
+def test_the_five_lines_of_the_readme_print_what_it_shows(tmp_path):
+    """In a process of their own: they are what a user runs first."""
+    root = Path(__file__).parents[1]
+    text = (root / "README.md").read_text(encoding="utf-8").split("## Five lines")[1]
+    _, code, _, output, *_ = text.split("```")
+    done = subprocess.run(
+        [sys.executable, "-c", code.removeprefix("python")],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == output.lstrip("\n")
 
 
 def test_run_world_leaves_a_selection_a_report_and_the_truth(tmp_path):

@@ -257,7 +257,7 @@ def test_vllm_in_process(driver, monkeypatch):
     module = types.SimpleNamespace(LLM=_LLM, SamplingParams=dict, __version__="0.32.0")
     monkeypatch.setitem(sys.modules, "vllm", module)
     monkeypatch.setattr(driver.model.config, "_name_or_path", "/models/tiny")
-    config = EngineConfig(engine="vllm", concurrency=2, options={"max_num_seqs": 4})
+    config = EngineConfig(engine="vllm", concurrency=2, vllm_options={"max_num_seqs": 4})
     engine = make_engine(config, driver)
     assert "0.32.0 in this process, model /models/tiny" in engine.check(SAMPLING)
     asked = [request(driver, i, 3) for i in range(3)]

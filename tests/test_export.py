@@ -27,7 +27,8 @@ import rap
 import rap.export.write
 from rap.demo import MATHVISION, published
 from rap.errors import RapConfigError, RapInputError, RapStoreError
-from rap.export.formats import MANIFEST, TARGETS, VERL_SOURCE
+from rap.export.formats import TARGETS, VERL_SOURCE
+from rap.export.target import MANIFEST
 from rap.export.write import export
 from rap.rewards.grading import grade
 from rap.samples.answers import read_answer

@@ -18,7 +18,8 @@ from test_cli import refused, run
 
 import rap
 from rap.errors import RapConfigError, RapInputError
-from rap.export.formats import MANIFEST, TARGETS
+from rap.export.formats import TARGETS
+from rap.export.target import MANIFEST
 from rap.samples.sampleset import open_samples
 
 N, KEPT = 9, [1, 4, 7]

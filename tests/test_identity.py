@@ -298,6 +298,10 @@ def test_selections_of_older_versions_are_matched_by_what_they_know(tmp_path, ki
     again = rap.load(tmp_path, shuffled(rows))
     if kind == "ids" or how == "scored":
         assert again.dataset["mark"] == KEPT
+    datasets = pytest.importorskip("datasets")
+    stream = datasets.Dataset.from_list(rows).to_iterable_dataset()
+    with pytest.raises(RapInputError, match="without streaming"):
+        rap.load(tmp_path, stream).dataset  # noqa: B018
     with pytest.raises(RapInputError, match="selected samples are not in the data set"):
         rap.load(tmp_path, rows[:20]).rows  # noqa: B018
     again = rap.load(tmp_path, rows)

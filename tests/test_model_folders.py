@@ -62,6 +62,37 @@ def test_what_save_pretrained_wrote_is_loaded_whole(name, tmp_path):
     assert type(its) is type(processor)
 
 
+OLD_KEYS = {  # spelling of the files on the hub -> transformers' now
+    "llava": (
+        ("language_model.model.", "model.language_model."),
+        ("language_model.lm_head.", "lm_head."),
+        ("vision_tower.", "model.vision_tower."),
+        ("multi_modal_projector.", "model.multi_modal_projector."),
+    ),
+    "qwen2_vl": (("model.", "model.language_model."), ("visual.", "model.visual.")),
+}
+
+
+@pytest.mark.parametrize("name", list(OLD_KEYS))
+def test_keys_of_older_versions_are_mapped(name, tmp_path):
+    model, processor = built(name)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    new = model.state_dict()
+    old = {}
+    for key, value in new.items():
+        for before, now in OLD_KEYS[name]:
+            if key.startswith(now):
+                old[before + key.removeprefix(now)] = value.contiguous()
+                break
+        else:
+            old[key] = value.contiguous()
+    assert len(old) == len(new) and set(old) != set(new)
+    save_file(old, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loaded, _ = load_model(tmp_path, device="cpu")
+    assert weights_sha256(loaded) == weights_sha256(model)
+
+
 def prefixed(tensors):
     return {f"module.{k}": v for k, v in tensors.items()}
 
@@ -149,6 +180,33 @@ def a_shard_gone(folder):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def a_shard_is_a_folder(folder):
+    a_shard_gone(folder)
+    (folder / "model-00002-of-00002.safetensors").mkdir()
+
+
+def weights_of_two_saves(folder):
+    shard = "model-00001-of-00001.safetensors"
+    shutil.copy(folder / "model.safetensors", folder / shard)
+    index = {"weight_map": dict.fromkeys(load_file(folder / shard), shard)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def in_integers(folder):
+    def change(tensors):
+        name = "model.layers.0.mlp.up_proj.weight"
+        return tensors | {name: (tensors[name] * 100).to(torch.int8)}
+
+    change_keys(folder, change)
+
+
+def in_complex_numbers(folder):
+    change_keys(
+        folder,
+        lambda tensors: tensors | {"lm_head.weight": tensors["lm_head.weight"] * (1 + 1j)},
+    )
+
+
 def only_gguf(folder):
     (folder / "config.json").unlink()
     (folder / "model-q4.gguf").write_bytes(b"GGUF\3\0\0\0")
@@ -181,6 +239,13 @@ def broken_config(folder):
         (cut_short, "model.safetensors is damaged: .* bytes, its header says"),
         (no_safetensors, "model.safetensors is no safetensors file"),
         (a_shard_gone, "not all there: no model-00002-of-00002.safetensors"),
+        (a_shard_is_a_folder, "not all there: no model-00002-of-00002.safetensors"),
+        (weights_of_two_saves, "holds weights twice: model.safetensors, and"),
+        (
+            in_integers,
+            r"mlp.up_proj.weight as I8 \(1 such.*quantization_config",
+        ),
+        (in_complex_numbers, r"lm_head.weight as C64 .*quantization_config"),
         (only_gguf, "a GGUF file.*original weights"),
         (shards_of_training, "shards of a training run.*merge-weights"),
         (text_model, "no model of images and text"),

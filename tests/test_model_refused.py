@@ -367,3 +367,37 @@ def test_weights_without_values_are_named():
     first = "model.language_model.layers.1.self_attn.q_proj.weight"
     with pytest.raises(RapModelError, match=rf"device meta\): {first}.* and \d+ more"):
         ModelDriver(model, processor).check()
+
+
+def freed(model):
+    model.lm_head.weight.untyped_storage().resize_(0)
+
+
+def cut(model):
+    model.lm_head.weight.untyped_storage().resize_(1000)
+
+
+def lazy(model):
+    model.lm_head = torch.nn.LazyLinear(463, bias=False)
+
+
+def functional(model):
+    inner = torch._to_functional_tensor(model.lm_head.weight.detach())
+    model.lm_head.weight = torch.nn.Parameter(inner, requires_grad=False)
+
+
+@pytest.mark.parametrize("change", [freed, cut, lazy, functional])
+def test_weights_whose_memory_is_not_theirs_are_named(change):
+    model, processor = build("qwen2_5_vl")
+    change(model)
+    with pytest.raises(RapModelError, match=r"without values \(freed.*: lm_head.weight"):
+        ModelDriver(model, processor).check()
+
+
+def test_a_matrix_that_is_all_zero_is_named():
+    """A download that was cut and padded leaves zeros, which attend and answer."""
+    model, processor = build("qwen2_5_vl")
+    name = "model.language_model.layers.1.mlp.up_proj.weight"
+    model.get_parameter(name).data.zero_()
+    with pytest.raises(RapModelError, match=f"matrices that are all zero: {name}"):
+        ModelDriver(model, processor).check()

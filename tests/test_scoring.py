@@ -269,7 +269,7 @@ def test_rollouts_are_counted_and_traced(tiny):
             assert all(r["seed"] == row_seed(0, got["id"], arm, r["number"]) for r in ones)
         expected = sum(len(r["token_ids"]) + (r["finish_reason"] == "stop") for r in mine)
         assert got["generated_tokens"] == expected
-        if can_be_kept(got["c1"], got["m1"], got["c0"], got["m0"], None):
+        if can_be_kept(*(got[name] for name in ("c1", "m1", "c0", "m0"))):
             first = next(r for r in mine if r["arm"] == "image" and r["correct"])
             assert got["n_response"] == len(first["token_ids"])
             assert got["truncated"] == (first["finish_reason"] == "length")

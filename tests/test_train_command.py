@@ -141,6 +141,24 @@ def test_a_config_file_that_is_none_is_refused(tmp_path, text):
         read_config(tmp_path / "bad.yaml")
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("budget: 0.1\nby: a\nbudget: 0.2\n", "budget stands twice, in lines 1 and 3"),
+        ("ace:\n  heads: max\n  heads: mean\n", "heads stands twice, in lines 2 and 3"),
+        ("lambda_c: 1\nlambda-c: 2\n", "lambda-c stands twice, in lines 1 and 2"),
+        ("budget: 0.1\nby: [a\n", "is not YAML in line 3: expected ',' or ']'"),
+    ],
+)
+def test_a_config_file_says_in_which_line_it_is_wrong(tmp_path, text, says):
+    from rap.cli.configfile import read_config
+
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(RapConfigError) as caught:
+        read_config(tmp_path / "c.yaml")
+    assert str(caught.value).startswith(f"{tmp_path / 'c.yaml'}: {says}")
+
+
 def test_rap_train_says_whose_error_it_is(trl, tmp_path, data, monkeypatch):
     path, selection = data
     (tmp_path / "my_rewards.py").write_text(

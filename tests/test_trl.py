@@ -754,20 +754,20 @@ def test_refill_in_rloo_goes_by_rewards_not_by_the_divergence(trl, tmp_path, poo
 def test_refill_counts_what_was_judged():
     torch = pytest.importorskip("torch")
     pytest.importorskip("trl")
-    from rap.trl.trainer import _totals, _without_variance
+    from rap.trl.groups import totals, without_variance
 
     nan = math.nan
     rewards = torch.tensor([[1, 0], [0, 2], [nan, 2], [1, 0], [nan, nan], [1, nan]])
-    totals = _totals(rewards, torch.tensor([1.0, 0.5]))
+    totals = totals(rewards, torch.tensor([1.0, 0.5]))
     assert totals[:4].tolist() == [1] * 4 and totals[4].isnan() and totals[5] == 1
-    assert _without_variance(totals, 2) == [0, 1, 2]
-    assert _without_variance(torch.tensor([nan, nan, 0, nan, 0, 1]), 2) == [0, 1]
+    assert without_variance(totals, 2) == [0, 1, 2]
+    assert without_variance(torch.tensor([nan, nan, 0, nan, 0, 1]), 2) == [0, 1]
 
 
 def test_refill_pads_both_batches_to_the_same_width():
     torch = pytest.importorskip("torch")
     pytest.importorskip("trl")
-    from rap.trl.trainer import _exchange
+    from rap.trl.groups import exchange
 
     def batch(prompt, length, first):
         rows = torch.arange(first, first + 4)
@@ -785,7 +785,7 @@ def test_refill_pads_both_batches_to_the_same_width():
             "num_images": [1] * 4,
         }
 
-    found = _exchange(batch(2, 3, 0), batch(4, 2, 10), [(0, 1)], 2, pad=-1)
+    found = exchange(batch(2, 3, 0), batch(4, 2, 10), [(0, 1)], 2, pad=-1)
     assert found["prompt_ids"].tolist() == [
         [12] * 4,
         [13] * 4,

@@ -10,7 +10,7 @@ import shutil
 import numpy as np
 import pytest
 
-from rap.demo import world
+from rap.demo import scenes, world
 from rap.errors import RapConfigError, RapError
 from rap.samples.sample import Bad
 from rap.samples.sampleset import load_images, open_samples
@@ -38,7 +38,7 @@ def digits_on(scene: world.Scene) -> list[int]:
         glyph = part[dy : dy + 21 : 3, dx : dx + 15 : 3]
         assert part.sum() == 9 * glyph.sum()  # nothing of the digit is cut off
         text = tuple("".join("01"[int(v)] for v in row) for row in glyph)
-        found.append(world._GLYPHS.index(text))
+        found.append(scenes._GLYPHS.index(text))
     return found
 
 

@@ -1,5 +1,5 @@
-"""The shell: ``rap score | choose | select | report | export | reselect | train | info
-| demo``.
+"""The shell: ``rap score | choose | select | report | export | reselect | train | check |
+info | demo``.
 
 Every command is a few calls of the Python interface; nothing is decided here. Exit
 codes: 0 done; 1 the data, the model or the store cannot be used; 2 a wrong command line
@@ -53,6 +53,7 @@ from .steps import (
     print_json,
     refuse_another,
     refuse_chosen,
+    refuse_unwritable,
     require_same,
     score_data,
 )
@@ -86,8 +87,9 @@ def main(debug: bool) -> None:
       rap select data.jsonl --rollouts rollouts.parquet --out selection/
 
     \b
-    DATA is JSONL beside its images, Parquet (TRL's, verl's or EasyR1's columns), or a
-    folder of datasets.save_to_disk. Columns are found by name; --columns overrides.
+    DATA is JSONL, JSON, Parquet, CSV or TSV (gzip too) beside its images, a folder or
+    quoted pattern ('train-*.parquet') of them, or a folder of datasets.save_to_disk.
+    Columns are found by name, chats as TRL, verl or LLaVA write them; --columns overrides.
     Exit codes: 0 done, 1 data, model or store unusable, 2 wrong command line or
     setting, 130 Ctrl-C, 143 SIGTERM.
     """
@@ -99,13 +101,13 @@ def main(debug: bool) -> None:
 @main.command(cls=Command)
 @click.argument("data", type=PATH)
 @DATA_OPTIONS
-@model_options(required=True, store="Scores go here.", needed=True)
+@model_options(store="Scores go here.", needed=True)
 @SCORE_OPTIONS
 @group("Result", json_option)
 @CONFIG_OPTION
 def score(
     data: Path,
-    model: str,
+    model: str | None,
     store: Path,
     columns: Sequence[str],
     root: Path | None,
@@ -115,8 +117,9 @@ def score(
     """Score every sample of DATA with a model (slow, resumable).
 
     The scores go to a store, one file a shard. Whatever stops a run, the same command
-    goes on where it stopped; another model, data set or setting on the same store is
-    refused. A sample that cannot be scored is set aside with a code and a reason.
+    goes on where it stopped. Of a changed data set the samples that stayed keep their
+    scores; another model, setting or data set without a common sample is refused. A
+    sample that cannot be scored is set aside with a code and a reason.
 
     \b
     Examples:
@@ -125,7 +128,11 @@ def score(
           --evidence rollouts --m1 5 --m0 5 --max-new-tokens 512
       rap score data.jsonl --model ./model --store scores/ \\
           --columns question=problem,answer=solution --counterfactual blank
+      rap score data.jsonl --model ./model --store scores/ --evidence rollouts \\
+          --engine openai --base-url http://127.0.0.1:8000/v1 --concurrency 64
     """
+    if model is None and options["engine"] != "openai":
+        raise click.UsageError("give --model, or --engine openai with a --base-url")
     samples = open_data(data, columns, root)
     assert samples is not None  # DATA is required
     scores = score_data(samples, model, store, options)
@@ -184,7 +191,7 @@ def choose(
 @click.argument("data", type=PATH, required=False)
 @DATA_OPTIONS
 @ROLLOUT_OPTIONS
-@model_options(required=False, store="Scores go here.  [default: OUT/scores]", needed=False)
+@model_options(store="Scores go here.  [default: OUT/scores]", needed=False)
 @SCORE_OPTIONS
 @CHOOSE_OPTIONS
 @OUTPUT_OPTIONS
@@ -224,18 +231,19 @@ def select(
     if rollouts is not None:
         scores = from_rollouts(rollouts, rollout_columns, where, drop, samples)
     else:
-        if samples is None or model is None:
+        if samples is None or (model is None and options["engine"] != "openai"):
             raise click.UsageError("give DATA and --model, or --rollouts FILE")
         if store is None:
             if options["out"] is None:
                 raise click.UsageError("give --out DIR or --store DIR: scores must live on")
             store = options["out"] / "scores"
         check_rule(rules, score_config(options).evidence)
+        refuse_unwritable(options["out"], options["report"])
         scores = score_data(samples, model, store, options)
     choose_and_tell(scores, rules, options)
 
 
-MODEL_ONLY = ("Model", "Scoring", "Sampling of completions", "Speed and limits")
+MODEL_ONLY = ("Model", "Engine", "Scoring", "Sampling of completions", "Speed and limits")
 """Headings whose options a selection from given completions does not use."""
 
 

@@ -33,7 +33,9 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise RapConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
         raise RapConfigError(f"{path}: cannot be read: {first_line(error)}") from error
     found = _toml(text, path) if path.suffix == ".toml" else _yaml(text, path)
     if not isinstance(found, dict):
@@ -58,9 +60,35 @@ def _yaml(text: str, path: Path) -> Any:
             f"{path}: reading YAML needs PyYAML: {install('hf')}; or write it as TOML"
         ) from error
     try:
+        _refuse_twice(yaml.compose(text, yaml.SafeLoader), path)
         return yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = "" if mark is None else f" in line {mark.line + 1}"
+        said = f"is not YAML{where}: {error.problem or first_line(error)}"
+        raise RapConfigError(f"{path}: {said}") from error
     except (yaml.YAMLError, ValueError) as error:
         raise RapConfigError(f"{path}: is not YAML: {first_line(error)}") from error
+
+
+def _refuse_twice(node: Any, path: Path) -> None:
+    """Refuse a name that stands twice in one mapping: YAML would take the last."""
+    inner = getattr(node, "value", None)
+    if not isinstance(inner, list):
+        return
+    seen: dict[str, int] = {}
+    for one in inner:
+        key, value = one if isinstance(one, tuple) else (None, one)
+        _refuse_twice(value, path)
+        if key is None or not isinstance(key.value, str):
+            continue
+        line = key.start_mark.line + 1
+        name = key.value.replace("-", "_")
+        if name in seen:
+            raise RapConfigError(
+                f"{path}: {key.value} stands twice, in lines {seen[name]} and {line}"
+            )
+        seen[name] = line
 
 
 def config_option(more: str = "", *, takes_rest: bool = False) -> Any:

@@ -150,17 +150,21 @@ def _field_option(
     spelled = (name or field.name).replace("_", "-")
     default = default_text(field)
     kind_of_value: Any
-    if hint is bool:
+    several = get_origin(hint) is tuple
+    if several:  # each is checked with the others, where the settings are made
+        flags, kind_of_value = f"--{spelled}", click.STRING
+    elif hint is bool:
         default = {"True": spelled, "False": f"no-{spelled}"}.get(default, default)
         flags, kind_of_value = f"--{spelled}/--no-{spelled}", click.BOOL
     else:
         flags, kind_of_value = f"--{spelled}", FieldType(kind, field.name)
     text = " ".join(filter(None, (field.metadata["help"], more)))
-    text += f"  [default: {default}]" if default else ""
-    return option(flags, field.name, type=kind_of_value, default=None, help=text)
+    text += " Repeatable." if several else f"  [default: {default}]" * bool(default)
+    more_of = {"multiple": True} if several else {"default": None}
+    return option(flags, field.name, type=kind_of_value, help=text, **more_of)
 
 
 def given(kind: type, options: Mapping[str, Any]) -> dict[str, Any]:
     """Those of ``options`` that are fields of ``kind`` and were given."""
     names = [f.name for f in dataclasses.fields(kind)]
-    return {name: options[name] for name in names if options.get(name) is not None}
+    return {name: options[name] for name in names if options.get(name) not in (None, ())}

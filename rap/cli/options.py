@@ -15,6 +15,7 @@ import click
 from click.core import ParameterSource
 
 from ..config import ChooseConfig, Sampling, ScoreConfig
+from ..engines import EngineConfig
 from ..errors import RapConfigError
 from ..scores.evidence import describe as describe_evidence
 from ..selection.reselection import ReselectConfig
@@ -114,10 +115,13 @@ _loading = (
 LOADING_OPTIONS = group("Model", *_loading)
 
 
-def model_options(*, required: bool, store: str, needed: bool) -> Callable[..., Any]:
+def model_options(*, store: str, needed: bool) -> Callable[..., Any]:
     """``--model``, ``--store`` (its help; needed: must be given) and how to load."""
     model = option(
-        "--model", required=required, metavar="PATH", help="Model folder, or hub name."
+        "--model",
+        metavar="PATH",
+        help="Model folder, or hub name. With --engine openai it reads the attention of "
+        "what the server sampled; without it ACE is skipped (evidence rollouts only).",
     )
     kept = option("--store", type=PATH, required=needed, metavar="DIR", help=store)
     return group("Model", model, kept, *_loading)
@@ -136,6 +140,12 @@ def _both(*decorators: Callable[..., Any]) -> Callable[..., Any]:
 
 
 SCORE_OPTIONS = _both(
+    group(
+        "Engine",
+        *field_options(
+            EngineConfig, only=[f for f in field_types(EngineConfig) if f != "vllm_options"]
+        ),
+    ),
     group(
         "Scoring",
         *field_options(ScoreConfig, speed=False, texts={"evidence": describe_evidence()}),
@@ -261,6 +271,12 @@ def score_config(options: Mapping[str, Any]) -> ScoreConfig:
         target, key = (parts[part], field) if dot else (found, name)
         target[key] = json_value(text)
     return ScoreConfig(**found, **parts)
+
+
+def engine_config(options: Mapping[str, Any]) -> EngineConfig:
+    """The engine given on the command line. A usage error for evidence or a missing
+    --model with which it cannot be used is the caller's."""
+    return EngineConfig(**given(EngineConfig, options))
 
 
 def _require_field(name: str, parts: Iterable[str]) -> None:

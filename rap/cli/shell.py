@@ -13,9 +13,9 @@ from typing import Any, NoReturn
 
 import click
 
-from ..errors import RapConfigError, RapError, install
+from ..errors import INTERRUPTED, RapConfigError, RapError, install
 
-OK, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+OK, FAILED, USAGE, TERMINATED = 0, 1, 2, 143
 
 
 class Terminated(KeyboardInterrupt):
@@ -68,7 +68,8 @@ def _explain(error: Exception) -> int:
     if isinstance(error, MemoryError):
         return fail("out of memory", FAILED)
     if isinstance(error, OSError):
-        return fail(str(error), FAILED)
+        named = error.filename is not None and error.strerror is not None
+        return fail(f"{error.filename}: {error.strerror}" if named else str(error), FAILED)
     name = type(error).__name__
     return fail(
         f"{name}: {error}. This is a fault in rap: please report it with the output of "

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..config import ChooseConfig, require_judge
-from ..errors import RapConfigError, RapError, RapInputError, RapStoreError
+from ..engines import EngineConfig, require_engine
+from ..errors import RapConfigError, RapError, RapStoreError
 from ..model.loading import load_model
-from .options import refuse_given, score_config
+from .fields import given
+from .options import engine_config, refuse_given, score_config
 from .texts import filters, to_columns, typed
 
 if TYPE_CHECKING:
@@ -37,24 +39,24 @@ def open_data(
     if path is None:
         refuse_given(("columns", "root"), "without a data set")
         return None
-    if not path.exists() and "*" not in path.name:
-        raise RapInputError(f"{path}: no such file or folder")
     return open_samples(path, columns=to_columns(columns), root=root)
 
 
 def score_data(
-    samples: SampleSet, model: str, store: Path, options: Mapping[str, Any]
+    samples: SampleSet, model: str | None, store: Path, options: Mapping[str, Any]
 ) -> Scores:
-    """Load the model and score into ``store``; Ctrl-C says what is kept. Raises what
-    ``rap.score`` and ``load_model`` raise."""
+    """Load the model, None for none, and score into ``store``; Ctrl-C says what is kept.
+    Raises what ``rap.score`` and ``load_model`` raise."""
     config = score_config(options)  # refused before the model is loaded
+    engine = engine_config(options)
     require_judge(config.evidence, options["reward"])
+    require_engine(engine, config.evidence, model is not None)
     reward = load_reward(options["reward"])
     click.echo(samples.describe(), err=True)
     shown = options["progress"]
     if not (sys.stderr.isatty() if shown is None else shown):
         quiet_transformers()
-    loaded, processor = load(model, options)
+    loaded, processor = (None, None) if model is None else load(model, options)
     from ..scores.profile import Profile
     from ..scoring.run import score
 
@@ -70,6 +72,7 @@ def score_data(
             verify_images=options["verify_images"],
             retry_quarantined=options["retry"],
             profile=options["profile"],
+            **given(EngineConfig, options),
         )
     except KeyboardInterrupt:
         click.echo(f"rap: {kept_in(store)}", err=True)
@@ -241,6 +244,25 @@ def refuse_chosen(folder: Path | None, force: bool, config: ChooseConfig) -> Non
             f"--out {folder}: holds another selection, which would be lost; --force "
             "replaces it"
         )
+
+
+def refuse_unwritable(out: Path | None, report: Path | None) -> None:
+    """Raises ``RapStoreError``, before anything is scored, where the results could not be
+    written afterwards. The folder ``out`` is made."""
+    from ..scores.files import make_folder
+
+    if out is not None:
+        make_folder(out)
+    if report is None:
+        return
+    if report.is_dir():
+        raise RapStoreError(f"--report {report}: a folder; name a file in it")
+    folder = report.parent
+    within = out is not None and folder == out
+    if not within and not folder.is_dir():
+        raise RapStoreError(f"--report {report}: there is no folder {folder}")
+    if not os.access(folder, os.W_OK):
+        raise RapStoreError(f"--report {report}: nothing can be written in {folder}")
 
 
 def _selection_in(folder: Path) -> Selection | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ..errors import require_extra
 from .configfile import FILE
 from .fields import Command, given, group, option
 from .options import DATA_OPTIONS, PATH, TRAIN_OPTIONS, json_option, train_arguments
@@ -59,11 +60,13 @@ def train(
           --reselect rewards --every 50 --lora 16 --config grpo.yaml
       rap train demo --model demo --out run/ --steps 5 --set num_generations=4
     """
+    require_extra("rap train", "trl", "torch", "transformers", "trl")
     from ..trl.reselect import Reselect
     from ..trl.run import TrainConfig, load_training_model, open_training_data
     from ..trl.run import train as run
 
     samples = open_training_data(data, columns=to_columns(columns), root=root)
+    click.echo(samples.describe(), err=True)  # a wrong column shows before hours of work
     chosen = None
     if selection is not None:
         from ..selection.selection import load

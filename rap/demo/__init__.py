@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import DEFAULT_BUDGET
+from ..scores.files import make_folder
 
 if TYPE_CHECKING:
     from ..samples.sampleset import SampleSet
@@ -65,6 +66,7 @@ def score_puzzles(count: int, store: Path | None = None, **settings: Any) -> Sco
 
 def run(out: Path, *, samples: int = 8, echo: Callable[[str], Any] = print) -> Selection:
     """Both parts; leaves ``out/selection``, ``out/report.html`` and ``out/scores``."""
+    make_folder(out)
     echo("1. Published completions of 105 MATH-V questions -> a selection\n")
     selection = published()
     selection.save(out / "selection")

@@ -14,34 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import RapModelError
+from .tiny import QWEN_SPECIAL_TOKENS, TURNS_TEMPLATE, qwen_processor
 
 if TYPE_CHECKING:
     import torch
 
 WEIGHTS = Path(__file__).parent / "weights"
 MANIFEST = "manifest.json"
-
-SPECIAL_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
-
-# Qwen's, without the system turn: ten tokens a prompt that would say nothing here.
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}"
-    "{% else %}{% for content in message['content'] %}"
-    "{% if content['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-    "{% elif content['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
-    "{% elif 'text' in content %}{{ content['text'] }}{% endif %}"
-    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 # How Qwen2Tokenizer splits a text before it merges: a digit is always alone.
 SPLIT = (
@@ -54,8 +33,6 @@ def build_processor(corpus: Iterable[str]) -> Any:
     """A ``Qwen2_5_VLProcessor`` whose byte-level BPE is trained on ``corpus``."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
     from transformers import Qwen2Tokenizer
-
-    from .tiny import qwen_processor
 
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -78,9 +55,9 @@ def build_processor(corpus: Iterable[str]) -> Any:
         merges=merges,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        additional_special_tokens=list(SPECIAL_TOKENS),
+        additional_special_tokens=list(QWEN_SPECIAL_TOKENS),
     )
-    return qwen_processor(tokenizer, CHAT_TEMPLATE)
+    return qwen_processor(tokenizer, TURNS_TEMPLATE)
 
 
 def build_model(processor: Any, seed: int, *, width: int = 128, layers: int = 4) -> Any:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import EvidenceName, Sampling
+from ..scores.files import make_folder
 from . import world
 
 BUDGET = 0.1
@@ -69,6 +70,7 @@ def run(
     logging.getLogger("transformers").setLevel(logging.ERROR)
     model, processor = load_demo_model()  # before anything is written: it may be damaged
     work = out / f"world-{n}-{seed}"  # other data never meet these scores
+    make_folder(work)
     source = world.write(samples, work)
     count = sum(p.numel() for p in model.parameters()) / 1e6
     echo(

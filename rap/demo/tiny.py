@@ -34,11 +34,9 @@ QWEN_SPECIAL_TOKENS = (
     "<|video_pad|>",
 )
 
-# In the form of the real template: a system turn by default, an image between two marks.
-QWEN_CHAT_TEMPLATE = (
+# Qwen's, without the system turn: an image between two marks.
+TURNS_TEMPLATE = (
     "{% for message in messages %}"
-    "{% if loop.first and message['role'] != 'system' %}"
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
     "<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}"
     "{% else %}{% for content in message['content'] %}"
@@ -47,6 +45,15 @@ QWEN_CHAT_TEMPLATE = (
     "{% elif 'text' in content %}{{ content['text'] }}{% endif %}"
     "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+# In the form of the real template: a system turn by default.
+QWEN_CHAT_TEMPLATE = TURNS_TEMPLATE.replace(
+    "{% for message in messages %}",
+    "{% for message in messages %}"
+    "{% if loop.first and message['role'] != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}",
+    1,
 )
 
 

@@ -11,9 +11,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from .contract import Engine, Generated, ImagePart, Request, image_part
+from .contract import (
+    Engine,
+    Generated,
+    ImagePart,
+    Request,
+    Said,
+    conversation,
+    image_part,
+)
 from .openai import OpenAIEngine
-from .settings import EngineConfig
+from .settings import EngineConfig, EngineOptions, require_engine
 from .transformers import TransformersEngine
 from .vllm import VLLMEngine
 
@@ -40,9 +48,13 @@ __all__ = [
     "ENGINES",
     "Engine",
     "EngineConfig",
+    "EngineOptions",
     "Generated",
     "ImagePart",
     "Request",
+    "Said",
+    "conversation",
     "image_part",
     "make_engine",
+    "require_engine",
 ]

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from ..config import Sampling
 from ..model.rollouts import ARM_TEXT, Completion
+from ..samples.choices import prompt_text
 from ..samples.images import encode_image
-from ..samples.sample import BadSample
+from ..samples.prompts import chat, with_system
+from ..samples.sample import BadSample, Sample
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -32,6 +34,8 @@ __all__ = [
     "ImagePart",
     "LocalPrompts",
     "Request",
+    "Said",
+    "conversation",
     "image_part",
 ]
 
@@ -82,6 +86,35 @@ def _plain_format(data: bytes) -> str | None:
     return "image/png" if plain_png else "image/jpeg"
 
 
+Said = tuple[str, tuple["ImagePart | str", ...]]
+"""(role, images and text in their order) of one turn."""
+
+
+def conversation(
+    sample: Sample,
+    template: str,
+    images: Sequence[ImagePart],
+    system: str | None = None,
+) -> tuple[Said, ...]:
+    """A sample's prompt turn by turn, images where they are scored.
+
+    template, system: ``ScoreConfig.prompt_template``, ``system_prompt``. images: in order,
+    of the arm that is asked. Raises ``BadSample`` for two system turns.
+    """
+    text = prompt_text(template, sample.question, sample.choices)
+    rest = iter(images)
+    return tuple(
+        (
+            message["role"],
+            tuple(
+                next(rest) if part["type"] == "image" else part["text"]
+                for part in message["content"]
+            ),
+        )
+        for message in chat(with_system(sample.turns, system), text, len(images))
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One prompt, and how many completions of it are wanted."""
@@ -96,6 +129,8 @@ class Request:
     sampling: Sampling
     greedy: bool = False
     """The most probable token instead of a sampled one; seeds play no role."""
+    earlier: tuple[Said, ...] = ()
+    """The turns before the user's last one."""
     prompt_ids: tuple[int, ...] | None = None
     """The prompt as the local processor tokenises it, image tokens included; None if there
     is no local processor."""
@@ -123,6 +158,13 @@ class Engine(Protocol):
 
     exact: bool
     """Whether the same requests give the same bytes again; no server promises that."""
+    window: int
+    """Requests that keep it busy: a caller hands over so many at once, if it can."""
+
+    @property
+    def token_ids(self) -> bool:
+        """Whether completions come with token ids; known after ``check``."""
+        ...
 
     def check(self, sampling: Sampling) -> str:
         """Find out what the engine does, before the first sample.

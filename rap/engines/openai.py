@@ -65,6 +65,7 @@ class OpenAIEngine:
         sleep: Sleep = asyncio.sleep,
     ) -> None:
         self._config = config
+        self.window = 2 * config.concurrency
         self._driver = driver
         self._local = None if driver is None else LocalPrompts.of(driver)
         self._sleep = sleep
@@ -127,6 +128,12 @@ class OpenAIEngine:
             raise RapModelError(f"{url}: {bad}") from None
         server.identity, server.abilities = identity, able
 
+    @property
+    def token_ids(self) -> bool:
+        """Of the first server; the others are like it."""
+        abilities = self._checked().abilities
+        return abilities is not None and abilities.token_ids
+
     def provenance(self) -> dict[str, object]:
         """Engine, server, version, model; raises ``RapConfigError`` before ``check``."""
         identity = self._checked().identity
@@ -148,7 +155,7 @@ class OpenAIEngine:
     # -- many requests
 
     def generate(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Generated]]:
-        """As they complete, at most ``2 * concurrency`` requests at a time.
+        """As they complete, at most `window` requests at a time.
 
         Raises ``RapError`` where no server can go on; what is complete comes first.
         """
@@ -160,7 +167,7 @@ class OpenAIEngine:
                 future = self._thread.submit(self._answer(request))
                 pending[future] = request
                 future.add_done_callback(done.put)
-                while len(pending) >= 2 * self._config.concurrency:
+                while len(pending) >= self.window:
                     yield from _next(done, pending)
             while pending:
                 yield from _next(done, pending)

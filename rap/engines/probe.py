@@ -343,7 +343,11 @@ def probe_requests(driver: ModelDriver, context: int | None) -> list[Request]:
         text = prompt_text(driver.config.prompt_template, _QUESTION, ())
         content: tuple[ImagePart | str, ...] = (*map(image_part, images or ()), text)
         sampling = Sampling(max_new_tokens=COPIES)
-        found.append(Request("probe", arm, content, (1,), sampling, False, ids, prepared))
+        found.append(
+            Request(
+                "probe", arm, content, (1,), sampling, prompt_ids=ids, prepared=prepared
+            )
+        )
     return found
 
 

@@ -25,6 +25,8 @@ class TransformersEngine:
     """``rollouts.generate`` behind the contract. The requests of one call are one batch."""
 
     exact = True
+    window = 1
+    token_ids = True
 
     def __init__(self, config: EngineConfig, driver: ModelDriver | None) -> None:
         if driver is None:

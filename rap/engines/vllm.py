@@ -30,11 +30,12 @@ _REFUSALS = (ValueError, TypeError, KeyError, IndexError, OSError)
 class VLLMEngine:
     """``vllm.LLM`` behind the contract; ``concurrency`` requests at a time.
 
-    The model is the folder or name of the local one. ``EngineConfig.options`` go to
+    The model is the folder or name of the local one. ``EngineConfig.vllm_options`` go to
     ``vllm.LLM``; what would change the completions' distribution stays here.
     """
 
     exact = False
+    token_ids = True
 
     def __init__(self, config: EngineConfig, driver: ModelDriver | None) -> None:
         if driver is None:
@@ -43,6 +44,7 @@ class VLLMEngine:
                 "server alone is engine 'openai'"
             )
         self._config = config
+        self.window = config.concurrency
         self._local = LocalPrompts.of(driver)
         self._model = str(getattr(driver.model.config, "_name_or_path", "") or "")
         self._llm: Any = None
@@ -61,7 +63,7 @@ class VLLMEngine:
                 "engine = 'vllm': the model has no name or folder that vLLM could load"
             )
         # generation_config: vLLM's own neutral values where a field is not given
-        options = {"generation_config": "vllm", **self._config.options}
+        options = {"generation_config": "vllm", **self._config.vllm_options}
         try:
             self._llm = vllm.LLM(model=self._model, **options)
         except Exception as error:  # whatever a start of vLLM can run into
@@ -163,7 +165,7 @@ class VLLMEngine:
             "engine": "vllm",
             "version": str(_import().__version__),
             "model": self._model,
-            "options": dict(self._config.options),
+            "options": dict(self._config.vllm_options),
         }
 
     def close(self) -> None:

@@ -57,13 +57,17 @@ class MalformedAnswer(Exception):
 
 def messages(request: Request) -> list[dict[str, Any]]:
     """The prompt as chat messages, images as data URIs."""
-    parts: list[dict[str, Any]] = [
+    said = (*request.earlier, ("user", request.content))
+    return [{"role": role, "content": _parts(content)} for role, content in said]
+
+
+def _parts(content: Sequence[ImagePart | str]) -> list[dict[str, Any]]:
+    return [
         {"type": "image_url", "image_url": {"url": part.uri()}}
         if isinstance(part, ImagePart)
         else {"type": "text", "text": part}
-        for part in request.content
+        for part in content
     ]
-    return [{"role": "user", "content": parts}]
 
 
 def wire_seed(seed: int) -> int:

@@ -19,8 +19,9 @@ from ..errors import RapConfigError, RapInputError
 from ..samples.parsing import cell
 from ..samples.sample import Sample
 from ..samples.sampleset import SampleSet
-from .formats import TARGETS, Writing, copy_reward, describe_llamafactory
+from .formats import TARGETS, copy_reward, describe_llamafactory
 from .rows import JSONL, PARQUET, Chosen, container_of, write_rows
+from .target import Writing
 
 if TYPE_CHECKING:
     from ..scores.selected import Selected
@@ -120,7 +121,8 @@ def write_filtered(
     kept = [f"{file}: the rows of the data set as they came in"]
     if to in PLAIN:
         return [
-            f'load_dataset("{to.replace("jsonl", "json")}", data_files="{file}")',
+            f'load_dataset("{to.replace("jsonl", "json")}", '
+            f'data_files="{writing.seen_as / file}", split="train")',
             *kept,
         ]
     kept[0] += f"; --rewrite (filter=False) writes them anew for {to}"

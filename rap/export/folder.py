@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import RapStoreError, first_line
 from ..scores.files import fsync_folder, store_error
-from .formats import MANIFEST
+from .target import MANIFEST
 
 
 def refuse_to_replace(folder: Path, overwrite: bool) -> None:
@@ -80,7 +80,7 @@ def scratch_beside(folder: Path) -> Path:
     try:
         scratch.mkdir(parents=True)
     except OSError as error:
-        raise store_error(f"{scratch}: cannot be made", error) from error
+        raise store_error(f"{folder}: cannot be made", error) from error
     return scratch
 
 

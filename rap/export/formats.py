@@ -18,9 +18,7 @@ each form has its reason:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +26,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..rewards.exported import TRUTH, packed
-from ..samples.prompts import stands_in_place
-from ..samples.sample import Turn
+from .target import Row, Target, Writing, parts
 
-MANIFEST = "rap_export.json"
 VERL_SOURCE = "hiyouga/geometry3k"
 """verl refuses a ``data_source`` it has no reward for. Under this name it looks for the
 answer in ``\\boxed{}`` with mathruler (verl/utils/reward_score/geo3k.py)."""
 
-ROWS_AT_A_TIME = 64
 IMAGE_STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 IMAGES = pa.list_(IMAGE_STRUCT)
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -44,104 +39,6 @@ MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])
 AS_IMAGES = json.dumps(
     {"info": {"features": {"images": {"feature": {"_type": "Image"}, "_type": "Sequence"}}}}
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """Encoded bytes, their sha256, and the format's name, lower case."""
-
-    data: bytes
-    sha256: str
-    kind: str
-
-    @property
-    def name(self) -> str:
-        return f"{self.sha256}.{'jpg' if self.kind == 'jpeg' else self.kind}"
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One kept sample. ``prompt``: question and choices as scored, without image tags
-    unless the images stand inside the text; ``turns``: what was said before.
-    ``answer``: what the trainer's reward compares with (``answers.answer_to_train``)."""
-
-    id: str
-    index: int
-    prompt: str
-    question: str
-    answer: str
-    choices: tuple[str, ...]
-    pictures: tuple[Picture, ...]
-    source: str | None
-    reason: str
-    turns: tuple[Turn, ...] = ()
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """What was said, turn by turn."""
-        return (*(text for _, text in self.turns), self.prompt)
-
-    @property
-    def in_place(self) -> bool:
-        """Whether ``<image>`` stands in the texts, one for each picture."""
-        return stands_in_place(self.texts, len(self.pictures))
-
-    @property
-    def tagged(self) -> str:
-        """The prompt with one ``<image>`` per image: at its place, or before the text."""
-        return self.messages()[-1]["content"]
-
-    def messages(self, *, tagged: bool = True) -> list[dict[str, str]]:
-        """The chat; ``tagged``: with one ``<image>`` per image."""
-        said = [*self.turns, ("user", self.prompt)]
-        before = "" if self.in_place or not tagged else "<image>" * len(self.pictures)
-        first = next(i for i, (role, _) in enumerate(said) if role == "user")
-        return [
-            {"role": role, "content": before + text if i == first else text}
-            for i, (role, text) in enumerate(said)
-        ]
-
-
-@dataclass
-class Writing:
-    """Where a writer writes, and what it says it wrote.
-
-    ``seen_as``: the folder as the trainer will see it. ``samples``: ids in the order of
-    the file; ``left_out``: ids without a row."""
-
-    folder: Path
-    seen_as: Path
-    data_source: str | None = None
-    completions: Mapping[str, tuple[str, str]] | None = None
-    samples: list[str] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A trainer. ``name``: its own spelling. ``upright``: its loader applies a rotation in
-    EXIF. ``latex``: its own checker reads mathematics only. ``tags``: texts that it takes
-    for placeholders. ``notes``: (folder, most images a row) -> what to set.
-    ``is_its_own``: a row of a data set is in the trainer's form already. ``form``: what the
-    files are for. ``groups``: its rows name the sample's group. ``pairs``: with completions
-    it gets pairs of a right and a wrong one. ``tags_in_answer``: it looks for placeholders
-    in the answer, too. ``data_source``: it picks its reward by one.
-    ``turns``: it keeps turns before the question; ``in_place``: images inside a text."""
-
-    name: str
-    write: Callable[[Iterable[Row], Writing], None]
-    notes: Callable[[Path, int], list[str]]
-    is_its_own: Callable[[Mapping[str, Any]], bool]
-    upright: bool
-    groups: bool = False
-    latex: bool = False
-    tags: tuple[str, ...] = ("<image>", "<video>", "<audio>")
-    form: str = "prompts for GRPO"
-    pairs: bool = False
-    tags_in_answer: bool = False
-    turns: bool = True
-    in_place: bool = True
-    data_source: bool = False
 
 
 # ---------------------------------------------------------------- forms that come in
@@ -178,15 +75,9 @@ def _parquet(
     """``train.parquet``, a few rows at a time: images are large."""
     schema = schema.with_metadata({"huggingface": AS_IMAGES})
     with pq.ParquetWriter(writing.folder / "train.parquet", schema) as writer:
-        for part in _parts(rows):
+        for part in parts(rows):
             writer.write_table(pa.Table.from_pylist([columns(r) for r in part], schema))
             writing.samples += [row.id for row in part]
-
-
-def _parts(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    rows = iter(rows)
-    while part := list(islice(rows, ROWS_AT_A_TIME)):
-        yield part
 
 
 def _bytes(row: Row) -> list[dict[str, Any]]:

@@ -12,9 +12,8 @@ import base64
 import datetime
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from ..samples.images import encode_image, read_bytes, sniff
 from ..samples.parsing import image_cell
 from ..samples.sample import BadSample, Sample
 from ..samples.sampleset import SampleSet
-from .formats import MANIFEST, ROWS_AT_A_TIME, Writing
+from .target import MANIFEST, Writing, parts
 
 PARQUET, JSONL = "parquet", "jsonl"
 
@@ -63,12 +62,6 @@ def write_rows(
         _write_arrow(chosen, samples, writing)
 
 
-def _parts(chosen: Iterable[Chosen]) -> Iterator[list[Chosen]]:
-    rows = iter(chosen)
-    while part := list(islice(rows, ROWS_AT_A_TIME)):
-        yield part
-
-
 # ---------------------------------------------------------------- Parquet
 
 
@@ -77,7 +70,7 @@ def _write_arrow(chosen: Iterable[Chosen], samples: SampleSet, writing: Writing)
     writer: pq.ParquetWriter | None = None
     schema: pa.Schema | None = None
     try:
-        for part in _parts(chosen):
+        for part in parts(chosen):
             table = samples.arrow([one.sample.index for one in part])
             assert table is not None
             table = _with(table.combine_chunks(), [one.put for one in part], schema)
@@ -151,7 +144,7 @@ def _simple(value: Any) -> Any:
 def _write_lines(chosen: Iterable[Chosen], samples: SampleSet, writing: Writing) -> None:
     """The lines as they stand in their file, or rows as JSON."""
     with open(writing.folder / "train.jsonl", "wb") as file:
-        for part in _parts(chosen):
+        for part in parts(chosen):
             for one in part:
                 line = None if one.put else samples.line(one.sample.index)
                 if line is None:

@@ -12,7 +12,7 @@ from typing import Any
 from swift.rewards import ORM, orms
 
 
-class RapReward(ORM):
+class RapReward(ORM):  # type: ignore[misc]  # ms-swift is not installed here
     def __call__(
         self, completions: list[str], solution: list[str], choices: Any = None, **more: Any
     ) -> list[float]:

@@ -80,7 +80,8 @@ from .filter import (
     write_filtered,
 )
 from .folder import clear_up, put_in_place, refuse_to_replace, scratch_beside
-from .formats import MANIFEST, TARGETS, Picture, Row, Target, Writing, names_of
+from .formats import TARGETS, names_of
+from .target import MANIFEST, Picture, Row, Target, Writing
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -111,9 +112,12 @@ class Exported:
         lines = [
             f"{self.samples} samples for {self.target} in {self.folder}",
             f"  files: {', '.join(self.files)}",
-            f"  {self.pictures} images: {same} byte for byte, {self.encoded} as PNG of "
-            "the pixels that were scored",
         ]
+        if not self.filtered:
+            lines.append(
+                f"  {self.pictures} images: {same} byte for byte, {self.encoded} as PNG of "
+                "the pixels that were scored"
+            )
         if self.dropped:
             lines.append(f"  columns left out: {', '.join(self.dropped)}")
         if self.left_out:

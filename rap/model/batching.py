@@ -7,15 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 
 from .capture import Capture, key_window
-
-if TYPE_CHECKING:
-    from .decode import Prefilled
-    from .vision import Features
+from .kept import Features, Prefilled
 
 FORWARD = 128
 """A forward costs about as much as so many tokens more in one: below that a device is not

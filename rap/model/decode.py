@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch.nn.functional import pad
@@ -24,15 +24,57 @@ from torch.nn.functional import pad
 from ..errors import RapError, first_line
 from .batching import Prepared, Trace, by_length
 from .capture import Capture, UnsupportedModelError, capturing, keep_hidden, unchanged
+from .kept import GROWING, Prefilled
 from .probe import close
 from .weights import input_device, is_fsdp2
 
 if TYPE_CHECKING:
-    from .driver import ModelDriver
-    from .rollouts import RaceSampler
+    from ..config import ScoreConfig
+    from .capture import Parts
+    from .counts import Counts
+    from .head import Head
 
-_GROWING = ("DynamicLayer",)
-_LAYERS = (*_GROWING, "DynamicSlidingWindowLayer")
+
+class Runner(Protocol):
+    """What is asked of a ``ModelDriver`` here."""
+
+    model: Any
+    config: ScoreConfig
+    counts: Counts
+    lock: threading.RLock
+    merges: bool
+
+    @property
+    def parts(self) -> Parts: ...
+
+    @property
+    def head(self) -> Head: ...
+
+    def inputs(self, batch: Sequence[Prepared], padding_side: str) -> dict[str, Any]: ...
+
+    def with_response(
+        self, prepared: Prepared, response_ids: Sequence[int]
+    ) -> Prepared: ...
+
+    def call(
+        self, inputs: Mapping[str, Any], *, use_cache: bool, count: bool = True
+    ) -> Any: ...
+
+
+class Sampler(Protocol):
+    """What is asked of a ``RaceSampler`` here."""
+
+    @property
+    def reads_ids(self) -> bool: ...
+
+    def keep(self, rows: Sequence[int]) -> None: ...
+
+    def draw(
+        self, input_ids: torch.Tensor | None, scores: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: ...
+
+
+_LAYERS = (*GROWING, "DynamicSlidingWindowLayer")
 """Cache layers whose update makes new tensors, so that a shallow copy is a fork."""
 
 _DROP = 0.75
@@ -41,30 +83,6 @@ _DROP = 0.75
 
 class NotShared(ValueError):
     """Why the cache of a prompt cannot be kept."""
-
-
-@dataclass(slots=True, eq=False)
-class Prefilled:
-    """Prompts that the model has read. B rows of C tokens, padding included."""
-
-    cache: Any
-    mask: torch.Tensor
-    """int64 [B, C]: 0 is padding."""
-    input_ids: torch.Tensor
-    """int64 [B, C]"""
-    ids: list[torch.Tensor]
-    """int64 [P] each, on the host."""
-    following: torch.Tensor
-    """int64 [B]: position of the token after each prompt."""
-    hidden: torch.Tensor
-    """[B, E]: final hidden state of each prompt's last token."""
-    logits: torch.Tensor | None
-    """float32 [B, V] there; None if they were not asked for."""
-
-    @property
-    def whole(self) -> bool:
-        """Whether every layer keeps all tokens."""
-        return all(type(layer).__name__ in _GROWING for layer in self.cache.layers)
 
 
 def place_of(prepared: Prepared) -> tuple[Prefilled, int] | None:
@@ -109,7 +127,7 @@ def positions(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.T
 
 
 @contextmanager
-def running(driver: ModelDriver) -> Iterator[SimpleNamespace]:
+def running(driver: Runner) -> Iterator[SimpleNamespace]:
     """Around forwards: no gradients, evaluation mode, the model left as it was. Its
     ``hidden`` is that of the last forward."""
     seen = SimpleNamespace(hidden=None)
@@ -123,9 +141,7 @@ def running(driver: ModelDriver) -> Iterator[SimpleNamespace]:
         yield seen
 
 
-def prefill(
-    driver: ModelDriver, batch: Sequence[Prepared], seen: SimpleNamespace
-) -> Prefilled:
+def prefill(driver: Runner, batch: Sequence[Prepared], seen: SimpleNamespace) -> Prefilled:
     """Read prompts in one left-padded batch; call it inside ``running``."""
     inputs = driver.inputs(batch, "left")
     mask = inputs["attention_mask"]
@@ -174,7 +190,7 @@ def merged(states: Sequence[Prefilled]) -> Prefilled:
 
 
 def prompts(
-    driver: ModelDriver, batch: Sequence[Prepared], seen: SimpleNamespace
+    driver: Runner, batch: Sequence[Prepared], seen: SimpleNamespace
 ) -> tuple[Prefilled, list[int]]:
     """The prompts of a batch and their rows: read already, or read now, those of like
     length together."""
@@ -195,10 +211,10 @@ def prompts(
 
 
 def complete(
-    driver: ModelDriver,
+    driver: Runner,
     state: Prefilled,
     rows: Sequence[int],
-    sampler: RaceSampler,
+    sampler: Sampler,
     ends: Sequence[int],
     limit: int,
 ) -> tuple[list[list[int]], list[list[float]], list[list[bool]]]:
@@ -272,7 +288,7 @@ def _table(
 
 
 def resume(
-    driver: ModelDriver,
+    driver: Runner,
     state: Prefilled,
     rows: Sequence[int],
     batch: Sequence[Prepared],
@@ -334,7 +350,7 @@ def _require_causal(
 
 
 def _piece(
-    driver: ModelDriver,
+    driver: Runner,
     capture: Capture,
     state: Prefilled,
     row: int,
@@ -367,7 +383,7 @@ def _piece(
 
 
 def kept(
-    driver: ModelDriver,
+    driver: Runner,
     batch: Sequence[Prepared],
     inputs: dict[str, Any],
     cache: Any,
@@ -379,7 +395,7 @@ def kept(
     _, delta = positions(driver.model, inputs)
     device = delta.device
     for layer in require_cache(cache).layers:
-        if type(layer).__name__ not in _GROWING:
+        if type(layer).__name__ not in GROWING:
             return
         layer.keys, layer.values = (x[..., :longest, :] for x in (layer.keys, layer.values))
     lengths = lengths.to(device)
@@ -401,7 +417,7 @@ def kept(
 # ---- the check ---------------------------------------------------------------------
 
 
-def unshared(driver: ModelDriver, probe: Prepared) -> str:
+def unshared(driver: Runner, probe: Prepared) -> str:
     """Why prompts are read anew for each completion and response; "" if once is enough.
 
     Two rows of different length, the probe's prompt and the whole probe, are read with
@@ -423,7 +439,7 @@ def unshared(driver: ModelDriver, probe: Prepared) -> str:
         return f"{type(error).__name__}: {first_line(error)}"
 
 
-def _compare(driver: ModelDriver, probe: Prepared) -> str:
+def _compare(driver: Runner, probe: Prepared) -> str:
     short = driver.with_response(probe, ())
     device = input_device(driver.model)
     with running(driver) as seen:

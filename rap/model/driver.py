@@ -23,28 +23,23 @@ import inspect
 import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from jinja2 import TemplateError
 
 from ..config import ScoreConfig
 from ..errors import RapModelError, first_line
-from ..samples.choices import prompt_text
-from ..samples.prompts import chat, with_system
-from ..samples.sample import BadSample, Sample
+from ..samples.sample import BadSample
 from ..stopwatch import IDLE, Stopwatch
 from . import decode, vision
 from .batching import (
     Prepared,
-    Shared,
     Trace,
     by_length,
     collate,
     collate_images,
     collate_tokens,
     cut,
-    extend,
 )
 from .capture import (
     Capture,
@@ -58,6 +53,8 @@ from .capture import (
 from .counts import Counts
 from .head import Head
 from .identity import processor_sha256, weights_sha256
+from .kept import Prefilled
+from .preparing import Preparer
 from .probe import (
     ModelDescription,
     check_attention,
@@ -70,15 +67,12 @@ from .prompt import (
     PROBE_RESPONSE,
     PROBE_SIZE,
     REFUSALS,
-    image_token_id,
     other_family,
     pad_token_id,
     placeholder_texts,
     probe_sample,
     require_model,
     require_pair,
-    require_processor,
-    special_ids,
 )
 from .weights import (
     class_name,
@@ -89,13 +83,10 @@ from .weights import (
     underlying,
 )
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
 log = logging.getLogger("rap")
 
 
-class ModelDriver:
+class ModelDriver(Preparer):
     """One model and its processor, as scoring needs them.
 
     ``prepare`` and ``encode_response`` may be called from several threads; ``check``,
@@ -108,16 +99,7 @@ class ModelDriver:
     def __init__(self, model: Any, processor: Any, config: ScoreConfig | None = None):
         model = underlying(model)
         require_model(model)
-        require_processor(processor)
-        self.model = model
-        self.processor = processor
-        self.config = config or ScoreConfig()
-        self.tokenizer = getattr(processor, "tokenizer", processor)
-        self.image_token_id = image_token_id(model, processor)
-        self._special_ids = torch.tensor(
-            sorted(special_ids(processor, self.image_token_id)), dtype=torch.int64
-        )
-        self._placeholders = placeholder_texts(processor, self.image_token_id)
+        super().__init__(model, processor, config or ScoreConfig())
         self.lock = threading.RLock()
         self.counts = Counts()
         self.watch: Stopwatch = IDLE
@@ -128,155 +110,6 @@ class ModelDriver:
         self._pixels: str | None = None
         self._parts: Parts | None = None
         self._head: Head | None = None
-
-    # -- on the host
-
-    def prepare(
-        self,
-        sample: Sample,
-        images: Sequence[Image] | None,
-        response_ids: Sequence[int] | None = None,
-        *,
-        prefix: str = "",
-        like: Prepared | None = None,
-    ) -> Prepared:
-        """Chat template and processor: one sample to one sequence. Thread-safe.
-
-        images: RGB; None or [] is the prompt without images. response_ids: tokens that
-        follow the prompt. prefix: text that opens the assistant's turn, part of the prompt.
-        like: the same sample with the same images, prepared with another prefix: what its
-        images were made into is taken from there, and both share what the model makes of
-        them.
-
-        Raises ``BadSample``, stage ``prompt``: ``image_count`` (placeholders and images do
-        not match, or a text holds a placeholder token), ``prompt_too_long``; stage
-        ``image``: ``image_unreadable`` (the processor refuses the image).
-        """
-        text = prompt_text(self.config.prompt_template, sample.question, sample.choices)
-        turns = with_system(sample.turns, self.config.system_prompt)
-        messages = chat(turns, text, len(images or ()))
-        parts = [part for message in messages for part in message["content"]]
-        for said in (*(part.get("text", "") for part in parts), prefix):
-            self._refuse_placeholders(said)
-        prompt = self._render(messages) + prefix
-        inputs = None if like is None else self._extended(like, prompt)
-        shared = like.shared if like is not None and inputs is not None else None
-        if shared is None or inputs is None:
-            inputs = self._process(prompt, images)
-            shared = Shared(prompt, len(images or ()))
-        ids = inputs["input_ids"][0]
-        if len(ids) > self.config.max_prompt_tokens:
-            raise BadSample(
-                "prompt",
-                "prompt_too_long",
-                f"{len(ids)} tokens, max_prompt_tokens is {self.config.max_prompt_tokens}; "
-                "nothing is cut, because image tokens would be",
-            )
-        n_image = int((ids == self.image_token_id).sum())
-        if bool(n_image) != bool(images):
-            raise BadSample(
-                "prompt",
-                "image_count",
-                f"{len(images or ())} images became {n_image} image tokens",
-            )
-        response = response_ids if response_ids is not None else ()
-        return self._prepared(inputs, response, shared)
-
-    def with_response(self, prepared: Prepared, response_ids: Sequence[int]) -> Prepared:
-        """The same prompt with another response; nothing is processed again."""
-        return self._prepared(prepared.inputs, response_ids, prepared.shared)
-
-    def encode_response(self, text: str) -> list[int]:
-        """Tokens of ``text`` as they stand, no special tokens added. Thread-safe."""
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def _prepared(
-        self,
-        inputs: Mapping[str, torch.Tensor],
-        response_ids: Sequence[int],
-        shared: Shared,
-    ) -> Prepared:
-        response = torch.as_tensor(response_ids, dtype=torch.int64).reshape(-1)
-        if bool((response == self.image_token_id).any()):
-            raise BadSample(
-                "prompt", "image_count", "the response holds an image placeholder token"
-            )
-        ids = torch.cat([inputs["input_ids"][0], response])
-        return Prepared(
-            inputs=inputs,
-            n_prompt=len(ids) - len(response),
-            response_ids=response,
-            image_mask=ids == self.image_token_id,
-            special_mask=torch.isin(ids, self._special_ids),
-            shared=shared,
-        )
-
-    def _extended(self, like: Prepared, prompt: str) -> dict[str, torch.Tensor] | None:
-        """Inputs of ``prompt``, which differs from the prompt of ``like`` only after its
-        last special token; None if that cannot be told from the tokens."""
-        old, new = self._tokens(like.shared.text), self._tokens(prompt)
-        special = set(self._special_ids.tolist())
-        last = max((i for i, token in enumerate(old) if token in special), default=-1)
-        ids = like.inputs["input_ids"][0]
-        tail = len(old) - last
-        if last < 0 or new[: last + 1] != old[: last + 1]:
-            return None
-        if ids[len(ids) - tail :].tolist() != old[last:]:
-            return None
-        more = torch.tensor(new[last + 1 :], dtype=ids.dtype)
-        like.shared.serves = True
-        return extend(like.inputs, len(ids) - tail + 1, more)
-
-    def _tokens(self, text: str) -> list[int]:
-        starts = self._written_bos(text)
-        options = {"add_special_tokens": False} if starts else {}
-        return list(self.tokenizer(text, **options)["input_ids"])
-
-    def _written_bos(self, prompt: str) -> bool:
-        # What apply_chat_template(tokenize=True) does: most templates write the beginning
-        # token themselves.
-        bos = self.tokenizer.bos_token
-        return bos is not None and prompt.startswith(bos)
-
-    def _refuse_placeholders(self, text: str) -> None:
-        for token in self._placeholders:
-            if token in text:
-                raise BadSample(
-                    "prompt", "image_count", f"the text holds the placeholder {token!r}"
-                )
-
-    def _render(self, messages: list[dict[str, Any]]) -> str:
-        try:
-            return self.processor.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=False
-            )
-        except TemplateError as error:  # a role that the template refuses, say
-            raise BadSample(
-                "prompt", "bad_text", f"the chat template refuses it: {first_line(error)}"
-            ) from error
-
-    def _process(
-        self, prompt: str, images: Sequence[Image] | None
-    ) -> dict[str, torch.Tensor]:
-        starts = self._written_bos(prompt)
-        try:
-            # No padding and no truncation, ever: besides cutting image tokens, another
-            # setting would be written into the tokenizer that all threads share.
-            encoded = self.processor(
-                text=[prompt],
-                images=[list(images)] if images else None,
-                return_tensors="pt",
-                padding=False,
-                truncation=False,
-                **({"add_special_tokens": False} if starts else {}),
-            )
-        except REFUSALS as error:
-            raise BadSample(
-                "image" if images else "prompt",
-                "image_unreadable" if images else "bad_text",
-                f"the processor refuses it: {first_line(error)}",
-            ) from error
-        return {k: v for k, v in encoded.items() if isinstance(v, torch.Tensor)}
 
     # -- batches
 
@@ -441,7 +274,7 @@ class ModelDriver:
         self, batch: Sequence[Prepared], traces: list[Trace | None], attention: bool
     ) -> None:
         """Fill in the traces of those that go on from a prompt that was read before."""
-        groups: dict[int, list[tuple[int, decode.Prefilled, int]]] = {}
+        groups: dict[int, list[tuple[int, Prefilled, int]]] = {}
         for i, prepared in enumerate(batch):
             place = decode.place_of(prepared)
             if place is None or not place[0].whole:

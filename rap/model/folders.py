@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ..errors import RapConfigError, RapModelError
 
@@ -54,12 +56,22 @@ def check_weights(path: Path) -> None:
         raise _refused(path, "it has a config.json but no weights (*.safetensors)")
     index = _read(path / "model.safetensors.index.json").get("weight_map")
     named = index.values() if isinstance(index, dict) else ()
-    gone = sorted({str(n) for n in named if not (path / str(n)).exists()})
+    gone = sorted({str(n) for n in named if not (path / str(n)).is_file()})
     if gone:
         more = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
         raise _refused(path, f"its weights are not all there: no {gone[0]}{more}")
+    whole = path / "model.safetensors"
+    if named and whole.exists() and whole.name not in named:
+        raise _refused(
+            path,
+            f"it holds weights twice: {whole.name}, and the files that {whole.name}.index."
+            "json names. One of the two is of another save: move it elsewhere",
+        )
+    quantised = is_quantised(path)
     for file in weights:
-        _check_safetensors(path, file)
+        entries = _check_safetensors(path, file)
+        if not quantised:
+            _require_plain(path, file, entries)
 
 
 def is_quantised(path: Path) -> bool:
@@ -164,15 +176,36 @@ def _pickles(path: Path) -> list[str]:
     return sorted(p.name for p in path.iterdir() if p.suffix in _PICKLES)
 
 
-def _check_safetensors(path: Path, file: Path) -> None:
-    """The file is as long as its header says: a download that broke off is shorter."""
+def _require_plain(path: Path, file: Path, entries: Mapping[str, Any]) -> None:
+    """Weights in integers or complex numbers mean nothing without the quantisation that
+    the config would name: transformers would read the numbers as they are."""
+    kinds = {
+        name: str(entry.get("dtype"))
+        for name, entry in entries.items()
+        if name.endswith("weight")
+    }
+    odd = [name for name, kind in kinds.items() if kind[:1] in ("I", "U", "C")]
+    if odd:
+        raise _refused(
+            path,
+            f"{file.name} holds {odd[0]} as {kinds[odd[0]]} ({len(odd)} such weights), and "
+            "its config.json names no quantization_config: their scale is not known",
+        )
+
+
+def _check_safetensors(path: Path, file: Path) -> Mapping[str, Any]:
+    """The entries of the header. The file is as long as they say: a download that broke
+    off is shorter."""
+    if not file.is_file():
+        raise _refused(path, f"{file.name} is no file")
     size = file.stat().st_size
     with file.open("rb") as stream:
         head = int.from_bytes(stream.read(8), "little")
         text = stream.read(head) if 0 < head <= size - 8 else b""
     try:
         entries = json.loads(text)
-        ends = [e["data_offsets"][1] for n, e in entries.items() if n != "__metadata__"]
+        entries.pop("__metadata__", None)
+        ends = [entry["data_offsets"][1] for entry in entries.values()]
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
         raise _refused(path, f"{file.name} is no safetensors file") from None
     if 8 + head + max(ends, default=0) != size:
@@ -181,6 +214,7 @@ def _check_safetensors(path: Path, file: Path) -> None:
             f"{file.name} is damaged: {size} bytes, its header says "
             f"{8 + head + max(ends, default=0)}. Download it again",
         )
+    return entries
 
 
 def _starts(path: Path, magic: bytes) -> bool:

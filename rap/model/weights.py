@@ -117,12 +117,39 @@ def input_dtype(model: Any) -> torch.dtype:
 def plain(tensor: torch.Tensor) -> torch.Tensor | None:
     """The same values as an ordinary tensor with memory of its own; None if the tensor is
     neither ordinary nor sharded. A DTensor is gathered: all processes must call."""
+    if is_lazy(tensor):
+        return None
     tensor = tensor.detach()
     if hasattr(tensor, "full_tensor"):
         tensor = tensor.full_tensor()
-    ordinary = type(tensor) in (torch.Tensor, torch.nn.Parameter)
-    ordinary = ordinary and not tensor.is_quantized and tensor.layout is torch.strided
-    return tensor if ordinary and tensor.device.type != "meta" else None
+    if not _is_ordinary(tensor) or tensor.device.type == "meta":
+        return None
+    return tensor if _in_memory(tensor) else None
+
+
+def _is_ordinary(tensor: torch.Tensor) -> bool:
+    kinds = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
+    strided = tensor.layout is torch.strided and not tensor.is_nested
+    return type(tensor) in kinds and strided and not tensor.is_quantized
+
+
+def _in_memory(tensor: torch.Tensor) -> bool:
+    """Whether an ordinary tensor's storage holds all of it: one that was freed or cut, or
+    that stands for another tensor, would be read outside of any memory."""
+    if not tensor.numel():
+        return True
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    end = tensor.storage_offset() + 1 + sum((n - 1) * step for n, step in steps)
+    try:
+        room = tensor.untyped_storage().nbytes()
+        return room >= end * tensor.element_size() and tensor.data_ptr() != 0
+    except (RuntimeError, NotImplementedError):
+        return False
+
+
+def is_lazy(tensor: Any) -> bool:
+    """A parameter of torch's lazy modules, which has no shape yet."""
+    return torch.nn.parameter.is_lazy(tensor)
 
 
 def is_shard(tensor: torch.Tensor) -> bool:
@@ -176,20 +203,24 @@ def _held(module: torch.nn.Module, leaf: str) -> Any:
 
 def require_weights(model: Any) -> None:
     """Raises ``RapModelError``, naming the parameter, if weights have no values or are not
-    finite, or if the head or the input embedding is all zero.
+    finite, or if the head, the input embedding or a matrix of the text decoder is all zero.
 
     Two numbers a parameter are read where it lies; nothing is copied. Offloaded,
     quantised and 8-bit weights are not looked at, of sharded ones the part that is here.
     """
     absent = [name for name, p in model.named_parameters() if _absent(model, name, p)]
     if absent:
+        kinds = {p.device.type for name, p in model.named_parameters() if name in absent}
+        why = "device meta" if kinds == {"meta"} else "freed, or never initialised"
         raise RapModelError(
-            f"{type(model).__name__} has weights without values (device meta): "
-            f"{_some(absent)}. Load them: from_pretrained(...) without init_empty_weights"
+            f"{type(model).__name__} has weights without values ({why}): {_some(absent)}. "
+            "Load them: from_pretrained(...) without init_empty_weights"
         )
-    bad = []
+    bad, zero = [], []
     for name, p in model.named_parameters():
         low, high = _extremes(p)
+        if low == high == 0 and p.dim() == 2 and not hasattr(p, "full_tensor"):
+            zero.append(name)
         if low - low != 0 or high - high != 0:  # NaN or infinity
             bad.append(name)
     if bad:
@@ -208,12 +239,30 @@ def require_weights(model: Any) -> None:
                 f"{type(model).__name__}: {name} is all zero, so every token is equally "
                 "likely: its weights were not loaded"
             )
+    matrices = [name for name in zero if _in_decoder(model, name)]
+    if matrices:
+        raise RapModelError(
+            f"{type(model).__name__} has matrices that are all zero: {_some(matrices)}. "
+            "Its weights were not loaded, or their file was not written to the end"
+        )
+
+
+def _in_decoder(model: Any, name: str) -> bool:
+    """A weight of a linear layer in the text decoder; an adapter's may start at zero."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    path, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(path)
+    if decoder is None or leaf != "weight" or "lora_" in name or ".adapter" in name:
+        return False
+    return isinstance(owner, torch.nn.Linear) and any(owner is m for m in decoder.modules())
 
 
 def _absent(model: torch.nn.Module, name: str, parameter: torch.Tensor) -> bool:
-    """On device "meta", and no hook of accelerate would bring it."""
+    """Without values, and no hook of accelerate would bring them."""
+    if is_lazy(parameter):
+        return True
     if parameter.device.type != "meta":
-        return False
+        return _is_ordinary(parameter) and not _in_memory(parameter)
     steps = name.split(".")[:-1]
     modules = (model.get_submodule(".".join(steps[:n])) for n in range(len(steps) + 1))
     return not any(getattr(hook, "offload", False) for m in modules for hook in _hooks(m))

@@ -21,12 +21,12 @@ from ..samples.answers import (
     Accepted,
     Reference,
     joined_boxes,
-    letters_of,
     read_answer,
     split_values,
 )
 from ..samples.choices import letter_index, plain, unlabelled
-from ..samples.markup import boxes, element, folded, has_open_box, spoken, text_commands
+from ..samples.markup import boxes, element, folded, has_open_box, spoken
+from .letters import CLAUSE, letters_in_any_order, letters_said
 from .mathematics import (
     LONGEST_FORMULA,
     bracketed,
@@ -135,7 +135,6 @@ _GOODBYE = re.compile(
     r"|(?:other|further|more) questions)",
     re.IGNORECASE,
 )
-_CLAUSE = re.compile(r"\b(?:are|is|be)\b|(?<!\d):|:(?!\d)")
 _MARKDOWN = re.compile(r"\*\*|__|`+")
 
 
@@ -262,9 +261,9 @@ def _named(final: str, choices: Sequence[str], several: bool) -> set[int]:
     if several:
         lines = [plain_latex(line) for line in folded(final).splitlines()]
         final = "\n".join(filter(None, lines))
-        tail = _CLAUSE.split(final)[-1]
+        tail = CLAUSE.split(final)[-1]
         for text in (final, tail, _BOTH.sub("", final)):
-            parts = list(_letters_in_any_order(text)) or _parts(text)
+            parts = list(letters_in_any_order(text)) or _parts(text)
             found = {named_choice(part, choices) for part in parts}
             if len(found) > 1 and None not in found:
                 return found  # type: ignore[return-value]
@@ -456,7 +455,7 @@ def _accepts(reference: Reference, accepted: Accepted, final: str, search: bool)
         gold, value = quantity(tidy(accepted.text)), quantity(tidy(final))
         if gold is not None and value is not None:  # "2 hours and 30 minutes"
             return same_quantity(gold, value)
-        tail = _CLAUSE.split(final)[-1]
+        tail = CLAUSE.split(final)[-1]
         if reference.letters:
             return letters_said(final) == reference.letters
         return any(_all_given(accepted, _parts(form)) for form in (final, tail))
@@ -506,76 +505,6 @@ def _all_given(accepted: Accepted, given: Sequence[str]) -> bool:
             return False
         left.remove(found)
     return True
-
-
-_SAID_LETTER = re.compile(
-    r"(?:^|\b(?:option|choice|answer|choose|pick|select|is|be|are|to|with|for|so|thus|hence"
-    r"|therefore)\b,?|'s|:|选项?|是|为)\s*"
-    r"(?:(?:is|option|choice|letter)\s+)?[(\[]?([A-J])(?:[)\]]|(?![\w'])(?=\s*(?:[.,:;!]|$)))",
-    re.IGNORECASE,
-)
-_CHINESE_OPTION = re.compile(r"(?<![A-Za-z])([A-J])\s*(?:选项|项)")
-
-
-def _letters_in_any_order(text: str) -> str:
-    """As ``letters_of``: a response may give a set of letters in any order."""
-    letters = re.findall("[A-J]", text)
-    if len(letters) > 1 and len(set(letters)) == len(letters):
-        if re.fullmatch(_LETTER_LIST, text.strip()):
-            return "".join(sorted(letters))
-    return letters_of(text)
-
-
-_LETTER_LIST = (
-    r"[(\[]?[A-J][)\]]?"
-    r"(?:(?:\s*[,;/&\u3001]\s*|\s+and\s+|\s*和\s*|\s*)[(\[]?[A-J][)\]]?)*\.?"
-)
-
-
-def letters_said(final: str) -> str:
-    """The letter, or the set of letters, that a final answer to an open question names:
-    "C", "(C)", "Option C", "C. a tower", "C: 140", "A, C and D"; "" if it names none."""
-    text = " ".join(folded(text_commands(final)).replace("$", " ").split()).strip("*\"' ")
-    whole = _letters_in_any_order(text.upper() if len(text) == 1 else text)
-    if whole:
-        return whole
-    labels = [
-        m[1]
-        for part in re.split(r"[,;\n]|\band\b", text)
-        if (m := re.match(r"\s*[(\[]?([A-J])[)\].:]\s*\S", part))
-    ]
-    match = re.match(
-        r"(?:the\s+)?(?:correct\s+)?(?:option|choice|answer|选项|选)?\s*(?:is\s+)?"
-        r"[(\[]?([A-J])(?:[)\]]?\s*[).:\u3001]|[)\]]|\s+-|,|\s*(?=\()"
-        r"|\s+(?=(?:because|since|as|which|rather|not|instead)\b))\s*(.*)",
-        text,
-        re.IGNORECASE,
-    ) or re.match(r"(?:option|choice)\s+([A-J])\s+(.*)", text, re.IGNORECASE)
-    if match is not None and not match[1].islower():
-        rest = match[2]
-        several = re.match(
-            r"(?:(?:and|or|&|,|/)\s*)*[(\[]?(?:[A-Jb-j]|a(?=\s*(?:,|$)))[)\]]?(?![\w'])",
-            rest,
-        )
-        if several is None and not re.match(r"(?:and|or)\b", rest):
-            if denied(text, match.start(1), match.end(1)):
-                return ""
-            return "".join(sorted(set(labels))) if len(set(labels)) > 1 else match[1]
-        return _letters_in_any_order(text.rstrip("."))
-    clause = re.split(r"\b(?:choose|pick|select)\b", _CLAUSE.split(text)[-1])[-1]
-    tail = _letters_in_any_order(clause.strip())
-    if len(tail) > 1:
-        return tail
-    found = {
-        m[1]
-        for pattern in (_SAID_LETTER, _CHINESE_OPTION, re.compile(r"\(([A-J])\)"))
-        for m in pattern.finditer(text)
-        if not m[1].islower()
-        and not denied(text, m.start(1), m.end(1))
-        and not denied(text, m.start(), m.end(1))
-    }
-    hedged = re.search(r"\b[A-J]\)?\s*(?:or|and|/|,)\s*\(?[A-J]\b", text)
-    return found.pop() if len(found) == 1 and not hedged else ""
 
 
 def tidy(text: str) -> str:

@@ -8,6 +8,7 @@ symbol of the text.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any
 
 from ..samples.markup import strip_math, text_commands
@@ -21,6 +22,7 @@ _FUNCTIONS = frozenset(
 _BRACKETS = {"(": ")]", "[": ")]", "{": "}"}
 
 
+@lru_cache(maxsize=4096)
 def plain_latex(text: str) -> str:
     r"""Spacing and text commands taken away: ``12\,\text{cm}`` is ``12 cm``."""
     text = re.sub(r"(?<=\d)\\,(?=\d{3}(?!\d))", "", text_commands(text))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 from fractions import Fraction
+from functools import lru_cache
 
 from .units import UNIT, read_unit, unit_name
 
@@ -55,6 +56,7 @@ _DECADE = re.compile(r"(?:1[5-9]|20)\d0s\b")
 _CURRENCY = re.compile(r"(?:US|us)?\\?\$|[\u20ac\u00a3\u00a5\uffe5]|RMB\s*|USD\s*")
 
 
+@lru_cache(maxsize=4096)
 def quantity(text: str) -> tuple[Number, str] | None:
     """(number, unit's name) if the text is nothing else: "1,250", "6 cm", "$5", "3/4",
     "1 1/2", "50%", "3 \u00d7 10^8", "5 million", "2 hours 30 minutes"."""
@@ -279,6 +281,7 @@ def chinese_value(text: str) -> int | None:
     return total + section + digit
 
 
+@lru_cache(maxsize=4096)
 def digits_for_words(text: str) -> str:
     """Number words as digits: "three cats" is "3 cats", "两只" is "2只". "One" stays where
     it stands for a thing ("the left one")."""

@@ -429,7 +429,7 @@ def outer_columns(rows: Rows, names: Iterable[str | None]) -> list[str]:
 
 
 def _short(text: str, limit: int = 60) -> str:
-    text = " ".join(text.split())
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 

@@ -59,6 +59,14 @@ def store_error(text: str, error: OSError) -> RapStoreError:
     return wrapped
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it. Raises ``RapStoreError``."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise store_error(f"{folder}: cannot be made", error) from error
+
+
 def fsync_folder(folder: Path) -> None:
     """Make a rename durable. Some network file systems cannot: the
     store says so when it opens."""

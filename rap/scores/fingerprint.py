@@ -67,6 +67,8 @@ def in_words(line: str) -> str:
     """A line of ``differences`` for people: two hashes say nothing to them."""
     line = line.removeprefix("fingerprint.")
     name, _, rest = line.partition(": ")
+    if name == "engine":  # one of them has none: the model that scores
+        return line.replace("absent", '"transformers"')
     return (
         f"{name}: {_IN_WORDS[name]}" if name in _IN_WORDS and _HASH.search(rest) else line
     )

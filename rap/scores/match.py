@@ -345,14 +345,15 @@ def bare_rows(table: pa.Table, source: Any, rows: np.ndarray) -> np.ndarray | No
         name in table.column_names and table[name].null_count < table.num_rows
         for name in names
     )
-    if hashed or not (hasattr(source, "select") or hasattr(source, "take")):
+    by_number = hasattr(source, "select") or hasattr(source, "take")
+    if hashed or not by_number or not hasattr(source, "__len__"):  # a stream has no rows
         return None
     wanted = table.select(["id", "index"]).take(pa.array(rows, pa.int64()))
     if "id" in getattr(source, "column_names", ()):
         place = {str(name): i for i, name in enumerate(source["id"])}
         found = [place.get(name, -1) for name in wanted["id"].to_pylist()]
         return None if -1 in found else np.asarray(found, np.int64)
-    if hasattr(source, "__len__") and len(source) != table.num_rows:
+    if len(source) != table.num_rows:
         return None
     return wanted["index"].to_numpy()
 

@@ -20,9 +20,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..errors import RapInputError, RapStoreError
+from ..errors import RapInputError
 from .columns import as_fraction, mask_of
-from .files import write_atomic
+from .files import make_folder, write_atomic
 from .match import as_samples, bare_rows, described_again, find, match, reopen
 from .scores import PAPER_LAMBDA_C, diagnose, write_saved
 from .table import VOLATILE_COLUMNS
@@ -262,10 +262,7 @@ class Selected:
             table = table.set_column(position, table.schema.field(name), nulls)
         settings = {**self.settings, "data": self.data}
         text = json.dumps(settings, indent=1, sort_keys=True, allow_nan=False)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RapStoreError(f"{folder}: cannot be made: {error}") from error
+        make_folder(folder)
         write_saved(folder / "selection.parquet", table, settings, "selection")
         write_atomic(folder / "indices.npy", lambda file: np.save(file, self.indices))
         write_atomic(

@@ -45,6 +45,7 @@ from ..errors import RapConfigError, RapStoreError
 from .files import (
     NO_FSYNC,
     OtherVersionError,
+    make_folder,
     store_error,
     verified,
     write_atomic,
@@ -132,10 +133,7 @@ class ScoreStore(Shards):
         if data is not None:
             header["data"] = as_json(data)
         folder = Path(path)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise store_error(f"{folder}: cannot be made", error) from error
+        make_folder(folder)
         lock = Lock(folder)
         try:
             store = cls(folder, header, lock)

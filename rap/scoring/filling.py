@@ -55,12 +55,8 @@ def score_batch(scorer: Scorer, jobs: list[Job]) -> None:
         job.row["seconds"] += share
         # A finished job waits for its shard: only its row may stay in memory.
         job.image = job.blind = job.answer = None
+        job.asked = {}
         job.sample = None  # type: ignore[assignment]
-
-
-def tokens_of(jobs: Iterable[Job]) -> int:
-    """Tokens of their prompts with the image, and of the responses they already hold."""
-    return sum(len(job.image) for job in jobs if job.image is not None)
 
 
 @dataclass(slots=True)
@@ -115,7 +111,7 @@ class Run:
     def __init__(
         self,
         samples: SampleSet,
-        driver: ModelDriver,
+        driver: ModelDriver | None,
         config: ScoreConfig,
         scorer: Scorer,
         more: Collection[str] = (),
@@ -148,11 +144,12 @@ class Run:
             for i in shards.shard_range(p.k)[p.whole :]
             if not shards.reusable(i) and not self._settled(i)
         ]
+        batch = self.config.batch_size or DEFAULT_BATCH
         jobs = ahead(
             self._prepare,
             todo,
             workers=self.config.workers,
-            depth=self.config.prefetch * (self.config.batch_size or DEFAULT_BATCH),
+            depth=max(self.config.prefetch * batch, self.scorer.window),
         )
         with _Bar(len(self.samples), self.seen, progress) as bar:
             try:
@@ -171,12 +168,13 @@ class Run:
 
     def _prepare(self, i: int) -> Job:
         """``prepare_job`` of sample ``i``, in whichever thread."""
-        with self.driver.watch.span("prepare"):
-            return prepare_job(self.samples, self.driver, self.config, i)
+        with self.scorer.watch.span("prepare"):
+            asked = not self.scorer.engine_is_local
+            return prepare_job(self.samples, self.driver, self.config, i, asked=asked)
 
     def _next(self, jobs: Iterator[Job], begun: Mapping[str, Any]) -> Job:
         """The next prepared job, waited for."""
-        with self.driver.watch.span("prepare"):
+        with self.scorer.watch.span("prepare"):
             return self._new(next(jobs), begun)
 
     def _begin(self, shards: ScoreStore, k: int) -> _Part:
@@ -224,8 +222,7 @@ class Run:
             if job.alive and not job.reused:
                 batch.append(job)
             last = len(part.jobs) == part.size
-            full = self.config.batch_is_full(len(batch), tokens_of(batch))
-            if batch and (full or last):
+            if batch and (self.scorer.is_full(batch) or last):
                 score_batch(self.scorer, batch)
                 batch = []
             if batch:
@@ -234,13 +231,13 @@ class Run:
             part.whole = len(part.jobs)
             self._count(job.row for job in new)
             fresh = sum(not j.reused or self._settled(j.row["index"]) for j in new)
-            self.driver.watch.count("samples", fresh)
+            self.scorer.watch.count("samples", fresh)
             bar.advance(len(new), self.bad.total())
             if not last:
                 self._stop_early(final=False)
                 if time.monotonic() - self.written >= PARTIAL_SECONDS:
                     self._keep(shards, part)
-        with self.driver.watch.span("store"):
+        with self.scorer.watch.span("store"):
             scores, rollouts = part.tables()
             shards.write(part.k, scores, rollouts, tally=part.tally(), rows=part.rows())
         self.written = time.monotonic()
@@ -277,7 +274,7 @@ class Run:
         return job
 
     def _keep(self, shards: ScoreStore, part: _Part) -> None:
-        with self.driver.watch.span("store"):
+        with self.scorer.watch.span("store"):
             scores, rollouts = part.tables()
             shards.write_partial(
                 part.k, scores, rollouts, tally=part.tally(), rows=part.rows()

@@ -16,6 +16,7 @@ from ..samples.sample import BadSample, Sample
 from ..scores.table import QUARANTINED, SCORED
 
 if TYPE_CHECKING:
+    from ..engines import Said
     from ..model.driver import ModelDriver, Prepared
 
 Item = TypeVar("Item")
@@ -41,6 +42,8 @@ class Job:
     """The same without it."""
     answer: Prepared | None = None
     """Evidence ``logits``: the answer with the image, for the difficulty."""
+    asked: dict[str, tuple[Said, ...]] = field(default_factory=dict)
+    """The prompt turn by turn, ``image`` and ``blind``, for an engine that is asked."""
     rollouts: list[dict[str, Any]] = field(default_factory=list)
     groups: int = 0
     """Groups of completions that were sampled, and those that were ``degenerate``."""
@@ -49,7 +52,7 @@ class Job:
     """``reuse.inputs_sha256`` of what else the score is made from."""
     reused: bool = False
     """Not scored by this pass: for an older data set, or by the first pass."""
-    asked: list[tuple[bool, bool, list[int]]] = field(default_factory=list)
+    read: list[tuple[bool, bool, list[int]]] = field(default_factory=list)
     """In a profiled run, what the model read for it: (without the image?, any image
     tokens?, tokens)."""
 
@@ -68,6 +71,7 @@ class Job:
             "message": clean(message),
         }
         self.image = self.blind = self.answer = None
+        self.asked = {}
 
 
 def clean(text: str, limit: int = 500) -> str:
@@ -147,3 +151,8 @@ def ahead(
             yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def tokens_of(jobs: Iterable[Job]) -> int:
+    """Tokens of their prompts with the image, and of the responses they already hold."""
+    return sum(len(job.image) for job in jobs if job.image is not None)

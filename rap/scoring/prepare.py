@@ -12,6 +12,7 @@ from ..model.rollouts import row_seed
 from ..samples.sample import Bad, BadSample, sample_sha256
 from ..samples.sampleset import SampleSet, load_images
 from ..scores.table import SCORED
+from .engine import prompts, refuse_placeholders, with_bytes
 from .evidence import EVIDENCE
 from .jobs import Job
 
@@ -22,9 +23,17 @@ if TYPE_CHECKING:
 
 
 def prepare_job(
-    samples: SampleSet, driver: ModelDriver, config: ScoreConfig, i: int
+    samples: SampleSet,
+    driver: ModelDriver | None,
+    config: ScoreConfig,
+    i: int,
+    *,
+    asked: bool = False,
 ) -> Job:
-    """Decode and preprocess sample i: host only, called from worker threads."""
+    """Decode and preprocess sample i: host only, called from worker threads.
+
+    driver: None prepares for no local model. asked: the prompts are for an engine, too.
+    """
     sample = samples[i]
     row: dict[str, Any] = {
         "id": sample.id,
@@ -42,7 +51,8 @@ def prepare_job(
     row["source"] = sample.source
     job.sample = sample
     try:
-        images, hashes = load_images(sample, max_pixels=config.max_image_pixels)
+        shown = with_bytes(sample) if asked else sample
+        images, hashes = load_images(shown, max_pixels=config.max_image_pixels)
         row["image_sha256"] = ",".join(hashes)
         row["sample_sha256"] = sample_sha256(sample, hashes)
         other = counterfactual_images(
@@ -51,7 +61,12 @@ def prepare_job(
             seed=row_seed(config.seed, sample.id, config.counterfactual, 0),
             partner=_partner_images(samples, config, i),
         )
-        EVIDENCE[config.evidence].prepare(job, sample, images, other, driver, config)
+        if asked:
+            job.asked = prompts(shown, images, other, config)
+        if driver is not None:
+            EVIDENCE[config.evidence].prepare(job, sample, images, other, driver, config)
+        for said in job.asked.values() if driver is None else ():
+            refuse_placeholders(said)
     except BadSample as bad:
         job.quarantine(bad.stage, bad.code, bad.message)
     return job

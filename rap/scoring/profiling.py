@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from itertools import takewhile
 from pathlib import Path
@@ -21,30 +21,30 @@ BLIND = "blind"
 """The prompt without the image, by the field of `Job`; the others hold the image."""
 
 
-def stopwatch(driver: ModelDriver, profile: bool) -> Stopwatch:
+def stopwatch(driver: ModelDriver | None, profile: bool) -> Stopwatch:
     """A stopwatch that waits for the model's device; `IDLE` without ``profile``."""
     if not profile:
         return IDLE
+    if driver is None:
+        return Stopwatch()
     from ..model.timing import waiter
 
     return Stopwatch(wait=waiter(driver.model))
 
 
 @contextmanager
-def profiled(driver: ModelDriver, watch: Stopwatch, folder: Path) -> Iterator[None]:
+def profiled(driver: ModelDriver | None, watch: Stopwatch, folder: Path) -> Iterator[None]:
     """Inside, the driver's work is measured; what it was is added to the store's profile
     at the end, whatever ends it in order (Ctrl-C, an error). ``kill -9`` loses it."""
     if not watch.on:
         yield
         return
-    from ..model.timing import timed
-
-    before = asdict(driver.counts)
+    before = _counts(driver)
     try:
-        with timed(driver, watch):
+        with _timed(driver, watch):
             yield
     finally:
-        done = {name: n - before[name] for name, n in asdict(driver.counts).items()}
+        done = {name: n - before[name] for name, n in _counts(driver).items()}
         samples = watch.counts.pop("samples", 0)
         run = Profile(
             1,
@@ -57,29 +57,42 @@ def profiled(driver: ModelDriver, watch: Stopwatch, folder: Path) -> Iterator[No
         add_profile(folder, run)
 
 
-def ask(watch: Stopwatch, job: Job, which: str, prepared: Prepared) -> None:
+def _timed(driver: ModelDriver | None, watch: Stopwatch) -> AbstractContextManager[None]:
+    if driver is None:
+        return nullcontext()
+    from ..model.timing import timed
+
+    return timed(driver, watch)
+
+
+def _counts(driver: ModelDriver | None) -> dict[str, int]:
+    return {} if driver is None else asdict(driver.counts)
+
+
+def note(watch: Stopwatch, job: Job, which: str, prepared: Prepared | None) -> None:
     """Take note of a sequence that the model is to read for a job."""
-    if watch.on:
+    if watch.on and prepared is not None:
         ids = prepared.inputs["input_ids"][0].tolist() + prepared.response_ids.tolist()
-        job.asked.append((which == BLIND, bool(prepared.image_mask.any()), ids))
+        job.read.append((which == BLIND, bool(prepared.image_mask.any()), ids))
 
 
 def count_asked(watch: Stopwatch, jobs: Iterable[Job]) -> None:
     """Count the distinct tokens and images of what these jobs have asked the model."""
     for job in jobs if watch.on else ():
         for blind in (False, True):
-            asked = [(shown, ids) for b, shown, ids in job.asked if b == blind]
+            asked = [(shown, ids) for b, shown, ids in job.read if b == blind]
             watch.count("distinct_tokens", distinct_tokens([ids for _, ids in asked]))
             if any(shown for shown, _ in asked):
                 images = job.row["image_sha256"].count(",") + 1
                 watch.count("images_distinct", images)
-        job.asked.clear()
+        job.read.clear()
 
 
 def distinct_tokens(sequences: Iterable[Sequence[int]]) -> int:
     """Tokens that must be read where shared beginnings are read once: the nodes of the
     trie of these sequences."""
-    total, last = 0, ()
+    total = 0
+    last: tuple[int, ...] = ()
     for ids in sorted(map(tuple, sequences)):
         pairs = zip(last, ids, strict=False)
         total += len(ids) - sum(1 for _ in takewhile(lambda p: p[0] == p[1], pairs))

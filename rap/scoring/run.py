@@ -41,6 +41,7 @@ from ..config import (
     ScoreOptions,
     require_judge,
 )
+from ..engines import Engine, EngineConfig, EngineOptions, require_engine
 from ..environment import version
 from ..errors import RapInputError
 from ..model.counterfactual import WITH_PARTNER
@@ -58,6 +59,7 @@ from ..selection.selection import Selection
 from ..settings import require_known, resolve
 from ..stopwatch import Stopwatch
 from .again import redo_changed_images, redo_quarantined
+from .engine import provenance, resolve_both, running
 from .evidence import EVIDENCE
 from .filling import Run
 from .ledger import count_rows, ledger
@@ -84,7 +86,11 @@ class RunOptions(TypedDict, total=False):
     profile: bool
 
 
-class SelectOptions(ChooseOptions, ScoreOptions, RunOptions, total=False):
+class ScoringOptions(ScoreOptions, EngineOptions, total=False):
+    """`score`'s fields of settings: `ScoreConfig`'s and `EngineConfig`'s."""
+
+
+class SelectOptions(ChooseOptions, ScoringOptions, RunOptions, total=False):
     """`select`'s keyword arguments: those of `score` and of `choose`."""
 
 
@@ -103,7 +109,7 @@ def score(
     verify_images: bool = True,
     retry_quarantined: bool = False,
     profile: bool = False,
-    **overrides: Unpack[ScoreOptions],
+    **overrides: Unpack[ScoringOptions],
 ) -> Scores:
     """Score every sample of a data set with one model: the slow step, resumable.
 
@@ -111,7 +117,9 @@ def score(
     ----------
     model, processor
         A Hugging Face ``AutoModelForImageTextToText`` and its processor; or a folder or
-        hub name, with ``processor=None`` for the one that lies there.
+        hub name, with ``processor=None`` for the one that lies there. ``None, None``
+        scores evidence ``rollouts`` with a server alone: prompts are then not compared
+        with a local processor's, and ACE is skipped, which needs a local forward.
     dataset
         What `rap.samples.open_samples` takes (a ``datasets.Dataset``, a list of dicts, a
         path), or a ``SampleSet``; ``columns`` and ``root`` go there.
@@ -123,7 +131,10 @@ def score(
         keeps the shards in a temporary folder, gone when the call returns.
     config, **overrides
         A `ScoreConfig` (None is the defaults), and single fields that replace its own: see
-        ``help(rap.ScoreConfig)``.
+        ``help(rap.ScoreConfig)``. Besides those of `rap.engines.EngineConfig`: what
+        samples completions, e.g. ``engine="openai", base_url="http://node7:8000/v1",
+        concurrency=64``. A server is probed before the first sample (one line on stderr),
+        and has to see the local processor's prompts; it goes into the fingerprint.
     reward
         None checks answers with the built-in checker, else a callable with TRL's
         signature. For evidence ``rollouts`` and ``cascade`` only: the others grade no
@@ -170,7 +181,7 @@ def score(
     from ..model.driver import ModelDriver
 
     wall = time.perf_counter()
-    config = resolve(ScoreConfig, "config", config, overrides, "rap.score")
+    config, chosen = resolve_both(config, overrides, "rap.score")
     require_judge(config.evidence, reward)
     if isinstance(dataset, SampleSet):
         samples = dataset
@@ -178,18 +189,22 @@ def score(
         samples = open_samples(dataset, columns=columns, root=root)
     if len(samples) == 0:
         raise RapInputError("the data set is empty: there is nothing to score")
-    model, processor = opened(model, processor)
-    driver = ModelDriver(model, processor, config)
+    require_engine(chosen, config.evidence, model is not None)
+    driver = None
+    if model is not None:
+        model, processor = opened(model, processor)
+        driver = ModelDriver(model, processor, config)
     watch = stopwatch(driver, profile)
     with (
         _evaluating(model),
         _checker(reward, config, watch) as checker,
         _folder(store) as path,
+        running(chosen, driver, config) as engine,
     ):
-        driver.check()
         call = _Call(
             samples,
             driver,
+            engine,
             watch,
             describe(samples),
             allow_degenerate=allow_degenerate,
@@ -197,7 +212,9 @@ def score(
             retry_quarantined=retry_quarantined,
             progress=progress,
         )
-        last = _Pass(config, checker, _inputs(config, samples, reward is not None))
+        made_by = provenance(chosen, engine, driver)
+        more = _inputs(config, samples, reward is not None)
+        last = _Pass(config, checker, more, made_by)
         with call.open(path, last) as shards:
             with profiled(driver, watch, shards.path):
                 plan = _first_pass(call, Path(path), config)
@@ -249,7 +266,8 @@ def select(
         How the selection is made of the scores; None is the defaults.
     **options
         Single fields that replace those of ``config`` (``evidence``, ``m1``, ``seed``, ...,
-        see ``help(rap.ScoreConfig)``) or of ``choose`` (``budget``, ``rule``, ``by``, ...,
+        see ``help(rap.ScoreConfig)``), of the engine (``engine``, ``base_url``, ...) or of
+        ``choose`` (``budget``, ``rule``, ``by``, ...,
         see ``help(rap.ChooseConfig)``), and what `score` takes besides: ``store``,
         ``reward``, ``columns``, ``root``, ``progress``, ``allow_degenerate``,
         ``verify_images``, ``retry_quarantined``, ``profile``, see ``help(rap.score)``.
@@ -273,7 +291,7 @@ def select(
     run_options = RunOptions.__annotations__
     known = [*run_options, *sorted(set().union(*fields.values()))]
     require_known(given, known, "rap.select has no such option")
-    scoring, choosing = (
+    scoring, choosing, _ = (
         {name: value for name, value in given.items() if name in fields[kind]}
         for kind in _SETTINGS
     )
@@ -282,20 +300,23 @@ def select(
     chosen = resolve(ChooseConfig, "choose", choose, choosing, "rap.select")
     config = resolve(ScoreConfig, "config", config, scoring, "rap.select")
     check_rule(chosen, config.evidence)
-    rest = {name: value for name, value in given.items() if name in run_options}
+    theirs = [*run_options, *fields[EngineConfig]]
+    rest = {name: value for name, value in given.items() if name in theirs}
     return choose_from(score(model, processor, dataset, config, **rest), chosen)
 
 
-_SETTINGS = (ScoreConfig, ChooseConfig)
+_SETTINGS = (ScoreConfig, ChooseConfig, EngineConfig)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Pass:
-    """What one pass over the pool is scored by. ``more``: as from ``_inputs``."""
+    """What one pass over the pool is scored by. ``more``: as from ``_inputs``; ``made_by``:
+    the engine of its completions, as from ``provenance``."""
 
     config: ScoreConfig
     checker: Checker | None
-    more: Collection[str]
+    more: Collection[str] = ()
+    made_by: Mapping[str, object] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -303,7 +324,8 @@ class _Call:
     """What the passes of one call of `score` share; its arguments of the same names."""
 
     samples: SampleSet
-    driver: ModelDriver
+    driver: ModelDriver | None
+    engine: Engine
     watch: Stopwatch
     data: Mapping[str, Any]
     allow_degenerate: bool
@@ -316,7 +338,7 @@ class _Call:
         with self.watch.span("store"):
             return ScoreStore.open(
                 path,
-                _fingerprint(self.driver, by.config, by.checker, self.samples, by.more),
+                _fingerprint(self.driver, by, self.samples),
                 len(self.samples),
                 by.config.shard_size,
                 data=self.data,
@@ -336,7 +358,15 @@ class _Call:
             reuse = self._reuse(by, plan)
             if reuse is not None:
                 look_back(shards, reuse, None if plan is None else plan.settled)
-        scorer = Scorer(self.driver, by.config, by.checker, self.allow_degenerate)
+        scorer = Scorer(
+            self.driver,
+            by.config,
+            by.checker,
+            self.allow_degenerate,
+            self.engine,
+            local=by.made_by is None,
+            watch=self.watch,
+        )
         run = Run(self.samples, self.driver, by.config, scorer, by.more, plan)
         run.fill(shards, self.progress)
         with self.watch.span("store"):
@@ -361,7 +391,7 @@ def _first_pass(call: _Call, path: Path, config: ScoreConfig) -> Plan | None:
     first = EVIDENCE[config.evidence].first
     if first is None:
         return None
-    by = _Pass(dataclasses.replace(config, evidence=first), None, ())
+    by = _Pass(dataclasses.replace(config, evidence=first), None)
     with call.open(path / FOLDER, by) as shards:
         call.fill(shards, by, None)
         call.watch.counts.pop("samples", None)  # the pass to come counts them
@@ -373,6 +403,9 @@ def _first_pass(call: _Call, path: Path, config: ScoreConfig) -> Plan | None:
 def _evaluating(model: Any) -> Iterator[None]:
     """Dropout off while we score. Each module's mode, and what ``generate`` leaves on it
     (Qwen-VL's ``rope_deltas``), are put back."""
+    if model is None:
+        yield
+        return
     saved = [(module, dict(vars(module))) for module in model.modules()]
     model.eval()
     try:
@@ -414,19 +447,17 @@ def _inputs(config: ScoreConfig, samples: SampleSet, custom: bool) -> Collection
 
 
 def _fingerprint(
-    driver: ModelDriver,
-    config: ScoreConfig,
-    checker: Checker | None,
-    samples: SampleSet,
-    more: Collection[str],
+    driver: ModelDriver | None, by: _Pass, samples: SampleSet
 ) -> dict[str, Any]:
     """All that a score depends on; a store refuses another one, naming the field, but for
-    the data set's (``ScoreStore.open``). ``more``: as from ``_inputs``."""
+    the data set's (``ScoreStore.open``)."""
+    made_by = {} if by.made_by is None else {"engine": by.made_by}
     return {
-        "model": driver.identity(),
-        "config": config.fingerprint(),
-        "checker": None if checker is None else checker.name,
-        "dataset": samples.content_hash(more),
+        "model": None if driver is None else driver.identity(),
+        "config": by.config.fingerprint(),
+        "checker": None if by.checker is None else by.checker.name,
+        "dataset": samples.content_hash(by.more),
         "rap_version": version("rap-select") or "not installed",
         "schema_version": SCHEMA_VERSION,
+        **made_by,
     }

@@ -11,21 +11,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .. import cuda, ops
 from ..config import ScoreConfig
+from ..engines.contract import Engine, Request
 from ..errors import RapModelError
 from ..model.halving import Failure, in_halves
-from ..model.rollouts import IMAGE_ARM, Completion, degenerate, row_seed
+from ..model.rollouts import ARM_TEXT, IMAGE_ARM, Completion, degenerate, row_seed
 from ..rewards.checker import Checker
 from ..samples.sample import BadSample
 from ..scores.table import SCORE_SCHEMA
-from ..stopwatch import Stopwatch
+from ..stopwatch import IDLE, Stopwatch
 from .batches import all_finite, memory_of
-from .jobs import Job, clean
-from .profiling import ask
+from .jobs import Job, clean, tokens_of
+from .profiling import note
 
 if TYPE_CHECKING:
     import torch
@@ -45,16 +46,25 @@ class Scorer:
     """Asks one model, with one setting, about batches of samples.
 
     ``allow_degenerate``: go on although most groups of completions are identical.
+    ``engine``: what samples completions; ``local``: in this process, by the model itself.
+    ``driver`` None: there is an engine only, so that no forward can be asked for.
     """
 
     def __init__(
         self,
-        driver: ModelDriver,
+        driver: ModelDriver | None,
         config: ScoreConfig,
         checker: Checker | None,
         allow_degenerate: bool,
+        engine: Engine,
+        *,
+        local: bool = True,
+        watch: Stopwatch = IDLE,
     ) -> None:
-        self.driver = driver
+        self._driver = driver
+        self.watch = watch
+        self.engine = engine
+        self.engine_is_local = local
         self.config = config
         self.checker = checker
         self.allow_degenerate = allow_degenerate
@@ -63,9 +73,39 @@ class Scorer:
         self._heads: dict[torch.device, Head] = {}
 
     @property
-    def watch(self) -> Stopwatch:
-        """Measures the stages of a profiled run."""
-        return self.driver.watch
+    def driver(self) -> ModelDriver:
+        """The local model; `reads_psi` and evidence that needs it ask for it."""
+        assert self._driver is not None  # scoring.engine.require_engine
+        return self._driver
+
+    @property
+    def reads_psi(self) -> bool:
+        """Whether a local model can read the attention of what the engine samples."""
+        return self._driver is not None and self.engine.token_ids
+
+    @property
+    def window(self) -> int:
+        """Samples that keep the engine busy, at least."""
+        return self.engine.window
+
+    def is_full(self, jobs: Sequence[Job]) -> bool:
+        """Whether so many jobs are to be scored together: a batch, or as many as keep an
+        engine busy. Forwards take `batches` of them."""
+        return len(jobs) >= self.window and self._is_batch(jobs)
+
+    def _is_batch(self, jobs: Sequence[Job]) -> bool:
+        return self.config.batch_is_full(len(jobs), tokens_of(jobs))
+
+    def batches(self, jobs: Sequence[Job]) -> Iterator[list[Job]]:
+        """The jobs in the order given, as many at a time as one batch takes."""
+        batch: list[Job] = []
+        for job in jobs:
+            batch.append(job)
+            if self._is_batch(batch):
+                yield batch
+                batch = []
+        if batch:
+            yield batch
 
     def _head_for(self, hidden: torch.Tensor) -> Head:
         """The head where the kernels run: on the CUDA device of the hidden states, or, for
@@ -103,49 +143,23 @@ class Scorer:
         self, jobs: list[Job], arm: str, numbers: range, *, greedy: bool = False
     ) -> dict[int, list[Completion]]:
         """The completions of these numbers of each job, by ``id(job)``; failures are
-        quarantined."""
-        from ..model import rollouts
-
-        if not jobs:
-            return {}
-        seed = self.config.seed
-        rows = [
-            (job, -1 if greedy else row_seed(seed, job.row["id"], arm, number))
-            for job in jobs
-            for number in numbers
-        ]
-
+        quarantined. All are asked of the engine at once."""
         which = "image" if arm == IMAGE_ARM else "blind"
-        for job in jobs:
-            ask(self.watch, job, which, getattr(job, which))
-
-        def run(part: Sequence[tuple[Job, int]]) -> list[Completion]:
-            prompts = [getattr(job, which) for job, _ in part]
-            groups = rollouts.generate(
-                self.driver,
-                prompts,
-                [[s] for _, s in part],
-                self.config.sampling,
-                greedy=greedy,
-            )
-            return [completion for (completion,) in groups]
-
+        for job in jobs if numbers else ():
+            note(self.watch, job, which, getattr(job, which))
+        asked = [self._request(job, arm, numbers, greedy) for job in jobs if numbers]
+        job_of = {id(r): job for r, job in zip(asked, jobs, strict=False)}
         drawn: dict[int, list[Completion]] = {id(job): [] for job in jobs}
         with self.watch.span("decode"):
-            results = in_halves(run, rows)
-        for (job, _), result in zip(rows, results, strict=True):
-            if isinstance(result, Failure):
-                if job.alive:
-                    job.quarantine("model", result.code, f"generate: {result.message}")
-                continue
-            job.row["generated_tokens"] += result.n_sampled
-            job.row["n_drawn"] = job.row.get("n_drawn", 0) + 1
-            cut = result.finish_reason == "length"
-            job.row["n_cut"] = job.row.get("n_cut", 0) + cut
-            if result.failed_step is not None and job.alive:
-                where = f"{rollouts.ARM_TEXT[arm]}, step {result.failed_step}"
-                job.quarantine("model", "nonfinite", f"logits not finite: {where}")
-            drawn[id(job)].append(result)
+            answers = list(self.engine.generate(asked))
+        for request, generated in answers:
+            job = job_of[id(request)]
+            for completion in generated.completions:
+                self._take(job, arm, completion)
+                drawn[id(job)].append(completion)
+            bad = generated.bad
+            if bad is not None and job.alive:
+                job.quarantine(bad.stage, bad.code, bad.message)
         # Further completions are sampled only where the first ones differed, so only the
         # first group can be degenerate.
         if not greedy and len(numbers) >= 2 and numbers.start == 0:
@@ -157,6 +171,37 @@ class Scorer:
                     self.count_groups(1, same)
             self.check_degenerate(final=False)
         return drawn
+
+    def _request(self, job: Job, arm: str, numbers: range, greedy: bool) -> Request:
+        """These completions of one job, as the engine takes them."""
+        which = "image" if arm == IMAGE_ARM else "blind"
+        seed, name = self.config.seed, job.row["id"]
+        prepared = getattr(job, which)
+        *earlier, (_, content) = job.asked.get(which) or [("user", ())]
+        ids = None
+        if prepared is not None and not self.engine_is_local:
+            ids = tuple(prepared.inputs["input_ids"].flatten().tolist())
+        return Request(
+            sample_id=name,
+            arm=arm,
+            content=content,
+            seeds=tuple(-1 if greedy else row_seed(seed, name, arm, i) for i in numbers),
+            sampling=self.config.sampling,
+            greedy=greedy,
+            earlier=tuple(earlier),
+            prompt_ids=ids,
+            prepared=prepared,
+        )
+
+    def _take(self, job: Job, arm: str, completion: Completion) -> None:
+        """Bill a completion; one whose logits were not finite ends its job."""
+        job.row["generated_tokens"] += completion.n_sampled
+        job.row["n_drawn"] = job.row.get("n_drawn", 0) + 1
+        cut = completion.finish_reason == "length"
+        job.row["n_cut"] = job.row.get("n_cut", 0) + cut
+        if completion.failed_step is not None and job.alive:
+            where = f"{ARM_TEXT[arm]}, step {completion.failed_step}"
+            job.quarantine("model", "nonfinite", f"logits not finite: {where}")
 
     def count_groups(self, groups: int, degenerate: int) -> None:
         """Take note of groups of completions, also those that an earlier run sampled."""
@@ -190,7 +235,7 @@ class Scorer:
             return self.driver.trace(prepared, attention=attention)
 
         for job in live:
-            ask(self.watch, job, which, getattr(job, which))
+            note(self.watch, job, which, getattr(job, which))
         with self.watch.span("prefill"):
             results = in_halves(run, live)
             finite = all_finite([r for r in results if not isinstance(r, Failure)])

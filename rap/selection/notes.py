@@ -98,6 +98,7 @@ def notes_of(
         *_about_replacing(found),
         *_about_screening(evidence, groups, threshold),
         *_about_answers(counted),
+        *_about_engine(counted.meta),
     ]
 
 
@@ -141,6 +142,13 @@ def _about_screening(
         f"{screened} samples were never tried with the image (screen_lambda_c, of an "
         f"earlier version) though their D may exceed {lowest:g}; score again"
     ]
+
+
+def _about_engine(meta: Mapping[str, Any]) -> list[str]:
+    tree: Any = meta
+    for name in ("fingerprint", "engine", "ace_skipped"):
+        tree = tree.get(name) if isinstance(tree, Mapping) else None
+    return [f"ACE is skipped: {tree}"] if isinstance(tree, str) else []
 
 
 def _about_answers(counted: Counted) -> list[str]:

@@ -20,14 +20,13 @@ from ..errors import (
     RapConfigError,
     RapError,
     RapInputError,
-    RapStoreError,
     first_line,
     install,
 )
 from ..model.loading import load_model
 from ..model.prompt import require_processor
 from ..samples.sampleset import SampleSet, open_samples
-from ..scores.files import write_atomic
+from ..scores.files import make_folder, write_atomic
 from ..settings import Ge, near, setting, settings
 from .data import prepare
 from .reselect import Reselect
@@ -201,10 +200,7 @@ def _checkpoint(out: Path, resume: bool, echo: Callable[[str], Any]) -> str | No
         raise RapConfigError(
             f"{out} holds a training run: --resume goes on with it; or name another folder"
         )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RapStoreError(f"{out}: cannot be made: {error}") from error
+    make_folder(out)
     whole = [path for _, path in found if _is_whole(path)]
     if resume:
         torn = [path.name for _, path in found if path not in whole]

@@ -121,7 +121,8 @@ def _settled(job: Job, sure: float) -> bool:
         q = job.row.get(name)
         said = np.array([np.nan if q is None else q])
         arms.append(Arm(np.array([correct]), np.array([judged]), said, DEFAULT_WEIGHT))
-    p = float(prob_above(*arms)[0])
+    with_image, without = arms
+    p = float(prob_above(with_image, without)[0])
     return not 1 - sure < p < sure
 
 

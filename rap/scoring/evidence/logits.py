@@ -55,12 +55,13 @@ class Logits(Evidence):
                 job.quarantine("model", "empty_response", "the greedy completion is empty")
                 continue
             scorer.respond(job, ("image", "blind"), completion.token_ids)
-        scorer.compare_arms(jobs)
-        traces = scorer.forward(jobs, "answer", attention=False)
-        logp = scorer.head(jobs, traces, traces)
-        for job in jobs:
-            if job.alive:
-                put_answer(job, "1", logp[id(job)]["1"])
+        for batch in scorer.batches(jobs):
+            scorer.compare_arms(batch)
+            traces = scorer.forward(batch, "answer", attention=False)
+            logp = scorer.head(batch, traces, traces)
+            for job in batch:
+                if job.alive:
+                    put_answer(job, "1", logp[id(job)]["1"])
 
 
 EVIDENCE = Logits()

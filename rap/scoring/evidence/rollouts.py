@@ -89,9 +89,11 @@ def read_psi(scorer: Scorer, jobs: Sequence[Job]) -> None:
     for job in jobs:
         chosen = next(r for r in job.rollouts if r["arm"] == IMAGE_ARM and r["correct"])
         job.row["truncated"] = chosen["finish_reason"] == "length"
-        scorer.respond(job, ("image",), chosen["token_ids"])
-    traced = list(jobs)
-    scorer.psi(traced, scorer.forward(traced, "image", attention=True))
+        if scorer.reads_psi:
+            scorer.respond(job, ("image",), chosen["token_ids"])
+    if scorer.reads_psi:
+        for batch in scorer.batches(jobs):
+            scorer.psi(batch, scorer.forward(batch, "image", attention=True))
 
 
 def _grade(
