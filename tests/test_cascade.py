@@ -89,6 +89,7 @@ class Scripted:
 
     def __init__(self, config: ScoreConfig, said: dict[str, dict[str, str]]) -> None:
         self.config, self.said, self.checker, self.watch = config, said, self, IDLE
+        self.reads_psi = True
         self.asked: list[tuple[str, tuple[str, ...], tuple[int, ...]]] = []
         self.traced: list[str] = []
         self.fails: dict[str, str] = {}  # id -> "image" | "counterfactual" | "forward"
@@ -111,6 +112,9 @@ class Scripted:
                 for k in numbers
             ]
         return drawn
+
+    def batches(self, jobs):
+        yield list(jobs)
 
     def respond(self, job, arms, ids):
         assert arms == ("image",) and tuple(ids) == (7, 8)
