@@ -188,6 +188,20 @@ def test_images_of_an_unknown_family_are_encoded_in_every_forward(monkeypatch):
     assert driver.counts.images_encoded == 6
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_features_reach_a_forward_that_has_no_argument_for_them(name, monkeypatch):
+    """As in the earlier releases of transformers 5."""
+    driver, _, prompts = make(name)
+    expected = driver.trace([driver.with_response(p, [5, 6]) for p in prompts])
+    monkeypatch.setattr(vision, "takes_features", lambda model: False)
+    driver, _, prompts = make(name)
+    batch = [driver.with_response(p, [5, 6]) for p in prompts]
+    assert_same(driver.trace(batch), expected)
+    driver.trace(batch, attention=False)
+    assert driver.counts.images_encoded == 3
+    assert "get_image_features" not in vars(driver.model.base_model)
+
+
 @pytest.mark.parametrize("fault", ["other numbers", "too few", "an error"])
 def test_features_that_do_not_fit_are_not_used(monkeypatch, fault, caplog):
     driver, _, prompts = make("qwen2_5_vl")
