@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +28,17 @@ from rap.scores.store import ScoreStore
 from rap.scores.table import table_from_rows
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("score", "choose", "select", "report", "export", "reselect", "info", "demo")
+COMMANDS = (
+    "check",
+    "score",
+    "choose",
+    "select",
+    "report",
+    "export",
+    "reselect",
+    "info",
+    "demo",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -488,6 +499,28 @@ def test_select_with_a_model_leaves_scores_selection_and_report(tiny, tmp_path):
     # another setting on the same store is refused, naming it
     line = refused(*command, "--counterfactual", "blank", code=2, says="counterfactual")
     assert "blank" in line
+
+
+def test_check_prints_how_a_model_is_read_or_why_it_is_refused(tiny, tmp_path):
+    words = ("check", tiny, "--device", "cpu")
+    text = run(*words).stdout
+    assert text.startswith("model        Qwen2_5_VLForConditionalGeneration, ")
+    assert text.endswith("verdict      can be scored with\n")
+    found = json.loads(run(*words, "--json").stdout)
+    assert found["ok"] and found["dtype"] == "float32"
+    assert found["parameters"] > found["vocabulary"] * found["hidden_size"]
+
+    broken = tmp_path / "m"
+    shutil.copytree(tiny, broken)
+    for name in ("chat_template.jinja", "chat_template.json"):
+        (broken / name).unlink(missing_ok=True)
+    words = ("check", broken, "--device", "cpu")
+    result = run(*words, code=1)
+    assert "chat template" in result.stderr and "verdict" not in result.stdout
+    assert result.stdout == "".join(text.splitlines(keepends=True)[:2])
+    refused = json.loads(run(*words, "--json", code=1).stdout)
+    assert not refused["ok"] and "chat template" in refused["reason"]
+    assert all(found[k] == v for k, v in refused.items() if k not in ("ok", "reason"))
 
 
 def test_retry_scores_quarantined_samples_again_and_changed_images_are_found(

@@ -187,7 +187,8 @@ def test_one_position_reaches_the_head(name):
     finally:
         hook.remove()
     vocabulary = driver.head.weight.shape[0]
-    assert shapes == [(1, 1, vocabulary), (3, 1, vocabulary)]  # the probe, the batch
+    probe = (1, 1, vocabulary)  # with pixels, and with features of its image
+    assert shapes == [probe, probe, (3, 1, vocabulary)]
 
 
 def test_the_last_layer_is_known_by_identity():
@@ -338,6 +339,8 @@ def test_with_response_is_prepare_with_a_response(driver):
         x, y = getattr(a, field.name), getattr(b, field.name)
         if field.name == "inputs":
             assert x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x)
+        elif field.name == "shared":  # what the model makes of the images, and the prompt
+            assert x is without.shared and x is not y
         else:
             assert torch.equal(torch.as_tensor(x), torch.as_tensor(y))
     empty = driver.trace([without, b])[0]
@@ -540,8 +543,22 @@ def test_a_decoder_inside_a_wrapper_with_a_head_of_its_own():
 def test_check_says_how_a_model_is_read():
     model, processor = build("qwen2_5_vl")
     found = check(model, processor)
-    assert (found.query_heads, found.key_heads, found.head_dim) == (4, 2, 16)
+    assert (found.heads, found.key_heads, found.head_dim) == (4, 2, 16)
     assert found.attention_scale == pytest.approx(16**-0.5)
     assert found.vocabulary == model.get_output_embeddings().weight.shape[0]
-    assert found.image_tokens == 4  # 56 x 56 pixels, a token for 28 x 28
+    assert found.probe_image_tokens == 4  # 56 x 56 pixels, a token for 28 x 28
+    assert found.probe_prompt_tokens > 4
+    assert found.parameters == sum(p.numel() for p in model.parameters())
+    assert "<|image_pad|>" in found.placeholders
+    assert "no window" in str(found)
     assert str(found).endswith("can be scored with")
+
+
+def test_check_names_a_sliding_window_longer_than_its_sample():
+    text = {
+        "layer_types": ["full_attention", "sliding_attention"],
+        "sliding_window": 4096,
+    }
+    found = check(*build("gemma3", text=text))
+    assert found.window == 4096
+    assert "window of 4096 tokens" in str(found)

@@ -53,7 +53,7 @@ def only(*rows: dict[str, object], **options: object) -> Sample:
         ("<image> before <IMAGE> after", 2, "<image> before <image> after"),
         ("Compare <image 1> with <image 2>.", 2, "Compare <image> with <image>."),
         ("Compare <image 1> with <image 2>.", 1, "Compare with ."),
-        ("<image 2> or <image 1>?", 2, "or ?"),
+        ("<image 2> or <image 1>?", 2, "image 2 or image 1?"),
         ("See <image 1>: <image>", 1, "See : <image>"),
         ("no tags", 3, "no tags"),
     ],

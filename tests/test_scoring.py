@@ -23,12 +23,13 @@ from rap import ops, reference
 from rap.config import AceConfig, Sampling, ScoreConfig
 from rap.errors import RapConfigError, RapInputError, RapModelError, RapStoreError
 from rap.model.driver import ModelDriver
+from rap.model.halving import in_halves
 from rap.model.rollouts import row_seed
 from rap.samples.sampleset import open_samples
 from rap.scores.store import ScoreStore
 from rap.scores.table import VOLATILE_COLUMNS
 from rap.scoring import filling
-from rap.scoring.batches import in_halves, memory_of
+from rap.scoring.batches import memory_of
 from rap.scoring.evidence.rollouts import can_be_kept
 from rap.scoring.jobs import ahead, answer_tokens, reference_solution, reference_text
 from rap.scoring.rounding import significant

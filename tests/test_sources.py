@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import io
 import json
@@ -15,10 +16,11 @@ import pytest
 from PIL import Image
 
 from rap.errors import RapInputError
+from rap.samples.choices import resolve_choice
 from rap.samples.images import decode
-from rap.samples.sample import BadSample
+from rap.samples.sample import BadSample, ImageRef
 from rap.samples.sampleset import open_samples
-from rap.samples.sources import split_of
+from rap.samples.splits import split_of
 
 
 def png(**options: object) -> bytes:
@@ -192,3 +194,264 @@ def test_a_cut_png_with_a_large_profile_stays_damaged():
     large = png(icc_profile=b"\0" * (2 << 20))
     with pytest.raises(BadSample, match="image_truncated"):
         decode(large[:-200], max_pixels=10**6)
+
+
+# ---------------------------------------------------------------- other members of a class
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("data-train-v2", "data-test-v2"),
+        ("my_train_set", "my_test_set"),
+        ("train2014", "val2014"),
+        ("trainA", "testA"),
+        ("train", "holdout"),
+        ("easy-00000-of-00001", "hard-00000-of-00001"),
+    ],
+)
+def test_a_split_may_be_named_anywhere(folder, names):
+    for name in names:
+        parquet(folder / f"{name}.parquet", row(0) | {"question": name})
+    with pytest.raises(RapInputError, match="several splits.*name one: ") as refused:
+        open_samples(folder)
+    for name in names:  # what is named can be opened
+        assert str(folder / f"{name}.parquet") in str(refused.value)
+        assert questions(folder / f"{name}.parquet") == [name]
+
+
+def test_a_pattern_is_named_that_opens_one_split(folder):
+    for k, name in enumerate(("test-0", "train-0", "train-1")):
+        parquet(folder / f"{name}.parquet", row(k))
+    with pytest.raises(RapInputError, match="'.*train-\\*.parquet'$"):
+        open_samples(folder)
+    assert questions(folder / "train-?.parquet") == ["Q1?", "Q2?"]
+    assert questions(folder / "t[r]ain-*.parquet") == ["Q1?", "Q2?"]
+
+
+def test_splits_inside_a_file(folder):
+    (folder / "d.json").write_text(json.dumps({"train": [row(0)], "test": [row(1)]}))
+    with pytest.raises(RapInputError, match="several splits: train, test"):
+        open_samples(folder / "d.json")
+    (folder / "d.json").write_text(json.dumps({"train": [row(0)]}))
+    assert questions(folder / "d.json") == ["Q0?"]
+    rows = [row(0, split="train"), row(1, split="train"), row(2, split="test")]
+    with pytest.warns(UserWarning, match=r"'split' names several .*\(train 2, test 1\)"):
+        assert len(open_samples([r | {"image": png()} for r in rows])) == 3
+
+
+def test_folders_below_are_named(folder):
+    for name in ("data", "default/train", "default/test"):
+        (folder / name).mkdir(parents=True)
+        parquet(folder / name / "0.parquet", row(0))
+    with pytest.raises(RapInputError, match=f"several splits; name one: {folder / 'data'}"):
+        open_samples(folder)
+    (folder / "one").mkdir()
+    (folder / "one" / "d.csv").write_text("question,answer,image\nQ,3,a.png\n")
+    assert len(open_samples(folder / "one", root=folder)) == 1
+
+
+def test_a_cell_of_csv_is_what_is_written(folder):
+    said = ["007", "1.50", "1e3", "12:30", "2020-01-02", "true", "NA", "null", "nan"]
+    said += ["100000000000000000000000001", "-0", "None"]
+    text = "id,question,A,B,answer,image\r\n"
+    text += "".join(f"{k:02},Q,N/A,{a},{a},a.png\r\n" for k, a in enumerate(said))
+    (folder / "d.csv").write_text("\ufeff" + text, newline="")
+    samples = open_samples(folder / "d.csv")
+    assert samples.ids == [f"{k:02}" for k in range(len(said))]
+    assert [(s.answer, s.choices) for s in samples] == [(a, ("N/A", a)) for a in said]
+
+
+def test_whole_numbers_in_csv_are_places(folder):
+    head = "question,A,B,C,answer,image\n"
+    (folder / "d.csv").write_text(head + "Q,x,y,z,0,a.png\nQ,x,y,z,2,a.png\n")
+    assert [s.answer for s in open_samples(folder / "d.csv")] == ["x", "z"]
+    (folder / "d.csv").write_text(head + "Q,1,2,3,1,a.png\nQ,1,2,3,2,a.png\n")
+    with pytest.raises(RapInputError, match="more than one way"):
+        open_samples(folder / "d.csv")
+
+
+def test_tsv_with_large_images_in_base64(folder):
+    pixels = np.random.default_rng(0).integers(0, 255, (900, 900, 3), dtype="uint8")
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    large = base64.b64encode(out.getvalue()).decode()
+    assert len(large) > 3_000_000
+    text = "index\tquestion\tA\tB\tanswer\timage\n"
+    text += f"0\tWhich?\tred\tblue\tB\t{large}\n1\tWhich?\tred\tblue\tA\t{large}\n"
+    for name, pack in (("d.tsv", bytes), ("d.tsv.gz", gzip.compress)):
+        (folder / name).write_bytes(pack(text.encode()))
+        first, second = open_samples(folder / name)
+        assert (first.answer, second.answer) == ("B", "A")
+        assert first.images == (ImageRef(out.getvalue(), None),)
+
+
+@pytest.mark.parametrize(
+    ("names", "count"),
+    [
+        ([f"option_{k}" for k in range(1, 13)], 12),
+        ([f"option{k}" for k in range(11)], 11),
+        (["choiceA", "choiceB", "choiceC"], 3),
+        (["opa", "opb", "opc", "opd"], 4),
+        (["Option A", "Option B"], 2),
+        (["ending0", "ending1"], 2),
+        (["A", "B", "C", "D", "E"], 5),
+    ],
+)
+def test_choices_in_columns_of_their_own(names, count):
+    texts = {name: f"text {k}" for k, name in enumerate(names)}
+    last = f"text {count - 1}"
+    (sample,) = open_samples([row(0, answer=last, image=png()) | texts])
+    assert sample.choices == tuple(f"text {k}" for k in range(count))
+
+
+LABELLED = [
+    ({"A": "x", "C": "y", "D": "z"}, "C", "y"),
+    ({"A": "x", "C": "y", "D": "z"}, "(c)", "y"),
+    ({"label": ["A", "C", "D"], "text": ["x", "y", "z"]}, "C", "y"),
+    ([{"label": k, "text": t} for k, t in ("Ax", "Cy", "Dz")], "Option C", "y"),
+    ([{"label": "B", "text": "x"}, {"label": "A", "text": "y"}], "A", "y"),
+    ({"F": "w", "G": "x", "H": "y", "J": "z"}, "G", "x"),
+    ({"E": "w", "D": "x", "C": "y"}, "C", "y"),
+    ({"I": "w", "V": "x", "X": "y"}, "V", "x"),
+    ({"2": "w", "10": "x", "1": "y"}, "10", "x"),
+]
+
+
+@pytest.mark.parametrize(("choices", "answer", "means"), LABELLED)
+def test_a_letter_is_the_label_that_the_choices_bring(choices, answer, means):
+    (sample,) = open_samples([row(0, choices=choices, answer=answer, image=png())])
+    place = resolve_choice(sample.answer, sample.choices)
+    assert place is not None and sample.choices[place] == means
+
+
+def test_a_column_of_choices_that_is_empty_in_the_middle():
+    spread = {"A": "x", "B": None, "C": "y", "D": "z"}
+    (sample,) = open_samples([row(0, answer="C", image=png()) | spread])
+    assert sample.answer == "y" and sample.choices == ("x", "y", "z")
+
+
+def test_places_and_a_text_in_one_column():
+    def rows(choices, *answers):
+        return [
+            row(k, choices=choices, answer=a, image=png()) for k, a in enumerate(answers)
+        ]
+
+    samples = open_samples(rows(["w", "x", "y", "z"], *[k % 4 for k in range(1200)], "x"))
+    assert [samples[k].answer for k in range(4)] == ["w", "x", "y", "z"]
+    assert samples[1200].code == "bad_answer"
+    with pytest.raises(RapInputError, match="more than one way"):
+        open_samples(rows(["1", "2", "3", "4"], 0, 1, 2, 3, "b"))
+
+
+IMAGE = png()
+B64 = base64.b64encode(IMAGE).decode()
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        B64,
+        {"image": "a.png"},
+        {"url": f"data:image/png;base64,{B64}"},
+        {"image_url": {"url": f"data:image/png;base64,{B64}"}},
+        [["a.png"]],
+        '["a.png"]',
+        f"['{B64}']",
+        io.BytesIO(IMAGE),
+        {"bytes": None, "path": "a.png"},
+        [None, "a.png"],
+    ],
+)
+def test_an_image_as_cells_hold_it(folder, cell):
+    (sample,) = open_samples([row(0, image=cell)], root=folder)
+    (ref,) = sample.images
+    assert ref in (
+        ImageRef(IMAGE, None),
+        ImageRef(None, str((folder / "a.png").resolve())),
+    )
+
+
+def test_an_array_is_an_image():
+    pixels = np.arange(300, dtype=np.uint8).reshape(10, 10, 3)
+    (sample,) = open_samples([row(0, image=pixels)])
+    assert (np.asarray(decode(sample.images[0].data, max_pixels=100)) == pixels).all()
+    with pytest.raises(RapInputError, match="image is ndarray"):
+        open_samples([row(0, image=pixels.astype(float))])
+
+
+def test_images_in_columns_of_their_own():
+    datasets = pytest.importorskip("datasets")
+    other = png(compress_level=1)
+    rows = [
+        {"question": "Is <image 2> like <image 1>?", "answer": "no"}
+        | {"image_1": IMAGE, "image_2": other, "image_3": None},
+        {"question": "What is <image 1>?", "answer": "no", "image_1": other},
+    ]
+    typed = datasets.Dataset.from_list(rows)
+    for k in (1, 2, 3):
+        typed = typed.cast_column(f"image_{k}", datasets.Image())
+    for source in (rows, typed):
+        samples = open_samples(source)
+        assert samples.columns["images"] == "image_1,image_2,image_3"
+        assert [ref.data for ref in samples[0].images] == [IMAGE, other]
+        assert samples[0].question == "Is image 2 like image 1?"
+        assert not {"image_1", "image_2"} & set(samples[0].extra)
+        assert [ref.data for ref in samples[1].images] == [other]
+    named = datasets.Dataset.from_list(
+        [{"question": "Q", "answer": "3", "left": IMAGE, "right": other}]
+    )
+    for name in ("left", "right"):
+        named = named.cast_column(name, datasets.Image())
+    with pytest.raises(RapInputError, match="several columns hold images: left, right"):
+        open_samples(named)
+    (sample,) = open_samples(named, columns={"images": "right,left"})
+    assert [ref.data for ref in sample.images] == [other, IMAGE]
+
+
+def test_fields_and_chats_that_come_late(folder):
+    bare = {"question": "Q", "image": "a.png"}
+    rows = [*[bare] * 150, bare | {"reward_model": {"ground_truth": "3"}}]
+    (folder / "d.jsonl").write_bytes(lines(*rows))
+    samples = open_samples(folder / "d.jsonl")
+    assert samples.columns["answer"] == "reward_model.ground_truth"
+    assert samples[150].answer == "3"
+    picture = {"type": "image", "image": "a.png"}
+    question = {"type": "text", "text": "Q?"}
+    chats = [
+        [{"role": "user", "content": [question]}],
+        [
+            {"role": "user", "content": [picture, question]},
+            {"role": "assistant", "content": "3"},
+        ],
+    ]
+    (folder / "c.jsonl").write_bytes(lines(*({"messages": chat} for chat in chats)))
+    samples = open_samples(folder / "c.jsonl")
+    assert samples[0].code == "bad_answer" and samples[1].answer == "3"
+
+
+class ByNumber:
+    """A data set of torch: dicts by number, and no end to an iteration."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, k):
+        return row(k, image=IMAGE)
+
+
+def test_rows_in_memory_of_other_kinds():
+    pandas = pytest.importorskip("pandas")
+    rows = [row(0, image=IMAGE), row(1, image=IMAGE, choices=["3", "4"], score=0.5)]
+    frame = pandas.DataFrame(rows, index=[7, 7])
+    columns = {
+        name: [r[name] for r in rows] for name in ("id", "question", "answer", "image")
+    }
+    for source in (frame, columns, ByNumber()):
+        samples = open_samples(source)
+        assert samples.ids == ["s0", "s1"]
+        assert [s.question for s in samples] == ["Q0?", "Q1?"]
+    assert [s.choices for s in open_samples(frame)] == [(), ("3", "4")]
+    assert open_samples(frame)[0].extra["score"] is None
+    with pytest.raises(RapInputError, match="different lengths: question 1, answer 2"):
+        open_samples({"question": ["Q"], "answer": ["1", "2"]})

@@ -31,18 +31,17 @@ def check(model: str, as_json: bool, **options: Any) -> None:
     """
     quiet_transformers()
     loaded, processor = load(model, options)
-    from ..model.check import describe, facts, inspect
     from ..model.driver import ModelDriver
+    from ..model.probe import facts_text
 
     driver = ModelDriver(loaded, processor)
-    known = facts(driver)
     try:
-        found = inspect(driver)
+        found = driver.describe()
     except RapModelError as error:
         if as_json:
-            print_json({"ok": False, "reason": str(error), **known})
+            print_json({"ok": False, "reason": str(error), **driver.facts()})
         else:
-            click.echo(describe(known))
+            click.echo(facts_text(driver.facts()))
         raise
     if as_json:
         print_json({"ok": True, **dataclasses.asdict(found)})

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from ..errors import RapInputError, first_line
 from ..samples.images import encode_image, read_bytes, sniff
-from ..samples.parsing import cell
+from ..samples.parsing import image_cell
 from ..samples.sample import BadSample, Sample
 from ..samples.sampleset import SampleSet
 from .formats import MANIFEST, ROWS_AT_A_TIME, Writing
@@ -219,7 +219,7 @@ def _relative(sample: Sample, samples: SampleSet) -> list[tuple[str, str]]:
     files = [ref.path for ref in sample.images if ref.path is not None]
     if samples.root is None or not files:
         return []
-    value = cell(samples.row(sample.index), samples.columns["images"])
+    value = image_cell(samples.row(sample.index), samples.columns["images"])
     said = [_said(item) for item in (value if isinstance(value, list) else [value])]
     names = [name for name in said if name is not None]
     if len(names) != len(files):  # written elsewhere in the row

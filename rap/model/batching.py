@@ -6,13 +6,34 @@ Pure functions on the host; only `cut` takes tensors of the model's device.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 
 from .capture import Capture, key_window
 
+if TYPE_CHECKING:
+    from .decode import Prefilled
+    from .vision import Features
+
 _SEQUENCE_KEYS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+
+
+@dataclass(slots=True, eq=False)
+class Shared:
+    """What all sequences of one sample with the same images have in common: computed once,
+    kept as long as one of them is."""
+
+    text: str = ""
+    """The prompt as the processor was given it."""
+    n_images: int = 0
+    serves: bool = False
+    """Whether several prompts go on from this one."""
+    features: Features | None = None
+    """What the vision tower made of the images; None: not encoded yet."""
+    prompt: tuple[Prefilled, int] | None = None
+    """Keys and values of a prompt, and its row there; None: no prompt was read yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +50,15 @@ class Prepared:
     """bool [P + R]: image placeholder tokens."""
     special_mask: torch.Tensor
     """bool [P + R]: special and template tokens, image placeholders among them."""
+    shared: Shared = field(default_factory=Shared, repr=False, compare=False)
 
     def __len__(self) -> int:
         return self.n_prompt + len(self.response_ids)
+
+    @property
+    def ids(self) -> torch.Tensor:
+        """int64 [P + R]: prompt and response."""
+        return torch.cat([self.inputs["input_ids"][0], self.response_ids])
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,19 +113,56 @@ def collate(
     batch: Sequence[Prepared], pad_id: int, padding_side: str
 ) -> dict[str, torch.Tensor]:
     """See ``ModelDriver.collate``; on the host, in the processor's dtypes."""
+    return collate_tokens(batch, pad_id, padding_side) | collate_images(batch)
+
+
+def collate_tokens(
+    batch: Sequence[Prepared], pad_id: int, padding_side: str
+) -> dict[str, torch.Tensor]:
+    """The inputs with one number a token."""
     if padding_side not in ("left", "right"):
         raise ValueError(f"padding_side = {padding_side!r}: expected 'left' or 'right'")
     longest = max(len(prepared) for prepared in batch)
-    names = {name: None for prepared in batch for name in prepared.inputs}
     out: dict[str, torch.Tensor] = {}
-    for name in names:
-        if _is_sequence(name, batch):
+    for name in _names(batch):
+        if is_sequence(name, batch):
             rows = [_sequence_row(name, p) for p in batch]
             fill = pad_id if name == "input_ids" else 0
             out[name] = torch.stack([_pad(r, longest, fill, padding_side) for r in rows])
-        else:
-            out[name] = _join([p.inputs[name] for p in batch if name in p.inputs])
     return out
+
+
+def collate_images(
+    batch: Sequence[Prepared], *, without: str | None = None
+) -> dict[str, torch.Tensor]:
+    """The other inputs: pixels, and what describes them; ``without`` those whose names
+    begin so."""
+    return {
+        name: _join([p.inputs[name] for p in batch if name in p.inputs])
+        for name in _names(batch)
+        if not is_sequence(name, batch)
+        and not (without is not None and name.startswith(without))
+    }
+
+
+def extend(
+    inputs: Mapping[str, torch.Tensor], n: int, more: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Inputs of a prompt whose first ``n`` tokens are kept and followed by text tokens
+    [m]; what says nothing of tokens is shared."""
+    out = dict(inputs)
+    for name, x in inputs.items():
+        if name.startswith(("pixel", "image", "video")):
+            continue
+        if name in _SEQUENCE_KEYS or x.shape == inputs["input_ids"].shape:
+            fill = 1 if name == "attention_mask" else 0
+            tail = more if name == "input_ids" else x.new_full((len(more),), fill)
+            out[name] = torch.cat([x[:, :n], tail[None]], dim=1)
+    return out
+
+
+def _names(batch: Sequence[Prepared]) -> list[str]:
+    return list({name: None for prepared in batch for name in prepared.inputs})
 
 
 def cut(
@@ -127,7 +191,7 @@ def cut(
     )
 
 
-def _is_sequence(name: str, batch: Sequence[Prepared]) -> bool:
+def is_sequence(name: str, batch: Sequence[Prepared]) -> bool:
     """Whether an input has one number a token."""
     if name in _SEQUENCE_KEYS:
         return True

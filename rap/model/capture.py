@@ -218,8 +218,7 @@ def capturing(model: Any, parts: Parts, capture: Capture) -> Iterator[None]:
         stack.enter_context(torch.no_grad())
         stack.enter_context(unchanged(model))
         stack.enter_context(_attention_replaced(parts.configs))
-        keep_hidden = _keep_hidden(capture)
-        hook = parts.decoder.register_forward_hook(keep_hidden)
+        hook = parts.decoder.register_forward_hook(keep_hidden(capture))
         stack.callback(hook.remove)
         hook = parts.head.register_forward_pre_hook(_last_position)
         stack.callback(hook.remove)
@@ -237,7 +236,9 @@ def _register() -> None:
     AttentionMaskInterface.register(ATTENTION_NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
 
 
-def _keep_hidden(capture: Capture) -> Any:
+def keep_hidden(capture: Any) -> Any:
+    """A forward hook of the decoder: its hidden states go to ``capture.hidden``."""
+
     def hook(module: Any, args: Any, output: Any) -> None:
         hidden = getattr(output, "last_hidden_state", None)
         if hidden is None and isinstance(output, tuple) and output:

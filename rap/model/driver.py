@@ -17,10 +17,12 @@ The model is the user's: every call leaves it as it was.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import inspect
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,7 +33,17 @@ from ..errors import RapModelError, first_line
 from ..samples.choices import prompt_text
 from ..samples.prompts import chat
 from ..samples.sample import BadSample, Sample
-from .batching import Prepared, Trace, collate, cut
+from . import decode, vision
+from .batching import (
+    Prepared,
+    Shared,
+    Trace,
+    collate,
+    collate_images,
+    collate_tokens,
+    cut,
+    extend,
+)
 from .capture import (
     Capture,
     Parts,
@@ -41,9 +53,17 @@ from .capture import (
     require_attention,
     unsupported,
 )
+from .counts import Counts
 from .head import Head
 from .identity import processor_sha256, weights_sha256
-from .probe import ModelDescription, check_attention, check_head, describe
+from .probe import (
+    ModelDescription,
+    check_attention,
+    check_head,
+    close,
+    describe,
+    facts,
+)
 from .prompt import (
     PROBE_RESPONSE,
     PROBE_SIZE,
@@ -96,7 +116,10 @@ class ModelDriver:
             sorted(special_ids(processor, self.image_token_id)), dtype=torch.int64
         )
         self._placeholders = placeholder_texts(processor, self.image_token_id)
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
+        self.counts = Counts()
+        self._unshared: str | None = None
+        self._pixels: str | None = None
         self._parts: Parts | None = None
         self._head: Head | None = None
 
@@ -109,11 +132,15 @@ class ModelDriver:
         response_ids: Sequence[int] | None = None,
         *,
         prefix: str = "",
+        like: Prepared | None = None,
     ) -> Prepared:
         """Chat template and processor: one sample to one sequence. Thread-safe.
 
         images: RGB; None or [] is the prompt without images. response_ids: tokens that
         follow the prompt. prefix: text that opens the assistant's turn, part of the prompt.
+        like: the same sample with the same images, prepared with another prefix: what its
+        images were made into is taken from there, and both share what the model makes of
+        them.
 
         Raises ``BadSample``, stage ``prompt``: ``image_count`` (placeholders and images do
         not match, or a text holds a placeholder token), ``prompt_too_long``; stage
@@ -125,7 +152,11 @@ class ModelDriver:
         for said in (*(part.get("text", "") for part in parts), prefix):
             self._refuse_placeholders(said)
         prompt = self._render(messages) + prefix
-        inputs = self._process(prompt, images)
+        inputs = None if like is None else self._extended(like, prompt)
+        shared = like.shared if like is not None and inputs is not None else None
+        if shared is None or inputs is None:
+            inputs = self._process(prompt, images)
+            shared = Shared(prompt, len(images or ()))
         ids = inputs["input_ids"][0]
         if len(ids) > self.config.max_prompt_tokens:
             raise BadSample(
@@ -141,18 +172,22 @@ class ModelDriver:
                 "image_count",
                 f"{len(images or ())} images became {n_image} image tokens",
             )
-        return self._prepared(inputs, response_ids if response_ids is not None else ())
+        response = response_ids if response_ids is not None else ()
+        return self._prepared(inputs, response, shared)
 
     def with_response(self, prepared: Prepared, response_ids: Sequence[int]) -> Prepared:
         """The same prompt with another response; nothing is processed again."""
-        return self._prepared(prepared.inputs, response_ids)
+        return self._prepared(prepared.inputs, response_ids, prepared.shared)
 
     def encode_response(self, text: str) -> list[int]:
         """Tokens of ``text`` as they stand, no special tokens added. Thread-safe."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _prepared(
-        self, inputs: Mapping[str, torch.Tensor], response_ids: Sequence[int]
+        self,
+        inputs: Mapping[str, torch.Tensor],
+        response_ids: Sequence[int],
+        shared: Shared,
     ) -> Prepared:
         response = torch.as_tensor(response_ids, dtype=torch.int64).reshape(-1)
         if bool((response == self.image_token_id).any()):
@@ -166,7 +201,35 @@ class ModelDriver:
             response_ids=response,
             image_mask=ids == self.image_token_id,
             special_mask=torch.isin(ids, self._special_ids),
+            shared=shared,
         )
+
+    def _extended(self, like: Prepared, prompt: str) -> dict[str, torch.Tensor] | None:
+        """Inputs of ``prompt``, which differs from the prompt of ``like`` only after its
+        last special token; None if that cannot be told from the tokens."""
+        old, new = self._tokens(like.shared.text), self._tokens(prompt)
+        special = set(self._special_ids.tolist())
+        last = max((i for i, token in enumerate(old) if token in special), default=-1)
+        ids = like.inputs["input_ids"][0]
+        tail = len(old) - last
+        if last < 0 or new[: last + 1] != old[: last + 1]:
+            return None
+        if ids[len(ids) - tail :].tolist() != old[last:]:
+            return None
+        more = torch.tensor(new[last + 1 :], dtype=ids.dtype)
+        like.shared.serves = True
+        return extend(like.inputs, len(ids) - tail + 1, more)
+
+    def _tokens(self, text: str) -> list[int]:
+        starts = self._written_bos(text)
+        options = {"add_special_tokens": False} if starts else {}
+        return list(self.tokenizer(text, **options)["input_ids"])
+
+    def _written_bos(self, prompt: str) -> bool:
+        # What apply_chat_template(tokenize=True) does: most templates write the beginning
+        # token themselves.
+        bos = self.tokenizer.bos_token
+        return bos is not None and prompt.startswith(bos)
 
     def _refuse_placeholders(self, text: str) -> None:
         for token in self._placeholders:
@@ -188,10 +251,7 @@ class ModelDriver:
     def _process(
         self, prompt: str, images: Sequence[Image] | None
     ) -> dict[str, torch.Tensor]:
-        # What apply_chat_template(tokenize=True) does: most templates write the beginning
-        # token themselves.
-        bos = self.tokenizer.bos_token
-        starts = bos is not None and prompt.startswith(bos)
+        starts = self._written_bos(prompt)
         try:
             # No padding and no truncation, ever: besides cutting image tokens, another
             # setting would be written into the tokenizer that all threads share.
@@ -225,13 +285,112 @@ class ModelDriver:
         """
         pad_id = pad_token_id(self.tokenizer, self.image_token_id)
         out = collate(batch, pad_id, padding_side)
+        return self._placed(out)
+
+    def inputs(self, batch: Sequence[Prepared], padding_side: str) -> dict[str, Any]:
+        """What the model takes for a batch: tokens, and the images' features in place of
+        pixels where the model can take them; those not encoded yet are encoded now. Runs
+        the vision tower: call it inside ``capturing`` or ``decode.running``."""
+        features = self._features(batch)
+        if features is None:
+            self.counts.images_encoded += sum(p.shared.n_images for p in batch)
+            return dict(self.collate(batch, padding_side=padding_side))
+        pad_id = pad_token_id(self.tokenizer, self.image_token_id)
+        tokens = collate_tokens(batch, pad_id, padding_side)
+        others = collate_images(batch, without="pixel")
+        more = {"mm_encoder_outputs": features} if features else {}
+        return self._placed(tokens | others) | more
+
+    def _placed(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         device, dtype = input_device(self.model), input_dtype(self.model)
         return {
             name: x.to(device, dtype if x.is_floating_point() else None)
-            for name, x in out.items()
+            for name, x in inputs.items()
         }
 
+    def _features(self, batch: Sequence[Prepared]) -> dict[str, Any] | None:
+        """``mm_encoder_outputs`` of a batch; None if its forward is to take pixels."""
+        if self._pixels is None:
+            self._pixels = vision.why_not(self.model)
+        if self._pixels:
+            return None
+        try:
+            vision.encode(self.model, batch, self.counts)
+        except vision.NotOnce as error:
+            self._take_pixels(str(error))
+            return None
+        return vision.joined([prepared.shared for prepared in batch])
+
+    def _take_pixels(self, reason: str) -> None:
+        self._pixels = reason
+        log.info("images are encoded in every forward: %s", reason)
+
     # -- the model
+
+    def call(
+        self, inputs: Mapping[str, Any], *, use_cache: bool, count: bool = True
+    ) -> Any:
+        """One forward, logits of the last position only where the class can do that."""
+        options: dict[str, Any] = {"use_cache": use_cache, "return_dict": True}
+        if self._keeps_logits:
+            options["logits_to_keep"] = 1
+        self.counts.forwards += 1
+        if count and "past_key_values" not in inputs:
+            mask = inputs["attention_mask"]
+            real = int(mask.sum())
+            self.counts.prefilled_tokens += real
+            self.counts.padded_tokens += mask.numel() - real
+        return self.model(**inputs, **options)
+
+    @property
+    def _keeps_logits(self) -> bool:
+        return "logits_to_keep" in inspect.signature(self.model.forward).parameters
+
+    @property
+    def unshared(self) -> str:
+        """Why each completion reads its own prompt; "" if a prompt is read once. Found
+        out with a small sample at the first call."""
+        if self._unshared is None:
+            with self._uncounted():
+                try:
+                    probe = self._probe()
+                    if self._pixels is None:
+                        self._proven(probe)
+                    self._unshared = decode.unshared(self, probe)
+                except torch.OutOfMemoryError:
+                    raise
+                except (RapModelError, AttributeError, *REFUSALS) as error:
+                    self._unshared = first_line(error)
+            if self._unshared:
+                log.info("every completion reads its own prompt: %s", self._unshared)
+        return self._unshared
+
+    @contextlib.contextmanager
+    def _uncounted(self) -> Iterator[None]:
+        """Checks leave the counts as they were."""
+        before = dataclasses.replace(self.counts)
+        try:
+            yield
+        finally:
+            for field in dataclasses.fields(before):
+                setattr(self.counts, field.name, getattr(before, field.name))
+
+    def count_generated(
+        self,
+        rows: Sequence[Prepared],
+        inputs: Mapping[str, torch.Tensor],
+        tokens: Sequence[Sequence[int]],
+        ends: Sequence[int],
+    ) -> None:
+        """Count what the model's own ``generate`` did for these rows."""
+        counts, real = self.counts, sum(len(p) for p in rows)
+        counts.images_encoded += sum(p.shared.n_images for p in rows)
+        counts.prefilled_tokens += real
+        counts.padded_tokens += inputs["input_ids"].numel() - real
+        for ids in tokens:
+            stop = next((i for i, token in enumerate(ids) if token in ends), len(ids) - 1)
+            counts.decoded_tokens += stop + 1
+        counts.forwards += max(map(len, tokens))
 
     def trace(
         self,
@@ -255,6 +414,45 @@ class ModelDriver:
             return []
         if self._head is None:
             self.check()
+        traces: list[Trace | None] = [None] * len(batch)
+        if padding_side == "right":
+            for state, going in self._continued(batch):
+                rows = [place[1] for _, place in going]
+                parts = [batch[i] for i, _ in going]
+                try:
+                    found = decode.resume(self, state, rows, parts, attention=attention)
+                except decode.NotShared as error:
+                    log.info("a prompt is read again: %s", error)
+                    continue
+                for (i, _), trace in zip(going, found, strict=True):
+                    traces[i] = trace
+        rest = [i for i, trace in enumerate(traces) if trace is None]
+        if rest:
+            whole = [batch[i] for i in rest]
+            for i, trace in zip(
+                rest, self._whole(whole, attention, padding_side), strict=True
+            ):
+                traces[i] = trace
+        return [trace for trace in traces if trace is not None]
+
+    def _continued(
+        self, batch: Sequence[Prepared]
+    ) -> list[tuple[decode.Prefilled, list[tuple[int, tuple[decode.Prefilled, int]]]]]:
+        """Which sequences of a batch go on from prompts read before, by the batch that
+        these were read in."""
+        groups: dict[int, list[tuple[int, tuple[decode.Prefilled, int]]]] = {}
+        for i, prepared in enumerate(batch):
+            place = decode.place_of(prepared)
+            if place is None or not place[0].whole:
+                continue
+            n_read = len(place[0].ids[place[1]])
+            if n_read <= prepared.n_prompt and n_read < len(prepared):
+                groups.setdefault(id(place[0]), []).append((i, place))
+        return [(going[0][1][0], going) for going in groups.values()]
+
+    def _whole(
+        self, batch: Sequence[Prepared], attention: bool, padding_side: str
+    ) -> list[Trace]:
         capture = self._forward(batch, padding_side, keep_values=False)
         longest, dtype = capture.hidden.shape[1], self.head.weight.dtype
         starts = [longest - len(p) if padding_side == "left" else 0 for p in batch]
@@ -283,7 +481,7 @@ class ModelDriver:
     def describe(self) -> ModelDescription:
         """``check``, and what it found out: classes, sizes, the form of the head, image
         tokens, and how far the rebuilt numbers are from the model's own."""
-        parts = self._model_parts()
+        parts = self.parts
         require_weights(self.model)
         theirs = getattr(self.model.config, "_attn_implementation", None)
         if theirs not in ("sdpa", "eager", None):
@@ -297,7 +495,8 @@ class ModelDriver:
             log.warning(remark)
         probe = self._probe(remark)
         try:
-            capture = self._forward([probe], "right", keep_values=True)
+            with self._uncounted():
+                capture = self._proven(probe)
             attention = check_attention(capture, probe)
             head, difference, largest = check_head(self.model, parts, capture)
         except torch.OutOfMemoryError:
@@ -311,22 +510,47 @@ class ModelDriver:
         self._head = head
         return describe(
             self.model,
-            self.processor,
             parts,
             capture,
+            probe,
             head,
-            device=str(input_device(self.model)),
+            **self.facts(),
             image_token=self.tokenizer.convert_ids_to_tokens(self.image_token_id),
             image_token_id=self.image_token_id,
-            probe_image_size=PROBE_SIZE,
-            probe_image_tokens=int(probe.image_mask.sum()),
             logit_difference=difference,
             largest_logit=largest,
             attention_difference=attention[0],
             largest_attention=attention[1],
         )
 
-    def _model_parts(self) -> Parts:
+    def facts(self) -> dict[str, Any]:
+        """Fields of `ModelDescription` that are known before the model runs."""
+        return facts(self.model, self.processor, self._placeholders)
+
+    def _proven(self, probe: Prepared) -> Capture:
+        """A forward of the probe. Its features must give what its pixels give, or the
+        model is given pixels from now on."""
+        if self._pixels is None:
+            self._pixels = "not tried yet"
+            plain = self._forward([probe], "right", keep_values=True)
+            self._pixels = vision.why_not(self.model)
+            if self._pixels:
+                return plain
+            try:
+                capture = self._forward([probe], "right", keep_values=True)
+            except torch.OutOfMemoryError:
+                raise
+            except (*REFUSALS, AttributeError, AssertionError) as error:
+                self._take_pixels(f"{type(error).__name__}: {first_line(error)}")
+                return plain
+            if not self._pixels and not close(capture.hidden, plain.hidden, plain.hidden):
+                self._take_pixels("features give other hidden states than pixels")
+            return plain if self._pixels else capture
+        return self._forward([probe], "right", keep_values=True)
+
+    @property
+    def parts(self) -> Parts:
+        """The parts of the model. Raises ``RapModelError`` if they cannot be found."""
         if self._parts is None:
             self._parts = find_parts(self.model)
         return self._parts
@@ -334,18 +558,22 @@ class ModelDriver:
     def _forward(
         self, batch: Sequence[Prepared], padding_side: str, *, keep_values: bool
     ) -> Capture:
-        parts = self._model_parts()
+        parts = self.parts
         capture = Capture(parts.watched, keep_values)
-        inputs = self.collate(batch, padding_side=padding_side)
-        options: dict[str, Any] = {"use_cache": False, "return_dict": True}
-        if "logits_to_keep" in inspect.signature(self.model.forward).parameters:
-            options["logits_to_keep"] = 1
-        if padding_side == "left" and not hasattr(self.model.base_model, "get_rope_index"):
-            # Qwen-VL's classes count positions from the attention mask, the others do not.
-            positions = inputs["attention_mask"].cumsum(-1) - 1
-            options["position_ids"] = positions.clamp_(min=0)
-        with self._lock, capturing(self.model, parts, capture):
-            output = self.model(**inputs, **options)
+        keep = padding_side == "right" and any(p.shared.serves for p in batch)
+        keep = keep and not self.unshared
+        with self.lock, capturing(self.model, parts, capture):
+            inputs = self.inputs(batch, padding_side)
+            if padding_side == "left" and not hasattr(
+                self.model.base_model, "get_rope_index"
+            ):
+                # Qwen-VL's classes count positions from the attention mask, the others
+                # do not.
+                positions = inputs["attention_mask"].cumsum(-1) - 1
+                inputs["position_ids"] = positions.clamp_(min=0)
+            output = self.call(inputs, use_cache=keep)
+            if keep and hasattr(capture, "hidden"):
+                decode.kept(self, batch, inputs, output.past_key_values, capture.hidden)
         if not hasattr(capture, "hidden"):
             raise UnsupportedModelError("its text decoder gave no hidden states")
         require_attention(capture)

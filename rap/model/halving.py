@@ -21,7 +21,7 @@ class Failure:
 
 
 def in_halves(
-    run: Callable[[Sequence[Item]], list[Made]], items: Sequence[Item]
+    run: Callable[[Sequence[Item]], Sequence[Made]], items: Sequence[Item]
 ) -> list[Made | Failure]:
     """``run(items)``, halved where the batch does not fit or one item spoils it.
 

@@ -7,6 +7,8 @@ output, the hidden state and the head the model's own logits. What was found is 
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,15 +17,18 @@ import torch
 from .batching import Prepared
 from .capture import Capture, Parts, UnsupportedModelError, attend, key_window
 from .head import Head, head_forms
-from .weights import class_name
+from .prompt import PROBE_SIZE
+from .weights import class_name, input_device, input_dtype
 
 
 @dataclass(frozen=True, slots=True)
 class ModelDescription:
-    """What ``ModelDriver.describe`` found out about a model and its processor."""
+    """What ``rap.check`` found out about a model and its processor; as text, what
+    ``rap check`` prints."""
 
     model_class: str
     processor_class: str
+    parameters: int
     dtype: str
     """Of the hidden states: ``"bfloat16"``."""
     device: str
@@ -50,6 +55,8 @@ class ModelDescription:
     head_bias: bool
     head_scale: float | None
     head_softcap: float | None
+    placeholders: tuple[str, ...]
+    """Texts that stand for images or videos; a question that holds one is quarantined."""
     image_token: str
     """Text of the placeholder token that stands for an image."""
     image_token_id: int
@@ -57,6 +64,8 @@ class ModelDescription:
     """Pixels of the image of the check, width and height."""
     probe_image_tokens: int
     """Placeholder tokens that the processor made of it."""
+    probe_prompt_tokens: int
+    """Tokens of the check's prompt, image tokens included."""
     logit_difference: float
     """Largest |difference| between the model's logits and the head's, one position."""
     largest_logit: float
@@ -66,6 +75,53 @@ class ModelDescription:
     and v, over the response rows."""
     largest_attention: float
     """Largest |value| of that output."""
+
+    def __str__(self) -> str:
+        width, height = self.probe_image_size
+        lines = {
+            "attention": f"last of {self.layers} decoder layers: {self.heads} query and "
+            f"{self.key_heads} key heads of {self.head_dim}, scale "
+            f"{self.attention_scale:.6g}, "
+            + (f"window of {self.window} tokens" if self.window else "no window"),
+            "head": f"{self.head_class}, {self.vocabulary:,} tokens, "
+            f"{'with' if self.head_bias else 'no'} bias, scale "
+            f"{_or_none(self.head_scale)}, soft cap {_or_none(self.head_softcap)}",
+            "probe image": f"{width} x {height} pixels became {self.probe_image_tokens} of "
+            f"{self.probe_prompt_tokens} prompt tokens",
+            "agreement": "queries and keys give the layer's attention to "
+            f"{self.attention_difference:.1e} of {self.largest_attention:.1e}; hidden "
+            "states and head give the logits to "
+            f"{self.logit_difference:.1e} of {self.largest_logit:.1e}",
+            "verdict": "can be scored with",
+        }
+        about = facts_text(dataclasses.asdict(self))
+        return "\n".join([about, *(f"{k:<12} {v}" for k, v in lines.items())])
+
+
+def facts(model: Any, processor: Any, placeholders: tuple[str, ...]) -> dict[str, Any]:
+    """Fields of a `ModelDescription` that are known before the model runs."""
+    return {
+        "model_class": class_name(model),
+        "processor_class": type(processor).__name__,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "dtype": _name(input_dtype(model)),
+        "device": str(input_device(model)),
+        "placeholders": placeholders,
+    }
+
+
+def facts_text(found: Mapping[str, Any]) -> str:
+    """`facts` as two lines of text."""
+    return (
+        f"{'model':<12} {found['model_class']}, {found['parameters']:,} parameters, "
+        f"{found['dtype']} on {found['device']}\n"
+        f"{'processor':<12} {found['processor_class']}, placeholders "
+        f"{' '.join(found['placeholders'])}"
+    )
+
+
+def _or_none(value: float | None) -> str:
+    return "none" if value is None else f"{value:g}"
 
 
 def check_attention(capture: Capture, probe: Prepared) -> tuple[float, float]:
@@ -140,15 +196,19 @@ def _largest(x: torch.Tensor) -> float:
 
 
 def describe(
-    model: Any, processor: Any, parts: Parts, capture: Capture, head: Head, **found: Any
+    model: Any,
+    parts: Parts,
+    capture: Capture,
+    probe: Prepared,
+    head: Head,
+    **found: Any,
 ) -> ModelDescription:
-    """What the probe's forward showed; ``found`` are the fields known to the caller."""
+    """What the probe's forward showed; ``found`` are the fields known to the caller, among
+    them `facts`."""
     config = getattr(parts.decoder, "config", None)
     embedding = getattr(model.get_input_embeddings(), "weight", None)
+    found["dtype"] = _name(capture.hidden.dtype)
     return ModelDescription(
-        model_class=class_name(model),
-        processor_class=type(processor).__name__,
-        dtype=_name(capture.hidden.dtype),
         layers=int(getattr(config, "num_hidden_layers", 0)),
         heads=capture.q.shape[1],
         key_heads=capture.k.shape[1],
@@ -163,6 +223,9 @@ def describe(
         head_bias=head.bias is not None,
         head_scale=head.scale,
         head_softcap=head.softcap,
+        probe_image_size=PROBE_SIZE,
+        probe_image_tokens=int(probe.image_mask.sum()),
+        probe_prompt_tokens=probe.n_prompt,
         **found,
     )
 

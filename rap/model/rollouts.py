@@ -106,7 +106,8 @@ def generate(
 ) -> list[list[Completion]]:
     """Sample ``len(seeds[i])`` completions of prompt i, all in one left-padded batch.
 
-    Prompts that hold the same sample are repeated as rows. With ``greedy`` the most
+    Each prompt is read once, whatever the number of its completions (``rap.model.decode``;
+    prompts are told apart by identity). With ``greedy`` the most
     probable token is taken instead (``repetition_penalty`` still applies) and the values
     of the seeds play no role.
 
@@ -116,37 +117,25 @@ def generate(
     Raises ``torch.OutOfMemoryError`` unchanged; logits that are not finite do not raise
     but set ``Completion.failed_step``.
     """
-    import torch
-    from transformers.generation import GenerationConfig, LogitsProcessorList
+    from . import decode
 
     rows = [prepared for prepared, s in zip(batch, seeds, strict=True) for _ in s]
     row_seeds = [seed for s in seeds for seed in s]
     if not rows:
         return [[] for _ in batch]
-    model = driver.model
-    inputs = driver.collate(rows, padding_side="left")
-    n_prompt = inputs["input_ids"].shape[1]
-    ends = end_token_ids(model, driver.processor)
-    pad = _pad_token_id(driver.processor, ends)
-    sampler = _sampler(driver, inputs, row_seeds, sampling, ends, greedy)
-    settings = GenerationConfig(
-        do_sample=False,
-        num_beams=1,
-        num_return_sequences=1,
-        use_cache=True,
-        max_new_tokens=sampling.max_new_tokens,
-        eos_token_id=ends or None,
-        pad_token_id=pad,
-        bos_token_id=model.generation_config.bos_token_id,
-    )
-    with torch.inference_mode(), _own_generation_config(model):
-        output = model.generate(
-            **inputs,
-            generation_config=settings,
-            logits_processor=LogitsProcessorList([sampler]),
-        )
-    tokens = output[:, n_prompt:].tolist()
-    logp, finite = sampler.results()
+    ends = end_token_ids(driver.model, driver.processor)
+    if driver.unshared:
+        tokens, logp, finite = _generated(driver, rows, row_seeds, sampling, ends, greedy)
+    else:
+        distinct = list({id(prepared): prepared for prepared in rows}.values())
+        with decode.running(driver) as seen:
+            state, places = decode.prompts(driver, distinct, seen)
+            place = dict(zip(map(id, distinct), places, strict=True))
+            which = [place[id(prepared)] for prepared in rows]
+            sampler = _sampler(driver, state.mask[which], row_seeds, sampling, ends, greedy)
+            tokens, logp, finite = decode.complete(
+                driver, state, which, sampler, ends, sampling.max_new_tokens
+            )
     tokenizer = getattr(driver.processor, "tokenizer", driver.processor)
     done = [
         _completion(
@@ -160,6 +149,45 @@ def generate(
         grouped.append(done[start : start + len(s)])
         start += len(s)
     return grouped
+
+
+def _generated(
+    driver: ModelDriver,
+    rows: Sequence[Prepared],
+    row_seeds: Sequence[int],
+    sampling: Sampling,
+    ends: list[int],
+    greedy: bool,
+) -> tuple[list[list[int]], list[list[float]], list[list[bool]]]:
+    """Tokens, log p and finiteness from the model's own ``generate``, which reads each
+    row's prompt anew: for models whose cache is not shared."""
+    import torch
+    from transformers.generation import GenerationConfig, LogitsProcessorList
+
+    model = driver.model
+    inputs = driver.collate(rows, padding_side="left")
+    n_prompt = inputs["input_ids"].shape[1]
+    sampler = _sampler(driver, inputs["attention_mask"], row_seeds, sampling, ends, greedy)
+    settings = GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        num_return_sequences=1,
+        use_cache=True,
+        max_new_tokens=sampling.max_new_tokens,
+        eos_token_id=ends or None,
+        pad_token_id=_pad_token_id(driver.processor, ends),
+        bos_token_id=model.generation_config.bos_token_id,
+    )
+    with torch.inference_mode(), _own_generation_config(model):
+        output = model.generate(
+            **inputs,
+            generation_config=settings,
+            logits_processor=LogitsProcessorList([sampler]),
+        )
+    tokens = output[:, n_prompt:].tolist()
+    logp, finite = sampler.results()
+    driver.count_generated(rows, inputs, tokens, ends)
+    return tokens, logp, finite
 
 
 def _completion(
@@ -228,16 +256,16 @@ def placeholder_ids(model: Any) -> list[int]:
 
 def _sampler(
     driver: ModelDriver,
-    inputs: dict[str, torch.Tensor],
+    mask: torch.Tensor,
     row_seeds: Sequence[int],
     sampling: Sampling,
     ends: list[int],
     greedy: bool,
-) -> Any:
+) -> RaceSampler:
     """The one logits processor: transformers' own warpers, in their order, then a race."""
     from transformers.generation import logits_process as lp
 
-    first = (inputs["attention_mask"] != 0).int().argmax(dim=1)  # left padding of each row
+    first = (mask != 0).int().argmax(dim=1)  # left padding of each row
     warpers: list[Any] = []
     if sampling.repetition_penalty != 1.0:
         penalty = float(sampling.repetition_penalty)
@@ -305,6 +333,32 @@ class RaceSampler:
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         import torch
 
+        token, logp, finite = self.draw(input_ids, scores)
+        self._logp.append(logp)
+        self._finite.append(finite)
+        out = torch.full_like(scores, -math.inf)
+        return out.scatter(1, token[:, None], 0.0)
+
+    @property
+    def reads_ids(self) -> bool:
+        """Whether a row's tokens so far matter (``repetition_penalty``)."""
+        return any(hasattr(warper, "prompt_ignore_length") for warper in self._warpers)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with some of the rows only."""
+        if self._seeds is not None:
+            self._seeds = [self._seeds[row] for row in rows]
+        for warper in self._warpers:
+            if hasattr(warper, "prompt_ignore_length"):
+                warper.prompt_ignore_length = warper.prompt_ignore_length[list(rows)]
+
+    def draw(
+        self, input_ids: torch.Tensor | None, scores: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The next token [B] of each row, its log p (float64) and whether the scores
+        [B, V] were finite. input_ids [B, L]: only if ``reads_ids``."""
+        import torch
+
         forbidden = [t for t in self._forbidden if t < scores.shape[1]]
         if forbidden:
             scores = scores.clone()
@@ -314,16 +368,13 @@ class RaceSampler:
         warped = scores
         for warper in self._warpers:
             warped = warper(input_ids, warped)
-        token = self._draw(warped)
+        token = self._race(warped)
         token = torch.where(finite, token, self._fallback)
         chosen = scores.gather(1, token[:, None])[:, 0]
-        self._logp.append((chosen - total).double())
-        self._finite.append(finite)
         self._step += 1
-        out = torch.full_like(scores, -math.inf)
-        return out.scatter(1, token[:, None], 0.0)
+        return token, (chosen - total).double(), finite
 
-    def _draw(self, scores: torch.Tensor) -> torch.Tensor:
+    def _race(self, scores: torch.Tensor) -> torch.Tensor:
         import torch
 
         if self._seeds is None:

@@ -7,10 +7,7 @@ raises ``BadSample``, which ``rap.samples`` turns into a ``Bad``.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +16,9 @@ from typing import Any
 
 from ..errors import RapInputError
 from .answers import listed, read_answer
-from .choices import letter, resolve_choice, unlabelled
+from .choices import letter, letter_index, resolve_choice, unlabelled
+from .imagecells import read_image_cell
+from .listtext import list_in_text
 from .prompts import (
     images_in,
     last_reply,
@@ -28,8 +27,7 @@ from .prompts import (
     read_turns,
     strip_image_tags,
 )
-from .sample import BadSample, ImageRef, Sample, Turn
-from .sources import strict_json
+from .sample import BadSample, Sample, Turn, clean
 
 # `question` comes before `prompt`: a prompt often holds a trainer's instructions too,
 # and ScoreConfig.prompt_template writes ours.
@@ -92,16 +90,11 @@ INDEX_CANDIDATES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 counted from 0 or from 1. They are among the columns only where one is played."""
 REQUIRED = ("question", "answer", "images")
 ANNOTATORS = 10  # answers to one question, from which on single opinions do not count
-OPTION_COLUMNS = (
-    ("option_a", "option_b"),
-    ("option_A", "option_B"),
-    ("optionA", "optionB"),
-    ("choice_a", "choice_b"),
-    ("option1", "option2"),
-    ("option_1", "option_2"),
-    ("A", "B"),
+OPTION_STEM = re.compile(
+    r"(?:(?:option|choice|opt|op|ending|candidate)s?[ _]?)?", re.IGNORECASE
 )
-"""First two names of choices that are spread over columns, a column each."""
+IMAGE_STEM = re.compile(r"(?:decoded_)?(?:image|img)(?:_path)?[ _]?", re.IGNORECASE)
+"""What the names of columns begin with that hold a choice, or an image, each."""
 
 
 # ------------------------------------------------------------------------- columns
@@ -124,14 +117,23 @@ def detect_columns(
     """
     there = ", ".join(available) or "none"
     found: dict[str, str | None] = {}
+    unnamed: list[str] = []  # typed as images, under names that say nothing
     given = {**(columns or {})}
     for role, names in CANDIDATES.items():
         usable = [name for name in names if _has(available, first, name)]
         if role == "images" and image_columns:
             typed = [name for name in usable if name in image_columns]
-            usable = typed or sorted(image_columns & set(available)) or usable
+            unnamed = [] if typed else [n for n in available if n in image_columns]
+            usable = typed or unnamed or usable
         found[role] = usable[0] if usable else None
-    found["choices"] = found["choices"] or _spread_choices(available)
+    if found["images"] is None or found["images"] in unnamed:
+        found["images"] = _spread(available, IMAGE_STEM, "01") or found["images"]
+    if found["images"] in unnamed and len(unnamed) > 1 and "images" not in given:
+        raise RapInputError(
+            f"several columns hold images: {', '.join(unnamed)}. Name the one to use, or "
+            'several by commas, with columns={"images": "..."} (--columns images=...)'
+        )
+    found["choices"] = found["choices"] or _spread(available, OPTION_STEM, "aA01")
     roles = (*CANDIDATES, *INDEX_CANDIDATES)
     for role, name in given.items():
         if role not in roles:
@@ -184,15 +186,24 @@ def _find_in_chat(found: dict[str, str | None], first: Mapping[str, Any]) -> Non
         found["answer"] = found["question"]
 
 
-def _spread_choices(available: Sequence[str]) -> str | None:
-    """Names of columns ``option_a``, ``option_b``, ... joined by commas; None if there are
-    not at least two."""
-    for first, second in OPTION_COLUMNS:
-        if first in available and second in available:
-            stem, start = first[:-1], ord(first[-1])
-            names = [stem + chr(start + k) for k in range(26 if start > 57 else 9)]
-            count = next((k for k, n in enumerate(names) if n not in available), len(names))
-            return ",".join(names[:count])
+def _spread(available: Sequence[str], stem: re.Pattern[str], starts: str) -> str | None:
+    """Names of columns of one stem that go on from one of ``starts`` (option_a, option_b,
+    ...; image_1, image_2, ...), joined by commas; None if there are not at least two."""
+    for name in available:
+        if name[-1:] not in starts or not stem.fullmatch(name[:-1]):
+            continue
+        if name[:-1] == "" and name.isdigit():
+            continue  # a column called 0
+        first = int(name[-1]) if name[-1].isdigit() else ord(name[-1])
+        names = [name]
+        while True:
+            k = first + len(names)
+            after = name[:-1] + (str(k) if name[-1].isdigit() else chr(k))
+            if after not in available:
+                break
+            names.append(after)
+        if len(names) > 1:
+            return ",".join(names)
     return None
 
 
@@ -213,16 +224,21 @@ def cell(row: Mapping[str, Any], name: str | None) -> Any:
         return None
     if name in row:
         return row[name]
-    if "," in name:  # choices spread over columns
+    if "," in name:  # choices or images spread over columns
         return {letter(k): row.get(part) for k, part in enumerate(name.split(","))}
     outer, _, inner = name.partition(".")
     value = row.get(outer)
     return value.get(inner) if isinstance(value, Mapping) else None
 
 
-# --------------------------------------------------------------- one row -> one sample
+def image_cell(row: Mapping[str, Any], name: str | None) -> Any:
+    """As ``cell``, for images: of several columns a list."""
+    value = cell(row, name)
+    spread = name is not None and name not in row and "," in name
+    return list(value.values()) if spread else value
 
-_URL = re.compile(r"[a-z][a-z0-9+.\-]*://|file:", re.IGNORECASE)
+
+# --------------------------------------------------------------- one row -> one sample
 
 
 def parse_row(
@@ -244,19 +260,18 @@ def parse_row(
     answer = _answer(cell(row, columns["answer"]))
     if choices and counted is not None:
         answer = choices[_place(answer, choices, labels, counted)]
-    elif not _is_lettered(labels) and resolve_choice(answer, choices) is None:
-        label = answer.strip("(). ")
-        answer = choices[labels.index(label)] if label in labels else answer
+    elif labels and not _is_lettered(labels):
+        answer = _by_own_label(answer, choices, labels)
     try:
         read_answer(answer, choices)
     except ValueError as error:
         raise BadSample("data", "bad_answer", str(error)) from None
     source = cell(row, columns["source"])
-    images = _images(cell(row, columns["images"]), root)
+    images = read_image_cell(image_cell(row, columns["images"]), root)
     if not images:
         raise BadSample("data", "image_count", "the row has no image")
     turns, question = place_images(turns, question, len(images))
-    hidden = image_columns | {columns["images"]}
+    hidden = {*image_columns, *(columns["images"] or "").split(","), columns["images"]}
     return Sample(
         index=index,
         id=id,
@@ -264,28 +279,17 @@ def parse_row(
         answer=answer,
         choices=choices,
         images=images,
-        source=None if source is None else _clean(str(source), "source"),
+        source=None if source is None else clean(str(source), "source"),
         extra={k: v for k, v in row.items() if k not in hidden},
         turns=turns,
     )
-
-
-def _clean(text: str, name: str) -> str:
-    """The text, if a Parquet file and a tokenizer can hold it."""
-    if "\0" in text:
-        raise BadSample("data", "bad_text", f"{name} holds a NUL character")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise BadSample("data", "bad_text", f"{name} holds a lone surrogate") from None
-    return text
 
 
 def _turns(value: Any) -> tuple[tuple[Turn, ...], str]:
     """Earlier turns and the user's last one, as they stand."""
     turns, text = read_turns(value)
     for said in (*(said for _, said in turns), text):
-        _clean(said, "question")
+        clean(said, "question")
     if not strip_image_tags(text)[0]:
         raise BadSample("data", "bad_answer", "question is empty")
     return turns, text
@@ -316,7 +320,7 @@ def _answer(value: Any) -> str:
     text = scalar_text(value)
     if text is None:
         raise BadSample("data", "bad_answer", f"answer is {kind_of(value)}, not text")
-    if not _clean(text, "answer").strip():
+    if not clean(text, "answer").strip():
         raise BadSample("data", "bad_answer", "answer is empty")
     return text.strip()
 
@@ -358,6 +362,21 @@ def _place(answer: str, choices: Sequence[str], labels: Sequence[str], start: in
     return number - start
 
 
+def _by_own_label(answer: str, choices: Sequence[str], labels: Sequence[str]) -> str:
+    """The choice whose own label the answer is, where labels are not A, B, C, ... in
+    order: a letter is that label before it is a place. A choice's own text comes first."""
+    if answer in choices:
+        return answer
+    if answer.strip("(). ") in labels:
+        lettered = len(answer.strip("(). ")) == 1 and answer.strip("(). ").isalpha()
+        if lettered or resolve_choice(answer, choices) is None:
+            return choices[labels.index(answer.strip("(). "))]
+    place = letter_index(answer, 26)
+    named = None if place is None else letter(place)
+    same = [k for k, label in enumerate(labels) if label.upper() == named]
+    return choices[same[0]] if len(same) == 1 else answer
+
+
 def _is_lettered(labels: Sequence[str]) -> bool:
     return list(labels) == [letter(k) for k in range(len(labels))]
 
@@ -381,14 +400,15 @@ def counted_from(cells: Iterable[tuple[Any, Any]], column: str) -> int | None:
     """0 or 1 where the answers of a whole column are places of choices, counted from it;
     None where they are texts or letters.
 
-    cells: (answer, choices) of every row. Only a column of integers can be places. Read as
+    cells: (answer, choices) of every row. Only integers can be places; other answers among
+    them are texts or letters. Read as
     the choices' own texts, as places from 0 and as places from 1, the reading that fits
     the most rows counts. Raises ``RapInputError`` where two readings fit as many rows and
     differ (integers given as text are then read as the choices' texts).
     """
     fits = {"text": 0, 0: 0, 1: 0}
     differ: dict[int, bool] = {0: False, 1: False}
-    typed, seen, counted_alike = False, set(), True
+    typed, seen, counted_alike, others = False, set(), True, 0
     for value, cell_of_choices in cells:
         try:
             choices, labels = read_choices(cell_of_choices)
@@ -398,7 +418,10 @@ def counted_from(cells: Iterable[tuple[Any, Any]], column: str) -> int | None:
             continue
         number = _whole(value)
         if number is None:
-            return None
+            others += 1
+            said = scalar_text(value)
+            fits["text"] += said is not None and resolve_choice(said, choices) is not None
+            continue
         typed = typed or not isinstance(value, str) or str(number) in labels
         counted_alike &= str(number) in labels
         seen.add(number)
@@ -411,6 +434,8 @@ def counted_from(cells: Iterable[tuple[Any, Any]], column: str) -> int | None:
                 continue
             fits[start] += 1
             differ[start] |= as_text is not None and choices[as_text] != choices[place]
+    if others and (not typed or others > max(fits[0], fits[1])):
+        return None
     best = max(fits.values())
     likely = [reading for reading, count in fits.items() if count == best > 0]
     if "text" in likely:
@@ -442,7 +467,7 @@ def read_choices(value: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     letter. Raises ``BadSample``.
     """
     if isinstance(value, str):
-        value = _list_in_text(value)
+        value = list_in_text(value)
     labels: list[str] = []
     if isinstance(value, Mapping):
         value, labels = _mapped_choices(value)
@@ -452,8 +477,10 @@ def read_choices(value: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
         raise BadSample("data", "bad_answer", f"choices are {kind_of(value)}, not a list")
     if value and all(isinstance(item, Mapping) for item in value):
         fields = [_labelled_choice(item) for item in value]
-        value = [text for _, text in fields]
-        labels = [label for label, _ in fields if label is not None]
+        value, labels = _by_label(
+            [text for _, text in fields],
+            [label for label, _ in fields if label is not None],
+        )
     out = []
     for k, item in enumerate(value):
         text = scalar_text(item)
@@ -461,7 +488,7 @@ def read_choices(value: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
             raise BadSample(
                 "data", "bad_answer", f"choice {k} is {kind_of(item)}, not text"
             )
-        text, _ = strip_image_tags(_clean(text, f"choice {k}"))
+        text, _ = strip_image_tags(clean(text, f"choice {k}"))
         out.append(text or letter(k))
     try:
         texts, own = unlabelled(out)
@@ -510,113 +537,3 @@ def _labelled_choice(item: Mapping[str, Any]) -> tuple[str | None, Any]:
     if text is None and len(item) == 1:
         label, text = next(iter(item.items()))
     return None if label is None else scalar_text(label), text
-
-
-def _list_in_text(text: str) -> Any:
-    """A list written as text, in JSON or Python's spelling (``['a', "b"]``)."""
-    if not text.strip():
-        return None
-    try:
-        return strict_json(text.encode())
-    except ValueError:
-        return _python_list(text)
-
-
-_ITEM = re.compile(
-    r"""\s*(?:'((?:[^'\\]|\\.)*+)'|"((?:[^"\\]|\\.)*+)"|([^\s,'"\[\]]+))\s*(,|$)"""
-)
-
-
-def _python_list(text: str) -> Any:
-    """A flat Python list. Not ``ast.literal_eval``: deep nesting can crash it."""
-    body = text.strip()
-    if not (body.startswith("[") and body.endswith("]")):
-        return text
-    body, at, items = body[1:-1].strip(), 0, []
-    while at < len(body):
-        match = _ITEM.match(body, at)
-        if match is None:
-            return text
-        single, double, bare, _ = match.groups()
-        quoted = single if single is not None else double
-        items.append(bare if quoted is None else re.sub(r"\\(.)", _unescape, quoted))
-        at = match.end()
-    return items
-
-
-def _unescape(match: re.Match[str]) -> str:
-    return {"n": "\n", "t": "\t"}.get(
-        match[1], match[1] if match[1] in "\\'\"" else match[0]
-    )
-
-
-def _images(value: Any, root: str | None) -> tuple[ImageRef, ...]:
-    if value is None:
-        return ()
-    messages = messages_of(value)
-    if messages is not None:
-        value = images_in(messages)
-    items = value if isinstance(value, (list, tuple)) else [value]
-    return tuple(_image(item, root) for item in items if item is not None)
-
-
-def _image(item: Any, root: str | None) -> ImageRef:
-    if isinstance(item, Mapping):
-        data, path = item.get("bytes"), item.get("path")
-        item = data if data is not None else path
-        if item is None:
-            raise BadSample("image", "image_missing", "neither bytes nor a path")
-    if isinstance(item, (bytes, bytearray, memoryview)):
-        return ImageRef(bytes(item), None)
-    if isinstance(item, str):
-        if item[:5].lower() == "data:":
-            return ImageRef(_data_uri(item), None)
-        return ImageRef(None, _path_inside(item, root))
-    if isinstance(item, os.PathLike):
-        return ImageRef(None, _path_inside(os.fspath(item), root))
-    if type(item).__module__.partition(".")[0] == "PIL":
-        from .images import encode_image
-
-        return ImageRef(encode_image(item), None)
-    raise BadSample(
-        "image", "image_unreadable", f"image is {kind_of(item)}: no bytes or path"
-    )
-
-
-def _data_uri(uri: str) -> bytes:
-    head, comma, body = uri.partition(",")
-    if not comma or not head.lower().endswith(";base64"):
-        raise BadSample("image", "image_unreadable", "data: URI that is not base64")
-    try:
-        return base64.b64decode(body, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise BadSample("image", "image_unreadable", f"data: URI: {error}") from None
-
-
-def _path_inside(path: str, root: str | None) -> str:
-    """Absolute path with every link resolved, if that is inside ``root``; nothing is
-    opened. ``root`` itself must be resolved already."""
-    shown = path[:200]
-    if _URL.match(path):
-        raise BadSample("image", "url_refused", f"{shown!r}: rap reads no URL")
-    _clean(path, "image path")
-    if not path:
-        raise BadSample("image", "image_missing", "image path is empty")
-    if root is None:
-        raise BadSample(
-            "image",
-            "path_outside_root",
-            f"{shown!r}: no folder is allowed; pass root= (--root)",
-        )
-    try:
-        real = os.path.realpath(os.path.join(root, path))
-    except (OSError, ValueError) as error:
-        raise BadSample("image", "image_missing", f"{shown!r}: {error}") from None
-    if os.path.commonpath((root, real)) != root:
-        raise BadSample(
-            "image",
-            "path_outside_root",
-            f"{shown!r} leads out of the data folder; name the folder that holds the "
-            "images with root=... (--root)",
-        )
-    return real

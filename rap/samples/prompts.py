@@ -29,6 +29,7 @@ _TAG = re.compile(r"<image ?(\d*)>", re.IGNORECASE)
 _TAGS_AT_LINE_START = re.compile(r"(?im)^[ \t]*(?:<image ?\d*>[ \t]*)+")
 _TAGS_INSIDE = re.compile(r"(?i)[ \t]*(?:<image ?\d*>[ \t]*)+")
 _NUMBERED = re.compile(r"<image ?\d+> ?", re.IGNORECASE)
+_NAMES = re.compile(r"<image ?(\d+)>", re.IGNORECASE)
 _LEADING = re.compile(r"(?:\s*<image>)*", re.IGNORECASE)
 
 
@@ -74,6 +75,17 @@ def last_reply(messages: Sequence[Mapping[str, Any]]) -> str | None:
     """Text of the assistant's turn that ends a chat; None if another turn does."""
     role = messages[-1].get("role", messages[-1].get("from"))
     return _turn_text(messages[-1]) if ROLES.get(str(role)) == "assistant" else None
+
+
+def more_of_a_chat(known: Any, value: Any) -> list[Mapping[str, Any]] | None:
+    """Two chats as one, where the second has images or ends with an answer and the first
+    does not; None else."""
+    before, after = messages_of(known), messages_of(value)
+    if before is None or after is None:
+        return None
+    if last_reply(after) and not last_reply(before):
+        return [*before, *after]
+    return [*after, *before] if images_in(after) and not images_in(before) else None
 
 
 def _turn_text(message: Mapping[str, Any]) -> str:
@@ -145,7 +157,8 @@ def place_images(
     without tags else.
 
     Plain tags, as many as images, are places. So are numbered ones that name each of
-    several images once, in order. Raises ``BadSample`` if plain tags are more or less.
+    several images once, in order; else numbered ones are names of images that come first.
+    Raises ``BadSample`` if plain tags are more or less.
     """
     whole = [*(t for _, t in turns), text]
     numbers = [number for t in whole for number in _TAG.findall(t)]
@@ -159,7 +172,11 @@ def place_images(
     if _stand_first([*turns, ("user", text)]):
         matter = False  # where they stand without being placed
 
+    named = not plain and images > 1 and set(numbers) <= set(each)  # "image 2", by number
+
     def change(t: str) -> str:
+        if not matter and named:
+            return _NAMES.sub(r"image \1", t).strip()
         if not matter:
             return strip_image_tags(t)[0]
         return _marked(_NUMBERED.sub("", t) if plain else t)

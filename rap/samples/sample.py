@@ -79,3 +79,14 @@ def sample_sha256(sample: Sample, image_hashes: Sequence[str]) -> str:
     fields: list[Any] = [sample.question, sample.answer, list(sample.choices)]
     fields += [list(image_hashes), *([list(sample.turns)] if sample.turns else [])]
     return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
+
+
+def clean(text: str, name: str) -> str:
+    """The text, if a Parquet file and a tokenizer can hold it."""
+    if "\0" in text:
+        raise BadSample("data", "bad_text", f"{name} holds a NUL character")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadSample("data", "bad_text", f"{name} holds a lone surrogate") from None
+    return text

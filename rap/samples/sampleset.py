@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
@@ -30,16 +31,18 @@ import pyarrow as pa
 
 from ..errors import RapInputError
 from .answers import read_answer
+from .opening import open_rows
 from .parsing import cell, counted_from, detect_columns, kind_of, parse_row, scalar_text
+from .prompts import more_of_a_chat
 from .sample import Bad, BadSample, Sample
 from .sources import (
     ArrowRows,
     DatasetRows,
     Rows,
     datasets_library,
-    open_rows,
     union_of_keys,
 )
+from .splits import named_splits
 
 if TYPE_CHECKING:
     import datasets
@@ -76,6 +79,7 @@ class SampleSet(Sequence["Sample | Bad"]):
         self.given_root: str | None = None
         """The ``root`` that ``open_samples`` was given."""
         self._ids, self._bad_ids = self._read_ids()
+        self._tell_splits()
         self._require_a_usable_row()
 
     def __len__(self) -> int:
@@ -181,6 +185,21 @@ class SampleSet(Sequence["Sample | Bad"]):
             self._stand_in(i, seen) if name is None else name for i, name in enumerate(ids)
         ], bad
 
+    def _tell_splits(self) -> None:
+        """Warn of a column ``split`` by which rows of several splits stand here."""
+        if "split" not in self._rows.columns:
+            return
+        rows = (r for r in self._rows.each(["split"]) if not isinstance(r, BadSample))
+        said = Counter(str(row.get("split")) for row in rows)
+        if len(named_splits(list(said))) > 1:
+            counts = ", ".join(f"{name} {count:,}" for name, count in said.most_common(5))
+            warnings.warn(
+                f"{self._rows.kind}: column 'split' names several splits ({counts}), and "
+                "all of them are used. Keep the rows to train on in a set of their own",
+                UserWarning,
+                stacklevel=4,
+            )
+
     def _stand_in(self, index: int, taken: dict[str, int]) -> str:
         """An id for a row that has none: where it is."""
         name = self._rows.where(index).replace(" ", ":")
@@ -252,7 +271,7 @@ class SampleSet(Sequence["Sample | Bad"]):
         its row and does not make the whole data set another one.
         """
         roles = ["question", "answer", "choices", *(["source"] if source else [])]
-        if self.columns["images"] not in self._rows.image_columns:
+        if not self._rows.image_columns.issuperset(self._outer("images")):
             roles.append("images")
         there = set(self._rows.columns) - set(self._rows.image_columns)
         names = sorted(there.intersection(more))
@@ -336,13 +355,16 @@ def open_samples(
 ) -> SampleSet:
     """Open a data set.
 
-    source: ``datasets.Dataset`` (one split), ``pyarrow.Table``, list of dicts, or a path:
-        JSONL (image paths relative to its folder), a JSON array, Parquet in TRL's, verl's
-        or EasyR1's columns, a ``save_to_disk`` folder, a folder with one JSONL file or with
-        Parquet files.
+    source: ``datasets.Dataset`` (one split), ``pyarrow.Table``, a table of pandas or
+        Polars, a list of dicts, a dict of columns, a torch data set that gives dicts by
+        number, or a path: JSONL (image paths relative to its folder), a JSON array, CSV or
+        TSV, Parquet in TRL's, verl's or EasyR1's columns, any of these in gzip, a
+        ``save_to_disk`` folder, a folder with one such file or with Parquet files, a
+        pattern as in data/train-*.parquet. Files of several splits are refused.
     columns: role -> column where detection is wrong, e.g. ``{"question": "q"}``; roles are
         id, question, answer, choices, images, source; ``"a.b"`` is field b of column a;
-        ``""`` says that there is none (id, choices, source).
+        ``"a,b"`` are several columns (choices, images); ``""`` says that there is none (id,
+        choices, source).
     root: folder that image paths are relative to and must stay in. Default: the data
         file's folder; for objects in memory none, and then images must be bytes.
 
@@ -359,13 +381,12 @@ def open_samples(
     if folder is not None and not folder.is_dir():
         raise RapInputError(f"root {folder}: not a folder")
     if not rows.columns:
-        raise RapInputError(f"{rows.kind}: none of {len(rows)} rows can be read")
-    try:
-        found = detect_columns(rows.columns, _first_row(rows), rows.image_columns, columns)
-    except RapInputError as error:
-        raise RapInputError(f"{rows.kind}: {error}") from None
+        bad = next((r for r in rows.each([]) if isinstance(r, BadSample)), None)
+        first = f" (first: {bad.message})" if bad is not None else ""
+        raise RapInputError(f"{rows.kind}: none of {len(rows)} rows can be read{first}")
+    found = _detected(rows, columns)
     if isinstance(rows, (ArrowRows, DatasetRows)):
-        rows.leave_out(rows.image_columns - {found["images"] or ""})
+        rows.leave_out(rows.image_columns - set(outer_columns(rows, [found["images"]])))
     counted = _counted(rows, found, columns or {})
     real = None if folder is None else os.path.realpath(folder)
     samples = SampleSet(rows, found, real, counted)
@@ -412,18 +433,33 @@ def _short(text: str, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def _first_row(rows: Rows) -> Mapping[str, Any]:
-    """Keys of the first rows, nested ones too, as one row."""
+def _detected(rows: Rows, columns: Mapping[str, str] | None) -> dict[str, str | None]:
+    """``detect_columns`` by the first rows, by all of them where these do not do."""
+    for most in (100, None):
+        try:
+            first = _merged(rows, most)
+            return detect_columns(rows.columns, first, rows.image_columns, columns)
+        except RapInputError as error:
+            refused = RapInputError(f"{rows.kind}: {error}")
+    raise refused
+
+
+def _merged(rows: Rows, most: int | None) -> Mapping[str, Any]:
+    """Rows as one: all keys, nested ones too; of chats one that ends with an answer and
+    has images, if those of the rows do."""
     merged: dict[str, Any] = {}
-    for row in islice(rows.each(rows.columns), 100):
+    names = [name for name in rows.columns if name not in rows.image_columns]
+    for row in islice(rows.each(names), most):
         if isinstance(row, BadSample):
             continue
         for key, value in row.items():
+            before = merged.get(key)
             if isinstance(value, Mapping):
-                inner = merged.get(key)
-                merged[key] = {**(inner if isinstance(inner, dict) else {}), **value}
-            else:
-                merged.setdefault(key, value)
+                merged[key] = {**(before if isinstance(before, dict) else {}), **value}
+            elif before is None:
+                merged[key] = value
+            elif (chat := more_of_a_chat(before, value)) is not None:
+                merged[key] = chat
     return merged
 
 

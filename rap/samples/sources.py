@@ -1,4 +1,4 @@
-"""Sources of rows: one class per kind of source, one way to open them.
+"""Sources of rows: one class per kind of source. `opening` tells which one a source is.
 
 Every kind returns rows as dicts of Python values, by number, and never decodes an
 image. Memory: JSONL keeps 16 bytes a row (where the line starts, its number) and reads a
@@ -11,16 +11,12 @@ source that cannot be read is a ``RapInputError``.
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
 import os
 import re
-import shutil
-import stat
 import tempfile
 import weakref
-import zlib
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -88,11 +84,12 @@ def _row_or_bad(rows: Any, index: int) -> Mapping[str, Any] | BadSample:
 
 
 class ListRows(_Plain):
-    """A list of dicts, as handed in."""
+    """A list of dicts, as handed in, or anything that gives them by number."""
 
     def __init__(self, rows: Sequence[Any], kind: str = "list of dicts") -> None:
         self._rows, self.kind = rows, kind
-        self.columns = union_of_keys(r for r in rows if isinstance(r, Mapping))
+        each = (rows[i] for i in range(len(rows)))  # not all of them end an iteration
+        self.columns = union_of_keys(r for r in each if isinstance(r, Mapping))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -360,228 +357,10 @@ def datasets_library() -> Any:
     return datasets
 
 
-# ------------------------------------------------------------------ opening a source
+# --------------------------------------------------------------------------- tables
 
 
-def open_rows(source: object) -> tuple[Rows, Path | None]:
-    """Rows, and the folder that image paths are relative to if none is given."""
-    if isinstance(source, (str, os.PathLike)):
-        return _open_path(Path(source))
-    if isinstance(source, pa.Table):
-        return ArrowRows(source, "pyarrow.Table"), None
-    name = type(source).__name__
-    if isinstance(source, Mapping) and hasattr(source, "with_format"):
-        raise RapInputError(
-            f"{name}: choose one split: dataset[...] with one of {', '.join(source)}"
-        )
-    if hasattr(source, "with_format") and hasattr(source, "features"):
-        if not hasattr(source, "__len__"):
-            raise RapInputError(
-                f"{name}: rows must be reachable by number; load it without streaming"
-            )
-        return DatasetRows(source), None
-    if isinstance(source, Sequence) and not isinstance(source, (bytes, bytearray)):
-        return ListRows(source), None
-    raise RapInputError(
-        f"data set is {name}; expected a datasets.Dataset, a list of dicts, or the path of "
-        "a JSONL file, a Parquet file or a folder saved with save_to_disk"
-    )
-
-
-def _open_path(path: Path) -> tuple[Rows, Path]:
-    try:
-        if "*" in path.name and not path.exists():
-            return _open_pattern(path), path.parent.resolve()
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            return _open_folder(path), path
-        if not stat.S_ISREG(mode):
-            raise RapInputError(f"data set {path}: not a regular file")
-        return _open_file(path), path.resolve().parent
-    except FileNotFoundError:
-        raise RapInputError(f"data set {path}: no such file or folder") from None
-    except (OSError, pa.ArrowException) as error:
-        raise RapInputError(f"data set {path}: cannot be read: {error}") from error
-
-
-def _open_file(path: Path) -> Rows:
-    with path.open("rb") as file:
-        head = file.read(4096)
-    if head[:4] == b"PAR1":
-        return ArrowRows(_read_parquet([path]), f"Parquet {path}")
-    if head.startswith(b"version https://git-lfs"):
-        raise RapInputError(
-            f"data set {path}: a Git LFS pointer, not the file itself: git lfs pull"
-        )
-    if head[:2] == b"\x1f\x8b":
-        return _open_gzip(path)
-    for start, what in _OTHER_FILES:
-        if head.startswith(start):
-            raise RapInputError(f"data set {path}: {what}; unpack or convert it first")
-    if path.suffix.lower() in _SEPARATORS:
-        return ArrowRows(_read_separated(path), f"{path.suffix[1:].upper()} {path}")
-    start = head.removeprefix(BOM).lstrip()
-    if start[:1] == b"[":
-        rows = _read_array(path)
-        return ListRows(rows, f"JSON {path}")
-    if b"\0" in head[:4]:
-        raise RapInputError(f"data set {path}: neither JSONL nor Parquet")
-    found = _rows_of_object(path, start)
-    return JsonlRows(path) if found is None else ListRows(found, f"JSON {path}")
-
-
-_OTHER_FILES = (
-    (b"ARROW1", "an Arrow file"),
-    (b"\xff\xff\xff\xff", "an Arrow stream"),
-    (b"PK\x03\x04", "a zip archive"),
-    (b"\x28\xb5\x2f\xfd", "compressed with zstd"),
-    (b"BZh", "compressed with bzip2"),
-    (b"\xfd7zXZ", "compressed with xz"),
-    (b"SQLite format 3", "an SQLite data base"),
-)
-_SEPARATORS = {".csv": ",", ".tsv": "\t"}
-
-
-def _open_gzip(path: Path) -> Rows:
-    """JSON Lines compressed with gzip, unpacked into a temporary file."""
-    try:
-        with (
-            gzip.open(path) as packed,
-            tempfile.NamedTemporaryFile(prefix="rap-", suffix=".jsonl") as file,
-        ):
-            shutil.copyfileobj(packed, file)
-            file.flush()
-            rows = JsonlRows(Path(file.name), f"JSONL {path} (gzip)")
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise RapInputError(f"data set {path}: the gzip file is damaged: {error}") from None
-    if not rows.columns:
-        raise RapInputError(f"data set {path}: what the gz file holds is not JSON Lines")
-    return rows
-
-
-def _read_separated(path: Path) -> pa.Table:
-    """CSV or TSV with a line of names."""
-    from pyarrow import csv
-
-    options = csv.ParseOptions(
-        delimiter=_SEPARATORS[path.suffix.lower()], newlines_in_values=True
-    )
-    convert = csv.ConvertOptions(strings_can_be_null=True, quoted_strings_can_be_null=False)
-    return csv.read_csv(path, parse_options=options, convert_options=convert)
-
-
-def _rows_of_object(path: Path, start: bytes) -> list[Any] | None:
-    """Rows of a file that is one JSON object: of rows by id, or around one list of rows.
-    None if it is JSON Lines."""
-    line = start.split(b"\n", 1)[0]
-    if start[:1] != b"{" or (b"\n" in start and _is_object(line)):
-        return None
-    if path.stat().st_size > IN_MEMORY_BYTES:
-        return None
-    try:
-        whole = strict_json(path.read_bytes().removeprefix(BOM))
-    except ValueError:
-        return None  # read as lines, which says what is wrong
-    for name in _AROUND:
-        rows = whole.get(name)
-        if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
-            return rows
-    if whole and all(isinstance(row, dict) for row in whole.values()):
-        named = not any("id" in row for row in whole.values())
-        return [({"id": key} if named else {}) | row for key, row in whole.items()]
-    return None
-
-
-_AROUND = ("data", "rows", "samples", "examples", "questions", "annotations")
-"""Names of the list of rows in a file that is one object."""
-
-
-def _is_object(line: bytes) -> bool:
-    try:
-        return isinstance(strict_json(line), dict)
-    except ValueError:
-        return False
-
-
-def _read_array(path: Path) -> list[Any]:
-    """A JSON file that is one array of objects, as EasyR1 and LLaMA-Factory have it."""
-    try:
-        return list(strict_json(path.read_bytes().removeprefix(BOM)))
-    except ValueError as error:
-        raise RapInputError(f"data set {path}: {error}") from None
-
-
-def _open_folder(path: Path) -> Rows:
-    if (path / "dataset_dict.json").is_file():
-        splits = sorted(p.name for p in path.iterdir() if (p / "state.json").is_file())
-        raise RapInputError(
-            f"data set {path}: holds several splits; name one: "
-            + ", ".join(str(path / name) for name in splits)
-        )
-    if (path / "state.json").is_file():
-        return ArrowRows(_read_saved(path), f"data set saved at {path}")
-    parquet, jsonl = sorted(path.glob("*.parquet")), sorted(path.glob("*.jsonl"))
-    _refuse_splits(path, [*parquet, *jsonl])
-    if len(jsonl) == 1 and not parquet:
-        return JsonlRows(jsonl[0])
-    if parquet and not jsonl:
-        return ArrowRows(_read_parquet(parquet), f"Parquet files in {path}")
-    raise RapInputError(
-        f"data set {path}: expected a folder saved with save_to_disk, one .jsonl file or "
-        f".parquet files in it; found {len(jsonl)} .jsonl and {len(parquet)} .parquet"
-    )
-
-
-_SPLITS = ("train", "training", "validation", "valid", "val", "dev", "test", "testmini")
-
-
-def split_of(name: str) -> str | None:
-    """The split that a file's name begins or ends with: "train" of
-    train-00000-of-00002.parquet; None if it names none."""
-    words = re.split(r"[-_.]", name.lower())
-    words = [w for w in words if not w.isdigit() and w not in ("of", "parquet", "jsonl")]
-    found = [w for w in (words[:1] + words[-1:]) if w in _SPLITS]
-    return found[0] if found else None
-
-
-def _refuse_splits(path: Path, files: Sequence[Path]) -> None:
-    """Training and test rows in one folder are never put together."""
-    splits: dict[str | None, list[Path]] = {}
-    for file in files:
-        splits.setdefault(split_of(file.name), []).append(file)
-    if len(splits) < 2:
-        inner = [d for d in sorted(path.iterdir()) if d.is_dir() and d.name in _SPLITS]
-        if files or not inner:
-            return
-        names = ", ".join(str(d) for d in inner)
-        raise RapInputError(f"data set {path}: holds several splits; name one: {names}")
-    names = ", ".join(
-        f"{name or 'others'} ({len(of)} file{'s' if len(of) > 1 else ''})"
-        for name, of in splits.items()
-    )
-    raise RapInputError(
-        f"data set {path}: holds several splits: {names}. They are not mixed: name a file, "
-        f"or files by a pattern, as in {path}/train-*.parquet"
-    )
-
-
-def _open_pattern(path: Path) -> Rows:
-    """Files of one folder whose names match, as in data/train-*.parquet."""
-    files = sorted(path.parent.glob(path.name))
-    parquet = [file for file in files if file.suffix == ".parquet"]
-    if not files:
-        raise RapInputError(f"data set {path}: no file has such a name")
-    if len(files) == 1:
-        return _open_file(files[0])
-    if len(parquet) < len(files):
-        raise RapInputError(
-            f"data set {path}: several files are read together as Parquet only"
-        )
-    _refuse_splits(path.parent, files)
-    return ArrowRows(_read_parquet(files), f"Parquet files {path}")
-
-
-def _read_saved(path: Path) -> pa.Table:
+def read_saved(path: Path) -> pa.Table:
     """A `save_to_disk` folder: Arrow streams, memory-mapped, in the order of state.json."""
     try:
         files = strict_json((path / "state.json").read_bytes())["_data_files"]
@@ -594,7 +373,7 @@ def _read_saved(path: Path) -> pa.Table:
     return pa.concat_tables([pa.ipc.open_stream(m).read_all() for m in maps])
 
 
-def _read_parquet(paths: Sequence[Path]) -> pa.Table:
+def read_parquet(paths: Sequence[Path]) -> pa.Table:
     """The files' rows in order; large ones through a temporary memory-mapped file, because
     a row group of a Parquet file cannot be read in part."""
     files = [pq.ParquetFile(p, page_checksum_verification=True) for p in paths]

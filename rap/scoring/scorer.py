@@ -18,11 +18,12 @@ from .. import cuda, ops
 from ..config import ScoreConfig
 from ..engines.contract import Engine, Request
 from ..errors import RapModelError
+from ..model.halving import Failure, in_halves
 from ..model.rollouts import ARM_TEXT, IMAGE_ARM, Completion, degenerate, row_seed
 from ..rewards.checker import Checker
 from ..samples.sample import BadSample
 from ..scores.table import SCORE_SCHEMA
-from .batches import Failure, all_finite, in_halves, memory_of
+from .batches import all_finite, memory_of
 from .jobs import Job, clean
 
 if TYPE_CHECKING:

@@ -165,7 +165,7 @@ class _Rows:
         self.samples, self.template, self.max_pixels = samples, template, max_pixels
         self.scored = scored or {}
         named = samples.columns["images"]
-        taken = {*self.OURS, *self.TAKEN, named}
+        taken = {*self.OURS, *self.TAKEN, named, *(named or "").split(",")}
         self.extra = [name for name in samples.column_names if name not in taken]
 
     def __deepcopy__(self, memo: object) -> _Rows:

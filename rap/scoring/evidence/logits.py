@@ -40,8 +40,8 @@ class Logits(Evidence):
         solution = reference_solution(sample)
         response = None if solution is None else driver.encode_response(solution)
         prefix, answer = answer_tokens(driver, sample, config)
-        job.answer = driver.prepare(sample, images, answer, prefix=prefix)
         prepare_arms(job, sample, images, other, driver, response)
+        job.answer = driver.prepare(sample, images, answer, prefix=prefix, like=job.image)
 
     def score(self, scorer: Scorer, jobs: list[Job]) -> None:
         greedy = [j for j in jobs if j.image is not None and not len(j.image.response_ids)]

@@ -1,0 +1,141 @@
+"""Images encoded once: features of a sample's images, kept for all of its forwards.
+
+``encode`` runs the model's own ``get_image_features`` on the images that have no features
+yet, all in one call, and splits what it gives sample by sample; ``joined`` puts them
+together again for a batch, in the form that the model's forward takes as
+``mm_encoder_outputs``. What cannot be split is encoded one sample at a time. A model whose
+features do not fit its image tokens is not served here (`NotOnce`): its forwards encode
+their own images, as they would anyway.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .batching import Prepared, Shared, collate_images
+from .weights import input_device, input_dtype, is_fsdp2
+
+if TYPE_CHECKING:
+    from .counts import Counts
+
+_DEEP = "deepstack_features"
+"""Field of what Qwen3-VL's tower gives for each of the decoder's first layers."""
+
+
+class NotOnce(ValueError):
+    """Why features cannot be kept for this model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What the vision tower and the projector made of the images of one sample."""
+
+    kind: type
+    """Class of what ``get_image_features`` gives."""
+    parts: tuple[torch.Tensor, ...]
+    """[.., E] each, in the order of the image tokens."""
+    stacked: bool
+    """Whether the model joins them itself (a list), or has one tensor for all."""
+    deep: tuple[tuple[torch.Tensor, ...], ...] = ()
+    """The same for each layer of the decoder that takes features of its own."""
+
+    @property
+    def tokens(self) -> int:
+        return sum(part[..., 0].numel() for part in self.parts)
+
+
+def why_not(model: Any) -> str:
+    """Why images are encoded in every forward; "" if once is enough."""
+    if is_fsdp2(model):
+        return "its weights are gathered by FSDP2 in its own forward only"
+    if not callable(getattr(model.base_model, "get_image_features", None)):
+        return "it has no get_image_features"
+    if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
+        return "its forward takes no mm_encoder_outputs"
+    return ""
+
+
+def encode(model: Any, batch: Sequence[Prepared], counts: Counts) -> None:
+    """Fill in ``shared.features`` of those that hold images and have none yet.
+
+    Raises `NotOnce` if what comes out does not fit the image tokens.
+    """
+    todo: dict[int, Prepared] = {}
+    for prepared in batch:
+        if prepared.shared.n_images and prepared.shared.features is None:
+            todo.setdefault(id(prepared.shared), prepared)
+    if not todo:
+        return
+    found = _encoded(model, list(todo.values()))
+    for prepared, features in zip(todo.values(), found, strict=True):
+        n = int(prepared.image_mask.sum())
+        if features.tokens != n:
+            raise NotOnce(f"{features.tokens} features for {n} image tokens")
+        prepared.shared.features = features
+        counts.images_encoded += prepared.shared.n_images
+
+
+def joined(shared: Sequence[Shared]) -> dict[str, Any]:
+    """``mm_encoder_outputs`` of a batch; {} if it holds no images."""
+    found = [s.features for s in shared if s.features is not None]
+    if not found:
+        return {}
+    parts = [part for features in found for part in features.parts]
+    fields: dict[str, Any] = {
+        "pooler_output": parts if found[0].stacked else torch.cat(parts)
+    }
+    if found[0].deep:
+        fields[_DEEP] = [
+            [part for layer in layers for part in layer]
+            for layers in zip(*(features.deep for features in found), strict=True)
+        ]
+    return {"image": found[0].kind(**fields)}
+
+
+def _encoded(model: Any, batch: Sequence[Prepared]) -> list[Features]:
+    output = _call(model, batch)
+    units = [_units(prepared) for prepared in batch]
+    pooled = output.pooler_output
+    if len(batch) > 1 and (None in units or len(pooled) != sum(u or 0 for u in units)):
+        return [_encoded(model, [prepared])[0] for prepared in batch]
+    layers = getattr(output, _DEEP, None) or ()
+    if any(len(layer) != len(pooled) for layer in layers):
+        raise NotOnce(f"its {_DEEP} are not split by image")
+    sizes = [len(pooled)] if len(batch) == 1 else [u or 0 for u in units]
+    stacked = not isinstance(pooled, torch.Tensor)
+    found, start = [], 0
+    for size in sizes:
+        span = slice(start, start + size)
+        deep = tuple(tuple(layer[span]) for layer in layers)
+        parts = tuple(pooled[span]) if stacked else (pooled[span],)
+        found.append(Features(type(output), parts, stacked, deep))
+        start += size
+    return found
+
+
+def _units(prepared: Prepared) -> int | None:
+    """Into how many entries the images of one sample are encoded."""
+    for name in ("image_grid_thw", "image_sizes", "pixel_values"):
+        if name in prepared.inputs:
+            return len(prepared.inputs[name])
+    return None
+
+
+def _call(model: Any, batch: Sequence[Prepared]) -> Any:
+    function = model.base_model.get_image_features
+    device, dtype = input_device(model), input_dtype(model)
+    taken = inspect.signature(function).parameters
+    given = {
+        name: x.to(device, dtype if x.is_floating_point() else None)
+        for name, x in collate_images(batch).items()
+        if name in taken
+    }
+    output = function(**given, return_dict=True)
+    if getattr(output, "pooler_output", None) is None:
+        raise NotOnce("its get_image_features gives no pooler_output")
+    return output

@@ -1,0 +1,133 @@
+"""What stands for images in a cell -> image references; no image is opened.
+
+Bytes, a path inside ``root``, ``{bytes, path}`` of `datasets`, ``{image: ...}`` of verl, a
+data: URI, base64 text, a PIL image, an array, an open file in memory, lists of these (also
+written as text), chat messages that hold them. An URL is never fetched.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from .images import encode_image, sniff
+from .listtext import list_in_text
+from .prompts import images_in, messages_of
+from .sample import BadSample, ImageRef, clean
+
+_URL = re.compile(r"[a-z][a-z0-9+.\-]*://|file:", re.IGNORECASE)
+_FIELDS = ("bytes", "path", "image", "image_url", "url", "data", "base64")
+_BASE64 = re.compile(r"(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR|Qk)[A-Za-z0-9+/\s]{60,}+={0,2}\s*")
+"""Encoded images begin so. No path is so long without a dot."""
+
+
+def read_image_cell(value: Any, root: str | None) -> tuple[ImageRef, ...]:
+    """The images of a cell in order; what is None is left out. Raises ``BadSample``."""
+    messages = messages_of(value)
+    if messages is not None:
+        value = images_in(messages)
+    elif isinstance(value, str) and value.lstrip()[:1] == "[":
+        listed = list_in_text(value)
+        value = listed if isinstance(listed, list) else value
+    return tuple(_image(item, root) for item in _flat(value))
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    """The items of a list or of a list of lists."""
+    for item in value if isinstance(value, (list, tuple)) else [value]:
+        inner = item if isinstance(item, (list, tuple)) else [item]
+        yield from (part for part in inner if part is not None)
+
+
+def _image(item: Any, root: str | None) -> ImageRef:
+    for _ in range(2):  # {"image_url": {"url": ...}}
+        if isinstance(item, Mapping):
+            item = next((item[n] for n in _FIELDS if item.get(n) is not None), None)
+            if item is None:
+                raise BadSample("image", "image_missing", "neither bytes nor a path")
+    if hasattr(item, "getvalue"):  # io.BytesIO
+        item = item.getvalue()
+    if isinstance(item, (bytes, bytearray, memoryview)):
+        return ImageRef(bytes(item), None)
+    if isinstance(item, str):
+        if item[:5].lower() == "data:":
+            return ImageRef(_data_uri(item), None)
+        data = _base64_image(item)
+        return ImageRef(None, _path_inside(item, root)) if data is None else data
+    if isinstance(item, os.PathLike):
+        return ImageRef(None, _path_inside(os.fspath(item), root))
+    if isinstance(item, np.ndarray) and item.dtype == np.uint8 and item.ndim in (2, 3):
+        item = _pixels(item)
+    if type(item).__module__.partition(".")[0] == "PIL":
+        return ImageRef(encode_image(item), None)
+    kind = "missing" if item is None else type(item).__name__
+    raise BadSample("image", "image_unreadable", f"image is {kind}: no bytes or path")
+
+
+def _pixels(array: np.ndarray) -> Any:
+    """uint8 [height, width] or [height, width, 1, 3 or 4] as a PIL image."""
+    from PIL import Image
+
+    try:
+        return Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
+    except (TypeError, ValueError) as error:
+        raise BadSample(
+            "image", "image_unreadable", f"array {list(array.shape)}: {error}"
+        ) from None
+
+
+def _base64_image(text: str) -> ImageRef | None:
+    """The image that a text is in base64 (VLMEvalKit's TSV files); None for a path."""
+    if len(text) < 64 or not _BASE64.fullmatch(text):
+        return None
+    try:
+        data = base64.b64decode(text)
+        sniff(data)
+    except (binascii.Error, ValueError, BadSample):
+        return None
+    return ImageRef(data, None)
+
+
+def _data_uri(uri: str) -> bytes:
+    head, comma, body = uri.partition(",")
+    if not comma or not head.lower().endswith(";base64"):
+        raise BadSample("image", "image_unreadable", "data: URI that is not base64")
+    try:
+        return base64.b64decode(body, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise BadSample("image", "image_unreadable", f"data: URI: {error}") from None
+
+
+def _path_inside(path: str, root: str | None) -> str:
+    """Absolute path with every link resolved, if that is inside ``root``; nothing is
+    opened. ``root`` itself must be resolved already."""
+    shown = path[:200]
+    if _URL.match(path):
+        raise BadSample("image", "url_refused", f"{shown!r}: rap reads no URL")
+    clean(path, "image path")
+    if not path:
+        raise BadSample("image", "image_missing", "image path is empty")
+    if root is None:
+        raise BadSample(
+            "image",
+            "path_outside_root",
+            f"{shown!r}: no folder is allowed; pass root= (--root)",
+        )
+    try:
+        real = os.path.realpath(os.path.join(root, path))
+    except (OSError, ValueError) as error:
+        raise BadSample("image", "image_missing", f"{shown!r}: {error}") from None
+    if os.path.commonpath((root, real)) != root:
+        raise BadSample(
+            "image",
+            "path_outside_root",
+            f"{shown!r} leads out of the data folder; name the folder that holds the "
+            "images with root=... (--root)",
+        )
+    return real

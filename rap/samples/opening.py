@@ -1,0 +1,278 @@
+"""What people hand in -> rows: by its type, a file's first bytes, a folder's files.
+
+A file that is no data set is refused with a sentence that names what it is; a folder that
+holds several splits asks which one, because train and test must never be mixed.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+import stat
+import tempfile
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from ..errors import RapInputError
+from .separated import SEPARATORS, read_separated
+from .sources import (
+    BOM,
+    IN_MEMORY_BYTES,
+    ArrowRows,
+    DatasetRows,
+    JsonlRows,
+    ListRows,
+    Rows,
+    read_parquet,
+    read_saved,
+    strict_json,
+)
+from .splits import named_splits, require_one_split
+
+
+def open_rows(source: object) -> tuple[Rows, Path | None]:
+    """Rows, and the folder that image paths are relative to if none is given."""
+    if isinstance(source, (str, os.PathLike)):
+        return _open_path(Path(source))
+    if isinstance(source, pa.Table):
+        return ArrowRows(source, "pyarrow.Table"), None
+    name = type(source).__name__
+    if isinstance(source, Mapping) and hasattr(source, "with_format"):
+        raise RapInputError(
+            f"{name}: choose one split: dataset[...] with one of {', '.join(source)}"
+        )
+    if hasattr(source, "with_format") and hasattr(source, "features"):
+        if not hasattr(source, "__len__"):
+            raise RapInputError(
+                f"{name}: rows must be reachable by number; load it without streaming"
+            )
+        return DatasetRows(source), None
+    rows = _rows_in_memory(source)
+    if rows is not None:
+        return rows, None
+    raise RapInputError(
+        f"data set is {name}; expected a datasets.Dataset, a list of dicts, or the path of "
+        "a JSONL file, a Parquet file or a folder saved with save_to_disk"
+    )
+
+
+def _rows_in_memory(source: Any) -> Rows | None:
+    """A list of dicts, a dict of columns, a table of pandas or Polars, or whatever gives
+    dicts by number; None for anything else."""
+    module, name = type(source).__module__.partition(".")[0], type(source).__name__
+    if name == "DataFrame" and module == "pandas":
+        rows = source.astype(object).where(source.notna(), None).to_dict("records")
+        return ListRows(rows, "pandas.DataFrame")
+    if name == "DataFrame" and module == "polars":
+        return ListRows(source.to_dicts(), "polars.DataFrame")
+    if isinstance(source, Mapping):
+        columns = list(source.values())
+        if not columns or not all(isinstance(x, (list, tuple)) for x in columns):
+            return None
+        if len({len(x) for x in columns}) > 1:
+            raise RapInputError(
+                "data set is a dict of columns of different lengths: "
+                + ", ".join(f"{key} {len(x)}" for key, x in source.items())
+            )
+        parts = zip(*columns, strict=True)
+        return ListRows([dict(zip(source, part, strict=True)) for part in parts])
+    if isinstance(source, (str, bytes, bytearray, type)):
+        return None
+    if hasattr(source, "__getitem__") and hasattr(source, "__len__"):
+        return ListRows(source, "list of dicts" if isinstance(source, Sequence) else name)
+    return None
+
+
+def _open_path(path: Path) -> tuple[Rows, Path]:
+    try:
+        if not path.exists() and any(sign in path.name for sign in "*?["):
+            return _open_pattern(path), path.parent.resolve()
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            return _open_folder(path), path
+        if not stat.S_ISREG(mode):
+            raise RapInputError(f"data set {path}: not a regular file")
+        return _open_file(path), path.resolve().parent
+    except FileNotFoundError:
+        raise RapInputError(f"data set {path}: no such file or folder") from None
+    except (OSError, pa.ArrowException) as error:
+        raise RapInputError(f"data set {path}: cannot be read: {error}") from error
+
+
+def _open_file(path: Path, shown: Path | None = None) -> Rows:
+    """shown: the compressed file that ``path`` was unpacked from."""
+    shown = shown or path
+    packed = "" if shown is path else " (gzip)"
+    with path.open("rb") as file:
+        head = file.read(4096)
+    if head[:4] == b"PAR1":
+        return ArrowRows(read_parquet([path]), f"Parquet {shown}{packed}")
+    if head.startswith(b"version https://git-lfs"):
+        raise RapInputError(
+            f"data set {shown}: a Git LFS pointer, not the file itself: git lfs pull"
+        )
+    if head[:2] == b"\x1f\x8b" and not packed:
+        return _open_gzip(path)
+    for start, what in _OTHER_FILES:
+        if head.startswith(start):
+            raise RapInputError(f"data set {shown}: {what}; unpack or convert it first")
+    ending = Path(shown.name.removesuffix(".gz")).suffix.lower()
+    if ending in SEPARATORS:
+        table = read_separated(path, SEPARATORS[ending])
+        return ArrowRows(table, f"{ending[1:].upper()} {shown}{packed}")
+    start = head.removeprefix(BOM).lstrip()
+    if start[:1] == b"[":
+        return ListRows(_read_array(path, shown), f"JSON {shown}{packed}")
+    if b"\0" in head[:4]:
+        raise RapInputError(f"data set {shown}: neither JSONL nor Parquet")
+    found = _rows_of_object(path, start, shown)
+    if found is None:
+        return JsonlRows(path, f"JSONL {shown}{packed}")
+    return ListRows(found, f"JSON {shown}{packed}")
+
+
+_OTHER_FILES = (
+    (b"ARROW1", "an Arrow file"),
+    (b"\xff\xff\xff\xff", "an Arrow stream"),
+    (b"\xff\xfe", "text in UTF-16, not UTF-8"),
+    (b"\xfe\xff", "text in UTF-16, not UTF-8"),
+    (b"\x1f\x8b", "compressed with gzip twice"),
+    (b"PK\x03\x04", "a zip archive or an Excel sheet"),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd"),
+    (b"BZh", "compressed with bzip2"),
+    (b"\xfd7zXZ", "compressed with xz"),
+    (b"SQLite format 3", "an SQLite data base"),
+)
+
+
+def _open_gzip(path: Path) -> Rows:
+    """A file compressed with gzip, unpacked into a temporary one."""
+    try:
+        with (
+            gzip.open(path) as packed,
+            tempfile.NamedTemporaryFile(prefix="rap-", suffix=".data") as file,
+        ):
+            shutil.copyfileobj(packed, file)
+            file.flush()
+            rows = _open_file(Path(file.name), path)  # what is opened outlives the name
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise RapInputError(f"data set {path}: the gzip file is damaged: {error}") from None
+    return rows
+
+
+def _rows_of_object(path: Path, start: bytes, shown: Path) -> list[Any] | None:
+    """Rows of a file that is one JSON object: of rows by id, or around one list of rows.
+    None if it is JSON Lines. Raises ``RapInputError`` if it holds several splits."""
+    line = start.split(b"\n", 1)[0]
+    if start[:1] != b"{" or (b"\n" in start and _is_object(line)):
+        return None
+    if path.stat().st_size > IN_MEMORY_BYTES:
+        return None
+    try:
+        whole = strict_json(path.read_bytes().removeprefix(BOM))
+    except ValueError:
+        return None  # read as lines, which says what is wrong
+    lists = [name for name, rows in whole.items() if _are_rows(rows)]
+    splits = named_splits(lists)
+    around = [name for name in _AROUND if name in lists] + splits
+    if len(around) > 1 and splits:
+        raise RapInputError(
+            f"data set {shown}: holds several splits: {', '.join(around)}. They are not "
+            "mixed: write the rows of one as a JSON array"
+        )
+    if around:
+        return whole[around[0]]
+    if whole and all(isinstance(row, dict) for row in whole.values()):
+        named = not any("id" in row for row in whole.values())
+        return [({"id": key} if named else {}) | row for key, row in whole.items()]
+    return None
+
+
+_AROUND = ("data", "rows", "samples", "examples", "questions", "annotations")
+"""Names of the list of rows in a file that is one object."""
+
+
+def _are_rows(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(x) is dict for x in value)
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(strict_json(line), dict)
+    except ValueError:
+        return False
+
+
+def _read_array(path: Path, shown: Path) -> list[Any]:
+    """A JSON file that is one array of objects, as EasyR1 and LLaMA-Factory have it."""
+    try:
+        return list(strict_json(path.read_bytes().removeprefix(BOM)))
+    except ValueError as error:
+        raise RapInputError(f"data set {shown}: {error}") from None
+
+
+def _open_folder(path: Path) -> Rows:
+    if (path / "dataset_dict.json").is_file():
+        splits = sorted(p.name for p in path.iterdir() if (p / "state.json").is_file())
+        raise RapInputError(
+            f"data set {path}: holds several splits; name one: "
+            + ", ".join(str(path / name) for name in splits)
+        )
+    if (path / "state.json").is_file():
+        return ArrowRows(read_saved(path), f"data set saved at {path}")
+    files = _data_files(path)
+    if not files:
+        raise RapInputError(f"data set {path}: {_no_data_reason(path)}")
+    require_one_split(path, files)
+    return _open_files(path, files)
+
+
+_DATA_FILES = ((".parquet", ".jsonl"), (".json", ".jsonl.gz", ".json.gz", *SEPARATORS))
+"""Endings of the files that a folder is looked through for: the second ones, where there
+are none of the first."""
+
+
+def _data_files(folder: Path) -> list[Path]:
+    files = sorted(file for file in folder.iterdir() if file.is_file())
+    found = ([f for f in files if f.name.endswith(ends)] for ends in _DATA_FILES)
+    return next(filter(None, found), [])
+
+
+def _no_data_reason(path: Path) -> str:
+    below = sorted(p for n in ("*", "*/*") for p in path.glob(n) if p.is_dir())
+    folders = [folder for folder in below if _data_files(folder)]
+    if not folders:
+        return (
+            "expected a folder saved with save_to_disk, one .jsonl file or .parquet files "
+            "in it; found 0 .jsonl and 0 .parquet"
+        )
+    names = ", ".join(map(str, folders))
+    if named_splits([folder.name for folder in folders]):
+        return f"holds several splits; name one: {names}"
+    return f"the data lies in folders; name one: {names}"
+
+
+def _open_pattern(path: Path) -> Rows:
+    """Files of one folder whose names match, as in data/train-*.parquet."""
+    files = sorted(file for file in path.parent.glob(path.name) if file.is_file())
+    if not files:
+        raise RapInputError(f"data set {path}: no file has such a name")
+    require_one_split(path, files, by_stem=False)
+    return _open_files(path, files)
+
+
+def _open_files(path: Path, files: Sequence[Path]) -> Rows:
+    """One file of any kind, or several of Parquet."""
+    if len(files) == 1:
+        return _open_file(files[0])
+    if any(file.suffix != ".parquet" for file in files):
+        raise RapInputError(
+            f"data set {path}: several files are read together as Parquet only; name one: "
+            + ", ".join(map(str, files[:20]))
+        )
+    return ArrowRows(read_parquet(files), f"Parquet files in {path}")
