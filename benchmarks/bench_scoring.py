@@ -1,25 +1,61 @@
-"""Scoring a sample end to end (driver and kernels) against the bare two forwards.
+"""Scoring end to end: what the model is asked for, counted; then the time, against rivals.
 
-The model is Qwen2.5-VL's own class with random weights, wide and deep enough that its
-forward dominates as in real use (the tests' tiny models would measure Python): 8 layers of
-width 1024, a head of 32,064 tokens. A 3B model has 36 layers, so the kernels' share here
-is above what users meet.
+Counts are the gate: images encoded a sample, tokens read against the distinct ones, padded
+against real tokens (on real data sets, where they are at hand), completions against the
+full bill of 5 + 5. The times are ratios of one run on the demo's model and data: against
+this project's driver as it was at commit a64b6dc, and against a plain script that only
+draws completions (``scoring_rivals``). ``scoring.md`` has both, and the hours that the
+counts come to on an H200, estimated (``scoring_estimate``).
+
+The first row is the driver and the kernels against the bare two forwards. The model is
+Qwen2.5-VL's own class with random weights, wide and deep enough that its forward dominates
+as in real use (the tests' tiny models would measure Python): 8 layers of width 1024, a head
+of 32,064 tokens. A 3B model has 36 layers, so the kernels' share here is above what users
+meet.
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
 import rap
-from benchmarks.common import Row, check, compare, optional, shape_of
+from benchmarks import scoring_estimate, scoring_rivals
+from benchmarks.common import (
+    Row,
+    WrongResult,
+    check,
+    compare,
+    optional,
+    row,
+    shape_of,
+    table,
+)
+from benchmarks.scoring_rivals import images_of
 from rap import reference
+from rap.config import EVIDENCE, Sampling, ScoreConfig
+from rap.model.counts import Counts
+from rap.samples.sampleset import open_samples
+from rap.scores.profile import Profile
 
 RESPONSE = 256  # tokens
 WANT = ("kl", "logp1", "logp0")
 STATISTICS = ("log_psi", "attention_entropy", "attention_top", "image_mass")
+
+DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+SETS = ("mathvision", "tabmwp", "puzzlevqa")
+M = 5
+BATCH = 8
+"""Of the rivals, as it was the default; ours is by tokens."""
+IMAGES, TOKENS = "images encoded a sample", "tokens read / distinct"
+PADDED, BILL = "padded / real tokens", "completions / 5 + 5"
 
 
 def wide_model(width: int, layers: int, vocab: int) -> tuple[Any, Any] | None:
@@ -89,7 +125,8 @@ def check_scored(scored: tuple[Any, Any], logits: list[torch.Tensor], trace: Any
         check(f"scoring a sample: {name}", getattr(ace, name), truth[name], 1e-4)
 
 
-def run(quick: bool) -> list[Row]:
+def bare_forwards(quick: bool) -> list[Row]:
+    """The driver and the kernels on one sample, against the model alone."""
     built = wide_model(512 if quick else 1024, 4 if quick else 8, 32_064)
     if built is None:
         return []
@@ -136,3 +173,230 @@ def run(quick: bool) -> list[Row]:
             budget=10 if quick else 60,
         )
     ]
+
+
+# ---- counts ------------------------------------------------------------------------------
+
+
+def profiled(model: Any, processor: Any, data: Any, **options: Any) -> tuple[Profile, Any]:
+    """(profile, scores) of one run."""
+    scores = rap.score(
+        model,
+        processor,
+        data,
+        progress=False,
+        allow_degenerate=True,
+        profile=True,
+        **options,
+    )
+    measured = Profile.of(scores.meta["profile"])
+    assert measured is not None  # it was asked for
+    return measured, scores
+
+
+def gate(what: str, shape: str, value: float, asked: float) -> Row:
+    """A count that must not be larger than ``asked``."""
+    return row("scoring", what, shape, "", "x", value, None, asked=asked, at_most=True)
+
+
+def counts(model: Any, processor: Any, n: int) -> list[Row]:
+    """The gate on the demo's data, for every evidence."""
+    from rap.demo.world import draw, rows
+
+    data, found = rows(draw(n, seed=11)), []
+    for evidence in EVIDENCE:
+        measured, scores = profiled(model, processor, data, evidence=evidence)
+        ratios, shape = measured.ratios(), shape_of(evidence=evidence, N=n)
+        for what, name, asked in (
+            (IMAGES, "images_encoded", 1.0),
+            (TOKENS, "prefilled_tokens", 1.1),
+        ):
+            value = ratios[name]
+            assert value is not None  # every evidence reads prompts with their image
+            found.append(gate(what, shape, value, asked))
+        drawn = sum(scores.table["n_drawn"].drop_null().to_pylist()) / (2 * M * n)
+        full = evidence == "rollouts"
+        found.append(gate(BILL, shape, drawn, 1.0 if full else 0.2))
+    return found
+
+
+def padding(model: Any, processor: Any, n: int | None) -> list[Row]:
+    """The gate on the lengths of the real sets: questions and choices as they are, in the
+    demo's own tokens, images of at most 64 tokens."""
+    found = []
+    for name in SETS:
+        path = DATA / name / "samples.jsonl"
+        if not path.is_file():
+            print(f"left out: {name}: {path} is not there", flush=True)
+            continue
+        data = open_samples(path)
+        if n is not None:
+            data = open_samples(data.take(range(n)), root=path.parent)
+        measured, _ = profiled(model, processor, data, evidence="answer")
+        value = measured.ratios()["padded_tokens"]
+        assert value is not None
+        found.append(gate(PADDED, shape_of(set=name, N=len(data)), value, 1.1))
+    return found
+
+
+# ---- times -------------------------------------------------------------------------------
+
+
+def made_driver(model: Any, processor: Any, config: ScoreConfig) -> Any:
+    """A driver that has checked the model."""
+    from rap.model.driver import ModelDriver
+
+    driver = ModelDriver(model, processor, config)
+    driver.check()
+    return driver
+
+
+def score_samples(driver: Any, samples: Any, checker: Any) -> int:
+    """Everything `rap.score` does with these samples but for the store and the worker
+    threads; the number of completions."""
+    from rap.scoring.filling import score_batch, tokens_of
+    from rap.scoring.prepare import prepare_job
+    from rap.scoring.scorer import Scorer
+
+    config, batch, done = driver.config, [], 0
+    scorer = Scorer(driver, config, checker, True)
+    for i in range(len(samples)):
+        batch.append(prepare_job(samples, driver, config, i))
+        full = config.batch_is_full(len(batch), tokens_of(batch))
+        if full or i + 1 == len(samples):
+            score_batch(scorer, batch)
+            done += sum(job.row.get("n_drawn", 0) for job in batch)
+            batch = []
+    return done
+
+
+def check_completions(driver: Any, plain: scoring_rivals.Plain, samples: Any) -> None:
+    """The log-probabilities of sampled tokens, against the model's plain forward."""
+    from rap.model.rollouts import generate
+
+    prompts = [driver.prepare(s, images_of(s, plain.config)) for s in samples]
+    seeds = [[10 * i, 10 * i + 1] for i in range(len(prompts))]
+    drawn = generate(driver, prompts, seeds, plain.config.sampling)
+    ends = plain.model.generation_config.eos_token_id
+    for prepared, group in zip(prompts, drawn, strict=True):
+        for completion in group:
+            ids = list(completion.token_ids)
+            if completion.n_sampled > len(ids):  # the end token was sampled, too
+                ids.append(ends if isinstance(ends, int) else ends[0])
+            inputs = driver.collate([driver.with_response(prepared, ids)])
+            logits = plain.forward(inputs, len(ids) + 1)[0, :-1].double()
+            logits[:, driver.image_token_id] = -torch.inf  # never sampled
+            truth = logits.log_softmax(-1)[torch.arange(len(ids)), ids].sum()
+            check("scoring: log p of a completion", completion.logp, float(truth), 1e-4)
+
+
+def check_before(driver: Any, before: Any, evidence: str, n: int) -> None:
+    """That the driver of a64b6dc is what it is called, and that ours is not: by the counts
+    of one run of ``n`` samples each."""
+    # logits: sampling, response, answer; rollouts: M completions (psi is read for some)
+    least = 3 * n if evidence == "logits" else M * n
+    if not (driver.counts.images_encoded == n and before.counts.images_encoded >= least):
+        raise WrongResult(f"scoring: {driver.counts} against {before.counts}")
+
+
+def against_rivals(model: Any, processor: Any, n: int, budget: float) -> list[Row]:
+    """Samples a second, against the driver of a64b6dc and against plain scripts."""
+    from rap.demo.world import draw, rows
+    from rap.rewards.checker import make_checker
+
+    samples = open_samples(rows(draw(n, seed=12)))
+    listed = [samples[i] for i in range(n)]
+    scripts = {
+        "logits": {"plain: separate forwards": scoring_rivals.separate_forwards},
+        "rollouts": {
+            "plain: prompts repeated": scoring_rivals.expanded_prompts,
+            "plain: num_return_sequences": scoring_rivals.returned_sequences,
+        },
+    }
+    found = []
+    with make_checker(None) as checker:
+        for evidence, plain_scripts in scripts.items():
+            config = ScoreConfig(evidence=evidence, sampling=Sampling(max_new_tokens=32))
+            eight = dataclasses.replace(config, batch_size=BATCH, batch_tokens=None)
+            driver = made_driver(model, processor, config)
+            before = scoring_rivals.as_before(made_driver(model, processor, eight))
+            plain = scoring_rivals.Plain(model, processor, eight, BATCH)
+            check_completions(driver, plain, listed[:2])
+            rivals = {"driver of a64b6dc": partial(score_samples, before, samples, checker)}
+            for name, script in plain_scripts.items():
+                rivals[name] = partial(script, plain, listed)
+            ours = partial(score_samples, driver, samples, checker)
+            driver.counts, before.counts = Counts(), Counts()
+            check("scoring: completions", ours(), rivals["driver of a64b6dc"](), 0.0)
+            check_before(driver, before, evidence, n)
+            for name, theirs in rivals.items():
+                found.append(
+                    compare(
+                        "scoring",
+                        f"scoring samples: {evidence}",
+                        shape_of(N=n, batch=BATCH),
+                        name,
+                        ours,
+                        theirs,
+                        budget=budget,
+                        memory=False,
+                        asked=2.0 if name.startswith("driver") else None,
+                    )
+                )
+    return found
+
+
+def run(quick: bool) -> list[Row]:
+    load = optional("rap.demo.model", "load_demo_model")
+    found = bare_forwards(quick)
+    if load is None:
+        return found
+    model, processor = load()
+    found += counts(model, processor, 16 if quick else 64)
+    found += padding(model, processor, 40 if quick else None)
+    found += against_rivals(model, processor, 8 if quick else 24, 10 if quick else 20)
+    return found
+
+
+# ---- what is written beside the numbers --------------------------------------------------
+
+
+def largest(rows: Sequence[Row], what: str, unless: float = 1.0) -> float:
+    """The largest value of a count; ``unless`` there is none."""
+    return max(
+        (r.ours for r in rows if r.what == what and r.ours is not None), default=unless
+    )
+
+
+def write(rows: list[Row], folder: Path) -> None:
+    """``scoring.md``: every row, and the estimate from its counts."""
+    shares = [r.ours or 0.0 for r in rows if r.what == BILL and "cascade" in r.shape]
+    works = scoring_estimate.works(
+        largest(rows, IMAGES),
+        largest(rows, TOKENS),
+        largest(rows, PADDED),
+        *(shares or [0.2]),
+    )
+    busy = os.getloadavg()[0]
+    lines = [
+        "# Scoring: counts, times, and the hours they come to",
+        "",
+        "`python -m benchmarks.run --only scoring`; the demo's model and data, one thread.",
+        f"Load of the machine at the end: {busy:.1f} on {os.cpu_count()} cores (above 1: "
+        "it was shared, and only the counts are exact).",
+        "",
+        table(rows),
+        "",
+        "| measured, nothing asked | shape | against | ratio |",
+        "|---|---|---|---|",
+        *(
+            f"| {r.what} | {r.shape} | {r.rival} | {r.ratio:.3g}x |"
+            for r in rows
+            if r.asked is None and r.ratio is not None
+        ),
+        "",
+        scoring_estimate.text(works),
+    ]
+    if not shares:
+        lines += ["", "The cascade's share of completions is its goal, not a count."]
+    (folder / "scoring.md").write_text("\n".join(lines) + "\n")

@@ -59,6 +59,8 @@ def measure(piece: str, quick: bool, folder: Path) -> int:
         print(f"{piece}: wrong result, not timed: {error}", file=sys.stderr)
         return 2
     save(rows, folder / f"{piece}.csv")
+    if hasattr(module, "write"):  # what a piece says besides its rows
+        module.write(rows, folder)
     return 0
 
 

@@ -35,6 +35,8 @@ ORDERS: tuple[str, ...] = get_args(OrderName)
 
 DEFAULT_BUDGET = 0.09
 """Share that is kept where no budget is given (the paper keeps 9.3 % of its data)."""
+DEFAULT_BATCH = 8
+"""Samples a batch where neither their number nor their tokens are limited."""
 MAX_IMAGE_PIXELS = 50_000_000
 """Width times height of an image, at most: a larger one is not decoded."""
 PROMPT_TEMPLATE = "{question}{choices}"
@@ -149,6 +151,13 @@ class ScoreConfig:
         default=PROMPT_TEMPLATE,
         expected="a text that holds {question}",
     )
+    system_prompt: Annotated[str, Predicate(lambda text: text.strip())] | None = setting(
+        "The system turn before each prompt, in scoring, prepare and exports. A sample "
+        "with a system turn of its own is quarantined.",
+        default=None,
+        none="the data's own, if any",
+        expected="None or a text that is not empty",
+    )
     answer_prefix: str = setting(
         "Text before the reference answer in evidence answer.",
         default="The answer is ",
@@ -163,8 +172,18 @@ class ScoreConfig:
         default=None,
         none="always both",
     )
-    batch_size: Annotated[int, Ge(1)] = setting(
-        "Samples a forward pass. Changes no decision.", default=8, speed=True
+    batch_size: Annotated[int, Ge(1)] | None = setting(
+        "Samples a batch, at most. Changes no decision.",
+        default=None,
+        speed=True,
+        none="as many as batch_tokens allows",
+    )
+    batch_tokens: Annotated[int, Ge(1)] | None = setting(
+        "Tokens a forward pass, padding included, and prompt tokens a batch of samples. "
+        "Samples of like length share a forward. Changes no decision.",
+        default=8192,
+        speed=True,
+        none="batch_size decides alone, 8 if it is not given",
     )
     workers: Annotated[int, Ge(0)] = setting(
         "Threads that decode and preprocess images ahead of the model.",
@@ -201,10 +220,21 @@ class ScoreConfig:
         speed=True,
     )
 
+    def batch_is_full(self, samples: int, tokens: int) -> bool:
+        """Whether a batch of so many samples and prompt tokens is to be scored."""
+        most = self.batch_size
+        if most is None and self.batch_tokens is None:
+            most = DEFAULT_BATCH
+        full = self.batch_tokens is not None and tokens >= self.batch_tokens
+        return full or (most is not None and samples >= most)
+
     def fingerprint(self) -> dict[str, object]:
         """The fields that change a score; those that only change speed are left out."""
         speed = {f.name for f in dataclasses.fields(self) if f.metadata["speed"]}
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in speed}
+        found = {k: v for k, v in dataclasses.asdict(self).items() if k not in speed}
+        if self.system_prompt is None:  # stores from before there was one go on
+            del found["system_prompt"]
+        return found
 
 
 class ScoreOptions(TypedDict, total=False):
@@ -219,10 +249,12 @@ class ScoreOptions(TypedDict, total=False):
     sampling: Sampling | Mapping[str, Any]
     ace: AceConfig | Mapping[str, Any]
     prompt_template: str
+    system_prompt: str | None
     answer_prefix: str
     seed: int
     screen_lambda_c: float | None
-    batch_size: int
+    batch_size: int | None
+    batch_tokens: int | None
     workers: int
     prefetch: int
     shard_size: int

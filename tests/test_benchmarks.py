@@ -6,6 +6,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,9 +24,11 @@ from benchmarks import (
     common,
     plots,
     run,
+    scoring_estimate,
 )
 from benchmarks.shapes import MODELS, Shape
 from rap import _C
+from rap.model.counts import Counts
 
 SMALL = Shape("small", 1003, 64, 4, 2, 16)
 
@@ -138,6 +141,14 @@ def test_pieces_measure_something_and_are_shown(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         bench_scoring, "wide_model", lambda *a, f=bench_scoring.wide_model: f(128, 1, 1003)
     )
+    for name in ("counts", "padding"):
+        whole = getattr(bench_scoring, name)
+        monkeypatch.setattr(bench_scoring, name, lambda m, p, n, f=whole: f(m, p, 4))
+    monkeypatch.setattr(
+        bench_scoring,
+        "against_rivals",
+        lambda m, p, n, budget, f=bench_scoring.against_rivals: f(m, p, 2, budget),
+    )
     monkeypatch.setattr(common, "in_turn", lambda a, b, budget: (b(), a(), (1e-3, 2e-3))[2])
     for piece in run.PIECES[1:]:
         assert run.measure(piece, True, tmp_path) == 0, piece
@@ -155,8 +166,41 @@ def test_pieces_measure_something_and_are_shown(tmp_path, monkeypatch, capsys):
     ):
         assert f"| {name}" in shown
     assert (tmp_path / "table.md").is_file()
+    said = (tmp_path / "scoring.md").read_text()
+    assert (
+        "| images encoded a sample | evidence=logits N=4 | - | 1 x | <= 1 x | met" in said
+    )
+    assert "| scoring samples: rollouts | N=2 batch=8 | driver of a64b6dc | 2x |" in said
+    assert "estimated, not measured" in said
     for axis in "TVLN":
         assert (tmp_path / f"growth_{axis}.png").stat().st_size > 10_000
+
+
+def test_the_estimate_of_hours_is_its_formula():
+    work = scoring_estimate.Work("w", 2, 1000, 3, 0.001, padded=1.5)
+    token = 2 * 7.6e9 / (0.4 * 790e12)
+    expected = 2 * 0.055 + 1000 * 1.5 * token + 3 * 256 * 0.001
+    assert work.seconds == pytest.approx(expected, rel=1e-12)
+    assert work.hours == pytest.approx(expected * 50_000 / 3600, rel=1e-12)
+    # what the reading of the code at a64b6dc came to: 15 and 29 h
+    logits, rollouts = (work.hours for work in scoring_estimate.TODAY)
+    assert 13 < logits < 17 and 26 < rollouts < 32
+    ours = scoring_estimate.works(images=1.0, again=1.0, padded=1.0, share=0.2)
+    assert all(w.hours < logits for w in ours if w.name.startswith("logits"))
+    assert [w.completions for w in ours] == [1, 1, 10, 10, 2, 2]
+    # twice the padding costs the tokens read again, and nothing else
+    more = scoring_estimate.works(images=1.0, again=1.0, padded=2.0, share=0.2)
+    gain = more[0].seconds - ours[0].seconds
+    assert gain == pytest.approx((709 + 256 + 6 + 100 + 256) * token, rel=1e-9)
+
+
+def test_the_driver_of_before_must_do_more():
+    ours = SimpleNamespace(counts=Counts(images_encoded=4))
+    before = SimpleNamespace(counts=Counts(images_encoded=12))
+    bench_scoring.check_before(ours, before, "logits", 4)
+    for a, b, evidence in ((before, before, "logits"), (ours, before, "rollouts")):
+        with pytest.raises(common.WrongResult):
+            bench_scoring.check_before(a, b, evidence, 4)
 
 
 def test_growth_is_drawn_per_rival():

@@ -579,6 +579,28 @@ def test_score_with_rollouts_prints_counts_and_cost(tiny, tmp_path):
     assert "next: rap choose" in run(*command).stdout  # resumed: all is there
 
 
+def test_profile_is_printed_beside_the_result_and_is_in_the_report(tiny, tmp_path):
+    common = ("--device", "cpu", "--evidence", "answer")
+    command = ("select", PUZZLES, "--model", tiny, "--out", tmp_path / "s", *common)
+    plain = run(*command, "--report", tmp_path / "plain.html")
+    assert "where the time went" not in plain.output
+    assert not (tmp_path / "s" / "scores" / "profile.json").exists()
+    command = ("score", PUZZLES, "--model", tiny, "--store", tmp_path / "p", *common)
+    result = run(*command, "--profile")
+    assert "where the time went: " in result.stderr and "prefilled_tokens" in result.stderr
+    assert "where the time went" not in result.stdout
+    found = json.loads(run(*command, "--json").stdout)  # resumed: nothing is measured
+    assert found["profile"]["runs"] == 1 and found["profile"]["samples"] == 20
+    assert found["profile"]["counts"]["images_encoded"] == 20
+    run("choose", tmp_path / "p", "--report", tmp_path / "seen.html")
+    assert "Where the time went" in (tmp_path / "seen.html").read_text()
+    assert "Where the time went" not in (tmp_path / "plain.html").read_text()
+    says = "no effect with --rollouts"
+    assert "--profile" in refused(
+        "select", "--rollouts", "x.jsonl", "--profile", code=2, says=says
+    )
+
+
 def start(*args: object, **env: str) -> subprocess.Popen:
     # a job started with & ignores SIGINT, and so would all its children
     code = (

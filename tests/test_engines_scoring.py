@@ -262,7 +262,6 @@ def test_one_greedy_completion_of_a_server_scores_as_our_own(demo, capsys):
 
 def test_psi_is_read_of_the_tokens_that_the_server_sampled(demo):
     from rap.config import ScoreConfig
-    from rap.engines import make_engine
     from rap.model.driver import ModelDriver
     from rap.samples.sampleset import open_samples
     from rap.scoring.prepare import prepare_job
@@ -276,8 +275,7 @@ def test_psi_is_read_of_the_tokens_that_the_server_sampled(demo):
     config = ScoreConfig(evidence="rollouts")
     driver = ModelDriver(*demo, config)
     samples = open_samples(drawn(12))
-    engine = make_engine(EngineConfig(), driver)
-    scorer = Scorer(driver, config, None, False, engine)
+    scorer = Scorer(driver, config, None, False)
     for row in read:
         told = [r for r in scores.rollouts.to_pylist() if r["index"] == row["index"]]
         first = next(r for r in told if r["arm"] == "image" and r["correct"])

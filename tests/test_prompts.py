@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 from PIL import Image
 from tiny_models import build
 
-from rap.errors import RapInputError
+from rap.config import ScoreConfig
+from rap.errors import RapConfigError, RapInputError
 from rap.model.driver import ModelDriver
 from rap.samples.prompts import IMAGE, chat, messages_of, place_images, read_turns
 from rap.samples.sample import BadSample, Sample, sample_sha256
@@ -267,3 +269,130 @@ def test_another_system_turn_is_another_sample():
         for s in ("a", "b")
     )
     assert sample_sha256(one, []) != sample_sha256(other, [])
+
+
+# ---------------------------------------------------------------- --system-prompt
+
+SYSTEM_TEXT = "Answer with one word."
+
+
+@pytest.fixture(scope="module")
+def scored_under_a_system_prompt():
+    """Four samples, scored by a model with random weights and a system prompt; which are
+    kept is said by rollouts."""
+    import rap
+    from rap.demo.tiny import tiny_qwen2_5_vl
+
+    rows = [{**row("Which?", images=1), "id": name} for name in "abcd"]
+    model, processor = tiny_qwen2_5_vl()
+    scores = rap.score(
+        model,
+        processor,
+        rows,
+        evidence="answer",
+        system_prompt=SYSTEM_TEXT,
+        allow_degenerate=True,
+        progress=False,
+    )
+    chosen, told = selection(*rows), rap.choose(scores).settings["scores"]
+    settings = {**chosen.settings, "scores": told}
+    return scores, dataclasses.replace(chosen, settings=settings)
+
+
+def test_a_system_prompt_is_scored_and_trained(scored_under_a_system_prompt, driver):
+    sample = only(row("Which?", images=1))
+    told = ModelDriver(
+        driver.model, driver.processor, ScoreConfig(system_prompt=SYSTEM_TEXT)
+    )
+    image = [Image.new("RGB", (56, 56))]
+    given = only(row([SYSTEM, {"role": "user", "content": "Which?"}], images=1))
+    for images in (image, []):
+        text = order(told, sample, images)
+        assert SYSTEM_TEXT in text and text == order(driver, given, images)
+        assert SYSTEM_TEXT not in order(driver, sample, images)
+    scores, chosen = scored_under_a_system_prompt
+    assert scores.table["status"].to_pylist() == ["scored"] * 4
+    assert chosen.settings["scores"]["config"]["system_prompt"] == SYSTEM_TEXT
+    for trained in (prepare(chosen), prepare([row("Which?")], system_prompt=SYSTEM_TEXT)):
+        system, user = trained[0]["prompt"][:2]
+        assert system["role"] == "system" and user["role"] == "user"
+        assert system["content"] == [{"type": "text", "text": SYSTEM_TEXT}]
+
+
+@pytest.mark.parametrize("to", ["trl", "verl", "ms-swift", "llamafactory"])
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")
+def test_a_system_prompt_is_exported(scored_under_a_system_prompt, tmp_path, to):
+    _, chosen = scored_under_a_system_prompt
+    chosen.export(to, tmp_path / "out")
+    file = next((tmp_path / "out").glob("train.*"))
+    if file.suffix == ".parquet":
+        first = pq.read_table(file).to_pylist()[0]
+    else:
+        first = json.loads(file.read_text().splitlines()[0])
+    turns = first.get("prompt") or first.get("messages")
+    assert turns[0] == {"role": "system", "content": SYSTEM_TEXT}
+    assert [turn["role"] for turn in turns[:2]] == ["system", "user"]
+
+
+@pytest.mark.parametrize("to", ["easyr1", "openrlhf"])
+def test_a_form_without_turns_refuses_a_system_prompt(
+    scored_under_a_system_prompt, tmp_path, to
+):
+    _, chosen = scored_under_a_system_prompt
+    with pytest.raises(RapInputError, match="turns before the question"):
+        chosen.export(to, tmp_path / "out")
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")
+def test_two_system_turns_are_refused_by_name(driver, tmp_path):
+    talk = row([SYSTEM, {"role": "user", "content": "Which?"}], images=1)
+    told = ModelDriver(
+        driver.model, driver.processor, ScoreConfig(system_prompt=SYSTEM_TEXT)
+    )
+    with pytest.raises(BadSample, match="a system turn of its own") as caught:
+        told.prepare(only(talk), [])
+    assert (caught.value.stage, caught.value.code) == ("prompt", "system_turn")
+    with pytest.raises(RapInputError, match="sample 'a': .*a system turn of its own"):
+        prepare([talk], system_prompt=SYSTEM_TEXT)
+    with pytest.raises(RapInputError, match="'a' cannot be exported: system_turn"):
+        selection(talk).export("verl", tmp_path / "out", system_prompt=SYSTEM_TEXT)
+
+
+def in_verls_form() -> dict[str, object]:
+    return {
+        "data_source": "mine",
+        "prompt": [{"role": "user", "content": "<image>Which?"}],
+        "images": [{"bytes": png(1), "path": None}],
+        "reward_model": {"style": "rule", "ground_truth": "left"},
+        "extra_info": {"index": "a"},
+    }
+
+
+@pytest.mark.parametrize(
+    "config", [{"system_prompt": SYSTEM_TEXT}, {"prompt_template": "Look. {question}"}]
+)
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")
+def test_rows_as_they_came_in_lack_what_was_said_when_scoring(tmp_path, config):
+    """The prompts that were scored are not in the file: never without a word."""
+    chosen = selection(in_verls_form())
+    scores = {**(chosen.settings.get("scores") or {}), "config": config}
+    chosen = dataclasses.replace(chosen, settings={**chosen.settings, "scores": scores})
+    (name,) = config
+    with pytest.raises(RapConfigError, match=f"scored with {name} .*--rewrite"):
+        chosen.export("verl", tmp_path / "a")
+    kept = chosen.export("verl", tmp_path / "b", filter=True)
+    assert any(f"scored with {name}" in note for note in kept.notes)
+    plain = chosen.export("parquet", tmp_path / "c")
+    assert any(f"scored with {name}" in note for note in plain.notes)
+    chosen.export("verl", tmp_path / "d", filter=False)
+    (found,) = pq.read_table(tmp_path / "d" / "train.parquet").to_pylist()
+    said = "\n".join(turn["content"] for turn in found["prompt"])
+    assert (SYSTEM_TEXT if name == "system_prompt" else "Look. Which?") in said
+
+
+def test_no_system_prompt_leaves_the_fingerprint_of_older_stores():
+    assert "system_prompt" not in ScoreConfig().fingerprint()
+    assert ScoreConfig(system_prompt="a").fingerprint()["system_prompt"] == "a"
+    for bad in ("", "  ", 5):
+        with pytest.raises(RapConfigError, match="system_prompt = .*expected"):
+            ScoreConfig(system_prompt=bad)

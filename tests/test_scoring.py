@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import io
 import itertools
@@ -821,6 +822,20 @@ def test_degenerate_rollouts_stop_the_run(tiny):
         score(*tiny, make_rows(12), sampling=greedy, **options)
     scores = score(*tiny, make_rows(12), sampling=greedy, allow_degenerate=True, **options)
     assert scores.meta["counts"] == {"scored": 12}
+
+
+def test_answers_without_any_probability_stop_the_run(tiny):
+    """Random logits far apart: each token of the answer is one in e**1000."""
+    model, processor = copy.deepcopy(tiny[0]), tiny[1]
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(1e6)
+    options = {"evidence": "answer", "batch_size": 8}
+    with pytest.raises(RapInputError, match=r"median p\(answer\) a token is .* 2\d sam"):
+        score(model, processor, make_rows(24), **options)
+    scores = score(model, processor, make_rows(24), allow_degenerate=True, **options)
+    assert len(scores) == 24
+    few = score(model, processor, make_rows(4), **options)  # too few to tell
+    assert few.meta["counts"] == {"scored": 4}
 
 
 def test_degenerate_rollouts_of_few_samples_and_of_earlier_runs(tiny, tmp_path):

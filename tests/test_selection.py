@@ -770,6 +770,41 @@ def test_answer_evidence() -> None:
     assert selection.table["D"].to_pylist()[-1] is None
 
 
+def test_unsolved_is_a_stated_threshold_for_probabilities() -> None:
+    rows = [answer(p, 0.0) for p in (0.5, 0.002, 0.0005, 1e-12)]
+    assert reasons(choose(scores_of(rows), budget=1.0))[2:] == ["kept_cognitive"] * 2
+    chosen = choose(scores_of(rows), budget=1.0, unsolved=0.999)
+    assert reasons(chosen) == ["kept_cognitive"] * 2 + ["dropped_unsolved"] * 2
+    with pytest.raises(RapConfigError, match=r"unsolved = 0.*expected a number in \(0, 1"):
+        choose(scores_of(rows), unsolved=0)
+
+
+def test_long_references_are_compared_by_the_mean_over_their_tokens() -> None:
+    """40 tokens of probability 1/2 against 1/4: the products are 1e-12 and 1e-24."""
+    half, quarter = math.log(0.5), math.log(0.25)
+    means = {"logp_mean1": half, "logp_mean0": quarter}
+    products = {"logp_answer1": 40 * half, "logp_answer0": 40 * quarter}
+    long = answer(0.5**40, 0.25**40, **means, **products)
+    table = scores_of([long, answer(0.25, 0.125, logp_mean1=quarter, logp_mean0=3 * half)])
+    by_mean = choose(table, budget=1.0, likelihood="mean", unsolved=0.999)
+    assert by_mean.table["D"].to_pylist() == pytest.approx([0.25, 0.125], rel=1e-12)
+    assert by_mean.settings["found"]["median_p_answer"] == pytest.approx(0.375)
+    by_product = choose(table, budget=1.0, unsolved=0.999)
+    assert reasons(by_product) == ["dropped_unsolved", "kept_cognitive"]
+
+
+def test_a_median_probability_near_zero_is_said() -> None:
+    rows = [answer(p, 0.0) for p in (0.5, 1e-7, 1e-9)]
+    chosen = choose(scores_of(rows), budget=1.0)
+    said = [w for w in chosen.settings["warnings"] if "almost no probability" in w]
+    assert len(said) == 1 and said[0].startswith("median p(answer) with the image is 1e-07")
+    none = [answer(p, 0.0) for p in (1e-18, 1e-20, 0.0)]
+    with pytest.raises(RapInputError, match="all 3 samples .* are unsolved.*median p"):
+        choose(scores_of(none), budget=1.0)
+    sure = choose(scores_of([answer(0.5, 0.0)] * 3), budget=1.0)
+    assert not any("almost no probability" in w for w in sure.settings["warnings"])
+
+
 def test_answer_evidence_ranks_by_what_is_left_to_learn() -> None:
     """By D alone, probabilities near 1 fill the budget and none of them is trivial."""
 

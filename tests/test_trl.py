@@ -11,6 +11,7 @@ import math
 import os
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -21,7 +22,13 @@ from rap.trl.data import prepare
 from rap.trl.order import PromptOrder
 from rap.trl.reselect import Reselect
 from rap.trl.rewardlog import Outcome, RewardLog, grouped, read_rewards
-from rap.trl.rewards import builtin_reward, completion_text, watched
+from rap.trl.rewards import (
+    builtin_reward,
+    completion_text,
+    end_tokens_of,
+    tell_end_tokens,
+    watched,
+)
 
 # TRL 1.16 reads attributes that transformers 5.23 has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*is deprecated")
@@ -287,6 +294,29 @@ def test_builtin_reward_judges_as_the_checker_does():
         reward(prompts=[], completions=[], label=[])
 
 
+def test_a_completion_that_was_cut_off_counts_as_when_scoring():
+    """Its answer counts where it was marked; the last token tells, where it is known."""
+    columns = {
+        "prompts": [None] * 3,
+        "completions": ["So it is 7", "So it is 7", "It is \\boxed{7}, because"],
+        "completion_ids": [[5, 2], [5, 6], [5, 6]],
+        "solution": ["7"] * 3,
+    }
+    assert builtin_reward()(**columns) == [1.0, 1.0, 1.0]  # nobody said what ends a turn
+    assert builtin_reward(end_tokens=[2])(**columns) == [1.0, 0.0, 1.0]
+    ends = types.SimpleNamespace(eos_token_id=[2, 3])
+    model, tokenizer = (
+        types.SimpleNamespace(generation_config=ends),
+        types.SimpleNamespace(eos_token_id=1),
+    )
+    assert end_tokens_of(model, tokenizer) == {1, 2, 3}
+    assert end_tokens_of(None, types.SimpleNamespace(tokenizer=tokenizer)) == {1}
+    late, own = watched(builtin_reward()), builtin_reward(end_tokens=[6])
+    tell_end_tokens([late, own, odd], model, tokenizer)
+    assert late(**columns, id=["a"] * 3) == [1.0, 0.0, 1.0]
+    assert own(**columns) == [0.0, 1.0, 1.0]  # what the user said stays
+
+
 def test_completion_text_reads_parts():
     parts = [{"type": "text", "text": "a"}, {"type": "image"}]
     assert (
@@ -505,6 +535,7 @@ def test_the_demo_model_trains_with_the_builtin_reward(trl, tmp_path, pool):
         max_completion_length=32,
         learning_rate=1e-5,
     )
+    assert made.reward_funcs[0].rap_end_tokens == set(made.eos_token_ids)
     made.train()
     table = read_rewards(tmp_path / "r.jsonl")
     assert set(table["judged"].to_pylist()) == {4}

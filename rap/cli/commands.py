@@ -348,6 +348,11 @@ def report(
         help="With {question} and {choices}.  [default: as scored]",
     ),
     option(
+        "--system-prompt",
+        metavar="TEXT",
+        help="The system turn before each prompt.  [default: as scored]",
+    ),
+    option(
         "--media-root",
         metavar="DIR",
         help="openrlhf, ms-swift: where the trainer will find --out, if elsewhere.",

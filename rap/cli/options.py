@@ -184,6 +184,12 @@ SCORE_OPTIONS = _both(
             default=None,
             help="Progress bar.  [default: when stderr is a terminal]",
         ),
+        option(
+            "--profile",
+            is_flag=True,
+            help="Measure where the time goes and count the work; kept in the store, shown "
+            "in the report.",
+        ),
     ),
 )
 

@@ -59,10 +59,11 @@ def score_data(
     if not (sys.stderr.isatty() if shown is None else shown):
         quiet_transformers()
     loaded, processor = (None, None) if model is None else load(model, options)
+    from ..scores.profile import Profile
     from ..scoring.run import score
 
     try:
-        return score(
+        scores = score(
             loaded,
             processor,
             samples,
@@ -72,11 +73,16 @@ def score_data(
             progress=True if shown is None else "force" if shown else False,
             verify_images=options["verify_images"],
             retry_quarantined=options["retry"],
+            profile=options["profile"],
             **given(EngineConfig, options),
         )
     except KeyboardInterrupt:
         click.echo(f"rap: {kept_in(store)}", err=True)
         raise
+    measured = Profile.of(scores.meta.get("profile"))
+    if options["profile"] and measured is not None:
+        click.echo(measured.text(), err=True)
+    return scores
 
 
 def load(model: str, options: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -251,8 +257,9 @@ def _selection_in(folder: Path) -> Selection | None:
 
 
 def plain_meta(scores: Scores) -> dict[str, Any]:
-    """Counts and cost of the scoring, where they are known."""
-    return {k: dict(scores.meta[k]) for k in ("counts", "cost") if k in scores.meta}
+    """Counts, cost and profile of the scoring, where they are known."""
+    names = ("counts", "cost", "profile")
+    return {k: dict(scores.meta[k]) for k in names if k in scores.meta}
 
 
 def print_json(found: Mapping[str, Any]) -> None:

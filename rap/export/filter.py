@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from ..config import PROMPT_TEMPLATE
 from ..errors import RapConfigError, RapInputError
 from ..samples.parsing import cell
 from ..samples.sample import Sample
@@ -51,7 +52,29 @@ def is_filter(
     own = TARGETS[to].is_its_own(row)
     if filter and not own:
         raise RapInputError(f"filter: the data set does not have the form that {to} reads")
+    if own and filter is None and (apart := prompt_apart(selection)):
+        raise RapConfigError(
+            f"the data set was scored with {' and '.join(apart)}, which its rows lack: "
+            "--rewrite (filter=False) writes the prompts that were scored, --filter "
+            "(filter=True) keeps the rows as they are"
+        )
     return own
+
+
+def scored_with(selection: Selected, name: str, default: Any = None) -> Any:
+    """A field of the ``ScoreConfig`` that the selection was scored with."""
+    scores = selection.settings.get("scores") or {}
+    return (scores.get("config") or {}).get(name) or default
+
+
+def prompt_apart(selection: Selected) -> list[str]:
+    """What was said in the prompts that were scored and does not stand in the data."""
+    system = scored_with(selection, "system_prompt")
+    template = scored_with(selection, "prompt_template", PROMPT_TEMPLATE)
+    found = [] if system is None else [f"system_prompt {system[:60]!r}"]
+    if template != PROMPT_TEMPLATE:
+        found.append(f"prompt_template {template[:60]!r}")
+    return found
 
 
 def added_columns(

@@ -27,6 +27,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..rewards.exported import TRUTH, packed
 from ..samples.prompts import stands_in_place
 from ..samples.sample import Turn
 
@@ -289,9 +290,9 @@ def write_verl(rows: Iterable[Row], writing: Writing) -> None:
     copy_reward(writing.folder)
 
 
-def copy_reward(folder: Path) -> None:
-    """``rap_reward.py``: verl's own reward, with a log by ``extra_info.index``."""
-    reward = Path(__file__).with_name("verl_reward.py").read_bytes()
+def copy_reward(folder: Path, trainer: str = "verl") -> None:
+    """``rap_reward.py``: the reward by which ``trainer`` counts what rap counted."""
+    reward = Path(__file__).with_name(f"{trainer}_reward.py").read_bytes()
     (folder / "rap_reward.py").write_bytes(reward)
 
 
@@ -321,6 +322,7 @@ EASYR1_SCHEMA = pa.schema(
         ("problem", pa.string()),
         ("answer", pa.string()),
         ("images", IMAGES),
+        (TRUTH, pa.string()),
         ("rap_id", pa.string()),
         ("rap_reason", pa.string()),
     ]
@@ -335,11 +337,13 @@ def write_easyr1(rows: Iterable[Row], writing: Writing) -> None:
             "problem": row.tagged,
             "answer": row.answer,
             "images": _bytes(row),
+            TRUTH: packed(row.answer, row.choices),
             "rap_id": row.id,
             "rap_reason": row.reason,
         }
 
     _parquet(rows, writing, EASYR1_SCHEMA, columns)
+    copy_reward(writing.folder, "easyr1")
 
 
 def is_easyr1(row: Mapping[str, Any]) -> bool:
@@ -351,7 +355,10 @@ def is_easyr1(row: Mapping[str, Any]) -> bool:
 def _easyr1_notes(folder: Path, most: int) -> list[str]:
     return [
         f"data.train_files={folder / 'train.parquet'} data.prompt_key=problem "
-        "data.answer_key=answer data.image_key=images data.shuffle=false"
+        "data.answer_key=rap_truth data.image_key=images data.shuffle=false",
+        f"worker.reward.reward_function={folder / 'rap_reward.py'}:compute_score grades as "
+        "rap scored (rap-select must be installed where EasyR1 runs); for a reward of your "
+        "own data.answer_key=answer",
     ]
 
 
@@ -395,12 +402,14 @@ def write_openrlhf(rows: Iterable[Row], writing: Writing) -> None:
             "prompt": row.tagged,
             "answer": row.answer,
             "images": _paths(row, writing),
+            TRUTH: packed(row.answer, row.choices),
             "datasource": "_".join((row.source or "rap").split()),
             "rap_id": row.id,
             "rap_reason": row.reason,
         }
 
     _jsonl(rows, writing, columns)
+    copy_reward(writing.folder, "openrlhf")
 
 
 def is_openrlhf(row: Mapping[str, Any]) -> bool:
@@ -414,8 +423,11 @@ def is_openrlhf(row: Mapping[str, Any]) -> bool:
 def _openrlhf_notes(folder: Path, most: int) -> list[str]:
     return [
         f"--data.prompt_dataset {folder / 'train.jsonl'} --data.input_key prompt "
-        "--data.label_key answer --data.image_key images --data.apply_chat_template "
+        "--data.label_key rap_truth --data.image_key images --data.apply_chat_template "
         f"--data.max_images_per_prompt {most}",
+        f"--reward.remote_url {folder / 'rap_reward.py'} grades as rap scored (rap-select "
+        "must be installed where OpenRLHF runs); for a reward of your own "
+        "--data.label_key answer",
         "OpenRLHF drops the ids; the order of the rows is that of rap_export.json",
     ]
 
@@ -428,11 +440,13 @@ def write_swift(rows: Iterable[Row], writing: Writing) -> None:
             "messages": row.messages(),
             "images": _paths(row, writing),
             "solution": row.answer,
+            "choices": list(row.choices),
             "rap_id": row.id,
             "rap_reason": row.reason,
         }
 
     _jsonl(rows, writing, columns)
+    copy_reward(writing.folder, "swift")
 
 
 def is_swift(row: Mapping[str, Any]) -> bool:
@@ -444,7 +458,12 @@ def is_swift(row: Mapping[str, Any]) -> bool:
 
 
 def _swift_notes(folder: Path, most: int) -> list[str]:
-    return [f"swift rlhf --rlhf_type grpo --dataset {folder / 'train.jsonl'}"]
+    return [
+        f"swift rlhf --rlhf_type grpo --dataset {folder / 'train.jsonl'} "
+        f"--external_plugins {folder / 'rap_reward.py'} --reward_funcs rap",
+        "rap_reward.py grades as rap scored (rap-select must be installed where ms-swift "
+        "runs); ms-swift's own accuracy reads mathematics only",
+    ]
 
 
 def _sharegpt(row: Mapping[str, Any]) -> dict[str, str] | None:

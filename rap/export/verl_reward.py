@@ -6,10 +6,10 @@
 A completion is graded by the rule that scored the data (rap-select must be installed where
 verl runs): 1.0 for a right answer, else 0.0. Rows with a data_source of your own, and all
 with `reward_kwargs.judge=verl`, get verl's reward for their data_source.
+verl does not tell its reward which completions were cut off: all are graded as finished.
 `rap reselect SELECTION --rewards rewards.jsonl` reads the log: one line a completion.
 """
 
-import functools
 import json
 import os
 from typing import Any
@@ -17,23 +17,15 @@ from typing import Any
 SOURCE = "hiyouga/geometry3k"  # what `rap export` writes where no data_source was given
 
 
-@functools.cache
-def _checker() -> Any:
+def _as_rap_scored(text: str, truth: str, choices: Any) -> float:
     try:
-        from rap.rewards import make_checker
+        from rap.rewards.exported import reward
     except ImportError as error:
         raise ImportError(
             "rap_reward.py grades as rap scored and needs it here: pip install --no-deps "
             "rap-select; or set reward_kwargs.judge=verl for verl's own reward"
         ) from error
-    return make_checker()
-
-
-def _as_rap_scored(text: str, truth: str, choices: Any) -> float:
-    from rap.samples import Sample
-
-    sample = Sample(0, "", "", truth, tuple(choices), (), None, {})
-    return float(_checker().check(sample, text).correct is True)
+    return reward(text, truth, choices)
 
 
 def compute_score(
@@ -53,9 +45,7 @@ def compute_score(
             data_source, solution_str, ground_truth, extra_info=extra_info, **more
         )
     else:
-        choices = info.get("choices")
-        choices = () if choices is None else choices
-        score = _as_rap_scored(solution_str, ground_truth, choices)
+        score = _as_rap_scored(solution_str, ground_truth, info.get("choices"))
     if log is not None and info.get("split") == "train":
         reward = score["score"] if isinstance(score, dict) else score
         line = json.dumps({"id": info["index"], "reward": float(reward)}) + "\n"

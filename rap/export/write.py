@@ -65,12 +65,20 @@ from ..errors import RapConfigError, RapInputError, RapStoreError
 from ..samples.answers import answer_to_train
 from ..samples.choices import prompt_text
 from ..samples.images import decode, read_bytes, sniff
-from ..samples.prompts import IMAGE
+from ..samples.prompts import IMAGE, with_system
 from ..samples.sample import Bad, BadSample, Sample, sample_sha256
 from ..samples.sampleset import SampleSet
 from ..scores.files import store_error
 from ..scores.match import as_samples
-from .filter import PLAIN, added_columns, dropped_columns, is_filter, write_filtered
+from .filter import (
+    PLAIN,
+    added_columns,
+    dropped_columns,
+    is_filter,
+    prompt_apart,
+    scored_with,
+    write_filtered,
+)
 from .folder import clear_up, put_in_place, refuse_to_replace, scratch_beside
 from .formats import MANIFEST, TARGETS, Picture, Row, Target, Writing, names_of
 
@@ -126,6 +134,7 @@ def export(
     overwrite: bool = False,
     max_images: int | None = None,
     prompt_template: str | None = None,
+    system_prompt: str | None = None,
     media_root: str | os.PathLike[str] | None = None,
     data_source: str | None = None,
     completions: pa.Table | None = None,
@@ -143,7 +152,7 @@ def export(
         the selection knows it from. Samples are found by id and content and compared by
         hash (``scores.match``), images when they are read.
     max_images: refuse samples with more images than the trainer is set up for.
-    prompt_template: as ``ScoreConfig.prompt_template``; None is that of the scores.
+    prompt_template, system_prompt: as ``ScoreConfig``'s; None is that of the scores.
     media_root: OpenRLHF and ms-swift read images by path: the folder where the trainer
         will find ``path``, if that is another machine's.
     data_source: verl picks its reward by it (``formats.VERL_SOURCE``).
@@ -152,7 +161,9 @@ def export(
     filter: whether rows that have the trainer's form already stay as they are (only
         ``data_source`` is replaced, if one is given): None: where the first has it, unless
         an option is given that only rewriting heeds (``prompt_template``, ``media_root``,
-        ``completions``); False: never; True: refuse others.
+        ``system_prompt``, ``completions``); False: never; True: refuse others. None is
+        refused where rows in the trainer's form were scored with a template or a system
+        prompt, which they lack.
     add: columns of the selection's table (``reason``, ``D``, ``difficulty``, ...) to put
         beside those of rows that stay as they are, as ``rap_reason``, ...
     max_pixels: images with more are refused.
@@ -170,18 +181,21 @@ def export(
     samples = _samples(selection, data)
     rewriting = {
         "prompt_template": prompt_template,
+        "system_prompt": system_prompt,
         "media_root": media_root,
         "completions": completions,
     }
     asked = [name for name, value in rewriting.items() if value is not None]
     filtered = is_filter(to, selection, samples, filter, asked)
+    apart = prompt_apart(selection)
     added = added_columns(selection, add, filtered)
     folder = Path(os.path.realpath(path))
     clear_up(folder)
     refuse_to_replace(folder, overwrite)
-    template = prompt_template or _template(selection.settings)
+    template = prompt_template or scored_with(selection, "prompt_template", PROMPT_TEMPLATE)
+    system = system_prompt or scored_with(selection, "system_prompt")
     target = TARGETS.get(to)
-    reader = _Reader(samples, template, target, max_images, max_pixels)
+    reader = _Reader(samples, template, system, target, max_images, max_pixels)
     dropped = () if filtered else dropped_columns(samples, to)
     writing = Writing(
         folder=scratch_beside(folder),
@@ -193,6 +207,7 @@ def export(
         if filtered:
             kept = ((s, row["id"]) for s, row, _ in reader.originals(selection))
             notes = write_filtered(kept, samples, to, writing, added)
+            notes += [f"scored with {said}, which these rows lack" for said in apart]
         else:
             TARGETS[to].write(_checked(reader.rows(selection), to), writing)
             notes = TARGETS[to].notes(folder, reader.most)
@@ -251,11 +266,6 @@ def _samples(selection: Selected, data: object) -> SampleSet:
     return as_samples(data, selection.settings.get("data"))
 
 
-def _template(settings: Mapping[str, Any]) -> str:
-    scores = settings.get("scores") or {}
-    return (scores.get("config") or {}).get("prompt_template") or PROMPT_TEMPLATE
-
-
 class _Reader:
     """Kept samples -> rows with their images, one at a time."""
 
@@ -263,11 +273,12 @@ class _Reader:
         self,
         samples: SampleSet,
         template: str,
+        system: str | None,
         target: Target | None,
         max_images: int | None,
         max_pixels: int,
     ) -> None:
-        self.samples, self.template = samples, template
+        self.samples, self.template, self.system = samples, template, system
         self.upright = target is None or target.upright
         self.latex = target is not None and target.latex
         self.max_images, self.max_pixels = max_images, max_pixels
@@ -332,7 +343,7 @@ class _Reader:
             pictures=tuple(self._picture(data) for data in originals),
             source=sample.source,
             reason=judged["reason"],
-            turns=sample.turns,
+            turns=with_system(sample.turns, self.system),
         )
 
     def _picture(self, data: bytes) -> Picture:

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 
 from .capture import Capture, key_window
+from .kept import Features, Prefilled
 
-if TYPE_CHECKING:
-    from .decode import Prefilled
-    from .vision import Features
+FORWARD = 128
+"""A forward costs about as much as so many tokens more in one: below that a device is not
+kept busy, so fewer and longer batches are better."""
 
 _SEQUENCE_KEYS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
@@ -107,6 +107,33 @@ class Trace:
             if not bool(columns.all()):
                 return f"{name} of token {int((~columns).int().argmax())}, last layer"
         return None
+
+
+def by_length(lengths: Sequence[int], most: int | None) -> list[list[int]]:
+    """Which sequences share a forward: indices into ``lengths``, longest sequences first.
+
+    Sorted by length and cut where that costs least: n sequences padded to the longest are
+    n times its tokens, and `FORWARD` more. No part is larger than ``most`` tokens,
+    padding included, unless it is one sequence. None: all in one, in the order given.
+    """
+    if most is None or len(lengths) < 2:
+        return [list(range(len(lengths)))] if lengths else []
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    best = [0] * (len(order) + 1)  # the least cost of the first n of them
+    start = [0] * (len(order) + 1)
+    for end in range(1, len(order) + 1):
+        choices = []
+        for begin in range(end - 1, -1, -1):
+            cells = (end - begin) * lengths[order[begin]]
+            if cells > most and end - begin > 1:
+                break
+            choices.append((best[begin] + cells + FORWARD, begin))
+        best[end], start[end] = min(choices)
+    parts, end = [], len(order)
+    while end:
+        parts.append(order[start[end] : end])
+        end = start[end]
+    return parts[::-1]
 
 
 def collate(

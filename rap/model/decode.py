@@ -12,26 +12,69 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from torch.nn.functional import pad
 
 from ..errors import RapError, first_line
-from .batching import Prepared, Trace
+from .batching import Prepared, Trace, by_length
 from .capture import Capture, UnsupportedModelError, capturing, keep_hidden, unchanged
+from .kept import GROWING, Prefilled
 from .probe import close
 from .weights import input_device, is_fsdp2
 
 if TYPE_CHECKING:
-    from .driver import ModelDriver
-    from .rollouts import RaceSampler
+    from ..config import ScoreConfig
+    from .capture import Parts
+    from .counts import Counts
+    from .head import Head
 
-_GROWING = ("DynamicLayer",)
-_LAYERS = (*_GROWING, "DynamicSlidingWindowLayer")
+
+class Runner(Protocol):
+    """What is asked of a ``ModelDriver`` here."""
+
+    model: Any
+    config: ScoreConfig
+    counts: Counts
+    lock: threading.RLock
+    merges: bool
+
+    @property
+    def parts(self) -> Parts: ...
+
+    @property
+    def head(self) -> Head: ...
+
+    def inputs(self, batch: Sequence[Prepared], padding_side: str) -> dict[str, Any]: ...
+
+    def with_response(
+        self, prepared: Prepared, response_ids: Sequence[int]
+    ) -> Prepared: ...
+
+    def call(
+        self, inputs: Mapping[str, Any], *, use_cache: bool, count: bool = True
+    ) -> Any: ...
+
+
+class Sampler(Protocol):
+    """What is asked of a ``RaceSampler`` here."""
+
+    @property
+    def reads_ids(self) -> bool: ...
+
+    def keep(self, rows: Sequence[int]) -> None: ...
+
+    def draw(
+        self, input_ids: torch.Tensor | None, scores: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: ...
+
+
+_LAYERS = (*GROWING, "DynamicSlidingWindowLayer")
 """Cache layers whose update makes new tensors, so that a shallow copy is a fork."""
 
 _DROP = 0.75
@@ -40,30 +83,6 @@ _DROP = 0.75
 
 class NotShared(ValueError):
     """Why the cache of a prompt cannot be kept."""
-
-
-@dataclass(slots=True, eq=False)
-class Prefilled:
-    """Prompts that the model has read. B rows of C tokens, padding included."""
-
-    cache: Any
-    mask: torch.Tensor
-    """int64 [B, C]: 0 is padding."""
-    input_ids: torch.Tensor
-    """int64 [B, C]"""
-    ids: list[torch.Tensor]
-    """int64 [P] each, on the host."""
-    following: torch.Tensor
-    """int64 [B]: position of the token after each prompt."""
-    hidden: torch.Tensor
-    """[B, E]: final hidden state of each prompt's last token."""
-    logits: torch.Tensor | None
-    """float32 [B, V] there; None if they were not asked for."""
-
-    @property
-    def whole(self) -> bool:
-        """Whether every layer keeps all tokens."""
-        return all(type(layer).__name__ in _GROWING for layer in self.cache.layers)
 
 
 def place_of(prepared: Prepared) -> tuple[Prefilled, int] | None:
@@ -108,7 +127,7 @@ def positions(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.T
 
 
 @contextmanager
-def running(driver: ModelDriver) -> Iterator[SimpleNamespace]:
+def running(driver: Runner) -> Iterator[SimpleNamespace]:
     """Around forwards: no gradients, evaluation mode, the model left as it was. Its
     ``hidden`` is that of the last forward."""
     seen = SimpleNamespace(hidden=None)
@@ -122,9 +141,7 @@ def running(driver: ModelDriver) -> Iterator[SimpleNamespace]:
         yield seen
 
 
-def prefill(
-    driver: ModelDriver, batch: Sequence[Prepared], seen: SimpleNamespace
-) -> Prefilled:
+def prefill(driver: Runner, batch: Sequence[Prepared], seen: SimpleNamespace) -> Prefilled:
     """Read prompts in one left-padded batch; call it inside ``running``."""
     inputs = driver.inputs(batch, "left")
     mask = inputs["attention_mask"]
@@ -139,15 +156,44 @@ def prefill(
         hidden=seen.hidden[:, -1],
         logits=output.logits[:, -1].float(),
     )
-    for row, prepared in enumerate(batch):
-        prepared.shared.prompt = (state, row)
     return state
 
 
+def merged(states: Sequence[Prefilled]) -> Prefilled:
+    """Left-padded batches as one, whose layers are all `Prefilled.whole`."""
+    if len(states) == 1:
+        return states[0]
+    width = max(state.mask.shape[1] for state in states)
+
+    def joined(name: str) -> torch.Tensor:
+        tensors = [getattr(state, name) for state in states]
+        return torch.cat([pad(x, (width - x.shape[1], 0)) for x in tensors])
+
+    cache = fork(states[0].cache, range(len(states[0].ids)), len(states[0].ids))
+    for layer, *others in zip(
+        cache.layers, *(state.cache.layers for state in states[1:]), strict=True
+    ):
+        for name in ("keys", "values"):
+            parts = [getattr(x, name) for x in (layer, *others)]
+            grown = [pad(x, (0, 0, width - x.shape[2], 0)) for x in parts]
+            setattr(layer, name, torch.cat(grown))
+    logits = [state.logits for state in states if state.logits is not None]
+    return Prefilled(
+        cache=cache,
+        mask=joined("mask"),
+        input_ids=joined("input_ids"),
+        ids=[ids for state in states for ids in state.ids],
+        following=torch.cat([state.following for state in states]),
+        hidden=torch.cat([state.hidden for state in states]),
+        logits=torch.cat(logits),
+    )
+
+
 def prompts(
-    driver: ModelDriver, batch: Sequence[Prepared], seen: SimpleNamespace
+    driver: Runner, batch: Sequence[Prepared], seen: SimpleNamespace
 ) -> tuple[Prefilled, list[int]]:
-    """The prompts of a batch and their rows: read already, or read now."""
+    """The prompts of a batch and their rows: read already, or read now, those of like
+    length together."""
     found = [place_of(prepared) for prepared in batch]
     states = {id(f[0]) if f is not None else None for f in found}
     first = found[0]
@@ -155,14 +201,20 @@ def prompts(
         lengths = [len(state.ids[row]) for state, row in (f for f in found if f)]
         if lengths == [len(prepared) for prepared in batch]:
             return first[0], [f[1] for f in found if f]
-    return prefill(driver, batch, seen), list(range(len(batch)))
+    most = driver.config.batch_tokens if driver.merges else None
+    parts = by_length([len(prepared) for prepared in batch], most)
+    state = merged([prefill(driver, [batch[i] for i in part], seen) for part in parts])
+    rows = {i: row for row, i in enumerate(i for part in parts for i in part)}
+    for i, prepared in enumerate(batch):
+        prepared.shared.prompt = (state, rows[i])
+    return state, [rows[i] for i in range(len(batch))]
 
 
 def complete(
-    driver: ModelDriver,
+    driver: Runner,
     state: Prefilled,
     rows: Sequence[int],
-    sampler: RaceSampler,
+    sampler: Sampler,
     ends: Sequence[int],
     limit: int,
 ) -> tuple[list[list[int]], list[list[float]], list[list[bool]]]:
@@ -236,7 +288,7 @@ def _table(
 
 
 def resume(
-    driver: ModelDriver,
+    driver: Runner,
     state: Prefilled,
     rows: Sequence[int],
     batch: Sequence[Prepared],
@@ -298,7 +350,7 @@ def _require_causal(
 
 
 def _piece(
-    driver: ModelDriver,
+    driver: Runner,
     capture: Capture,
     state: Prefilled,
     row: int,
@@ -331,7 +383,7 @@ def _piece(
 
 
 def kept(
-    driver: ModelDriver,
+    driver: Runner,
     batch: Sequence[Prepared],
     inputs: dict[str, Any],
     cache: Any,
@@ -343,7 +395,7 @@ def kept(
     _, delta = positions(driver.model, inputs)
     device = delta.device
     for layer in require_cache(cache).layers:
-        if type(layer).__name__ not in _GROWING:
+        if type(layer).__name__ not in GROWING:
             return
         layer.keys, layer.values = (x[..., :longest, :] for x in (layer.keys, layer.values))
     lengths = lengths.to(device)
@@ -365,7 +417,7 @@ def kept(
 # ---- the check ---------------------------------------------------------------------
 
 
-def unshared(driver: ModelDriver, probe: Prepared) -> str:
+def unshared(driver: Runner, probe: Prepared) -> str:
     """Why prompts are read anew for each completion and response; "" if once is enough.
 
     Two rows of different length, the probe's prompt and the whole probe, are read with
@@ -387,13 +439,14 @@ def unshared(driver: ModelDriver, probe: Prepared) -> str:
         return f"{type(error).__name__}: {first_line(error)}"
 
 
-def _compare(driver: ModelDriver, probe: Prepared) -> str:
+def _compare(driver: Runner, probe: Prepared) -> str:
     short = driver.with_response(probe, ())
     device = input_device(driver.model)
     with running(driver) as seen:
         plain = driver.call(driver.inputs([probe], "right"), use_cache=False)
         theirs, hidden = plain.logits[0, -1], seen.hidden[0, -1]
         state = prefill(driver, [short, probe], seen)
+        driver.merges = state.whole
         assert state.logits is not None
         rows = [0]
         cache = fork(state.cache, rows, 2)

@@ -31,13 +31,15 @@ from jinja2 import TemplateError
 from ..config import ScoreConfig
 from ..errors import RapModelError, first_line
 from ..samples.choices import prompt_text
-from ..samples.prompts import chat
+from ..samples.prompts import chat, with_system
 from ..samples.sample import BadSample, Sample
+from ..stopwatch import IDLE, Stopwatch
 from . import decode, vision
 from .batching import (
     Prepared,
     Shared,
     Trace,
+    by_length,
     collate,
     collate_images,
     collate_tokens,
@@ -56,6 +58,7 @@ from .capture import (
 from .counts import Counts
 from .head import Head
 from .identity import processor_sha256, weights_sha256
+from .kept import Prefilled
 from .probe import (
     ModelDescription,
     check_attention,
@@ -118,6 +121,10 @@ class ModelDriver:
         self._placeholders = placeholder_texts(processor, self.image_token_id)
         self.lock = threading.RLock()
         self.counts = Counts()
+        self.watch: Stopwatch = IDLE
+        self.merges = False
+        """Whether prompts that were read in several batches can be one: found out by
+        ``unshared``."""
         self._unshared: str | None = None
         self._pixels: str | None = None
         self._parts: Parts | None = None
@@ -147,7 +154,8 @@ class ModelDriver:
         ``image``: ``image_unreadable`` (the processor refuses the image).
         """
         text = prompt_text(self.config.prompt_template, sample.question, sample.choices)
-        messages = chat(sample.turns, text, len(images or ()))
+        turns = with_system(sample.turns, self.config.system_prompt)
+        messages = chat(turns, text, len(images or ()))
         parts = [part for message in messages for part in message["content"]]
         for said in (*(part.get("text", "") for part in parts), prefix):
             self._refuse_placeholders(said)
@@ -284,8 +292,8 @@ class ModelDriver:
         are filled up with zeros at the end. Floating-point inputs take the model's dtype.
         """
         pad_id = pad_token_id(self.tokenizer, self.image_token_id)
-        out = collate(batch, pad_id, padding_side)
-        return self._placed(out)
+        with self.watch.span("copy"):
+            return self._placed(collate(batch, pad_id, padding_side))
 
     def inputs(self, batch: Sequence[Prepared], padding_side: str) -> dict[str, Any]:
         """What the model takes for a batch: tokens, and the images' features in place of
@@ -296,10 +304,11 @@ class ModelDriver:
             self.counts.images_encoded += sum(p.shared.n_images for p in batch)
             return dict(self.collate(batch, padding_side=padding_side))
         pad_id = pad_token_id(self.tokenizer, self.image_token_id)
-        tokens = collate_tokens(batch, pad_id, padding_side)
-        others = collate_images(batch, without="pixel")
         more = {"mm_encoder_outputs": features} if features else {}
-        return self._placed(tokens | others) | more
+        with self.watch.span("copy"):
+            tokens = collate_tokens(batch, pad_id, padding_side)
+            others = collate_images(batch, without="pixel")
+            return self._placed(tokens | others) | more
 
     def _placed(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         device, dtype = input_device(self.model), input_dtype(self.model)
@@ -315,7 +324,8 @@ class ModelDriver:
         if self._pixels:
             return None
         try:
-            vision.encode(self.model, batch, self.counts)
+            with self.watch.span("copy"):  # the tower itself is charged to "vision"
+                vision.encode(self.model, batch, self.counts)
         except vision.NotOnce as error:
             self._take_pixels(str(error))
             return None
@@ -399,7 +409,9 @@ class ModelDriver:
         attention: bool = True,
         padding_side: str = "right",
     ) -> list[Trace]:
-        """One padded forward without gradients, sample by sample.
+        """Padded forwards without gradients, sample by sample: one, or several of samples
+        of like length where ``batch_tokens`` is set. What goes on from a prompt that was
+        read already is read from there.
 
         attention: keep q and k of the last decoder layer. padding_side: on the right no
         token's position changes, so nothing has to be told to the model; the left is for
@@ -416,39 +428,41 @@ class ModelDriver:
             self.check()
         traces: list[Trace | None] = [None] * len(batch)
         if padding_side == "right":
-            for state, going in self._continued(batch):
-                rows = [place[1] for _, place in going]
-                parts = [batch[i] for i, _ in going]
-                try:
-                    found = decode.resume(self, state, rows, parts, attention=attention)
-                except decode.NotShared as error:
-                    log.info("a prompt is read again: %s", error)
-                    continue
-                for (i, _), trace in zip(going, found, strict=True):
-                    traces[i] = trace
+            self._resume(batch, traces, attention)
         rest = [i for i, trace in enumerate(traces) if trace is None]
-        if rest:
-            whole = [batch[i] for i in rest]
-            for i, trace in zip(
-                rest, self._whole(whole, attention, padding_side), strict=True
-            ):
+        most = self.config.batch_tokens
+        for part in by_length([len(batch[i]) for i in rest], most):
+            which = [rest[j] for j in part]
+            found = self._whole([batch[i] for i in which], attention, padding_side)
+            for i, trace in zip(which, found, strict=True):
                 traces[i] = trace
         return [trace for trace in traces if trace is not None]
 
-    def _continued(
-        self, batch: Sequence[Prepared]
-    ) -> list[tuple[decode.Prefilled, list[tuple[int, tuple[decode.Prefilled, int]]]]]:
-        """Which sequences of a batch go on from prompts read before, by the batch that
-        these were read in."""
-        groups: dict[int, list[tuple[int, tuple[decode.Prefilled, int]]]] = {}
+    def _resume(
+        self, batch: Sequence[Prepared], traces: list[Trace | None], attention: bool
+    ) -> None:
+        """Fill in the traces of those that go on from a prompt that was read before."""
+        groups: dict[int, list[tuple[int, Prefilled, int]]] = {}
         for i, prepared in enumerate(batch):
             place = decode.place_of(prepared)
             if place is None or not place[0].whole:
                 continue
-            n_read = len(place[0].ids[place[1]])
+            state, row = place
+            n_read = len(state.ids[row])
             if n_read <= prepared.n_prompt and n_read < len(prepared):
-                groups.setdefault(id(place[0]), []).append((i, place))
-        return [(going[0][1][0], going) for going in groups.values()]
+                groups.setdefault(id(state), []).append((i, state, row))
+        for going in groups.values():
+            tails = [len(batch[i]) - len(state.ids[row]) for i, state, row in going]
+            for part in by_length(tails, self.config.batch_tokens):
+                which, state = [going[j] for j in part], going[0][1]
+                rows, given = [row for *_, row in which], [batch[i] for i, *_ in which]
+                try:
+                    found = decode.resume(self, state, rows, given, attention=attention)
+                except decode.NotShared as error:
+                    log.info("a prompt is read again: %s", error)
+                    continue
+                for (i, *_), trace in zip(which, found, strict=True):
+                    traces[i] = trace
 
     def _whole(
         self, batch: Sequence[Prepared], attention: bool, padding_side: str

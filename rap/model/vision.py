@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .batching import Prepared, Shared, collate_images
+from .kept import Features
 from .weights import input_device, input_dtype, is_fsdp2
 
 if TYPE_CHECKING:
@@ -29,24 +29,6 @@ _DEEP = "deepstack_features"
 
 class NotOnce(ValueError):
     """Why features cannot be kept for this model."""
-
-
-@dataclass(frozen=True, slots=True)
-class Features:
-    """What the vision tower and the projector made of the images of one sample."""
-
-    kind: type
-    """Class of what ``get_image_features`` gives."""
-    parts: tuple[torch.Tensor, ...]
-    """[.., E] each, in the order of the image tokens."""
-    stacked: bool
-    """Whether the model joins them itself (a list), or has one tensor for all."""
-    deep: tuple[tuple[torch.Tensor, ...], ...] = ()
-    """The same for each layer of the decoder that takes features of its own."""
-
-    @property
-    def tokens(self) -> int:
-        return sum(part[..., 0].numel() for part in self.parts)
 
 
 def why_not(model: Any) -> str:

@@ -25,8 +25,9 @@ from ..environment import version
 from ..errors import RapConfigError, RapInputError, install
 from ..scores.files import write_atomic
 from ..scores.fingerprint import other_run
+from ..scores.profile import Profile, read_profile
 from .charts import averages, panels_of
-from .parts import cost_of, details_of, groups_of, reasons_of
+from .parts import cost_of, details_of, groups_of, reasons_of, times_of
 from .samples import (
     QUESTION,
     SHORT,
@@ -64,7 +65,8 @@ def write_report(
     that is not there as it was scored (``scores.match``) is shown without question and
     image, and the page says why, and how many there are.
     ``rollouts``: the completions to show some of: a table of ``ROLLOUT_SCHEMA``, or the
-    folder of the score store; None is ``selection.rollouts``.
+    folder of the score store, which also has the times of profiled runs; None is
+    ``selection.rollouts``.
     ``title``: the heading; ``note``: a sentence under it.
     ``per_reason``: samples shown for each reason, 0 to 100; those with the largest ranking
     key for kept ones, else evenly spread over the data set. ``train_group``: completions a
@@ -145,6 +147,7 @@ def render(
         panels=panels_of(selection),
         averages=averages(selection),
         cost=cost_of(selection, train_group),
+        times=times_of(profile_of(selection, rollouts), selection.table.num_rows),
         groups=groups_of(selection),
         samples=samples,
         has_data=source is not None,
@@ -205,6 +208,16 @@ def completions_of(
             f"{store.path}: not the store that this selection was made from: {lines[0]}"
         )
     return store.read_rollouts()
+
+
+def profile_of(
+    selection: Selected, rollouts: pa.Table | str | os.PathLike[str] | None
+) -> Profile | None:
+    """Where the time of the scoring went, if it was measured: the selection's own, else
+    that of the score store; see ``write_report``."""
+    if selection.profile is None and isinstance(rollouts, (str, os.PathLike)):
+        return read_profile(Path(rollouts))
+    return Profile.of(selection.profile)
 
 
 def _rule_text(settings: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
 
+from ..scores.profile import COUNTS, STAGES, Profile
 from .text import visible
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ EXPLANATION = {
     "quarantined_nonfinite": "A score is not a finite number.",
     "quarantined_oom": "Did not fit in memory, even alone.",
     "quarantined_empty_response": "The response holds no token.",
+    "quarantined_system_turn": "system_prompt was set, and the data has a system turn.",
     "quarantined_prompt_too_long": "The prompt is too long; image tokens are never cut.",
     "quarantined_verifier_error": "The answer checker failed.",
     "quarantined_verifier_timeout": "The answer checker took too long.",
@@ -127,6 +129,56 @@ def cost_of(selection: Selected, group: int) -> Cost:
         seconds=total("seconds"),
         kept_completions=group * len(selection),
         all_completions=group * table.num_rows,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One row of where the time went. ``width``: of its bar, 0 to 400."""
+
+    name: str
+    text: str
+    seconds: float
+    share: float
+    width: float
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Where the time of the profiled runs went, and what they worked for it."""
+
+    runs: int
+    samples: int
+    wall: float
+    stages: list[Stage]
+    beside: float
+    """Seconds of worker threads that prepared samples meanwhile."""
+    counts: list[tuple[str, str, int, float | None]]
+    """(name, text, count, ratio or None)"""
+    uncounted: int
+    """Samples that no profiled run scored; 0 where it is not known."""
+
+
+def times_of(profile: Profile | None, samples: int) -> Times | None:
+    """``samples``: in the score table."""
+    if profile is None:
+        return None
+    stages, ratios = profile.stages(), profile.ratios()
+    most = max(seconds for _, seconds, _ in stages) or 1.0
+    return Times(
+        runs=profile.runs,
+        samples=profile.samples,
+        wall=profile.wall,
+        stages=[
+            Stage(name, STAGES[name], seconds, share, 400 * seconds / most)
+            for name, seconds, share in stages
+        ],
+        beside=sum(profile.beside.values()),
+        counts=[
+            (name, text, profile.counts.get(name, 0), ratios.get(name))
+            for name, text in COUNTS.items()
+        ],
+        uncounted=max(0, samples - profile.samples),
     )
 
 

@@ -36,13 +36,22 @@ from .mathematics import (
     split_equation,
     squeezed,
 )
-from .numbers import digits_for_words, quantity, same_quantity
+from .numbers import digits_for_words, ordinal_as_number, quantity, same_quantity
 from .prose import formulas_in, said_quantity
+from .ranges import same_form
 from .units import trailing_unit
-from .words import corrected, denied, gives, polarity, same_text, says_polarity
+from .words import (
+    after_correction,
+    corrected,
+    denied,
+    gives,
+    polarity,
+    same_text,
+    says_polarity,
+)
 
 LONGEST_SENTENCE = 4000  # characters of a sentence, its end, that are searched
-RULE_VERSION = 2  # raise it when a grade can change: it is part of the fingerprint
+RULE_VERSION = 3  # raise it when a grade can change: it is part of the fingerprint
 
 __all__ = ["final_answer", "grade", "marked_answers", "name", "named_choice", "quantity"]
 
@@ -67,7 +76,7 @@ def grade(answer: str, choices: Sequence[str], text: str, *, finished: bool = Tr
     """
     reference = read_answer(answer, tuple(choices))
     said = spoken(text)
-    if said is None or has_open_box(said[1]):
+    if said is None or has_open_box(said[1]) or _marks_nothing(said[1]):
         return False
     response = said[1] if finished else _completed(said[1])
     if choices:
@@ -76,6 +85,14 @@ def grade(answer: str, choices: Sequence[str], text: str, *, finished: bool = Tr
         named = _choices_in(response, options, len(right) > 1, finished)
         return {plain(options[k]) for k in named} == right
     return _answers(reference, response, finished)
+
+
+def _marks_nothing(text: str) -> bool:
+    """Whether the element or the box in which the answer belongs is there, and empty."""
+    found, inside = boxes(text), element(text)
+    if inside is not None:
+        return inside[2] and not inside[1]
+    return bool(found) and not any(box[2] for box in found)
 
 
 def _completed(text: str) -> str:
@@ -99,13 +116,16 @@ _CUE = re.compile(
     r"\banswers?(?:\s+(?:is|are|would be|should be|will be|must be)\b(?:\s*:)?"
     r"|\s*[:=\uff1a])"
     r"|\b(?:options?|choices?)(?:\s+letter)?\s+(?:is|are)\b(?:\s*:)?"
-    r"|答案\s*(?:应该|应)?\s*[是为选:\uff1a]"
+    r"|(?:答案|正确选项|正确的选项)\s*(?:应该|应)?\s*[是为选:\uff1a\u3011]"
     r"|(?:故|应|所以|因此|我)选(?:择)?"
-    r"|选择?(?=\s*[(\uff08]?[A-J\uff21-\uff2a])",
+    r"|(?<![不可能要未])选择?(?=\s*[(\uff08]?[A-J\uff21-\uff2a])",
     re.IGNORECASE,
 )
 _RIGHT_ONE = re.compile(
-    r"\(?\b([A-Z])\)? is (?:the )?(?:correct|right|best) (?:answer|option|choice)\b"
+    r"\(?\b([A-Z])\)? is (?:the )?(?:correct|right|best)"
+    r"(?: (?:answer|option|choice)\b|[.,!]|$)"
+    r"|(?<![A-Za-z])([A-Z])\s*(?:选项|项)?是?正确(?!的?吗)",
+    re.MULTILINE,
 )
 _ABBREVIATED = re.compile(
     r"^\W*[A-Za-z]$|\b(?:sq|cu|[ap]\.m|mr|mrs|ms|dr|vs|prof)$", re.IGNORECASE
@@ -140,7 +160,7 @@ def marked_answers(text: str) -> list[str]:
     inside, boxed = _boxed(inside) or inside, _boxed(text)
     text = _MARKDOWN.sub("", text)
     hashes = _first_line(text.rpartition("####")[2]) if "####" in text else ""
-    right_one = _RIGHT_ONE.findall(text)[-1:]
+    right_one = ["".join(groups) for groups in _RIGHT_ONE.findall(text)[-1:]]
     return [x for x in (inside, boxed, hashes, _after_cue(text), *right_one) if x]
 
 
@@ -170,8 +190,19 @@ def _after_cue(text: str, whole: bool = False) -> str:
         after = text[match.end() :].strip(" \t\r\n:=\uff1a")
         line = _first_line(after)
         if line and not re.match(r"not\b|n't|不", line, re.IGNORECASE):
-            return after if whole else _first_sentence(line)
+            if whole:
+                return after
+            settled = after_correction(line)
+            return settled if _short_answer(settled) else _first_sentence(line)
     return ""
+
+
+def _short_answer(text: str) -> bool:
+    """A letter, yes or no, or a number, and nothing else."""
+    text = text.strip("*() .")
+    if polarity(text) is not None or quantity(digits_for_words(text)) is not None:
+        return True
+    return re.fullmatch("[A-J]", text) is not None
 
 
 def _first_line(text: str) -> str:
@@ -219,13 +250,21 @@ def _choices_in(
     return _named(lines[-1], choices, several) or _named(lines[0], choices, several)
 
 
+_BOTH = re.compile(
+    r"^(?:so\b|thus\b|therefore\b|,|\s)*(?:both\s+)?(?:(?:options?|choices?|answers?)\s+)?"
+    r"|\s+(?:are|is)\s+(?:both\s+|all\s+)?(?:the\s+)?(?:correct|right|true)\b.*$",
+    re.IGNORECASE,
+)
+
+
 def _named(final: str, choices: Sequence[str], several: bool) -> set[int]:
     """As ``named_choice``; with ``several``, all choices of a list."""
     if several:
-        final = plain_latex(folded(final))
+        lines = [plain_latex(line) for line in folded(final).splitlines()]
+        final = "\n".join(filter(None, lines))
         tail = _CLAUSE.split(final)[-1]
-        for text in (final, tail):
-            parts = list(letters_of(text)) or _parts(text)
+        for text in (final, tail, _BOTH.sub("", final)):
+            parts = list(_letters_in_any_order(text)) or _parts(text)
             found = {named_choice(part, choices) for part in parts}
             if len(found) > 1 and None not in found:
                 return found  # type: ignore[return-value]
@@ -241,23 +280,26 @@ def named_choice(final: str, choices: Sequence[str]) -> int | None:
     the answer opens with, or the only one that stands in it; its value as mathematics.
     What is said not to be it ("not (B)") is not named.
     """
-    final = plain_latex(folded(final))
+    final = plain_latex(folded(final)).strip()
     texts = [plain(plain_latex(folded(choice))) for choice in choices]
     if plain(final) in texts:
         return texts.index(plain(final))
     n = len(choices)
-    named = letter_index(final, n)
+    named = letter_index(final.strip("$*\"'` "), n)
     if named is None and (match := _LABEL.match(final) or _BEFORE_BRACKET.match(final)):
         named = letter_index(match[1], n)
         rest = plain(final[match.end() :])
         others = set(_IN_BRACKETS.findall(final[match.end() :])) - {match[1]}
         if named is not None and texts[named] not in plain(final):
+            others |= set(re.findall(r"^[A-J](?=[\s.,;\u3001]|$)", final[match.end() :]))
             if others or rest in texts or denied(final, match.start(1), match.end(1)):
                 return None  # "(A), (B) and (C)", "B. 14 cm" where 14 cm is C
     if named is None:
         named = _only(_equal_numbers(final, choices))
     if named is None:
         named = _only(_letters_inside(final, n))
+    if named is None and len(said := letters_said(final)) == 1:
+        named = letter_index(said, n)
     if named is None:  # "No, the set is ..."
         named = _only(k for k, t in enumerate(texts) if t and _opens_with(plain(final), t))
     if named is None:
@@ -369,7 +411,10 @@ def _answers(reference: Reference, text: str, finished: bool) -> bool:
 
 def _same(reference: str, final: str) -> bool:
     a, b = plain_latex(folded(reference)), plain_latex(folded(final))
-    return squeezed(a) == squeezed(b) != "" or same_text(a, b)
+    if squeezed(a) == squeezed(b) != "":
+        return True
+    gold, value = quantity(a), quantity(b)  # 5 mW is not 5 MW
+    return same_text(a, b) if gold is None or value is None else same_quantity(gold, value)
 
 
 def _unmarked(reference: Reference, accepted: Accepted, text: str) -> bool:
@@ -431,6 +476,11 @@ def _parts(text: str) -> list[str]:
         return found[1]
     bullet = r"^\s*[-*\u2022]\s+"
     lines = [plain_latex(re.sub(bullet, "", line)) for line in text.splitlines()]
+    numbered = [re.match(rf"\(?{i + 1}[.):]\s+(?=\S)", x) for i, x in enumerate(lines)]
+    if len(lines) > 1 and all(numbered):
+        lines = [x[m.end() :] for x, m in zip(lines, numbered, strict=True) if m]
+    if len(lines) == 1 and re.fullmatch(r"-?\d+(?:\.\d+)?(?: -?\d+(?:\.\d+)?)+", lines[0]):
+        lines = lines[0].split()
     parts = [part for line in lines if line for part in split_values(line)]
     signs = [re.fullmatch(r"(?:\\pm|\u00b1)\s*(.+)", part) for part in parts]
     if len(parts) == 1 and signs[0] is not None:
@@ -443,7 +493,7 @@ def _all_given(accepted: Accepted, given: Sequence[str]) -> bool:
     if len(given) != len(accepted.values):
         return False
     names = [split_equation(tidy(value))[0] for value in accepted.values]
-    named = any(names) and not any(split_equation(tidy(g))[0] for g in given)
+    named = len(set(names)) > 1 and not any(split_equation(tidy(g))[0] for g in given)
     if accepted.ordered or named:
         return all(
             same_answer(value, part, search=False)
@@ -459,9 +509,26 @@ def _all_given(accepted: Accepted, given: Sequence[str]) -> bool:
 
 
 _SAID_LETTER = re.compile(
-    r"(?:^|\b(?:option|choice|answer|choose|pick|select|is|be|are|to|:)|选项?|是|为)\s*"
+    r"(?:^|\b(?:option|choice|answer|choose|pick|select|is|be|are|to|with|for|so|thus|hence"
+    r"|therefore)\b,?|'s|:|选项?|是|为)\s*"
     r"(?:(?:is|option|choice|letter)\s+)?[(\[]?([A-J])(?:[)\]]|(?![\w'])(?=\s*(?:[.,:;!]|$)))",
     re.IGNORECASE,
+)
+_CHINESE_OPTION = re.compile(r"(?<![A-Za-z])([A-J])\s*(?:选项|项)")
+
+
+def _letters_in_any_order(text: str) -> str:
+    """As ``letters_of``: a response may give a set of letters in any order."""
+    letters = re.findall("[A-J]", text)
+    if len(letters) > 1 and len(set(letters)) == len(letters):
+        if re.fullmatch(_LETTER_LIST, text.strip()):
+            return "".join(sorted(letters))
+    return letters_of(text)
+
+
+_LETTER_LIST = (
+    r"[(\[]?[A-J][)\]]?"
+    r"(?:(?:\s*[,;/&\u3001]\s*|\s+and\s+|\s*和\s*|\s*)[(\[]?[A-J][)\]]?)*\.?"
 )
 
 
@@ -469,7 +536,7 @@ def letters_said(final: str) -> str:
     """The letter, or the set of letters, that a final answer to an open question names:
     "C", "(C)", "Option C", "C. a tower", "C: 140", "A, C and D"; "" if it names none."""
     text = " ".join(folded(text_commands(final)).replace("$", " ").split()).strip("*\"' ")
-    whole = letters_of(text) or letters_of(text.upper() if len(text) == 1 else text)
+    whole = _letters_in_any_order(text.upper() if len(text) == 1 else text)
     if whole:
         return whole
     labels = [
@@ -479,26 +546,33 @@ def letters_said(final: str) -> str:
     ]
     match = re.match(
         r"(?:the\s+)?(?:correct\s+)?(?:option|choice|answer|选项|选)?\s*(?:is\s+)?"
-        r"[(\[]?([A-J])(?:[)\]]?\s*[).:\u3001]|[)\]]|\s+-|,|\s*(?=\())\s*(.*)",
+        r"[(\[]?([A-J])(?:[)\]]?\s*[).:\u3001]|[)\]]|\s+-|,|\s*(?=\()"
+        r"|\s+(?=(?:because|since|as|which|rather|not|instead)\b))\s*(.*)",
         text,
         re.IGNORECASE,
     ) or re.match(r"(?:option|choice)\s+([A-J])\s+(.*)", text, re.IGNORECASE)
     if match is not None and not match[1].islower():
         rest = match[2]
-        several = re.match(r"(?:(?:and|or|&|,|/)\s*)*[(\[]?([A-J])[)\]]?(?![\w'])", rest)
+        several = re.match(
+            r"(?:(?:and|or|&|,|/)\s*)*[(\[]?(?:[A-Jb-j]|a(?=\s*(?:,|$)))[)\]]?(?![\w'])",
+            rest,
+        )
         if several is None and not re.match(r"(?:and|or)\b", rest):
             if denied(text, match.start(1), match.end(1)):
                 return ""
             return "".join(sorted(set(labels))) if len(set(labels)) > 1 else match[1]
-        tail = letters_of(text.rstrip("."))
-        return tail
-    tail = letters_of(_CLAUSE.split(text)[-1])
+        return _letters_in_any_order(text.rstrip("."))
+    clause = re.split(r"\b(?:choose|pick|select)\b", _CLAUSE.split(text)[-1])[-1]
+    tail = _letters_in_any_order(clause.strip())
     if len(tail) > 1:
         return tail
     found = {
         m[1]
-        for m in [*_SAID_LETTER.finditer(text), *re.finditer(r"\(([A-J])\)", text)]
-        if not m[1].islower() and not denied(text, m.start(1), m.end(1))
+        for pattern in (_SAID_LETTER, _CHINESE_OPTION, re.compile(r"\(([A-J])\)"))
+        for m in pattern.finditer(text)
+        if not m[1].islower()
+        and not denied(text, m.start(1), m.end(1))
+        and not denied(text, m.start(), m.end(1))
     }
     hedged = re.search(r"\b[A-J]\)?\s*(?:or|and|/|,)\s*\(?[A-J]\b", text)
     return found.pop() if len(found) == 1 and not hedged else ""
@@ -508,7 +582,8 @@ def tidy(text: str) -> str:
     """Spellings that mean nothing taken away: LaTeX spacing and text commands, full-width
     characters, markdown."""
     text = plain_latex(folded(_MARKDOWN.sub("", text)))
-    return re.sub(r"\b([ap])\.\s?m\b\.?", r"\1m", text, flags=re.IGNORECASE).strip()
+    text = re.sub(r"\b([ap])\.\s?m\b\.?", r"\1m", text, flags=re.IGNORECASE).strip()
+    return ordinal_as_number(text)
 
 
 def same_answer(reference: str, final: str, *, search: bool) -> bool:
@@ -519,16 +594,24 @@ def same_answer(reference: str, final: str, *, search: bool) -> bool:
     in it counts, or the word that it says.
     """
     reference, final = tidy(reference), tidy(final)
+    if re.fullmatch(r"\d+\s*:\s*\d+", reference):
+        final = re.sub(r"(?<=\d)\s+to\s+(?=\d)", ":", final)
     if not final:
         return False
-    if squeezed(reference).casefold() == squeezed(final).casefold():
+    if _same(reference, final):
         return True
-    if same_text(reference, final):
+    gold, value = quantity(reference), quantity(final)
+    if gold is not None and value is not None:
+        return same_quantity(gold, value)
+    if squeezed(reference).casefold() == squeezed(final).casefold():
         return True
     wanted = polarity(reference)
     if wanted is not None:
         said = polarity(final)
         return (says_polarity(final) if said is None else said) == wanted
+    told = same_form(reference, final)
+    if told is not None:
+        return told
     gold, value = quantity(digits_for_words(reference)), quantity(digits_for_words(final))
     if gold is not None and value is not None:
         return same_quantity(gold, value)

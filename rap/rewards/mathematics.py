@@ -28,8 +28,12 @@ def plain_latex(text: str) -> str:
         r"\\(?:left|right|displaystyle|rm|mathrm|,|;|!|:|quad|qquad)(?![a-zA-Z])", " ", text
     )
     text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
-    text = re.sub(r"\\[()\[\]]", "$", text).replace("\u2212", "-").replace("~", " ")
+    text = re.sub(r"\\[()\[\]]", "$", text).replace("\u2212", "-")
+    text = re.sub(r"(?<!\d)~|~(?!\s*\d)", " ", text)  # a space in LaTeX, in 5~7 a range
     text = text.replace("\u03c0", "\\pi ").replace("\u221e", "\\infty ")
+    text = text.replace("\u2220", "\\angle ").replace("\u25b3", "\\triangle ")
+    text = re.sub(r"\\overline\s*\{(\w+)\}", r"\1", text.replace("\u2208", "\\in "))
+    text = re.sub(r"\\approx(?![a-zA-Z])", "=", text)
     for sign, command in (("\u2264", "\\le "), ("\u2265", "\\ge "), ("\u2260", "\\ne ")):
         text = text.replace(sign, command)
     text = re.sub(r"\\(le|ge|ne)q(?![a-zA-Z])", r"\\\1", text)
@@ -48,7 +52,8 @@ def squeezed(text: str) -> str:
     text = re.sub(r"\\(?:dots|ldots|cdots)", "...", text)
     text = re.sub(r"\\cdot(?![a-zA-Z])|\\times(?![a-zA-Z])", "*", text)
     text = re.sub(r"(?<!\d)\s|\s(?!\d)", "", text.replace("$", "").strip())
-    return re.sub(r"\{(\w)\}", r"\1", text).rstrip(".")
+    text = re.sub(r"\{(\w)\}", r"\1", text).rstrip(".")
+    return re.sub(r"(?<=[A-Za-z])_(?=\w)", "", text)
 
 
 def is_formula(text: str) -> bool:
@@ -94,10 +99,12 @@ def _thousands(text: str, i: int) -> bool:
 def same_formula(reference: str, final: str) -> bool:
     """Whether two formulas are the same: in their characters, part by part in their
     brackets, their right sides, or as mathematics."""
-    reference, final = strip_math(reference), strip_math(final)
+    reference, final = (_without_name(strip_math(x)) for x in (reference, final))
     if squeezed(reference) == squeezed(final):
         return True
     gold, value = bracketed(reference), bracketed(final)
+    if value is None and gold is not None and gold[0] == "[" and len(gold[1]) > 2:
+        value = bracketed(f"[{final}]")  # three values are no interval
     if gold is not None or value is not None:
         return gold is not None and value is not None and _same_parts(gold, value)
     (name, right), (other, side) = split_equation(reference), split_equation(final)
@@ -109,6 +116,11 @@ def same_formula(reference: str, final: str) -> bool:
     if name != other:
         return False
     return _same_mathematics(reference, final)
+
+
+def _without_name(text: str) -> str:
+    """ "(1, 2)" of "x \\in (1, 2)"."""
+    return re.sub(r"^\s*[a-z]\s*\\in(?![a-z])\s*", "", text)
 
 
 def _same_parts(

@@ -18,7 +18,8 @@ LONGEST_NUMBER = 400
 """Digits; a longer one is compared as text."""
 
 _DIGITS = (
-    r"(?:\d{1,3}(?:(?:,|\{,\})\d{3})+(?!\d)|\d{1,3}(?:[\u00a0\u202f]\d{3})+(?!\d)|\d+)"
+    r"(?:\d{1,3}(?:\.\d{3}){2,}(?![\d.])|\d{1,3}(?:(?:,|\{,\})\d{3})+(?!\d)"
+    r"|\d{1,3}(?:[\u00a0\u202f]\d{3})+(?!\d)|\d+)"
 )
 _PLAIN = rf"(?:{_DIGITS}(?:\.\d+)?|\.\d+)"
 _POWER = (
@@ -50,6 +51,7 @@ _SCALE = re.compile(
     r"|\s*([万亿]|[百千](?![克米瓦]))",
     re.IGNORECASE,
 )
+_DECADE = re.compile(r"(?:1[5-9]|20)\d0s\b")
 _CURRENCY = re.compile(r"(?:US|us)?\\?\$|[\u20ac\u00a3\u00a5\uffe5]|RMB\s*|USD\s*")
 
 
@@ -111,7 +113,7 @@ def leading_quantity(text: str) -> tuple[Number, str, str] | None:
     text = text if money is None else text[money.end() :].lstrip()
     if money is not None and text.startswith("-"):
         sign, text = -sign, text[1:].lstrip()
-    found = _number_at(text)
+    found = None if _DECADE.match(text) else _number_at(text)
     if found is None:
         return None
     value, end = found
@@ -119,7 +121,10 @@ def leading_quantity(text: str) -> tuple[Number, str, str] | None:
         value *= _SCALES[(scale[1] or scale[2]).casefold()]
         value = _exact(value)
         end = scale.end()
-    return sign * value, currency, text[end:].rstrip("$").rstrip(". ")
+    rest = text[end:].rstrip("$").rstrip(". ")
+    if re.fullmatch("st|nd|rd|th", rest) and not currency:
+        rest = ""  # 3rd
+    return sign * value, currency, rest
 
 
 def _number_at(text: str) -> tuple[Number, int] | None:
@@ -147,6 +152,7 @@ def _plain_value(text: str) -> Number:
     text = re.sub(r"\{,\}|,|[\u00a0\u202f]", "", text)
     sign = -1 if text.startswith("-") else 1
     text = text.lstrip("-")
+    text = text.replace(".", "") if text.count(".") > 1 else text
     power = re.search(r"(?:[eE]|10\s*\^\s*\{?\s*)([-+]?\d+)\s*\}?$", text)
     exponent = 0
     if power is not None and re.search(_POWER + "$", text):
@@ -221,14 +227,20 @@ _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 _WORDS = {w: i for i, w in enumerate(_SMALL)} | {
     w: 20 + 10 * i for i, w in enumerate(_TENS)
 }
-_WORD = "|".join(sorted(_WORDS, key=len, reverse=True))
+_BELOW_100 = (
+    rf"(?:(?:{'|'.join(_TENS)})(?:[\s-]+(?:{'|'.join(_SMALL[1:10])})\b)?"
+    rf"|(?:{'|'.join(sorted(_SMALL, key=len, reverse=True))}))\b"
+)
+_BELOW_1000 = rf"{_BELOW_100}(?:\s+hundred\b(?:\s+(?:and\s+)?{_BELOW_100})?)?"
 NUMBER_WORDS = re.compile(
-    rf"\b(?:{_WORD})\b"
-    rf"(?:[\s-]+(?:(?:and\s+)?(?:{_WORD})|hundred|thousand|million)\b)*",
+    rf"\b{_BELOW_1000}(?:\s+(?:thousand|million)\b(?:\s+(?:and\s+)?{_BELOW_1000})?)*",
     re.IGNORECASE,
 )
 _CHINESE = "零一二三四五六七八九"
 _NUMERALS = r"[零一二两三四五六七八九十百千]{1,9}|\d{1,9}"
+_SIGN_OR_POINT = re.compile(
+    rf"(负)?({_NUMERALS})(?:点([零一二三四五六七八九]{{1,9}})(?![零一二三四五六七八九十百分]))?"
+)
 _PARTS_OF = re.compile(rf"({_NUMERALS})分之({_NUMERALS})")
 CHINESE_NUMBER = re.compile(r"[零一二两三四五六七八九十百千万亿]+")
 
@@ -275,7 +287,8 @@ def digits_for_words(text: str) -> str:
         if match[0].casefold() == "one":
             before = text[: match.start()].rstrip().casefold()
             counted = re.search(
-                r"(?:^|\b(?:is|are|be|has|have|only|just|exactly|get|see|=|:))$", before
+                r"(?:^|\b(?:is|are|be|has|have|only|just|exactly|get|see|point|=|:))$",
+                before,
             )
             if counted is None:
                 return match[0]
@@ -289,8 +302,53 @@ def digits_for_words(text: str) -> str:
             return match[0]
         return str(value)
 
-    text = _PARTS_OF.sub(_part_of, text)
-    return CHINESE_NUMBER.sub(chinese, NUMBER_WORDS.sub(english, text))
+    text = re.sub(r"^half$", "1/2", text.strip(), flags=re.IGNORECASE)
+    text = re.sub(
+        r"\ban?\s+(?=(?:hundred|thousand|million|billion|dozen)\b)",
+        "one ",
+        text,
+        flags=re.I,
+    )
+    text = re.sub(r"\bone (?=(?:billion|dozen)\b)", "1 ", text)
+    text = _SIGN_OR_POINT.sub(_decimal, _PARTS_OF.sub(_part_of, text))
+    text = CHINESE_NUMBER.sub(chinese, NUMBER_WORDS.sub(english, text))
+    text = re.sub(r"(?<=\d) point (\d(?: \d)*)(?!\d)", _point, text)
+    text = re.sub(r"\b(\d)[ -](half|halves|third|quarter|fifth)s?\b", _share, text)
+    return re.sub(r"\b(?:minus|negative)\s+(?=\$?\d)", "-", text)
+
+
+_ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth".split()
+
+
+def ordinal_as_number(text: str) -> str:
+    """ "third" is 3rd, where the text is nothing else."""
+    word = text.casefold().removeprefix("the ").strip(" .")
+    if word not in _ORDINALS:
+        return text
+    place = 1 + _ORDINALS.index(word)
+    ending = {1: "st", 2: "nd", 3: "rd"}.get(place, "th")
+    return f"{place}{ending}"
+
+
+def _decimal(match: re.Match[str]) -> str:
+    """ "一点五" is 1.5, "负三" is -3."""
+    sign, whole, behind = match.groups()
+    value = int(whole) if whole.isdigit() else chinese_value(whole)
+    if value is None or not (sign or behind):
+        return match[0]
+    digits = "".join(c if c.isdigit() else str(_CHINESE.index(c)) for c in behind or "")
+    return f"{'-' if sign else ''}{value}{digits and '.' + digits}"
+
+
+def _point(match: re.Match[str]) -> str:
+    """ "3 point 1 4" is 3.14."""
+    return "." + match[1].replace(" ", "")
+
+
+def _share(match: re.Match[str]) -> str:
+    """ "2 thirds" is 2/3."""
+    below = {"half": 2, "halves": 2, "third": 3, "quarter": 4, "fifth": 5}[match[2]]
+    return f"{match[1]}/{below}"
 
 
 def _part_of(match: re.Match[str]) -> str:

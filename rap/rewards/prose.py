@@ -21,9 +21,12 @@ _LIST = re.compile(
 _COMPARED = re.compile(
     r"(?:\b(?:more|less|fewer|greater|larger|smaller|higher|lower|bigger|other|rather)\s+than"
     r"|\b(?:at least|at most|up to|under|over|below|above|between|not|isn't|aren't|n't"
-    r"|never|wrong|instead of)|不是|不到|超过|大于|小于|至少|[<>\u2264\u2265])"
+    r"|never|wrong|instead of|from)|不是|不到|超过|大于|小于|至少|[<>\u2264\u2265])"
     r"\s*(?:be\s+|exactly\s+|equal to\s+)?\$?$",
     re.IGNORECASE,
+)
+_DENIES_ANOTHER = re.compile(
+    r"(?<=\w),?\s+(?:and\s+)?(?:not|rather than|instead of)\s+[^,.;]*[.!]?$", re.IGNORECASE
 )
 _DENIED_AFTER = re.compile(
     r"\W*(?:(?:is|was|would be|seems)\s+(?:not|wrong|incorrect|too)|isn't|是错)",
@@ -37,6 +40,7 @@ def said_quantity(text: str) -> tuple[Number, str] | None:
     has a formula or a ratio there. A unit after the number counts where it is a known
     one."""
     said = normal_unit_text(digits_for_words(text)).rpartition("=")[2]
+    said = _DENIES_ANOTHER.sub("", said)
     if re.search(r"[\\{}]", said) or _OPERATION.search(said):
         return None
     tokens = list(_TOKEN.finditer(said))
@@ -44,6 +48,8 @@ def said_quantity(text: str) -> tuple[Number, str] | None:
         return None
     last = tokens[-1]
     before, after = said[: last.start()], said[last.end() :]
+    if re.search(r"(?<![A-Za-z])(?!US$|USD$|RMB$)[A-Za-z]{1,3}$", before):
+        return None  # vitamin B12
     if _COMPARED.search(before) or _DENIED_AFTER.match(after):
         return None
     if len(tokens) > 1 and _LIST.fullmatch(said[tokens[-2].end() : last.start()]):

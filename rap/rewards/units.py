@@ -73,13 +73,40 @@ for _line in _UNITS.split("\n"):
     if _line:
         _dimension, _factor, *_names = _line.split()
         _TABLE |= {_name: (_dimension, Fraction(_factor)) for _name in _names}
+_SI_DIMENSIONS = {
+    "N": "force",
+    "J": "energy",
+    "W": "power",
+    "V": "voltage",
+    "A": "current",
+    "Hz": "frequency",
+    "Pa": "pressure",
+    "\u03a9": "resistance",
+}
+_SI_PREFIXES = {
+    "": 0,
+    "k": 3,
+    "m": -3,
+    "\u03bc": -6,
+    "u": -6,
+    "n": -9,
+    "M": 6,
+    "G": 9,
+}
+_SI = {
+    prefix + name: (dimension, Fraction(10) ** power)
+    for name, dimension in _SI_DIMENSIONS.items()
+    for prefix, power in _SI_PREFIXES.items()
+}
+"""Units whose capitals matter: 1 mW is not 1 MW."""
 _COUNTERS = "个只条张本人名位辆棵头匹朵枚支把件颗台次层座间块头"
 _NUMBER_OF = {"people": "person", "children": "child", "men": "man", "women": "woman"}
 # a word, a short unit, squared or not; no other letter: 5x is no quantity of 5
 _NAME = (
-    r"(?:\u00b0\s?[CFcf]\b|[\u00b0%\u00a2\u20ac\u00a3\u00a5\u03a9$]|[a-zA-Z\u03bc]{3,}"
+    r"(?:\u00b0\s?[CFcf]\b|[\u00b0%\u00a2\u20ac\u00a3\u00a5\u03c9$]|[a-zA-Z\u03bc]{3,}"
     r"|(?:[cdkmn\u03bcu]?m|[km]?g|[cdm]?[lL]|in|ft|yd|mi|lb|oz|cc|hr?|s|am|pm|wk|yr|ms|[td]"
-    r"|k?[NJWVA]|[kM]?Hz|k?Pa)(?![a-zA-Z])|[\u4e00-\u9fff]{1,4})"
+    r"|[kmnu\u03bc]?[NJWVA\u03a9]|[kmMG]?(?:Hz|Pa|W|J|\u03a9))(?![a-zA-Z])"
+    r"|[\u4e00-\u9fff]{1,4})"
     r"(?:\s*\^?\s*\{?[23]\}?(?!\d))?"
 )
 UNIT = re.compile(
@@ -132,6 +159,8 @@ def _simple(text: str) -> tuple[str, Fraction]:
 
 def _known(name: str) -> tuple[str, Fraction]:
     """A unit from the table; any other word counts things of that name."""
+    if name in _SI:
+        return _SI[name]
     folded = name.replace(" ", "").casefold().replace("\u00b5", "\u03bc")
     exact = _TABLE.get(folded)
     if exact is None and folded.endswith("s") and len(folded) > 3:
@@ -155,10 +184,13 @@ def _known(name: str) -> tuple[str, Fraction]:
 def unit_name(text: str) -> str:
     """A unit's name without LaTeX and plural: "\u00b0" and "^\\circ" are "degree"."""
     text = re.sub(r"\s+per\s+", "/", normal_unit_text(text))
-    name = re.sub(r"[\s^{}\\.]", "", text).casefold()
+    name = re.sub(r"[\s^{}\\.]", "", text)
+    if name in _SI:
+        return name
+    name = name.casefold()
     name = {"\u00b0": "degree", "%": "percent", "$": "dollar"}.get(name, name)
     name = name.replace("\u00b2", "2").replace("\u00b3", "3")
-    return name[:-1] if len(name) > 3 and name.endswith("s") else name
+    return name[:-1] if len(name) > 3 and name.endswith("s") and name != "inches" else name
 
 
 def is_known(text: str) -> bool:

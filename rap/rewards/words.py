@@ -37,14 +37,14 @@ _AFTER = (
 _DENIAL = re.compile(
     r"(?:\b(?:not|never|neither|nor|isn't|aren't|wasn't|weren't|don't|doesn't|can't|cannot"
     r"|except|without|no longer|rather than|instead of|other than|unlike)"
-    r"(?:\s+(?:really|the|a|an|be|in|at|on|to|of|exactly|actually))*\s*|不是?|并非|非|没有?)\s*$",
+    r"(?:\s+(?:really|the|a|an|be|in|at|on|to|of|exactly|actually|go|with|choose|pick|select))*\s*|不是?|并非|非|没有?)\s*$",
     re.IGNORECASE,
 )
 _WRONG_AFTER = re.compile(
     r"[)\]\"'*]*\s*(?:,?\s*(?:which|that)\s+)?(?:is|are|was|would be|seems|looks)\s+"
     r"(?:definitely |clearly |also |probably )?"
     r"(?:not\b|n't|incorrect|wrong|false|impossible|ruled out|out\b)|\s*(?:isn't|wasn't)\b"
-    r"|\s*(?:是错|不对|不正确|错误)",
+    r"|\s*(?:选项|项)?(?:是错|不对|不正确|错误)",
     re.IGNORECASE,
 )
 _CORRECTION = re.compile(
@@ -78,7 +78,15 @@ def _spelled(word: str) -> str:
 def same_text(reference: str, final: str) -> bool:
     """Whether two texts are the same words."""
     a, b = normal(reference), normal(final)
-    return bool(a) and (a == b or len(a) > 3 and _closed_up(a) == _closed_up(b))
+    if not a or not b:
+        return False
+    colours = re.fullmatch(r"[\u3400-\u9fff]{2,3}", max(a, b, key=len))
+    if colours and a.removesuffix("色") == b.removesuffix("色"):
+        return True
+    a, b = (re.sub(r"(?<!\d)\.(?!\d)|(?<!\d)[,;:](?=\s)", "", x) for x in (a, b))
+    if not a or not b:
+        return False
+    return a == b or len(a) > 3 and _closed_up(a) == _closed_up(b)
 
 
 def _closed_up(text: str) -> str:
@@ -90,6 +98,21 @@ def denied(text: str, start: int, end: int) -> bool:
     """Whether what stands at ``start`` to ``end`` is said not to be it."""
     before = text[:start].rstrip("([\"'* ") + " "
     return bool(_DENIAL.search(before)) or bool(_WRONG_AFTER.match(text, end))
+
+
+_TAKEN_BACK = re.compile(
+    r"(?:\bwait\b|\bactually\b|\bsorry\b|\bcorrection\b|\bi mean\b|\bno,|等等|更正)"
+    r"[\s,.:!\u2026-]*(?:(?:it|that|this|i|the answer|should|be|is|was|mean|meant|'s)\b"
+    r"[\s,.:]*)*",
+    re.IGNORECASE,
+)
+
+
+def after_correction(line: str) -> str:
+    """What a line says after it has taken back what stands before: "7" of "8. Wait, it is
+    7"; "" where it takes nothing back."""
+    found = list(_TAKEN_BACK.finditer(line))
+    return line[found[-1].end() :].strip() if found and found[-1].start() else ""
 
 
 def corrected(text: str) -> bool:
@@ -107,6 +130,9 @@ def says_polarity(text: str) -> bool | None:
     """What a sentence answers: its first word, where it is yes or no and a clause of its
     own, else its last. None if neither, or both."""
     said = normal(text)
+    settled = polarity(after_correction(said))
+    if settled is not None:
+        return settled
     first = re.match(r"(yes|yeah|yep|no|nope)\b(?!\s+(?:one|way|idea|more|longer)\b)", said)
     last = re.search(r"\b(?:is|be|say|answer|:)\s*:?\s*(yes|no)$", said)
     if first is not None:

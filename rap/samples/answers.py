@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from .choices import letter, resolve_choice, unlabelled, unwrap
+from .dates import date_of
 from .markup import boxes, element, folded, spoken, strip_math, text_commands
 
 WORDS_BESIDE_A_BOX = 3
@@ -103,7 +104,8 @@ def answer_to_train(
     reference = read_answer(answer, tuple(choices))
     if choices and not lettered:
         return reference.text
-    if letters := reference.letter:
+    # an open question's AB may be a line: it stays as it is written
+    if letters := reference.letter if choices else reference.letters and reference.text:
         return f"${letters}$" if latex else letters
     if len(reference.accepted) > 1:
         return listed([accepted.text for accepted in reference.accepted])
@@ -119,8 +121,8 @@ def answer_to_train(
 _CUE = re.compile(
     r"(?:(?:so|thus|hence|therefore)\b[,:]?\s*)?"
     r"(?:(?:the|my|final|correct|right)\s+)*answer\s*(?:is\b|[:=])\s*:?\s*"
-    r"|(?:因此|所以|故)?[,\s]*(?:正确|最终)?"
-    r"(?:答案|答)\s*(?:[是为:]|应为)+\s*"
+    r"|(?:因此|所以|故)?[,\s]*[\u3010]?(?:正确|最终)?"
+    r"(?:答案|答)\s*(?:[是为:\u3011]|应为)+\s*"
     r"|(?:故|应|因此)?选(?:择|项)?\s*:?\s*(?=\(?[A-J]\b)",
     re.IGNORECASE,
 )
@@ -292,6 +294,8 @@ def split_values(text: str) -> list[str]:
         return [text]
     inner = strip_math(text)
     text = inner if "$" not in inner else text
+    if date_of(text) is not None or _BETWEEN.fullmatch(text):
+        return [text]
     parts = [p for piece in re.split(r"\n", text) for p in _parts(piece)]
     if len(parts) < 2 or not all(map(_is_value, parts)):
         return [text]
@@ -324,12 +328,16 @@ def _parts(text: str) -> list[str]:
 
 
 _COMMA = re.compile(r"(?<!\d),\s*|,(?!\d{3}(?!\d))\s*|\s*[;\uff0c\uff1b]\s*")
+_BETWEEN = re.compile(r"between\b.{1,40}\band\b.{1,40}", re.IGNORECASE)
 _OR = re.compile(r"\s+or\s+|\s*或者?\s*|\s*\\text\{\s*(?:or|and)\s*\}\s*")
 
 
 def _numeric(before: str, after: str) -> bool:
     """Whether "or" joins two numbers: both solve an equation. Of words, one is enough."""
-    return bool(re.search(r"\d\W*$", before) and re.match(r"\W*\d", after))
+    return bool(
+        re.search(r"\d\W*$", before)
+        and re.match(r"\W*(?:(?:\\text)?\b[A-Za-z]\s*=\W*)?\d", after)
+    )
 
 
 def _is_value(part: str) -> bool:

@@ -81,6 +81,7 @@ def spoken(text: str) -> tuple[str, str] | None:
     """(thought, what is said after it), end tokens taken away; None if a thought began and
     never ended: nothing was said."""
     text = _END_TOKENS.sub("", text)
+    text = text.replace("<|begin_of_box|>", "\\boxed{").replace("<|end_of_box|>", "}")
     ends = list(_THOUGHT_END.finditer(text))
     thought = text[: ends[-1].start()] if ends else ""
     rest = text[ends[-1].end() :] if ends else text
@@ -115,6 +116,7 @@ def folded(text: str) -> str:
     comma, ``\u33a0`` cm2, ``1\u00bd`` is 1 1/2. Exponents stay exponents."""
     if text.isascii():
         return text
+    text = re.sub(r"(?<=\d)[\u00a0\u202f\u2009](?=\d{3}(?!\d))", ",", text)
     text = re.sub(r"[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+", _exponent, text)
     text = unicodedata.normalize("NFKC", _HALVES.sub(" ", text))
     for old, new in (

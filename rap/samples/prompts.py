@@ -203,6 +203,24 @@ def stands_in_place(texts: Iterable[str], images: int) -> bool:
     return images > 0 and sum(t.count(IMAGE) for t in texts) == images
 
 
+def with_system(turns: Sequence[Turn], system: str | None) -> tuple[Turn, ...]:
+    """The turns behind the system turn ``system``; as they are for None.
+
+    Raises ``BadSample`` where they have a system turn already: which of the two is trained
+    on is the user's to say.
+    """
+    if system is None:
+        return tuple(turns)
+    if any(role == "system" for role, _ in turns):
+        raise BadSample(
+            "prompt",
+            "system_turn",
+            "system_prompt is set, and the data has a system turn of its own: take one of "
+            "them away",
+        )
+    return (("system", system), *turns)
+
+
 def chat(turns: Sequence[Turn], text: str, images: int) -> list[dict[str, Any]]:
     """A prompt as chat messages with content in parts, for a chat template.
 

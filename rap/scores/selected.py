@@ -87,13 +87,15 @@ class Selected:
     found, texts that say what they mean, the fingerprint of the scores, warnings.
     ``source``: the data set as handed in; None: it is opened again at first need, if it is
     still where it was (``samples``). ``rollouts``: the completions behind the scores
-    (``table.ROLLOUT_SCHEMA``) if known; they are not saved.
+    (``table.ROLLOUT_SCHEMA``) if known; they are not saved. ``profile``: where the time of
+    the scoring went (``profile.Profile.as_json``) if it was measured; not saved either.
     """
 
     table: pa.Table
     settings: Mapping[str, Any]
     source: Any = None
     rollouts: pa.Table | None = None
+    profile: Mapping[str, Any] | None = None
 
     def __len__(self) -> int:
         """Number of samples kept."""

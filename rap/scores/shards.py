@@ -16,6 +16,7 @@ import pyarrow as pa
 from ..errors import RapStoreError
 from .files import check_version, decoded, store_error, verified
 from .fingerprint import other_run
+from .profile import read_profile
 from .table import ROLLOUT_SCHEMA, SCHEMA_VERSION, SCORE_SCHEMA, filled
 
 PARTIAL_SCHEMA = SCORE_SCHEMA.append(
@@ -46,13 +47,16 @@ class Shards:
 
     @property
     def meta(self) -> dict[str, Any]:
-        """What ``Scores.meta`` holds: schema version, fingerprint, sizes, data set."""
+        """What ``Scores.meta`` holds: schema version, fingerprint, sizes, data set; where
+        a run was profiled, where its time went."""
+        measured = read_profile(self.path)
         return {
             "schema_version": SCHEMA_VERSION,
             "fingerprint": self.fingerprint,
             "n_samples": self.n_samples,
             "shard_size": self.shard_size,
             "data": self.data,
+            **({} if measured is None else {"profile": measured.as_json()}),
         }
 
     @property

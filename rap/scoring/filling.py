@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
 
-from ..config import ScoreConfig
+from ..config import DEFAULT_BATCH, ScoreConfig
 from ..errors import RapError, RapInputError, RapModelError
 from ..samples.sample import Sample
 from ..samples.sampleset import SampleSet
@@ -24,6 +24,7 @@ from ..scores.table import QUARANTINED, ROLLOUT_SCHEMA, table_from_rows
 from .evidence import EVIDENCE
 from .jobs import Job, ahead, clean
 from .prepare import prepare_job
+from .profiling import count_asked
 from .reuse import group_of, inputs_sha256
 from .rounding import rounded
 from .scorer import Scorer
@@ -48,11 +49,12 @@ def score_batch(scorer: Scorer, jobs: list[Job]) -> None:
     started = time.perf_counter()
     EVIDENCE[scorer.config.evidence].score(scorer, jobs)
     share = (time.perf_counter() - started) / len(jobs)
+    count_asked(scorer.watch, jobs)
     for job in jobs:
         job.row["seconds"] = share
         # A finished job waits for its shard: only its row may stay in memory.
         job.image = job.blind = job.answer = None
-        job.asked = {}
+        job.said = {}
         job.sample = None  # type: ignore[assignment]
 
 
@@ -138,12 +140,14 @@ class Run:
             for i in shards.shard_range(p.k)[p.whole :]
             if not shards.reusable(i)
         ]
-        asked = not self.scorer.engine_is_local
         jobs = ahead(
-            lambda i: prepare_job(self.samples, self.driver, self.config, i, asked=asked),
+            self._prepare,
             todo,
             workers=self.config.workers,
-            depth=max(self.config.prefetch * self.config.batch_size, self.scorer.window),
+            depth=max(
+                self.config.prefetch * (self.config.batch_size or DEFAULT_BATCH),
+                self.scorer.engine.window,
+            ),
         )
         with _Bar(len(self.samples), self.seen, progress) as bar:
             try:
@@ -159,6 +163,17 @@ class Run:
                 jobs.close()
         self.scorer.check_degenerate(final=True)
         self._stop_early(final=True)
+
+    def _prepare(self, i: int) -> Job:
+        """``prepare_job`` of sample ``i``, in whichever thread."""
+        engine = not self.scorer.engine.exact
+        with self.scorer.watch.span("prepare"):
+            return prepare_job(self.samples, self.driver, self.config, i, for_engine=engine)
+
+    def _next(self, jobs: Iterator[Job]) -> Job:
+        """The next prepared job, waited for."""
+        with self.scorer.watch.span("prepare"):
+            return self._new(next(jobs))
 
     def _begin(self, shards: ScoreStore, k: int) -> _Part:
         """Shard k with what an earlier run has kept of it."""
@@ -194,12 +209,12 @@ class Run:
         rest = shards.shard_range(part.k)[part.whole :]
         kept = shards.reused(rest)
         for i in rest:
-            job = self._again(i, kept.pop(i)) if i in kept else self._new(next(jobs))
+            job = self._again(i, kept.pop(i)) if i in kept else self._next(jobs)
             part.jobs.append(job)
             if job.alive and not job.reused:
                 batch.append(job)
             last = len(part.jobs) == part.size
-            if len(batch) == self.scorer.window or (batch and last):
+            if batch and (self.scorer.is_full(batch) or last):
                 score_batch(self.scorer, batch)
                 batch = []
             if batch:
@@ -207,13 +222,15 @@ class Run:
             new = part.jobs[part.whole :]
             part.whole = len(part.jobs)
             self._count(job.row for job in new)
+            self.scorer.watch.count("samples", sum(not job.reused for job in new))
             bar.advance(len(new), self.bad.total())
             if not last:
                 self._stop_early(final=False)
                 if time.monotonic() - self.written >= PARTIAL_SECONDS:
                     self._keep(shards, part)
-        scores, rollouts = part.tables()
-        shards.write(part.k, scores, rollouts, tally=part.tally(), rows=part.rows())
+        with self.scorer.watch.span("store"):
+            scores, rollouts = part.tables()
+            shards.write(part.k, scores, rollouts, tally=part.tally(), rows=part.rows())
         self.written = time.monotonic()
 
     def _new(self, job: Job) -> Job:
@@ -232,8 +249,11 @@ class Run:
         return job
 
     def _keep(self, shards: ScoreStore, part: _Part) -> None:
-        scores, rollouts = part.tables()
-        shards.write_partial(part.k, scores, rollouts, tally=part.tally(), rows=part.rows())
+        with self.scorer.watch.span("store"):
+            scores, rollouts = part.tables()
+            shards.write_partial(
+                part.k, scores, rollouts, tally=part.tally(), rows=part.rows()
+            )
         part.kept = part.whole
         self.written = time.monotonic()
 

@@ -38,7 +38,7 @@ class Job:
     """The same without it."""
     answer: Prepared | None = None
     """Evidence ``logits``: the answer with the image, for the difficulty."""
-    asked: dict[str, tuple[Said, ...]] = field(default_factory=dict)
+    said: dict[str, tuple[Said, ...]] = field(default_factory=dict)
     """The prompt turn by turn, ``image`` and ``blind``, for an engine that is asked."""
     rollouts: list[dict[str, Any]] = field(default_factory=list)
     groups: int = 0
@@ -48,6 +48,9 @@ class Job:
     """``reuse.inputs_sha256`` of what else the score is made from."""
     reused: bool = False
     """Scored before, for an older data set."""
+    asked: list[tuple[bool, bool, list[int]]] = field(default_factory=list)
+    """In a profiled run, what the model read for it: (without the image?, any image
+    tokens?, tokens)."""
 
     @property
     def alive(self) -> bool:
@@ -65,7 +68,12 @@ class Job:
             "message": clean(message),
         }
         self.image = self.blind = self.answer = None
-        self.asked = {}
+        self.said = {}
+
+
+def tokens_of(jobs: Iterable[Job]) -> int:
+    """Tokens of their prompts with the image, and of the responses they already hold."""
+    return sum(len(job.image) for job in jobs if job.image is not None)
 
 
 def clean(text: str, limit: int = 500) -> str:

@@ -30,7 +30,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from ..config import (
@@ -48,6 +48,7 @@ from ..model.loading import opened
 from ..rewards.checker import Checker, make_checker
 from ..samples.sampleset import SampleSet, open_samples
 from ..scores.match import describe
+from ..scores.profile import read_profile
 from ..scores.scores import Scores
 from ..scores.store import ScoreStore
 from ..scores.table import SCHEMA_VERSION
@@ -55,11 +56,13 @@ from ..selection.choosing import choose as choose_from
 from ..selection.rules import check as check_rule
 from ..selection.selection import Selection
 from ..settings import require_known, resolve
+from ..stopwatch import Stopwatch
 from .again import redo_changed_images, redo_quarantined
 from .engine import provenance, resolve_both, running
 from .evidence import EVIDENCE
 from .filling import Run
 from .ledger import count_rows, ledger
+from .profiling import profiled, stopwatch
 from .reuse import look_back, put_in_groups, reuse_of
 from .scorer import Scorer
 
@@ -78,6 +81,7 @@ class RunOptions(TypedDict, total=False):
     allow_degenerate: bool
     verify_images: bool
     retry_quarantined: bool
+    profile: bool
 
 
 class ScoringOptions(ScoreOptions, EngineOptions, total=False):
@@ -102,6 +106,7 @@ def score(
     allow_degenerate: bool = False,
     verify_images: bool = True,
     retry_quarantined: bool = False,
+    profile: bool = False,
     **overrides: Unpack[ScoringOptions],
 ) -> Scores:
     """Score every sample of a data set with one model: the slow step, resumable.
@@ -144,6 +149,11 @@ def score(
         Score again the shards that hold a quarantined sample, but for those whose row
         itself is bad (stage ``data``). Whole shards, so that the bytes are those of a
         fresh run.
+    profile
+        Measure where the time goes (a CUDA device is waited for at every stage) and count
+        the work: ``meta["profile"]``, a `scores.profile.Profile` as plain values. It is
+        kept in the store as the sum of its profiled runs, and the report shows it. No
+        score depends on it.
 
     Returns
     -------
@@ -181,9 +191,10 @@ def score(
     if model is not None:
         model, processor = opened(model, processor)
         driver = ModelDriver(model, processor, config)
+    watch = stopwatch(driver, profile)
     with (
         _evaluating(model),
-        _checker(reward, config) as checker,
+        _checker(reward, config, watch) as checker,
         _folder(store) as path,
         running(chosen, driver, config) as engine,
     ):
@@ -202,30 +213,37 @@ def score(
                 retry=retry_quarantined,
                 workers=config.workers,
             )
-        with ScoreStore.open(
-            path, fingerprint, len(samples), config.shard_size, data=data, reuse=reuse
-        ) as shards:
-            if retry_quarantined:
-                redo_quarantined(shards)
-            if verify_images:
-                redo_changed_images(shards, samples, config)
-            put_in_groups(shards, samples)
-            if reuse is not None:
-                look_back(shards, reuse)
-            local = made_by is None
-            scorer = Scorer(driver, config, checker, allow_degenerate, engine, local=local)
-            run = Run(samples, driver, config, scorer, more)
-            run.fill(shards, progress)
-            shards.clear_previous()
+        with watch.span("store"):
+            shards = ScoreStore.open(
+                path, fingerprint, len(samples), config.shard_size, data=data, reuse=reuse
+            )
+        with shards:
+            with profiled(driver, watch, shards.path):
+                with watch.span("store"):
+                    if retry_quarantined:
+                        redo_quarantined(shards)
+                    if verify_images:
+                        redo_changed_images(shards, samples, config)
+                    put_in_groups(shards, samples)
+                    if reuse is not None:
+                        look_back(shards, reuse)
+                scorer = Scorer(driver, config, checker, allow_degenerate, engine)
+                run = Run(samples, driver, config, scorer, more)
+                run.fill(shards, progress)
+                with watch.span("store"):
+                    shards.clear_previous()
+                    table = shards.read()
+                    rollouts = shards.read_rollouts()
             fingerprint = shards.fingerprint
-            table = shards.read()
-            rollouts = shards.read_rollouts()
+            measured = read_profile(shards.path)
     meta: dict[str, Any] = {
         "fingerprint": fingerprint,
         "data": data,
         "cost": ledger(table, rollouts, time.perf_counter() - wall),
         "counts": count_rows(table),
     }
+    if measured is not None:
+        meta["profile"] = measured.as_json()
     return Scores(table=table, meta=meta, dataset=samples, rollouts=rollouts)
 
 
@@ -263,7 +281,7 @@ def select(
         ``choose`` (``budget``, ``rule``, ``by``, ...,
         see ``help(rap.ChooseConfig)``), and what `score` takes besides: ``store``,
         ``reward``, ``columns``, ``root``, ``progress``, ``allow_degenerate``,
-        ``verify_images``, ``retry_quarantined``, see ``help(rap.score)``.
+        ``verify_images``, ``retry_quarantined``, ``profile``, see ``help(rap.score)``.
 
     Returns
     -------
@@ -328,13 +346,18 @@ def _folder(store: str | os.PathLike[str] | None) -> Iterator[str | os.PathLike[
         yield path
 
 
+@contextmanager
 def _checker(
-    reward: Callable[..., Any] | None, config: ScoreConfig
-) -> AbstractContextManager[Checker | None]:
+    reward: Callable[..., Any] | None, config: ScoreConfig, watch: Stopwatch
+) -> Iterator[Checker | None]:
     """The worker process that grades, if the evidence has any completion graded."""
     if not EVIDENCE[config.evidence].reading.graded:
-        return nullcontext()
-    return make_checker(reward, timeout=config.checker_timeout)
+        yield None
+        return
+    with watch.span("checking"):
+        made = make_checker(reward, timeout=config.checker_timeout)
+    with made as checker:
+        yield checker
 
 
 def _inputs(config: ScoreConfig, samples: SampleSet, custom: bool) -> Collection[str]:

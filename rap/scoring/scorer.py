@@ -16,15 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 from .. import cuda, ops
 from ..config import ScoreConfig
-from ..engines.contract import Engine, Request
+from ..engines import Engine, EngineConfig, Request, TransformersEngine
 from ..errors import RapModelError
 from ..model.halving import Failure, in_halves
 from ..model.rollouts import ARM_TEXT, IMAGE_ARM, Completion, degenerate, row_seed
 from ..rewards.checker import Checker
 from ..samples.sample import BadSample
 from ..scores.table import SCORE_SCHEMA
+from ..stopwatch import IDLE, Stopwatch
 from .batches import all_finite, memory_of
-from .jobs import Job, clean
+from .jobs import Job, clean, tokens_of
+from .profiling import ask
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +46,7 @@ class Scorer:
     """Asks one model, with one setting, about batches of samples.
 
     ``allow_degenerate``: go on although most groups of completions are identical.
-    ``engine``: what samples completions; ``local``: in this process, by the model itself.
+    ``engine``: what samples completions; None: the model itself.
     ``driver`` None: there is an engine only, so that no forward can be asked for.
     """
 
@@ -54,13 +56,10 @@ class Scorer:
         config: ScoreConfig,
         checker: Checker | None,
         allow_degenerate: bool,
-        engine: Engine,
-        *,
-        local: bool = True,
+        engine: Engine | None = None,
     ) -> None:
         self._driver = driver
-        self.engine = engine
-        self.engine_is_local = local
+        self.engine = engine or TransformersEngine(EngineConfig(), driver)
         self.config = config
         self.checker = checker
         self.allow_degenerate = allow_degenerate
@@ -70,25 +69,38 @@ class Scorer:
 
     @property
     def driver(self) -> ModelDriver:
-        """The local model; `reads_psi` and evidence that needs it ask for it."""
-        assert self._driver is not None  # scoring.engine.require_engine
+        """The local model; evidence that needs none does not ask for it."""
+        assert self._driver is not None  # engines.settings.require_engine
         return self._driver
+
+    @property
+    def watch(self) -> Stopwatch:
+        """Measures the stages of a profiled run."""
+        return IDLE if self._driver is None else self._driver.watch
 
     @property
     def reads_psi(self) -> bool:
         """Whether a local model can read the attention of what the engine samples."""
         return self._driver is not None and self.engine.token_ids
 
-    @property
-    def window(self) -> int:
-        """Samples that are scored together: a batch, or as many as keep an engine busy.
-        Forwards take `batches` of them."""
-        return max(self.config.batch_size, self.engine.window)
+    def is_full(self, jobs: Sequence[Job]) -> bool:
+        """Whether so many are scored together: a batch, or as many as keep an engine busy
+        (forwards then take `batches` of them)."""
+        if not self.engine.exact:
+            return len(jobs) >= self.engine.window
+        return self.config.batch_is_full(len(jobs), tokens_of(jobs))
 
     def batches(self, jobs: Sequence[Job]) -> Iterator[list[Job]]:
-        """``batch_size`` jobs at a time."""
-        for start in range(0, len(jobs), self.config.batch_size):
-            yield list(jobs[start : start + self.config.batch_size])
+        """Jobs that were scored together, as forwards take them."""
+        batch: list[Job] = []
+        for job in jobs:
+            batch.append(job)
+            full = self.config.batch_is_full(len(batch), tokens_of(batch))
+            if full and not self.engine.exact:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
 
     def _head_for(self, hidden: torch.Tensor) -> Head:
         """The head where the kernels run: on the CUDA device of the hidden states, or, for
@@ -128,9 +140,13 @@ class Scorer:
         """The completions of these numbers of each job, by ``id(job)``; failures are
         quarantined. All are asked of the engine at once."""
         asked = [self._request(job, arm, numbers, greedy) for job in jobs if numbers]
+        for job in jobs if numbers else ():
+            self._ask(job, "image" if arm == IMAGE_ARM else "blind")
         job_of = {id(r): job for r, job in zip(asked, jobs, strict=False)}
         drawn: dict[int, list[Completion]] = {id(job): [] for job in jobs}
-        for request, generated in self.engine.generate(asked):
+        with self.watch.span("decode"):
+            results = list(self.engine.generate(asked))
+        for request, generated in results:
             job = job_of[id(request)]
             for completion in generated.completions:
                 self._take(job, arm, completion)
@@ -150,14 +166,19 @@ class Scorer:
             self.check_degenerate(final=False)
         return drawn
 
+    def _ask(self, job: Job, which: str) -> None:
+        """Count what a profiled run asks of the local model or an engine."""
+        if self._driver is not None:
+            ask(self.watch, job, which, getattr(job, which))
+
     def _request(self, job: Job, arm: str, numbers: range, greedy: bool) -> Request:
         """These completions of one job, as the engine takes them."""
         which = "image" if arm == IMAGE_ARM else "blind"
         seed, name = self.config.seed, job.row["id"]
         prepared = getattr(job, which)
-        *earlier, (_, content) = job.asked.get(which) or [("user", ())]
+        *earlier, (_, content) = job.said.get(which) or [("user", ())]
         ids = None
-        if prepared is not None and not self.engine_is_local:
+        if prepared is not None and not self.engine.exact:
             ids = tuple(prepared.inputs["input_ids"].flatten().tolist())
         return Request(
             sample_id=name,
@@ -212,8 +233,11 @@ class Scorer:
             prepared = [getattr(job, which) for job in part]
             return self.driver.trace(prepared, attention=attention)
 
-        results = [r for part in self.batches(live) for r in in_halves(run, part)]
-        finite = all_finite([r for r in results if not isinstance(r, Failure)])
+        for job in live:
+            self._ask(job, which)
+        with self.watch.span("prefill"):
+            results = [r for part in self.batches(live) for r in in_halves(run, part)]
+            finite = all_finite([r for r in results if not isinstance(r, Failure)])
         traces: dict[int, Trace] = {}
         for job, result in zip(live, results, strict=True):
             job.row["forwards"] += 1
@@ -240,7 +264,9 @@ class Scorer:
             return self._rows([(with_image[id(job)], without[id(job)]) for job in part])
 
         found: dict[int, dict[str, Any]] = {}
-        for job, result in zip(live, in_halves(run, live), strict=True):
+        with self.watch.span("kernels"):
+            results = in_halves(run, live)
+        for job, result in zip(live, results, strict=True):
             if isinstance(result, Failure):
                 job.quarantine("model", result.code, f"head: {result.message}")
                 continue
@@ -260,6 +286,7 @@ class Scorer:
         device = pairs[0][0].hidden.device
         sizes = torch.tensor([0] + [len(a.response_ids) for a, _ in pairs])
         head = self._head_for(pairs[0][0].hidden)
+        self.watch.count("kernel_launches")
         with memory_of(device):
             result = ops.linear_cde(
                 torch.cat([a.hidden for a, _ in pairs]),
@@ -282,7 +309,9 @@ class Scorer:
         def run(part: Sequence[Job]) -> list[list[float]]:
             return self._attention([traces[id(job)] for job in part])
 
-        for job, result in zip(live, in_halves(run, live), strict=True):
+        with self.watch.span("kernels"):
+            results = in_halves(run, live)
+        for job, result in zip(live, results, strict=True):
             if isinstance(result, Failure):
                 job.quarantine("model", result.code, f"attention: {result.message}")
                 continue
@@ -313,6 +342,7 @@ class Scorer:
 
     def _ace(self, trace: Trace) -> Any:
         ace = self.config.ace
+        self.watch.count("kernel_launches")
         return ops.ace(
             trace.q,
             trace.k,

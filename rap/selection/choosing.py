@@ -160,7 +160,8 @@ def choose(
         + notes_of(evidence, config, found, ruled.groups, ruled.threshold, counted),
     }
     chosen = _with_reasons(table, evidence, ruled)
-    return Selection(chosen, settings, scores.dataset, scores.rollouts)
+    measured = scores.meta.get("profile")
+    return Selection(chosen, settings, scores.dataset, scores.rollouts, measured)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from ..config import MAX_IMAGE_PIXELS, PROMPT_TEMPLATE
 from ..errors import RapConfigError, RapInputError
 from ..samples.answers import answer_to_train
 from ..samples.choices import prompt_text
-from ..samples.prompts import chat, stands_in_place
-from ..samples.sample import Bad, BadSample, Sample
+from ..samples.prompts import chat, stands_in_place, with_system
+from ..samples.sample import Bad, BadSample, Sample, Turn
 from ..samples.sampleset import SampleSet, load_images, open_samples
 from ..samples.sources import datasets_library
 from ..scores.match import rows_of_all
@@ -31,6 +31,7 @@ def prepare(
     columns: Mapping[str, str] | None = None,
     root: str | os.PathLike[str] | None = None,
     prompt_template: str | None = None,
+    system_prompt: str | None = None,
     max_pixels: int = MAX_IMAGE_PIXELS,
 ) -> datasets.Dataset:
     """The data as TRL's trainers take it, one row a usable sample.
@@ -38,7 +39,7 @@ def prepare(
     source: a ``Selection`` (its kept samples), a ``SampleSet``, or what ``open_samples``
         takes, with its ``columns`` and ``root``.
     pool: all samples that a ``Selection`` was chosen from, for re-selection.
-    prompt_template: as ``ScoreConfig.prompt_template``; None is the one the selection was
+    prompt_template, system_prompt: as ``ScoreConfig``'s; None is the one the selection was
         scored with, else the default.
 
     A row has ``id``, ``prompt`` (one user message), ``images`` (list of RGB images),
@@ -63,7 +64,9 @@ def prepare(
         )
         names, scored = (known[name].to_pylist() for name in known.column_names)
         if prompt_template is None:
-            prompt_template = _template_of(source.settings)
+            prompt_template = _scored_with(source.settings, "prompt_template")
+        if system_prompt is None:
+            system_prompt = _scored_with(source.settings, "system_prompt")
     else:
         samples = (
             source
@@ -81,7 +84,23 @@ def prepare(
         names = [ids[i] for i in rows]
     table = hf.Dataset.from_dict({"id": names, "row": rows})
     template = prompt_template or PROMPT_TEMPLATE
-    return table.with_transform(_Rows(samples, template, max_pixels, _hashes(rows, scored)))
+    known_hashes = _hashes(rows, scored)
+    _require_no_system_turn(samples, rows, system_prompt)
+    return table.with_transform(
+        _Rows(samples, template, max_pixels, known_hashes, system_prompt)
+    )
+
+
+def _require_no_system_turn(
+    samples: SampleSet, rows: Sequence[int], system: str | None
+) -> None:
+    """Raises ``RapInputError`` where a sample would have two system turns."""
+    for row in rows if system is not None else ():
+        sample = samples[row]
+        try:
+            with_system(sample.turns if isinstance(sample, Sample) else (), system)
+        except BadSample as bad:
+            raise RapInputError(f"sample {sample.id[:80]!r}: {bad.message}") from bad
 
 
 def _chosen(
@@ -136,14 +155,19 @@ def template_of_rows(data: Any) -> str | None:
     return getattr(_transform_of(data), "template", None)
 
 
+def system_of_rows(data: Any) -> str | None:
+    """The system prompt of what ``prepare`` made; None for other data."""
+    return getattr(_transform_of(data), "system", None)
+
+
 def _transform_of(data: Any) -> Any:
     options = (getattr(data, "format", None) or {}).get("format_kwargs") or {}
     return options.get("transform")
 
 
-def _template_of(settings: Mapping[str, Any]) -> str | None:
+def _scored_with(settings: Mapping[str, Any], name: str) -> str | None:
     scores = settings.get("scores") or {}
-    return (scores.get("config") or {}).get("prompt_template")
+    return (scores.get("config") or {}).get(name)
 
 
 class _Rows:
@@ -161,9 +185,10 @@ class _Rows:
         template: str,
         max_pixels: int,
         scored: Mapping[int, str] | None = None,
+        system: str | None = None,
     ) -> None:
         self.samples, self.template, self.max_pixels = samples, template, max_pixels
-        self.scored = scored or {}
+        self.scored, self.system = scored or {}, system
         named = samples.columns["images"]
         taken = {*self.OURS, *self.TAKEN, named, *(named or "").split(",")}
         self.extra = [name for name in samples.column_names if name not in taken]
@@ -184,6 +209,7 @@ class _Rows:
         if isinstance(sample, Bad):
             raise RapInputError(_gone(name, index, sample.code, sample.message))
         try:
+            turns = with_system(sample.turns, self.system)
             images, hashes = load_images(sample, max_pixels=self.max_pixels)
         except BadSample as bad:
             raise RapInputError(_gone(name, index, bad.code, bad.message)) from bad
@@ -193,7 +219,7 @@ class _Rows:
         text = prompt_text(self.template, sample.question, sample.choices)
         ours = {
             "id": name,
-            "prompt": _prompt(sample, text),
+            "prompt": _prompt(turns, text, len(images)),
             "images": images,
             "solution": answer_to_train(
                 sample.answer, sample.choices, "{choices}" in self.template, latex=True
@@ -203,12 +229,11 @@ class _Rows:
         return {name: sample.extra.get(name) for name in self.extra} | ours
 
 
-def _prompt(sample: Sample, text: str) -> list[dict[str, Any]]:
+def _prompt(turns: Sequence[Turn], text: str, count: int) -> list[dict[str, Any]]:
     """Chat messages: one text, before which TRL puts the images; in parts where there are
     earlier turns, or images inside the text."""
-    count = len(sample.images)
-    if sample.turns or stands_in_place([text], count):
-        return chat(sample.turns, text, count)
+    if turns or stands_in_place([text], count):
+        return chat(turns, text, count)
     return [{"role": "user", "content": text}]
 
 

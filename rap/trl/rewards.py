@@ -34,9 +34,12 @@ def builtin_reward(
     them. One checking process is started at the first call and ends with this process;
     ``timeout``: seconds a check. ``end_tokens``: the model's end-of-turn ids; a completion
     that does not end in one was cut off, and only an answer that it had marked counts, as
-    when scoring (``()``: every completion is taken as finished).
+    when scoring. ``()``: our trainers fill in their model's (``end_tokens_of``); TRL's own
+    tell a reward function neither the ids nor the limit, so there every completion is
+    taken as finished.
     """
     checker = make_checker(timeout=timeout)
+    ends = set(end_tokens)
 
     def rap_builtin(
         prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
@@ -54,12 +57,32 @@ def builtin_reward(
             answers, choices, completions, ids, strict=True
         ):
             sample = Sample(0, "", "", str(answer), tuple(options or ()), (), None, {})
-            finished = not end_tokens or not tokens or tokens[-1] in end_tokens
+            finished = not ends or not tokens or tokens[-1] in ends
             verdict = checker.check(sample, completion_text(completion), finished=finished)
             rewards.append(None if verdict.correct is None else float(verdict.correct))
         return rewards
 
+    rap_builtin.rap_end_tokens = ends  # type: ignore[attr-defined]
     return rap_builtin
+
+
+def end_tokens_of(model: Any, processor: Any) -> frozenset[int]:
+    """Ids that end a turn: the tokenizer's, and those the model generates until."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids = [
+        getattr(tokenizer, "eos_token_id", None),
+        *(named if isinstance(named, list) else [named]),
+    ]
+    return frozenset(i for i in ids if isinstance(i, int))
+
+
+def tell_end_tokens(functions: Sequence[Any], model: Any, processor: Any) -> None:
+    """Let built-in rewards that know no end tokens know this model's."""
+    for function in functions:
+        ends = getattr(function, "rap_end_tokens", None)
+        if ends is not None and not ends:
+            ends.update(end_tokens_of(model, processor))
 
 
 def completion_text(completion: Any) -> str:

@@ -95,7 +95,7 @@ def train(
     arguments = _arguments(trl, config, out)
     trainer = getattr(trl, f"{config.algorithm.upper()}Trainer")
     if reward is None:
-        judge = builtin_reward(end_tokens=_end_tokens(model, processor))
+        judge = builtin_reward()
     else:
         judge = _named(reward)
     made = trainer(
@@ -125,14 +125,6 @@ def train(
     text = json.dumps(summary, indent=1).encode() + b"\n"
     write_atomic(out / "summary.json", lambda file: file.write(text))
     return summary
-
-
-def _end_tokens(model: Any, processor: Any) -> frozenset[int]:
-    """Ids that end a turn: the tokenizer's, and those the model generates until."""
-    tokenizer = getattr(processor, "tokenizer", processor)
-    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ids = [tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])]
-    return frozenset(i for i in ids if isinstance(i, int))
 
 
 def open_training_data(data: Path, **options: Any) -> SampleSet:

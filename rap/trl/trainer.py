@@ -32,11 +32,11 @@ from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_b
 from ..errors import RapConfigError, RapInputError
 from ..model.prompt import placeholder_texts, require_processor
 from ..selection.reselection import NothingLeft
-from .data import require_selected, template_of_rows
+from .data import require_selected, system_of_rows, template_of_rows
 from .order import PromptOrder
 from .reselect import Reselect
 from .rewardlog import Outcome
-from .rewards import Recorder, completion_text, watched
+from .rewards import Recorder, completion_text, tell_end_tokens, watched
 
 if TYPE_CHECKING:
 
@@ -152,6 +152,7 @@ class SelectionMixin(_Base):
             require_processor(processor)
         _pad_left(processor)
         super().__init__(model, functions, *args, **options)
+        tell_end_tokens(functions, self.model, self.processing_class)
         self._placeholders = _placeholders(self.model, self.processing_class)
         if self.accelerator.num_processes > 1:
             _one_process(self.reselect)
@@ -252,6 +253,7 @@ class SelectionMixin(_Base):
             "algorithm": self._name,
             "num_generations": self.num_generations,
             "prompt_template": template_of_rows(self.train_dataset),
+            "system_prompt": system_of_rows(self.train_dataset),
             **self.reselect.fingerprint(self.pool_ids),
         }
 

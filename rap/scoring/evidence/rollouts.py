@@ -44,7 +44,7 @@ class Rollouts(Evidence):
     def score(self, scorer: Scorer, jobs: list[Job]) -> None:
         """M0 completions without the image, M1 with it, one forward for psi.
 
-        All completions of a batch are sampled together, batch_size * M rows; psi is read
+        All completions of a batch are sampled together, M rows a sample; psi is read
         off the first completion, by number, that the checker accepts.
 
         Completions without the image are sampled first: where ``screen_lambda_c`` is set, a
@@ -110,12 +110,13 @@ def _grade(
     assert scorer.checker is not None  # evidence rollouts has one
     for number, completion in zip(numbers, drawn, strict=True):
         if completion.text.strip():
-            verdict = scorer.checker.check(
-                job.sample,
-                completion.text,
-                token_ids=completion.token_ids or (),
-                finished=completion.finish_reason != "length",
-            )
+            with scorer.watch.span("checking"):
+                verdict = scorer.checker.check(
+                    job.sample,
+                    completion.text,
+                    token_ids=completion.token_ids or (),
+                    finished=completion.finish_reason != "length",
+                )
             ok, code = verdict.correct, verdict.code
             if ok is None:
                 failures.setdefault(str(code), verdict.message or "")

@@ -1,0 +1,94 @@
+"""Profile one run of scoring: a stopwatch for its stages, and the counts of its work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import RapConfigError
+from ..scores.profile import STAGES, Profile, add_profile
+from ..stopwatch import IDLE, Stopwatch
+from .jobs import Job
+
+if TYPE_CHECKING:
+    from ..model.batching import Prepared
+    from ..model.driver import ModelDriver
+
+BLIND = "blind"
+"""The prompt without the image, by the field of `Job`; the others hold the image."""
+
+
+def stopwatch(driver: ModelDriver | None, profile: bool) -> Stopwatch:
+    """A stopwatch that waits for the model's device; `IDLE` without ``profile``.
+
+    Raises ``RapConfigError`` if there is no local model to profile.
+    """
+    if not profile:
+        return IDLE
+    if driver is None:
+        raise RapConfigError("profile: there is no local model whose work can be measured")
+    from ..model.timing import waiter
+
+    return Stopwatch(wait=waiter(driver.model))
+
+
+@contextmanager
+def profiled(driver: ModelDriver | None, watch: Stopwatch, folder: Path) -> Iterator[None]:
+    """Inside, the driver's work is measured; what it was is added to the store's profile
+    at the end, whatever ends it in order (Ctrl-C, an error). ``kill -9`` loses it."""
+    if driver is None or not watch.on:
+        yield
+        return
+    from ..model.timing import timed
+
+    before = asdict(driver.counts)
+    try:
+        with timed(driver, watch):
+            yield
+    finally:
+        done = {name: n - before[name] for name, n in asdict(driver.counts).items()}
+        samples = watch.counts.pop("samples", 0)
+        run = Profile(
+            1,
+            samples,
+            watch.elapsed,
+            {name: watch.seconds[name] for name in STAGES if name in watch.seconds},
+            dict(watch.beside),
+            done | dict(watch.counts),
+        )
+        add_profile(folder, run)
+
+
+def ask(watch: Stopwatch, job: Job, which: str, prepared: Prepared) -> None:
+    """Take note of a sequence that the model is to read for a job."""
+    if watch.on:
+        ids = prepared.inputs["input_ids"][0].tolist() + prepared.response_ids.tolist()
+        job.asked.append((which == BLIND, bool(prepared.image_mask.any()), ids))
+
+
+def count_asked(watch: Stopwatch, jobs: Iterable[Job]) -> None:
+    """Count the distinct tokens and images of what these jobs have asked the model."""
+    for job in jobs if watch.on else ():
+        for blind in (False, True):
+            asked = [(shown, ids) for b, shown, ids in job.asked if b == blind]
+            watch.count("distinct_tokens", distinct_tokens([ids for _, ids in asked]))
+            if any(shown for shown, _ in asked):
+                images = job.row["image_sha256"].count(",") + 1
+                watch.count("images_distinct", images)
+        job.asked.clear()
+
+
+def distinct_tokens(sequences: Iterable[Sequence[int]]) -> int:
+    """Tokens that must be read where shared beginnings are read once: the nodes of the
+    trie of these sequences."""
+    total = 0
+    last: tuple[int, ...] = ()
+    for ids in sorted(map(tuple, sequences)):
+        pairs = zip(last, ids, strict=False)
+        total += len(ids) - sum(1 for _ in takewhile(lambda p: p[0] == p[1], pairs))
+        last = ids
+    return total

@@ -1,0 +1,369 @@
+"""No work twice: an image is encoded once a sample, a prompt is read once, little padding.
+
+Counts are compared, never seconds; numbers with those of a forward of the whole sequence.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import logging
+import math
+import random
+
+import pytest
+import torch
+from PIL import Image
+from tiny_models import NAMES, build
+
+from rap import ops
+from rap.config import Sampling, ScoreConfig
+from rap.demo import world
+from rap.demo.model import load_demo_model
+from rap.model import decode, vision
+from rap.model.batching import FORWARD, Shared, by_length
+from rap.model.driver import ModelDriver
+from rap.model.rollouts import generate
+from rap.rewards.checker import make_checker
+from rap.samples.sample import Sample
+from rap.samples.sampleset import open_samples
+from rap.scoring import filling
+from rap.scoring.prepare import prepare_job
+from rap.scoring.scorer import Scorer
+
+SLIDING = "gemma3"
+"""The one whose cache forgets tokens: its responses are read with their prompts."""
+EIGHT = Sampling(max_new_tokens=8)
+TEXTS = ["Which number?", "What is the colour of the missing shape in this row?", "Why?"]
+
+
+def picture(i: int) -> Image.Image:
+    size = (60 + 30 * (i % 3), 50 + 20 * (i % 4))
+    return Image.effect_mandelbrot(size, (-2, -1.5, 1, 1.5), 50 + i).convert("RGB")
+
+
+def sample(i: int, text: str) -> Sample:
+    return Sample(i, str(i), text, "A", (), (), None, {})
+
+
+def make(name: str, **settings):
+    """(driver, samples, prompts with an image) of a tiny model."""
+    driver = ModelDriver(*build(name), ScoreConfig(**settings))
+    samples = [sample(i, text) for i, text in enumerate(TEXTS)]
+    prompts = [driver.prepare(s, [picture(s.index)]) for s in samples]
+    driver.check()
+    return driver, samples, prompts
+
+
+def alone(driver: ModelDriver, prepared):
+    """The same sequence, of which nothing was computed yet."""
+    import dataclasses
+
+    shared = Shared(prepared.shared.text, prepared.shared.n_images)
+    return dataclasses.replace(prepared, shared=shared)
+
+
+# ---- the same numbers ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_responses_go_on_from_the_prompt_that_was_completed(name):
+    driver, samples, prompts = make(name)
+    drawn = generate(driver, prompts, [[1]] * 3, EIGHT)
+    ids = [c.token_ids + (7,) * (i + 1) for i, (c,) in enumerate(drawn)]
+    answers = [
+        driver.prepare(s, [picture(s.index)], [5, 6], prefix="The answer is", like=p)
+        for s, p in zip(samples, prompts, strict=True)
+    ]
+    whole = [driver.with_response(p, r) for p, r in zip(prompts, ids, strict=True)]
+    for batch in (whole, answers):
+        counts = driver.counts
+        before = (counts.prefilled_tokens, counts.images_encoded)
+        found = driver.trace(batch)
+        read = counts.prefilled_tokens - before[0]
+        assert counts.images_encoded == before[1] == 3
+        prompt = sum(p.n_prompt for p in prompts)
+        new = sum(map(len, batch)) - prompt
+        assert read == (new + prompt if name == SLIDING else new)
+        expected = driver.trace([alone(driver, p) for p in batch])
+        driver.counts.images_encoded = 3
+        assert_same(found, expected)
+
+
+def assert_same(found, expected) -> None:
+    for a, b in zip(found, expected, strict=True):
+        near(a.hidden, b.hidden)
+        near(a.k, b.k)
+        near(a.q[:, a.n_prompt :], b.q[:, b.n_prompt :])
+        assert torch.equal(a.response_ids, b.response_ids)
+        assert (a.n_prompt, a.scaling, a.key_window) == (
+            b.n_prompt,
+            b.scaling,
+            b.key_window,
+        )
+        psi = [
+            ops.ace(
+                t.q,
+                t.k,
+                response_start=t.n_prompt,
+                scale=t.scaling,
+                key_window=t.key_window,
+                columns="all",
+                min_rows=1,
+                image_mask=t.image_mask,
+            )
+            for t in (a, b)
+        ]
+        for column in ("log_psi", "attention_entropy", "image_mass"):
+            x, y = (float(getattr(p, column)) for p in psi)
+            assert x == pytest.approx(y, abs=1e-5)
+
+
+def near(a: torch.Tensor, b: torch.Tensor) -> None:
+    assert a.shape == b.shape and a.dtype == b.dtype
+    assert float((a - b).abs().max()) <= 1e-5 * max(1.0, float(b.abs().max()))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_answer_goes_on_from_the_prompt_of_a_whole_forward(name):
+    """Given solutions: nothing is sampled, the response's forward leaves its prompt."""
+    driver, samples, prompts = make(name)
+    answers = [
+        driver.prepare(s, [picture(s.index)], [5, 6], prefix="The answer is", like=p)
+        for s, p in zip(samples, prompts, strict=True)
+    ]
+    responses = [driver.with_response(p, range(9, 12 + i)) for i, p in enumerate(prompts)]
+    driver.trace(responses)
+    before = driver.counts.prefilled_tokens
+    found = driver.trace(answers, attention=False)
+    read = driver.counts.prefilled_tokens - before
+    new = sum(map(len, answers)) - sum(p.n_prompt for p in prompts)
+    assert read == (sum(map(len, answers)) if name == SLIDING else new)
+    expected = driver.trace([alone(driver, p) for p in answers], attention=False)
+    for a, b in zip(found, expected, strict=True):
+        near(a.hidden, b.hidden)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("prefix", ["The answer is", "\n\nSo", " ", ""])
+def test_prompts_that_share_an_image_have_the_tokens_of_their_own(name, prefix):
+    driver, samples, prompts = make(name)
+    for s, p in zip(samples, prompts, strict=True):
+        taken = driver.prepare(s, [picture(s.index)], [3], prefix=prefix, like=p)
+        own = driver.prepare(s, [picture(s.index)], [3], prefix=prefix)
+        assert taken.inputs.keys() == own.inputs.keys()
+        for key, x in own.inputs.items():
+            assert torch.equal(taken.inputs[key], x), key
+        assert taken.n_prompt == own.n_prompt
+        assert torch.equal(taken.image_mask, own.image_mask)
+        assert torch.equal(taken.special_mask, own.special_mask)
+        assert taken.shared is p.shared  # so the pixels were not processed again
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_batches_cut_by_length_give_the_same_completions(name):
+    _, _, prompts = make(name)
+    seeds = [[3, 4], [5], [6, 7]]
+    found = []
+    for most in (None, 10_000, 40):
+        driver, _, prompts = make(name, batch_tokens=most)
+        found.append(generate(driver, prompts, seeds, EIGHT))
+    for other in found[1:]:
+        for a, b in zip(itertools.chain(*found[0]), itertools.chain(*other), strict=True):
+            assert a.token_ids == b.token_ids and a.text == b.text
+            assert a.logp == pytest.approx(b.logp, abs=1e-4)
+
+
+# ---- where it cannot be done ---------------------------------------------------------
+
+
+def test_images_of_an_unknown_family_are_encoded_in_every_forward(monkeypatch):
+    driver, _, prompts = make("qwen2_5_vl")
+    expected = driver.trace([driver.with_response(p, [5, 6]) for p in prompts])
+    monkeypatch.setattr(vision, "why_not", lambda model: "it is a test")
+    driver, _, prompts = make("qwen2_5_vl")
+    batch = [driver.with_response(p, [5, 6]) for p in prompts]
+    assert_same(driver.trace(batch), expected)
+    driver.trace(batch, attention=False)
+    assert driver.counts.images_encoded == 6
+
+
+@pytest.mark.parametrize("fault", ["other numbers", "too few", "an error"])
+def test_features_that_do_not_fit_are_not_used(monkeypatch, fault, caplog):
+    driver, _, prompts = make("qwen2_5_vl")
+    expected = driver.trace([driver.with_response(p, [5, 6]) for p in prompts])
+    encoded = vision._call
+
+    def broken(model, batch):
+        if fault == "an error":
+            raise TypeError("no such argument")
+        output = encoded(model, batch)
+        parts = output.pooler_output
+        output.pooler_output = [
+            part[:-1] if fault == "too few" else part + 1 for part in parts
+        ]
+        return output
+
+    monkeypatch.setattr(vision, "_call", broken)
+    with caplog.at_level(logging.INFO, logger="rap"):
+        driver, _, prompts = make("qwen2_5_vl")
+        found = driver.trace([driver.with_response(p, [5, 6]) for p in prompts])
+    assert_same(found, expected)
+    said = [r.message for r in caplog.records if "encoded in every" in r.message]
+    assert len(said) == 1
+
+
+def test_a_cache_that_cannot_be_shared_is_said_once(monkeypatch, caplog):
+    seeds = [[3, 4], [5], [6, 7]]
+    driver, _, prompts = make("qwen2_5_vl")
+    expected = generate(driver, prompts, seeds, EIGHT)
+    monkeypatch.setattr(decode, "_LAYERS", ())
+    driver, _, prompts = make("qwen2_5_vl")
+    with caplog.at_level(logging.INFO, logger="rap"):
+        found = [generate(driver, prompts, seeds, EIGHT) for _ in range(2)]
+    for other in found:
+        for a, b in zip(itertools.chain(*expected), itertools.chain(*other), strict=True):
+            assert a.token_ids == b.token_ids
+    assert sum("reads its own prompt" in r.message for r in caplog.records) == 1
+    rows = [p for p, s in zip(prompts, seeds, strict=True) for _ in s]
+    assert driver.counts.images_encoded == 2 * len(rows)
+    assert driver.counts.prefilled_tokens == 2 * sum(map(len, rows))
+
+
+def test_a_cache_with_wrong_positions_is_found_out(monkeypatch):
+    true = decode.positions
+
+    def shifted(model, inputs):
+        ids, delta = true(model, inputs)
+        return ids, delta + 3
+
+    monkeypatch.setattr(decode, "positions", shifted)
+    driver, _, _ = make("qwen2_5_vl")
+    assert "token by token" in driver.unshared
+
+
+# ---- counts --------------------------------------------------------------------------
+
+
+def scored(evidence: str, n: int = 24, **settings):
+    """(driver, jobs before they are let go of, their distinct tokens) on the demo world."""
+    model, processor = load_demo_model()
+    config = ScoreConfig(evidence=evidence, **settings)
+    driver = ModelDriver(model, processor, config)
+    driver.check()
+    assert driver.unshared == ""
+    checker = make_checker(None, timeout=5.0) if evidence == "rollouts" else None
+    samples = open_samples(world.to_dataset(world.draw(n, seed=5)))
+    scorer = Scorer(driver, config, checker, allow_degenerate=True)
+    jobs = [prepare_job(samples, driver, config, i) for i in range(n)]
+    prompts = sum(j.image.n_prompt + j.blind.n_prompt for j in jobs)
+    answers = sum(len(j.answer) - j.image.n_prompt for j in jobs if j.answer)
+    lengths: list[int] = []
+    respond = scorer.respond
+
+    def noted(job, arms, ids):
+        lengths.append(len(ids) * len(arms))
+        respond(job, arms, ids)
+
+    scorer.respond = noted  # type: ignore[method-assign]
+    known = sum(len(j.image.response_ids) + len(j.blind.response_ids) for j in jobs)
+    filling.score_batch(scorer, jobs)
+    assert all(job.alive for job in jobs)
+    return driver, jobs, prompts + answers + known + sum(lengths)
+
+
+@pytest.mark.parametrize("evidence", ["logits", "answer", "rollouts"])
+def test_images_and_prompts_are_read_once(evidence):
+    driver, jobs, distinct = scored(evidence, 64, m1=4, m0=4)
+    counts = driver.counts
+    assert counts.images_encoded == len(jobs)
+    assert counts.prefilled_tokens <= 1.1 * distinct
+    if evidence != "answer":
+        drawn = sum(job.row["generated_tokens"] for job in jobs)
+        assert counts.decoded_tokens == drawn
+    real = counts.prefilled_tokens
+    assert (real + counts.padded_tokens) / real <= 1.1
+
+
+def test_early_stopping_reads_no_prompt_again():
+    driver, jobs, distinct = scored("rollouts", m1=6, m0=6, adaptive=2)
+    assert driver.counts.images_encoded == len(jobs)
+    assert driver.counts.prefilled_tokens <= 1.1 * distinct
+
+
+def test_what_was_computed_goes_with_the_batch():
+    def held() -> int:
+        gc.collect()
+        kinds = (decode.Prefilled, vision.Features)
+        return sum(type(x) in kinds for x in gc.get_objects())
+
+    before = held()
+    driver, jobs, _ = scored("logits", 6)
+    assert driver.counts.images_encoded == len(jobs) == 6
+    assert held() == before
+
+
+# ---- batches -------------------------------------------------------------------------
+
+
+def cost(parts, lengths) -> int:
+    return sum(len(p) * max(lengths[i] for i in p) + FORWARD for p in parts)
+
+
+def test_sequences_share_a_forward_where_that_costs_least():
+    rng = random.Random(0)
+    for _ in range(40):
+        lengths = [rng.randint(1, 900) for _ in range(rng.randint(1, 6))]
+        parts = by_length(lengths, 2000)
+        assert sorted(itertools.chain(*parts)) == list(range(len(lengths)))
+        for part in parts:
+            assert len(part) == 1 or len(part) * max(lengths[i] for i in part) <= 2000
+        order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+        every = []
+        for cuts in itertools.product((0, 1), repeat=len(lengths) - 1):
+            groups, last = [], 0
+            for i, cut in enumerate((*cuts, 1), start=1):
+                if cut:
+                    groups.append(order[last:i])
+                    last = i
+            fits = all(
+                len(g) == 1 or len(g) * max(lengths[i] for i in g) <= 2000 for g in groups
+            )
+            if fits:
+                every.append(cost(groups, lengths))
+        assert cost(parts, lengths) == min(every)
+
+
+def test_no_budget_is_one_batch_in_order():
+    assert by_length([3, 900, 1], None) == [[0, 1, 2]]
+    assert by_length([], None) == by_length([], 8192) == []
+
+
+@pytest.mark.parametrize("spread", [0.2, 0.5, 0.9])
+def test_little_is_padded_whatever_the_lengths(spread):
+    """Log-normal lengths around 300 tokens; spread 0.9 pads 3.6x at 8 in the order of the
+    data, as MATH-V does."""
+    rng = random.Random(1)
+    lengths = [max(20, round(300 * math.exp(rng.gauss(0, spread)))) for _ in range(600)]
+    real = padded = start = 0
+    while start < len(lengths):
+        end = start
+        while end < len(lengths) and sum(lengths[start:end]) < 8192:
+            end += 1
+        batch = lengths[start:end]
+        for part in by_length(batch, 8192):
+            real += sum(batch[i] for i in part)
+            padded += len(part) * max(batch[i] for i in part)
+        start = end
+    assert padded / real <= 1.1
+
+
+def test_a_batch_is_full_by_tokens_or_by_samples():
+    full = ScoreConfig().batch_is_full
+    assert not full(100, 8191) and full(1, 8192)
+    full = ScoreConfig(batch_size=3).batch_is_full
+    assert full(3, 10) and full(1, 8192) and not full(2, 10)
+    full = ScoreConfig(batch_size=3, batch_tokens=None).batch_is_full
+    assert full(3, 10) and not full(2, 10**6)
+    full = ScoreConfig(batch_tokens=None).batch_is_full
+    assert full(8, 1) and not full(7, 10**6)
