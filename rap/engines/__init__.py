@@ -53,6 +53,7 @@ __all__ = [
     "ImagePart",
     "Request",
     "Said",
+    "TransformersEngine",
     "conversation",
     "image_part",
     "make_engine",
