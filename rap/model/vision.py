@@ -42,7 +42,8 @@ def why_not(model: Any) -> str:
 
 
 def takes_features(model: Any) -> bool:
-    """Whether the forward takes what the tower gave (transformers 5.20 or so and later)."""
+    """Whether the forward takes what the tower gave (not before transformers
+    5.18)."""
     return "mm_encoder_outputs" in inspect.signature(model.forward).parameters
 
 
@@ -140,12 +141,12 @@ def _call(model: Any, batch: Sequence[Prepared]) -> Any:
     function = model.base_model.get_image_features
     device, dtype = input_device(model), input_dtype(model)
     taken = inspect.signature(function).parameters
-    given = {
+    images = {
         name: x.to(device, dtype if x.is_floating_point() else None)
         for name, x in collate_images(batch).items()
         if name in taken
     }
-    output = function(**given, return_dict=True)
+    output = function(**images, return_dict=True)
     if getattr(output, "pooler_output", None) is None:
         raise NotOnce("its get_image_features gives no pooler_output")
     return output
