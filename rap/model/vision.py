@@ -42,8 +42,8 @@ def why_not(model: Any) -> str:
 
 
 def takes_features(model: Any) -> bool:
-    """Whether the forward takes what the tower gave (not before transformers
-    5.18)."""
+    """Whether the forward takes what the tower gave (transformers 5.23 does,
+    5.17 does not)."""
     return "mm_encoder_outputs" in inspect.signature(model.forward).parameters
 
 
