@@ -11,7 +11,8 @@ their own images, as they would anyway.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,7 +42,8 @@ def why_not(model: Any) -> str:
 
 
 def takes_features(model: Any) -> bool:
-    """Whether the forward takes what the tower gave (transformers 5.20 or so and later)."""
+    """Whether the forward takes what the tower gave (transformers 5.23 does,
+    5.17 does not)."""
     return "mm_encoder_outputs" in inspect.signature(model.forward).parameters
 
 
@@ -139,12 +141,12 @@ def _call(model: Any, batch: Sequence[Prepared]) -> Any:
     function = model.base_model.get_image_features
     device, dtype = input_device(model), input_dtype(model)
     taken = inspect.signature(function).parameters
-    given = {
+    images = {
         name: x.to(device, dtype if x.is_floating_point() else None)
         for name, x in collate_images(batch).items()
         if name in taken
     }
-    output = function(**given, return_dict=True)
+    output = function(**images, return_dict=True)
     if getattr(output, "pooler_output", None) is None:
         raise NotOnce("its get_image_features gives no pooler_output")
     return output
