@@ -339,6 +339,24 @@ def test_a_system_prompt_is_asked_for_too(demo):
         assert messages[0]["content"] == [{"type": "text", "text": "left above"}]
 
 
+def test_the_cascade_asks_the_server_only_where_completions_decide(demo, tmp_path):
+    with ModelServer() as server:
+        given = {"evidence": "cascade", "store": tmp_path / "s", "concurrency": 8}
+        scores = with_model(demo, server, drawn(24), **given)
+        before = len(server.bodies)
+        again = with_model(demo, server, drawn(24), **given)
+        probed = server.bodies[before:]
+    assert codes(scores) == {}
+    drawn_here = [r["n_drawn"] or 0 for r in scores.table.to_pylist()]
+    assert 0 < sum(drawn_here) < 24 * 10 and 0 in drawn_here
+    assert scores.rollouts.num_rows == sum(drawn_here)
+    assert again.table == scores.table
+    asked = {row["question"] for row in drawn(24)}
+    for body in probed:  # of a finished store nothing is asked again
+        text = body["messages"][-1]["content"]
+        assert (text if isinstance(text, str) else text[-1]["text"]) not in asked
+
+
 def test_the_bytes_of_the_file_are_sent(demo, tmp_path):
     import base64
 
