@@ -139,6 +139,8 @@ class Scorer:
     ) -> dict[int, list[Completion]]:
         """The completions of these numbers of each job, by ``id(job)``; failures are
         quarantined. All are asked of the engine at once."""
+        if not jobs:
+            return {}
         asked = [self._request(job, arm, numbers, greedy) for job in jobs if numbers]
         for job in jobs if numbers else ():
             self._ask(job, "image" if arm == IMAGE_ARM else "blind")
