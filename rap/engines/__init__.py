@@ -53,7 +53,6 @@ __all__ = [
     "ImagePart",
     "Request",
     "Said",
-    "TransformersEngine",
     "conversation",
     "image_part",
     "make_engine",

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from ..config import Sampling, ScoreConfig
+from ..config import Sampling
 from ..model.rollouts import ARM_TEXT, Completion
 from ..samples.choices import prompt_text
 from ..samples.images import encode_image
@@ -91,14 +91,17 @@ Said = tuple[str, tuple["ImagePart | str", ...]]
 
 
 def conversation(
-    sample: Sample, config: ScoreConfig, images: Sequence[ImagePart]
+    sample: Sample,
+    template: str,
+    images: Sequence[ImagePart],
+    system: str | None = None,
 ) -> tuple[Said, ...]:
-    """A sample's prompt turn by turn, as ``ModelDriver.prepare`` writes it.
+    """A sample's prompt turn by turn, images where they are scored.
 
-    images: in order, of the arm that is asked. Raises ``BadSample``.
+    template, system: ``ScoreConfig.prompt_template``, ``system_prompt``. images: in order,
+    of the arm that is asked. Raises ``BadSample`` for two system turns.
     """
-    text = prompt_text(config.prompt_template, sample.question, sample.choices)
-    turns = with_system(sample.turns, config.system_prompt)
+    text = prompt_text(template, sample.question, sample.choices)
     rest = iter(images)
     return tuple(
         (
@@ -108,7 +111,7 @@ def conversation(
                 for part in message["content"]
             ),
         )
-        for message in chat(turns, text, len(images))
+        for message in chat(with_system(sample.turns, system), text, len(images))
     )
 
 

@@ -339,15 +339,18 @@ def probe_requests(driver: ModelDriver, context: int | None) -> list[Request]:
         ids = tuple(prepared.inputs["input_ids"][0].tolist())
         if context is not None and len(ids) + COPIES > context:
             continue
-        said = conversation(_SAMPLE, driver.config, [*map(image_part, images or ())])
+        config, parts = driver.config, [image_part(image) for image in images or ()]
+        *earlier, (_, content) = conversation(
+            _SAMPLE, config.prompt_template, parts, config.system_prompt
+        )
         found.append(
             Request(
                 sample_id="probe",
                 arm=arm,
-                content=said[-1][1],
+                content=content,
                 seeds=(1,),
                 sampling=Sampling(max_new_tokens=COPIES),
-                earlier=said[:-1],
+                earlier=tuple(earlier),
                 prompt_ids=ids,
                 prepared=prepared,
             )

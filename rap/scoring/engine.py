@@ -123,9 +123,10 @@ def prompts(
     """
     sent = [image_part(i, r.data) for i, r in zip(images, sample.images, strict=True)]
     blind = [image_part(image) for image in other or ()]
+    template, system = config.prompt_template, config.system_prompt
     return {
-        "image": conversation(sample, config, sent),
-        "blind": conversation(sample, config, blind),
+        "image": conversation(sample, template, sent, system),
+        "blind": conversation(sample, template, blind, system),
     }
 
 

@@ -55,7 +55,7 @@ def score_batch(scorer: Scorer, jobs: list[Job]) -> None:
         job.row["seconds"] += share
         # A finished job waits for its shard: only its row may stay in memory.
         job.image = job.blind = job.answer = None
-        job.said = {}
+        job.asked = {}
         job.sample = None  # type: ignore[assignment]
 
 
@@ -149,7 +149,7 @@ class Run:
             self._prepare,
             todo,
             workers=self.config.workers,
-            depth=max(self.config.prefetch * batch, self.scorer.engine.window),
+            depth=max(self.config.prefetch * batch, self.scorer.window),
         )
         with _Bar(len(self.samples), self.seen, progress) as bar:
             try:
@@ -169,8 +169,8 @@ class Run:
     def _prepare(self, i: int) -> Job:
         """``prepare_job`` of sample ``i``, in whichever thread."""
         with self.scorer.watch.span("prepare"):
-            engine = not self.scorer.engine.exact
-            return prepare_job(self.samples, self.driver, self.config, i, for_engine=engine)
+            asked = not self.scorer.engine_is_local
+            return prepare_job(self.samples, self.driver, self.config, i, asked=asked)
 
     def _next(self, jobs: Iterator[Job], begun: Mapping[str, Any]) -> Job:
         """The next prepared job, waited for."""

@@ -42,7 +42,7 @@ class Job:
     """The same without it."""
     answer: Prepared | None = None
     """Evidence ``logits``: the answer with the image, for the difficulty."""
-    said: dict[str, tuple[Said, ...]] = field(default_factory=dict)
+    asked: dict[str, tuple[Said, ...]] = field(default_factory=dict)
     """The prompt turn by turn, ``image`` and ``blind``, for an engine that is asked."""
     rollouts: list[dict[str, Any]] = field(default_factory=list)
     groups: int = 0
@@ -71,12 +71,7 @@ class Job:
             "message": clean(message),
         }
         self.image = self.blind = self.answer = None
-        self.said = {}
-
-
-def tokens_of(jobs: Iterable[Job]) -> int:
-    """Tokens of their prompts with the image, and of the responses they already hold."""
-    return sum(len(job.image) for job in jobs if job.image is not None)
+        self.asked = {}
 
 
 def clean(text: str, limit: int = 500) -> str:
@@ -156,3 +151,8 @@ def ahead(
             yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def tokens_of(jobs: Iterable[Job]) -> int:
+    """Tokens of their prompts with the image, and of the responses they already hold."""
+    return sum(len(job.image) for job in jobs if job.image is not None)

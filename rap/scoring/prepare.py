@@ -28,11 +28,11 @@ def prepare_job(
     config: ScoreConfig,
     i: int,
     *,
-    for_engine: bool = False,
+    asked: bool = False,
 ) -> Job:
     """Decode and preprocess sample i: host only, called from worker threads.
 
-    driver: None prepares for no local model. for_engine: an engine is asked, too.
+    driver: None prepares for no local model. asked: the prompts are for an engine, too.
     """
     sample = samples[i]
     row: dict[str, Any] = {
@@ -51,7 +51,7 @@ def prepare_job(
     row["source"] = sample.source
     job.sample = sample
     try:
-        shown = with_bytes(sample) if for_engine else sample
+        shown = with_bytes(sample) if asked else sample
         images, hashes = load_images(shown, max_pixels=config.max_image_pixels)
         row["image_sha256"] = ",".join(hashes)
         row["sample_sha256"] = sample_sha256(sample, hashes)
@@ -61,11 +61,11 @@ def prepare_job(
             seed=row_seed(config.seed, sample.id, config.counterfactual, 0),
             partner=_partner_images(samples, config, i),
         )
-        if for_engine:
-            job.said = prompts(shown, images, other, config)
+        if asked:
+            job.asked = prompts(shown, images, other, config)
         if driver is not None:
             EVIDENCE[config.evidence].prepare(job, sample, images, other, driver, config)
-        for said in job.said.values() if driver is None else ():
+        for said in job.asked.values() if driver is None else ():
             refuse_placeholders(said)
     except BadSample as bad:
         job.quarantine(bad.stage, bad.code, bad.message)

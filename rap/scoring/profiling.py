@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import RapConfigError
 from ..scores.profile import STAGES, Profile, add_profile
 from ..stopwatch import IDLE, Stopwatch
 from .jobs import Job
@@ -23,14 +22,11 @@ BLIND = "blind"
 
 
 def stopwatch(driver: ModelDriver | None, profile: bool) -> Stopwatch:
-    """A stopwatch that waits for the model's device; `IDLE` without ``profile``.
-
-    Raises ``RapConfigError`` if there is no local model to profile.
-    """
+    """A stopwatch that waits for the model's device; `IDLE` without ``profile``."""
     if not profile:
         return IDLE
     if driver is None:
-        raise RapConfigError("profile: there is no local model whose work can be measured")
+        return Stopwatch()
     from ..model.timing import waiter
 
     return Stopwatch(wait=waiter(driver.model))
@@ -40,17 +36,15 @@ def stopwatch(driver: ModelDriver | None, profile: bool) -> Stopwatch:
 def profiled(driver: ModelDriver | None, watch: Stopwatch, folder: Path) -> Iterator[None]:
     """Inside, the driver's work is measured; what it was is added to the store's profile
     at the end, whatever ends it in order (Ctrl-C, an error). ``kill -9`` loses it."""
-    if driver is None or not watch.on:
+    if not watch.on:
         yield
         return
-    from ..model.timing import timed
-
-    before = asdict(driver.counts)
+    before = _counts(driver)
     try:
-        with timed(driver, watch):
+        with _timed(driver, watch):
             yield
     finally:
-        done = {name: n - before[name] for name, n in asdict(driver.counts).items()}
+        done = {name: n - before[name] for name, n in _counts(driver).items()}
         samples = watch.counts.pop("samples", 0)
         run = Profile(
             1,
@@ -61,6 +55,18 @@ def profiled(driver: ModelDriver | None, watch: Stopwatch, folder: Path) -> Iter
             done | dict(watch.counts),
         )
         add_profile(folder, run)
+
+
+def _timed(driver: ModelDriver | None, watch: Stopwatch) -> AbstractContextManager[None]:
+    if driver is None:
+        return nullcontext()
+    from ..model.timing import timed
+
+    return timed(driver, watch)
+
+
+def _counts(driver: ModelDriver | None) -> dict[str, int]:
+    return {} if driver is None else asdict(driver.counts)
 
 
 def note(watch: Stopwatch, job: Job, which: str, prepared: Prepared | None) -> None:

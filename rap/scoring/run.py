@@ -364,6 +364,8 @@ class _Call:
             by.checker,
             self.allow_degenerate,
             self.engine,
+            local=by.made_by is None,
+            watch=self.watch,
         )
         run = Run(self.samples, self.driver, by.config, scorer, by.more, plan)
         run.fill(shards, self.progress)

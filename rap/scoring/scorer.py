@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import cuda, ops
 from ..config import ScoreConfig
-from ..engines import Engine, EngineConfig, Request, TransformersEngine
+from ..engines.contract import Engine, Request
 from ..errors import RapModelError
 from ..model.halving import Failure, in_halves
 from ..model.rollouts import ARM_TEXT, IMAGE_ARM, Completion, degenerate, row_seed
@@ -46,7 +46,7 @@ class Scorer:
     """Asks one model, with one setting, about batches of samples.
 
     ``allow_degenerate``: go on although most groups of completions are identical.
-    ``engine``: what samples completions; None: the model itself.
+    ``engine``: what samples completions; ``local``: in this process, by the model itself.
     ``driver`` None: there is an engine only, so that no forward can be asked for.
     """
 
@@ -56,10 +56,15 @@ class Scorer:
         config: ScoreConfig,
         checker: Checker | None,
         allow_degenerate: bool,
-        engine: Engine | None = None,
+        engine: Engine,
+        *,
+        local: bool = True,
+        watch: Stopwatch = IDLE,
     ) -> None:
         self._driver = driver
-        self.engine = engine or TransformersEngine(EngineConfig(), driver)
+        self.watch = watch
+        self.engine = engine
+        self.engine_is_local = local
         self.config = config
         self.checker = checker
         self.allow_degenerate = allow_degenerate
@@ -69,8 +74,8 @@ class Scorer:
 
     @property
     def driver(self) -> ModelDriver:
-        """The local model; evidence that needs none does not ask for it."""
-        assert self._driver is not None  # engines.settings.require_engine
+        """The local model; `reads_psi` and evidence that needs it ask for it."""
+        assert self._driver is not None  # scoring.engine.require_engine
         return self._driver
 
     @property
@@ -79,14 +84,14 @@ class Scorer:
         return self._driver is not None and self.engine.token_ids
 
     @property
-    def watch(self) -> Stopwatch:
-        """Measures the stages of a profiled run."""
-        return IDLE if self._driver is None else self._driver.watch
+    def window(self) -> int:
+        """Samples that keep the engine busy, at least."""
+        return self.engine.window
 
     def is_full(self, jobs: Sequence[Job]) -> bool:
         """Whether so many jobs are to be scored together: a batch, or as many as keep an
         engine busy. Forwards take `batches` of them."""
-        return len(jobs) >= self.engine.window and self._is_batch(jobs)
+        return len(jobs) >= self.window and self._is_batch(jobs)
 
     def _is_batch(self, jobs: Sequence[Job]) -> bool:
         return self.config.batch_is_full(len(jobs), tokens_of(jobs))
@@ -139,6 +144,8 @@ class Scorer:
     ) -> dict[int, list[Completion]]:
         """The completions of these numbers of each job, by ``id(job)``; failures are
         quarantined. All are asked of the engine at once."""
+        if not jobs:
+            return {}
         which = "image" if arm == IMAGE_ARM else "blind"
         for job in jobs if numbers else ():
             note(self.watch, job, which, getattr(job, which))
@@ -172,9 +179,9 @@ class Scorer:
         which = "image" if arm == IMAGE_ARM else "blind"
         seed, name = self.config.seed, job.row["id"]
         prepared = getattr(job, which)
-        *earlier, (_, content) = job.said.get(which) or [("user", ())]
+        *earlier, (_, content) = job.asked.get(which) or [("user", ())]
         ids = None
-        if prepared is not None and not self.engine.exact:
+        if prepared is not None and not self.engine_is_local:
             ids = tuple(prepared.inputs["input_ids"].flatten().tolist())
         return Request(
             sample_id=name,

@@ -170,8 +170,8 @@ def test_seeds_and_n(pair, demo):
     try:
         engine.check(config.sampling)
         samples = open_samples(data(12))
-        jobs = [prepare_job(samples, driver, config, i, for_engine=True) for i in range(12)]
-        scorer = Scorer(driver, config, None, False, engine)
+        jobs = [prepare_job(samples, driver, config, i, asked=True) for i in range(12)]
+        scorer = Scorer(driver, config, None, False, engine, local=False)
         five = scorer.generate(jobs, "image", range(5))
         engine._servers.all[0].abilities = _without_n(engine._servers.all[0].abilities)
         one_by_one = scorer.generate(jobs, "image", range(5))
@@ -245,10 +245,8 @@ def test_likelihoods(pair, demo):
     worst, total = 0.0, 0
     try:
         engine.check(Sampling(**TOKENS))
-        jobs = [
-            prepare_job(samples, driver, config, i, for_engine=True) for i in range(100)
-        ]
-        scorer = Scorer(driver, config, None, True, engine)
+        jobs = [prepare_job(samples, driver, config, i, asked=True) for i in range(100)]
+        scorer = Scorer(driver, config, None, True, engine, local=False)
         for arm, which in (("image", "image"), ("counterfactual", "blind")):
             drawn = scorer.generate(jobs, arm, range(2))
             for job in jobs:
@@ -433,7 +431,8 @@ def test_503(folder, weights, pair, demo):
     same = sum(a == b for a, b in zip(completions(scores), completions(calm), strict=True))
     assert refused > 0 and same == 240
     note(
-        "a queue of two, 32 requests in flight", f"{refused} answers 503; 240 of 240, once"
+        "a queue of eight, 32 requests in flight",
+        f"{refused} answers 503; 240 of 240, once",
     )
 
 
