@@ -431,7 +431,8 @@ def test_503(folder, weights, pair, demo):
     same = sum(a == b for a, b in zip(completions(scores), completions(calm), strict=True))
     assert refused > 0 and same == 240
     note(
-        "a queue of eight, 32 requests in flight", f"{refused} answers 503; 240 of 240, once"
+        "a queue of eight, 32 requests in flight",
+        f"{refused} answers 503; 240 of 240, once",
     )
 
 
