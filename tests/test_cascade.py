@@ -190,7 +190,7 @@ def test_completions_stop_where_they_decide():
     for name in ("at once", "late"):  # as many without the image as the rule asks for
         c1, m1, _, _ = counts_of(jobs[name])
         texts, needed = said[name][BLIND_ARM], 0
-        for needed in range(5):
+        for needed in range(1, 5):
             c0 = texts[:needed].count("+")
             arms = [
                 Arm(np.array([c]), np.array([m]), np.array([0.5]), 1.0)
@@ -202,15 +202,14 @@ def test_completions_stop_where_they_decide():
         assert 0 < needed
 
 
-def test_p_answer_may_settle_the_sign_alone():
-    said = {"s": {IMAGE_ARM: "++-++", BLIND_ARM: "+++++"}}
+def test_p_answer_alone_settles_no_sign():
+    said = {"s": {IMAGE_ARM: "++-++", BLIND_ARM: "-----"}}
     config = ScoreConfig(evidence="cascade", cascade_sure=0.7)
     scorer, jobs = Scripted(config, said), jobs_of(said, q=(0.9, 0.0))
     EVIDENCE["cascade"].score(scorer, jobs)
-    assert counts_of(jobs[0]) == (2, 3, 0, 0)
-    assert jobs[0].row["decided_by"] == "image"
+    assert counts_of(jobs[0]) == (2, 3, 0, 1)  # without p(answer), two would be asked for
+    assert jobs[0].row["decided_by"] == "text"
     assert scorer.traced == ["s"]  # mixed: it may be kept
-    assert all(arm == IMAGE_ARM for arm, ids, _ in scorer.asked if ids)
 
 
 def test_a_sample_without_a_p_answer_is_judged_by_its_completions():

@@ -250,7 +250,8 @@ class Cascade(Kind):
     name = "cascade"
     summary = (
         "answer for every sample, then graded completions for the share that can still be "
-        "kept, each sample until it is decided: near rollouts at a fifth of its completions"
+        "kept, each sample until it is decided: a fifth of the completions of rollouts, as "
+        "good where p(answer) tells hard samples from easy ones"
     )
     graded = True
     ranks_by = "learnable"
