@@ -5,8 +5,8 @@
 
 Demo worlds (``rap.demo.world``): seed 0 of split "selection", which the defaults were set
 on, and three worlds of split "test"; ``results/cascade.md`` says what was set on which.
-Stores go on where a killed run stopped, and what is measured already is read. Writes ``results/cascade.csv`` and
-``results/cascade.md``; with a part of the worlds, only prints.
+Stores go on where a killed run stopped, and what is measured already is read. Writes
+``results/cascade.csv`` and ``results/cascade.md``; with a part of the worlds, only prints.
 
 Both evidences sample with the same seeds, so the completions of the cascade are a part of
 those of rollouts: what differs is how many are asked for.
@@ -141,15 +141,16 @@ def rows_of(work: Path, model: str, of: World) -> list[dict[str, Any]]:
 
 
 NOTE = (
-    "Written by `python -m benchmarks.cascade`; every number is in `cascade.csv`. Demo worlds "
-    "with ground-truth labels, 9.3 % kept, defaults. Completions: share of the 10 a sample "
-    "that rollouts ask for; the cascade reads p(answer) with two forwards and psi with one, "
-    "counted under forwards. Share, looks and `cascade_sure` were set on seed 0 of the demo's "
-    "model. That p(answer) never settles a sign alone, and is worth two completions at most, "
-    "was set after the second model's worlds had been seen: before, its cognitive shares were "
-    "0.828, 0.806 and 0.871, and the first model's 0.973, 0.979, 0.989 and 0.968. On the "
-    "second model the goal (equal to rollouts) is missed: a quarter to a third of its "
-    "cognitive samples is not in the share that goes on to completions."
+    "Written by `python -m benchmarks.cascade`; every number is in `cascade.csv`. Demo "
+    "worlds with ground-truth labels, 9.3 % kept, defaults. Completions: share of the 10 "
+    "a sample that rollouts ask for; the cascade reads p(answer) with two forwards and "
+    "psi with one, counted under forwards. Share, looks and `cascade_sure` were set on "
+    "seed 0 of the demo's model. That p(answer) never settles a sign alone, and is worth "
+    "two completions at most, was set after the second model's worlds had been seen: "
+    "before, its cognitive shares were 0.828, 0.806 and 0.871, and the first model's "
+    "0.973, 0.979, 0.989 and 0.968. On the second model the goal (equal to rollouts) is "
+    "missed: a quarter to a third of its cognitive samples is not in the share that goes "
+    "on to completions."
 )
 
 
