@@ -145,7 +145,7 @@ NOTE = (
     "worlds with ground-truth labels, 9.3 % kept, defaults. Completions: share of the 10 "
     "a sample that rollouts ask for; the cascade reads p(answer) with two forwards and "
     "psi with one, counted under forwards. Share, looks and `cascade_sure` were set on "
-    "seed 0 of the demo's model. That p(answer) never settles a sign alone, and is worth "
+    "seed 0 of the demo's model, with simulated results for 101 to 103 in view. That p(answer) never settles a sign alone, and is worth "
     "two completions at most, was set after the second model's worlds had been seen: "
     "before, its cognitive shares were 0.828, 0.806 and 0.871, and the first model's "
     "0.973, 0.979, 0.989 and 0.968. On the second model the goal (equal to rollouts) is "
