@@ -212,7 +212,7 @@ def test_what_is_no_model_or_no_processor_is_refused_in_a_sentence():
     ):
         with pytest.raises(RapModelError, match=word):
             rap.score(*given, rows, progress=False)
-    with pytest.raises(RapConfigError, match="model = None: .* a loaded Hugging Face model"):
+    with pytest.raises(RapConfigError, match="None: .* a loaded Hugging Face model"):
         rap.score(None, processor, rows, progress=False)
 
 
