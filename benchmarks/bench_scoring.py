@@ -254,12 +254,15 @@ def made_driver(model: Any, processor: Any, config: ScoreConfig) -> Any:
 def score_samples(driver: Any, samples: Any, checker: Any) -> int:
     """Everything `rap.score` does with these samples but for the store and the worker
     threads; the number of completions."""
-    from rap.scoring.filling import score_batch, tokens_of
+    from rap.engines import EngineConfig, TransformersEngine
+    from rap.scoring.filling import score_batch
+    from rap.scoring.jobs import tokens_of
     from rap.scoring.prepare import prepare_job
     from rap.scoring.scorer import Scorer
 
     config, batch, done = driver.config, [], 0
-    scorer = Scorer(driver, config, checker, True)
+    engine = TransformersEngine(EngineConfig(), driver)
+    scorer = Scorer(driver, config, checker, True, engine)
     for i in range(len(samples)):
         batch.append(prepare_job(samples, driver, config, i))
         full = config.batch_is_full(len(batch), tokens_of(batch))

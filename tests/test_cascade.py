@@ -89,6 +89,7 @@ class Scripted:
 
     def __init__(self, config: ScoreConfig, said: dict[str, dict[str, str]]) -> None:
         self.config, self.said, self.checker, self.watch = config, said, self, IDLE
+        self.reads_psi = True
         self.asked: list[tuple[str, tuple[str, ...], tuple[int, ...]]] = []
         self.traced: list[str] = []
         self.fails: dict[str, str] = {}  # id -> "image" | "counterfactual" | "forward"
@@ -111,6 +112,9 @@ class Scripted:
                 for k in numbers
             ]
         return drawn
+
+    def batches(self, jobs):
+        yield list(jobs)
 
     def respond(self, job, arms, ids):
         assert arms == ("image",) and tuple(ids) == (7, 8)
@@ -190,7 +194,7 @@ def test_completions_stop_where_they_decide():
     for name in ("at once", "late"):  # as many without the image as the rule asks for
         c1, m1, _, _ = counts_of(jobs[name])
         texts, needed = said[name][BLIND_ARM], 0
-        for needed in range(5):
+        for needed in range(1, 5):
             c0 = texts[:needed].count("+")
             arms = [
                 Arm(np.array([c]), np.array([m]), np.array([0.5]), 1.0)
@@ -202,15 +206,14 @@ def test_completions_stop_where_they_decide():
         assert 0 < needed
 
 
-def test_p_answer_may_settle_the_sign_alone():
-    said = {"s": {IMAGE_ARM: "++-++", BLIND_ARM: "+++++"}}
+def test_p_answer_alone_settles_no_sign():
+    said = {"s": {IMAGE_ARM: "++-++", BLIND_ARM: "-----"}}
     config = ScoreConfig(evidence="cascade", cascade_sure=0.7)
     scorer, jobs = Scripted(config, said), jobs_of(said, q=(0.9, 0.0))
     EVIDENCE["cascade"].score(scorer, jobs)
-    assert counts_of(jobs[0]) == (2, 3, 0, 0)
-    assert jobs[0].row["decided_by"] == "image"
+    assert counts_of(jobs[0]) == (2, 3, 0, 1)  # without p(answer), two would be asked for
+    assert jobs[0].row["decided_by"] == "text"
     assert scorer.traced == ["s"]  # mixed: it may be kept
-    assert all(arm == IMAGE_ARM for arm, ids, _ in scorer.asked if ids)
 
 
 def test_a_sample_without_a_p_answer_is_judged_by_its_completions():
@@ -610,3 +613,24 @@ def test_settings_of_the_cascade_are_in_its_fingerprint_alone():
     assert names <= set(ScoreConfig(evidence="cascade").fingerprint())
     for evidence in ("rollouts", "answer", "logits"):
         assert not names & set(ScoreConfig(evidence=evidence).fingerprint())
+
+
+def test_summary_and_report_show_the_stages(tmp_path):
+    rows = [by_answer(0.5, 0.1), by_text(2, 4, 0, 2), by_text(1, 4, 0, 1)]
+    rows += [by_text(0, 4, 0, 0) | {"log_psi": None, "decided_by": "image"}]
+    selection = choose(table_of(rows), budget=0.5)
+    text = selection.summary()
+    assert "decided by answer: 1 samples, 0 kept, 0 completions" in text
+    assert "decided by image: 1 samples, 0 kept, 4 completions" in text
+    assert "decided by text: 2 samples, 2 kept, 11 completions" in text
+    mean = np.mean(selection.table["keep_probability"].to_numpy()[1:3])
+    assert f"keep-probability of the kept samples: {mean:.2f} on average" in text
+    page = selection.report(tmp_path / "page.html").read_text()
+    assert "What each stage decided" in page and "on a uniform prior" in page
+    assert "<dt>decided by</dt><dd>text</dd>" in page
+    selection.save(tmp_path / "selection")
+    again = rap.load(tmp_path / "selection")
+    assert again.table.equals(selection.table)
+    plain = {"c1": 3, "m1": 5, "c0": 0, "m0": 5, "evidence": "rollouts"}
+    page = choose(table_of([plain]), budget=1.0).report(tmp_path / "page.html").read_text()
+    assert "What each stage decided" not in page

@@ -240,7 +240,7 @@ def with_model(demo, server: FakeServer, data=None, **given):
 
 
 def test_one_greedy_completion_of_a_server_scores_as_our_own(demo, capsys):
-    """Same prompt, same image, same tokens: every column of evidence logits is the same."""
+    """Same prompt, same image, same tokens: evidence logits says the same."""
     ours = rap.score(*demo, drawn(6), sampling={"max_new_tokens": 48}, progress=False)
     with ModelServer() as server:
         theirs = with_model(demo, server, batch_size=8, concurrency=3)
@@ -249,8 +249,14 @@ def test_one_greedy_completion_of_a_server_scores_as_our_own(demo, capsys):
     line = capsys.readouterr().err
     assert "prompt tokens as here" in line and "of the local model" in line
     assert "ACE is skipped" not in line
-    plain = [c for c in ours.table.column_names if c not in VOLATILE_COLUMNS]
-    assert ours.table.select(plain) == theirs.table.select(plain)
+    # our own completion leaves the image's embeddings, of a batch of another shape: what is
+    # computed from them moves within the model's rounding, by one step of a stored score
+    for name in set(ours.table.column_names) - set(VOLATILE_COLUMNS):
+        a, b = (t.table[name].to_pylist() for t in (ours, theirs))
+        if isinstance(a[0], float):
+            assert b == pytest.approx(a, rel=4.9e-4, abs=1e-7), name
+        else:
+            assert a == b, name
     assert theirs.table["log_psi"].null_count == 0
 
 
@@ -270,8 +276,7 @@ def test_psi_is_read_of_the_tokens_that_the_server_sampled(demo):
     config = ScoreConfig(evidence="rollouts")
     driver = ModelDriver(*demo, config)
     samples = open_samples(drawn(12))
-    engine = make_engine(EngineConfig(), driver)
-    scorer = Scorer(driver, config, None, False, engine)
+    scorer = Scorer(driver, config, None, False, make_engine(EngineConfig(), driver))
     for row in read:
         told = [r for r in scores.rollouts.to_pylist() if r["index"] == row["index"]]
         first = next(r for r in told if r["arm"] == "image" and r["correct"])
@@ -320,6 +325,36 @@ def test_turns_and_the_places_of_images_are_those_that_are_scored(demo):
     assert sorted(kinds) == sorted([[[text]] * 4, with_images])
     roles = [m["role"] for m in bodies[0]["messages"]]
     assert roles == ["system", "user", "assistant", "user"]
+
+
+def test_a_system_prompt_is_asked_for_too(demo):
+    """The probe's prompts have it as well: they are compared with the processor's."""
+    with ModelServer() as server:
+        given = {"system_prompt": "left above", "m1": 2, "m0": 2}
+        scores = with_model(demo, server, evidence="rollouts", **given)
+        asked = [b["messages"] for b in server.bodies[-12:]]
+    assert codes(scores) == {}
+    for messages in asked:
+        assert [m["role"] for m in messages] == ["system", "user"]
+        assert messages[0]["content"] == [{"type": "text", "text": "left above"}]
+
+
+def test_the_cascade_asks_the_server_only_where_completions_decide(demo, tmp_path):
+    with ModelServer() as server:
+        given = {"evidence": "cascade", "store": tmp_path / "s", "concurrency": 8}
+        scores = with_model(demo, server, drawn(24), **given)
+        before = len(server.bodies)
+        again = with_model(demo, server, drawn(24), **given)
+        probed = server.bodies[before:]
+    assert codes(scores) == {}
+    drawn_here = [r["n_drawn"] or 0 for r in scores.table.to_pylist()]
+    assert 0 < sum(drawn_here) < 24 * 10 and 0 in drawn_here
+    assert scores.rollouts.num_rows == sum(drawn_here)
+    assert again.table == scores.table
+    asked = {row["question"] for row in drawn(24)}
+    for body in probed:  # of a finished store nothing is asked again
+        text = body["messages"][-1]["content"]
+        assert (text if isinstance(text, str) else text[-1]["text"]) not in asked
 
 
 def test_the_bytes_of_the_file_are_sent(demo, tmp_path):

@@ -10,7 +10,7 @@ from model_inputs import NOISE, built, far, five, picture
 from tiny_models import build
 
 from rap.config import ScoreConfig
-from rap.errors import RapModelError
+from rap.errors import RapConfigError, RapModelError
 from rap.model.capture import ATTENTION_NAME, find_parts
 from rap.model.driver import ModelDriver
 
@@ -203,7 +203,6 @@ def test_what_is_no_model_or_no_processor_is_refused_in_a_sentence():
     model, processor = built("qwen2_5_vl")
     rows = [{"question": "q", "answer": "a", "image": picture(8, 8, 0)}]
     for given, word in (
-        ((None, processor), r"model = None: expected a loaded Hugging Face model"),
         (("path/to/model", processor), "model path/to/model: .*: no such folder"),
         ((torch.nn.Linear(2, 2), processor), "model = a Linear: expected"),
         ((processor, model), "model = a Qwen2_5_VLProcessor: expected"),
@@ -213,6 +212,8 @@ def test_what_is_no_model_or_no_processor_is_refused_in_a_sentence():
     ):
         with pytest.raises(RapModelError, match=word):
             rap.score(*given, rows, progress=False)
+    with pytest.raises(RapConfigError, match="None: .* a loaded Hugging Face model"):
+        rap.score(None, processor, rows, progress=False)
 
 
 def test_other_implementations_are_named_and_replaced(caplog):

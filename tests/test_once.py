@@ -20,7 +20,9 @@ from rap import ops
 from rap.config import Sampling, ScoreConfig
 from rap.demo import world
 from rap.demo.model import load_demo_model
-from rap.model import decode, vision
+from rap.engines.settings import EngineConfig
+from rap.engines.transformers import TransformersEngine
+from rap.model import decode, kept, vision
 from rap.model.batching import FORWARD, Shared, by_length
 from rap.model.driver import ModelDriver
 from rap.model.rollouts import generate
@@ -188,6 +190,20 @@ def test_images_of_an_unknown_family_are_encoded_in_every_forward(monkeypatch):
     assert driver.counts.images_encoded == 6
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_features_reach_a_forward_that_has_no_argument_for_them(name, monkeypatch):
+    """As in the earlier releases of transformers 5."""
+    driver, _, prompts = make(name)
+    expected = driver.trace([driver.with_response(p, [5, 6]) for p in prompts])
+    monkeypatch.setattr(vision, "takes_features", lambda model: False)
+    driver, _, prompts = make(name)
+    batch = [driver.with_response(p, [5, 6]) for p in prompts]
+    assert_same(driver.trace(batch), expected)
+    driver.trace(batch, attention=False)
+    assert driver.counts.images_encoded == 3
+    assert "get_image_features" not in vars(driver.model.base_model)
+
+
 @pytest.mark.parametrize("fault", ["other numbers", "too few", "an error"])
 def test_features_that_do_not_fit_are_not_used(monkeypatch, fault, caplog):
     driver, _, prompts = make("qwen2_5_vl")
@@ -252,9 +268,12 @@ def scored(evidence: str, n: int = 24, **settings):
     driver = ModelDriver(model, processor, config)
     driver.check()
     assert driver.unshared == ""
-    checker = make_checker(None, timeout=5.0) if evidence == "rollouts" else None
+    checker = (
+        make_checker(None, timeout=5.0) if evidence in ("rollouts", "cascade") else None
+    )
     samples = open_samples(world.to_dataset(world.draw(n, seed=5)))
-    scorer = Scorer(driver, config, checker, allow_degenerate=True)
+    engine = TransformersEngine(EngineConfig(), driver)
+    scorer = Scorer(driver, config, checker, True, engine)
     jobs = [prepare_job(samples, driver, config, i) for i in range(n)]
     prompts = sum(j.image.n_prompt + j.blind.n_prompt for j in jobs)
     answers = sum(len(j.answer) - j.image.n_prompt for j in jobs if j.answer)
@@ -285,8 +304,10 @@ def test_images_and_prompts_are_read_once(evidence):
     assert (real + counts.padded_tokens) / real <= 1.1
 
 
-def test_early_stopping_reads_no_prompt_again():
-    driver, jobs, distinct = scored("rollouts", m1=6, m0=6, adaptive=2)
+def test_completions_one_by_one_read_no_prompt_again():
+    """The cascade's second stage asks for one completion at a time."""
+    driver, jobs, distinct = scored("cascade", m1=6, m0=6)
+    assert len({job.row["m1"] for job in jobs}) > 1
     assert driver.counts.images_encoded == len(jobs)
     assert driver.counts.prefilled_tokens <= 1.1 * distinct
 
@@ -294,7 +315,7 @@ def test_early_stopping_reads_no_prompt_again():
 def test_what_was_computed_goes_with_the_batch():
     def held() -> int:
         gc.collect()
-        kinds = (decode.Prefilled, vision.Features)
+        kinds = (kept.Prefilled, kept.Features)
         return sum(type(x) in kinds for x in gc.get_objects())
 
     before = held()

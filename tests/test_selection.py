@@ -1117,6 +1117,9 @@ def test_dataset_rows_keep_their_columns() -> None:
     assert selection.dataset.column_names == ["n", "odd"]
 
     class SampleSet:
+        def __len__(self) -> int:
+            return 300
+
         def take(self, indices: np.ndarray) -> list[int]:
             return [int(i) for i in indices]
 

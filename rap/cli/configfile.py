@@ -62,6 +62,8 @@ def _yaml(text: str, path: Path) -> Any:
     try:
         _refuse_twice(yaml.compose(text, yaml.SafeLoader), path)
         return yaml.safe_load(text)
+    except RapConfigError:
+        raise
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = "" if mark is None else f" in line {mark.line + 1}"

@@ -22,14 +22,13 @@ from typing import TYPE_CHECKING, Any
 from ..config import Sampling
 from ..errors import RapConfigError, RapModelError
 from ..model.rollouts import BLIND_ARM, IMAGE_ARM, Completion, degenerate
-from ..samples.choices import prompt_text
 from ..samples.sample import Sample
 from . import wire
-from .contract import ImagePart, LocalPrompts, Request, image_part
+from .contract import LocalPrompts, Request, conversation, image_part
 from .http import Refused, origin
 
 if TYPE_CHECKING:
-    from ..model.driver import ModelDriver, Prepared
+    from ..model.driver import ModelDriver
 
 Get = Callable[[str], Awaitable[dict[str, Any] | None]]
 """A path, from the server's root -> its JSON object; None if there is none."""
@@ -336,36 +335,39 @@ def probe_requests(driver: ModelDriver, context: int | None) -> list[Request]:
     large = Image.new("RGB", _LARGE, (120, 130, 140))
     found = []
     for arm, images in ((IMAGE_ARM, [small]), (IMAGE_ARM, [large]), (BLIND_ARM, None)):
-        prepared = _prepare(driver, images)
+        prepared = driver.prepare(_SAMPLE, images)
         ids = tuple(prepared.inputs["input_ids"][0].tolist())
         if context is not None and len(ids) + COPIES > context:
             continue
-        text = prompt_text(driver.config.prompt_template, _QUESTION, ())
-        content: tuple[ImagePart | str, ...] = (*map(image_part, images or ()), text)
-        sampling = Sampling(max_new_tokens=COPIES)
+        config, parts = driver.config, [image_part(image) for image in images or ()]
+        *earlier, (_, content) = conversation(
+            _SAMPLE, config.prompt_template, parts, config.system_prompt
+        )
         found.append(
             Request(
-                "probe", arm, content, (1,), sampling, prompt_ids=ids, prepared=prepared
+                sample_id="probe",
+                arm=arm,
+                content=content,
+                seeds=(1,),
+                sampling=Sampling(max_new_tokens=COPIES),
+                earlier=tuple(earlier),
+                prompt_ids=ids,
+                prepared=prepared,
             )
         )
     return found
 
 
-_QUESTION = "What is in the picture?"
-
-
-def _prepare(driver: ModelDriver, images: Any) -> Prepared:
-    sample = Sample(
-        index=0,
-        id="probe",
-        question=_QUESTION,
-        answer="grey",
-        choices=(),
-        images=(),
-        source=None,
-        extra={},
-    )
-    return driver.prepare(sample, images)
+_SAMPLE = Sample(
+    index=0,
+    id="probe",
+    question="What is in the picture?",
+    answer="grey",
+    choices=(),
+    images=(),
+    source=None,
+    extra={},
+)
 
 
 async def compare(

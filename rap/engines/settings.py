@@ -120,8 +120,8 @@ def require_engine(engine: EngineConfig, evidence: str, has_model: bool) -> None
         return
     if engine.engine != "openai":
         raise RapConfigError(
-            f"model = None: engine {engine.engine!r} needs the model; without one there is "
-            "engine 'openai' with evidence 'rollouts'"
+            f"model = None: engine {engine.engine!r} needs a loaded Hugging Face model or "
+            "its path; without one there is engine 'openai' with evidence 'rollouts'"
         )
     if evidence != "rollouts":
         raise RapConfigError(

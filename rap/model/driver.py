@@ -182,7 +182,8 @@ class ModelDriver(Preparer):
             real = int(mask.sum())
             self.counts.prefilled_tokens += real
             self.counts.padded_tokens += mask.numel() - real
-        return self.model(**inputs, **options)
+        with vision.given(self.model, inputs) as taken:
+            return self.model(**taken, **options)
 
     @property
     def _keeps_logits(self) -> bool:

@@ -23,6 +23,8 @@ class Features:
     """Whether the model joins them itself (a list), or has one tensor for all."""
     deep: tuple[tuple[torch.Tensor, ...], ...] = ()
     """The same for each layer of the decoder that takes features of its own."""
+    split: bool = True
+    """Whether the model is given these by image, or those of a layer in one tensor."""
 
     @property
     def tokens(self) -> int:

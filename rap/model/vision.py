@@ -11,7 +11,8 @@ their own images, as they would anyway.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,9 +38,31 @@ def why_not(model: Any) -> str:
         return "its weights are gathered by FSDP2 in its own forward only"
     if not callable(getattr(model.base_model, "get_image_features", None)):
         return "it has no get_image_features"
-    if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
-        return "its forward takes no mm_encoder_outputs"
     return ""
+
+
+def takes_features(model: Any) -> bool:
+    """Whether the forward takes what the tower gave (transformers 5.23 does,
+    5.17 does not)."""
+    return "mm_encoder_outputs" in inspect.signature(model.forward).parameters
+
+
+@contextmanager
+def given(model: Any, inputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Inputs for one forward, features among them in the form that the model takes: as an
+    argument, or as what its ``get_image_features`` gives in there."""
+    inputs = dict(inputs)
+    if "mm_encoder_outputs" not in inputs or takes_features(model):
+        yield inputs
+        return
+    features, base = inputs.pop("mm_encoder_outputs")["image"], model.base_model
+    # There must be pixels for features to be asked for; nothing reads them.
+    inputs["pixel_values"] = inputs["input_ids"].new_zeros(1, dtype=input_dtype(model))
+    base.get_image_features = lambda *args, **options: features
+    try:
+        yield inputs
+    finally:
+        del base.get_image_features
 
 
 def encode(model: Any, batch: Sequence[Prepared], counts: Counts) -> None:
@@ -76,6 +99,8 @@ def joined(shared: Sequence[Shared]) -> dict[str, Any]:
             [part for layer in layers for part in layer]
             for layers in zip(*(features.deep for features in found), strict=True)
         ]
+        if not found[0].split:
+            fields[_DEEP] = [torch.cat(layer) for layer in fields[_DEEP]]
     return {"image": found[0].kind(**fields)}
 
 
@@ -85,17 +110,21 @@ def _encoded(model: Any, batch: Sequence[Prepared]) -> list[Features]:
     pooled = output.pooler_output
     if len(batch) > 1 and (None in units or len(pooled) != sum(u or 0 for u in units)):
         return [_encoded(model, [prepared])[0] for prepared in batch]
+    stacked = not isinstance(pooled, torch.Tensor)
     layers = getattr(output, _DEEP, None) or ()
+    split = not (layers and isinstance(layers[0], torch.Tensor))
+    if not split:
+        tokens = [len(part) for part in pooled]
+        layers = [torch.split(layer, tokens) for layer in layers]
     if any(len(layer) != len(pooled) for layer in layers):
         raise NotOnce(f"its {_DEEP} are not split by image")
     sizes = [len(pooled)] if len(batch) == 1 else [u or 0 for u in units]
-    stacked = not isinstance(pooled, torch.Tensor)
     found, start = [], 0
     for size in sizes:
         span = slice(start, start + size)
         deep = tuple(tuple(layer[span]) for layer in layers)
         parts = tuple(pooled[span]) if stacked else (pooled[span],)
-        found.append(Features(type(output), parts, stacked, deep))
+        found.append(Features(type(output), parts, stacked, deep, split))
         start += size
     return found
 
@@ -112,12 +141,12 @@ def _call(model: Any, batch: Sequence[Prepared]) -> Any:
     function = model.base_model.get_image_features
     device, dtype = input_device(model), input_dtype(model)
     taken = inspect.signature(function).parameters
-    given = {
+    images = {
         name: x.to(device, dtype if x.is_floating_point() else None)
         for name, x in collate_images(batch).items()
         if name in taken
     }
-    output = function(**given, return_dict=True)
+    output = function(**images, return_dict=True)
     if getattr(output, "pooler_output", None) is None:
         raise NotOnce("its get_image_features gives no pooler_output")
     return output

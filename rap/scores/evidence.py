@@ -253,7 +253,8 @@ class Cascade(Kind):
     by_row = False  # the weight of p(answer) is fitted to the table
     summary = (
         "answer for every sample, then graded completions for the share that can still be "
-        "kept, each sample until it is decided: near rollouts at a fifth of its completions"
+        "kept, each sample until it is decided: a fifth of the completions of rollouts, as "
+        "good where p(answer) tells hard samples from easy ones"
     )
     graded = True
     ranks_by = "learnable"

@@ -37,8 +37,10 @@ NUMBERS = 1 << 19
 """Numbers of a matrix of rows by cells, at most: bounds memory."""
 STEPS = 100
 """Steps of p(answer), so that few distinct rows stand for a large pool."""
-WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
-"""What ``fit_weight`` chooses from: completions that p(answer) is worth."""
+WEIGHTS = (0.0, 0.5, 1.0, 2.0)
+"""What ``fit_weight`` chooses from: completions that p(answer) is worth. No more: one
+weight serves a pool, and a larger one, right for most of its samples, outvotes the
+completions of those whose p(answer) is wrong (benchmarks/results/cascade.md)."""
 FIT_MIN = 20
 """Samples with completions that a weight is fitted to, at least."""
 DEFAULT_WEIGHT = 1.0

@@ -144,6 +144,8 @@ class Scorer:
     ) -> dict[int, list[Completion]]:
         """The completions of these numbers of each job, by ``id(job)``; failures are
         quarantined. All are asked of the engine at once."""
+        if not jobs:
+            return {}
         which = "image" if arm == IMAGE_ARM else "blind"
         for job in jobs if numbers else ():
             note(self.watch, job, which, getattr(job, which))

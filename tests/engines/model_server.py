@@ -21,6 +21,8 @@ from rap.config import Sampling, ScoreConfig
 from rap.demo.model import load_demo_model
 from rap.model.driver import ModelDriver
 from rap.model.rollouts import generate
+from rap.samples.prompts import IMAGE
+from rap.samples.sample import Sample
 
 
 @cache
@@ -71,7 +73,7 @@ class ModelServer(FakeServer):
         }
 
     def _prompt(self, driver: ModelDriver, messages: list[dict[str, Any]]) -> Any:
-        images, told = [], []
+        images, turns = [], []
         for message in messages:
             parts = message["content"]
             if isinstance(parts, str):
@@ -80,12 +82,20 @@ class ModelServer(FakeServer):
                 if part["type"] == "image_url":
                     data = base64.b64decode(part["image_url"]["url"].partition(",")[2])
                     images.append(Image.open(io.BytesIO(data)).convert("RGB"))
-            kinds = [{"type": "image"} if "image_url" in p else p for p in parts]
-            told.append({"role": message["role"], "content": kinds})
-        text = driver.processor.apply_chat_template(
-            told, add_generation_prompt=True, tokenize=False
+            text = "".join(IMAGE if "image_url" in p else p["text"] for p in parts)
+            turns.append((message["role"], text))
+        sample = Sample(
+            index=0,
+            id="served",
+            question=turns.pop()[1],
+            answer="",
+            choices=(),
+            images=(),
+            source=None,
+            extra={},
+            turns=tuple(turns),
         )
-        return driver._prepared(driver._process(text, images), ())
+        return driver.prepare(sample, images)
 
     def _one(self, driver: ModelDriver, prepared: Any, completion: Any, i: int) -> Any:
         ids = list(completion.token_ids)

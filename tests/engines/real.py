@@ -312,7 +312,8 @@ def test_pixel_limits(pair, demo):
     """The probe's large image tells that a server scales images otherwise."""
     processor = demo[1].image_processor
     before = processor.size
-    processor.size = {**before, "longest_edge": before["longest_edge"] // 4}
+    smaller = {"shortest_edge": before.shortest_edge, "longest_edge": 112 * 112}
+    processor.size = type(before)(**smaller)
     try:
         with pytest.raises(RapModelError, match="pixel limits") as error:
             score(demo, pair[0], 4)
@@ -331,8 +332,8 @@ def test_no_server_alone_needs_a_model(pair):
 # ---------------------------------------------------------------- slow, killed, two of them
 
 
-def in_the_background(work):
-    """(thread, list that will hold the result or the error)"""
+def during(work, disturb):
+    """What ``work`` returns, while ``disturb`` happens to its servers."""
     done: list = []
 
     def run():
@@ -343,72 +344,81 @@ def in_the_background(work):
 
     thread = threading.Thread(target=run)
     thread.start()
-    return thread, done
+    try:
+        disturb()
+    finally:
+        thread.join()
+    if isinstance(done[0], BaseException):
+        raise done[0]
+    return done[0]
 
 
-def halfway(store: Path, server: Real) -> None:
-    """Until the first requests were answered."""
+def halfway(server: Real, requests: int = 60) -> None:
+    """Until some requests of a run were answered, those of the probe among them."""
     before = server.log.read_text(errors="replace").count("/v1/chat/completions")
     for _ in range(6000):
         text = server.log.read_text(errors="replace")
-        if text.count("/v1/chat/completions") > before + 60:
+        if text.count("/v1/chat/completions") > before + requests:
             return
         time.sleep(0.02)
     raise AssertionError("no request came through")
 
 
 def test_a_slow_server(pair, demo, tmp_path):
-    """Stopped for half a minute in the middle: time-outs, and nothing is lost."""
+    """Stopped for 20 seconds in the middle: time-outs, and nothing is lost."""
+
+    def stand_still():
+        halfway(pair[0])
+        pair[0].signal(signal.SIGSTOP)
+        time.sleep(20)
+        pair[0].signal(signal.SIGCONT)
+
     calm = score(demo, pair[0], 48)
-    work = lambda: score(demo, pair[0], 48, timeout=6.0, store=tmp_path / "s")  # noqa: E731
-    thread, done = in_the_background(work)
-    halfway(tmp_path, pair[0])
-    pair[0].signal(signal.SIGSTOP)
-    time.sleep(20)
-    pair[0].signal(signal.SIGCONT)
-    thread.join()
-    assert not isinstance(done[0], BaseException), done[0]
-    require_whole(done[0], 48)
-    assert completions(done[0]) == completions(calm)
+    given = {"timeout": 6.0, "store": tmp_path / "s"}
+    scores = during(lambda: score(demo, pair[0], 48, **given), stand_still)
+    require_whole(scores, 48)
+    assert completions(scores) == completions(calm)
     note("a server that stands still for 20 s, timeout 6 s", "480 of 480 completions, once")
 
 
 def test_two_servers_and_one_dies(pair, demo, tmp_path):
+    def kill():
+        halfway(pair[1], 30)
+        pair[1].kill()
+
     calm = score(demo, pair[0], 48)
-    both = [pair[0], pair[1]]
-    thread, done = in_the_background(lambda: score(demo, both, 48, store=tmp_path / "s"))
-    halfway(tmp_path, pair[1])
-    pair[1].kill()
-    thread.join()
-    assert not isinstance(done[0], BaseException), done[0]
-    require_whole(done[0], 48)
-    assert completions(done[0]) == completions(calm)
+    scores = during(lambda: score(demo, [*pair], 48, store=tmp_path / "s"), kill)
+    require_whole(scores, 48)
+    assert completions(scores) == completions(calm)
     note("two servers, one killed in the run", "480 of 480 completions, once, as calmly")
 
 
 def test_killed_and_restarted(pair, demo, tmp_path):
+    seconds = []
+
+    def kill_and_restart():
+        halfway(pair[0])
+        pair[0].kill()
+        pair[0].start()
+        seconds.append(pair[0].wait())
+
     calm = score(demo, pair[0], 48)
-    work = lambda: score(demo, pair[0], 48, store=tmp_path / "s")  # noqa: E731
-    thread, done = in_the_background(work)
-    halfway(tmp_path, pair[0])
-    pair[0].kill()
-    pair[0].start()
-    seconds = pair[0].wait()
-    thread.join()
-    assert not isinstance(done[0], BaseException), done[0]
-    require_whole(done[0], 48)
-    assert completions(done[0]) == completions(calm)
+    scores = during(
+        lambda: score(demo, pair[0], 48, store=tmp_path / "s"), kill_and_restart
+    )
+    require_whole(scores, 48)
+    assert completions(scores) == completions(calm)
     note(
         "kill -9 in the run, restarted on its port",
-        f"back after {seconds:.0f} s; 480 of 480 completions, once, as calmly",
+        f"back after {seconds[0]:.0f} s; 480 of 480 completions, once, as calmly",
     )
 
 
 def test_503(folder, weights, pair, demo):
-    """A server with a queue of two, asked 32 at a time."""
+    """A server with a queue of eight, asked 32 at a time."""
     calm = score(demo, pair[0], 24)
     python = ENGINES / "vllm" / "bin" / "python"
-    short = ("--max-num-queued-reqs", "2", "--max-num-seqs", "2")
+    short = ("--max-num-queued-reqs", "8", "--max-num-seqs", "2")
     server = vllm(python, weights, folder / "short.log", *short)
     try:
         server.start()
@@ -421,7 +431,8 @@ def test_503(folder, weights, pair, demo):
     same = sum(a == b for a, b in zip(completions(scores), completions(calm), strict=True))
     assert refused > 0 and same == 240
     note(
-        "a queue of two, 32 requests in flight", f"{refused} answers 503; 240 of 240, once"
+        "a queue of eight, 32 requests in flight",
+        f"{refused} answers 503; 240 of 240, once",
     )
 
 

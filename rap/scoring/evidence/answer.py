@@ -47,11 +47,12 @@ class Answer(Evidence):
         prepare_arms(job, sample, images, other, driver, response, prefix)
 
     def score(self, scorer: Scorer, jobs: list[Job]) -> None:
-        logp = scorer.compare_arms(jobs)
-        for job in jobs:
-            if job.alive:
-                for arm in ("1", "0"):
-                    put_answer(job, arm, logp[id(job)][arm])
+        for batch in scorer.batches(jobs):
+            logp = scorer.compare_arms(batch)
+            for job in batch:
+                if job.alive:
+                    for arm in ("1", "0"):
+                        put_answer(job, arm, logp[id(job)][arm])
 
 
 def put_answer(job: Job, arm: str, logp: tuple[float, int]) -> None:

@@ -4,10 +4,10 @@
 2. Completions with the image, for the share of the pool with the largest p (1 - p)
    (``rap.scoring.plan``): two, then one at a time, until some are right and some are wrong,
    or m1 are sampled.
-3. Completions without the image, only for those: one at a time, until the sign of D is
-   settled, or m0 are sampled. Settled: P(p1 > p0) is at least ``cascade_sure``, or at most
-   1 - ``cascade_sure``, under the Beta posteriors of ``rap.scores.posterior``, p(answer)
-   counted as one completion, which needs no other sample.
+3. Completions without the image, only for those: one or more, one at a time, until the sign
+   of D is settled, or m0 are sampled. Settled: P(p1 > p0) is at least ``cascade_sure``, or
+   at most 1 - ``cascade_sure``, under the Beta posteriors of ``rap.scores.posterior``,
+   p(answer) counted as one completion, which needs no other sample.
 psi is read off a right completion of the samples that stage 3 is for: no other can be kept.
 
 Each decision is made of one sample's own completions, whose seeds have names: batches,
@@ -88,14 +88,14 @@ class Cascade(Evidence):
 def _text_arm(scorer: Scorer, jobs: Sequence[Job], m0: int, sure: float) -> None:
     """Stage 3 of jobs whose completions with the image are mixed."""
     failures: Failures = {}
-    asked: dict[int, Job] = {}
     going = list(jobs)
     for numbers in looks(m0, 1):
-        going = [job for job in going if job.alive and not _settled(job, sure)]
-        asked |= {id(job): job for job in going}
+        going = [job for job in going if job.alive]
+        if numbers.start:  # p(answer) alone settles nothing
+            going = [job for job in going if not _settled(job, sure)]
         draw(scorer, going, BLIND_ARM, numbers, failures)
-    sum_up(list(asked.values()), BLIND_ARM, failures)
-    for job in asked.values():
+    sum_up(jobs, BLIND_ARM, failures)
+    for job in jobs:
         if job.alive:
             job.row["decided_by"] = "text"
 
