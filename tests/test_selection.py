@@ -397,7 +397,7 @@ def test_choose_equals_the_oracle() -> None:
     tie = [row(1, 4, 0, 4), row(3, 4, 0, 4)]  # D Diff is 3/16 of both
     equal = [row(3, 4, 1, 4), row(2, 4, 0, 4)]  # D is 1/2 of both
 
-    @settings(max_examples=600, deadline=None, derandomize=True)
+    @settings(max_examples=1200, deadline=None, derandomize=True)
     @given(rows=tables(), options=choices())
     @example(rows=tie, options={"budget": 0.5, "order": "learnable"})
     @example(rows=equal, options={"budget": 0.5, "order": "gain"})

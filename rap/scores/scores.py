@@ -200,14 +200,16 @@ class Scores:
         """
         schema, n = self.reader.schema, len(self)
         here = name in schema.names
-        own = flat(self.reader.read([name])[name]) if here else None
-        if here and not (name == "source" and own.null_count == n):
-            return own
+        own = None
+        if here:
+            own = flat(self.reader.read([name])[name])
+            if name != "source" or own.null_count < n:
+                return own
         for place in (_of_dataset, _of_rollouts):
             found = place(self, name)
             if found is not None:
                 return found
-        if here:
+        if own is not None:
             return own
         known = [*schema.names, *getattr(self.dataset, "column_names", ())]
         where = "" if self.dataset is not None else "; the data set is not known"

@@ -48,7 +48,7 @@ from ..model.counterfactual import WITH_PARTNER
 from ..model.loading import opened
 from ..rewards.checker import Checker, make_checker
 from ..samples.sampleset import SampleSet, open_samples
-from ..scores.completions import HeldCompletions
+from ..scores.completions import Completions, HeldCompletions
 from ..scores.match import describe
 from ..scores.profile import read_profile
 from ..scores.scores import Scores
@@ -223,7 +223,7 @@ def score(
                 with watch.span("store"):
                     table = shards.read()
                     drawn = shards.drawn()
-                    rollouts = shards.completions()
+                    rollouts: Completions | None = shards.completions()
                     if store is None and rollouts is not None:  # the folder goes now
                         rollouts = HeldCompletions(rollouts.read())
             fingerprint = shards.fingerprint

@@ -76,7 +76,7 @@ def budget_by_group(
     share = as_fraction("budget", budget)
     open_groups: list[tuple[Fraction, int, int]] = []
     for i, (_, rows) in enumerate(groups if left > 0 and len(groups) > 1 else ()):
-        candidates = rank[rows[passes[rows]]]
+        candidates = rank[rows][passes[rows]]
         if base[i] < len(candidates):
             best = int(np.partition(candidates, base[i])[base[i]])
             open_groups.append((base[i] - share * sizes[i], best, i))

@@ -57,11 +57,11 @@ def pick(of: Candidates, rows: np.ndarray | slice, target: int | None) -> Picked
     removed = len(survivors) - len(cognitive)
     replacement = np.empty(0, dtype=np.int64)
     if removed:
-        every = isinstance(rows, slice)
         eligible = of.pool[rows].copy()
-        eligible[cognitive if every else np.searchsorted(rows, cognitive)] = False
+        here = cognitive if isinstance(rows, slice) else np.searchsorted(rows, cognitive)
+        eligible[here] = False
         hardest = _hardest(judged.difficulty[rows], removed, eligible, judged.order[rows])
-        replacement = hardest if every else rows[hardest]
+        replacement = hardest if isinstance(rows, slice) else rows[hardest]
     return Picked(
         target,
         len(candidates),
