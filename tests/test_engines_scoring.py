@@ -185,8 +185,8 @@ def test_with_a_server_alone_a_placeholder_in_the_text_is_refused_here():
     [
         ("answer", "openai", True, "samples no completion"),
         ("logits", "openai", False, "needs forwards of a local model"),
-        ("rollouts", "transformers", False, "needs the model"),
-        ("rollouts", "vllm", False, "needs the model"),
+        ("rollouts", "transformers", False, "needs a loaded Hugging Face model"),
+        ("rollouts", "vllm", False, "needs a loaded Hugging Face model"),
     ],
 )
 def test_what_an_engine_cannot_do_is_refused(evidence, engine, model, says):
