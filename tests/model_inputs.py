@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from functools import cache
 
 import numpy as np
@@ -69,3 +70,12 @@ def far(a, b) -> float:
 
 def large(x) -> float:
     return float(x.abs().max())
+
+
+def png(i: int) -> bytes:
+    """A small picture of noise; its size depends on ``i``, too."""
+    shape = (40 + 9 * (i % 5), 60 + 7 * (i % 4), 3)
+    pixels = np.random.default_rng(i).integers(0, 255, shape, np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()

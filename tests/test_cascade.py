@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from PIL import Image
+from model_inputs import png
 from scoring_rewards import by_length, sometimes
 from tiny_models import build
 
@@ -52,14 +51,6 @@ OPTIONS = {
 def tiny():
     torch.set_num_threads(1)
     return build("qwen2_5_vl")
-
-
-def png(i: int) -> bytes:
-    shape = (40 + 9 * (i % 5), 60 + 7 * (i % 4), 3)
-    pixels = np.random.default_rng(i).integers(0, 255, shape, np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
 
 
 def make_rows(n: int) -> list[dict]:

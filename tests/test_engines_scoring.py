@@ -6,8 +6,6 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import ssl
-import subprocess
 import threading
 import warnings
 from collections import Counter
@@ -15,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from engines.fake_server import QUIRKS, WORDS, FakeServer, Quirks
+from engines.fake_server import QUIRKS, WORDS, FakeServer, Quirks, unsigned
 from engines.model_server import ModelServer
 from PIL import Image
 
@@ -185,8 +183,8 @@ def test_with_a_server_alone_a_placeholder_in_the_text_is_refused_here():
     [
         ("answer", "openai", True, "samples no completion"),
         ("logits", "openai", False, "needs forwards of a local model"),
-        ("rollouts", "transformers", False, "needs the model"),
-        ("rollouts", "vllm", False, "needs the model"),
+        ("rollouts", "transformers", False, "needs a loaded Hugging Face model"),
+        ("rollouts", "vllm", False, "needs a loaded Hugging Face model"),
     ],
 )
 def test_what_an_engine_cannot_do_is_refused(evidence, engine, model, says):
@@ -743,16 +741,7 @@ def test_the_shell_with_a_web_page(file):
 
 
 def test_the_shell_with_a_bad_certificate(file, tmp_path):
-    key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
-    command += ["-keyout", str(key), "-out", str(cert), "-subj", "/CN=localhost"]
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except FileNotFoundError:
-        pytest.skip("needs the openssl command to make a certificate")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(cert, key)
-    with FakeServer(context=context) as server:
+    with FakeServer(context=unsigned(tmp_path)) as server:
         said = shell(file, server.url, code=2).stderr
     assert "certificate cannot be verified" in said and "SSL_CERT_FILE" in said
 

@@ -6,8 +6,6 @@ import asyncio
 import itertools
 import random
 import socket
-import ssl
-import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +20,7 @@ from engines.fake_server import (
     Quirks,
     local_prompts,
     prompt_tokens,
+    unsigned,
 )
 
 from rap.config import Sampling
@@ -319,18 +318,7 @@ def test_a_key_is_sent_and_a_missing_one_is_asked_for(monkeypatch):
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
-    """A certificate that nobody has signed, made anew: no key lies in the repository."""
-    folder = tmp_path_factory.mktemp("tls")
-    key, cert = folder / "key.pem", folder / "cert.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
-    command += ["-keyout", str(key), "-out", str(cert), "-subj", "/CN=localhost"]
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except FileNotFoundError:
-        pytest.skip("needs the openssl command to make a certificate")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(cert, key)
-    return context
+    return unsigned(tmp_path_factory.mktemp("tls"))
 
 
 def test_a_certificate_that_cannot_be_verified(certificate):

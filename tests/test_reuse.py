@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
@@ -10,11 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from PIL import Image
+from model_inputs import png
 from tiny_models import build
 
 import rap
@@ -44,14 +42,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def tiny():
     torch.set_num_threads(1)
     return build("qwen2_5_vl")
-
-
-def png(i: int) -> bytes:
-    shape = (40 + 9 * (i % 5), 60 + 7 * (i % 4), 3)
-    pixels = np.random.default_rng(i).integers(0, 255, shape, np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
 
 
 def make_rows(start: int = 0, end: int = N) -> list[dict]:

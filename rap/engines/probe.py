@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import Sampling
 from ..errors import RapConfigError, RapModelError
+from ..model.prompt import probe_sample
 from ..model.rollouts import BLIND_ARM, IMAGE_ARM, Completion, degenerate
-from ..samples.sample import Sample
 from . import wire
 from .contract import LocalPrompts, Request, conversation, image_part
 from .http import Refused, origin
@@ -333,15 +333,15 @@ def probe_requests(driver: ModelDriver, context: int | None) -> list[Request]:
 
     small = Image.new("RGB", (84, 84), (120, 130, 140))
     large = Image.new("RGB", _LARGE, (120, 130, 140))
-    found = []
+    sample, found = probe_sample(), []
     for arm, images in ((IMAGE_ARM, [small]), (IMAGE_ARM, [large]), (BLIND_ARM, None)):
-        prepared = driver.prepare(_SAMPLE, images)
+        prepared = driver.prepare(sample, images)
         ids = tuple(prepared.inputs["input_ids"][0].tolist())
         if context is not None and len(ids) + COPIES > context:
             continue
         config, parts = driver.config, [image_part(image) for image in images or ()]
         *earlier, (_, content) = conversation(
-            _SAMPLE, config.prompt_template, parts, config.system_prompt
+            sample, config.prompt_template, parts, config.system_prompt
         )
         found.append(
             Request(
@@ -356,18 +356,6 @@ def probe_requests(driver: ModelDriver, context: int | None) -> list[Request]:
             )
         )
     return found
-
-
-_SAMPLE = Sample(
-    index=0,
-    id="probe",
-    question="What is in the picture?",
-    answer="grey",
-    choices=(),
-    images=(),
-    source=None,
-    extra={},
-)
 
 
 async def compare(

@@ -144,14 +144,14 @@ class Scorer:
     ) -> dict[int, list[Completion]]:
         """The completions of these numbers of each job, by ``id(job)``; failures are
         quarantined. All are asked of the engine at once."""
-        if not jobs:
-            return {}
-        which = "image" if arm == IMAGE_ARM else "blind"
-        for job in jobs if numbers else ():
-            note(self.watch, job, which, getattr(job, which))
-        asked = [self._request(job, arm, numbers, greedy) for job in jobs if numbers]
-        job_of = {id(r): job for r, job in zip(asked, jobs, strict=False)}
         drawn: dict[int, list[Completion]] = {id(job): [] for job in jobs}
+        if not (jobs and numbers):
+            return drawn
+        which = "image" if arm == IMAGE_ARM else "blind"
+        for job in jobs:
+            note(self.watch, job, which, getattr(job, which))
+        asked = [self._request(job, arm, numbers, greedy) for job in jobs]
+        job_of = {id(r): job for r, job in zip(asked, jobs, strict=True)}
         with self.watch.span("decode"):
             answers = list(self.engine.generate(asked))
         for request, generated in answers:

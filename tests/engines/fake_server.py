@@ -12,11 +12,16 @@ import hashlib
 import json
 import random
 import socket
+import ssl
+import subprocess
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from rap.engines.contract import LocalPrompts
 
@@ -384,3 +389,17 @@ def _refusal(quirks: Quirks, body: dict[str, Any]) -> tuple[int, Any] | None:
         )
         return 400, {"error": {"message": said}}
     return None
+
+
+def unsigned(folder: Path) -> ssl.SSLContext:
+    """A certificate that nobody has signed, made anew: no key lies in the repository."""
+    key, cert = folder / "key.pem", folder / "cert.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    command += ["-keyout", str(key), "-out", str(cert), "-subj", "/CN=localhost"]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("needs the openssl command to make a certificate")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    return context
