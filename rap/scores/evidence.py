@@ -10,7 +10,7 @@ Source: arXiv 2506.04755, CDE (what the image changes) and DRM (how hard a sampl
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 from ..config import TRAIN_GROUP
 from ..errors import RapInputError
 from .columns import exceeds, floats, integers, mask_of, quotient_key
+from .learning import value_of_answers, value_of_counts
 from .posterior import Arm, fit_weight, keep_probability
 from .table import QUARANTINED, SCORE_SCHEMA, SCORED, VOLATILE_COLUMNS
 
@@ -39,6 +40,7 @@ class Measured:
     only the completions without the image were sampled. ``counts``: c1, m1, c0, m0, int64.
     ``posterior``: what completions say of the pass rates; None: nothing was graded.
     ``psi_unread``: bool, the attention was not read because ACE need not judge the row.
+    ``value``: what training can learn of it (``rap.scores.learning``), when asked.
     """
 
     d: np.ndarray
@@ -48,6 +50,7 @@ class Measured:
     difficulty: np.ndarray
     enough: np.ndarray
     d_bound: np.ndarray
+    value: Callable[[], np.ndarray]
     counts: tuple[np.ndarray, ...] | None = None
     posterior: Posterior | None = None
     psi_unread: np.ndarray | None = None
@@ -135,6 +138,7 @@ class Rollouts(Kind):
         d = _quotient(number, scale, both)
         difficulty = _quotient(m1 - c1, m1, m1 > 0)
         learn = d * difficulty
+        arm1, arm0 = Arm(c1, m1), Arm(c0, m0)
         return Measured(
             d=d,
             order=quotient_key(d, number, scale),
@@ -143,8 +147,9 @@ class Rollouts(Kind):
             difficulty=difficulty,
             enough=both | text_only,
             d_bound=_quotient(m0 - c0, m0, text_only),
+            value=lambda: value_of_counts(arm1, arm0, d, both),
             counts=counts,
-            posterior=_posterior(Arm(c1, m1), Arm(c0, m0), both, threshold, "uniform"),
+            posterior=_posterior(arm1, arm0, both, threshold, "uniform"),
         )
 
     def rates(self, table: pa.Table) -> list[tuple[str, np.ndarray]]:
@@ -180,8 +185,15 @@ class _Probabilities(Kind):
         d = self._d(table, p1, p0, divergence)
         left = np.nan_to_num(difficulty, nan=0.5)
         learn = d * left * (1.0 if self.signed else 1.0 - left)
-        unknown = np.full(table.num_rows, np.nan)
-        return Measured(d, d, learn, learn, difficulty, ~np.isnan(d), unknown)
+        unknown, known = np.full(table.num_rows, np.nan), ~np.isnan(d)
+        return Measured(
+            *(d, d, learn, learn, difficulty, known, unknown),
+            value=lambda: value_of_answers(p1, self._moved(table, d), known),
+        )
+
+    def _moved(self, table: pa.Table, d: np.ndarray) -> np.ndarray:
+        """Nats by which the image moves the prediction."""
+        return floats(table["js"])
 
     def _d(
         self, table: pa.Table, p1: np.ndarray, p0: np.ndarray, divergence: str
@@ -237,6 +249,9 @@ class Logits(_Probabilities):
         self, table: pa.Table, p1: np.ndarray, p0: np.ndarray, divergence: str
     ) -> np.ndarray:
         return floats(table[divergence])
+
+    def _moved(self, table: pa.Table, d: np.ndarray) -> np.ndarray:
+        return d
 
 
 class Cascade(Kind):
@@ -297,6 +312,14 @@ class Cascade(Kind):
         learn = np.where(drawn, learn, q1 * (1.0 - q1) - 1.0)
         learn[~enough] = np.nan
         unknown = np.full(table.num_rows, np.nan)
+
+        def value() -> np.ndarray:
+            sampled = value_of_counts(arm1, arm0, d, drawn)
+            js = floats(table["js"])
+            return np.where(
+                drawn, sampled, value_of_answers(q1, js, enough, untried=True)
+            )
+
         return Measured(
             d=d,
             order=d,
@@ -305,6 +328,7 @@ class Cascade(Kind):
             difficulty=np.where(drawn, _quotient(m1 - c1, m1, m1 > 0), 1.0 - q1),
             enough=enough,
             d_bound=unknown,
+            value=value,
             posterior=found,
             psi_unread=enough & ~mixed,
         )

@@ -9,7 +9,6 @@ samples are barred, how groups are filled (``groups``, ``picking``), one reason 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -28,7 +27,7 @@ from ..scores.table import SCHEMA_VERSION
 from ..settings import resolve
 from .attention import Attention, judge_attention
 from .chosen import ChosenReader
-from .groups import budget_by_group, budget_size, groups_of, rows_in
+from .groups import Group, budget_by_group, budget_size, groups_of, rows_in
 from .judged import (
     ABOVE,
     BIASED,
@@ -42,6 +41,7 @@ from .judged import (
     judge,
     reading_of,
 )
+from .learn import Learner, groups_to_cover
 from .notes import Counted, median_probability, notes_of
 from .picking import Candidates, Picked, border_d, found_in, pick, ranks
 from .rules import RULES, Rule
@@ -162,7 +162,7 @@ def choose(
     found["order"] = None if judged.ranking is None else judged.ranking.name
     settings = {
         "schema_version": SCHEMA_VERSION,
-        "choose": dataclasses.asdict(config),
+        "choose": config.as_json(),
         "evidence": reading.kind.name,
         "found": found,
         "groups": ruled.groups if config.by is not None else None,
@@ -196,7 +196,7 @@ def _attention(
         judged.log_psi,
         lambda log_psi: rule.psi_limit(log_psi, config, meta),
         asked=config.lambda_a is not None,
-        unread=judged.unread,
+        unread=judged.has(VALID) if rule.by_value else judged.unread,
     )
     judged.log_psi = np.empty(0, np.float32)
     for flag, mask in ((PASSES, attention.passes), (BIASED, attention.biased)):
@@ -233,9 +233,7 @@ def _apply(rule: Rule, scores: Scores, judged: Judged) -> _Ruled:
         one = len(groups) == 1
         rank = np.empty(0) if one else ranks(of)
         targets = [*budget_by_group(share, groups, of.passes, rank)]
-    picked = [
-        pick(of, rows, target) for (_, rows), target in zip(groups, targets, strict=True)
-    ]
+    picked = _picked(rule, scores, of, groups, targets)
     borders = border_d(scores.reader, judged, picked)
     found = [
         {"group": group[0]} | found_in(judged, one, threshold, rows_in(group, n), borders)
@@ -243,6 +241,21 @@ def _apply(rule: Rule, scores: Scores, judged: Judged) -> _Ruled:
     ]
     reason, reasons = _reasons(judged, picked)
     return _Ruled(reason, reasons, found, threshold)
+
+
+def _picked(
+    rule: Rule,
+    scores: Scores,
+    of: Candidates,
+    groups: Sequence[Group],
+    targets: Sequence[int | None],
+) -> list[Picked]:
+    """What is kept of each group."""
+    pairs = [(rows, target) for (_, rows), target in zip(groups, targets, strict=True)]
+    if not rule.by_value:
+        return [pick(of, rows, target) for rows, target in pairs]
+    learner = Learner(of.judged, groups_to_cover(scores, of.judged.reading.config))
+    return [learner(rows, target or 0) for rows, target in pairs]
 
 
 def _texts(rule: Rule, judged: Judged) -> dict[str, str | None]:
@@ -301,6 +314,7 @@ def _reasons(judged: Judged, picked: Sequence[Picked]) -> tuple[np.ndarray, list
     for one in picked:
         code[one.cognitive] = _CODES.index("kept_cognitive")
         code[one.replacement] = _CODES.index("kept_replacement")
+        code[one.guard] = _CODES.index("kept_guard")
     if code.min() < 0:
         raise AssertionError("a sample has no reason: the rules do not cover it")
     if not len(judged.bad):

@@ -6,7 +6,7 @@ Source: arXiv 2506.04755, DRM.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -30,7 +30,8 @@ class Candidates:
 
 @dataclass(frozen=True, slots=True)
 class Picked:
-    """Rows chosen in one group. ``border``: the best candidate that is no survivor."""
+    """Rows chosen in one group. ``border``: the best candidate that is no survivor.
+    ``guard``, ``learned``: of rule learn (``learn.Learner``)."""
 
     target: int | None
     candidates: int
@@ -40,6 +41,8 @@ class Picked:
     removed: int
     cognitive: np.ndarray
     replacement: np.ndarray
+    guard: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    learned: Mapping[str, Any] | None = None
 
 
 def pick(of: Candidates, rows: np.ndarray | slice, target: int | None) -> Picked:
@@ -162,5 +165,6 @@ def found_in(
         "at_lambda_c": list(picked.at_border),
         "trivial_removed": picked.removed,
         "replaced": len(picked.replacement),
-        "kept": len(picked.cognitive) + len(picked.replacement),
+        "kept": len(picked.cognitive) + len(picked.replacement) + len(picked.guard),
+        **({} if picked.learned is None else {"learned": picked.learned}),
     }
