@@ -120,7 +120,7 @@ class Rollouts(Kind):
         "accurate, and about ten times the sampled tokens of logits"
     )
     graded = True
-    ranks_by = "gain"
+    ranks_by = "posterior"
     short_of = "few_rollouts"
     difficulty_text = "share of the completions with the image that are wrong"
 

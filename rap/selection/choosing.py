@@ -206,18 +206,23 @@ def _attention(
 
 def _candidates(judged: Judged, rule: Rule, config: ChooseConfig) -> Candidates:
     """What the groups are filled from; what the rules are says ``choose``."""
-    readmit = config.readmit_hurt
+    readmit, first = config.readmit_hurt, rule.trivial_first
     hurt = rule.readmits_hurt if readmit is None else readmit
     free, barred = VALID | PASSES, UNSOLVED
+    rest, no_more = free | KNOWN, barred | EASY
 
     def all_of(yes: int, no: int) -> np.ndarray:
         return judged.where(lambda f: (f & yes == yes) & (f & no == 0))
 
+    none = np.zeros(len(judged), dtype=bool)
+    leave = barred | (EASY if first and config.replace else 0)
     return Candidates(
         judged,
-        passes=all_of(free | ABOVE, barred),
-        easy=all_of(EASY, 0) if config.replace else np.zeros(len(judged), dtype=bool),
-        pool=all_of(free | KNOWN, barred | EASY | (0 if hurt else NEGATIVE)),
+        passes=all_of(free | ABOVE, leave),
+        easy=all_of(free | ABOVE | EASY, barred) if config.replace else none,
+        pool=all_of(rest, no_more | (0 if hurt else NEGATIVE)),
+        last=all_of(rest | NEGATIVE, no_more) if first and readmit is None else None,
+        first=first,
     )
 
 

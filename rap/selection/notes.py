@@ -110,7 +110,7 @@ def _about_size(found: dict[str, Any], asked: str, why: str) -> list[str]:
 
 def _about_replacing(found: dict[str, Any]) -> list[str]:
     notes, removed, replaced = [], found["trivial_removed"], found["replaced"]
-    if replaced < removed:
+    if replaced < removed and (found["target"] is None or found["kept"] < found["target"]):
         notes.append(
             f"{replaced} of {removed} trivial samples replaced: no more candidates"
         )

@@ -196,7 +196,12 @@ def _threshold_lines(
         )
     if "learned" in found:
         lines += lines_of(found["learned"])
-    elif choice["replace"] and choice["rule"] != "learn":
+    elif choice["replace"] and choice["rule"] == "budget":
+        lines.append(
+            f"{found['trivial_removed']} trivial samples left out, {found['replaced']} of "
+            "the kept ones in their place"
+        )
+    elif choice["replace"] and choice["rule"] == "paper":
         lines.append(
             f"{found['replaced']} of {found['trivial_removed']} trivial samples replaced"
         )

@@ -9,13 +9,7 @@ from ...config import DEFAULT_BUDGET, DEFAULT_GUARD, ChooseConfig
 from ...scores.columns import as_fraction
 from ...scores.evidence import KINDS, Evidence
 from ...scores.learning import FLOOR
-from .rule import Ranking, Rule
-
-VALUE_TEXT = (
-    "E[p1 (1 \u2212 p1)] times the probability that the image matters (below 0: outcomes "
-    "not mixed)"
-)
-
+from .rule import VALUE_TEXT, Ranking, Rule
 
 class Learn(Rule):
     """Mixed outcomes only, a guard share for what misleads the model, coverage of groups,

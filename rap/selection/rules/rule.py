@@ -32,6 +32,11 @@ class Ranking:
     of_d: bool
 
 
+VALUE_TEXT = (
+    "E[p1 (1 \u2212 p1)] times the probability that the image matters (below 0: outcomes "
+    "not mixed)"
+)
+"""What ``Measured.value`` is, in words."""
 FOR_LEARN = "is not rule='learn'"
 """Why a rule has no use for the settings of rule learn."""
 
@@ -43,6 +48,8 @@ class Rule:
     """Fields of ``ChooseConfig`` that must be None -> why, after "which"."""
     readmits_hurt: bool = False
     """Whether a sample that the image hurts (D < 0) may replace a trivial one."""
+    trivial_first: bool = False
+    """Whether trivial samples are removed before the budget is shared out, not after."""
     by_value: bool = False
     """Whether ``selection.learn`` fills the groups, not ``selection.picking``."""
 
