@@ -6,7 +6,8 @@ arXiv 2506.04755).
     sel.dataset
 
 ``score`` runs the model on every sample (slow, resumable), ``choose`` makes a selection of
-the scores (instant), ``select`` is both; ``check`` says whether a model can be scored with.
+the scores (instant), ``select`` is both; ``check`` says whether a model can be scored with,
+``cost`` when a selection has paid for itself.
 ``ace``, ``cde``, ``linear_cde`` and ``drm`` are the kernels on arrays.
 """
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from .environment import info
     from .model.check import check
     from .ops import AceResult, CdeResult, ace, cde, drm, linear_cde
+    from .scores.bill import Bill, Prices, cost
     from .scores.scores import Scores
     from .scoring.run import score, select
     from .selection.choosing import choose
@@ -40,6 +42,7 @@ _FROM = {
     ".config": ("AceConfig", "ChooseConfig", "Sampling", "ScoreConfig"),
     ".environment": ("info",),
     ".ops": ("AceResult", "CdeResult", "ace", "cde", "drm", "linear_cde"),
+    ".scores.bill": ("Bill", "Prices", "cost"),
     ".scores.scores": ("Scores",),
     ".selection.choosing": ("choose",),
     ".selection.selection": ("Selection", "load"),
@@ -57,8 +60,10 @@ _HEAVY = {"check": ".model.check", "score": ".scoring.run", "select": ".scoring.
 __all__ = [
     "AceConfig",
     "AceResult",
+    "Bill",
     "CdeResult",
     "ChooseConfig",
+    "Prices",
     "RapConfigError",
     "RapDeviceError",
     "RapError",
@@ -73,6 +78,7 @@ __all__ = [
     "cde",
     "check",
     "choose",
+    "cost",
     "drm",
     "info",
     "linear_cde",

@@ -34,6 +34,7 @@ COMMANDS = (
     "choose",
     "select",
     "report",
+    "cost",
     "export",
     "reselect",
     "info",

@@ -1,5 +1,5 @@
-"""The shell: ``rap score | choose | select | report | export | reselect | train | check |
-info | demo``.
+"""The shell: ``rap score | choose | select | report | cost | export | reselect | train |
+check | info | demo``.
 
 Every command is a few calls of the Python interface; nothing is decided here. Exit
 codes: 0 done; 1 the data, the model or the store cannot be used; 2 a wrong command line
@@ -28,6 +28,7 @@ from ..export.formats import describe as describe_targets
 from ..selection.rules import check as check_rule
 from .about import demo, info
 from .check import check
+from .cost import cost_of
 from .fields import Command, given, group, option
 from .options import (
     CHOOSE_OPTIONS,
@@ -507,5 +508,5 @@ def reselect(
     click.echo(f"selection: {out}")
 
 
-for command in (train, check, info, demo):
+for command in (cost_of, train, check, info, demo):
     main.add_command(command)
