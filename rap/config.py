@@ -375,7 +375,7 @@ class ChooseConfig:
         none=str(DEFAULT_GUARD),
     )
     coverage: bool | None = setting(
-        "Rule learn: whether a further sample of a group counts less the more of it is kept.",
+        "Rule learn: whether a sample counts less the more of its group is kept.",
         default=None,
         none="yes",
     )
@@ -440,3 +440,44 @@ class ChooseOptions(TypedDict, total=False):
     guard_hurt: float | None
     coverage: bool | None
     coverage_by: str | None
+
+
+# ---------------------------------------------------------------- presets
+
+PresetName = Literal["paper"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Preset:
+    """Fields of ``ScoreConfig`` and of ``ChooseConfig`` that belong together."""
+
+    text: str
+    score: Mapping[str, Any]
+    choose: Mapping[str, Any]
+
+
+PRESETS: Mapping[str, Preset] = {
+    "paper": Preset(
+        "the whole published pipeline: five graded completions with the image and five "
+        "without any, the unnormalised psi over all response rows, D > 0.5 and psi <= 0.1",
+        score={
+            "evidence": "rollouts",
+            "counterfactual": "drop",
+            "m1": 5,
+            "m0": 5,
+            "ace": {"normalise": False, "min_rows": 1},
+        },
+        choose={"rule": "paper"},
+    )
+}
+"""What ``preset=`` names: one word for evidence, form of psi and rule. Single fields given
+besides replace those of the preset."""
+
+
+def preset_of(name: PresetName | None, step: Literal["score", "choose"]) -> dict[str, Any]:
+    """The fields that a preset sets; {} for None. Raises ``RapConfigError``."""
+    if name is None:
+        return {}
+    if name not in PRESETS:
+        raise RapConfigError(f"preset = {name!r}: expected one of {tuple(PRESETS)} or None")
+    return dict(getattr(PRESETS[name], step))

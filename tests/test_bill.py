@@ -43,7 +43,9 @@ def row(**more: object) -> dict:
 
 
 def scores_of(rows: list[dict]) -> Scores:
-    return Scores(table_from_rows([{"id": f"s{i}", "index": i} | r for i, r in enumerate(rows)]))
+    return Scores(
+        table_from_rows([{"id": f"s{i}", "index": i} | r for i, r in enumerate(rows)])
+    )
 
 
 COUNTED = {"c1": 2, "m1": 5, "c0": 0, "m0": 5, "n_drawn": 10, "forwards": 1}
@@ -93,7 +95,8 @@ def test_training_on_everything_never_pays() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"training_share": 2}, {"group": 0}, {"training_share": 0.5, "epochs": (0,)}]
+    "options",
+    [{}, {"training_share": 2}, {"group": 0}, {"training_share": 0.5, "epochs": (0,)}],
 )
 def test_nonsense_is_refused(options: dict) -> None:
     with pytest.raises(RapConfigError):

@@ -96,7 +96,11 @@ def test_probabilities_are_worth_p_one_minus_p_where_the_image_is_read() -> None
 
 
 def test_a_cascade_ranks_what_it_sampled_first() -> None:
-    rows = [cascade(0.5, 0.1), cascade(0.9, 0.1, (4, 5, 1, 3)), cascade(0.5, 0.1, (5, 5, 0, 0))]
+    rows = [
+        cascade(0.5, 0.1),
+        cascade(0.9, 0.1, (4, 5, 1, 3)),
+        cascade(0.5, 0.1, (5, 5, 0, 0)),
+    ]
     values = choose(scores_of(rows), rule="learn", budget=1).table["rank_key"].to_pylist()
     assert values[0] == 0.25 - UNTRIED
     assert 0 < values[1] < 0.25
@@ -281,7 +285,12 @@ def test_guards_take_the_best_mixed_samples_of_their_kind() -> None:
         *("dropped_image_hurts", "kept_guard"),
     ]
     none = choose(
-        scores_of(rows), rule="learn", budget=0.5, lambda_a=1.0, guard_hurt=0, guard_attention=0
+        scores_of(rows),
+        rule="learn",
+        budget=0.5,
+        lambda_a=1.0,
+        guard_hurt=0,
+        guard_attention=0,
     )
     assert none.indices.tolist() == list(range(10))
     assert learned(none)["guard"]["hurt"] == {"target": 0, "candidates": 2, "kept": 0}

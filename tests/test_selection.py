@@ -19,7 +19,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rap.config import ChooseConfig
+from rap.config import ChooseConfig, ScoreConfig, preset_of
 from rap.errors import RapConfigError, RapInputError, RapStoreError
 from rap.scores.posterior import Arm, prob_above
 from rap.scores.scores import Scores
@@ -1050,6 +1050,19 @@ def test_a_budget_of_rollouts_goes_by_the_posterior() -> None:
     assert selection.ids == ["s1", "s2"]
     assert selection.settings["found"]["order"] == "posterior"
     assert choose(scores_of(rows), budget=0.4, order="gain").ids == ["s2", "s3"]
+
+
+def test_the_preset_is_the_whole_published_pipeline() -> None:
+    config = ScoreConfig(**preset_of("paper", "score"))
+    assert (config.evidence, config.m1, config.m0) == ("rollouts", 5, 5)
+    assert (config.ace.normalise, config.ace.min_rows) == (False, 1)
+    rows = [row(4, 5, 1, 5), row(3, 5, 1, 5)]
+    selection = choose(scores_of(rows), preset="paper")
+    assert selection.settings["choose"] == ChooseConfig(rule="paper").as_json()
+    assert selection.ids == ["s0"]
+    assert choose(scores_of(rows), preset="paper", lambda_c=0.3).ids == ["s0", "s1"]
+    with pytest.raises(RapConfigError, match="preset = 'best': expected one of"):
+        choose(scores_of(rows), preset="best")
 
 
 # ---------------------------------------------------------------- the score table

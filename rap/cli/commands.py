@@ -20,7 +20,7 @@ from typing import Any
 
 import click
 
-from ..config import DEFAULT_BUDGET, ChooseConfig
+from ..config import DEFAULT_BUDGET
 from ..errors import RapConfigError, RapInputError
 from ..export.filter import PLAIN
 from ..export.formats import TARGETS
@@ -36,10 +36,12 @@ from .options import (
     DATA_OPTIONS,
     OUTPUT_OPTIONS,
     PATH,
+    PRESET_OPTION,
     RESELECT_OPTIONS,
     ROLLOUT_OPTIONS,
     SCORE_OPTIONS,
     SHOWN_DATA_OPTIONS,
+    choose_config,
     json_option,
     model_options,
     refuse_given,
@@ -103,6 +105,7 @@ def main(debug: bool) -> None:
 @click.argument("data", type=PATH)
 @DATA_OPTIONS
 @model_options(store="Scores go here.", needed=True)
+@PRESET_OPTION
 @SCORE_OPTIONS
 @group("Result", json_option)
 @CONFIG_OPTION
@@ -153,6 +156,7 @@ def score(
 @main.command(cls=Command)
 @click.argument("scores", type=PATH)
 @SHOWN_DATA_OPTIONS
+@PRESET_OPTION
 @CHOOSE_OPTIONS
 @OUTPUT_OPTIONS
 @CONFIG_OPTION
@@ -169,6 +173,7 @@ def choose(
     Examples:
       rap choose scores/                            # 9 % are kept
       rap choose scores/ --budget 0.05 --out five/ --report five.html --data data.jsonl
+      rap choose scores/ --rule learn --coverage-by source
       rap choose scores/ --rule paper --lambda-c 0.3
       rap choose scores/ --budget 0.1 --by source --compare five/
     """
@@ -181,7 +186,7 @@ def choose(
         known = described_again(found.table, samples, found.meta.get("data"))
         meta = {**found.meta, "data": known}
         found = dataclasses.replace(found, dataset=samples, meta=meta)
-    rules = ChooseConfig(**given(ChooseConfig, options))
+    rules = choose_config(options)
     mapped = (to_columns(columns) or {}).get("source")
     if rules.by == "source" and mapped:  # the store may hold another column's values
         rules = dataclasses.replace(rules, by=mapped)
@@ -193,6 +198,7 @@ def choose(
 @DATA_OPTIONS
 @ROLLOUT_OPTIONS
 @model_options(store="Scores go here.  [default: OUT/scores]", needed=False)
+@PRESET_OPTION
 @SCORE_OPTIONS
 @CHOOSE_OPTIONS
 @OUTPUT_OPTIONS
@@ -227,7 +233,7 @@ def select(
     else:
         refuse_given(("rollout_columns", "where", "drop"), "without --rollouts")
     samples = open_data(data, columns, root)
-    rules = ChooseConfig(**given(ChooseConfig, options))
+    rules = choose_config(options)
     refuse_chosen(options["out"], options["force"], rules)
     if rollouts is not None:
         scores = from_rollouts(rollouts, rollout_columns, where, drop, samples)

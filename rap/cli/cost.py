@@ -28,7 +28,9 @@ from .steps import print_json
     ),
 )
 @group("Result", json_option)
-def cost_of(selection: Path, epochs: tuple[int, ...], as_json: bool, **options: Any) -> None:
+def cost_of(
+    selection: Path, epochs: tuple[int, ...], as_json: bool, **options: Any
+) -> None:
     """Say what SELECTION (or a score store) cost, and when it has paid for itself.
 
     The counts are those of the run; the prices are stated, in sampled completions. A

@@ -15,6 +15,7 @@ import torch
 from ..scores.states import signs
 from .weights import plain
 
+
 def watch(layer: torch.nn.Module, seen: Any) -> Any:
     """A hook (``remove`` it) that puts what ``layer`` gives into ``seen.first``."""
 
@@ -27,8 +28,10 @@ def watch(layer: torch.nn.Module, seen: Any) -> Any:
 
 
 def keep(batch: Sequence[Any], seen: Any, padding_side: str) -> None:
-    """batch: `Prepared` sequences. Put the projected state of each prompt into its ``shared.state``. ``seen.first``:
-    [B, L, E] of a forward of these sequences, padded on that side; it is let go."""
+    """Put the projected state of each prompt into its ``shared.state``.
+
+    batch: `Prepared` sequences. ``seen.first``: [B, L, E] of a forward of them, padded on
+    that side; it is let go."""
     first, seen.first = getattr(seen, "first", None), None
     wanted = [p.shared.n_images > 0 and p.shared.state is None for p in batch]
     if first is None or len(first) != len(batch) or not any(wanted):
@@ -49,4 +52,3 @@ def keep(batch: Sequence[Any], seen: Any, padding_side: str) -> None:
     for prepared, state, new in zip(batch, states, wanted, strict=True):
         if new:
             prepared.shared.state = state
-

@@ -58,7 +58,9 @@ class Prices:
         none="the share of the samples that is kept: as many epochs on either",
     )
     gpu_hour: Annotated[Number, Ge(0)] | None = setting(
-        "Money for an hour of the device that made the scores.", default=None, none="not told"
+        "Money for an hour of the device that made the scores.",
+        default=None,
+        none="not told",
     )
     million_tokens: Annotated[Number, Ge(0)] | None = setting(
         "Money for a million sampled tokens, where a paid server sampled them.",
@@ -86,9 +88,9 @@ class BilledStage:
 @dataclass(frozen=True, slots=True)
 class Bill:
     """``stages``: of the scoring. ``kept``: samples, None: nothing was chosen yet.
-    ``per_sample``: C. ``saved``: {epochs: S}. ``pays_after``: E*, None: never, since nothing
-    is saved in training. ``seconds``: of the scoring, None: not recorded. ``money``: of the
-    scoring at the prices told, None: none was told that applies."""
+    ``per_sample``: C. ``saved``: {epochs: S}. ``pays_after``: E*, None: never, since
+    nothing is saved in training. ``seconds``: of the scoring, None: not recorded.
+    ``money``: of the scoring at the prices told, None: none was told that applies."""
 
     prices: Prices
     samples: int
@@ -117,7 +119,8 @@ class Bill:
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
-        yield f"{'stage':<10} {'samples':>10} {'completions':>12} {'forwards':>10} {'tokens':>12}"
+        names = f"{'completions':>12} {'forwards':>10} {'tokens':>12}"
+        yield f"{'stage':<10} {'samples':>10} {names}"
         for s in self.stages:
             tokens = "" if s.tokens is None else f"{s.tokens:,}"
             yield (

@@ -316,9 +316,7 @@ class Cascade(Kind):
         def value() -> np.ndarray:
             sampled = value_of_counts(arm1, arm0, d, drawn)
             js = floats(table["js"])
-            return np.where(
-                drawn, sampled, value_of_answers(q1, js, enough, untried=True)
-            )
+            return np.where(drawn, sampled, value_of_answers(q1, js, enough, untried=True))
 
         return Measured(
             d=d,

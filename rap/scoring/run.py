@@ -37,8 +37,10 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 from ..config import (
     ChooseConfig,
     ChooseOptions,
+    PresetName,
     ScoreConfig,
     ScoreOptions,
+    preset_of,
     require_judge,
 )
 from ..engines import Engine, EngineConfig, EngineOptions, require_engine
@@ -110,6 +112,7 @@ def score(
     verify_images: bool = True,
     retry_quarantined: bool = False,
     profile: bool = False,
+    preset: PresetName | None = None,
     **overrides: Unpack[ScoringOptions],
 ) -> Scores:
     """Score every sample of a data set with one model: the slow step, resumable.
@@ -158,6 +161,9 @@ def score(
         the work: ``meta["profile"]``, a `scores.profile.Profile` as plain values. It is
         kept in the store as the sum of its profiled runs, and the report shows it. No
         score depends on it.
+    preset : "paper" or None
+        The fields of a whole pipeline (``rap.config.PRESETS``); single fields replace those
+        of it.
 
     Returns
     -------
@@ -182,7 +188,8 @@ def score(
     from ..model.driver import ModelDriver
 
     wall = time.perf_counter()
-    config, chosen = resolve_both(config, overrides, "rap.score")
+    given = preset_of(preset, "score") | dict(overrides)
+    config, chosen = resolve_both(config, given, "rap.score")
     require_judge(config.evidence, reward)
     if isinstance(dataset, SampleSet):
         samples = dataset
@@ -247,6 +254,7 @@ def select(
     config: ScoreConfig | None = None,
     *,
     choose: ChooseConfig | Mapping[str, Any] | None = None,
+    preset: PresetName | None = None,
     **options: Unpack[SelectOptions],
 ) -> Selection:
     """`score`, then `choose`: from a data set to the samples worth training on.
@@ -268,6 +276,9 @@ def select(
         How samples are scored; None is the defaults.
     choose : ChooseConfig, dict of its fields, or None
         How the selection is made of the scores; None is the defaults.
+    preset : "paper" or None
+        Evidence, form of psi and rule of a whole pipeline (``rap.config.PRESETS``); single
+        fields replace those of it.
     **options
         Single fields that replace those of ``config`` (``evidence``, ``m1``, ``seed``, ...,
         see ``help(rap.ScoreConfig)``), of the engine (``engine``, ``base_url``, ...) or of
@@ -301,6 +312,8 @@ def select(
     )
     if isinstance(choose, Mapping):
         choose = ChooseConfig(**choose)
+    choosing = preset_of(preset, "choose") | choosing
+    scoring = preset_of(preset, "score") | scoring
     chosen = resolve(ChooseConfig, "choose", choose, choosing, "rap.select")
     config = resolve(ScoreConfig, "config", config, scoring, "rap.select")
     check_rule(chosen, config.evidence)

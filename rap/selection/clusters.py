@@ -2,8 +2,8 @@
 
 K-means (Lloyd 1982, seeded as k-means++: Arthur and Vassilvitskii 2007) on the principal
 components of the states that scoring kept of the prompts (``rap.scores.states``). Fitted to
-at most ``FIT`` samples, evenly spaced; all are assigned, a batch at a time. Same table, same
-clusters.
+at most ``FIT`` samples, evenly spaced; all are assigned, a batch at a time. Same table,
+same clusters.
 """
 
 from __future__ import annotations

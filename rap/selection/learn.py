@@ -5,8 +5,8 @@
    psi above its limit, floor(guard_hurt k) the best mixed ones of the others with D < 0.
 3. Main part: mixed, D above the threshold, psi not above its limit; the best of them fill
    what is left, by value, or with coverage by what each adds to ``coverage.reward``.
-4. Fill: if fewer than k are found, the mixed samples that are left, then the others that are
-   valid and not unsolved, by value.
+4. Fill: if fewer than k are found, the mixed samples that are left, then the others that
+   are valid and not unsolved, by value.
 Ties go by row. METHOD.md section 7.
 """
 

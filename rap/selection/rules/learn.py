@@ -11,6 +11,7 @@ from ...scores.evidence import KINDS, Evidence
 from ...scores.learning import FLOOR
 from .rule import VALUE_TEXT, Ranking, Rule
 
+
 class Learn(Rule):
     """Mixed outcomes only, a guard share for what misleads the model, coverage of groups,
     and a budget that is filled; ``rap.selection.learn`` does it."""
