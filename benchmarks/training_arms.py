@@ -89,7 +89,8 @@ def variance(scores: rap.Scores, budget: float, seed: int) -> np.ndarray:
 
 def cde(scores: rap.Scores, budget: float, seed: int) -> np.ndarray:
     """The largest D; no attention, no replacement of trivial ones."""
-    return choose(scores, budget, lambda_a=NO_LIMIT, replace=False).indices
+    more = {"lambda_a": NO_LIMIT, "replace": False}
+    return choose(scores, budget, order="gain", **more).indices
 
 
 def ace(scores: rap.Scores, budget: float, seed: int) -> np.ndarray:
@@ -104,7 +105,7 @@ def ace(scores: rap.Scores, budget: float, seed: int) -> np.ndarray:
 
 def cde_ace(scores: rap.Scores, budget: float, seed: int) -> np.ndarray:
     """Both, no replacement."""
-    return choose(scores, budget, replace=False).indices
+    return choose(scores, budget, order="gain", replace=False).indices
 
 
 def public(scores: rap.Scores, budget: float, seed: int) -> np.ndarray:

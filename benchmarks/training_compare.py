@@ -1,9 +1,10 @@
 """Planned comparisons of the second edition, with intervals over pools, seeds, questions.
 
 A run is an array of 0/1 answers to the test at its last step. Two arms are paired by pool
-and seed (same start, same questions). Interval and p of a difference: hierarchical bootstrap
-(pools, in each the seeds, and the questions within their family, all with replacement),
-`DRAWS` draws, seed 0. The p values of a family of tests are corrected by Holm (1979).
+and seed (same start, same questions). Interval and p of a difference: hierarchical
+bootstrap (pools, in each the seeds, and the questions within their family, all with
+replacement), `DRAWS` draws, seed 0. The p values of a family of tests are corrected by
+Holm (1979).
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ def answers_of(run: Mapping[str, Any], step: int) -> Answers:
 
 
 def weights_of(groups: Mapping[str, slice], what: str) -> np.ndarray:
-    """Weight of each question in ``sighted`` and ``blind`` (families alike) or ``mixed``."""
+    """Weight of each question in ``sighted``, ``blind`` (families alike) or ``mixed``."""
     n = max(part.stop for part in groups.values())
     weight = np.zeros(n)
     wanted = [g for g in groups if (g == "mixed") == (what == "mixed")]
@@ -224,9 +225,12 @@ def judge(
 # ---------------------------------------------------------------- cost to an accuracy
 
 
-def billed(
-    run: Mapping[str, Any], costs: Mapping[tuple[str, int], Any]
-) -> tuple[float, int]:
+Costs = Mapping[tuple[str, int], Any]
+"""{(evidence, pool): ledger of the scoring}"""
+Point = Mapping[str, float]
+
+
+def billed(run: Mapping[str, Any], costs: Costs) -> tuple[float, int]:
     """(CPU seconds, completions) of the scoring that a run's arm needs."""
     arm = SECOND[run["arm"]]
     if arm.billed == "nothing":
@@ -237,9 +241,7 @@ def billed(
     return part * cost["seconds"], round(part * drawn)
 
 
-def curve(
-    found: Sequence[Mapping[str, Any]], costs: Mapping[tuple[str, int], Any]
-) -> list[dict[str, float]]:
+def curve(found: Sequence[Mapping[str, Any]], costs: Costs) -> list[Point]:
     """Mean over runs of validation accuracy (sighted) and total cost, by step."""
     points: dict[int, list[dict[str, float]]] = {}
     for run in found:
@@ -261,9 +263,7 @@ def curve(
     ]
 
 
-def reached(
-    points: Sequence[Mapping[str, float]], target: float
-) -> Mapping[str, float] | None:
+def reached(points: Sequence[Point], target: float) -> Point | None:
     """The first measured point after the start at ``target`` or above."""
     return next((p for p in points if p["step"] and p["accuracy"] >= target), None)
 
@@ -277,13 +277,18 @@ def _percent(row: Mapping[str, Any]) -> str:
     return f"{100 * row['mean']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
 
 
+HEAD = "comparison | budget | accuracy | margin | runs | points [95 %] | p | Holm | "
+ARMS_HEAD = (
+    "arm | budget | prompts | runs | sighted | mixed | blind | scoring s | training s | "
+    "reached: step | total s | completions"
+)
+
+
 def _families(plan: Plan, table: Any) -> list[str]:
     lines = []
     for name, tests in planned(plan).items():
         lines += ["", f"## Planned: {name}", ""]
-        lines += [
-            "| comparison | budget | accuracy | margin | runs | points [95 %] | p | Holm | |"
-        ]
+        lines += [f"| {HEAD} |"]
         lines += ["|---|---:|---|---:|---:|---:|---:|---:|---|"]
         for row in judge(tests, table):
             t = row["test"]
@@ -298,15 +303,9 @@ def _families(plan: Plan, table: Any) -> list[str]:
     return lines
 
 
-def _arms(
-    plan: Plan, found: Sequence[Mapping[str, Any]], costs: Any, table: Any
-) -> list[str]:
+def _arms(found: Sequence[Mapping[str, Any]], costs: Costs, table: Any) -> list[str]:
     lines = ["", "## Arms", ""]
-    lines += [
-        "| arm | budget | prompts | runs | sighted | mixed | blind | scoring s | training s | "
-        "reached: step | total s | completions |"
-    ]
-    lines += ["|---|---:|" + "---:|" * 10]
+    lines += [f"| {ARMS_HEAD} |", "|---|---:|" + "---:|" * 10]
     of_arm: dict[tuple[str, float | None], list[Mapping[str, Any]]] = {}
     for run in found:
         of_arm.setdefault((run["arm"], run["budget"]), []).append(run)
@@ -332,12 +331,13 @@ def _arms(
 
 ABOUT = """# Training on what each rule selects, second edition
 
-`python -m benchmarks.training_second`: {done} of {total} runs of benchmarks/training_plan.md,
-which was committed before the first. Pools: worlds {pools} of {pool} samples, each scored once;
-{seeds} training seeds a pool and compared arm. Test accuracy at step {steps} (all data:
-{whole}), paired by pool and seed; intervals: pools, seeds and questions drawn again; p:
-one-sided, corrected by Holm within a family. *reached*: where the mean validation curve is at all
-data's last value. Seconds are CPU time of one thread, the scoring billed.
+`python -m benchmarks.training_second`: {done} of {total} runs of the plan
+(benchmarks/training_plan.md), which was committed before the first. Pools: worlds {pools}
+of {pool} samples, each scored once; {seeds} training seeds a pool and compared arm. Test
+accuracy at step {steps} (all data: {whole}), paired by pool and seed; intervals: pools,
+seeds and questions drawn again; p: one-sided, corrected by Holm within a family.
+*reached*: where the mean validation curve is at all data's last value. Seconds are CPU time
+of one thread, the scoring billed.
 """
 
 
@@ -352,7 +352,7 @@ def write_report(plan: Plan, work: Path, results: Path) -> Path:
     text = ABOUT.format(done=len(found), total=len(runs(plan)), **about)
     parts: list[Callable[[], list[str]]] = [
         lambda: _families(plan, table),
-        lambda: _arms(plan, found, costs, table),
+        lambda: _arms(found, costs, table),
     ]
     text += "\n".join(line for part in parts for line in part()) + "\n"
     results.mkdir(parents=True, exist_ok=True)
