@@ -198,5 +198,11 @@ SECOND = {
     "learn_answer_no_coverage": Arm(
         "learn, answer, no coverage", learner(coverage=False), "all", evidence="answer"
     ),
+    "learn_answer_any_sign": Arm(
+        "learn, answer, any sign of D",
+        learner(lambda_c=-1.0, **NO_GUARD),
+        "all",
+        evidence="answer",
+    ),
 }
 """The arms of the second edition (benchmarks/training_second.py)."""

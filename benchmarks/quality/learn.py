@@ -49,10 +49,10 @@ def worlds_of(model: str) -> tuple[World, ...]:
 
 
 def with_states(scores: Scores, states: pa.ChunkedArray) -> Scores:
-    """``scores`` with the column of hidden states, where it has none."""
+    """``scores`` in memory, with the column of hidden states, where it has none."""
     table = scores.table
     if table[COLUMN].null_count < table.num_rows:
-        return scores
+        return dataclasses.replace(scores, table=table)
     at = table.schema.get_field_index(COLUMN)
     table = table.set_column(at, table.schema.field(COLUMN), states)
     return dataclasses.replace(scores, table=table)

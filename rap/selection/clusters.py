@@ -38,17 +38,18 @@ class Clusters:
 
 def clusters_of(reader: Reader, k: int = K) -> Clusters:
     """Clusters of all rows; ``k`` is 0 where no row has a state."""
-    n = reader.num_rows
-    known = sum(len(rows) for rows, _ in _states(reader))
-    code = np.full(n, 0, np.int8)
+    n, known = reader.num_rows, 0
+    code = np.zeros(n, np.int8)
+    step = max(1, -(-n // FIT))
+    some = []
+    for rows, states in _states(reader):
+        some.append(states[rows % step == 0])
+        known += len(rows)
     if not known:
         return Clusters(code, 0, 0)
-    step = -(-known // FIT)
-    some, at = [], 0
-    for rows, states in _states(reader):
-        some.append(states[-at % step :: step])
-        at += len(rows)
     fitted = np.concatenate(some)
+    if not len(fitted):  # all that are known lie between those rows
+        fitted = next(states for _, states in _states(reader) if len(states))
     mean, axes = components(fitted)
     centres = kmeans(fitted.astype(np.float64) @ axes - mean, k)
     code[:] = len(centres)
