@@ -71,6 +71,10 @@ class Shards:
         start = k * self.shard_size
         return range(start, min(start + self.shard_size, self.n_samples))
 
+    def is_whole(self, k: int) -> bool:
+        """Whether shard ``k`` is there."""
+        return self._whole(k)
+
     def missing(self) -> list[int]:
         """Numbers of the shards that are not there (whole), ascending."""
         return [k for k in range(self.n_shards) if not self._whole(k)]

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..config import TRAIN_GROUP
-from ..scores.store import Drawn
+from ..scores.drawn import Drawn
 from ..scores.table import SCORED
 
 

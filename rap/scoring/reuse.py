@@ -19,7 +19,8 @@ import pyarrow as pa
 from ..samples.sample import Sample
 from ..samples.sampleset import SampleSet, canonical
 from ..scores.match import is_sample
-from ..scores.store import Reuse, ScoreStore
+from ..scores.previous import Reuse
+from ..scores.store import ScoreStore
 from ..scores.table import QUARANTINED
 from .jobs import ahead
 
