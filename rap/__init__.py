@@ -7,6 +7,7 @@ arXiv 2506.04755).
 
 ``score`` runs the model on every sample (slow, resumable), ``choose`` makes a selection of
 the scores (instant), ``select`` is both; ``check`` says whether a model can be scored with.
+``plan`` and ``merge`` are for stores that many processes fill.
 ``ace``, ``cde``, ``linear_cde`` and ``drm`` are the kernels on arrays.
 """
 
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
     from .environment import info
     from .model.check import check
     from .ops import AceResult, CdeResult, ace, cde, drm, linear_cde
+    from .scores.merge import merge
     from .scores.scores import Scores
-    from .scoring.run import score, select
+    from .scoring.run import plan, score, select
     from .selection.choosing import choose
     from .selection.selection import Selection, load
 
@@ -40,6 +42,7 @@ _FROM = {
     ".config": ("AceConfig", "ChooseConfig", "Sampling", "ScoreConfig"),
     ".environment": ("info",),
     ".ops": ("AceResult", "CdeResult", "ace", "cde", "drm", "linear_cde"),
+    ".scores.merge": ("merge",),
     ".scores.scores": ("Scores",),
     ".selection.choosing": ("choose",),
     ".selection.selection": ("Selection", "load"),
@@ -51,7 +54,12 @@ _MODULES = {
     *("samples", "scores", "selection", "settings"),
 }
 """Parts of the package that need not be imported by name."""
-_HEAVY = {"check": ".model.check", "score": ".scoring.run", "select": ".scoring.run"}
+_HEAVY = {
+    "check": ".model.check",
+    "plan": ".scoring.run",
+    "score": ".scoring.run",
+    "select": ".scoring.run",
+}
 """{name: the module that it is imported from when it is first used}"""
 
 __all__ = [
@@ -77,6 +85,8 @@ __all__ = [
     "info",
     "linear_cde",
     "load",
+    "merge",
+    "plan",
     "score",
     "select",
 ]

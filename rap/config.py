@@ -4,8 +4,9 @@ bounds, default and help stand here and nowhere else: docstrings and the command
 them from here.
 
 ``ScoreConfig`` is what the slow step (`rap.score`) needs and goes into the store's
-fingerprint; ``ChooseConfig`` is what the fast step (`rap.choose`) needs.
-``ScoreOptions`` and ``ChooseOptions`` are the same fields for type checkers.
+fingerprint; ``ExecutorConfig`` is which processes do it; ``ChooseConfig`` is what the fast
+step (`rap.choose`) needs. ``ScoreOptions``, ``ExecutorOptions`` and ``ChooseOptions`` are
+the same fields for type checkers.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from .settings import Ge, Gt, Le, Lt, Number, Predicate, setting, settings
 EvidenceName = Literal["rollouts", "answer", "logits", "cascade"]
 CounterfactualName = Literal["drop", "blank", "noise", "shuffle"]
 ColumnsName = Literal["response", "prompt", "all"]
+ExecutorName = Literal["local", "env"]
 RuleName = Literal["budget", "paper"]
 OrderName = Literal["gain", "learnable"]
 LikelihoodName = Literal["product", "mean"]
@@ -193,8 +195,10 @@ class ScoreConfig:
         default=4,
         speed=True,
     )
-    shard_size: Annotated[int, Ge(1)] = setting(
-        "Samples a shard of the store.", default=256
+    shard_size: Annotated[int, Ge(1)] | None = setting(
+        "Samples a shard of the store.",
+        default=None,
+        none="the store's; of a new one 256, above a million samples 4,096 or more",
     )
     max_prompt_tokens: Annotated[int, Ge(1)] = setting(
         "A longer prompt is quarantined (image tokens are never truncated).", default=8192
@@ -257,12 +261,71 @@ class ScoreOptions(TypedDict, total=False):
     batch_tokens: int | None
     workers: int
     prefetch: int
-    shard_size: int
+    shard_size: int | None
     max_prompt_tokens: int
     max_image_pixels: int
     checker_timeout: float
     max_bad_fraction: float
     linear_memory: int
+
+
+# ---------------------------------------------------------------- who scores
+
+
+def _is_shard(text: str) -> bool:
+    """Whether ``text`` is "i/n" with 0 <= i < n."""
+    i, slash, n = text.partition("/")
+    return bool(slash) and i.isdecimal() and n.isdecimal() and int(i) < int(n)
+
+
+@settings
+class ExecutorConfig:
+    """Which processes score: one, or many that fill one store."""
+
+    executor: ExecutorName = setting(
+        "Who scores: this process alone (local), or every process that a launcher has "
+        "started with this command, torchrun, Slurm or a loop (env): they fill one store "
+        "on a file system that they share, and how many they are changes no score.",
+        default="local",
+    )
+    shard: Annotated[str, Predicate(_is_shard)] | None = setting(
+        "Executor env: which process this is, i/n with i from 0 to n - 1.",
+        default=None,
+        none="RANK and WORLD_SIZE, SLURM_ARRAY_TASK_ID and SLURM_ARRAY_TASK_COUNT, or "
+        "SLURM_PROCID and SLURM_NTASKS",
+        expected="None or i/n with 0 <= i < n",
+    )
+    steal: bool = setting(
+        "Executor env: a process that is through with its own shards scores those that are "
+        "free, or whose process died. Without it the store may stay in part (rap merge).",
+        default=True,
+    )
+    lease: Annotated[Number, Gt(0)] = setting(
+        "Executor env: seconds without a sign of life after which others take over what a "
+        "process on another machine was scoring.",
+        default=120.0,
+        expected="seconds > 0",
+    )
+
+    def __post_init__(self) -> None:
+        """Nothing that the chosen executor would ignore."""
+        for name in ("shard", "steal", "lease"):
+            default = type(self).__dataclass_fields__[name].default
+            if self.executor == "local" and getattr(self, name) != default:
+                raise RapConfigError(
+                    f"{name} = {getattr(self, name)!r}: executor 'local' takes none, it is "
+                    "for executor 'env'"
+                )
+
+
+class ExecutorOptions(TypedDict, total=False):
+    """`ExecutorConfig`'s fields as keyword arguments, for type checkers (a test holds the
+    two together)."""
+
+    executor: ExecutorName
+    shard: str | None
+    steal: bool
+    lease: float
 
 
 def require_judge(evidence: str, reward: object) -> None:

@@ -1,5 +1,5 @@
-"""The shell: ``rap score | choose | select | report | export | reselect | train | check |
-info | demo``.
+"""The shell: ``rap score | choose | select | report | export | reselect | plan | finish |
+merge | train | check | info | demo``.
 
 Every command is a few calls of the Python interface; nothing is decided here. Exit
 codes: 0 done; 1 the data, the model or the store cannot be used; 2 a wrong command line
@@ -44,6 +44,7 @@ from .options import (
     refuse_given,
     score_config,
 )
+from .shared import finish, merge, plan
 from .shell import Shell, on_sigterm, show_warning
 from .steps import (
     choose_and_tell,
@@ -137,6 +138,7 @@ def score(
     assert samples is not None  # DATA is required
     scores = score_data(samples, model, store, options)
     found = {"store": str(store), "samples": len(scores), **plain_meta(scores)}
+    part = scores.meta.get("part")
     if as_json:
         print_json(found)
         return
@@ -146,6 +148,9 @@ def score(
     for name, value in found.get("cost", {}).items():
         if isinstance(value, (int, float)) and name != "samples":
             click.echo(f"  {value:>9,.0f}  {name}")
+    if part is not None:
+        click.echo(f"these are part {part} of {len(samples)}; next: rap merge, or the rest")
+        return
     click.echo(f"next: rap choose {store} --budget {DEFAULT_BUDGET} --out selection/")
 
 
@@ -243,7 +248,10 @@ def select(
     choose_and_tell(scores, rules, options)
 
 
-MODEL_ONLY = ("Model", "Engine", "Scoring", "Sampling of completions", "Speed and limits")
+MODEL_ONLY = (
+    *("Model", "Engine", "Scoring", "Sampling of completions", "Processes"),
+    "Speed and limits",
+)
 """Headings whose options a selection from given completions does not use."""
 
 
@@ -507,5 +515,5 @@ def reselect(
     click.echo(f"selection: {out}")
 
 
-for command in (train, check, info, demo):
+for command in (plan, finish, merge, train, check, info, demo):
     main.add_command(command)

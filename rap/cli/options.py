@@ -14,7 +14,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from ..config import ChooseConfig, Sampling, ScoreConfig
+from ..config import ChooseConfig, ExecutorConfig, Sampling, ScoreConfig
 from ..engines import EngineConfig
 from ..errors import RapConfigError
 from ..scores.evidence import describe as describe_evidence
@@ -176,6 +176,7 @@ SCORE_OPTIONS = _both(
         ),
     ),
     group("Sampling of completions", *field_options(Sampling)),
+    group("Processes", *field_options(ExecutorConfig)),
     group(
         "Speed and limits",
         *field_options(ScoreConfig, speed=True),
@@ -277,6 +278,11 @@ def engine_config(options: Mapping[str, Any]) -> EngineConfig:
     """The engine given on the command line. A usage error for evidence or a missing
     --model with which it cannot be used is the caller's."""
     return EngineConfig(**given(EngineConfig, options))
+
+
+def executor_config(options: Mapping[str, Any]) -> ExecutorConfig:
+    """Who scores, as given on the command line."""
+    return ExecutorConfig(**given(ExecutorConfig, options))
 
 
 def _require_field(name: str, parts: Iterable[str]) -> None:

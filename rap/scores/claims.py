@@ -8,7 +8,8 @@ A folder ``claims`` in the store, one file a claim: the number of a shard, ``pla
 - A claim is stale when its owner is a dead process of this machine, or when whoever looks
   has seen no change of it for ``lease`` seconds of its own monotonic clock. Clocks of two
   machines are never compared, nor is a time stamp of a file.
-- A stale claim is renamed away, which one of several takers can do, and taken as a free one.
+- A stale claim is renamed away, which one of several takers can do, and then taken as a
+  free one.
 
 A claim spares work, it guards nothing: a worker that was only slow may go on beside its
 successor. Both write the same bytes, each file whole or not at all, and the slow one writes

@@ -7,8 +7,8 @@
                                      that a score depends on, without image bytes
     sealed                           null, or what the sealed store holds in sum
 
-While it is there and not sealed, workers may claim shards (``claims``). A run that wants the
-store for itself removes it; a worker that finds it gone claims nothing more.
+While it is there and not sealed, workers may claim shards (``claims``). A run that wants
+the store for itself removes it; a worker that finds it gone claims nothing more.
 """
 
 from __future__ import annotations
@@ -79,11 +79,13 @@ def make_plan(
     """A plan for the store with this header."""
     names = ("n_samples", "shard_size", "fingerprint")
     token = secrets.token_hex(8)
-    return ShardPlan(*(header[n] for n in names), data, shards, token)
+    n, size, fingerprint = (header[name] for name in names)
+    return ShardPlan(n, size, fingerprint, data, shards, token)
 
 
 def read_plan(store: Path) -> ShardPlan | None:
-    """The plan of a store, None if it has none. Raises ``RapStoreError`` if it is damaged."""
+    """The plan of a store; None if it has none. Raises ``RapStoreError`` if it cannot be
+    read."""
     path = store / NAME
     try:
         found = json.loads(path.read_bytes())
@@ -130,11 +132,6 @@ def have_alone(store: Path) -> None:
     shutil.rmtree(store / FOLDER, ignore_errors=True)
 
 
-def planned(store: Path, token: str) -> bool:
-    """Whether the plan with this token still stands, not sealed. Raises ``RapStoreError``."""
-    found = read_plan(store)
-    return found is not None and found.token == token and found.sealed is None
-
-
 def has_plan(store: Path) -> bool:
+    """Whether a store has a plan, sealed or not."""
     return os.path.exists(store / NAME)

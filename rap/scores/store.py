@@ -218,11 +218,6 @@ class ScoreStore(ShardWriter):
         there = {k: digest for k, digest in digests.items() if digest is not None}
         return StoredCompletions(self.path, there) if there else None
 
-    def clear_previous(self) -> None:
-        """Remove older shards that the store has taken over as a whole; it is whole now."""
-        if not self.missing():
-            self._previous.prune()
-
     # -- inside
 
     def _whole(self, k: int) -> bool:

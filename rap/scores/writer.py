@@ -139,6 +139,11 @@ class ShardWriter(Shards):
         group are those of the older data set. Raises ``RapStoreError``."""
         return self._previous.rows(wanted)
 
+    def clear_previous(self) -> None:
+        """Remove older shards that the store has taken over as a whole; it is whole now."""
+        if not self.missing():
+            self._previous.prune()
+
     # -- inside
 
     def _writable(self, k: int) -> range:

@@ -12,6 +12,9 @@ from ..config import TRAIN_GROUP
 from ..scores.drawn import Drawn
 from ..scores.table import SCORED
 
+BILLED = ["status", "code", "forwards", "generated_tokens", "seconds", "decided_by"]
+"""The columns of the score table that are read here."""
+
 
 def count_rows(table: pa.Table) -> dict[str, int]:
     """Rows by status, quarantined ones by code."""
