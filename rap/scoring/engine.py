@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ..config import ExecutorConfig, ScoreConfig
+from ..config import ExecutorConfig, ScoreConfig, means
 from ..engines import Engine, EngineConfig, Said, conversation, image_part, make_engine
 from ..engines.settings import LOCAL
 from ..errors import RapConfigError
@@ -44,7 +44,7 @@ def resolve_all(
     Raises ``RapConfigError`` as ``settings.resolve`` does.
     """
     kinds = (ScoreConfig, EngineConfig, ExecutorConfig)
-    names = [[f.name for f in dataclasses.fields(kind)] for kind in kinds]
+    names = [means(kind, given.get("executor")) for kind in kinds]
     require_known(given, sum(names, []), f"{owner} has no such option")
     scoring, engine, executor = (
         {name: v for name, v in given.items() if name in own} for own in names
