@@ -397,6 +397,16 @@ def means(kind: type, executor: object) -> list[str]:
     return [name for name in names if kind is not other or name != "workers"]
 
 
+def require_whole(executor: ExecutorConfig, what: str) -> None:
+    """Raises ``RapConfigError`` where scores may come in part: nothing is chosen of
+    these."""
+    if not executor.steal:
+        raise RapConfigError(
+            f"steal = False: {what} needs all scores; score first, merge the stores, and "
+            "choose then"
+        )
+
+
 def require_judge(evidence: str, reward: object) -> None:
     """Raises ``RapConfigError`` for a reward function that nothing would call."""
     if reward is not None and evidence not in GRADED:

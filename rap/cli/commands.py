@@ -20,7 +20,7 @@ from typing import Any
 
 import click
 
-from ..config import DEFAULT_BUDGET, ChooseConfig
+from ..config import DEFAULT_BUDGET, ChooseConfig, require_whole
 from ..errors import RapConfigError, RapInputError
 from ..export.filter import PLAIN
 from ..export.formats import TARGETS
@@ -39,6 +39,7 @@ from .options import (
     ROLLOUT_OPTIONS,
     SCORE_OPTIONS,
     SHOWN_DATA_OPTIONS,
+    executor_config,
     json_option,
     model_options,
     refuse_given,
@@ -243,6 +244,7 @@ def select(
                 raise click.UsageError("give --out DIR or --store DIR: scores must live on")
             store = options["out"] / "scores"
         check_rule(rules, score_config(options).evidence)
+        require_whole(executor_config(options), "rap select")
         refuse_unwritable(options["out"], options["report"])
         scores = score_data(samples, model, store, options)
     choose_and_tell(scores, rules, options)

@@ -112,8 +112,7 @@ class Claims:
         """Whether the claim was free and is ours now. Raises ``RapStoreError``."""
         path = self.folder / name
         try:
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            handle = os.open(path, flags, 0o666)
+            handle = self._create(path)
         except FileExistsError:
             return False
         except OSError as error:
@@ -216,6 +215,14 @@ class Claims:
         if self._thread is not None and self._mine.owner.pid == os.getpid():
             self._thread.join()
             self._thread = None
+
+    def _create(self, path: Path) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        try:
+            return os.open(path, flags, 0o666)
+        except FileNotFoundError:  # a run that had the store for itself has cleared up
+            make_folder(self.folder)
+            return os.open(path, flags, 0o666)
 
     def _read(self, name: str) -> bytes | None:
         """What a claim says now; None if there is none. Opened anew each time: a network

@@ -41,6 +41,7 @@ from ..config import (
     ExecutorOptions,
     ScoreConfig,
     ScoreOptions,
+    require_whole,
 )
 from ..engines import EngineConfig, EngineOptions
 from ..errors import RapConfigError
@@ -341,6 +342,8 @@ def select(
     chosen = resolve(ChooseConfig, "choose", choose, choosing, "rap.select")
     config = resolve(ScoreConfig, "config", config, scoring, "rap.select")
     check_rule(chosen, config.evidence)
+    executing = {n: v for n, v in given.items() if n in fields[ExecutorConfig]}
+    require_whole(ExecutorConfig(**executing), "rap.select")
     theirs = [*run_options, *fields[EngineConfig], *fields[ExecutorConfig]]
     rest = {name: value for name, value in given.items() if name in theirs}
     return choose_from(score(model, processor, dataset, config, **rest), chosen)

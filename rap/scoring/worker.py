@@ -20,7 +20,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
@@ -97,7 +97,7 @@ def require_agreement(plan: ShardPlan, session: Session, by: Pass, who: str) -> 
     if lines:
         raise RapConfigError(
             f"{by.folder}: {who} is not of the run that was planned here: "
-            f"{'; '.join(map(in_words, lines))}"
+            f"{'; '.join(map(in_words, lines)).replace(' in the store', ' in the plan')}"
         )
 
 
@@ -160,11 +160,11 @@ class Worker:
         others are at. Raises what `rap.score` does; what was scored stays."""
         if self.plan.sealed is not None:
             return
-        done = len(self.session.samples) - sum(
-            len(self.store.shard_range(k)) for k in self.store.missing()
-        )
-        with Bar(len(self.session.samples), done, progress) as bar:
-            self._run.run(self.store, self._claimed(numbers), bar)
+        n, missing = len(self.session.samples), set(self.store.missing())
+        done = n - sum(len(self.store.shard_range(k)) for k in missing)
+        claimed = (k for k in numbers if k in missing and self.store.claim(k, over=True))
+        with Bar(n, done, progress) as bar:
+            self._run.run(self.store, claimed, bar)
 
     def finish(self) -> bool:
         """Seal the store, or wait until another has; False if shards are missing.
@@ -188,9 +188,6 @@ class Worker:
         return True
 
     # -- inside
-
-    def _claimed(self, numbers: Iterable[int]) -> Iterator[int]:
-        return (k for k in numbers if self.store.claim(k, over=True))
 
     def _verify(self, k: int) -> None:
         """Raises ``RapConfigError`` if the samples of a shard are not those of the plan."""

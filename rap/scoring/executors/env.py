@@ -33,6 +33,9 @@ from ..worker import Worker
 from .contract import Scored, read_sealed, through
 from .ranks import Rank, device_here, find_rank
 
+MOST = 10.0
+"""Seconds, at most, between two looks whether another process has died."""
+
 
 class EnvExecutor:
     def __init__(self, config: ExecutorConfig) -> None:
@@ -66,7 +69,7 @@ class EnvExecutor:
         with Worker(
             session, by, rank=rank.rank, of=rank.world, lease=config.lease
         ) as worker:
-            n = worker.store.n_shards
+            n, wait, left = worker.store.n_shards, worker.wait, -1
             while True:
                 worker.run_shards(order(n, rank, config.steal), shown)
                 if worker.finish():
@@ -74,7 +77,9 @@ class EnvExecutor:
                 missing = worker.store.missing()
                 if not config.steal and set(own(n, rank)).isdisjoint(missing):
                     return
-                time.sleep(worker.wait)
+                wait = worker.wait if len(missing) != left else min(1.5 * wait, MOST)
+                left = len(missing)
+                time.sleep(wait)
 
     def _profiled(self, session: Session, store: Path) -> AbstractContextManager[None]:
         """A profile of several processes is their sum: one adds to it at a time."""
