@@ -21,6 +21,7 @@ from .errors import (
     RapInputError,
     RapModelError,
     RapStoreError,
+    RapWorkerError,
     install,
     missing,
 )
@@ -73,6 +74,7 @@ __all__ = [
     "RapInputError",
     "RapModelError",
     "RapStoreError",
+    "RapWorkerError",
     "Sampling",
     "ScoreConfig",
     "Scores",

@@ -294,10 +294,10 @@ class ExecutorConfig:
     """Which processes score: one, or many that fill one store."""
 
     executor: ExecutorName = setting(
-        "Who scores: this process alone (local), every process that a launcher has started "
-        "with this command, torchrun, Slurm or a loop (env), or workers on a Ray cluster "
-        "(ray). Many fill one store on a file system that they share, and how many they are "
-        "changes no score.",
+        "Who scores: this process alone (local), every process that a launcher has "
+        "started with this command, torchrun, Slurm or a loop (env), or workers on a Ray "
+        "cluster (ray). Many fill one store on a file system that they share, and how many "
+        "they are changes no score.",
         default="local",
     )
     shard: Annotated[str, Predicate(_is_shard)] | None = setting(
@@ -313,14 +313,14 @@ class ExecutorConfig:
         default=True,
     )
     lease: Annotated[Number, Gt(0)] = setting(
-        "Executors env and ray: seconds without a sign of life after which others take over "
-        "what a process on another machine was scoring.",
+        "Executors env and ray: seconds without a sign of life after which others take "
+        "over what a process on another machine was scoring.",
         default=120.0,
         expected="seconds > 0",
     )
     workers: Annotated[int, Ge(1)] | None = setting(
-        "Executor ray: processes that score, at most, one model each; fewer score while the "
-        "cluster has no room for more.",
+        "Executor ray: processes that score, at most, one model each; fewer score while "
+        "the cluster has no room for more.",
         default=None,
         none="as many as the GPUs of the cluster hold, 1 without GPUs",
     )
@@ -350,8 +350,8 @@ class ExecutorConfig:
         default=3,
     )
     max_shard_failures: Annotated[int, Ge(1)] = setting(
-        "Executor ray: a shard whose worker has died so many times is left out; the rest is "
-        "scored, and then the run ends with an error that names it.",
+        "Executor ray: a shard whose worker has died so many times is left out; the rest "
+        "is scored, and then the run ends with an error that names it.",
         default=3,
     )
 

@@ -14,7 +14,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from ..config import ChooseConfig, ExecutorConfig, Sampling, ScoreConfig
+from ..config import ChooseConfig, ExecutorConfig, Sampling, ScoreConfig, means
 from ..engines import EngineConfig
 from ..errors import RapConfigError
 from ..scores.evidence import describe as describe_evidence
@@ -139,6 +139,8 @@ def _both(*decorators: Callable[..., Any]) -> Callable[..., Any]:
     return apply
 
 
+_RAY_WORKERS = "With --executor ray: processes that score, at most, one model each."
+
 SCORE_OPTIONS = _both(
     group(
         "Engine",
@@ -176,10 +178,15 @@ SCORE_OPTIONS = _both(
         ),
     ),
     group("Sampling of completions", *field_options(Sampling)),
-    group("Processes", *field_options(ExecutorConfig)),
+    group(
+        "Processes",
+        *field_options(
+            ExecutorConfig, only=[f for f in field_types(ExecutorConfig) if f != "workers"]
+        ),
+    ),
     group(
         "Speed and limits",
-        *field_options(ScoreConfig, speed=True),
+        *field_options(ScoreConfig, speed=True, texts={"workers": _RAY_WORKERS}),
         option(
             "--progress/--no-progress",
             default=None,
@@ -261,7 +268,7 @@ TRAIN_OPTIONS = _both(
 
 def score_config(options: Mapping[str, Any]) -> ScoreConfig:
     """The options given on the command line as a ``ScoreConfig``; the rest is default."""
-    found: dict[str, Any] = given(ScoreConfig, options)
+    found: dict[str, Any] = _meant(ScoreConfig, options)
     parts: dict[str, Any] = {
         name: {} for name, kind in field_types(ScoreConfig).items() if is_settings(kind)
     }
@@ -282,7 +289,13 @@ def engine_config(options: Mapping[str, Any]) -> EngineConfig:
 
 def executor_config(options: Mapping[str, Any]) -> ExecutorConfig:
     """Who scores, as given on the command line."""
-    return ExecutorConfig(**given(ExecutorConfig, options))
+    return ExecutorConfig(**_meant(ExecutorConfig, options))
+
+
+def _meant(kind: type, options: Mapping[str, Any]) -> dict[str, Any]:
+    """As ``given``, of a scoring command: see ``means``."""
+    names = means(kind, options.get("executor"))
+    return {name: value for name, value in given(kind, options).items() if name in names}
 
 
 def _require_field(name: str, parts: Iterable[str]) -> None:

@@ -75,29 +75,37 @@ def recipe_of(samples: SampleSet, model: str | None, options: Mapping[str, Any])
     shown = options["progress"]
     if not (sys.stderr.isatty() if shown is None else shown):
         quiet_transformers()
-    loaded, processor = (None, None) if model is None else load(model, options)
+    loaded: tuple[Any, Any] = (model, None)
+    if model is not None and options["executor"] != "ray":  # there each worker loads it
+        loaded = load(model, options)
     from ..scoring.session import Recipe
 
     return Recipe(
-        *(loaded, processor, samples, config, engine),
+        *(*loaded, samples, config, engine),
         reward=reward,
         progress=True if shown is None else "force" if shown else False,
         verify_images=options["verify_images"],
         retry_quarantined=options["retry"],
         profile=options["profile"],
+        loading=loading(options),
     )
+
+
+def loading(options: Mapping[str, Any]) -> dict[str, Any]:
+    """``load_model``'s keyword arguments, by ``LOADING_OPTIONS``."""
+    names = ("device", "dtype", "attn_implementation", "trust_remote_code", "allow_pickle")
+    return {name: options[name] for name in names}
 
 
 def load(model: str, options: Mapping[str, Any]) -> tuple[Any, Any]:
     """(model, processor) by ``LOADING_OPTIONS``; raises what ``load_model`` raises. Of many
     processes of a machine each takes a device of its own."""
-    names = ("dtype", "attn_implementation", "trust_remote_code", "allow_pickle")
-    device = options["device"]
-    if device == "auto" and options.get("executor") == "env":
+    found = loading(options)
+    if found["device"] == "auto" and options.get("executor") == "env":
         from ..scoring.executors.ranks import device_here
 
-        device = device_here(options["shard"])
-    return load_model(model, device=device, **{name: options[name] for name in names})
+        found["device"] = device_here(options["shard"])
+    return load_model(model, **found)
 
 
 def kept_in(store: Any) -> str:

@@ -78,6 +78,8 @@ class SampleSet(Sequence["Sample | Bad"]):
         """Where ``open_samples`` found the data, as it was given; None: in memory."""
         self.given_root: str | None = None
         """The ``root`` that ``open_samples`` was given."""
+        self.given_columns: Mapping[str, str] | None = None
+        """The ``columns`` that ``open_samples`` was given."""
         self._ids, self._bad_ids = self._read_ids()
         self._tell_splits()
         self._require_a_usable_row()
@@ -393,6 +395,7 @@ def open_samples(
     if isinstance(source, (str, os.PathLike)):
         samples.path = os.fspath(source)
     samples.given_root = None if root is None else os.fspath(root)
+    samples.given_columns = None if columns is None else dict(columns)
     return samples
 
 

@@ -94,6 +94,8 @@ class Claims:
     ) -> None:
         self.folder = store / FOLDER
         self.lease, self.clock = lease, clock
+        self.dead: set[Owner] = set()
+        """Processes of other machines that are known to be dead."""
         self._mine = Claim(me(), secrets.token_hex(8), rank, lease)
         self._held: dict[str, int] = {}  # name: open file
         self._seen: dict[str, tuple[bytes, float]] = {}
@@ -165,7 +167,7 @@ class Claims:
         if name not in self._seen or self._seen[name][0] != text:
             self._seen[name] = text, now
         claim = Claim.of(text)
-        if claim is not None and lives(claim.owner) is False:
+        if claim is not None and (claim.owner in self.dead or lives(claim.owner) is False):
             return True
         lease = self.lease if claim is None else claim.lease
         return now - self._seen[name][1] >= lease

@@ -315,10 +315,19 @@ class Run:
 
 
 class Bar:
-    """A tqdm bar over the samples, with rate, time left and the number quarantined."""
+    """A tqdm bar over the samples, with rate, time left and the number quarantined.
+    ``after``: is called after every batch."""
 
-    def __init__(self, total: int, done: int, progress: bool | str) -> None:
+    def __init__(
+        self,
+        total: int,
+        done: int,
+        progress: bool | str,
+        after: Callable[[], None] | None = None,
+    ) -> None:
         from tqdm import tqdm
+
+        self._after = after
 
         watched = sys.stderr.isatty() or "ipykernel" in sys.modules
         self._bar = tqdm(
@@ -334,6 +343,8 @@ class Bar:
         self._bar.update(n)
         if bad:
             self._bar.set_postfix_str(f"{bad} quarantined", refresh=False)
+        if self._after is not None:
+            self._after()
 
     def __enter__(self) -> Self:
         return self

@@ -41,6 +41,7 @@ from ..config import (
     ExecutorOptions,
     ScoreConfig,
     ScoreOptions,
+    means,
     require_whole,
 )
 from ..engines import EngineConfig, EngineOptions
@@ -73,6 +74,7 @@ class RunOptions(TypedDict, total=False):
     verify_images: bool
     retry_quarantined: bool
     profile: bool
+    loading: Mapping[str, Any] | None
 
 
 class ScoringOptions(ScoreOptions, EngineOptions, ExecutorOptions, total=False):
@@ -98,6 +100,7 @@ def score(
     verify_images: bool = True,
     retry_quarantined: bool = False,
     profile: bool = False,
+    loading: Mapping[str, Any] | None = None,
     **overrides: Unpack[ScoringOptions],
 ) -> Scores:
     """Score every sample of a data set with one model: the slow step, resumable.
@@ -122,7 +125,8 @@ def score(
         A `ScoreConfig` (None is the defaults), and single fields that replace its own: see
         ``help(rap.ScoreConfig)``. Those of `rap.config.ExecutorConfig`: which processes
         score, e.g. ``executor="env"`` under torchrun or Slurm, which fill one store
-        together; each gets the whole scores back. Those of `rap.engines.EngineConfig`:
+        together; each gets the whole scores back. ``executor="ray", workers=8,
+        gpus_per_worker=1`` has workers on a Ray cluster score. Those of `rap.engines.EngineConfig`:
         what samples completions, e.g. ``engine="openai",
         base_url="http://node7:8000/v1", concurrency=64``. A server is probed before the
         first sample (one line on stderr), and has to see the local processor's prompts; it
@@ -149,6 +153,10 @@ def score(
         the work: ``meta["profile"]``, a `scores.profile.Profile` as plain values. It is
         kept in the store as the sum of its profiled runs, and the report shows it. No
         score depends on it.
+    loading
+        Where ``model`` is a folder or hub name, how it is loaded: the keyword arguments of
+        `rap.model.loading.load_model` (``dtype``, ``device``, ``attn_implementation``,
+        ...). Executor ray loads it in every worker, and so takes no other model.
 
     Returns
     -------
@@ -182,6 +190,7 @@ def score(
         verify_images=verify_images,
         retry_quarantined=retry_quarantined,
         profile=profile,
+        loading=loading or {},
     )
     return score_by(recipe, store, executor, since=wall)
 
@@ -233,6 +242,7 @@ def plan(
     root: str | os.PathLike[str] | None = None,
     verify_images: bool = True,
     retry_quarantined: bool = False,
+    loading: Mapping[str, Any] | None = None,
     **overrides: Unpack[ScoringOptions],
 ) -> ShardPlan:
     """Make the store that many processes will fill, and work out once what each of them
@@ -263,6 +273,7 @@ def plan(
         root=root,
         verify_images=verify_images,
         retry_quarantined=retry_quarantined,
+        loading=loading or {},
     )
     return plan_by(recipe, store)
 
@@ -312,7 +323,8 @@ def select(
         the executor (``executor``, ``shard``, ...) or of ``choose`` (``budget``, ``rule``,
         ``by``, ..., see ``help(rap.ChooseConfig)``), and what `score` takes besides:
         ``store``, ``reward``, ``columns``, ``root``, ``progress``, ``allow_degenerate``,
-        ``verify_images``, ``retry_quarantined``, ``profile``, see ``help(rap.score)``.
+        ``verify_images``, ``retry_quarantined``, ``profile``, ``loading``, see
+        ``help(rap.score)``.
 
     Returns
     -------
@@ -328,8 +340,8 @@ def select(
     RapInputError, RapModelError, RapStoreError
         As `score` and `choose` do.
     """
-    fields = {kind: {f.name for f in dataclasses.fields(kind)} for kind in _SETTINGS}
     given: dict[str, Any] = {**options}
+    fields = {kind: set(means(kind, given.get("executor"))) for kind in _SETTINGS}
     run_options = RunOptions.__annotations__
     known = [*run_options, *sorted(set().union(*fields.values()))]
     require_known(given, known, "rap.select has no such option")

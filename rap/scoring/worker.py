@@ -153,8 +153,20 @@ class Worker:
     def __exit__(self, *_: object) -> None:
         self.claims.close()
 
-    def run_shards(self, numbers: Iterable[int], progress: bool | str = False) -> None:
+    @property
+    def bad(self) -> int:
+        """Samples that this process has quarantined, or found so."""
+        return self._run.judge.bad.total()
+
+    def run_shards(
+        self,
+        numbers: Iterable[int],
+        progress: bool | str = False,
+        *,
+        after: Callable[[], None] | None = None,
+    ) -> None:
         """Score those of these shards that are not there and can be claimed, in order.
+        ``after`` is called after every batch; what it raises ends the run in order.
 
         Returns when none of them is free any more; ``store.missing()`` then holds what
         others are at. Raises what `rap.score` does; what was scored stays."""
@@ -163,7 +175,7 @@ class Worker:
         n, missing = len(self.session.samples), set(self.store.missing())
         done = n - sum(len(self.store.shard_range(k)) for k in missing)
         claimed = (k for k in numbers if k in missing and self.store.claim(k, over=True))
-        with Bar(n, done, progress) as bar:
+        with Bar(n, done, progress, after) as bar:
             self._run.run(self.store, claimed, bar)
 
     def finish(self) -> bool:

@@ -14,7 +14,8 @@ the shards it is told, and ``finish`` seals. ``through`` leads either through th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +23,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from ...samples.sampleset import SampleSet
+from ...scores.claims import PROFILE, Claims
 from ...scores.completions import Completions, StoredCompletions
 from ...scores.drawn import Drawn
 from ...scores.reader import Reader, ShardReader
@@ -30,6 +32,7 @@ from ...scores.store import ScoreStore
 from ...scores.table import SCORE_SCHEMA
 from ..ledger import BILLED
 from ..plan import FOLDER
+from ..profiling import profiled
 from ..session import Pass, Recipe, Session
 
 
@@ -68,7 +71,23 @@ def through(session: Session, fill: Callable[[Pass], None]) -> None:
     if first is not None:
         fill(first)
         session.watch.counts.pop("samples", None)  # the pass to come counts them
-    fill(session.last_pass(None if first is None else session.settled(_rows(first.folder))))
+    fill(
+        session.last_pass(None if first is None else session.settled(rows_of(first.folder)))
+    )
+
+
+def profiled_beside_others(
+    session: Session, store: Path, rank: int, lease: float
+) -> AbstractContextManager[None]:
+    """As ``profiled``. A profile of several processes is their sum: one adds to it at a
+    time."""
+
+    @contextmanager
+    def alone() -> Iterator[None]:
+        with Claims(store, rank=rank, lease=lease) as claims, claims.holding(PROFILE):
+            yield
+
+    return profiled(session.driver, session.watch, store, alone)
 
 
 def read_sealed(samples: SampleSet, store: Path, cascade: bool) -> Scored:
@@ -86,9 +105,10 @@ def read_sealed(samples: SampleSet, store: Path, cascade: bool) -> Scored:
         shards.data,
         Drawn() if plan is None else plan.drawn,
         StoredCompletions(store, digests) if digests else None,
-        _rows(store / FOLDER) if cascade else None,
+        rows_of(store / FOLDER) if cascade else None,
     )
 
 
-def _rows(folder: Path) -> pa.Table:
+def rows_of(folder: Path) -> pa.Table:
+    """The finished table of a pass."""
     return ScoreStore.load(folder).read()

@@ -13,7 +13,6 @@ import dataclasses
 import os
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -21,16 +20,14 @@ import pyarrow as pa
 
 from ...config import ExecutorConfig
 from ...errors import RapConfigError
-from ...scores.claims import PROFILE, Claims
 from ...scores.drawn import Drawn
 from ...scores.store import ScoreStore
 from ...scores.table import SCORE_SCHEMA
 from ..evidence import EVIDENCE
 from ..ledger import BILLED
-from ..profiling import profiled
 from ..session import Pass, Recipe, Session
 from ..worker import Worker
-from .contract import Scored, read_sealed, through
+from .contract import Scored, profiled_beside_others, read_sealed, through
 from .ranks import Rank, device_here, find_rank
 
 MOST = 10.0
@@ -54,7 +51,11 @@ class EnvExecutor:
         if isinstance(recipe.model, (str, os.PathLike)):
             loading = {"device": device_here(self.config.shard), **recipe.loading}
             recipe = dataclasses.replace(recipe, loading=loading)
-        with recipe.open(store) as session, self._profiled(session, store):
+        rank, lease = self.rank.rank, self.config.lease
+        with (
+            recipe.open(store) as session,
+            profiled_beside_others(session, store, rank, lease),
+        ):
             through(session, partial(self._fill, session))
             missing = set(ScoreStore.load(store).missing())
             if not missing:
@@ -80,17 +81,6 @@ class EnvExecutor:
                 wait = worker.wait if len(missing) != left else min(1.5 * wait, MOST)
                 left = len(missing)
                 time.sleep(wait)
-
-    def _profiled(self, session: Session, store: Path) -> AbstractContextManager[None]:
-        """A profile of several processes is their sum: one adds to it at a time."""
-
-        @contextmanager
-        def alone() -> Iterator[None]:
-            rank, lease = self.rank.rank, self.config.lease
-            with Claims(store, rank=rank, lease=lease) as claims, claims.holding(PROFILE):
-                yield
-
-        return profiled(session.driver, session.watch, store, alone)
 
     def _part(self, session: Session, store: Path, missing: set[int]) -> Scored:
         """The shards of this process, of a store that others have not filled yet."""
