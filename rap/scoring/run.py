@@ -25,7 +25,6 @@ there. A batch halved for lack of memory counts as one of another size.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import tempfile
 import time
@@ -126,8 +125,8 @@ def score(
         ``help(rap.ScoreConfig)``. Those of `rap.config.ExecutorConfig`: which processes
         score, e.g. ``executor="env"`` under torchrun or Slurm, which fill one store
         together; each gets the whole scores back. ``executor="ray", workers=8,
-        gpus_per_worker=1`` has workers on a Ray cluster score. Those of `rap.engines.EngineConfig`:
-        what samples completions, e.g. ``engine="openai",
+        gpus_per_worker=1`` has workers on a Ray cluster score. Those of
+        `rap.engines.EngineConfig`: what samples completions, e.g. ``engine="openai",
         base_url="http://node7:8000/v1", concurrency=64``. A server is probed before the
         first sample (one line on stderr), and has to see the local processor's prompts; it
         goes into the fingerprint.

@@ -71,9 +71,8 @@ def through(session: Session, fill: Callable[[Pass], None]) -> None:
     if first is not None:
         fill(first)
         session.watch.counts.pop("samples", None)  # the pass to come counts them
-    fill(
-        session.last_pass(None if first is None else session.settled(rows_of(first.folder)))
-    )
+    settled = None if first is None else session.settled(rows_of(first.folder))
+    fill(session.last_pass(settled))
 
 
 def profiled_beside_others(

@@ -87,10 +87,11 @@ class Begun:
 @dataclass(frozen=True, slots=True)
 class Report:
     """What became of a shard. ``whole``: its scores are in the store. ``bad``: samples of
-    it that were quarantined."""
+    it that were quarantined. ``stopped``: the driver's claim was gone."""
 
     whole: bool
     bad: int = 0
+    stopped: bool = False
 
 
 class Cluster(Protocol):
@@ -231,7 +232,7 @@ class Crew:
         if member.begun != self._passes:
             return "begin", self._last
         ready = sum(m.begun == self._passes for m in self.members)
-        self._going = self._going or ready >= self.least
+        self._going = self._going or ready >= min(self.least, len(self.members))
         work = self._work
         if work is None or not self._going:
             return None
@@ -252,7 +253,7 @@ class Crew:
         """Wait for an answer, and take all that are there."""
         asked = {m.asked: m for m in self.members if m.asked is not None}
         waiting = self._work is not None and self._work.later
-        for ready in self.cluster.wait(list(asked), AGAIN if waiting else PATIENCE):
+        for ready in self._answered(list(asked), AGAIN if waiting else PATIENCE):
             member = asked[ready]
             member.asked = None
             try:
@@ -263,6 +264,12 @@ class Crew:
                 self._heard(member, answer, stack, progress)
         self._end_surplus()
         self._tell()
+
+    def _answered(self, asked: Sequence[Any], seconds: float) -> Collection[Any]:
+        if asked:
+            return self.cluster.wait(asked, seconds)
+        time.sleep(seconds / 4)  # all are idle: what is left others have claimed
+        return ()
 
     def _failed(self, member: Member, error: Exception) -> None:
         """A worker died, or what it met may be its machine's fault. Anything else is an
@@ -299,6 +306,11 @@ class Crew:
     def _scored(self, member: Member, report: Report) -> None:
         work = self._work
         assert work is not None
+        if report.stopped:
+            raise RapStoreError(
+                "executor 'ray': another run has taken this store for itself; the same "
+                "command goes on once that is over"
+            )
         if not report.whole:  # a process of another run has claimed it
             work.later.append((self.clock() + AGAIN, member.shard))
             return
@@ -310,16 +322,17 @@ class Crew:
         """Raises ``RapStoreError``, ``RapConfigError`` for a worker that is no help."""
         if not place.sees:
             raise RapStoreError(
-                f"executor 'ray': the store's folder, as the driver has it, is not there on "
-                f"{place.node}; give a folder on a file system that all nodes share"
+                "executor 'ray': the folder of the store is not there on "
+                f"{place.node}, or is another one than the driver's; give a folder on a "
+                "file system that all nodes share"
             )
         for name, found in place.versions.items():
             known, where = self._versions.setdefault(name, (found, place.node))
             if found != known:
                 raise RapConfigError(
-                    f"executor 'ray': {name} is {found or 'not installed'} on {place.node}, "
-                    f"{known or 'not installed'} on {where}; scores may depend on it: "
-                    "install the same version everywhere"
+                    f"executor 'ray': {name} is {found or 'not installed'} on "
+                    f"{place.node}, {known or 'not installed'} on {where}; scores may "
+                    "depend on it: install the same version everywhere"
                 )
 
     # -- deaths and ends

@@ -100,10 +100,10 @@ def require_paths(recipe: Recipe) -> None:
     for name, value in (("model", recipe.model), ("processor", recipe.processor)):
         if value is not None and not isinstance(value, (str, os.PathLike)):
             raise RapConfigError(
-                f"{name}: executor 'ray' loads it in every worker, which a "
-                f"{type(value).__name__} in this process is no help for; give a folder that "
-                f"all nodes see ({name}.save_pretrained(folder)) or a hub name, and "
-                "loading={'dtype': ..., ...}"
+                f"{name}: executor 'ray' loads it in every worker, and cannot send the "
+                f"{type(value).__name__} of this process; give a folder that all nodes see "
+                f"({name}.save_pretrained(folder)), or a hub name, and how it is loaded: "
+                "loading={'dtype': 'bfloat16', ...}"
             )
 
 

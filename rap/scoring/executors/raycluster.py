@@ -99,9 +99,9 @@ class RayCluster:
             self._order = ray.put(order)
         except (TypeError, AttributeError, ValueError) as error:
             raise RapConfigError(
-                f"executor 'ray': what its workers need cannot be sent to them "
-                f"({first_line(error)}); give the data set as a path, and a reward function "
-                "that is defined in a module"
+                "executor 'ray': what its workers need cannot be sent to them "
+                f"({first_line(error)}); give the data set as a path, and a reward "
+                "function that is defined in a module"
             ) from error
 
     def start(self, number: int) -> Any:

@@ -109,7 +109,7 @@ class RayWorker:
         try:
             worker.run_shards([k], after=self._go_on)
         except KeyboardInterrupt:  # _go_on
-            return Report(whole=False)
+            return Report(whole=False, stopped=True)
         return Report(worker.store.is_whole(k), worker.bad - before)
 
     def seal(self) -> Begun:
