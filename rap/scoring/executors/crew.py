@@ -117,7 +117,7 @@ class Cluster(Protocol):
 @dataclass(slots=True)
 class Member:
     """A worker, or one after the other. ``deaths``: in a row. ``begun``: the number of the
-    pass that it has begun."""
+    pass that it has begun; ``asked_in``: of that in which it was asked ``what``."""
 
     number: int
     worker: Any
@@ -127,7 +127,12 @@ class Member:
     begun: int = 0
     what: str = ""
     asked: Any = None
+    asked_in: int = 0
     shard: int = -1
+
+    @property
+    def stays(self) -> bool:
+        return self.what != "close"
 
     def __str__(self) -> str:
         on = "" if self.place is None else f" on {self.place.node}"
@@ -223,6 +228,7 @@ class Crew:
         if member.asked is None and (step := self._step(member)) is not None:
             member.what, *arguments = step
             member.asked = self.cluster.ask(member.worker, member.what, *arguments)
+            member.asked_in = self._passes
 
     def _step(self, member: Member) -> tuple[Any, ...] | None:
         if member.place is None:
@@ -241,7 +247,8 @@ class Crew:
             member.shard = k
             return "score", k, frozenset(self.dead)
         if work.left or any(m.what in ("score", "seal") for m in self.members if m.asked):
-            surplus = self._last and not work.left and len(self.members) > self.least
+            staying = sum(m.stays for m in self.members)
+            surplus = self._last and not work.left and staying > self.least
             return ("close",) if surplus else None
         if work.given_up:
             raise RapWorkerError(_given_up(work, self.config.max_shard_failures))
@@ -291,8 +298,8 @@ class Crew:
         elif member.what == "open":
             member.opened = True
         elif member.what == "begin":
-            member.begun = self._passes
-            if self._work is None:
+            member.begun = member.asked_in  # the pass may be over by now
+            if self._work is None and member.begun == self._passes:
                 self._work = _work_of(answer, stack, progress)
         elif member.what == "score":
             self._scored(member, answer)
@@ -345,21 +352,22 @@ class Crew:
         if member.what == "close":
             self.members.remove(member)
             return
+        who = str(member)
+        member.place, member.opened, member.begun = None, False, 0
         member.deaths += 1
         at = self._shard_failed(member.shard, cause) if member.what == "score" else ""
         most = self.config.max_restarts
         if member.deaths > most:
             raise RapWorkerError(
-                f"{member} died {member.deaths} times in a row (max_restarts = {most})"
+                f"{who} died {member.deaths} times in a row (max_restarts = {most})"
                 f"{at or f', the last time in {member.what!r}'}: {cause}. What was scored "
                 "stays, and the same command goes on from there"
             )
         log.warning(
             "%s died%s: %s. It is started again (%d of %d)",
-            *(member, at or f" in {member.what!r}", cause, member.deaths, most),
+            *(who, at or f" in {member.what!r}", cause, member.deaths, most),
         )
         member.worker = self.cluster.start(member.number)
-        member.place, member.opened, member.begun = None, False, 0
 
     def _shard_failed(self, k: int, cause: str) -> str:
         """Have a shard scored again, if its worker has not died too often; which it is."""
@@ -390,7 +398,8 @@ class Crew:
         if work is None or not self._last:
             return
         waiting = [m for m in self.members if m.place is None]
-        kept = max(work.left, 1 if len(waiting) == len(self.members) else 0)
+        staying = sum(m.stays for m in self.members)
+        kept = max(work.left, 1 if len(waiting) == staying else 0)
         for member in waiting[kept:]:
             self._leave(member)
 

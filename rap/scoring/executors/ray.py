@@ -60,7 +60,6 @@ class RayExecutor:
                 order = make_order(recipe, samples, store, workers, config.lease, gpus)
                 cluster = RayCluster(ray, order, cpus=config.cpus_per_worker, gpus=gpus)
                 self._lead(Crew(cluster, workers, config), claims, recipe, store, cascade)
-            shutil.rmtree(store / FOLDER, ignore_errors=True)
         return read_sealed(samples, store, cascade)
 
     def _lead(
@@ -78,6 +77,7 @@ class RayExecutor:
             crew.stop(GRACE)
             for folder in (store, store / FIRST):
                 bury(folder, crew.dead, self.config.lease)
+            shutil.rmtree(store / FOLDER, ignore_errors=True)
 
 
 def bury(folder: Path, dead: Collection[Owner], lease: float) -> None:
