@@ -22,9 +22,11 @@ from test_store import FINGERPRINT, SIZE, N, files, fill, opened, shard
 
 from rap.config import ScoreConfig
 from rap.errors import RapInputError, RapModelError, RapStoreError
-from rap.scores.claims import Claim, Claims, require_idle
+from rap.scores.claims import SEAL, Claim, Claims, require_idle
 from rap.scores.joined import JoinedStore
+from rap.scores.judge import judge_whole
 from rap.scores.owner import Owner, lives, me, stale_tmps, tmp_name
+from rap.scores.sealing import finish, seal
 from rap.scores.shardplan import (
     NAME,
     ShardPlan,
@@ -35,8 +37,6 @@ from rap.scores.shardplan import (
 )
 from rap.scores.shards import Shards
 from rap.scores.store import ScoreStore
-from rap.scoring.judge import judge_whole
-from rap.scoring.worker import SEAL, finish, seal
 
 # From Python 3.12 on, fork() in a process that has threads (Arrow's) warns.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")

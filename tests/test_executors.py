@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
+import signal
 import subprocess
 import sys
 import time
@@ -19,16 +21,26 @@ from typing import get_args
 
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
+from executor_inputs import OPTIONS, make_rows
 
 import rap
 import rap.demo.tiny
+from rap.cli.commands import main
 from rap.config import ExecutorConfig, ExecutorName, ExecutorOptions, ScoreConfig
 from rap.demo.model import WEIGHTS
-from rap.errors import RapConfigError
+from rap.errors import RapConfigError, RapInputError, RapStoreError
+from rap.samples.sampleset import open_samples
+from rap.scores.sealing import finish
+from rap.scores.shardplan import NAME, read_plan
+from rap.scores.store import ScoreStore
 from rap.scores.table import VOLATILE_COLUMNS
+from rap.scoring import filling
 from rap.scoring.executors import EXECUTORS
 from rap.scoring.executors.env import order, own
 from rap.scoring.executors.ranks import Rank, find_device, find_rank
+from rap.scoring.run import plan, score, select
+from rap.scoring.worker import shard_sha256
 
 KILLS = int(os.environ.get("RAP_KILLS", "5"))
 PATIENCE = 240.0
@@ -159,7 +171,7 @@ def test_executors_settings_and_options_go_together() -> None:
         ({"executor": "env", "lease": 0}, "lease = 0: expected seconds > 0"),
         ({"shard": "0/4"}, "shard = '0/4': executor 'local' takes none"),
         ({"steal": False}, "steal = False: executor 'local' takes none"),
-        ({"lease": 5}, "lease = 5.0: executor 'local' takes none"),
+        ({"lease": 5}, "lease = 5: executor 'local' takes none"),
     ],
 )
 def test_settings_that_are_refused(settings: dict, says: str) -> None:
@@ -417,13 +429,12 @@ def test_a_data_set_that_changed_between_two_runs(tiny, nursery, tmp_path, caplo
     rows = make_rows(nursery.folder)
     store = tmp_path / "store"
     env = {"executor": "env", "shard": "0/1"}
-    first = run_here(tiny, nursery, store, **env)
+    names = ["id", "p_answer1"]
+    before = run_here(tiny, nursery, store, **env).table.select(names).to_pylist()
     changed = [*rows[:20], {**rows[20], "question": "Another one?"}, *rows[21:]]
     scores = run_here(tiny, nursery, store, changed, **env)
     assert "samples are as they were" in caplog.text
-    names = ["id", "p_answer1"]
     now = scores.table.select(names).to_pylist()
-    before = first.table.select(names).to_pylist()
     differ = [a["id"] for a, b in zip(now, before, strict=True) if a != b]
     assert differ == ["s20"]
     fresh = run_here(tiny, nursery, tmp_path / "fresh", changed)

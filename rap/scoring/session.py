@@ -23,6 +23,7 @@ from ..model.counterfactual import WITH_PARTNER
 from ..model.loading import opened
 from ..rewards.checker import Checker, make_checker
 from ..samples.sampleset import SampleSet, open_samples
+from ..scores.judge import MIN_SEEN
 from ..scores.match import describe
 from ..scores.previous import Reuse
 from ..scores.shardplan import shard_size_for
@@ -34,7 +35,6 @@ from .again import redo_changed_images, redo_quarantined
 from .engine import provenance, running
 from .evidence import EVIDENCE
 from .filling import Run
-from .judge import MIN_SEEN
 from .plan import FOLDER, Plan, make_plan, redo_changed
 from .profiling import stopwatch
 from .reuse import look_back, put_in_groups, reuse_of
