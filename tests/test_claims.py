@@ -200,7 +200,8 @@ def test_a_stale_claim_goes_to_one_of_many(tmp_path: Path) -> None:
             taken = list(pool.map(take, takers))
             holding = [claims.holds(name) for claims in takers]
             assert sum(holding) == 1
-            assert taken == holding
+            # One whose claim a late reader renamed in between finds out by `holds`.
+            assert all(t for t, h in zip(taken, holding, strict=True) if h)
     for claims in takers:
         claims.close()
     assert os.listdir(tmp_path / "claims") == []

@@ -69,7 +69,7 @@ def test_three_parts_and_a_shard_in_progress(whole, tmp_path: Path) -> None:
 def test_overlaps_and_gaps_are_named(halves, tmp_path: Path) -> None:
     a, b = halves
     out = tmp_path / "c"
-    more = part(tmp_path / "more", (3, 4))
+    more = part(tmp_path / "more", (4,))
     with pytest.raises(
         RapInputError, match=r"a and .*more overlap: both have shard 4 \(samples 20 to 22\)"
     ):
@@ -125,7 +125,7 @@ def test_what_cannot_be_read_or_is_at_work(halves, whole, tmp_path: Path) -> Non
         assert claims.take("1")
         with pytest.raises(RapStoreError, match="workers are scoring .*shard 1: rank 1"):
             merge([a, tmp_path / "busy"], tmp_path / "c")
-    for damaged in ("scores-00003.parquet", "rollouts-00001.parquet"):
+    for damaged in ("rollouts-00001.parquet", "scores-00003.parquet"):
         flip(b / damaged, 100)
         with pytest.raises(RapStoreError, match=f"{damaged}: is damaged"):
             merge(halves, tmp_path / "c")
