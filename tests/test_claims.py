@@ -22,9 +22,11 @@ from test_store import FINGERPRINT, SIZE, N, files, fill, opened, shard
 
 from rap.config import ScoreConfig
 from rap.errors import RapInputError, RapModelError, RapStoreError
-from rap.scores.claims import Claim, Claims, require_idle
+from rap.scores.claims import SEAL, Claim, Claims, require_idle
 from rap.scores.joined import JoinedStore
+from rap.scores.judge import judge_whole
 from rap.scores.owner import Owner, lives, me, stale_tmps, tmp_name
+from rap.scores.sealing import finish, seal
 from rap.scores.shardplan import (
     NAME,
     ShardPlan,
@@ -35,8 +37,6 @@ from rap.scores.shardplan import (
 )
 from rap.scores.shards import Shards
 from rap.scores.store import ScoreStore
-from rap.scoring.judge import judge_whole
-from rap.scoring.worker import SEAL, finish, seal
 
 # From Python 3.12 on, fork() in a process that has threads (Arrow's) warns.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
@@ -200,7 +200,8 @@ def test_a_stale_claim_goes_to_one_of_many(tmp_path: Path) -> None:
             taken = list(pool.map(take, takers))
             holding = [claims.holds(name) for claims in takers]
             assert sum(holding) == 1
-            assert taken == holding
+            # One whose claim a late reader renamed in between finds out by `holds`.
+            assert all(t for t, h in zip(taken, holding, strict=True) if h)
     for claims in takers:
         claims.close()
     assert os.listdir(tmp_path / "claims") == []

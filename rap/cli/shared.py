@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
+from ..config import ScoreConfig
 from ..errors import RapStoreError
-from .fields import Command, group, option
+from .fields import Command, field_options, group, option
 from .options import (
     CONFIG_OPTION,
     DATA_OPTIONS,
@@ -19,6 +20,16 @@ from .options import (
     model_options,
 )
 from .steps import open_data, print_json, recipe_of
+
+LIMITS = group(
+    "Limits",
+    *field_options(ScoreConfig, only=("max_bad_fraction",)),
+    option(
+        "--allow-degenerate",
+        is_flag=True,
+        help="Whatever the completions or the answers' probabilities look like.",
+    ),
+)
 
 
 @click.command(cls=Command)
@@ -75,24 +86,10 @@ def plan(
 
 @click.command(cls=Command)
 @click.argument("store", type=PATH)
-@group(
-    "Limits",
-    option(
-        "--max-bad-fraction",
-        type=click.FloatRange(0, 1),
-        help="As in 'rap score'.  [default: 0.05]",
-    ),
-    option(
-        "--allow-degenerate",
-        is_flag=True,
-        help="Whatever the completions or the answers' probabilities look like.",
-    ),
-)
+@LIMITS
 @group("Result", json_option)
 @CONFIG_OPTION
-def finish(
-    store: Path, max_bad_fraction: float | None, allow_degenerate: bool, as_json: bool
-) -> None:
+def finish(store: Path, as_json: bool, **limits: Any) -> None:
     """Verify and seal STORE, which many processes have filled.
 
     The last of them does this by itself: it is for a store whose last process died.
@@ -101,12 +98,10 @@ def finish(
     Example:
       rap finish scores/
     """
+    from ..scores.sealing import finish as seal
     from ..scores.store import ScoreStore
-    from ..scoring.worker import finish as seal
 
-    whole = seal(
-        store, max_bad_fraction=max_bad_fraction, allow_degenerate=allow_degenerate
-    )
+    whole = seal(store, **limits)
     shards = ScoreStore.load(store)
     if not whole:
         shards.require_whole()
@@ -119,13 +114,14 @@ def finish(
 
 @click.command(cls=Command)
 @click.argument("stores", type=PATH, nargs=-1, required=True)
+@LIMITS
 @group(
     "Result",
     option("--out", type=PATH, required=True, metavar="DIR", help="The new store."),
     json_option,
 )
 @CONFIG_OPTION
-def merge(stores: Sequence[Path], out: Path, as_json: bool) -> None:
+def merge(stores: Sequence[Path], out: Path, as_json: bool, **limits: Any) -> None:
     """Join STORES that hold parts of one run, scored apart, into one.
 
     They are of the same data set, model and settings; every shard is in exactly one of
@@ -139,7 +135,7 @@ def merge(stores: Sequence[Path], out: Path, as_json: bool) -> None:
     """
     from ..scores.merge import merge as join
 
-    merged = join(stores, out)
+    merged = join(stores, out, **limits)
     if as_json:
         print_json({"store": str(out), "samples": merged.n_samples})
     else:

@@ -9,15 +9,16 @@ so that the merged store is byte for byte the one that a single run would have f
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ..errors import RapConfigError, RapInputError, RapStoreError
 from .claims import Claims, require_idle
-from .files import make_folder, store_error, write_atomic
+from .files import store_error, write_atomic
 from .fingerprint import in_words, other_run
+from .judge import judge_whole
+from .sealing import limits
 from .shardplan import has_plan
 from .store import ScoreStore
 
@@ -26,39 +27,47 @@ SHOWN = 5
 
 
 def merge(
-    stores: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]
+    stores: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    *,
+    max_bad_fraction: float | None = None,
+    allow_degenerate: bool = False,
 ) -> ScoreStore:
     """Join stores into a new one at ``out``, and give it back, open to be read.
 
-    Killed half-way, the same call goes on. Raises ``RapConfigError`` naming the field where
-    two of them are of different runs, ``RapInputError`` naming the shards and rows that
-    more than one of them has or none, ``RapStoreError`` for a store that is missing,
-    damaged or at work, or an ``out`` that holds something else.
+    Every byte is verified, and the whole is judged as `rap.score` judges it, by these two
+    limits. Killed half-way, the same call goes on.
+
+    Raises ``RapConfigError`` naming the field where two of them are of different runs,
+    ``RapInputError`` naming the shards and rows that more than one of them has or none, or
+    if too much is bad, ``RapModelError`` for degenerate completions, ``RapStoreError`` for
+    a store that is missing, damaged or at work, or an ``out`` that holds something else.
     """
-    if len(stores) < 2:
-        raise RapInputError("merge: expected two stores or more")
     parts = [ScoreStore.load(path) for path in stores]
-    first = parts[0]
+    if len(parts) < 2:
+        raise RapInputError("merge: expected two stores or more")
     for part in parts:
         _require_idle(part.path)
-    for part in parts[1:]:
-        _require_same(first, part)
+        _require_same(parts[0], part)
     places = _places(parts)
     folder = Path(out)
     if any(folder.resolve() == part.path.resolve() for part in parts):
         raise RapInputError(f"--out {folder}: is one of the stores that are merged")
+    first = parts[0]
     _require_fresh(folder, first)
-    with ScoreStore.open(
-        folder, first.fingerprint, first.n_samples, first.shard_size, data=first.data
-    ) as merged:
-        for k in merged.missing():
-            _copy(parts[places[k]], merged, k)
-    # Every byte is verified once more, where it lies now.
-    with ScoreStore.open(
-        folder, first.fingerprint, first.n_samples, first.shard_size, data=first.data
-    ) as merged:
-        merged.require_whole()
-    return ScoreStore.load(folder)
+    about = (first.fingerprint, first.n_samples, first.shard_size)
+    with ScoreStore.open(folder, *about, data=first.data) as merged:
+        missing = merged.missing()
+    for k in missing:
+        for name, data in parts[places[k]].files_of(k).items():
+
+            def fill(file: IO[bytes], data: bytes = data) -> None:
+                file.write(data)
+
+            write_atomic(folder / name, fill)
+    whole = ScoreStore.load(folder)
+    judge_whole(whole, limits(first.fingerprint, max_bad_fraction), allow_degenerate)
+    return whole
 
 
 def _require_idle(store: Path) -> None:
@@ -73,6 +82,12 @@ def _header(store: ScoreStore) -> Mapping[str, Any]:
 
 
 def _require_same(first: ScoreStore, part: ScoreStore) -> None:
+    """Raises ``RapConfigError`` for a store of another run."""
+    if part.fingerprint.get("config", {}).get("evidence") == "cascade":
+        raise RapConfigError(
+            f"{part.path}: evidence 'cascade' settles its first pass over the whole pool: "
+            "its parts cannot be scored apart"
+        )
     lines = other_run(_header(first), _header(part))
     if lines:
         said = "; ".join(map(in_words, lines))
@@ -132,18 +147,3 @@ def _require_fresh(folder: Path, first: ScoreStore) -> None:
         there = ScoreStore.load(folder)
     if there is None or other_run(_header(first), _header(there)):
         raise RapStoreError(f"--out {folder}: holds something else; name a new folder")
-
-
-def _copy(part: ScoreStore, merged: ScoreStore, k: int) -> None:
-    """Copy a shard, its rollouts first: scores imply them."""
-    for name in (f"rollouts-{k:05d}.parquet", f"scores-{k:05d}.parquet"):
-        source = part.path / name
-        if not source.exists():
-            continue
-
-        def fill(target: Any, source: Path = source) -> None:
-            with open(source, "rb") as file:
-                shutil.copyfileobj(file, target)
-
-        make_folder(merged.path)
-        write_atomic(merged.path / name, fill)

@@ -126,6 +126,15 @@ class Shards:
         data, note, digest = self._verified_shard(path, k, "score shard")
         return columns_of(path, data, names), digest, note["rollouts"]
 
+    def files_of(self, k: int) -> dict[str, bytes]:
+        """{name: bytes} of shard ``k``, rollouts first. Errors as for ``read_shard``."""
+        data, note, _ = self._verified_shard(self._scores(k), k, "score shard")
+        found = {}
+        if note["rollouts"] is not None:
+            path = self._rollouts(k)
+            found[path.name] = self._verified_rollouts(k, note["rollouts"])
+        return found | {self._scores(k).name: data}
+
     def read_rollouts(self) -> pa.Table | None:
         """All rollouts of the finished shards, in data-set order; None if none exist.
 

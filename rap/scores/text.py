@@ -138,3 +138,9 @@ def _hash(ends: np.ndarray, data: pa.Buffer | None) -> np.ndarray:
         found[rows] = mixed ^ (mixed >> _SHIFT)
         at = at + 8
         left = np.maximum(left - 8, 0)
+
+
+def clean(text: str, limit: int = 500) -> str:
+    """A text that any file can hold: no lone surrogates, no NUL, not too long."""
+    text = text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
+    return text if len(text) <= limit else text[: limit - 1] + "\u2026"

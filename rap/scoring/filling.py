@@ -15,13 +15,13 @@ from ..config import DEFAULT_BATCH, ScoreConfig
 from ..errors import RapError
 from ..samples.sample import Sample
 from ..samples.sampleset import SampleSet
+from ..scores.judge import COLUMNS, MIN_SEEN, Judge
 from ..scores.previous import Kept
 from ..scores.store import ScoreStore
 from ..scores.table import ROLLOUT_SCHEMA, table_from_rows
 from ..scores.writer import ShardWriter
 from .evidence import EVIDENCE
 from .jobs import COST, Job, ahead
-from .judge import COLUMNS, MIN_SEEN, Judge
 from .plan import Plan
 from .prepare import prepare_job
 from .profiling import count_asked

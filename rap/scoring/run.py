@@ -161,6 +161,7 @@ def score(
     -------
     Scores
         ``table`` in data-set order; ``meta["cost"]`` is the ledger (see `ledger.ledger`).
+        Of executor ``env`` the table stays in the store until it is asked for.
 
     Raises
     ------

@@ -23,6 +23,7 @@ from ..model.counterfactual import WITH_PARTNER
 from ..model.loading import opened
 from ..rewards.checker import Checker, make_checker
 from ..samples.sampleset import SampleSet, open_samples
+from ..scores.judge import MIN_SEEN
 from ..scores.match import describe
 from ..scores.previous import Reuse
 from ..scores.shardplan import shard_size_for
@@ -34,7 +35,6 @@ from .again import redo_changed_images, redo_quarantined
 from .engine import provenance, running
 from .evidence import EVIDENCE
 from .filling import Run
-from .judge import MIN_SEEN
 from .plan import FOLDER, Plan, make_plan, redo_changed
 from .profiling import stopwatch
 from .reuse import look_back, put_in_groups, reuse_of
@@ -103,7 +103,10 @@ class Recipe:
             _checker(self.reward, recipe.config, watch) as checker,
             running(self.engine, driver, recipe.config) as engine,
         ):
-            yield Session(recipe, store, samples, driver, engine, watch, checker, size)
+            known = None if driver is None else driver.identity()
+            yield Session(
+                *(recipe, store, samples, driver, engine, watch, checker, size), known
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +125,8 @@ class Pass:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A process that scores; see the module's docstring. ``path``: of the store."""
+    """A process that scores; see the module's docstring. ``path``: of the store;
+    ``identity``: of the model, which takes a while to work out."""
 
     recipe: Recipe
     path: Path
@@ -132,6 +136,7 @@ class Session:
     watch: Stopwatch
     checker: Checker | None
     shard_size: int
+    identity: Mapping[str, object] | None
 
     @property
     def config(self) -> ScoreConfig:
@@ -161,7 +166,7 @@ class Session:
         is known."""
         made_by = {} if by.made_by is None else {"engine": by.made_by}
         return {
-            "model": None if self.driver is None else self.driver.identity(),
+            "model": self.identity,
             "config": by.config.fingerprint(),
             "checker": None if by.checker is None else by.checker.name,
             "dataset": dataset or self.samples.content_hash(by.more),

@@ -15,17 +15,14 @@ to be tried again, an older data set) where the plan is made, and nowhere else.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Self
 
-from ..config import Sampling, ScoreConfig
 from ..errors import RapConfigError, RapStoreError
 from ..samples.sample import Sample, sample_sha256
 from ..samples.sampleset import SampleSet
@@ -33,10 +30,9 @@ from ..scores.claims import LEASE, PLAN, SEAL, Claims, require_idle
 from ..scores.fingerprint import differences, in_words, other_run
 from ..scores.joined import JoinedStore
 from ..scores.previous import DATA
+from ..scores.sealing import seal
 from ..scores.shardplan import ShardPlan, make_plan, read_plan
-from ..scores.store import ScoreStore
 from .filling import Bar
-from .judge import judge_whole
 from .reuse import inputs_sha256
 from .session import Pass, Session
 
@@ -247,62 +243,3 @@ class Worker:
                 "command goes on once that is over"
             )
         return plan.sealed is not None
-
-
-# ---------------------------------------------------------------- the seal
-
-
-def seal(
-    folder: Path, plan: ShardPlan, config: ScoreConfig, allow_degenerate: bool
-) -> bool:
-    """Verify every byte of a store, judge it as a whole, and seal it; False if shards are
-    missing. The caller holds `SEAL`.
-
-    Raises ``RapInputError``, ``RapModelError`` as `rap.score` does."""
-    with ScoreStore.open(
-        folder,
-        plan.fingerprint,
-        plan.n_samples,
-        plan.shard_size,
-        data=plan.data,
-        shared=True,
-    ) as shards:
-        if shards.missing():
-            return False
-        judge_whole(shards, config, allow_degenerate)
-        plan.seal(folder, shards.drawn())
-    return True
-
-
-def finish(
-    store: str | os.PathLike[str],
-    *,
-    max_bad_fraction: float | None = None,
-    allow_degenerate: bool = False,
-    claims: Callable[[Path], Claims] = Claims,
-) -> bool:
-    """Seal a store that many processes filled, when none of them is left to do it; False
-    if shards are missing. Needs neither the model nor the data.
-
-    Raises ``RapStoreError`` if nothing was planned there or workers are at work, and as
-    ``seal``."""
-    folder = Path(store)
-    plan = read_plan(folder)
-    if plan is None:
-        raise RapStoreError(f"{folder}: no store that was planned for many processes")
-    if plan.sealed is not None:
-        return True
-    config = ScoreConfig(sampling=_sampling(plan))
-    if max_bad_fraction is not None:
-        config = dataclasses.replace(config, max_bad_fraction=max_bad_fraction)
-    with claims(folder) as held:
-        require_idle(folder, held)
-        with held.holding(SEAL):
-            return seal(folder, plan, config, allow_degenerate)
-
-
-def _sampling(plan: ShardPlan) -> Sampling:
-    """How completions were sampled, for the words of a refusal."""
-    found = plan.fingerprint.get("config", {}).get("sampling", {})
-    known = {f.name for f in dataclasses.fields(Sampling)}
-    return Sampling(**{name: value for name, value in found.items() if name in known})
