@@ -188,13 +188,19 @@ def interrupted(made: Path, folder: Path, address: str, how: int) -> tuple[Path,
     for attempt in range(5):
         store = folder / f"store{attempt}"
         driver = shell(made, store, "--workers", "1", "--ray-address", address)
-        until(lambda: finished(store) or driver.poll() is not None)
-        driver.send_signal(how)
-        _, said = driver.communicate(timeout=600)
-        assert finished(store), said
+        code, said = signalled(driver, store, how)
         if ScoreStore.load(store).missing():
-            return store, driver.returncode, said
+            return store, code, said
     raise AssertionError("every signal came too late")
+
+
+def signalled(driver: subprocess.Popen[str], store: Path, how: int) -> tuple[int, str]:
+    """What became of a driver that gets a signal when the first shard is scored."""
+    until(lambda: finished(store) or driver.poll() is not None)
+    driver.send_signal(how)
+    _, said = driver.communicate(timeout=600)
+    assert finished(store), said
+    return driver.returncode, said
 
 
 def resumed_by_local(made: Path, store: Path) -> None:
