@@ -151,6 +151,21 @@ def test_a_process_number_used_again_is_another_process(tmp_path: Path) -> None:
     assert lives(me()) is True and lives(reborn) is False
 
 
+def test_a_process_of_another_user_may_be_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """/proc mounted with hidepid: it is there, and that is all that is known."""
+    hidden = dataclasses.replace(me(), pid=os.getppid())
+
+    def refuse(pid: int, number: int) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    def unseen(path: Path) -> str:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(os, "kill", refuse)
+    monkeypatch.setattr(Path, "read_text", unseen)
+    assert lives(hidden) is None
+
+
 @pytest.mark.parametrize("hours", [-5, 0, 5])
 def test_clocks_that_differ_by_hours(tmp_path: Path, hours: int) -> None:
     """Only changes count, seen by the reader's own clock: no time stamp is looked at."""

@@ -36,6 +36,9 @@ COMMANDS = (
     "report",
     "export",
     "reselect",
+    "plan",
+    "finish",
+    "merge",
     "info",
     "demo",
 )

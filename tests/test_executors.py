@@ -518,6 +518,40 @@ def test_limits_hold_for_the_whole_not_for_a_part(tiny, nursery, tmp_path) -> No
     assert finish(tmp_path / "b", max_bad_fraction=0.13)
 
 
+def test_what_is_to_be_tried_again_is_planned(tiny, nursery, tmp_path, caplog) -> None:
+    """A sealed store stays as it is; ``plan`` opens it for what could not be scored."""
+    store = tmp_path / "store"
+    env = {"executor": "env", "shard": "0/1"}
+    rows = make_rows(nursery.folder)
+    gone = Path(rows[11]["image"])
+    run_here(tiny, nursery, store, **env)
+    try:
+        gone.write_bytes(Path(rows[10]["image"]).read_bytes())
+        scores = run_here(tiny, nursery, store, retry_quarantined=True, **env)
+        assert "is sealed, so nothing is tried again" in caplog.text
+        assert scores.meta["counts"] == {"quarantined_image_missing": 1, "scored": 23}
+        plan_here(tiny, nursery, store, retry_quarantined=True)
+        assert ScoreStore.load(store).missing() == [2]
+        scores = run_here(tiny, nursery, store, **env)
+        assert scores.meta["counts"] == {"scored": 24}
+    finally:
+        gone.unlink()
+
+
+def test_the_size_of_a_shard_is_the_store_s_own(tiny, nursery, tmp_path, monkeypatch):
+    """Of a new store it follows the number of samples; 256, as ever, for so few."""
+    rows = make_rows(nursery.folder)
+    run_here(tiny, nursery, tmp_path / "small", rows)
+    run_here(tiny, nursery, tmp_path / "new", rows, shard_size=None)
+    with ScoreStore.load(tmp_path / "new") as store:
+        assert store.shard_size == store.fingerprint["config"]["shard_size"] == 256
+    monkeypatch.setattr(filling, "score_batch", None)  # nothing is left to score
+    again = run_here(tiny, nursery, tmp_path / "small", rows, shard_size=None)
+    assert again.meta["fingerprint"]["config"]["shard_size"] == 4
+    with pytest.raises(RapConfigError, match="shard_size: 8 here, 4 in the store"):
+        run_here(tiny, nursery, tmp_path / "small", rows, shard_size=8)
+
+
 def test_profiles_of_all_processes_are_summed(nursery, tmp_path) -> None:
     store = tmp_path / "store"
     pids = [nursery.start(store, f"{r}/2", profile=True) for r in range(2)]

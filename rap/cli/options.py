@@ -7,7 +7,7 @@ Those that are settings come from the settings' fields (``rap.cli.fields``): a n
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,15 +115,19 @@ _loading = (
 LOADING_OPTIONS = group("Model", *_loading)
 
 
-def model_options(*, store: str, needed: bool) -> Callable[..., Any]:
-    """``--model``, ``--store`` (its help; needed: must be given) and how to load."""
+def model_options(
+    *, store: str, needed: bool, also: Sequence[str] = ()
+) -> Callable[..., Any]:
+    """``--model``, ``--store`` (its help; needed: must be given; also: its other names) and
+    how to load."""
     model = option(
         "--model",
         metavar="PATH",
         help="Model folder, or hub name. With --engine openai it reads the attention of "
         "what the server sampled; without it ACE is skipped (evidence rollouts only).",
     )
-    kept = option("--store", type=PATH, required=needed, metavar="DIR", help=store)
+    names = ("--store", *also, "store")
+    kept = option(*names, type=PATH, required=needed, metavar="DIR", help=store)
     return group("Model", model, kept, *_loading)
 
 

@@ -35,7 +35,7 @@ LIMITS = group(
 @click.command(cls=Command)
 @click.argument("data", type=PATH)
 @DATA_OPTIONS
-@model_options(store="The store that is to be filled.", needed=True)
+@model_options(store="The store that is to be filled.", needed=True, also=("--out",))
 @SCORE_OPTIONS
 @group("Result", json_option)
 @CONFIG_OPTION

@@ -57,12 +57,21 @@ def _machine() -> str:
     return hashlib.sha256(f"{boot} {namespace}".encode()).hexdigest()[:8]
 
 
+_HIDDEN = -1
+
+
 def _started(pid: int) -> int | None:
     """When a process of this machine was started; None if it is not there, or dead and
-    only waited for by its parent."""
+    only waited for by its parent; `_HIDDEN` if it is there and another user's (hidepid)."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
+        try:
+            os.kill(pid, 0)
+        except PermissionError:
+            return _HIDDEN
+        except (OSError, OverflowError):
+            pass
         return None
     return None if fields[0] in "ZX" else int(fields[19])
 
@@ -71,7 +80,8 @@ def lives(owner: Owner) -> bool | None:
     """Whether a process is there; None for one that cannot be seen from here."""
     if not _SEES or owner.machine != _machine():
         return None
-    return _started(owner.pid) == owner.started
+    started = _started(owner.pid)
+    return None if started == _HIDDEN else started == owner.started
 
 
 def tmp_name(name: str) -> str:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Collection, Iterable
@@ -35,6 +36,8 @@ from ..scores.shardplan import ShardPlan, make_plan, read_plan
 from .filling import Bar
 from .reuse import inputs_sha256
 from .session import Pass, Session
+
+log = logging.getLogger("rap")
 
 WAIT = 0.5
 """Seconds between two looks at what others do."""
@@ -140,6 +143,11 @@ class Worker:
             self.store = JoinedStore(by.folder, self.plan, self.claims)
             if self.plan.sealed is None and (reuse := session.reuse(by)) is not None:
                 self.store.look_back(reuse)
+            if self.plan.sealed is not None and session.recipe.retry_quarantined:
+                log.warning(
+                    "%s: is sealed, so nothing is tried again; rap plan --retry opens it",
+                    by.folder,
+                )
             stack.pop_all()
         self._run = session.make_run(by, of=of, verify=self._verify)
 
@@ -200,10 +208,8 @@ class Worker:
     def _verify(self, k: int) -> None:
         """Raises ``RapConfigError`` if the samples of a shard are not those of the plan."""
         wanted = self.store.shard_range(k)
-        if (
-            shard_sha256(self.session.samples, wanted, self.by.more)
-            != (self.plan.shards[k])
-        ):
+        digest = shard_sha256(self.session.samples, wanted, self.by.more)
+        if digest != self.plan.shards[k]:
             raise RapConfigError(
                 f"{self.by.folder}: {self.who}: dataset: the samples {wanted.start} to "
                 f"{wanted.stop - 1} (shard {k}) are not those that were planned: the data "
