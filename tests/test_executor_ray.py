@@ -16,13 +16,13 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from executor_inputs import OPTIONS, N, make_rows
-from test_executors import assert_same, environment, until
+from test_executors import assert_same, environment
 
 import rap
 import rap.demo.tiny
@@ -37,12 +37,23 @@ with warnings.catch_warnings():
     ray = pytest.importorskip("ray", reason="needs ray: pip install 'rap-select[ray]'")
 
 pytestmark = [
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(2400),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
     pytest.mark.filterwarnings("ignore::FutureWarning:ray"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),  # its sockets and log files
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
+
+
+PATIENCE = 900.0
+"""Seconds: a driver and a worker import torch and Ray, on a machine with other work."""
+
+
+def until(true: Callable[[], object]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.005)
 
 
 @pytest.fixture(scope="module")
@@ -198,14 +209,14 @@ def signalled(driver: subprocess.Popen[str], store: Path, how: int) -> tuple[int
     """What became of a driver that gets a signal when the first shard is scored."""
     until(lambda: finished(store) or driver.poll() is not None)
     driver.send_signal(how)
-    _, said = driver.communicate(timeout=600)
+    _, said = driver.communicate(timeout=PATIENCE)
     assert finished(store), said
     return driver.returncode, said
 
 
 def resumed_by_local(made: Path, store: Path) -> None:
     """As soon as the workers are gone, for which Ray takes its time after kill -9."""
-    end = time.monotonic() + 300
+    end = time.monotonic() + PATIENCE
     while True:
         try:
             run(made, store)
@@ -243,7 +254,7 @@ def test_a_cluster_of_our_own_ends_with_the_run(made, whole, tmp_path) -> None:
     mark = f"RAP_TEST_{uuid.uuid4().hex}"
     store = tmp_path / "store"
     driver = shell(made, store, "--workers", "1", "--progress", **{mark: "1"})
-    out, said = driver.communicate(timeout=800)
+    out, said = driver.communicate(timeout=2 * PATIENCE)
     assert driver.returncode == 0, said
     assert f"{N} samples in {store}" in out
     assert "scoring: 100%" in said  # the driver's bar
@@ -301,7 +312,7 @@ def test_a_second_driver_on_a_store_is_refused(cluster, tmp_path, made) -> None:
 
 def test_a_cluster_that_is_not_there_is_one_sentence(tmp_path, made) -> None:
     driver = shell(made, tmp_path / "store", "--ray-address", "127.0.0.1:1")
-    _, said = driver.communicate(timeout=600)
+    _, said = driver.communicate(timeout=PATIENCE)
     assert driver.returncode == 2, said
     assert "ray_address = '127.0.0.1:1': " in said and "ray start --head" in said
     assert "Traceback" not in said

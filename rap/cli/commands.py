@@ -132,6 +132,8 @@ def score(
           --columns question=problem,answer=solution --counterfactual blank
       rap score data.jsonl --model ./model --store scores/ --evidence rollouts \\
           --engine openai --base-url http://127.0.0.1:8000/v1 --concurrency 64
+      rap score data.jsonl --model ./model --store scores/ \\
+          --executor ray --workers 8 --gpus-per-worker 1 --ray-address auto
     """
     if model is None and options["engine"] != "openai":
         raise click.UsageError("give --model, or --engine openai with a --base-url")

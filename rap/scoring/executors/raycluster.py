@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import signal
@@ -33,7 +34,7 @@ def connected(address: str | None) -> Iterator[Any]:
     try:
         with _sigterm_kept():
             own = {"include_dashboard": False} if wanted == "local" else {}
-            ray.init(address=wanted, logging_level="warning", **own)
+            ray.init(address=wanted, logging_level=logging.WARNING, **own)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         raise RapConfigError(
             f"ray_address = {wanted!r}: {first_line(error)}; start a cluster (ray start "
