@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import threading
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,10 +33,11 @@ def connected(address: str | None) -> Iterator[Any]:
         return
     wanted = address or os.environ.get("RAY_ADDRESS") or "local"
     try:
+        _require_answer(wanted)
         with _sigterm_kept():
             own = {"include_dashboard": False} if wanted == "local" else {}
             ray.init(address=wanted, logging_level=logging.WARNING, **own)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except (OSError, RuntimeError, ValueError, OverflowError) as error:
         raise RapConfigError(
             f"ray_address = {wanted!r}: {first_line(error)}; start a cluster (ray start "
             "--head), or leave the address out: a cluster on this machine is then started "
@@ -45,6 +47,14 @@ def connected(address: str | None) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """Raises ``OSError`` if nobody listens at ``host:port``: Ray would try for minutes, and
+    then end the process."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=30).close()
 
 
 @contextmanager
