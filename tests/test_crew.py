@@ -31,13 +31,14 @@ from rap.errors import (
 from rap.samples.sampleset import open_samples
 from rap.scores.claims import Claim, Claims
 from rap.scores.owner import Owner, me
+from rap.scores.shardplan import DRIVER_FOLDER
 from rap.scoring.engine import resolve_all
 from rap.scoring.executors import ray as ray_executor
 from rap.scoring.executors import raycluster, rayworker
 from rap.scoring.executors.crew import Begun, Crew, Place, Report, WorkerDied
 from rap.scoring.executors.ray import RayExecutor, bury, make_order, require_paths
 from rap.scoring.executors.raycluster import most_workers, require_room, why
-from rap.scoring.executors.rayworker import DRIVER, FOLDER, Order, RayWorker
+from rap.scoring.executors.rayworker import DRIVER, Order, RayWorker
 from rap.scoring.session import Recipe
 
 N, SIZE = 47, 5
@@ -486,7 +487,7 @@ def test_a_worker_knows_the_store_by_its_driver_s_claim(tmp_path, monkeypatch) -
     order = Order(recipe_of(), tmp_path, None, None, "/", 1, 9.0, me())
     worker = RayWorker(order, 0)
     assert worker.look().sees is False
-    with Claims(tmp_path / FOLDER) as claims:
+    with Claims(tmp_path / DRIVER_FOLDER) as claims:
         assert claims.take(DRIVER)
         place = worker.look()
         assert place.sees is True and place.owner == me()

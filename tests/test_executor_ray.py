@@ -29,8 +29,9 @@ import rap.demo.tiny
 from rap.errors import RapConfigError, RapStoreError
 from rap.scores.claims import Claim, Claims
 from rap.scores.owner import Owner, lives
+from rap.scores.shardplan import DRIVER_FOLDER
 from rap.scores.store import ScoreStore
-from rap.scoring.executors.rayworker import DRIVER, FOLDER
+from rap.scoring.executors.rayworker import DRIVER
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray's own
@@ -131,7 +132,7 @@ def finished(store: Path) -> int:
 def nothing_left(store: Path) -> bool:
     """No worker of ours on the cluster, nothing of the driver in the store."""
     free = ray.available_resources().get("CPU") == 2.0
-    return free and not (store / FOLDER).exists() and not owners(store)
+    return free and not (store / DRIVER_FOLDER).exists() and not owners(store)
 
 
 # ---------------------------------------------------------------- the same bytes
@@ -304,10 +305,12 @@ def test_a_model_that_no_worker_finds_names_the_node(cluster, tmp_path, made) ->
 
 def test_a_second_driver_on_a_store_is_refused(cluster, tmp_path, made) -> None:
     store = tmp_path / "store"
-    with Claims(store / FOLDER) as claims:
+    with Claims(store / DRIVER_FOLDER) as claims:
         assert claims.take(DRIVER)
         with pytest.raises(RapStoreError, match=f"its driver: process {os.getpid()}"):
             run(made, store, executor="ray", workers=1)
+        with pytest.raises(RapStoreError, match=f"its driver: process {os.getpid()}"):
+            run(made, store)
 
 
 def test_a_cluster_that_is_not_there_is_one_sentence(tmp_path, made) -> None:

@@ -29,6 +29,8 @@ from .files import check_version, store_error, write_atomic
 from .table import SCHEMA_VERSION
 
 NAME = "plan.json"
+DRIVER_FOLDER = "ray"
+"""Folder with the claim of a driver that leads workers (executor ray)."""
 
 FEW_SAMPLES, SMALL_SHARD, LARGE_SHARD = 1_000_000, 256, 4096
 MANY_SHARDS = 32_768
@@ -113,6 +115,11 @@ def have_alone(store: Path) -> None:
     """Take a store from its workers: no plan, no claims. Whoever calls holds the lock.
 
     Raises ``RapStoreError`` if a worker lives; the plan is still there then."""
+    driver = store / DRIVER_FOLDER
+    if driver.exists():
+        with Claims(driver) as claims:
+            require_idle(driver, claims)
+        shutil.rmtree(driver, ignore_errors=True)
     path = store / NAME
     if not path.exists() and not (store / FOLDER).exists():
         return

@@ -24,13 +24,14 @@ from ...samples.sampleset import SampleSet
 from ...scores.claims import FOLDER as CLAIMS
 from ...scores.claims import Claims, require_idle
 from ...scores.owner import Owner, me
+from ...scores.shardplan import DRIVER_FOLDER
 from ..evidence import EVIDENCE
 from ..plan import FOLDER as FIRST
 from ..session import Recipe
 from .contract import Scored, read_sealed
 from .crew import Crew
 from .raycluster import RayCluster, connected, most_workers, require_room
-from .rayworker import DRIVER, FOLDER, Order
+from .rayworker import DRIVER, Order
 
 log = logging.getLogger("rap")
 
@@ -54,9 +55,9 @@ class RayExecutor:
             asked = _gpus_asked(recipe, config.gpus_per_worker)
             gpus = require_room(ray, asked, config.cpus_per_worker)
             workers = config.workers or most_workers(ray, gpus)
-            with Claims(store / FOLDER, lease=config.lease) as claims:
+            with Claims(store / DRIVER_FOLDER, lease=config.lease) as claims:
                 while not claims.take_over(DRIVER):
-                    require_idle(store / FOLDER, claims)  # raises if its owner lives
+                    require_idle(store / DRIVER_FOLDER, claims)  # raises if its owner lives
                 order = make_order(recipe, samples, store, workers, config.lease, gpus)
                 cluster = RayCluster(ray, order, cpus=config.cpus_per_worker, gpus=gpus)
                 self._lead(Crew(cluster, workers, config), claims, recipe, store, cascade)
@@ -77,7 +78,7 @@ class RayExecutor:
             crew.stop(GRACE)
             for folder in (store, store / FIRST):
                 bury(folder, crew.dead, self.config.lease)
-            shutil.rmtree(store / FOLDER, ignore_errors=True)
+            shutil.rmtree(store / DRIVER_FOLDER, ignore_errors=True)
 
 
 def bury(folder: Path, dead: Collection[Owner], lease: float) -> None:

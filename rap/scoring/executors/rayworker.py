@@ -17,13 +17,14 @@ from ...environment import version
 from ...scores.claims import FOLDER as CLAIMS
 from ...scores.claims import Claim
 from ...scores.owner import Owner, me
+from ...scores.shardplan import DRIVER_FOLDER
 from ..session import Recipe, Session
 from ..worker import Worker
 from .contract import profiled_beside_others, rows_of
 from .crew import SAME, Begun, Place, Report
 
-FOLDER, DRIVER = "ray", "driver"
-"""The driver holds the claim DRIVER in this folder of the store while its workers are to
+DRIVER = "driver"
+"""The driver holds this claim in `DRIVER_FOLDER` of the store while its workers are to
 go on. It is also how they know the store."""
 SHOWS = 20.0
 """Seconds that a network file system may take to show a new file."""
@@ -136,7 +137,7 @@ class RayWorker:
 
     def _sees(self) -> bool:
         """Whether the driver's claim is there, and its own."""
-        path = self.order.store / FOLDER / CLAIMS / DRIVER
+        path = self.order.store / DRIVER_FOLDER / CLAIMS / DRIVER
         try:
             claim = Claim.of(path.read_bytes())
         except OSError:
@@ -144,7 +145,7 @@ class RayWorker:
         return claim is not None and claim.owner == self.order.driver
 
     def _go_on(self) -> None:
-        if not (self.order.store / FOLDER / CLAIMS / DRIVER).exists():
+        if not (self.order.store / DRIVER_FOLDER / CLAIMS / DRIVER).exists():
             raise KeyboardInterrupt("the driver has gone")
 
 
