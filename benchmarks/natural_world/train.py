@@ -31,7 +31,7 @@ from rap.demo.natural.parts import LANGUAGE, part_path, sha256
 SEED = 0
 WORDS = 250
 WORDS_BATCH = 48
-STEPS = 420
+STEPS = 700
 BATCH = 16
 RATE = 4e-4
 WORDS_RATE = 1e-3
