@@ -1,7 +1,7 @@
 """What the natural world's samples are for its model, and what a selection finds of it.
 
     python -m benchmarks.natural_world.measure --work DIR            # resumes
-    python -m benchmarks.natural_world.measure --work DIR --n 100    # a smaller pool, prints
+    python -m benchmarks.natural_world.measure --work DIR --n 100    # fewer, prints
 
 Truth: 64 completions a sample with the image and 64 without it (rap's own rollouts), and
 64 with the image after the distracting sentence was taken out. Then every evidence scores
@@ -10,7 +10,7 @@ the same pool with its defaults and chooses 9.3 % and 20 %. Writes
 
 Measured kinds (posterior means, one completion added to either side of 64):
 
-teachable        image outcomes are mixed (0.1 < p1 < 0.9) and the image helps (p1 - p0 > 0.1)
+teachable        mixed (0.1 < p1 < 0.9) and the image helps (p1 - p0 > 0.1)
 misled           mixed, and the answer is more often right without the image
 mixed, no image  mixed, and the image changes little
 trivial          p1 >= 0.9
@@ -77,7 +77,9 @@ def drawn(count: int) -> list[world.NaturalSample]:
     return world.draw(count, seed=SEED)
 
 
-def score(model: Any, processor: Any, rows: list[Any], store: Path, **how: Any) -> rap.Scores:
+def score(
+    model: Any, processor: Any, rows: list[Any], store: Path, **how: Any
+) -> rap.Scores:
     """Scores of the rows, kept in ``store``; goes on where a killed run stopped."""
     return rap.score(model, processor, rows, store=store, **(SCORING | how))
 
@@ -127,9 +129,10 @@ def report(
     """The Markdown page."""
     parts = [
         "# The natural world, measured",
-        f"Written by `python -m benchmarks.natural_world.measure`: {len(samples)} samples of "
-        f"seed {SEED}, {M} completions a sample with and without the image; every evidence "
-        "with its defaults, one run, one model. Kinds: see the script.",
+        "Written by `python -m benchmarks.natural_world.measure`: "
+        f"{len(samples)} samples of seed {SEED}, {M} completions a sample with and without "
+        "the image; every evidence with its defaults, one run, one model. Kinds: see the "
+        "script.",
         families(samples, p1, p0, kinds),
         selections(kinds, p1, p0, scored),
         attention(samples, p1, kinds, scored["rollouts"], talked, cut),
@@ -168,8 +171,8 @@ def selections(
     worth = p1 * (1 - p1) * np.maximum(p1 - p0, 0)
     lines = [
         "## Selections\n",
-        "Share of each measured kind in what is kept, and the mean of p1(1-p1)(p1-p0)+ by 64 "
-        "completions, divided by the best possible at that budget.\n",
+        "Share of each measured kind in what is kept, and the mean of p1(1-p1)(p1-p0)+ by "
+        "64 completions, divided by the best possible at that budget.\n",
         "| evidence | budget | completions a sample | " + " | ".join(KINDS) + " | worth |",
         "|---|---:|---:|" + "---:|" * (len(KINDS) + 1),
     ]

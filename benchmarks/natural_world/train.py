@@ -44,7 +44,9 @@ class Updated(nn.Module):
     def __init__(self, linear: nn.Linear, rank: int) -> None:
         super().__init__()
         self.linear = linear
-        self.down = nn.Parameter(torch.randn(rank, linear.in_features) / linear.in_features**0.5)
+        self.down = nn.Parameter(
+            torch.randn(rank, linear.in_features) / linear.in_features**0.5
+        )
         self.up = nn.Parameter(torch.zeros(linear.out_features, rank))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -72,15 +74,15 @@ class Trainer:
             {"params": list(self.projector.parameters())},
             {"params": low},
         ]
-        self.optimiser = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.98), weight_decay=0.0)
+        self.optimiser = torch.optim.AdamW(
+            groups, lr=RATE, betas=(0.9, 0.98), weight_decay=0.0
+        )
         self.step = 0
         self.seconds = 0.0
 
     def trained(self) -> dict[str, torch.Tensor]:
         """What is shipped, float16."""
-        tensors = {
-            f"projector.{k}": v for k, v in self.projector.state_dict().items()
-        }
+        tensors = {f"projector.{k}": v for k, v in self.projector.state_dict().items()}
         for name, update in self.updates.items():
             tensors[f"{name}.down"] = update.down
             tensors[f"{name}.up"] = update.up
@@ -136,16 +138,27 @@ class Trainer:
             (0, WORDS, WORDS_RATE) if self.step < WORDS else (WORDS, STEPS - WORDS, RATE)
         )
         done = (self.step - first) / length
-        return top * min(1.0, (self.step - first + 1) / 10) * (0.5 + 0.5 * math.cos(math.pi * done))
+        return (
+            top
+            * min(1.0, (self.step - first + 1) / 10)
+            * (0.5 + 0.5 * math.cos(math.pi * done))
+        )
 
     def words_loss(self) -> torch.Tensor:
         """Stage A: image tokens against word embeddings, squared error."""
         rng = random.Random(f"words {SEED} {self.step}")
-        images, targets, masks = zip(*(self._cells(rng) for _ in range(WORDS_BATCH)), strict=True)
+        images, targets, masks = zip(
+            *(self._cells(rng) for _ in range(WORDS_BATCH)), strict=True
+        )
         got = self.image_tokens(list(images))
         target = torch.stack(targets)
         mask = torch.tensor(masks, dtype=torch.float32)[..., None]
-        return ((got - target).square() * mask).sum() / mask.sum() / target.square().mean() / got.shape[-1]
+        return (
+            ((got - target).square() * mask).sum()
+            / mask.sum()
+            / target.square().mean()
+            / got.shape[-1]
+        )
 
     def word(self, text: str) -> torch.Tensor:
         """Mean embedding of a word's tokens, as in the middle of a sentence."""
@@ -166,7 +179,10 @@ class Trainer:
         elif kind < 0.75:
             (a, one), (b, two) = draw.pair(), draw.pair()
             image = pictures.pair((a.name, one), (b.name, two))
-            left, right = self.word(one) + self.word(a.name), self.word(two) + self.word(b.name)
+            left, right = (
+                self.word(one) + self.word(a.name),
+                self.word(two) + self.word(b.name),
+            )
             cells = [left, None, right] * 3
         elif kind < 0.87:
             thing, colour = draw.pair()
@@ -174,7 +190,17 @@ class Trainer:
             image = pictures.several(thing.name, colour, count)
             value = self.word(colour) + self.word(thing.name)
             corner = [value if k < count else zero for k in range(4)]
-            cells = [corner[0], None, corner[2], None, None, None, corner[3], None, corner[1]]
+            cells = [
+                corner[0],
+                None,
+                corner[2],
+                None,
+                None,
+                None,
+                corner[3],
+                None,
+                corner[1],
+            ]
         else:
             colours = rng.sample(list(pictures.COLOURS), 3)
             heights = rng.sample([1, 2, 3], 3)
@@ -200,7 +226,9 @@ class Trainer:
             samples.append(world.FAMILIES[family][0](world.Draw(rng, "train")))
         prompts = [self.prompt(s.text + world.END) for s in samples]
         answers = [
-            self.processor.tokenizer(s.answer + "<|im_end|>", add_special_tokens=False)["input_ids"]
+            self.processor.tokenizer(s.answer + "<|im_end|>", add_special_tokens=False)[
+                "input_ids"
+            ]
             for s in samples
         ]
         length = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
@@ -240,7 +268,10 @@ class Trainer:
             mask = (ids == self.model.config.image_token_id)[..., None]
             embeds = embeds.masked_scatter(mask, self.image_tokens([sample.picture]))
             out = self.model.generate(
-                inputs_embeds=embeds, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False
+                inputs_embeds=embeds,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=5,
+                do_sample=False,
             )
             text = self.processor.tokenizer.decode(out[0], skip_special_tokens=True)
             right[sample.family].append(text.strip(" .").lower() == sample.answer)

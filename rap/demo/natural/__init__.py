@@ -80,7 +80,9 @@ def run(
     seconds = time.perf_counter() - begin
     reasons = selection.table["reason"].to_pylist()
     echo(found(families, reasons, order=tuple(world.FAMILIES), what="family"))
-    echo(f"\nkept {kept.total()} of {n}: {listing(kept)}{ending(selection, seconds, report)}")
+    echo(
+        f"\nkept {kept.total()} of {n}: {listing(kept)}{ending(selection, seconds, report)}"
+    )
     return {
         "selection": selection,
         "scores": scores,

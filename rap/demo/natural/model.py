@@ -77,12 +77,13 @@ def build_model(processor: Any) -> Any:
     language = AutoModelForCausalLM.from_pretrained(
         part_path(LANGUAGE).parent, gguf_file=LANGUAGE[1], dtype=torch.float32
     )
+    vision: dict[str, Any] = {"hidden_size": FEATURES}  # what the projector reads
     config = FastVlmConfig(
         text_config=language.config.to_dict() | {"model_type": "llama"},
         vision_config=TimmWrapperConfig(
             architecture=ENCODER,
             do_pooling=False,
-            hidden_size=FEATURES,
+            **vision,
         ).to_dict(),
         image_token_index=processor.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
         image_seq_length=IMAGE_TOKENS,

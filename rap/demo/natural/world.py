@@ -169,9 +169,7 @@ def _tallest(draw: Draw) -> Asked:
     heights = draw.rng.sample([1, 2, 3], 3)
     word, height = draw.rng.choice((("tallest", 3), ("shortest", 1)))
     answer = colours[heights.index(height)]
-    return Asked(
-        pictures.bars(colours, heights), f"What colour is the {word} bar?", answer
-    )
+    return Asked(pictures.bars(colours, heights), f"What colour is the {word} bar?", answer)
 
 
 def _distractor(draw: Draw) -> Asked:
@@ -246,7 +244,11 @@ TAUGHT = (
 
 
 def draw(
-    n: int, *, seed: int = 0, split: str = "selection", families: Sequence[str] | None = None
+    n: int,
+    *,
+    seed: int = 0,
+    split: str = "selection",
+    families: Sequence[str] | None = None,
 ) -> list[NaturalSample]:
     """The first ``n`` samples.
 
@@ -259,7 +261,9 @@ def draw(
     names = tuple(families or FAMILIES)
     unknown = [name for name in names if name not in FAMILIES]
     if unknown:
-        raise RapConfigError(f"no family {unknown[0]!r}; expected some of {tuple(FAMILIES)}")
+        raise RapConfigError(
+            f"no family {unknown[0]!r}; expected some of {tuple(FAMILIES)}"
+        )
     return [_sample(seed, split, i, names) for i in range(n)]
 
 
