@@ -223,7 +223,7 @@ def attention(
 ) -> str:
     """psi against a natural class: the distractor's removal repairs the answer."""
     psi = np.asarray(
-        [np.nan if v is None else v for v in scores.column("psi").to_pylist()], float
+        [np.nan if v is None else v for v in scores.column("log_psi").to_pylist()], float
     )
     index = {sample.id: i for i, sample in enumerate(samples)}
     at = [index[sample.id] for sample in talked]
