@@ -85,6 +85,12 @@ def encode(model: Any, batch: Sequence[Prepared], counts: Counts) -> None:
         counts.images_encoded += prepared.shared.n_images
 
 
+def features(model: Any, prepared: Prepared) -> list[torch.Tensor]:
+    """All features of the images of one sample, computed anew. Raises `NotOnce`."""
+    (found,) = _encoded(model, [prepared])
+    return [*found.parts, *(part for layer in found.deep for part in layer)]
+
+
 def joined(shared: Sequence[Shared]) -> dict[str, Any]:
     """``mm_encoder_outputs`` of a batch; {} if it holds no images."""
     found = [s.features for s in shared if s.features is not None]
