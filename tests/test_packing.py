@@ -59,7 +59,9 @@ def encoded(driver, prompts, configs):
     """Features of these prompts' images, all in one pass of the tower."""
     with decode.running(driver), packing.packed(configs):
         found = vision._encoded(driver.model, prompts)
-    return [part for features in found for part in (*features.parts, *sum(features.deep, ()))]
+    return [
+        part for features in found for part in (*features.parts, *sum(features.deep, ()))
+    ]
 
 
 # ---- the same numbers ------------------------------------------------------------------
@@ -172,7 +174,9 @@ def test_torch_s_kernel_takes_what_it_is_given(monkeypatch):
         assert out.shape == (1, 130, 4, 80) and out.device.type == "cuda"
         assert packing.varlen_kernel(q.float()) is None
         assert packing.varlen_kernel(q[..., :20]) is None
-        assert packing.varlen_kernel(torch.empty(1, 4, 9, 512, device="cuda").half()) is None
+        assert (
+            packing.varlen_kernel(torch.empty(1, 4, 9, 512, device="cuda").half()) is None
+        )
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
         assert packing.varlen_kernel(q) is None
     assert packing.varlen_kernel(torch.empty(1, 4, 9, 64).half()) is None
@@ -199,9 +203,7 @@ def test_pieces_of_any_sizes_against_float64(sizes, key_heads):
         module, q, k, v, None, cu_seq_lens_q=ends, cu_seq_lens_k=ends, **most, **given
     )
     given = [x[0].transpose(0, 1) for x in (q, k, v)]
-    truth = looped(
-        *given, ends, ends, *most.values(), scale=0.3, enable_gqa=key_heads != 4
-    )
+    truth = looped(*given, ends, ends, *most.values(), scale=0.3, enable_gqa=key_heads != 4)
     assert weights is None and out.shape == (1, total, 4, 8)
     assert torch.allclose(out[0], truth, rtol=1e-5, atol=1e-6)
 

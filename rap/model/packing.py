@@ -135,9 +135,7 @@ def attention(
         ends = cu_seq_lens_q.to(torch.int32)
         grouped = q.shape[1] != k.shape[1]
         most = max_length_q
-        out = kernel(
-            q, k, v, ends, ends, most, most, scale=scaling, enable_gqa=grouped
-        )
+        out = kernel(q, k, v, ends, ends, most, most, scale=scaling, enable_gqa=grouped)
         return out[None], None
 
     def attend(*pieces: torch.Tensor) -> torch.Tensor:
