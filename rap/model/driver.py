@@ -74,6 +74,7 @@ from .prompt import (
     require_model,
     require_pair,
 )
+from .staging import Cuda, Stage
 from .weights import (
     class_name,
     input_device,
@@ -110,6 +111,8 @@ class ModelDriver(Preparer):
         self._pixels: str | None = None
         self._towers: tuple[Any, ...] = ()
         """Configs of vision towers that attend to all windows and images at once."""
+        self.stage: Stage | None = None
+        """Where pixels are sent ahead of their forward; None: nowhere."""
         self._parts: Parts | None = None
         self._head: Head | None = None
 
@@ -150,6 +153,15 @@ class ModelDriver(Preparer):
             name: x.to(device, dtype if x.is_floating_point() else None)
             for name, x in inputs.items()
         }
+
+    def send_ahead(self, prepared: Prepared) -> None:
+        """Begin to copy the pixels of a sample to a CUDA device, while it computes; from
+        any thread. Elsewhere nothing happens."""
+        shared, stage = prepared.shared, self.stage
+        if stage is None or not shared.n_images or self._pixels:
+            return
+        if shared.features is None and shared.sent is None:
+            shared.sent = stage.send(prepared.inputs)
 
     def _features(self, batch: Sequence[Prepared]) -> dict[str, Any] | None:
         """``mm_encoder_outputs`` of a batch; None if its forward is to take pixels."""
@@ -358,6 +370,9 @@ class ModelDriver(Preparer):
             advised = UnsupportedModelError(f"{said}; {remark}", advised=True)
             raise unsupported(self.model, advised if remark else said) from error
         self._head = head
+        device = input_device(self.model)
+        if device.type == "cuda" and self.stage is None:
+            self.stage = Stage(Cuda(device), input_dtype(self.model))
         return describe(
             self.model,
             parts,

@@ -162,7 +162,7 @@ def _require_plain(
         raise UnsupportedModelError(f"its vision tower: {said}")
 
 
-def varlen_kernel(query: torch.Tensor) -> Callable[..., torch.Tensor] | None:
+def varlen_kernel(query: torch.Tensor) -> Callable[..., Any] | None:
     """torch's variable-length attention where it can run: CUDA from sm_80 on, 16 bits."""
     if query.device.type != "cuda" or query.dtype not in _HALF:
         return None
@@ -177,8 +177,7 @@ def varlen_kernel(query: torch.Tensor) -> Callable[..., torch.Tensor] | None:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:  # torch before 2.10
         return None
-    kernel: Callable[..., torch.Tensor] = varlen_attn
-    return kernel
+    return varlen_attn
 
 
 def by_size(

@@ -81,7 +81,7 @@ def encode(model: Any, batch: Sequence[Prepared], counts: Counts) -> None:
         n = int(prepared.image_mask.sum())
         if features.tokens != n:
             raise NotOnce(f"{features.tokens} features for {n} image tokens")
-        prepared.shared.features = features
+        prepared.shared.features, prepared.shared.sent = features, None
         counts.images_encoded += prepared.shared.n_images
 
 

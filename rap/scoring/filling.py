@@ -7,7 +7,8 @@ import statistics
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
@@ -24,7 +25,7 @@ from ..scores.table import QUARANTINED, ROLLOUT_SCHEMA, table_from_rows
 from .evidence import EVIDENCE
 from .jobs import COST, Job, ahead, clean
 from .plan import Plan
-from .prepare import prepare_job
+from .processes import Prepare, preparing
 from .profiling import count_asked
 from .reuse import group_of, inputs_sha256
 from .rounding import rounded
@@ -144,14 +145,14 @@ class Run:
             for i in shards.shard_range(p.k)[p.whole :]
             if not shards.reusable(i) and not self._settled(i)
         ]
-        batch = self.config.batch_size or DEFAULT_BATCH
-        jobs = ahead(
-            self._prepare,
-            todo,
-            workers=self.config.workers,
-            depth=max(self.config.prefetch * batch, self.scorer.window),
-        )
-        with _Bar(len(self.samples), self.seen, progress) as bar:
+        asked = not self.scorer.engine_is_local
+        with (
+            preparing(
+                self.samples, self.driver, self.config, n=len(todo), asked=asked
+            ) as prepare,
+            closing(self._ahead(prepare, todo)) as jobs,
+            _Bar(len(self.samples), self.seen, progress) as bar,
+        ):
             try:
                 while parts:
                     self._shard(shards, parts[0], jobs, bar)
@@ -161,16 +162,24 @@ class Run:
                 if parts:
                     self._keep_after(shards, parts[0], error)
                 raise
-            finally:
-                jobs.close()
         self.scorer.check_degenerate(final=True)
         self._stop_early(final=True)
 
-    def _prepare(self, i: int) -> Job:
-        """``prepare_job`` of sample ``i``, in whichever thread."""
-        with self.scorer.watch.span("prepare"):
-            asked = not self.scorer.engine_is_local
-            return prepare_job(self.samples, self.driver, self.config, i, asked=asked)
+    def _ahead(self, prepare: Prepare, todo: Iterable[int]) -> Generator[Job]:
+        """The jobs of these samples, prepared ahead of the model."""
+
+        def one(i: int) -> Job:  # in whichever thread
+            with self.scorer.watch.span("prepare"):
+                job = prepare(i)
+                if self.driver is not None:
+                    for prepared in (job.image, job.blind):
+                        if prepared is not None:
+                            self.driver.send_ahead(prepared)
+                return job
+
+        batch = self.config.batch_size or DEFAULT_BATCH
+        depth = max(self.config.prefetch * batch, self.scorer.window)
+        return ahead(one, todo, workers=self.config.workers, depth=depth)
 
     def _next(self, jobs: Iterator[Job], begun: Mapping[str, Any]) -> Job:
         """The next prepared job, waited for."""
