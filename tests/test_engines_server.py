@@ -209,14 +209,14 @@ def test_without_seeds_a_server_is_asked_for_none():
 
 def test_the_probe_says_what_it_found_in_one_line():
     with FakeServer() as server, engine(server, check=False) as (made, _):
-        line = probe.describe(server.url, made._servers.all[0].identity, abilities)
+        line = made.check(SAMPLING)
     assert "\n" not in line
     for part in ("vllm 0.32.0", server.url, "demo (org/demo)", "1024 tokens of context"):
         assert part in line
     assert "has n, token ids, logprobs, prompt logprobs; seeds each" in line
     with FakeServer(replace(QUIRKS["transformers serve"])) as server:
         with engine(server, check=False, served_model="demo") as (made, _):
-            line = probe.describe(server.url, made._servers.all[0].identity, abilities)
+            line = made.check(SAMPLING)
     assert "lacks n, token ids, logprobs, prompt logprobs" in line
     assert "takes no top_k, min_p, repetition_penalty" in line
 
