@@ -179,19 +179,18 @@ def test_processes_are_taken_beside_a_gpu_only(tiny, monkeypatch):
     assert not wants(driver, ScoreConfig(prepare="threads"))
 
 
-@pytest.mark.parametrize("given", [{"workers": 0}, {"n": 0}])
-def test_no_process_where_there_is_nothing_to_do(tiny, given, monkeypatch):
+@pytest.mark.parametrize("given", [{"workers": 0}, {"prepare": "threads"}, {}])
+def test_no_process_where_none_is_wanted(tiny, given, monkeypatch):
     def never(*args):
         raise AssertionError("a process was started")
 
     monkeypatch.setattr(processes, "Processes", never)
-    options = {"workers": 2, "n": 3} | given
-    config = ScoreConfig(evidence="answer", prepare="processes", workers=options["workers"])
+    config = ScoreConfig(**{"evidence": "answer", "prepare": "processes"} | given)
     samples, driver = open_samples(rows(3)), ModelDriver(*tiny, config)
-    with processes.preparing(
-        samples, driver, config, n=options["n"], asked=False
-    ) as prepare:
-        same(prepare(0), prepare_job(samples, driver, config, 0))
+    made = processes.Preparation(samples, driver, config, asked=False)
+    if given:
+        same(made(0), prepare_job(samples, driver, config, 0))
+    made.close()  # nothing was prepared
 
 
 def test_the_setting_changes_no_fingerprint():

@@ -7,8 +7,7 @@ import statistics
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
-from contextlib import closing
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
@@ -25,7 +24,7 @@ from ..scores.table import QUARANTINED, ROLLOUT_SCHEMA, table_from_rows
 from .evidence import EVIDENCE
 from .jobs import COST, Job, ahead, clean
 from .plan import Plan
-from .processes import Prepare, preparing
+from .processes import Preparation
 from .profiling import count_asked
 from .reuse import group_of, inputs_sha256
 from .rounding import rounded
@@ -129,6 +128,9 @@ class Run:
         self.seen = 0
         self.logs: list[float] = []  # logp_mean1 of the samples scored so far
         self.next_look = MIN_SEEN
+        self.prepared = Preparation(
+            samples, driver, config, asked=not scorer.engine_is_local
+        )
         self.written = time.monotonic()
 
     def fill(self, shards: ScoreStore, progress: bool | str) -> None:
@@ -145,14 +147,14 @@ class Run:
             for i in shards.shard_range(p.k)[p.whole :]
             if not shards.reusable(i) and not self._settled(i)
         ]
-        asked = not self.scorer.engine_is_local
-        with (
-            preparing(
-                self.samples, self.driver, self.config, n=len(todo), asked=asked
-            ) as prepare,
-            closing(self._ahead(prepare, todo)) as jobs,
-            _Bar(len(self.samples), self.seen, progress) as bar,
-        ):
+        batch = self.config.batch_size or DEFAULT_BATCH
+        jobs = ahead(
+            self._prepare,
+            todo,
+            workers=self.config.workers,
+            depth=max(self.config.prefetch * batch, self.scorer.window),
+        )
+        with _Bar(len(self.samples), self.seen, progress) as bar:
             try:
                 while parts:
                     self._shard(shards, parts[0], jobs, bar)
@@ -162,24 +164,21 @@ class Run:
                 if parts:
                     self._keep_after(shards, parts[0], error)
                 raise
+            finally:
+                jobs.close()
+                self.prepared.close()
         self.scorer.check_degenerate(final=True)
         self._stop_early(final=True)
 
-    def _ahead(self, prepare: Prepare, todo: Iterable[int]) -> Generator[Job]:
-        """The jobs of these samples, prepared ahead of the model."""
-
-        def one(i: int) -> Job:  # in whichever thread
-            with self.scorer.watch.span("prepare"):
-                job = prepare(i)
-                if self.driver is not None:
-                    for prepared in (job.image, job.blind):
-                        if prepared is not None:
-                            self.driver.send_ahead(prepared)
-                return job
-
-        batch = self.config.batch_size or DEFAULT_BATCH
-        depth = max(self.config.prefetch * batch, self.scorer.window)
-        return ahead(one, todo, workers=self.config.workers, depth=depth)
+    def _prepare(self, i: int) -> Job:
+        """Sample ``i`` as the model takes it, its pixels on their way; in whichever
+        thread."""
+        with self.scorer.watch.span("prepare"):
+            job = self.prepared(i)
+            for prepared in (job.image, job.blind):
+                if self.driver is not None and prepared is not None:
+                    self.driver.send_ahead(prepared)
+            return job
 
     def _next(self, jobs: Iterator[Job], begun: Mapping[str, Any]) -> Job:
         """The next prepared job, waited for."""

@@ -51,35 +51,48 @@ Prepare = Callable[[int], Job]
 """Sample number -> its job; from several threads."""
 
 
-@contextmanager
-def preparing(
-    samples: SampleSet,
-    driver: ModelDriver | None,
-    config: ScoreConfig,
-    *,
-    n: int,
-    asked: bool,
-) -> Iterator[Prepare]:
-    """What prepares ``n`` samples of a run, as ``config.prepare`` says. Leave it only when
-    nobody prepares any more. asked: see `prepare_job`.
+class Preparation:
+    """What prepares the samples of a run, as ``config.prepare`` says: call it with the
+    number of a sample, from several threads, and close it when nobody does any more.
+    Processes are started at the first call. asked: see `prepare_job`.
 
     Raises ``RapConfigError`` if processes were asked for and cannot be had.
     """
 
-    def here(i: int) -> Job:
-        return prepare_job(samples, driver, config, i, asked=asked)
+    def __init__(
+        self,
+        samples: SampleSet,
+        driver: ModelDriver | None,
+        config: ScoreConfig,
+        *,
+        asked: bool,
+    ) -> None:
+        self._samples = samples
+        self._driver = driver
+        self._config = config
+        self._asked = asked
+        self._lock = threading.Lock()
+        self._pool: Processes | None = None
+        self._pickled: bytes | None = None
+        if config.workers and _wants_processes(driver, config):
+            self._pickled = pickled_work(driver, config, asked=asked)
 
-    pickled, workers = None, min(config.workers, n)
-    if workers and _wants_processes(driver, config):
-        pickled = pickled_work(driver, config, asked=asked)
-    if pickled is None:
-        yield here
-        return
-    pool = Processes(pickled, workers)
-    try:
-        yield lambda i: pool.prepare(rows_of(samples, config, i), i, here)
-    finally:
-        pool.close()
+    def __call__(self, i: int) -> Job:
+        if self._pickled is None:
+            return self.here(i)
+        with self._lock:
+            if self._pool is None:
+                self._pool = Processes(self._pickled, self._config.workers)
+        return self._pool.prepare(rows_of(self._samples, self._config, i), i, self.here)
+
+    def here(self, i: int) -> Job:
+        """Sample i, in this thread."""
+        return prepare_job(self._samples, self._driver, self._config, i, asked=self._asked)
+
+    def close(self) -> None:
+        """End the processes."""
+        if self._pool is not None:
+            self._pool.close()
 
 
 def _wants_processes(driver: ModelDriver | None, config: ScoreConfig) -> bool:
