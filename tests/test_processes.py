@@ -15,6 +15,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -279,6 +280,24 @@ def test_processes_that_do_not_come_up_are_not_tried_again(tiny, caplog):
                 prepare_job(samples, driver, config, i),
             )
     assert caplog.text.count("did not come up") == 1
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(11, "Resource temporarily unavailable"), BrokenProcessPool("early")]
+)
+def test_a_machine_that_gives_no_process(tiny, error, monkeypatch, caplog):
+    def submit(*args):
+        raise error
+
+    monkeypatch.setattr(processes.ProcessPoolExecutor, "submit", submit)
+    config = ScoreConfig(evidence="answer", prepare="processes")
+    driver, samples = ModelDriver(*tiny, config), open_samples(rows(2))
+    made = processes.Preparation(samples, driver, config, asked=False)
+    with caplog.at_level(logging.WARNING, logger="rap"):
+        for i in (0, 1):
+            same(made(i), prepare_job(samples, driver, config, i))
+    made.close()
+    assert caplog.text.count("threads") == 1
 
 
 def test_what_fails_after_a_death_says_so():

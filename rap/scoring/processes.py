@@ -25,7 +25,7 @@ import sys
 import threading
 import types
 from collections.abc import Callable, Iterator
-from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -197,7 +197,8 @@ class Processes:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _start(self) -> ProcessPoolExecutor:
+    def _start(self) -> ProcessPoolExecutor | None:
+        """A pool with all its processes; None if there can be none."""
         import multiprocessing
 
         pool = ProcessPoolExecutor(
@@ -206,11 +207,16 @@ class Processes:
             initializer=_begin,
             initargs=(self._pickled,),
         )
-        with _without_main():  # a pool starts a process for each call that has none
-            started: list[Future[None]] = [
-                pool.submit(_ready) for _ in range(self._workers)
-            ]
-        del started
+        try:
+            with _without_main():  # a pool starts a process for each call that has none
+                for _ in range(self._workers):
+                    pool.submit(_ready)
+        except BrokenExecutor:
+            pass  # the first sample will meet it, too
+        except OSError as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            log.warning("samples are prepared by threads: no process (%s)", error)
+            return None
         return pool
 
     def _replace(self, pool: ProcessPoolExecutor | None) -> None:
