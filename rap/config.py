@@ -20,10 +20,10 @@ from .divergences import DivergenceName
 from .errors import RapConfigError
 from .settings import Ge, Gt, Le, Lt, Number, Predicate, setting, settings
 
+PrepareName = Literal["threads", "processes"]
 EvidenceName = Literal["rollouts", "answer", "logits", "cascade"]
 CounterfactualName = Literal["drop", "blank", "noise", "shuffle"]
 ColumnsName = Literal["response", "prompt", "all"]
-PrepareName = Literal["threads", "processes"]
 RuleName = Literal["budget", "paper"]
 OrderName = Literal["gain", "learnable"]
 LikelihoodName = Literal["product", "mean"]

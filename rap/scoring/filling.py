@@ -122,15 +122,15 @@ class Run:
         self.plan = plan
         self.driver = driver
         self.config = config
+        self.prepared = Preparation(
+            samples, driver, config, asked=not scorer.engine_is_local
+        )
         self.scorer = scorer
         self.bad: Counter[str] = Counter()  # "stage/code"
         self.example = ""
         self.seen = 0
         self.logs: list[float] = []  # logp_mean1 of the samples scored so far
         self.next_look = MIN_SEEN
-        self.prepared = Preparation(
-            samples, driver, config, asked=not scorer.engine_is_local
-        )
         self.written = time.monotonic()
 
     def fill(self, shards: ScoreStore, progress: bool | str) -> None:
