@@ -244,6 +244,7 @@ def test_a_process_that_dies_is_named_and_replaced(tiny, caplog, monkeypatch):
             same(job, prepare_job(samples, driver, config, i))
 
         one(0)
+        one(BAD)
         assert here == []
         (process,) = multiprocessing.active_children()
         os.kill(process.pid, signal.SIGKILL)

@@ -83,16 +83,18 @@ class Preparation:
         with self._lock:
             if self._pool is None:
                 self._pool = Processes(self._pickled, self._config.workers)
-        return self._pool.prepare(rows_of(self._samples, self._config, i), i, self.here)
+            pool = self._pool
+        return pool.prepare(rows_of(self._samples, self._config, i), i, self.here)
 
     def here(self, i: int) -> Job:
         """Sample i, in this thread."""
         return prepare_job(self._samples, self._driver, self._config, i, asked=self._asked)
 
     def close(self) -> None:
-        """End the processes."""
-        if self._pool is not None:
-            self._pool.close()
+        """End the processes; a later call starts others."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.close()
 
 
 def _wants_processes(driver: ModelDriver | None, config: ScoreConfig) -> bool:
@@ -187,7 +189,7 @@ class Processes:
             self._useful = True
             job: Job = pickle.loads(made)
             item = rows[i]
-            if isinstance(item, Sample) and job.alive:
+            if isinstance(item, Sample):
                 job.sample = item
             return job
         return _once_more(rows[i].id, here, i) if died else here(i)
