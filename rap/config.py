@@ -21,6 +21,7 @@ from .divergences import DivergenceName
 from .errors import RapConfigError
 from .settings import Ge, Gt, Le, Lt, Number, Predicate, setting, settings
 
+PrepareName = Literal["threads", "processes"]
 EvidenceName = Literal["rollouts", "answer", "logits", "cascade"]
 CounterfactualName = Literal["drop", "blank", "noise", "shuffle"]
 ColumnsName = Literal["response", "prompt", "all"]
@@ -186,9 +187,16 @@ class ScoreConfig:
         none="batch_size decides alone, 8 if it is not given",
     )
     workers: Annotated[int, Ge(0)] = setting(
-        "Threads that decode and preprocess images ahead of the model.",
+        "Threads or processes that decode and preprocess images ahead of the model.",
         default=2,
         speed=True,
+    )
+    prepare: PrepareName | None = setting(
+        "Whether these are threads, or processes, which do not hold up the thread that "
+        "runs the model. The same bytes.",
+        default=None,
+        speed=True,
+        none="processes beside a model on a GPU, if the processor can be pickled",
     )
     prefetch: Annotated[int, Ge(1)] = setting(
         "Batches prepared ahead of the model, at most: bounds host memory.",
@@ -260,6 +268,7 @@ class ScoreOptions(TypedDict, total=False):
     batch_size: int | None
     batch_tokens: int | None
     workers: int
+    prepare: PrepareName | None
     prefetch: int
     shard_size: int | None
     max_prompt_tokens: int
