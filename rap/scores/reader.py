@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from ..errors import RapStoreError
 from .files import store_error, verified_in_place
-from .text import taken
+from ..samples.text import taken
 
 if TYPE_CHECKING:
     from .shards import Shards

@@ -36,7 +36,7 @@ from .readings import evidence_of
 from .records import count_rollouts, keep_rows, read_rollouts
 from .store import ScoreStore
 from .table import SCHEMA_VERSION, SCORE_SCHEMA, filled
-from .text import as_strings, flat, hash64, repeated, taken
+from ..samples.text import as_strings, flat, hash64, repeated, taken
 
 PAPER_LAMBDA_C = 0.5
 """The paper's threshold on D, for accuracies."""

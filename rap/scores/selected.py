@@ -29,7 +29,7 @@ from .match import as_samples, bare_rows, described_again, find, match, reopen
 from .reader import Lazily, Without
 from .scores import PAPER_LAMBDA_C, TO_MATCH, diagnose, write_saved
 from .table import VOLATILE_COLUMNS
-from .text import flat, taken
+from ..samples.text import flat, taken
 
 if TYPE_CHECKING:
     from ..samples.sampleset import SampleSet
