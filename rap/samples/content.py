@@ -6,11 +6,12 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from json.encoder import encode_basestring_ascii as quoted
 
 import numpy as np
 import pyarrow as pa
 
-from .canonical import Inexact, bytes_of, canonical, odd_rows, quoted, row_texts
+from .canonical import Inexact, bytes_of, canonical, odd_rows, row_texts
 from .ids import Ids
 from .parsing import cell
 from .sample import BadSample
@@ -62,8 +63,10 @@ class Content:
             low, n = 0, len(part)
             while low < n:
                 stop = min(n, low + shards[at].stop - start)
-                piece = part.slice(low, stop - low) if isinstance(part, pa.Table) else (
-                    part[low:stop]
+                piece = (
+                    part.slice(low, stop - low)
+                    if isinstance(part, pa.Table)
+                    else (part[low:stop])
                 )
                 for text in self.lines(piece):
                     digests[at].update(text)

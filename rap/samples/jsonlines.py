@@ -88,6 +88,9 @@ class JsonlRows(Plain):
         number = self._number[index] if len(self._number) else index + 1
         return f"line {number}"
 
+    def holds_text(self, columns: Sequence[str]) -> bool:
+        return True  # JSON has no bytes
+
     def each(self, columns: Sequence[str]) -> Iterator[Mapping[str, Any] | BadSample]:
         return (row_or_bad(self, index) for index in range(len(self)))
 
@@ -118,7 +121,7 @@ class JsonlRows(Plain):
     ) -> list[str]:
         """Every key of the file, in order of first appearance; a key may come late."""
         names = dict.fromkeys(union_of_keys(first))
-        self._kept = {name: [] for name in keep}
+        kept: dict[str, list[tuple[int, pa.ChunkedArray | None]]] = {n: [] for n in keep}
         for part in self.parts(keep):
             if isinstance(part, pa.Table):
                 found: Sequence[str] = part.column_names
@@ -126,13 +129,14 @@ class JsonlRows(Plain):
             else:
                 new = union_of_keys(row for row in part if isinstance(row, Mapping))
             names.update(dict.fromkeys(new))
-            for name, columns in self._kept.items():
+            for name, columns in kept.items():
                 column: pa.ChunkedArray | None = None
                 if isinstance(part, pa.Table):
                     there = name in part.column_names
                     empty = pa.chunked_array([pa.nulls(len(part), pa.string())])
                     column = part[name] if there else empty
                 columns.append((len(part), column))
+        self._kept = kept
         return list(names)
 
     def _blocks(self, start: int, stop: int) -> Iterator[tuple[int, int]]:

@@ -34,9 +34,7 @@ from .splits import named_splits, require_one_split
 from .strictjson import BOM, strict_json
 
 
-def open_rows(
-    source: object, *, keep: Sequence[str] = ()
-) -> tuple[Rows, Path | None]:
+def open_rows(source: object, *, keep: Sequence[str] = ()) -> tuple[Rows, Path | None]:
     """Rows, and the folder that image paths are relative to if none is given. ``keep``:
     columns that are wanted of all rows right away (``JsonlRows``)."""
     if isinstance(source, (str, os.PathLike)):
@@ -163,7 +161,9 @@ def _open_gzip(path: Path, keep: Sequence[str]) -> Rows:
         ):
             shutil.copyfileobj(packed, file)
             file.flush()
-            rows = _open_file(Path(file.name), keep, path)  # what is opened outlives the name
+            rows = _open_file(
+                Path(file.name), keep, path
+            )  # what is opened outlives the name
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise RapInputError(f"data set {path}: the gzip file is damaged: {error}") from None
     return rows

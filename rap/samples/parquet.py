@@ -33,6 +33,7 @@ from .sources import (
     outer_columns,
     require_names_once,
     to_python,
+    without_bytes,
 )
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ class ParquetRows:
     def each(self, columns: Sequence[str]) -> Iterator[Mapping[str, Any] | BadSample]:
         for part in self.parts(columns):
             for at in range(0, len(part), 1024):
-                yield from all_to_python(part[at : at + 1024])  # type: ignore[arg-type]
+                yield from all_to_python(part[at : at + 1024])
 
     def parts(
         self, names: Sequence[str], start: int = 0, stop: int | None = None
@@ -171,6 +172,9 @@ class ParquetRows:
             except _READ_ERRORS as error:
                 raise RapInputError(f"{self.kind}: cannot be read: {error}") from error
 
+    def holds_text(self, columns: Sequence[str]) -> bool:
+        return without_bytes(self._schema, columns)
+
     def arrow(self, indices: Sequence[int]) -> pa.Table:
         """These rows, as they are."""
         try:
@@ -185,7 +189,9 @@ class ParquetRows:
     def take(self, indices: Sequence[int]) -> datasets.Dataset | None:
         """These rows as a data set of their own."""
         hf = datasets_library()
-        return None if hf is None else hf.Dataset(hf.table.InMemoryTable(self.arrow(indices)))
+        return (
+            None if hf is None else hf.Dataset(hf.table.InMemoryTable(self.arrow(indices)))
+        )
 
     def dataset(self) -> datasets.Dataset | None:
         """All rows; they go through a memory-mapped temporary file."""

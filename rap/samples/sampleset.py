@@ -30,7 +30,6 @@ import pyarrow.compute as pc
 
 from ..errors import RapInputError
 from .answers import read_answer
-from .canonical import canonical
 from .content import Content
 from .hfdata import build_dataset, stream_dataset
 from .ids import read_ids
@@ -55,7 +54,7 @@ if TYPE_CHECKING:
 
 
 SHOWN = 2  # sample rows in ``SampleSet.describe``
-COUNTED = 20_000
+COUNTED = 10_000
 """Rows by which it is decided what the places of choices are counted from."""
 
 
@@ -261,9 +260,15 @@ class SampleSet(Sequence["Sample | Bad"]):
             self._counted,
         )
 
-    def shard_hashes(
-        self, shards: Sequence[range], more: Iterable[str] = ()
-    ) -> list[str]:
+    @property
+    def content_counts_images(self) -> bool:
+        """Whether ``content_hash`` tells images that lie in the rows apart: none are bytes
+        (files are named by their paths)."""
+        return "images" in self.content().roles and self._rows.holds_text(
+            self._outer("images")
+        )
+
+    def shard_hashes(self, shards: Sequence[range], more: Iterable[str] = ()) -> list[str]:
         """sha256 of what ``content_hash`` counts of each of these ranges of rows, which
         follow one another."""
         return self.content(more).sha256_of_shards(self._rows, self._ids, shards)
@@ -383,9 +388,7 @@ def _counted(
     return 0 if place is None and found.get("answer_index") else place
 
 
-def _cells(
-    rows: Rows, names: Sequence[str | None], most: int
-) -> Iterator[tuple[Any, Any]]:
+def _cells(rows: Rows, names: Sequence[str | None], most: int) -> Iterator[tuple[Any, Any]]:
     """The values of two columns in ``most`` rows, evenly spread, or in all."""
     if len(rows) <= most:
         each: Iterable[Any] = rows.each(outer_columns(rows.columns, names))

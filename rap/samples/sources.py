@@ -60,6 +60,9 @@ class Rows(Protocol):
     def leave_out(self, columns: Collection[str]) -> None:
         """Never read these in ``row``: images nobody asked for stay on disk."""
 
+    def holds_text(self, columns: Sequence[str]) -> bool:
+        """Whether it is sure that there are no bytes in these columns."""
+
     def where(self, index: int) -> str:
         """How a user finds the row: "line 7", "row 6"."""
 
@@ -86,6 +89,9 @@ class Plain:
 
     def leave_out(self, columns: Collection[str]) -> None:
         """Nothing is known to be an image before it is read."""
+
+    def holds_text(self, columns: Sequence[str]) -> bool:
+        return False
 
     def dataset(self) -> datasets.Dataset | None:
         return None
@@ -158,6 +164,9 @@ class ArrowRows:
         for batch in table.to_batches(max_chunksize=PART_ROWS):
             yield pa.Table.from_batches([batch])
 
+    def holds_text(self, columns: Sequence[str]) -> bool:
+        return without_bytes(self._table.schema, columns)
+
     def arrow(self, indices: Sequence[int]) -> pa.Table:
         """These rows, as they are."""
         # slices, not take: take joins all chunks first, which overflows 32-bit offsets
@@ -209,6 +218,9 @@ class DatasetRows:
         for at in range(start, stop, PART_ROWS):
             yield arrow[at : min(at + PART_ROWS, stop)]
 
+    def holds_text(self, columns: Sequence[str]) -> bool:
+        return without_bytes(self._dataset.features.arrow_schema, columns)
+
     def arrow(self, indices: Sequence[int]) -> pa.Table:
         """These rows, as they are, with the features in the schema's metadata."""
         table = self._dataset.with_format("arrow").select(indices)[:]
@@ -230,6 +242,19 @@ def outer_columns(there: Sequence[str], names: Iterable[str | None]) -> list[str
         parts = [name] if name in there else name.split(",")
         out += [p if p in there else p.partition(".")[0] for p in parts]
     return list(dict.fromkeys(out))
+
+
+def without_bytes(schema: pa.Schema, columns: Sequence[str]) -> bool:
+    """Whether no value of these columns has bytes in it."""
+
+    def clean(kind: pa.DataType) -> bool:
+        if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+            return clean(kind.value_type)
+        if pa.types.is_struct(kind):
+            return all(clean(kind[at].type) for at in range(kind.num_fields))
+        return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+    return all(clean(schema.field(name).type) for name in columns)
 
 
 def require_names_once(kind: str, names: Sequence[str]) -> None:

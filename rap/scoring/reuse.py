@@ -16,8 +16,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from ..samples.canonical import canonical
 from ..samples.sample import Sample
-from ..samples.sampleset import SampleSet, canonical
+from ..samples.sampleset import SampleSet
 from ..scores.match import is_sample
 from ..scores.store import Reuse, ScoreStore
 from ..scores.table import QUARANTINED
