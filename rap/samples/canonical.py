@@ -42,8 +42,8 @@ def canonical(values: object) -> bytes:
 
 
 def row_texts(columns: Sequence[pa.Array], n: int) -> pa.Array:
-    """``canonical([a, b, ...])`` of each of ``n`` rows of these columns, a line each. Raises
-    ``Inexact``."""
+    """``canonical([a, b, ...])`` of each of ``n`` rows of these columns, a line each.
+    Raises ``Inexact``."""
     parts: list[object] = []
     for column in columns:
         parts += [", ", value_texts(column)]

@@ -35,12 +35,7 @@ class Content:
 
     def sha256(self, rows: Rows, ids: Ids) -> str:
         """Of ids and rows, in order."""
-        digest = hashlib.sha256(b"[[")
-        for text in _joined_ids(ids.chunks()):
-            digest.update(text)
-        counted = [] if self.counted is None else [self.counted]
-        rest = json.dumps([list(self.roles), list(self.more), *counted])
-        digest.update(f"], {rest[1:]}".encode())
+        digest = self._begun(ids)
         for part in rows.parts(self.names):
             for text in self.lines(part):
                 digest.update(text)
@@ -48,32 +43,44 @@ class Content:
 
     def sha256_of_shards(self, rows: Rows, ids: Ids, shards: Sequence[range]) -> list[str]:
         """Of ids and rows of each of these ranges of rows, which follow one another."""
-        found: list[str] = []
+        digests = []
         for shard in shards:
             digest = hashlib.sha256(b"[")
             for text in _joined_ids(ids.chunks(shard.start, shard.stop)):
                 digest.update(text)
-            digest.update(b"]")
-            found.append(digest.hexdigest())
+            digest.update(b"]\n")
+            digests.append(digest)
+        for number, part in self._of_shards(rows, shards):
+            for text in self.lines(part):
+                digests[number].update(text)
+        return [digest.hexdigest() for digest in digests]
+
+    def _begun(self, ids: Ids) -> hashlib._Hash:
+        """With what stands before the rows: ids, roles and names."""
+        digest = hashlib.sha256(b"[[")
+        for text in _joined_ids(ids.chunks()):
+            digest.update(text)
+        counted = [] if self.counted is None else [self.counted]
+        rest = json.dumps([list(self.roles), list(self.more), *counted])
+        digest.update(f"], {rest[1:]}".encode())
+        return digest
+
+    def _of_shards(self, rows: Rows, shards: Sequence[range]) -> Iterator[tuple[int, Part]]:
+        """(number of a shard, some rows of it), in order."""
         if not shards:
-            return found
-        digests = [hashlib.sha256(text.encode()) for text in found]
-        start, at = shards[0].start, 0
+            return
+        start, number = shards[0].start, 0
         for part in rows.parts(self.names, start, shards[-1].stop):
             low, n = 0, len(part)
             while low < n:
-                stop = min(n, low + shards[at].stop - start)
-                piece = (
-                    part.slice(low, stop - low)
-                    if isinstance(part, pa.Table)
-                    else (part[low:stop])
-                )
-                for text in self.lines(piece):
-                    digests[at].update(text)
+                stop = min(n, low + shards[number].stop - start)
+                if isinstance(part, pa.Table):
+                    yield number, part.slice(low, stop - low)
+                else:
+                    yield number, part[low:stop]
                 start += stop - low
                 low = stop
-                at += start == shards[at].stop
-        return [digest.hexdigest() for digest in digests]
+                number += start == shards[number].stop
 
     def lines(self, part: Part) -> Iterator[bytes | memoryview]:
         """The rows' values as JSON, a line each."""

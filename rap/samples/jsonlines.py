@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,24 +38,50 @@ LOOKED_AT = 100
 _PROBES = 32  # lines of a block whose keys are counted
 
 
+@dataclass(frozen=True, slots=True)
+class LineIndex:
+    """``start``, ``number``: as from ``line_index``. ``columns``: every key."""
+
+    start: np.ndarray
+    number: np.ndarray
+    columns: Sequence[str]
+
+
 class JsonlRows(Plain):
     """A JSONL file, one strict JSON object a line. ``keep``: columns that are wanted again
-    soon; they are held until ``parts`` was asked for them."""
+    soon; they are held until ``parts`` was asked for them. ``index``: what was found in the
+    file before; it is not read then."""
 
     def __init__(
-        self, path: Path, kind: str | None = None, keep: Sequence[str] = ()
+        self,
+        path: Path,
+        kind: str | None = None,
+        keep: Sequence[str] = (),
+        index: LineIndex | None = None,
     ) -> None:
-        self.kind = kind or f"JSONL {path}"
+        self.kind, self.path = kind or f"JSONL {path}", path
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self._fd)
-        self._start, self._number = line_index(self._fd)
+        if index is None:
+            self._start, self._number = line_index(self._fd)
+        else:
+            self._start, self._number = index.start, index.number
         first = [r for r in self._in_python(0, LOOKED_AT) if isinstance(r, Mapping)]
         self._pins = pins_of(first)
         self._kept: dict[str, list[tuple[int, pa.ChunkedArray | None]]] = {}
-        self.columns = self._read_columns(first, [n for n in keep if _is_in(n, first)])
+        if index is None:
+            wanted = [name for name in keep if any(name in row for row in first)]
+            self.columns = self._read_columns(first, wanted)
+        else:
+            self.columns = list(index.columns)
 
     def __len__(self) -> int:
         return len(self._start) - 1
+
+    @property
+    def index(self) -> LineIndex:
+        """What is known of the file."""
+        return LineIndex(self._start, self._number, tuple(self.columns))
 
     def row(self, index: int) -> Mapping[str, Any]:
         start, end = self._start[index : index + 2].tolist()
@@ -180,10 +206,6 @@ class JsonlRows(Plain):
             row = row_or_bad(self, int(index))
             count_keys(None if isinstance(row, BadSample) else row, seen)
         return len(seen) > MAX_KEYS
-
-
-def _is_in(name: str, rows: Sequence[Mapping[str, Any]]) -> bool:
-    return any(name in row for row in islice(rows, LOOKED_AT))
 
 
 def line_index(fd: int) -> tuple[np.ndarray, np.ndarray]:

@@ -133,6 +133,10 @@ class ParquetRows:
         self._whole = _Windows(self, self.columns)
         self._read = self._whole
 
+    @property
+    def paths(self) -> list[Path]:
+        return list(dict.fromkeys(file.path for file, _ in self._files))
+
     def leave_out(self, columns: Collection[str]) -> None:
         """Never read these: images nobody asked for stay on disk."""
         keep = [name for name in self.columns if name not in columns]

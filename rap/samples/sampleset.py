@@ -18,6 +18,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -32,7 +33,7 @@ from ..errors import RapInputError
 from .answers import read_answer
 from .content import Content
 from .hfdata import build_dataset, stream_dataset
-from .ids import read_ids
+from .ids import Ids, read_ids
 from .jsonlines import JsonlRows
 from .opening import open_rows
 from .parsing import CANDIDATES, cell, counted_from, detect_columns, parse_row
@@ -61,6 +62,14 @@ COUNTED = 10_000
 # --------------------------------------------------------------------- the sample set
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What was found when the same data set was opened before (``index``)."""
+
+    ids: Ids
+    hashes: Mapping[Content, str]
+
+
 class SampleSet(Sequence["Sample | Bad"]):
     """The rows of a data set, each a ``Sample`` or a ``Bad``, in data-set order.
 
@@ -74,8 +83,10 @@ class SampleSet(Sequence["Sample | Bad"]):
         columns: Mapping[str, str | None],
         root: str | None,
         counted: int | None = None,
+        known: Known | None = None,
     ) -> None:
         self._rows, self._counted = rows, counted
+        self._hashes = {} if known is None else dict(known.hashes)
         self.columns: Mapping[str, str | None] = MappingProxyType(dict(columns))
         """Role -> column that plays it, None if none does."""
         self.root = root
@@ -84,6 +95,9 @@ class SampleSet(Sequence["Sample | Bad"]):
         """Where ``open_samples`` found the data, as it was given; None: in memory."""
         self.given_root: str | None = None
         """The ``root`` that ``open_samples`` was given."""
+        if known is not None:
+            self._ids = known.ids
+            return
         self._ids = read_ids(rows, self.columns["id"])
         self._tell_splits()
         self._require_a_usable_row()
@@ -140,6 +154,16 @@ class SampleSet(Sequence["Sample | Bad"]):
     def column_names(self) -> list[str]:
         """All columns of the data set."""
         return list(self._rows.columns)
+
+    @property
+    def rows(self) -> Rows:
+        """Where the rows come from."""
+        return self._rows
+
+    @property
+    def all_ids(self) -> Ids:
+        """The ids as they are held."""
+        return self._ids
 
     def row(self, index: int) -> Mapping[str, Any]:
         """The original columns of one row; empty if the row cannot be read."""
@@ -245,7 +269,10 @@ class SampleSet(Sequence["Sample | Bad"]):
         one when they are read (``sample_sha256``), so that an image that changed shows in
         its row and does not make the whole data set another one.
         """
-        return self.content(more, source=source).sha256(self._rows, self._ids)
+        content = self.content(more, source=source)
+        if content in self._hashes:
+            return self._hashes[content]
+        return content.sha256(self._rows, self._ids)
 
     def content(self, more: Iterable[str] = (), *, source: bool = False) -> Content:
         """What ``content_hash`` counts."""
@@ -357,9 +384,7 @@ def open_samples(
         first = f" (first: {bad.message})" if bad is not None else ""
         raise RapInputError(f"{rows.kind}: none of {len(rows)} rows can be read{first}")
     found = _detected(rows, columns)
-    unread = rows.image_columns - set(outer_columns(rows.columns, [found["images"]]))
-    if unread:
-        rows.leave_out(unread)
+    leave_images(rows, found["images"])
     counted = _counted(rows, found, columns or {})
     real = None if folder is None else os.path.realpath(folder)
     samples = SampleSet(rows, found, real, counted)
@@ -367,6 +392,13 @@ def open_samples(
         samples.path = os.fspath(source)
     samples.given_root = None if root is None else os.fspath(root)
     return samples
+
+
+def leave_images(rows: Rows, used: str | None) -> None:
+    """Never read images that nobody asked for. ``used``: the column of the samples'."""
+    unread = rows.image_columns - set(outer_columns(rows.columns, [used]))
+    if unread:
+        rows.leave_out(unread)
 
 
 def _counted(
