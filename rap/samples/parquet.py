@@ -28,6 +28,7 @@ from .sources import (
     Part,
     Rows,
     all_to_python,
+    bytes_columns_of,
     datasets_library,
     image_columns_of,
     outer_columns,
@@ -130,6 +131,7 @@ class ParquetRows:
         self.columns = list(self._schema.names)
         require_names_once(kind, self.columns)
         self.image_columns = image_columns_of(self._schema)
+        self.bytes_columns = bytes_columns_of(self._schema)
         self._whole = _Windows(self, self.columns)
         self._read = self._whole
 

@@ -38,6 +38,7 @@ from .jsonlines import JsonlRows
 from .opening import open_rows
 from .parsing import CANDIDATES, cell, counted_from, detect_columns, parse_row
 from .prompts import more_of_a_chat
+from .remote import fetched, is_hub_name, is_url
 from .sample import Bad, BadSample, Sample
 from .sources import (
     Rows,
@@ -279,10 +280,12 @@ class SampleSet(Sequence["Sample | Bad"]):
         roles = ["question", "answer", "choices", *(["source"] if source else [])]
         if not self._rows.image_columns.issuperset(self._outer("images")):
             roles.append("images")
+        names = [self.columns[role] for role in roles]
+        unread = self._rows.bytes_columns  # image bytes do not count: never read here
         there = set(self._rows.columns) - set(self._rows.image_columns)
         return Content(
             tuple(roles),
-            tuple(self.columns[role] for role in roles),
+            tuple(None if name in unread else name for name in names),
             tuple(sorted(there.intersection(more))),
             self._counted,
         )
@@ -350,6 +353,7 @@ def open_samples(
     *,
     columns: Mapping[str, str] | None = None,
     root: str | os.PathLike[str] | None = None,
+    allow_network: bool = False,
 ) -> SampleSet:
     """Open a data set.
 
@@ -358,13 +362,16 @@ def open_samples(
         number, or a path: JSONL (image paths relative to its folder), a JSON array, CSV or
         TSV, Parquet in TRL's, verl's or EasyR1's columns, any of these in gzip, a
         ``save_to_disk`` folder, a folder with one such file or with Parquet files, a
-        pattern as in data/train-*.parquet. Files of several splits are refused.
+        pattern as in data/train-*.parquet. Files of several splits are refused. With
+        ``allow_network`` also an URL that fsspec knows (s3://, hf://datasets/...) or the
+        name of a data set on the hub, ORG/NAME or ORG/NAME:SPLIT (``remote``).
     columns: role -> column where detection is wrong, e.g. ``{"question": "q"}``; roles are
         id, question, answer, choices, images, source; ``"a.b"`` is field b of column a;
         ``"a,b"`` are several columns (choices, images); ``""`` says that there is none (id,
         choices, source).
     root: folder that image paths are relative to and must stay in. Default: the data
         file's folder; for objects in memory none, and then images must be bytes.
+    allow_network: fetch what is not on this machine; a line says what.
 
     Ids become text; without an id column they are the row numbers. Every row is read once
     here, to find duplicate ids.
@@ -373,7 +380,10 @@ def open_samples(
     or images, a wrong name in ``columns``, a duplicate id, no usable row at all.
     """
     ids = [columns["id"]] if columns and columns.get("id") else CANDIDATES["id"]
-    rows, default_root = open_rows(source, keep=[*ids, "split"])
+    found_at = source
+    if is_url(source) or is_hub_name(source):
+        found_at = fetched(os.fspath(source), allow_network=allow_network)  # type: ignore[call-overload]
+    rows, default_root = open_rows(found_at, keep=[*ids, "split"])
     if not len(rows):
         raise RapInputError(f"{rows.kind}: the data set is empty: 0 rows")
     folder = default_root if root is None else Path(root)
@@ -452,7 +462,8 @@ def _merged(rows: Rows, most: int | None) -> Mapping[str, Any]:
     """Rows as one: all keys, nested ones too; of chats one that ends with an answer and
     has images, if those of the rows do."""
     merged: dict[str, Any] = {}
-    names = [name for name in rows.columns if name not in rows.image_columns]
+    unread = rows.image_columns | rows.bytes_columns
+    names = [name for name in rows.columns if name not in unread]
     for row in islice(rows.each(names), most):
         if isinstance(row, BadSample):
             continue

@@ -42,6 +42,7 @@ class Rows(Protocol):
     kind: str
     columns: list[str]
     image_columns: frozenset[str]  # known by their type to hold images
+    bytes_columns: frozenset[str]  # known by their type to hold bytes and nothing else
 
     def __len__(self) -> int: ...
     def row(self, index: int) -> Mapping[str, Any]:
@@ -74,6 +75,7 @@ class Plain:
     """What sources without Arrow types have in common."""
 
     image_columns: frozenset[str] = frozenset()
+    bytes_columns: frozenset[str] = frozenset()
 
     def each(self, columns: Sequence[str]) -> Iterator[Mapping[str, Any] | BadSample]:
         for index in range(len(self)):  # type: ignore[arg-type]
@@ -133,6 +135,7 @@ class ArrowRows:
         self.columns = list(table.column_names)
         require_names_once(kind, self.columns)
         self.image_columns = image_columns_of(table.schema)
+        self.bytes_columns = bytes_columns_of(table.schema)
         self.leave_out(())
 
     def leave_out(self, columns: Collection[str]) -> None:
@@ -191,6 +194,7 @@ class DatasetRows:
         self._dataset = dataset
         self.columns = list(dataset.column_names)
         self.image_columns = _image_features(dataset.features.to_dict())
+        self.bytes_columns = bytes_columns_of(dataset.features.arrow_schema)
         self.leave_out(())
 
     def leave_out(self, columns: Collection[str]) -> None:
@@ -302,6 +306,11 @@ def image_columns_of(schema: pa.Schema) -> frozenset[str]:
         return _image_features(strict_json(raw)["info"]["features"]) if raw else frozenset()
     except (ValueError, TypeError, KeyError):
         return frozenset()  # somebody else's metadata
+
+
+def bytes_columns_of(schema: pa.Schema) -> frozenset[str]:
+    kinds = (pa.types.is_binary, pa.types.is_large_binary)
+    return frozenset(f.name for f in schema if any(is_kind(f.type) for is_kind in kinds))
 
 
 def _image_features(features: Mapping[str, Any]) -> frozenset[str]:

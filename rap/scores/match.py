@@ -30,6 +30,7 @@ import pyarrow.compute as pc
 from ..errors import RapInputError
 from ..samples.ids import Ids
 from ..samples.images import read_bytes
+from ..samples.remote import is_hub_name, is_url
 from ..samples.sample import Bad, BadSample, Sample, sample_sha256
 from ..samples.sampleset import SampleSet, open_samples
 from ..samples.text import taken
@@ -58,13 +59,18 @@ def describe(samples: SampleSet) -> dict[str, Any]:
     the folder of the images if one was given."""
     return {
         "path": samples.path,
-        "absolute": None if samples.path is None else os.path.abspath(samples.path),
+        "absolute": _absolute(samples.path),
         "kind": samples.kind,
         "content_sha256": samples.content_sha256,
         "rows": len(samples),
         "columns": dict(samples.columns),
         "root": None if samples.given_root is None else samples.root,
     }
+
+
+def _absolute(path: str | None) -> str | None:
+    elsewhere = path is None or is_url(path) or is_hub_name(path)
+    return path if elsewhere else os.path.abspath(path)  # type: ignore[type-var]
 
 
 def rows_of_all(
