@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from .parsing import cell, kind_of, scalar_text
 from .sample import BadSample
 from .sources import Part, Rows, all_to_python
 from .tables import column_of
-from .text import flat, hash64
+from .text import flat, hash64, taken
 
 CHUNK = 2**16
 
@@ -60,10 +61,30 @@ class Ids:
 
     def rows_of(self, names: pa.ChunkedArray | pa.Array) -> np.ndarray:
         """int64: the row that each of ``names`` is the id of, -1 where there is none."""
-        known = flat(self.column)
-        asked = flat(names).cast(known.type)
-        found = pc.index_in(asked, value_set=known)
-        return pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+        if isinstance(names, pa.Array):
+            names = pa.chunked_array([names])
+        known, (hashes, order) = self.column, self._ordered
+        asked = hash64(names)
+        at = np.searchsorted(hashes, asked)
+        found = np.full(len(asked), -1, np.int64)
+        left = np.arange(len(asked))
+        while left.size:  # more than once where different ids have one hash
+            left = left[at[left] < len(hashes)]
+            left = left[hashes[at[left]] == asked[left]]
+            rows = order[at[left]]
+            texts = taken(known, rows).cast(names.type)
+            same = pc.fill_null(pc.equal(texts, taken(names, left)), False).to_numpy()
+            found[left[same]] = rows[same]
+            left = left[~same]
+            at[left] += 1
+        return found
+
+    @cached_property
+    def _ordered(self) -> tuple[np.ndarray, np.ndarray]:
+        """(hashes of the ids in order, their rows): 16 bytes a row."""
+        hashes = hash64(self.column)
+        order = np.argsort(hashes)
+        return hashes[order], order
 
 
 @dataclass(slots=True)
