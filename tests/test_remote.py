@@ -134,9 +134,12 @@ def test_a_name_of_the_hub(
     samples = open_samples("org/name:train", allow_network=True)
     assert len(samples) == 9 and samples.path == "org/name:train"
     assert "network: org/name:train is fetched from the hub" in caplog.text
-    with pytest.raises(RapInputError, match="choose one split.*train, test"):
+    with pytest.raises(RapInputError, match="name one: org/name:train, org/name:test"):
         open_samples("org/name", allow_network=True)
     assert asked == [("org/name", "train"), ("org/name", None)]
+    one = datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)})
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: one)
+    assert len(open_samples("org/name", allow_network=True)) == 9
 
     def unreachable(name: str, split: str | None = None) -> Any:
         raise ConnectionError("the hub cannot be reached")

@@ -81,9 +81,17 @@ def _from_hub(source: str) -> Any:
     assert found is not None
     log.warning("network: %s is fetched from the hub with datasets", source)
     try:
-        return datasets.load_dataset(found["name"], split=found["split"])
+        loaded = datasets.load_dataset(found["name"], split=found["split"])
     except Exception as error:  # of datasets, of the hub, of the connection
         raise RapInputError(f"data set {source}: {first_line(error)}") from error
+    if not isinstance(loaded, dict):
+        return loaded
+    if len(loaded) > 1:
+        raise RapInputError(
+            f"data set {source}: holds several splits; name one: "
+            + ", ".join(f"{source}:{split}" for split in loaded)
+        )
+    return next(iter(loaded.values()))
 
 
 def _from_url(source: str) -> Path:
