@@ -362,6 +362,62 @@ def test_parquet_files_of_two_schemas(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("on_demand")
+def test_bytes_inside_of_objects_are_not_read_for_the_content(tmp_path: Path) -> None:
+    """verl's form: a list of {bytes, path}. What else is there keeps its content."""
+    images = [
+        [{"bytes": PNG * 9, "path": None}],
+        None,
+        [],
+        [None, {"bytes": None, "path": "a.png"}, {"bytes": b"", "path": "b.png"}],
+    ]
+    nested = [{"k": {"b": b"1", "t": "x"}, "only": {"b": b"2"}}, None, {"k": None}, {}]
+    table = pa.Table.from_pylist(
+        [
+            row(k, images=images[k % 4], n=nested[k % 4], m=[("a", b"x")], id=f"s{k}")
+            for k in range(40)
+        ],
+        schema=pa.schema(
+            {
+                **dict.fromkeys(["id", "question", "answer"], pa.string()),
+                "images": pa.list_(pa.struct({"bytes": pa.binary(), "path": pa.string()})),
+                "n": pa.struct(
+                    {
+                        "k": pa.struct({"b": pa.binary(), "t": pa.string()}),
+                        "only": pa.struct({"b": pa.large_binary()}),
+                    }
+                ),
+                "m": pa.map_(pa.string(), pa.binary()),
+            }
+        ),
+    )
+    path = tmp_path / "d.parquet"
+    pq.write_table(table, path, row_group_size=15)
+    samples = open_samples(path)
+    rows = samples.rows
+    assert isinstance(rows, parquet.ParquetRows)
+    file = rows._files[0][0]
+    assert parquet.leaves_without_bytes(file, ["images", "n", "m"]) == [
+        "images.list.element.path",
+        "n.k.t",
+        "n.only.b",
+        "m.key_value.key",
+        "m.key_value.value",
+    ]
+    assert samples.content_hash(["n"]) == plain_hash(samples, ("n",))
+    assert [samples.row(k)["images"] for k in range(40)] == [
+        images[k % 4] for k in range(40)
+    ]
+    assert [r["n"] for r in rows.each(["n"])] == table["n"].to_pylist()  # type: ignore[index]
+    (first, *_) = rows.parts(["images"])
+    assert (
+        isinstance(first, pa.Table) and first.schema.field(0).type == table["images"].type
+    )
+    found = [x for part in rows.parts(["images"]) for x in part["images"].to_pylist()]
+    blank = [[v and {**v, "bytes": None} for v in x] if x else x for x in images]
+    assert found == [blank[k % 4] for k in range(40)]
+
+
+@pytest.mark.usefixtures("on_demand")
 def test_a_parquet_image_that_cannot_be_read_is_one_bad_row_group(tmp_path: Path) -> None:
     rows = [row(k, image=os.urandom(4000)) for k in range(40)]
     path = tmp_path / "d.parquet"
@@ -399,9 +455,9 @@ def test_images_are_read_when_a_sample_is(
     asked: list[str] = []
     batches = parquet.ParquetRows.batches
 
-    def noting(self: Any, group: int, names: Any, size: int) -> Any:
+    def noting(self: Any, group: int, names: Any, size: int, **more: Any) -> Any:
         asked.extend(names)
-        return batches(self, group, names, size)
+        return batches(self, group, names, size, **more)
 
     monkeypatch.setattr(parquet.ParquetRows, "batches", noting)
     samples = open_samples(tmp_path, columns={"images": "image"})  # looks at one

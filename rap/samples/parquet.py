@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import RapInputError
@@ -84,6 +85,61 @@ class _File:
 def _stat(path: Path) -> tuple[int, int]:
     found = os.stat(path)
     return found.st_size, found.st_mtime_ns
+
+
+def leaves_without_bytes(file: _File, names: Collection[str]) -> list[str]:
+    """The parts of these columns that must be read where bytes inside of objects are not
+    wanted, as Parquet calls them."""
+    leaves = [(f.name, skip) for f in file.schema for skip in _skipped(f.type)]
+    if len(leaves) != file.metadata.num_columns:
+        return list(names)
+    paths = [file.metadata.schema.column(at).path for at in range(len(leaves))]
+    return [
+        path
+        for path, (name, skip) in zip(paths, leaves, strict=True)
+        if name in names and not skip
+    ]
+
+
+def _skipped(kind: pa.DataType) -> list[bool]:
+    """For each leaf of a type whether it need not be read: bytes beside something else,
+    which tells whether there is an object."""
+    if pa.types.is_struct(kind):
+        found = []
+        for at in range(kind.num_fields):
+            child = kind[at].type
+            is_bytes = pa.types.is_binary(child) or pa.types.is_large_binary(child)
+            found += [True] if is_bytes else _skipped(child)
+        return [False, *found[1:]] if all(found) and found else found
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _skipped(kind.value_type)
+    if pa.types.is_map(kind):
+        return [False] * (len(_skipped(kind.key_type)) + len(_skipped(kind.item_type)))
+    return [False]
+
+
+def widened(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    """``array`` with the fields that its objects lack, null."""
+    if array.type.equals(kind):
+        return array
+    missing = array.is_null()
+    if pa.types.is_struct(kind):
+        names = [field.name for field in array.type]
+        there = dict(zip(names, array.flatten(), strict=True))
+        fields = [kind[at] for at in range(kind.num_fields)]
+        children = [
+            widened(there[f.name], f.type)
+            if f.name in there
+            else pa.nulls(len(array), f.type)
+            for f in fields
+        ]
+        return pa.StructArray.from_arrays(children, fields=fields, mask=missing)
+    sizes = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
+    wide = pa.types.is_large_list(kind)
+    ends = np.cumsum([0, *sizes], dtype=np.int64 if wide else np.int32)
+    made = pa.LargeListArray if wide else pa.ListArray
+    values = widened(array.flatten(), kind.value_type)
+    return made.from_arrays(pa.array(ends), values, type=kind, mask=missing)
 
 
 def open_parquet(paths: Sequence[Path], kind: str) -> Rows:
@@ -155,22 +211,28 @@ class ParquetRows:
             raise BadSample("data", "bad_text", message) from None
 
     def each(self, columns: Sequence[str]) -> Iterator[Mapping[str, Any] | BadSample]:
-        for part in self.parts(columns):
-            for at in range(0, len(part), 1024):
-                yield from all_to_python(part[at : at + 1024])
+        for table in self._tables(columns, 0, len(self), bytes_too=True):
+            for at in range(0, len(table), 1024):
+                yield from all_to_python(table.slice(at, 1024))
 
     def parts(
         self, names: Sequence[str], start: int = 0, stop: int | None = None
     ) -> Iterator[Part]:
-        stop = len(self) if stop is None else stop
+        """See ``Rows``; bytes inside of objects ({bytes, path}) are null and not read."""
         columns = outer_columns(self.columns, names)
+        stop = len(self) if stop is None else stop
+        return self._tables(columns, start, stop, bytes_too=False)
+
+    def _tables(
+        self, columns: Sequence[str], start: int, stop: int, *, bytes_too: bool
+    ) -> Iterator[pa.Table]:
         first = int(np.searchsorted(self._ends, start, side="right")) - 1
         for group in range(first, len(self._files)):
             at = int(self._ends[group])
             if at >= stop:
                 return
             try:
-                for table in self.batches(group, columns, PART_ROWS):
+                for table in self.batches(group, columns, PART_ROWS, bytes_too=bytes_too):
                     low, high = max(start - at, 0), min(stop - at, table.num_rows)
                     at += table.num_rows
                     if low < high:
@@ -206,14 +268,19 @@ class ParquetRows:
 
     # -- inside
 
-    def batches(self, group: int, names: Sequence[str], size: int) -> Iterator[pa.Table]:
+    def batches(
+        self, group: int, names: Sequence[str], size: int, *, bytes_too: bool = True
+    ) -> Iterator[pa.Table]:
         """A row group's columns, ``size`` rows at a time, in the schema of all files."""
         file, number = self._files[group]
         there = [name for name in names if name in file.schema.names]
+        leaves = there if bytes_too else leaves_without_bytes(file, there)
+        own = pa.schema([file.schema.field(name) for name in there])
         wanted = pa.schema([self._schema.field(name) for name in names])
         with file.open() as opened:
-            for batch in opened.iter_batches(size, [number], there):
-                table = pa.Table.from_batches([batch]).select(there)
+            for batch in opened.iter_batches(size, [number], leaves):
+                columns = [widened(batch[field.name], field.type) for field in own]
+                table = pa.Table.from_arrays(columns, schema=own)
                 if not table.schema.equals(wanted):
                     both = [wanted.empty_table(), table]
                     table = pa.concat_tables(both, promote_options="default").select(names)
