@@ -5,8 +5,8 @@
     python -m benchmarks.bench_scale --python P          P has duckdb and polars, if this
                                                          one has not
 
-A data set of ``scale_rows.row`` is opened (JSON Lines, Parquet), its content hashed, 9 % of
-it exported and reported; a saved score table is chosen from. Where another library does the
+A data set of ``scale_rows.line`` is opened (JSON Lines, Parquet), its content hashed, 9 %
+of it exported and reported; a saved score table is chosen from. Where another library does the
 same, or less, it is beside ours: pyarrow reads the file into memory and counts the ids,
 DuckDB counts rows and ids, DuckDB and Polars make the same selection (quartiles of log psi,
 the fence of them, the 9 % with the largest D, ties by difficulty, then by row). Each
@@ -185,6 +185,13 @@ for doubles, and a check of the counts. Growth: `scale.png`.
 """
 
 
+def write(found: Sequence[Point], path: Path, repeats: int, notes: Sequence[str]) -> None:
+    order = list(STEPS)
+    head = HEAD.format(repeats=repeats, cores=os.cpu_count())
+    lines = [p.line for p in sorted(found, key=lambda p: order.index(p.step))]
+    path.write_text(head + "\n".join([*lines, "", *notes]).rstrip("\n") + "\n")
+
+
 def has(python: str, name: str) -> bool:
     command = [python, "-c", f"import {name}"]
     return not subprocess.run(command, capture_output=True, check=False).returncode
@@ -212,11 +219,7 @@ def main() -> None:
     for point in points(args.rows, args.choose, pythons, args.repeats, args.folder):
         print(point.line, flush=True)
         found.append(point)
-    order = list(STEPS)
-    found.sort(key=lambda p: order.index(p.step))
-    head = HEAD.format(repeats=args.repeats, cores=os.cpu_count())
-    text = "\n".join([*(p.line for p in found), "", *missing]).rstrip("\n")
-    args.out.write_text(head + text + "\n")
+        write(found, args.out, args.repeats, missing)  # what there is, if it is stopped
     draw(found, args.out.with_suffix(".png"))
 
 
