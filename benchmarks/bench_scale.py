@@ -6,8 +6,8 @@
                                                          one has not
 
 A data set of ``scale_rows.line`` is opened (JSON Lines, Parquet), its content hashed, 9 %
-of it exported and reported; a saved score table is chosen from. Where another library does the
-same, or less, it is beside ours: pyarrow reads the file into memory and counts the ids,
+of it exported and reported; a saved score table is chosen from. Where another library does
+the same, or less, it is beside ours: pyarrow reads the file into memory and counts the ids,
 DuckDB counts rows and ids, DuckDB and Polars make the same selection (quartiles of log psi,
 the fence of them, the 9 % with the largest D, ties by difficulty, then by row). Each
 measurement is a process of its own; its peak is ``VmHWM``, imports and all. What they
