@@ -32,6 +32,7 @@ from .fields import Command, given, group, option
 from .options import (
     CHOOSE_OPTIONS,
     CONFIG_OPTION,
+    DATA,
     DATA_OPTIONS,
     OUTPUT_OPTIONS,
     PATH,
@@ -101,14 +102,14 @@ def main(debug: bool) -> None:
 
 
 @main.command(cls=Command)
-@click.argument("data", type=PATH)
+@click.argument("data", type=DATA)
 @DATA_OPTIONS
 @model_options(store="Scores go here.", needed=True)
 @SCORE_OPTIONS
 @group("Result", json_option)
 @CONFIG_OPTION
 def score(
-    data: Path,
+    data: str | Path,
     model: str | None,
     store: Path,
     columns: Sequence[str],
@@ -165,7 +166,7 @@ def score(
 @CONFIG_OPTION
 def choose(
     scores: Path,
-    data: Path | None,
+    data: str | Path | None,
     columns: Sequence[str],
     root: Path | None,
     **options: Any,
@@ -196,7 +197,7 @@ def choose(
 
 
 @main.command(cls=Command)
-@click.argument("data", type=PATH, required=False)
+@click.argument("data", type=DATA, required=False)
 @DATA_OPTIONS
 @ROLLOUT_OPTIONS
 @model_options(store="Scores go here.  [default: OUT/scores]", needed=False)
@@ -205,7 +206,7 @@ def choose(
 @OUTPUT_OPTIONS
 @CONFIG_OPTION
 def select(
-    data: Path | None,
+    data: str | Path | None,
     model: str | None,
     store: Path | None,
     rollouts: Path | None,
@@ -291,7 +292,7 @@ MODEL_ONLY = (
 @CONFIG_OPTION
 def report(
     selection: Path,
-    data: Path | None,
+    data: str | Path | None,
     out: Path,
     store: Path | None,
     title: str | None,
@@ -331,7 +332,7 @@ def report(
     "Data",
     option(
         "--data",
-        type=PATH,
+        type=DATA,
         help="The data set that was scored.  [default: where it was]",
     ),
 )
@@ -393,7 +394,7 @@ def export(
     to: str,
     out: Path,
     force: bool,
-    data: Path | None,
+    data: str | Path | None,
     columns: Sequence[str],
     root: Path | None,
     store: Path | None,
@@ -419,7 +420,7 @@ def export(
     completions = None
     if store is not None:
         with ScoreStore.load(store) as opened:
-            completions = opened.read_rollouts()
+            completions = opened.completions()
         if completions is None:
             raise RapInputError(f"--store {store}: holds no completions")
     found = write(

@@ -17,6 +17,7 @@ from click.core import ParameterSource
 from ..config import ChooseConfig, ExecutorConfig, Sampling, ScoreConfig, means
 from ..engines import EngineConfig
 from ..errors import RapConfigError
+from ..samples.remote import is_url
 from ..scores.evidence import describe as describe_evidence
 from ..selection.reselection import ReselectConfig
 from ..selection.rules import describe as describe_rules
@@ -28,6 +29,27 @@ from .fields import field_options, given, group, option
 from .texts import json_value, pair
 
 PATH = click.Path(path_type=Path)
+NETWORK = "rap.allow_network"
+"""Of a command's context: whether ``--allow-network`` was given."""
+
+
+class DataPath(click.ParamType):  # type: ignore[type-arg]  # as FieldType
+    """A path, or an URL, which stays text."""
+
+    name = "path"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | Path:
+        return value if is_url(value) else Path(value)
+
+
+DATA = DataPath()
+
+
+def _note_network(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    ctx.meta[NETWORK] = value
+
 
 json_option = option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 report_option = option("--report", type=PATH, metavar="FILE", help="Write an HTML page.")
@@ -47,11 +69,19 @@ COLUMNS = (
         help="Folder that image paths are relative to and must stay in.  [default: the "
         "folder of DATA]",
     ),
+    option(
+        "--allow-network",
+        is_flag=True,
+        expose_value=False,
+        callback=_note_network,
+        help="Fetch a data set that is not on this machine: an URL that fsspec knows "
+        "(s3://, hf://datasets/ORG/NAME/FILE), or ORG/NAME[:SPLIT] of the hub.",
+    ),
 )
 DATA_OPTIONS = group("Data", *COLUMNS)
 SHOWN_DATA_OPTIONS = group(
     "Data",
-    option("--data", type=PATH, help="The data set: images and questions to show."),
+    option("--data", type=DATA, help="The data set: images and questions to show."),
     *COLUMNS,
 )
 

@@ -21,9 +21,9 @@ from ..model.halving import Failure, in_halves
 from ..model.rollouts import ARM_TEXT, IMAGE_ARM, Completion, degenerate, row_seed
 from ..rewards.checker import Checker
 from ..samples.sample import BadSample
+from ..samples.text import clean
 from ..scores.judge import require_varied
 from ..scores.table import SCORE_SCHEMA
-from ..scores.text import clean
 from ..stopwatch import IDLE, Stopwatch
 from .batches import all_finite, memory_of
 from .jobs import Job, tokens_of
