@@ -1,5 +1,5 @@
-"""The shell: ``rap score | choose | select | report | export | reselect | plan | finish |
-merge | train | check | info | demo``.
+"""The shell: ``rap score | choose | select | report | cost | export | reselect | plan |
+finish | merge | train | check | info | demo``.
 
 Every command is a few calls of the Python interface; nothing is decided here. Exit
 codes: 0 done; 1 the data, the model or the store cannot be used; 2 a wrong command line
@@ -20,7 +20,7 @@ from typing import Any
 
 import click
 
-from ..config import DEFAULT_BUDGET, ChooseConfig, require_whole
+from ..config import DEFAULT_BUDGET, require_whole
 from ..errors import RapConfigError, RapInputError
 from ..export.filter import PLAIN
 from ..export.formats import TARGETS
@@ -28,6 +28,7 @@ from ..export.formats import describe as describe_targets
 from ..selection.rules import check as check_rule
 from .about import demo, info
 from .check import check
+from .cost import cost_of
 from .fields import Command, given, group, option
 from .options import (
     CHOOSE_OPTIONS,
@@ -36,10 +37,12 @@ from .options import (
     DATA_OPTIONS,
     OUTPUT_OPTIONS,
     PATH,
+    PRESET_OPTION,
     RESELECT_OPTIONS,
     ROLLOUT_OPTIONS,
     SCORE_OPTIONS,
     SHOWN_DATA_OPTIONS,
+    choose_config,
     executor_config,
     json_option,
     model_options,
@@ -105,6 +108,7 @@ def main(debug: bool) -> None:
 @click.argument("data", type=DATA)
 @DATA_OPTIONS
 @model_options(store="Scores go here.", needed=True)
+@PRESET_OPTION
 @SCORE_OPTIONS
 @group("Result", json_option)
 @CONFIG_OPTION
@@ -161,6 +165,7 @@ def score(
 @main.command(cls=Command)
 @click.argument("scores", type=PATH)
 @SHOWN_DATA_OPTIONS
+@PRESET_OPTION
 @CHOOSE_OPTIONS
 @OUTPUT_OPTIONS
 @CONFIG_OPTION
@@ -177,6 +182,7 @@ def choose(
     Examples:
       rap choose scores/                            # 9 % are kept
       rap choose scores/ --budget 0.05 --out five/ --report five.html --data data.jsonl
+      rap choose scores/ --rule learn --coverage-by source
       rap choose scores/ --rule paper --lambda-c 0.3
       rap choose scores/ --budget 0.1 --by source --compare five/
     """
@@ -189,7 +195,7 @@ def choose(
         known = described_again(found.table, samples, found.meta.get("data"))
         meta = {**found.meta, "data": known}
         found = dataclasses.replace(found, dataset=samples, meta=meta)
-    rules = ChooseConfig(**given(ChooseConfig, options))
+    rules = choose_config(options)
     mapped = (to_columns(columns) or {}).get("source")
     if rules.by == "source" and mapped:  # the store may hold another column's values
         rules = dataclasses.replace(rules, by=mapped)
@@ -201,6 +207,7 @@ def choose(
 @DATA_OPTIONS
 @ROLLOUT_OPTIONS
 @model_options(store="Scores go here.  [default: OUT/scores]", needed=False)
+@PRESET_OPTION
 @SCORE_OPTIONS
 @CHOOSE_OPTIONS
 @OUTPUT_OPTIONS
@@ -235,7 +242,7 @@ def select(
     else:
         refuse_given(("rollout_columns", "where", "drop"), "without --rollouts")
     samples = open_data(data, columns, root)
-    rules = ChooseConfig(**given(ChooseConfig, options))
+    rules = choose_config(options)
     refuse_chosen(options["out"], options["force"], rules)
     if rollouts is not None:
         scores = from_rollouts(rollouts, rollout_columns, where, drop, samples)
@@ -520,5 +527,5 @@ def reselect(
     click.echo(f"selection: {out}")
 
 
-for command in (plan, finish, merge, train, check, info, demo):
+for command in (cost_of, plan, finish, merge, train, check, info, demo):
     main.add_command(command)

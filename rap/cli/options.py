@@ -14,7 +14,15 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from ..config import ChooseConfig, ExecutorConfig, Sampling, ScoreConfig, means
+from ..config import (
+    PRESETS,
+    ChooseConfig,
+    ExecutorConfig,
+    Sampling,
+    ScoreConfig,
+    means,
+    preset_of,
+)
 from ..engines import EngineConfig
 from ..errors import RapConfigError
 from ..samples.remote import is_url
@@ -239,6 +247,16 @@ CHOOSE_OPTIONS = group(
     "Choosing", *field_options(ChooseConfig, texts={"rule": describe_rules()})
 )
 
+PRESET_OPTION = group(
+    "Preset",
+    option(
+        "--preset",
+        type=click.Choice(list(PRESETS)),
+        help="; ".join(f"{name}: {preset.text}" for name, preset in PRESETS.items())
+        + ". Other options replace its parts.",
+    ),
+)
+
 OUTPUT_OPTIONS = group(
     "Result",
     option("--out", type=PATH, metavar="DIR", help="Save the selection here."),
@@ -302,10 +320,13 @@ TRAIN_OPTIONS = _both(
 
 def score_config(options: Mapping[str, Any]) -> ScoreConfig:
     """The options given on the command line as a ``ScoreConfig``; the rest is default."""
-    found: dict[str, Any] = _meant(ScoreConfig, options)
+    found = preset_of(options.get("preset"), "score")
     parts: dict[str, Any] = {
-        name: {} for name, kind in field_types(ScoreConfig).items() if is_settings(kind)
+        name: dict(found.pop(name, {}))
+        for name, kind in field_types(ScoreConfig).items()
+        if is_settings(kind)
     }
+    found |= _meant(ScoreConfig, options)
     parts["sampling"] |= given(Sampling, options)
     for name, text in (pair(text, "--set") for text in options[SETTINGS]):
         part, dot, field = name.partition(".")
@@ -313,6 +334,12 @@ def score_config(options: Mapping[str, Any]) -> ScoreConfig:
         target, key = (parts[part], field) if dot else (found, name)
         target[key] = json_value(text)
     return ScoreConfig(**found, **parts)
+
+
+def choose_config(options: Mapping[str, Any]) -> ChooseConfig:
+    """The options given on the command line as a ``ChooseConfig``; the rest is default."""
+    base = preset_of(options.get("preset"), "choose")
+    return ChooseConfig(**(base | given(ChooseConfig, options)))
 
 
 def engine_config(options: Mapping[str, Any]) -> EngineConfig:

@@ -253,7 +253,7 @@ def refuse_chosen(folder: Path | None, force: bool, config: ChooseConfig) -> Non
     """Raises ``RapConfigError``, before anything is scored, where ``folder`` holds a
     selection that was chosen by other settings."""
     there = None if folder is None or force else _selection_in(folder)
-    if there is not None and there.settings.get("choose") != dataclasses.asdict(config):
+    if there is not None and there.settings.get("choose") != config.as_json():
         raise RapConfigError(
             f"--out {folder}: holds another selection, which would be lost; --force "
             "replaces it"

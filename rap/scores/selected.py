@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     from .match import Found
     from .reader import Reader
 
-KEPT = ("kept_cognitive", "kept_replacement")
+KEPT = ("kept_cognitive", "kept_replacement", "kept_guard")
+ALWAYS_SHOWN = KEPT[:2]
+"""Reasons that a summary names also where no sample has them."""
 DROPPED = (
     "dropped_unsolved",
     "dropped_attention_biased",
