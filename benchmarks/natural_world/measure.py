@@ -174,7 +174,7 @@ def selections(
         "## Selections\n",
         "Share of each measured kind in what is kept, and the mean of p1(1-p1)(p1-p0)+ by "
         "64 completions, divided by the best possible at that budget.\n",
-        "| evidence, rule | budget | completions a sample | " + " | ".join(KINDS) + " | worth |",
+        "| evidence, rule | budget | asked a sample | " + " | ".join(KINDS) + " | worth |",
         "|---|---:|---:|" + "---:|" * (len(KINDS) + 1),
     ]
     for budget in BUDGETS:
