@@ -6,8 +6,9 @@ arXiv 2506.04755).
     sel.dataset
 
 ``score`` runs the model on every sample (slow, resumable), ``choose`` makes a selection of
-the scores (instant), ``select`` is both; ``check`` says whether a model can be scored with.
-``plan`` and ``merge`` are for stores that many processes fill.
+the scores (instant), ``select`` is both; ``check`` says whether a model can be scored with,
+``cost`` when a selection has paid for itself. ``plan`` and ``merge`` are for stores that
+many processes fill.
 ``ace``, ``cde``, ``linear_cde`` and ``drm`` are the kernels on arrays.
 """
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from .environment import info
     from .model.check import check
     from .ops import AceResult, CdeResult, ace, cde, drm, linear_cde
+    from .scores.bill import Bill, Prices, cost
     from .scores.merge import merge
     from .scores.scores import Scores
     from .scoring.run import plan, score, select
@@ -43,6 +45,7 @@ _FROM = {
     ".config": ("AceConfig", "ChooseConfig", "Sampling", "ScoreConfig"),
     ".environment": ("info",),
     ".ops": ("AceResult", "CdeResult", "ace", "cde", "drm", "linear_cde"),
+    ".scores.bill": ("Bill", "Prices", "cost"),
     ".scores.merge": ("merge",),
     ".scores.scores": ("Scores",),
     ".selection.choosing": ("choose",),
@@ -66,8 +69,10 @@ _HEAVY = {
 __all__ = [
     "AceConfig",
     "AceResult",
+    "Bill",
     "CdeResult",
     "ChooseConfig",
+    "Prices",
     "RapConfigError",
     "RapDeviceError",
     "RapError",
@@ -83,6 +88,7 @@ __all__ = [
     "cde",
     "check",
     "choose",
+    "cost",
     "drm",
     "info",
     "linear_cde",

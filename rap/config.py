@@ -21,12 +21,13 @@ from .divergences import DivergenceName
 from .errors import RapConfigError
 from .settings import Ge, Gt, Le, Lt, Number, Predicate, setting, settings
 
+PrepareName = Literal["threads", "processes"]
 EvidenceName = Literal["rollouts", "answer", "logits", "cascade"]
 CounterfactualName = Literal["drop", "blank", "noise", "shuffle"]
 ColumnsName = Literal["response", "prompt", "all"]
 ExecutorName = Literal["local", "env", "ray"]
-RuleName = Literal["budget", "paper"]
-OrderName = Literal["gain", "learnable"]
+RuleName = Literal["budget", "learn", "paper"]
+OrderName = Literal["gain", "learnable", "posterior"]
 LikelihoodName = Literal["product", "mean"]
 
 EVIDENCE: tuple[str, ...] = get_args(EvidenceName)
@@ -39,6 +40,8 @@ ORDERS: tuple[str, ...] = get_args(OrderName)
 
 DEFAULT_BUDGET = 0.09
 """Share that is kept where no budget is given (the paper keeps 9.3 % of its data)."""
+DEFAULT_GUARD = 0.1
+"""Share of the kept samples that rule learn gives to each of its guards."""
 DEFAULT_BATCH = 8
 """Samples a batch where neither their number nor their tokens are limited."""
 MAX_IMAGE_PIXELS = 50_000_000
@@ -186,9 +189,16 @@ class ScoreConfig:
         none="batch_size decides alone, 8 if it is not given",
     )
     workers: Annotated[int, Ge(0)] = setting(
-        "Threads that decode and preprocess images ahead of the model.",
+        "Threads or processes that decode and preprocess images ahead of the model.",
         default=2,
         speed=True,
+    )
+    prepare: PrepareName | None = setting(
+        "Whether these are threads, or processes, which do not hold up the thread that "
+        "runs the model. The same bytes.",
+        default=None,
+        speed=True,
+        none="processes beside a model on a GPU, if the processor can be pickled",
     )
     prefetch: Annotated[int, Ge(1)] = setting(
         "Batches prepared ahead of the model, at most: bounds host memory.",
@@ -260,6 +270,7 @@ class ScoreOptions(TypedDict, total=False):
     batch_size: int | None
     batch_tokens: int | None
     workers: int
+    prepare: PrepareName | None
     prefetch: int
     shard_size: int | None
     max_prompt_tokens: int
@@ -444,7 +455,7 @@ class ChooseConfig:
         default="budget",
     )
     budget: Annotated[Number, Gt(0), Le(1)] | None = setting(
-        "Share of the samples to keep (rule budget).",
+        "Share of the samples to keep (rules budget and learn).",
         default=None,
         none=str(DEFAULT_BUDGET),
         hint=_share_meant,
@@ -452,12 +463,13 @@ class ChooseConfig:
     lambda_c: Annotated[Number, Ge(-1), Le(1)] | None = setting(
         "Keep a sample only if D is above this.",
         default=None,
-        none="rule paper: 0.5; rule budget: what the budget gives",
+        none="rule paper: 0.5; rule budget: what the budget gives; rule learn: 0, or "
+        "0.01 nats for a divergence",
     )
     lambda_a: Annotated[Number, Gt(0)] | None = setting(
         "Drop a sample as attention-biased if psi is above this.",
         default=None,
-        none="rule paper: 0.1; rule budget: calibrated on the scores",
+        none="rule paper: 0.1; rules budget and learn: calibrated on the scores",
     )
     replace: bool = setting(
         "Replace trivial samples by the hardest ones that can be solved (DRM).",
@@ -466,13 +478,13 @@ class ChooseConfig:
     readmit_hurt: bool | None = setting(
         "Whether a sample that the image hurts (D < 0) may be a replacement.",
         default=None,
-        none="with rule paper only, as published",
+        none="rule paper: yes, as published; rule budget: after all others",
     )
     order: OrderName | None = setting(
         "What a budget ranks by: gain is D, learnable is D times what is left to learn "
-        "(cascade: the keep-probability).",
+        "(cascade: the keep-probability), posterior what rule learn ranks by.",
         default=None,
-        none="gain for evidence rollouts, learnable for the others",
+        none="posterior for evidence rollouts, learnable for the others",
     )
     by: str | None = setting(
         "A column whose values get a budget each, e.g. source: of the score table, the "
@@ -501,6 +513,29 @@ class ChooseConfig:
     divergence: DivergenceName = setting(
         "The divergence that is D for evidence logits.", default="js"
     )
+    guard_attention: Annotated[Number, Ge(0), Le(1)] | None = setting(
+        "Rule learn: share of the kept samples for attention-biased ones with mixed "
+        "outcomes.",
+        default=None,
+        none=str(DEFAULT_GUARD),
+    )
+    guard_hurt: Annotated[Number, Ge(0), Le(1)] | None = setting(
+        "Rule learn: share of the kept samples for those that the image hurts, with mixed "
+        "outcomes.",
+        default=None,
+        none=str(DEFAULT_GUARD),
+    )
+    coverage: bool | None = setting(
+        "Rule learn: whether a sample counts less the more of its group is kept.",
+        default=None,
+        none="yes",
+    )
+    coverage_by: str | None = setting(
+        "Rule learn: the column whose values are those groups, e.g. source.",
+        default=None,
+        none="clusters of the model's hidden states of the prompts",
+        expected="None or the name of a column",
+    )
 
     def __post_init__(self) -> None:
         if self.trivial >= self.unsolved:
@@ -508,6 +543,32 @@ class ChooseConfig:
                 f"trivial = {self.trivial} is not below unsolved = {self.unsolved}: every "
                 "sample would be one or the other"
             )
+        if self.coverage is False and self.coverage_by is not None:
+            raise RapConfigError(
+                f"coverage_by = {self.coverage_by!r}: expected None with coverage=False"
+            )
+        guards = [DEFAULT_GUARD if g is None else g for g in self.guards]
+        if sum(guards) > 1:
+            raise RapConfigError(
+                f"guard_attention = {guards[0]} and guard_hurt = {guards[1]}: their sum is "
+                "above 1"
+            )
+
+    @property
+    def guards(self) -> tuple[float | None, float | None]:
+        """``guard_attention``, ``guard_hurt``."""
+        return self.guard_attention, self.guard_hurt
+
+    def as_json(self) -> dict[str, Any]:
+        """All fields, but for those that only another rule has a use for."""
+        found = dataclasses.asdict(self)
+        if self.rule != "learn":
+            found = {k: v for k, v in found.items() if k not in LEARN_ONLY}
+        return found
+
+
+LEARN_ONLY = ("guard_attention", "guard_hurt", "coverage", "coverage_by")
+"""Fields of ``ChooseConfig`` that rule learn alone has a use for."""
 
 
 class ChooseOptions(TypedDict, total=False):
@@ -526,3 +587,48 @@ class ChooseOptions(TypedDict, total=False):
     unsolved: float
     likelihood: LikelihoodName
     divergence: DivergenceName
+    guard_attention: float | None
+    guard_hurt: float | None
+    coverage: bool | None
+    coverage_by: str | None
+
+
+# ---------------------------------------------------------------- presets
+
+PresetName = Literal["paper"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Preset:
+    """Fields of ``ScoreConfig`` and of ``ChooseConfig`` that belong together."""
+
+    text: str
+    score: Mapping[str, Any]
+    choose: Mapping[str, Any]
+
+
+PRESETS: Mapping[str, Preset] = {
+    "paper": Preset(
+        "the whole published pipeline: five graded completions with the image and five "
+        "without any, the unnormalised psi over all response rows, D > 0.5 and psi <= 0.1",
+        score={
+            "evidence": "rollouts",
+            "counterfactual": "drop",
+            "m1": 5,
+            "m0": 5,
+            "ace": {"normalise": False, "min_rows": 1},
+        },
+        choose={"rule": "paper"},
+    )
+}
+"""What ``preset=`` names: one word for evidence, form of psi and rule. Single fields given
+besides replace those of the preset."""
+
+
+def preset_of(name: PresetName | None, step: Literal["score", "choose"]) -> dict[str, Any]:
+    """The fields that a preset sets; {} for None. Raises ``RapConfigError``."""
+    if name is None:
+        return {}
+    if name not in PRESETS:
+        raise RapConfigError(f"preset = {name!r}: expected one of {tuple(PRESETS)} or None")
+    return dict(getattr(PRESETS[name], step))

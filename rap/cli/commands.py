@@ -1,5 +1,5 @@
-"""The shell: ``rap score | choose | select | report | export | reselect | plan | finish |
-merge | train | check | info | demo``.
+"""The shell: ``rap score | choose | select | report | cost | export | reselect | plan |
+finish | merge | train | check | info | demo``.
 
 Every command is a few calls of the Python interface; nothing is decided here. Exit
 codes: 0 done; 1 the data, the model or the store cannot be used; 2 a wrong command line
@@ -20,7 +20,7 @@ from typing import Any
 
 import click
 
-from ..config import DEFAULT_BUDGET, ChooseConfig, require_whole
+from ..config import DEFAULT_BUDGET, require_whole
 from ..errors import RapConfigError, RapInputError
 from ..export.filter import PLAIN
 from ..export.formats import TARGETS
@@ -28,17 +28,21 @@ from ..export.formats import describe as describe_targets
 from ..selection.rules import check as check_rule
 from .about import demo, info
 from .check import check
+from .cost import cost_of
 from .fields import Command, given, group, option
 from .options import (
     CHOOSE_OPTIONS,
     CONFIG_OPTION,
+    DATA,
     DATA_OPTIONS,
     OUTPUT_OPTIONS,
     PATH,
+    PRESET_OPTION,
     RESELECT_OPTIONS,
     ROLLOUT_OPTIONS,
     SCORE_OPTIONS,
     SHOWN_DATA_OPTIONS,
+    choose_config,
     executor_config,
     json_option,
     model_options,
@@ -101,14 +105,15 @@ def main(debug: bool) -> None:
 
 
 @main.command(cls=Command)
-@click.argument("data", type=PATH)
+@click.argument("data", type=DATA)
 @DATA_OPTIONS
 @model_options(store="Scores go here.", needed=True)
+@PRESET_OPTION
 @SCORE_OPTIONS
 @group("Result", json_option)
 @CONFIG_OPTION
 def score(
-    data: Path,
+    data: str | Path,
     model: str | None,
     store: Path,
     columns: Sequence[str],
@@ -160,12 +165,13 @@ def score(
 @main.command(cls=Command)
 @click.argument("scores", type=PATH)
 @SHOWN_DATA_OPTIONS
+@PRESET_OPTION
 @CHOOSE_OPTIONS
 @OUTPUT_OPTIONS
 @CONFIG_OPTION
 def choose(
     scores: Path,
-    data: Path | None,
+    data: str | Path | None,
     columns: Sequence[str],
     root: Path | None,
     **options: Any,
@@ -176,6 +182,7 @@ def choose(
     Examples:
       rap choose scores/                            # 9 % are kept
       rap choose scores/ --budget 0.05 --out five/ --report five.html --data data.jsonl
+      rap choose scores/ --rule learn --coverage-by source
       rap choose scores/ --rule paper --lambda-c 0.3
       rap choose scores/ --budget 0.1 --by source --compare five/
     """
@@ -188,7 +195,7 @@ def choose(
         known = described_again(found.table, samples, found.meta.get("data"))
         meta = {**found.meta, "data": known}
         found = dataclasses.replace(found, dataset=samples, meta=meta)
-    rules = ChooseConfig(**given(ChooseConfig, options))
+    rules = choose_config(options)
     mapped = (to_columns(columns) or {}).get("source")
     if rules.by == "source" and mapped:  # the store may hold another column's values
         rules = dataclasses.replace(rules, by=mapped)
@@ -196,16 +203,17 @@ def choose(
 
 
 @main.command(cls=Command)
-@click.argument("data", type=PATH, required=False)
+@click.argument("data", type=DATA, required=False)
 @DATA_OPTIONS
 @ROLLOUT_OPTIONS
 @model_options(store="Scores go here.  [default: OUT/scores]", needed=False)
+@PRESET_OPTION
 @SCORE_OPTIONS
 @CHOOSE_OPTIONS
 @OUTPUT_OPTIONS
 @CONFIG_OPTION
 def select(
-    data: Path | None,
+    data: str | Path | None,
     model: str | None,
     store: Path | None,
     rollouts: Path | None,
@@ -234,7 +242,7 @@ def select(
     else:
         refuse_given(("rollout_columns", "where", "drop"), "without --rollouts")
     samples = open_data(data, columns, root)
-    rules = ChooseConfig(**given(ChooseConfig, options))
+    rules = choose_config(options)
     refuse_chosen(options["out"], options["force"], rules)
     if rollouts is not None:
         scores = from_rollouts(rollouts, rollout_columns, where, drop, samples)
@@ -291,7 +299,7 @@ MODEL_ONLY = (
 @CONFIG_OPTION
 def report(
     selection: Path,
-    data: Path | None,
+    data: str | Path | None,
     out: Path,
     store: Path | None,
     title: str | None,
@@ -331,7 +339,7 @@ def report(
     "Data",
     option(
         "--data",
-        type=PATH,
+        type=DATA,
         help="The data set that was scored.  [default: where it was]",
     ),
 )
@@ -393,7 +401,7 @@ def export(
     to: str,
     out: Path,
     force: bool,
-    data: Path | None,
+    data: str | Path | None,
     columns: Sequence[str],
     root: Path | None,
     store: Path | None,
@@ -419,7 +427,7 @@ def export(
     completions = None
     if store is not None:
         with ScoreStore.load(store) as opened:
-            completions = opened.read_rollouts()
+            completions = opened.completions()
         if completions is None:
             raise RapInputError(f"--store {store}: holds no completions")
     found = write(
@@ -519,5 +527,5 @@ def reselect(
     click.echo(f"selection: {out}")
 
 
-for command in (plan, finish, merge, train, check, info, demo):
+for command in (cost_of, plan, finish, merge, train, check, info, demo):
     main.add_command(command)

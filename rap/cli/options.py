@@ -14,9 +14,18 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from ..config import ChooseConfig, ExecutorConfig, Sampling, ScoreConfig, means
+from ..config import (
+    PRESETS,
+    ChooseConfig,
+    ExecutorConfig,
+    Sampling,
+    ScoreConfig,
+    means,
+    preset_of,
+)
 from ..engines import EngineConfig
 from ..errors import RapConfigError
+from ..samples.remote import is_url
 from ..scores.evidence import describe as describe_evidence
 from ..selection.reselection import ReselectConfig
 from ..selection.rules import describe as describe_rules
@@ -28,6 +37,27 @@ from .fields import field_options, given, group, option
 from .texts import json_value, pair
 
 PATH = click.Path(path_type=Path)
+NETWORK = "rap.allow_network"
+"""Of a command's context: whether ``--allow-network`` was given."""
+
+
+class DataPath(click.ParamType):  # type: ignore[type-arg]  # as FieldType
+    """A path, or an URL, which stays text."""
+
+    name = "path"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | Path:
+        return value if is_url(value) else Path(value)
+
+
+DATA = DataPath()
+
+
+def _note_network(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    ctx.meta[NETWORK] = value
+
 
 json_option = option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 report_option = option("--report", type=PATH, metavar="FILE", help="Write an HTML page.")
@@ -47,11 +77,19 @@ COLUMNS = (
         help="Folder that image paths are relative to and must stay in.  [default: the "
         "folder of DATA]",
     ),
+    option(
+        "--allow-network",
+        is_flag=True,
+        expose_value=False,
+        callback=_note_network,
+        help="Fetch a data set that is not on this machine: an URL that fsspec knows "
+        "(s3://, hf://datasets/ORG/NAME/FILE), or ORG/NAME[:SPLIT] of the hub.",
+    ),
 )
 DATA_OPTIONS = group("Data", *COLUMNS)
 SHOWN_DATA_OPTIONS = group(
     "Data",
-    option("--data", type=PATH, help="The data set: images and questions to show."),
+    option("--data", type=DATA, help="The data set: images and questions to show."),
     *COLUMNS,
 )
 
@@ -209,6 +247,16 @@ CHOOSE_OPTIONS = group(
     "Choosing", *field_options(ChooseConfig, texts={"rule": describe_rules()})
 )
 
+PRESET_OPTION = group(
+    "Preset",
+    option(
+        "--preset",
+        type=click.Choice(list(PRESETS)),
+        help="; ".join(f"{name}: {preset.text}" for name, preset in PRESETS.items())
+        + ". Other options replace its parts.",
+    ),
+)
+
 OUTPUT_OPTIONS = group(
     "Result",
     option("--out", type=PATH, metavar="DIR", help="Save the selection here."),
@@ -272,10 +320,13 @@ TRAIN_OPTIONS = _both(
 
 def score_config(options: Mapping[str, Any]) -> ScoreConfig:
     """The options given on the command line as a ``ScoreConfig``; the rest is default."""
-    found: dict[str, Any] = _meant(ScoreConfig, options)
+    found = preset_of(options.get("preset"), "score")
     parts: dict[str, Any] = {
-        name: {} for name, kind in field_types(ScoreConfig).items() if is_settings(kind)
+        name: dict(found.pop(name, {}))
+        for name, kind in field_types(ScoreConfig).items()
+        if is_settings(kind)
     }
+    found |= _meant(ScoreConfig, options)
     parts["sampling"] |= given(Sampling, options)
     for name, text in (pair(text, "--set") for text in options[SETTINGS]):
         part, dot, field = name.partition(".")
@@ -283,6 +334,12 @@ def score_config(options: Mapping[str, Any]) -> ScoreConfig:
         target, key = (parts[part], field) if dot else (found, name)
         target[key] = json_value(text)
     return ScoreConfig(**found, **parts)
+
+
+def choose_config(options: Mapping[str, Any]) -> ChooseConfig:
+    """The options given on the command line as a ``ChooseConfig``; the rest is default."""
+    base = preset_of(options.get("preset"), "choose")
+    return ChooseConfig(**(base | given(ChooseConfig, options)))
 
 
 def engine_config(options: Mapping[str, Any]) -> EngineConfig:

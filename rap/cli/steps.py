@@ -17,7 +17,7 @@ from ..config import ChooseConfig, require_judge
 from ..engines import require_engine
 from ..errors import RapConfigError, RapError, RapStoreError
 from ..model.loading import load_model
-from .options import engine_config, executor_config, refuse_given, score_config
+from .options import NETWORK, engine_config, executor_config, refuse_given, score_config
 from .texts import filters, to_columns, typed
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def open_data(
-    path: Path | None, columns: Sequence[str], root: Path | None
+    path: str | Path | None, columns: Sequence[str], root: Path | None
 ) -> SampleSet | None:
     """The data set at ``path``, None without one. Raises ``RapInputError`` if it cannot be
     read, a usage error for its options without it."""
@@ -39,7 +39,8 @@ def open_data(
     if path is None:
         refuse_given(("columns", "root"), "without a data set")
         return None
-    return open_samples(path, columns=to_columns(columns), root=root)
+    allowed = bool(click.get_current_context().meta.get(NETWORK))
+    return open_samples(path, columns=to_columns(columns), root=root, allow_network=allowed)
 
 
 def score_data(
@@ -252,7 +253,7 @@ def refuse_chosen(folder: Path | None, force: bool, config: ChooseConfig) -> Non
     """Raises ``RapConfigError``, before anything is scored, where ``folder`` holds a
     selection that was chosen by other settings."""
     there = None if folder is None or force else _selection_in(folder)
-    if there is not None and there.settings.get("choose") != dataclasses.asdict(config):
+    if there is not None and there.settings.get("choose") != config.as_json():
         raise RapConfigError(
             f"--out {folder}: holds another selection, which would be lost; --force "
             "replaces it"

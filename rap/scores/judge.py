@@ -14,10 +14,10 @@ from typing import Any
 
 from ..config import Sampling, ScoreConfig
 from ..errors import RapError, RapInputError, RapModelError
+from ..samples.text import clean
 from .columns import as_fraction
 from .shards import Shards
 from .table import QUARANTINED
-from .text import clean
 
 MIN_SEEN = 20
 """A run is not given up before this many samples were seen."""

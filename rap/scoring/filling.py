@@ -23,7 +23,7 @@ from ..scores.writer import ShardWriter
 from .evidence import EVIDENCE
 from .jobs import COST, Job, ahead
 from .plan import Plan
-from .prepare import prepare_job
+from .processes import Preparation
 from .profiling import count_asked
 from .reuse import group_of, inputs_sha256
 from .rounding import rounded
@@ -118,6 +118,9 @@ class Run:
         self.plan = plan
         self.driver = driver
         self.config = config
+        self.prepared = Preparation(
+            samples, driver, config, asked=not scorer.engine_is_local
+        )
         self.scorer = scorer
         self.judge = Judge(len(samples), config, scorer.allow_degenerate, least)
         self.verify = verify
@@ -128,10 +131,17 @@ class Run:
         for k in shards.finished():
             table = shards.read_shard(k).select(list(COLUMNS))
             self._count(table.to_pylist(), shards.tally(k))
-        with Bar(len(self.samples), self.judge.seen, progress) as bar:
-            self.run(shards, iter(shards.missing()), bar)
+        try:
+            with Bar(len(self.samples), self.judge.seen, progress) as bar:
+                self.run(shards, iter(shards.missing()), bar)
+        finally:
+            self.close()
         self.scorer.check_degenerate(final=True)
         self.judge.stop(final=True)
+
+    def close(self) -> None:
+        """End the processes that prepare samples, if there are any."""
+        self.prepared.close()
 
     def run(self, shards: ShardWriter, numbers: Iterator[int], bar: Bar) -> None:
         """Score these shards, in order; each is written as soon as it is whole.
@@ -179,10 +189,14 @@ class Run:
             jobs.close()
 
     def _prepare(self, i: int) -> Job:
-        """``prepare_job`` of sample ``i``, in whichever thread."""
+        """Sample ``i`` as the model takes it, its pixels on their way; in whichever
+        thread."""
         with self.scorer.watch.span("prepare"):
-            asked = not self.scorer.engine_is_local
-            return prepare_job(self.samples, self.driver, self.config, i, asked=asked)
+            job = self.prepared(i)
+            for prepared in (job.image, job.blind):
+                if self.driver is not None and prepared is not None:
+                    self.driver.send_ahead(prepared)
+            return job
 
     def _next(self, jobs: Iterator[Job], begun: Mapping[str, Any]) -> Job:
         """The next prepared job, waited for."""

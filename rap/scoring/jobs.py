@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..config import ScoreConfig
 from ..samples.answers import read_answer
 from ..samples.sample import BadSample, Sample
+from ..samples.text import clean
 from ..scores.table import QUARANTINED, SCORED
-from ..scores.text import clean
 
 if TYPE_CHECKING:
     from ..engines import Said

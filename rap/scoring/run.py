@@ -38,9 +38,11 @@ from ..config import (
     ChooseOptions,
     ExecutorConfig,
     ExecutorOptions,
+    PresetName,
     ScoreConfig,
     ScoreOptions,
     means,
+    preset_of,
     require_whole,
 )
 from ..engines import EngineConfig, EngineOptions
@@ -100,6 +102,7 @@ def score(
     retry_quarantined: bool = False,
     profile: bool = False,
     loading: Mapping[str, Any] | None = None,
+    preset: PresetName | None = None,
     **overrides: Unpack[ScoringOptions],
 ) -> Scores:
     """Score every sample of a data set with one model: the slow step, resumable.
@@ -156,6 +159,9 @@ def score(
         Where ``model`` is a folder or hub name, how it is loaded: the keyword arguments of
         `rap.model.loading.load_model` (``dtype``, ``device``, ``attn_implementation``,
         ...). Executor ray loads it in every worker, and so takes no other model.
+    preset : "paper" or None
+        The fields of a whole pipeline (``rap.config.PRESETS``); single fields replace those
+        of it.
 
     Returns
     -------
@@ -179,7 +185,8 @@ def score(
         The store cannot be read or written, or is locked by another run.
     """
     wall = time.perf_counter()
-    config, engine, executor = resolve_all(config, overrides, "rap.score")
+    given = preset_of(preset, "score") | dict(overrides)
+    config, engine, executor = resolve_all(config, given, "rap.score")
     recipe = Recipe(
         *(model, processor, dataset, config, engine),
         reward=reward,
@@ -296,6 +303,7 @@ def select(
     config: ScoreConfig | None = None,
     *,
     choose: ChooseConfig | Mapping[str, Any] | None = None,
+    preset: PresetName | None = None,
     **options: Unpack[SelectOptions],
 ) -> Selection:
     """`score`, then `choose`: from a data set to the samples worth training on.
@@ -317,6 +325,9 @@ def select(
         How samples are scored; None is the defaults.
     choose : ChooseConfig, dict of its fields, or None
         How the selection is made of the scores; None is the defaults.
+    preset : "paper" or None
+        Evidence, form of psi and rule of a whole pipeline (``rap.config.PRESETS``); single
+        fields replace those of it.
     **options
         Single fields that replace those of ``config`` (``evidence``, ``m1``, ``seed``, ...,
         see ``help(rap.ScoreConfig)``), of the engine (``engine``, ``base_url``, ...), of
@@ -351,6 +362,8 @@ def select(
     )
     if isinstance(choose, Mapping):
         choose = ChooseConfig(**choose)
+    choosing = preset_of(preset, "choose") | choosing
+    scoring = preset_of(preset, "score") | scoring
     chosen = resolve(ChooseConfig, "choose", choose, choosing, "rap.select")
     config = resolve(ScoreConfig, "config", config, scoring, "rap.select")
     check_rule(chosen, config.evidence)

@@ -21,9 +21,10 @@ from ..model.halving import Failure, in_halves
 from ..model.rollouts import ARM_TEXT, IMAGE_ARM, Completion, degenerate, row_seed
 from ..rewards.checker import Checker
 from ..samples.sample import BadSample
+from ..samples.text import clean
+from ..scores import states
 from ..scores.judge import require_varied
 from ..scores.table import SCORE_SCHEMA
-from ..scores.text import clean
 from ..stopwatch import IDLE, Stopwatch
 from .batches import all_finite, memory_of
 from .jobs import Job, tokens_of
@@ -163,6 +164,7 @@ class Scorer:
             for completion in generated.completions:
                 self._take(job, arm, completion)
                 drawn[id(job)].append(completion)
+            _note_state(job)
             bad = generated.bad
             if bad is not None and job.alive:
                 job.quarantine(bad.stage, bad.code, bad.message)
@@ -249,6 +251,7 @@ class Scorer:
                 job.quarantine("model", "nonfinite", f"{bad} is not finite ({where})")
             else:
                 traces[id(job)] = result
+                _note_state(job)
         return traces
 
     def head(
@@ -370,6 +373,13 @@ class Scorer:
             token = int(job.image.inputs["input_ids"].flatten()[position])
         tokenizer = getattr(self.driver.processor, "tokenizer", self.driver.processor)
         return clean(tokenizer.decode([token]), 100)
+
+
+def _note_state(job: Job) -> None:
+    """The hidden state of its prompt goes to its row, once the model has read it."""
+    state = None if job.image is None else job.image.shared.state
+    if job.alive and state is not None and states.COLUMN not in job.row:
+        (job.row[states.COLUMN],) = states.packed(state[None])
 
 
 def _without_attention(trace: Trace) -> Trace:

@@ -155,6 +155,11 @@ class Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End its claims and the processes that prepare samples."""
+        self._run.close()
         self.claims.close()
 
     @property

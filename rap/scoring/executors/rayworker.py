@@ -132,7 +132,7 @@ class RayWorker:
 
     def _leave(self) -> None:
         if self._worker is not None:
-            self._worker.claims.close()
+            self._worker.close()
             self._worker = None
 
     def _sees(self) -> bool:
