@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...environment import version
+from ...samples.sampleset import SampleSet, open_samples
 from ...scores.claims import FOLDER as CLAIMS
 from ...scores.claims import Claim
 from ...scores.owner import Owner, me
@@ -33,13 +34,14 @@ SHOWS = 20.0
 @dataclass(frozen=True, slots=True)
 class Order:
     """What a worker is to do. ``recipe``: with paths that are absolute; ``path``, ``root``:
-    those of the data set as they were given. ``cwd``: the folder that the driver works in.
-    ``of``: how many workers there are."""
+    those of the data set as they were given; ``network``: it was fetched, and may be here.
+    ``cwd``: the folder that the driver works in. ``of``: how many workers there are."""
 
     recipe: Recipe
     store: Path
     path: str | None
     root: str | None
+    network: bool
     cwd: str
     of: int
     lease: float
@@ -72,9 +74,7 @@ class RayWorker:
             from transformers.utils import logging
 
             logging.disable_progress_bar()  # the driver has the bar
-        samples = order.recipe.samples()
-        if order.path is not None:  # the store says where the data are as one run would
-            samples.path, samples.given_root = order.path, order.root
+        samples = self._samples()
         recipe = dataclasses.replace(order.recipe, dataset=samples)
         session = self._stack.enter_context(recipe.open(order.store))
         self._stack.enter_context(
@@ -123,6 +123,20 @@ class RayWorker:
         self._stack.close()
 
     # -- inside
+
+    def _samples(self) -> SampleSet:
+        order, recipe = self.order, self.order.recipe
+        if order.path is None:
+            return recipe.samples()
+        samples = open_samples(
+            recipe.dataset,
+            columns=recipe.columns,
+            root=recipe.root,
+            allow_network=order.network,
+        )
+        # the store says where the data are as a run of one process would
+        samples.path, samples.given_root = order.path, order.root
+        return samples
 
     def _begun(self, sealed: bool) -> Begun:
         assert self._worker is not None
