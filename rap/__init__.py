@@ -7,7 +7,8 @@ arXiv 2506.04755).
 
 ``score`` runs the model on every sample (slow, resumable), ``choose`` makes a selection of
 the scores (instant), ``select`` is both; ``check`` says whether a model can be scored with,
-``cost`` when a selection has paid for itself.
+``cost`` when a selection has paid for itself. ``plan`` and ``merge`` are for stores that
+many processes fill.
 ``ace``, ``cde``, ``linear_cde`` and ``drm`` are the kernels on arrays.
 """
 
@@ -21,6 +22,7 @@ from .errors import (
     RapInputError,
     RapModelError,
     RapStoreError,
+    RapWorkerError,
     install,
     missing,
 )
@@ -31,8 +33,9 @@ if TYPE_CHECKING:
     from .model.check import check
     from .ops import AceResult, CdeResult, ace, cde, drm, linear_cde
     from .scores.bill import Bill, Prices, cost
+    from .scores.merge import merge
     from .scores.scores import Scores
-    from .scoring.run import score, select
+    from .scoring.run import plan, score, select
     from .selection.choosing import choose
     from .selection.selection import Selection, load
 
@@ -43,6 +46,7 @@ _FROM = {
     ".environment": ("info",),
     ".ops": ("AceResult", "CdeResult", "ace", "cde", "drm", "linear_cde"),
     ".scores.bill": ("Bill", "Prices", "cost"),
+    ".scores.merge": ("merge",),
     ".scores.scores": ("Scores",),
     ".selection.choosing": ("choose",),
     ".selection.selection": ("Selection", "load"),
@@ -54,7 +58,12 @@ _MODULES = {
     *("samples", "scores", "selection", "settings"),
 }
 """Parts of the package that need not be imported by name."""
-_HEAVY = {"check": ".model.check", "score": ".scoring.run", "select": ".scoring.run"}
+_HEAVY = {
+    "check": ".model.check",
+    "plan": ".scoring.run",
+    "score": ".scoring.run",
+    "select": ".scoring.run",
+}
 """{name: the module that it is imported from when it is first used}"""
 
 __all__ = [
@@ -70,6 +79,7 @@ __all__ = [
     "RapInputError",
     "RapModelError",
     "RapStoreError",
+    "RapWorkerError",
     "Sampling",
     "ScoreConfig",
     "Scores",
@@ -83,6 +93,8 @@ __all__ = [
     "info",
     "linear_cde",
     "load",
+    "merge",
+    "plan",
     "score",
     "select",
 ]

@@ -37,6 +37,9 @@ COMMANDS = (
     "cost",
     "export",
     "reselect",
+    "plan",
+    "finish",
+    "merge",
     "info",
     "demo",
 )

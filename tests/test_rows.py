@@ -14,13 +14,15 @@ import pytest
 
 import rap
 from rap.errors import RapInputError, RapStoreError
-from rap.scores import reader, scores, text
+from rap.samples import text
+from rap.samples.text import as_strings, flat, hash64, repeated, taken
+from rap.scores import reader, scores
+from rap.scores.drawn import Drawn, Sampled
 from rap.scores.files import ROW_GROUP, read_parquet, write_parquet
 from rap.scores.reader import FileReader, TableReader, sized
 from rap.scores.scores import Scores
-from rap.scores.store import Drawn, Sampled, ScoreStore
+from rap.scores.store import ScoreStore
 from rap.scores.table import ROLLOUT_SCHEMA, SCORE_SCHEMA, table_from_rows
-from rap.scores.text import as_strings, flat, hash64, repeated, taken
 from rap.selection.attention import fence
 
 RULES = [

@@ -223,7 +223,7 @@ def capturing(model: Any, parts: Parts, capture: Capture) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(unchanged(model))
-        stack.enter_context(_attention_replaced(parts.configs))
+        stack.enter_context(attention_replaced(parts.configs, ATTENTION_NAME))
         hook = parts.decoder.register_forward_hook(keep_hidden(capture))
         stack.callback(hook.remove)
         hook = parts.head.register_forward_pre_hook(_last_position)
@@ -262,13 +262,14 @@ def _last_position(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 @contextmanager
-def _attention_replaced(configs: Sequence[Any]) -> Iterator[None]:
+def attention_replaced(configs: Sequence[Any], name: str) -> Iterator[None]:
+    """Inside, the modules of these configs attend through the function of this name."""
     # The public setter also writes to every sub-config, the vision tower's among them,
     # which may hold other implementations; the field behind it is restored exactly.
     saved = [(c, c._attn_implementation_internal) for c in configs]
     try:
         for config in configs:
-            config._attn_implementation_internal = ATTENTION_NAME
+            config._attn_implementation_internal = name
         yield
     finally:
         for config, implementation in saved:

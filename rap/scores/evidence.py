@@ -9,6 +9,7 @@ Source: arXiv 2506.04755, CDE (what the image changes) and DRM (how hard a sampl
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ import pyarrow.compute as pc
 
 from ..config import TRAIN_GROUP
 from ..errors import RapInputError
-from .columns import exceeds, floats, integers, mask_of, quotient_key
+from .columns import distinct_rows, exceeds, floats, integers, mask_of, quotient_key
 from .learning import value_of_answers, value_of_counts
 from .posterior import Arm, fit_weight, keep_probability
 from .table import QUARANTINED, SCORE_SCHEMA, SCORED, VOLATILE_COLUMNS
@@ -40,6 +41,8 @@ class Measured:
     only the completions without the image were sampled. ``counts``: c1, m1, c0, m0, int64.
     ``posterior``: what completions say of the pass rates; None: nothing was graded.
     ``psi_unread``: bool, the attention was not read because ACE need not judge the row.
+    ``first``: where all else is the same for equal counts, a row of each distinct one, and
+    ``back``, which of those each row is equal to; None: no such rows are known.
     ``value``: what training can learn of it (``rap.scores.learning``), when asked.
     """
 
@@ -54,6 +57,26 @@ class Measured:
     counts: tuple[np.ndarray, ...] | None = None
     posterior: Posterior | None = None
     psi_unread: np.ndarray | None = None
+    first: np.ndarray | None = None
+    back: np.ndarray | None = None
+
+    def spread(self, first: np.ndarray, back: np.ndarray) -> Measured:
+        """Of rows of which these are the distinct ones: see ``first``."""
+
+        def each(value: Any) -> Any:
+            if isinstance(value, np.ndarray):
+                return value[back]
+            if isinstance(value, tuple):
+                return tuple(map(each, value))
+            if isinstance(value, Posterior):
+                mean1, mean0, keep = map(each, value.arrays)
+                return Posterior(mean1, mean0, keep, value.prior)
+            if callable(value):
+                return lambda: each(value())
+            return value
+
+        made = {f.name: each(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        return Measured(**made | {"first": first, "back": back})
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +89,10 @@ class Posterior:
     mean0: np.ndarray
     keep: np.ndarray
     prior: str
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        return self.mean1, self.mean0, self.keep
 
 
 class Kind:
@@ -131,6 +158,13 @@ class Rollouts(Kind):
         self, table: pa.Table, *, divergence: str, likelihood: str, threshold: float
     ) -> Measured:
         counts = counts_of(table)
+        few = distinct_rows(counts)
+        if few is None:
+            return self._read(counts, threshold)
+        first, _ = few
+        return self._read(tuple(c[first] for c in counts), threshold).spread(*few)
+
+    def _read(self, counts: tuple[np.ndarray, ...], threshold: float) -> Measured:
         c1, m1, c0, m0 = counts
         both, text_only = (m1 > 0) & (m0 > 0), (m1 == 0) & (m0 > 0)
         number, scale = c1 * m0 - c0 * m1, m1 * m0

@@ -126,7 +126,7 @@ def _best(
         np.negative(d, out=d)
         d.partition(target - 1)
         border_d = -d[target - 1]
-        np.take(judged.key, candidates, out=d)
+        d = judged.key[candidates]
     larger, tied = candidates[d > border_d], candidates[d == border_d]
     need = target - len(larger)
     difficulty = np.nan_to_num(judged.difficulty[tied], nan=-1.0)
