@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from .capture import Capture, key_window
@@ -37,6 +38,8 @@ class Shared:
     """Pixels that were sent to the device ahead of the forward; None: they were not."""
     prompt: tuple[Prefilled, int] | None = None
     """Keys and values of a prompt, and its row there; None: no prompt was read yet."""
+    state: np.ndarray | None = None
+    """float32 [WIDTH]: the hidden state of the prompt, projected (``states``)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from ..config import ScoreConfig
 from ..errors import RapModelError, first_line
 from ..samples.sample import BadSample
 from ..stopwatch import IDLE, Stopwatch
-from . import decode, packing, vision
+from . import decode, packing, states, vision
 from .batching import (
     Prepared,
     Trace,
@@ -459,6 +459,7 @@ class ModelDriver(Preparer):
                 positions = inputs["attention_mask"].cumsum(-1) - 1
                 inputs["position_ids"] = positions.clamp_(min=0)
             output = self.call(inputs, use_cache=keep)
+            states.keep(batch, capture, padding_side)
             if keep and hasattr(capture, "hidden"):
                 decode.kept(self, batch, inputs, output.past_key_values, capture.hidden)
         if not hasattr(capture, "hidden"):

@@ -9,8 +9,9 @@ Source: arXiv 2506.04755, CDE (what the image changes) and DRM (how hard a sampl
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -21,7 +22,8 @@ import pyarrow.compute as pc
 
 from ..config import TRAIN_GROUP
 from ..errors import RapInputError
-from .columns import exceeds, floats, integers, mask_of, quotient_key
+from .columns import distinct_rows, exceeds, floats, integers, mask_of, quotient_key
+from .learning import value_of_answers, value_of_counts
 from .posterior import Arm, fit_weight, keep_probability
 from .table import QUARANTINED, SCORE_SCHEMA, SCORED, VOLATILE_COLUMNS
 
@@ -39,6 +41,9 @@ class Measured:
     only the completions without the image were sampled. ``counts``: c1, m1, c0, m0, int64.
     ``posterior``: what completions say of the pass rates; None: nothing was graded.
     ``psi_unread``: bool, the attention was not read because ACE need not judge the row.
+    ``first``: where all else is the same for equal counts, a row of each distinct one, and
+    ``back``, which of those each row is equal to; None: no such rows are known.
+    ``value``: what training can learn of it (``rap.scores.learning``), when asked.
     """
 
     d: np.ndarray
@@ -48,9 +53,30 @@ class Measured:
     difficulty: np.ndarray
     enough: np.ndarray
     d_bound: np.ndarray
+    value: Callable[[], np.ndarray]
     counts: tuple[np.ndarray, ...] | None = None
     posterior: Posterior | None = None
     psi_unread: np.ndarray | None = None
+    first: np.ndarray | None = None
+    back: np.ndarray | None = None
+
+    def spread(self, first: np.ndarray, back: np.ndarray) -> Measured:
+        """Of rows of which these are the distinct ones: see ``first``."""
+
+        def each(value: Any) -> Any:
+            if isinstance(value, np.ndarray):
+                return value[back]
+            if isinstance(value, tuple):
+                return tuple(map(each, value))
+            if isinstance(value, Posterior):
+                mean1, mean0, keep = map(each, value.arrays)
+                return Posterior(mean1, mean0, keep, value.prior)
+            if callable(value):
+                return lambda: each(value())
+            return value
+
+        made = {f.name: each(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        return Measured(**made | {"first": first, "back": back})
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +89,10 @@ class Posterior:
     mean0: np.ndarray
     keep: np.ndarray
     prior: str
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        return self.mean1, self.mean0, self.keep
 
 
 class Kind:
@@ -117,7 +147,7 @@ class Rollouts(Kind):
         "accurate, and about ten times the sampled tokens of logits"
     )
     graded = True
-    ranks_by = "gain"
+    ranks_by = "posterior"
     short_of = "few_rollouts"
     difficulty_text = "share of the completions with the image that are wrong"
 
@@ -128,6 +158,13 @@ class Rollouts(Kind):
         self, table: pa.Table, *, divergence: str, likelihood: str, threshold: float
     ) -> Measured:
         counts = counts_of(table)
+        few = distinct_rows(counts)
+        if few is None:
+            return self._read(counts, threshold)
+        first, _ = few
+        return self._read(tuple(c[first] for c in counts), threshold).spread(*few)
+
+    def _read(self, counts: tuple[np.ndarray, ...], threshold: float) -> Measured:
         c1, m1, c0, m0 = counts
         both, text_only = (m1 > 0) & (m0 > 0), (m1 == 0) & (m0 > 0)
         number, scale = c1 * m0 - c0 * m1, m1 * m0
@@ -135,6 +172,7 @@ class Rollouts(Kind):
         d = _quotient(number, scale, both)
         difficulty = _quotient(m1 - c1, m1, m1 > 0)
         learn = d * difficulty
+        arm1, arm0 = Arm(c1, m1), Arm(c0, m0)
         return Measured(
             d=d,
             order=quotient_key(d, number, scale),
@@ -143,8 +181,9 @@ class Rollouts(Kind):
             difficulty=difficulty,
             enough=both | text_only,
             d_bound=_quotient(m0 - c0, m0, text_only),
+            value=lambda: value_of_counts(arm1, arm0, d, both),
             counts=counts,
-            posterior=_posterior(Arm(c1, m1), Arm(c0, m0), both, threshold, "uniform"),
+            posterior=_posterior(arm1, arm0, both, threshold, "uniform"),
         )
 
     def rates(self, table: pa.Table) -> list[tuple[str, np.ndarray]]:
@@ -180,8 +219,15 @@ class _Probabilities(Kind):
         d = self._d(table, p1, p0, divergence)
         left = np.nan_to_num(difficulty, nan=0.5)
         learn = d * left * (1.0 if self.signed else 1.0 - left)
-        unknown = np.full(table.num_rows, np.nan)
-        return Measured(d, d, learn, learn, difficulty, ~np.isnan(d), unknown)
+        unknown, known = np.full(table.num_rows, np.nan), ~np.isnan(d)
+        return Measured(
+            *(d, d, learn, learn, difficulty, known, unknown),
+            value=lambda: value_of_answers(p1, self._moved(table, d), known),
+        )
+
+    def _moved(self, table: pa.Table, d: np.ndarray) -> np.ndarray:
+        """Nats by which the image moves the prediction."""
+        return floats(table["js"])
 
     def _d(
         self, table: pa.Table, p1: np.ndarray, p0: np.ndarray, divergence: str
@@ -237,6 +283,9 @@ class Logits(_Probabilities):
         self, table: pa.Table, p1: np.ndarray, p0: np.ndarray, divergence: str
     ) -> np.ndarray:
         return floats(table[divergence])
+
+    def _moved(self, table: pa.Table, d: np.ndarray) -> np.ndarray:
+        return d
 
 
 class Cascade(Kind):
@@ -297,6 +346,12 @@ class Cascade(Kind):
         learn = np.where(drawn, learn, q1 * (1.0 - q1) - 1.0)
         learn[~enough] = np.nan
         unknown = np.full(table.num_rows, np.nan)
+
+        def value() -> np.ndarray:
+            sampled = value_of_counts(arm1, arm0, d, drawn)
+            js = floats(table["js"])
+            return np.where(drawn, sampled, value_of_answers(q1, js, enough, untried=True))
+
         return Measured(
             d=d,
             order=d,
@@ -305,6 +360,7 @@ class Cascade(Kind):
             difficulty=np.where(drawn, _quotient(m1 - c1, m1, m1 > 0), 1.0 - q1),
             enough=enough,
             d_bound=unknown,
+            value=value,
             posterior=found,
             psi_unread=enough & ~mixed,
         )
