@@ -17,8 +17,11 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import math
 import textwrap
 from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,9 @@ import numpy as np
 import rap
 from rap.config import Sampling
 from rap.demo import world
+from rap.engines.contract import Completion, Generated, Request
+from rap.engines.transformers import TransformersEngine
+from rap.scores.completions import Completions
 from rap.scores.scores import Scores
 
 from .metrics import auroc, jaccard
@@ -71,18 +77,59 @@ WORLDS = {
 }
 
 
-def measure(work: Path, model: str, of: World, evidence: str) -> Scores:
-    """The scores of a world; only what its store lacks is scored."""
+def measure(
+    work: Path, model: str, of: World, evidence: str, *, replay: bool = False
+) -> Scores:
+    """The scores of a world; only what its store lacks is scored. ``replay``: completions
+    are those of the same names that rollouts have sampled there."""
     from rap.demo.model import load_demo_model
 
     store = work / f"{model}-{of.seed}-n{of.n}-{evidence}"
     if not (store / "done").exists():
+        known = measure(work, model, of, "rollouts").rollouts if replay else None
         samples = world.draw(of.n, seed=of.seed, split=of.split)
         rows = [{k: v for k, v in r.items() if k != "cause"} for r in world.rows(samples)]
         loaded = load_demo_model(MODELS[model])
-        rap.score(*loaded, rows, store=store, evidence=evidence, **SCORING)
+        with replayed(known) if known is not None else nullcontext():
+            rap.score(*loaded, rows, store=store, evidence=evidence, **SCORING)
         (store / "done").touch()
     return Scores.load(store)
+
+
+@contextmanager
+def replayed(known: Completions) -> Iterator[None]:
+    """Inside, completions are looked up by their seeds, which have names. A seed that is
+    not there is sampled."""
+    columns = ("seed", "token_ids", "text", "finish_reason")
+    drawn = dict(
+        (seed, said)
+        for seed, *said in zip(
+            *(known.select([c])[c].to_pylist() for c in columns), strict=True
+        )
+    )
+    sample = TransformersEngine.generate
+
+    def generate(
+        engine: TransformersEngine, requests: Iterable[Request]
+    ) -> Iterator[tuple[Request, Generated]]:
+        for request in requests:
+            if not all(seed in drawn for seed in request.seeds):
+                yield from sample(engine, [request])
+                continue
+            said = [completion(seed, *drawn[seed]) for seed in request.seeds]
+            yield request, Generated(tuple(said))
+
+    TransformersEngine.generate = generate  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        TransformersEngine.generate = sample  # type: ignore[method-assign]
+
+
+def completion(seed: int, ids: list[int], text: str, reason: str) -> Completion:
+    """As it was sampled, but for its likelihood, which is not kept."""
+    n = len(ids) + (reason == "stop")
+    return Completion(tuple(ids), text, reason, seed, n, math.nan)
 
 
 def ordered(selection: Any) -> np.ndarray:

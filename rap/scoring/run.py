@@ -218,7 +218,7 @@ def score(
         last = _Pass(config, checker, more, made_by)
         with call.open(path, last) as shards:
             with profiled(driver, watch, shards.path):
-                plan = _first_pass(call, Path(path), config)
+                plan = _first_pass(call, Path(path), last)
                 call.fill(shards, last, plan)
                 with watch.span("store"):
                     table = shards.read()
@@ -389,18 +389,16 @@ class _Call:
         )
 
 
-def _first_pass(call: _Call, path: Path, config: ScoreConfig) -> Plan | None:
-    """Score the whole pool by the evidence that comes first, if any does, into a store of
-    its own; what follows from it."""
-    first = EVIDENCE[config.evidence].first
-    if first is None:
+def _first_pass(call: _Call, path: Path, last: _Pass) -> Plan | None:
+    """Score the whole pool by the stage that comes first, if any does, into a store of its
+    own; what follows from it."""
+    if not EVIDENCE[last.config.evidence].staged:
         return None
-    by = _Pass(dataclasses.replace(config, evidence=first), None)
-    with call.open(path / FOLDER, by) as shards:
-        call.fill(shards, by, None)
+    with call.open(path / FOLDER, last) as shards:
+        call.fill(shards, last, None)
         call.watch.counts.pop("samples", None)  # the pass to come counts them
-        rows = shards.read()
-    return make_plan(rows, config.cascade_share, config.evidence)
+        rows, pilot = shards.read(), shards.completions()
+        return make_plan(rows, None if pilot is None else pilot.read(), last.config)
 
 
 @contextmanager

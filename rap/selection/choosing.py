@@ -196,6 +196,7 @@ def _attention(
         judged.log_psi,
         lambda log_psi: rule.psi_limit(log_psi, config, meta),
         asked=config.lambda_a is not None,
+        times=judged.psi_times,
         unread=judged.unread,
     )
     judged.log_psi = np.empty(0, np.float32)
