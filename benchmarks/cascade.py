@@ -27,13 +27,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 import rap
 from rap.config import Sampling
 from rap.demo import world
 from rap.engines.contract import Completion, Generated, Request
 from rap.engines.transformers import TransformersEngine
-from rap.scores.completions import Completions
 from rap.scores.scores import Scores
 
 from .metrics import auroc, jaccard
@@ -97,16 +97,12 @@ def measure(
 
 
 @contextmanager
-def replayed(known: Completions) -> Iterator[None]:
+def replayed(known: pa.Table) -> Iterator[None]:
     """Inside, completions are looked up by their seeds, which have names. A seed that is
     not there is sampled."""
     columns = ("seed", "token_ids", "text", "finish_reason")
-    drawn = dict(
-        (seed, said)
-        for seed, *said in zip(
-            *(known.select([c])[c].to_pylist() for c in columns), strict=True
-        )
-    )
+    rows = zip(*(known[name].to_pylist() for name in columns), strict=True)
+    drawn = {seed: said for seed, *said in rows}
     sample = TransformersEngine.generate
 
     def generate(
