@@ -110,7 +110,9 @@ def test_the_order_of_rows_and_rows_without_completions_change_nothing(rng):
     c = rng.integers(0, m + 1)
     found = fit(z, c, m, WITH_IMAGE)
     order = rng.permutation(n)
-    np.testing.assert_allclose(fit(z[order], c[order], m[order], WITH_IMAGE), found, atol=2e-6)
+    np.testing.assert_allclose(
+        fit(z[order], c[order], m[order], WITH_IMAGE), found, atol=2e-6
+    )
     here = m > 0
     assert fit(z[here], c[here], m[here], WITH_IMAGE) == found
     z[:5] = 0.0  # of these nothing is known

@@ -101,9 +101,7 @@ class _Tree:
     one: Prior
     zero: Prior
     rule: Rule
-    seen: dict[tuple[int, ...], tuple[np.ndarray, np.ndarray]] = field(
-        default_factory=dict
-    )
+    seen: dict[tuple[int, ...], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
     def expected(self, floor: float) -> np.ndarray:
         """float64 [n]: completions that are asked of each row, on average."""

@@ -59,9 +59,7 @@ class Plan:
 
     def outlook(self, i: int) -> Outlook:
         """What stage 3 is told of sample ``i``."""
-        one, zero = (
-            (int(p.a_steps[i]), int(p.b_steps[i])) for p in (self.one, self.zero)
-        )
+        one, zero = ((int(p.a_steps[i]), int(p.b_steps[i])) for p in (self.one, self.zero))
         return Outlook(one, zero, self.rule.floor)
 
     def begun(self, wanted: range) -> dict[int, dict[str, Any]]:

@@ -258,7 +258,9 @@ class Scorer:
             elif not next(finite):
                 bad = result.nonfinite()
                 where = "without" if which.startswith("blind") else "with"
-                job.quarantine("model", "nonfinite", f"{bad} is not finite ({where} the image)")
+                job.quarantine(
+                    "model", "nonfinite", f"{bad} is not finite ({where} the image)"
+                )
             else:
                 traces[id(job)] = result
         return traces
