@@ -4,10 +4,11 @@
     python -m benchmarks.cascade --work DIR --replay     the cascade samples nothing itself
     python -m benchmarks.cascade --work DIR --model demo --seeds 101
 
-Demo worlds (``rap.demo.world``): those that the design was settled on, and three, ``FRESH``,
-that nothing was set on; ``results/cascade.md`` says what was set on which. Stores go on
-where a killed run stopped, and what is measured already is read. Writes
-``results/cascade.csv`` and ``results/cascade.md``; with a part of the worlds, only prints.
+Demo worlds (``rap.demo.world``): those that the design was settled on, and three,
+``FRESH``, that nothing was set on; ``results/cascade.md`` says what was set on which.
+Stores go on where a killed run stopped, and what is measured already is read. Writes
+``results/cascade.csv``, ``cascade_calibration.csv`` and ``cascade.md``; with a part of the
+worlds, only prints.
 
 Both evidences sample with the same seeds, so the completions of the cascade are a part of
 those of rollouts: what differs is how many are asked for. With ``--replay`` they are looked
@@ -251,9 +252,9 @@ NOTE = (
     "simulations over their stored completions. Seeds 201 to 203 were scored once, "
     "afterwards. AUROC, rank: of the order of the rule, where what it bars (never solved, "
     "attention-biased) comes last and samples with D <= 0 before; AUROC, keep: of the "
-    "keep-probability alone. The rank is lower because a cognitive sample none of whose few "
-    "completions is right counts as never solved, below all samples that were not asked; a "
-    "selection never reaches that far down."
+    "keep-probability alone. The rank is lower since a cognitive sample none of whose few "
+    "completions is right counts as never solved, below all samples that were not asked; "
+    "a selection never reaches that far down."
 )
 
 
@@ -285,8 +286,8 @@ def report(rows: list[dict[str, Any]], held: list[dict[str, Any]]) -> str:
 def means(rows: list[dict[str, Any]]) -> list[str]:
     """Means over worlds, those that were settled on and the fresh ones apart."""
     lines = [
-        "| model | seeds | cognitive kept, rollouts | cascade | worlds where the cascade is "
-        "equal or better |",
+        "| model | seeds | cognitive kept, rollouts | cascade | worlds where the cascade "
+        "is equal or better |",
         "|---|---|---:|---:|---:|",
     ]
     for model in MODELS:

@@ -22,9 +22,9 @@ from rap.model.rollouts import BLIND_ARM, IMAGE_ARM, Completion
 from rap.rewards.checker import Verdict
 from rap.scores.evidence import read_evidence
 from rap.scores.posterior import Arm, Prior, keep_probability, prob_above
+from rap.scores.prior import FEATURES
 from rap.scores.scores import Scores
 from rap.scores.store import ScoreStore
-from rap.scores.prior import FEATURES
 from rap.scores.table import ROLLOUT_SCHEMA, VOLATILE_COLUMNS, table_from_rows
 from rap.scoring import filling
 from rap.scoring.asking import Rule, find_floor, looks
@@ -252,8 +252,8 @@ def test_completions_of_the_pilot_count_and_are_not_asked_again():
     config = ScoreConfig(evidence="cascade", cascade_pilot=1.0, cascade_sure=0.9)
     scorer, jobs = Scripted(config, said), jobs_of(said)
     for job in jobs:
-        texts = said[job.row["id"]][IMAGE_ARM][:2]
-        for arm, texts in ((IMAGE_ARM, texts), (BLIND_ARM, "-")):
+        first = said[job.row["id"]][IMAGE_ARM][:2]
+        for arm, texts in ((IMAGE_ARM, first), (BLIND_ARM, "-")):
             for k, text in enumerate(texts):
                 row = {"arm": arm, "number": k, "correct": text == "+", "code": None}
                 more = {"finish_reason": "stop", "token_ids": [7, 8]}

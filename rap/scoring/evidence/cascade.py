@@ -29,7 +29,7 @@ from ...model.rollouts import BLIND_ARM, IMAGE_ARM, row_seed
 from ...samples.sample import Sample
 from ...scores.posterior import Arm, Prior
 from ..asking import FIRST_LOOK, Rule, looks
-from ..jobs import Job, Outlook, answer_tokens
+from ..jobs import Job, answer_tokens
 from ..scorer import DIVERGENCES, Scorer
 from .answer import probabilities, put_answer
 from .base import PSI, Evidence, prepare_arms
