@@ -10,7 +10,7 @@ asked:
   least ``sure`` or at most 1 - ``sure``, m0 are sampled or the keep-probability is below
   ``floor``.
 
-``find_floor``: the lowest floor whose expected bill fits. The expectation is exact under
+``draw_by_bill``: the lowest floor whose expected bill fits. The expectation is exact under
 the priors: the tree of what the completions can say has few nodes, since an arm with the
 image is followed only while it is not mixed.
 """
@@ -51,10 +51,8 @@ class Rule:
     floor: float
 
     @staticmethod
-    def keep(one: Arm, zero: Arm, rows: np.ndarray | None = None) -> np.ndarray:
-        """float64: the keep-probability, of these rows or of all."""
-        if rows is not None:
-            one, zero = one.take(rows), zero.take(rows)
+    def keep(one: Arm, zero: Arm) -> np.ndarray:
+        """float64 [n]: the keep-probability."""
         return keep_probability(one, zero, 0.0, TRAIN_GROUP)
 
     def worth(self, one: Arm, zero: Arm) -> np.ndarray:
@@ -68,30 +66,44 @@ class Rule:
         return (zero.m == 0) | ((p > 1.0 - self.sure) & (p < self.sure))
 
 
-def find_floor(
-    one: Prior, zero: Prior, wasted: Sequence[tuple[float, int]], bill: float, rule: Rule
-) -> float:
-    """The lowest floor, within 1e-4, at which so many completions or fewer are expected.
+def draw_by_bill(
+    one: Prior, zero: Prior, pilot: Sequence[tuple[int, int]], bill: float, rule: Rule
+) -> tuple[float, np.ndarray]:
+    """(floor, bool [n]: the samples that are asked) for so many completions.
 
-    ``one``, ``zero``: the priors of the pool. ``wasted``: (keep-probability before any
-    completion, completions) of the samples of the pilot, which were asked whatever the
-    floor. ``rule``: its own floor plays no role.
+    All above the lowest floor at which ``bill`` or fewer are expected, and of those within
+    1e-4 below it, who may be many where the evidence does not tell samples apart, as many
+    as the rest allows, in the order of the keep-probability, then of the pool.
+
+    ``one``, ``zero``: the priors of the pool. ``pilot``: (sample, completions) of the
+    pilot, which were asked whatever the floor. ``rule``: its own floor plays no role.
     """
     n = len(one.a_steps)
     nothing = np.zeros(n, np.int64)
     keep = rule.keep(Arm(nothing, nothing, one), Arm(nothing, nothing, zero))
     order = np.argsort(-keep, kind="stable")
-    rows = order[(np.arange(min(n, ROWS)) * n + n // 2) // min(n, ROWS)]
+    rows = order[(np.arange(min(n, ROWS)) * n + n // 2) // max(1, min(n, ROWS))]
     tree = _Tree(one.take(rows), zero.take(rows), rule)
+
+    def expected(floor: float) -> float:
+        lost = sum(m for i, m in pilot if keep[i] < floor)
+        return float(tree.expected(floor).mean()) * n + lost
+
     low, high = 0.0, 1.0
-    for _ in range(_HALVINGS):
+    for _ in range(_HALVINGS if n and expected(0.0) > bill else 0):
         middle = (low + high) / 2
-        lost = sum(drawn for k, drawn in wasted if k < middle)
-        if tree.expected(middle).mean() * n + lost > bill:
+        if expected(middle) > bill:
             low = middle
         else:
             high = middle
-    return high
+    if not n or high == 1.0:
+        return low, keep >= low
+    drawn = keep >= high
+    least, most = expected(high), expected(low)
+    near = order[(keep[order] >= low) & (keep[order] < high)]
+    share = (bill - least) / (most - least) if most > least else 0.0
+    drawn[near[: int(share * len(near))]] = True
+    return low, drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +118,8 @@ class _Tree:
     def expected(self, floor: float) -> np.ndarray:
         """float64 [n]: completions that are asked of each row, on average."""
         n = len(self.one.a_steps)
-        total, mixed = np.zeros(n), {}
+        total = np.zeros(n)
+        mixed: dict[tuple[int, int], np.ndarray] = {}
         alike = {0: np.ones(n)}  # right ones, of ``start`` completions: all or none
         for look in looks(self.rule.m1, FIRST_LOOK):
             asked = {
@@ -116,8 +129,10 @@ class _Tree:
             total += sum(asked.values()) * len(look)
             alike = {}
             for c, p in self._after(self.one, asked, look).items():
-                to = mixed if 0 < c < look.stop else alike
-                to[c if to is alike else (c, look.stop)] = p
+                if 0 < c < look.stop:
+                    mixed[c, look.stop] = p
+                else:
+                    alike[c] = p
         for (c1, m1), p in mixed.items():
             total += self._text(floor, c1, m1, p)
         return total

@@ -15,7 +15,6 @@ scored again (``redo_changed``).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +29,7 @@ from ..scores.posterior import Arm, Prior
 from ..scores.prior import FEATURES, WITH_IMAGE, WITHOUT, features, fit, predict
 from ..scores.store import ScoreStore
 from ..scores.table import QUARANTINED, SCORED
-from .asking import FIRST_LOOK, Rule, find_floor, looks
+from .asking import FIRST_LOOK, Rule, draw_by_bill, looks
 from .jobs import Outlook
 
 FOLDER = "stage1"
@@ -136,19 +135,16 @@ def make_plan(rows: pa.Table, completions: pa.Table | None, config: ScoreConfig)
     one = predict(fit(z, c1, m1, WITH_IMAGE), z)
     zero = predict(fit(z, c0, m0, WITHOUT), z)
     rule = Rule(config.m1, config.m0, config.cascade_sure, 0.0)
-    here, nothing = np.flatnonzero(scored), np.zeros(rows.num_rows, np.int64)
-    keep = np.full(rows.num_rows, -1.0)
-    keep[here] = rule.keep(Arm(nothing, nothing, one), Arm(nothing, nothing, zero), here)
-    pilot = np.flatnonzero(m1 + m0)
-    wasted = list(zip(keep[pilot].tolist(), (m1 + m0)[pilot].tolist(), strict=True))
+    here = np.flatnonzero(scored)
+    asked = (m1 + m0)[here]
+    pilot = [(int(i), int(asked[i])) for i in np.flatnonzero(asked)]
     share = as_fraction("cascade_completions", config.cascade_completions)
     bill = float(share * (config.m1 + config.m0) * len(here))
-    floor = 0.0
-    if len(here):
-        found = find_floor(one.take(here), zero.take(here), wasted, bill, rule)
-        floor = math.ceil(found * 1e4) / 1e4
+    floor, above = draw_by_bill(one.take(here), zero.take(here), pilot, bill, rule)
+    drawn = np.zeros(rows.num_rows, bool)
+    drawn[here[above]] = True
     rule = Rule(config.m1, config.m0, config.cascade_sure, floor)
-    return Plan(rows, one, zero, rule, scored & (keep >= floor), _by_sample(completions))
+    return Plan(rows, one, zero, rule, drawn, _by_sample(completions))
 
 
 def _by_sample(completions: pa.Table | None) -> dict[int, list[dict[str, Any]]]:
@@ -179,7 +175,7 @@ def _with_first(
 def _follows(row: Mapping[str, Any], first: Mapping[str, Any], plan: Plan) -> bool:
     """Whether the second pass would fill ``row`` as it stands."""
     if plan.settled(row["index"]):
-        decided = "pilot" if first["m1"] else "answer"
+        decided: str | None = "pilot" if first["m1"] else "answer"
         if first["status"] != SCORED:
             decided = None
         same = all(row[k] == first[k] for k in (*_SAME, *_COUNTS))

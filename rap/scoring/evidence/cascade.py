@@ -73,9 +73,10 @@ class Cascade(Evidence):
     ) -> None:
         prefix, answer = answer_tokens(driver, sample, config)
         prepare_arms(job, sample, images, other, driver)
-        more = {"prefix": prefix, "response_ids": answer}
-        job.answer = driver.prepare(sample, images, like=job.image, **more)
-        job.blind_answer = driver.prepare(sample, other, like=job.blind, **more)
+        job.answer = driver.prepare(sample, images, answer, prefix=prefix, like=job.image)
+        job.blind_answer = driver.prepare(
+            sample, other, answer, prefix=prefix, like=job.blind
+        )
 
     def score(self, scorer: Scorer, jobs: list[Job]) -> None:
         first = [job for job in jobs if job.outlook is None]
