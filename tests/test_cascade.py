@@ -339,7 +339,7 @@ def test_the_plan_draws_what_is_above_the_floor(rng):
     nothing = np.zeros(200, np.int64)
     keep = plan.rule.keep(Arm(nothing, nothing, plan.one), Arm(nothing, nothing, plan.zero))
     usable = np.arange(200) != 8
-    assert plan.rule.floor <= keep[plan.drawn].min() < plan.rule.floor + 2e-4
+    assert plan.rule.floor <= keep[plan.drawn].min()
     assert keep[usable & ~plan.drawn].max() < plan.rule.floor + 2e-4
     assert plan.settled(8)
     rows = plan.begun(range(200))
@@ -569,7 +569,7 @@ def test_a_run_killed_in_either_pass_ends_in_the_same_bytes(
     def killed(scorer, jobs):
         if len(seen) == batches:
             raise Killed
-        seen.append(scorer.config.evidence)
+        seen.append(jobs[0].outlook is None)  # in the first pass
         real(scorer, jobs)
 
     monkeypatch.setattr(filling, "score_batch", killed)
@@ -585,7 +585,7 @@ def test_a_run_killed_in_either_pass_ends_in_the_same_bytes(
     there = {p.relative_to(store) for p in store.rglob("*")}
     assert there == {p.relative_to(whole[0]) for p in whole[0].rglob("*")}
     if batches == 14:
-        assert {"answer", "cascade"} == set(seen)
+        assert set(seen) == {True, False}
 
 
 def test_a_finished_store_asks_no_model(tiny, whole, monkeypatch):
