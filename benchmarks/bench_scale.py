@@ -1,22 +1,23 @@
-"""Rows are cheap: time and peak memory of ``choose`` by the number of rows.
+"""Rows are cheap: seconds and peak memory of what is done to them, by their number.
 
-    python -m benchmarks.bench_scale                     10^4 .. 10^7 rows
-    python -m benchmarks.bench_scale --rows 100000000    another size (2 GB of disk)
+    python -m benchmarks.bench_scale                     rows to 10^6, choosing to 10^7
+    python -m benchmarks.bench_scale --rows --choose 100000000     (1 GB of disk)
     python -m benchmarks.bench_scale --python P          P has duckdb and polars, if this
                                                          one has not
 
-A saved score table of evidence ``rollouts`` (5 completions with and 5 without the image,
-one psi) is read from disk by ours and by DuckDB and Polars, which make the same selection:
-quartiles of log psi, the fence of them, the 9 % with the largest D, ties by difficulty,
-then by row. Each measurement is a process of its own; its peak is ``VmHWM``, imports
-and all. The rows that each keeps are compared: others than ours are an error, not a number.
-Writes ``benchmarks/results/scale.md``.
+A data set of ``scale_rows.line`` is opened (JSON Lines, Parquet), its content hashed, 9 %
+of it exported and reported; a saved score table is chosen from. Where another library does
+the same, or less, it is beside ours: pyarrow reads the file into memory and counts the ids,
+DuckDB counts rows and ids, DuckDB and Polars make the same selection (quartiles of log psi,
+the fence of them, the 9 % with the largest D, ties by difficulty, then by row). Each
+measurement is a process of its own; its peak is ``VmHWM``, imports and all. What they
+find is compared: something else than ours is an error, not a number.
+Writes ``benchmarks/results/scale.md`` and ``scale.png``.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import statistics
@@ -24,145 +25,171 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 ROOT = Path(__file__).resolve().parent.parent
-SIZES = (10**4, 10**5, 10**6, 10**7)
-BUDGET = 0.09
-RIVALS = ("duckdb", "polars")
+if __name__ == "__main__":  # a child is run by its path, by another Python perhaps
+    sys.path.insert(0, str(ROOT))
+
+from benchmarks.scale_rows import (  # noqa: E402
+    STEPS,
+    make_rows,
+    make_scores,
+    make_selection,
+)
+
+ROWS = (10**4, 10**5, 10**6)
+CHOSEN_FROM = (10**4, 10**5, 10**6, 10**7)
+CHOOSE = "choose"
+OTHERS = ("duckdb", "polars")
 
 
-# ---------------------------------------------------------------- the score table
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One step by one library on ``rows`` rows: medians of its runs, the largest peak."""
 
+    step: str
+    by: str
+    rows: int
+    seconds: float
+    cpu: float
+    peak_mib: float
 
-def make(path: Path, n: int) -> None:
-    """A score table of ``n`` rows, a row group at a time."""
-    import pyarrow as pa
-
-    from rap.scores.files import ROW_GROUP, write_parts
-    from rap.scores.reader import nulls
-    from rap.scores.table import SCHEMA_VERSION, SCORE_SCHEMA
-
-    random = np.random.default_rng(0)
-
-    def part(start: int, size: int) -> pa.Table:
-        rows = np.arange(start, start + size)
-        names = np.char.add("openimages/val2026/", np.char.zfill(rows.astype("U"), 9))
-        c1 = random.binomial(5, random.random(size)).astype(np.int16)
-        c0 = random.binomial(5, 0.6 * random.random(size)).astype(np.int16)
-        five = pa.array(np.full(size, 5, np.int16))
-        columns = {
-            "id": pa.array(names),
-            "index": pa.array(rows),
-            "status": pa.array(["scored"]).take(pa.array(np.zeros(size, np.int8))),
-            "evidence": pa.array(["rollouts"]).take(pa.array(np.zeros(size, np.int8))),
-            "c1": pa.array(c1),
-            "m1": five,
-            "c0": pa.array(c0),
-            "m0": five,
-            "log_psi": pa.array(random.normal(-3, 1, size).astype(np.float32)),
-        }
-        full = [columns.get(f.name, nulls(size, f.type)) for f in SCORE_SCHEMA]
-        return pa.table(full, schema=SCORE_SCHEMA)
-
-    def parts() -> Iterator[pa.Table]:
-        for start in range(0, n, ROW_GROUP):
-            yield part(start, min(ROW_GROUP, n - start))
-
-    note = {"kind": "scores", "schema_version": SCHEMA_VERSION, "meta": {}}
-    write_parts(path, SCORE_SCHEMA, parts(), note)
+    @property
+    def line(self) -> str:
+        return (
+            f"| {self.step} | {self.rows:.0e} | {self.by} | {self.seconds:.2f} | "
+            f"{self.cpu:.2f} | {self.rows / self.cpu:,.0f} | {self.peak_mib:,.0f} | "
+            f"{self.peak_mib * 2**20 / self.rows:,.0f} |"
+        )
 
 
 # ---------------------------------------------------------------- one process each
 
 
-def _ours(path: str) -> tuple[dict[str, float], np.ndarray]:
-    import rap
-
-    start = time.perf_counter()
-    scores = rap.Scores.load(path)
-    loaded = time.perf_counter()
-    selection = rap.choose(scores, budget=BUDGET, replace=False)
-    rows = selection.indices
-    done = time.perf_counter()
-    return {"load": loaded - start, "choose": done - loaded}, rows
-
-
-_D = "(c1 * m0 - c0 * m1)::DOUBLE / (m1 * m0)"
-
-
-def _duckdb(path: str) -> tuple[dict[str, float], np.ndarray]:
-    import duckdb
-
-    start = time.perf_counter()
-    with duckdb.connect() as connection:
-        connection.execute("SET preserve_insertion_order = false")
-        ask = "quantile_cont(log_psi::DOUBLE, [0.25, 0.75]), count(*)"
-        (q1, q3), n = connection.execute(f"SELECT {ask} FROM '{path}'").fetchone()
-        rows = connection.execute(
-            f"SELECT \"index\" FROM '{path}' WHERE {_D} > 0 AND log_psi::DOUBLE <= "
-            f"{q3 + 1.5 * (q3 - q1)!r} AND c1 > 0 ORDER BY {_D} DESC, "
-            f'1 - c1::DOUBLE / m1 DESC, "index" LIMIT {int(n * 9 // 100)}'
-        ).fetchnumpy()["index"]
-    return {"choose": time.perf_counter() - start}, rows
-
-
-def _polars(path: str) -> tuple[dict[str, float], np.ndarray]:
-    import polars as pl
-
-    start = time.perf_counter()
-    table = pl.scan_parquet(path)
-    psi = pl.col("log_psi").cast(pl.Float64)
-    found = table.select(
-        q1=psi.quantile(0.25, "linear"), q3=psi.quantile(0.75, "linear"), n=pl.len()
-    ).collect(engine="streaming")
-    q1, q3, n = found.row(0)
-    c1, m1, c0, m0 = (pl.col(name).cast(pl.Int64) for name in ("c1", "m1", "c0", "m0"))
-    rows = (
-        table.select("index", d=(c1 * m0 - c0 * m1) / (m1 * m0), diff=1 - c1 / m1, p=psi)
-        .filter(pl.col("d") > 0, pl.col("p") <= q3 + 1.5 * (q3 - q1), pl.col("diff") < 1)
-        .top_k(n * 9 // 100, by=["d", "diff", "index"], reverse=[False, False, True])
-        .select("index")
-        .collect(engine="streaming")["index"]
-        .to_numpy()
-    )
-    return {"choose": time.perf_counter() - start}, rows
-
-
-CHILDREN: dict[str, Callable[[str], tuple[dict[str, float], np.ndarray]]] = {
-    "rap": _ours,
-    "duckdb": _duckdb,
-    "polars": _polars,
-}
-
-
-def child(name: str, path: str) -> None:
-    before = time.process_time()
-    took, rows = CHILDREN[name](path)
-    took["cpu"] = time.process_time() - before
+def child(step: str, by: str, path: Path) -> None:
+    cpu, wall = time.process_time(), time.perf_counter()
+    found = STEPS[step][1][by](path)
+    took = time.perf_counter() - wall, time.process_time() - cpu
     # Not ru_maxrss, which a process takes over from the one that started it.
     status = Path("/proc/self/status").read_text()
     peak = int(status.partition("VmHWM:")[2].split()[0]) / 1024
-    digest = hashlib.sha256(np.sort(rows).astype(np.int64).tobytes()).hexdigest()
-    print(json.dumps({"took": took, "peak_mb": peak, "rows": digest, "kept": len(rows)}))
+    print(json.dumps({"took": took, "peak_mib": peak, "found": repr(found)}))
 
 
-# ---------------------------------------------------------------- all of them
-
-
-def measure(python: str, name: str, path: Path) -> dict[str, Any]:
-    command = [python, __file__, "--child", name, str(path)]
+def measure(python: str, step: str, by: str, path: Path) -> dict[str, Any]:
+    command = [python, __file__, "--child", step, by, str(path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         command, capture_output=True, text=True, env=environment, check=False
     )
     if done.returncode:
-        raise RuntimeError(f"{name}: {done.stderr[-2000:]}")
+        raise RuntimeError(f"{step}, {by}: {done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+# ---------------------------------------------------------------- all of them
+
+
+def compare(step: str, folder: Path, n: int, pythons: dict[str, str], repeats: int) -> Any:
+    """A ``Point`` for each library that is there, measured in turn. Raises if two do not
+    find the same."""
+    name, by_whom = STEPS[step]
+    there = [by for by in by_whom if by in pythons]
+    found: dict[str, list[dict[str, Any]]] = {by: [] for by in there}
+    for _ in range(repeats):
+        for by in there:
+            found[by].append(measure(pythons[by], step, by, folder / name))
+            clear(folder)
+    answers = {one["found"] for runs in found.values() for one in runs}
+    if len(answers) != 1:
+        raise RuntimeError(f"{step}, {n} rows: they find other things: {answers}")
+    for by, runs in found.items():
+        seconds, cpu = (statistics.median(one["took"][k] for one in runs) for k in (0, 1))
+        yield Point(step, by, n, seconds, cpu, max(one["peak_mib"] for one in runs))
+
+
+def clear(folder: Path) -> None:
+    """Remove what a step has written."""
+    import shutil
+
+    shutil.rmtree(folder / "out", ignore_errors=True)
+
+
+def points(
+    rows: Sequence[int],
+    chosen_from: Sequence[int],
+    pythons: dict[str, str],
+    repeats: int,
+    disk: Path | None,
+) -> Iterator[Point]:
+    for n in sorted({*rows, *chosen_from}):
+        with tempfile.TemporaryDirectory(dir=disk) as name:
+            folder = Path(name)
+            if n in rows:
+                make_rows(folder, n)
+                make_selection(folder, n)
+                for step in STEPS:
+                    if step != CHOOSE:
+                        yield from compare(step, folder, n, pythons, repeats)
+            if n in chosen_from:
+                if n not in rows:
+                    make_scores(folder / STEPS[CHOOSE][0], n)
+                yield from compare(CHOOSE, folder, n, pythons, repeats)
+
+
+def draw(found: Sequence[Point], path: Path) -> None:
+    """CPU seconds and peak memory over the number of rows, both logarithmic."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    colours = {"rap": "C0", "pyarrow": "C1", "duckdb": "C2", "polars": "C3"}
+    steps = [step for step in STEPS if any(p.step == step for p in found)]
+    figure, axes = plt.subplots(
+        2, len(steps), figsize=(2.6 * len(steps), 5.2), sharex="col", squeeze=False
+    )
+    for at, step in enumerate(steps):
+        for by, colour in colours.items():
+            own = [p for p in found if (p.step, p.by) == (step, by)]
+            if not own:
+                continue
+            x = [p.rows for p in own]
+            axes[0][at].loglog(x, [p.cpu for p in own], "o-", color=colour, label=by)
+            axes[1][at].loglog(x, [p.peak_mib for p in own], "o-", color=colour)
+        axes[0][at].set_title(step, fontsize=9)
+        axes[0][at].legend(fontsize=7)
+        axes[1][at].set_xlabel("rows")
+    axes[0][0].set_ylabel("CPU seconds")
+    axes[1][0].set_ylabel("peak MiB")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+HEAD = """# What is done to rows, by their number
+
+Written by `python -m benchmarks.bench_scale`; what is measured is in its docstring. All
+find the same. Medians of {repeats}, taken in turn; **the machine ({cores} cores) was shared
+with other work**, so that seconds say little: compare CPU seconds, of all threads, imports
+included. Rows a second are a CPU second's. Peak memory is that of the whole process,
+imports included. Choosing of ours includes SHA-256 over the file, a look through the ids
+for doubles, and a check of the counts. Growth: `scale.png`.
+
+| step | rows | by | s | CPU s | rows a CPU second | peak MiB | bytes a row |
+|---|---|---|---|---|---|---|---|
+"""
+
+
+def write(found: Sequence[Point], path: Path, repeats: int, notes: Sequence[str]) -> None:
+    order = list(STEPS)
+    head = HEAD.format(repeats=repeats, cores=os.cpu_count())
+    lines = [p.line for p in sorted(found, key=lambda p: order.index(p.step))]
+    path.write_text(head + "\n".join([*lines, "", *notes]).rstrip("\n") + "\n")
 
 
 def has(python: str, name: str) -> bool:
@@ -170,75 +197,30 @@ def has(python: str, name: str) -> bool:
     return not subprocess.run(command, capture_output=True, check=False).returncode
 
 
-def compare(path: Path, names: list[str], pythons: dict[str, str], repeats: int) -> Any:
-    """{name: [measurement]}, taken in turn. Raises if two do not keep the same rows."""
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    for _ in range(repeats):
-        for name in names:
-            found[name].append(measure(pythons[name], name, path))
-    digests = {one["rows"] for runs in found.values() for one in runs}
-    if len(digests) != 1:
-        kept = {name: runs[0]["kept"] for name, runs in found.items()}
-        raise RuntimeError(f"{path}: they keep other rows: {kept}")
-    return found
-
-
-def lines_of(n: int, found: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
-    for name, runs in found.items():
-        steps = {
-            step: statistics.median(one["took"][step] for one in runs)
-            for step in runs[0]["took"]
-        }
-        cpu = steps.pop("cpu")
-        took = sum(steps.values())
-        peak = max(one["peak_mb"] for one in runs)
-        load = f"{steps['load']:.2f}" if "load" in steps else "-"
-        yield (
-            f"| {n:.0e} | {name} | {load} | {steps['choose']:.2f} | {cpu:.2f} | "
-            f"{n / took:,.0f} | {peak:,.0f} | {peak * 2**20 / n:,.0f} |"
-        )
-
-
-HEAD = """# `choose` by the number of rows
-
-Written by `python -m benchmarks.bench_scale`; what is measured is in its docstring. All
-keep the same rows. Seconds are medians of {repeats}, taken in turn; **the machine
-({cores} cores) was shared with other work**, so compare within a size, not across.
-`load` is ours alone: SHA-256 over the file, ids looked through for doubles, counts
-checked. CPU seconds are of all threads, imports included. Peak memory is that of the whole
-process, imports included.
-
-| rows | by | load, s | choose, s | CPU s, both | rows a second | peak MiB | bytes a row |
-|---|---|---|---|---|---|---|---|
-"""
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rows", type=int, nargs="*", default=list(SIZES))
+    parser.add_argument("--rows", type=int, nargs="*", default=list(ROWS))
+    parser.add_argument("--choose", type=int, nargs="*", default=list(CHOSEN_FROM))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--python", default=sys.executable)
-    parser.add_argument("--folder", type=Path, help="for the tables; default: temporary")
+    parser.add_argument("--folder", type=Path, help="for the files; default: temporary")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/scale.md")
-    parser.add_argument("--child", nargs=2, metavar=("NAME", "PATH"))
+    parser.add_argument("--child", nargs=3, metavar=("STEP", "BY", "PATH"))
     args = parser.parse_args()
     if args.child:
-        child(*args.child)
+        step, by, path = args.child
+        child(step, by, Path(path))
         return
-    there = [name for name in RIVALS if has(args.python, name)]
-    skipped = [f"{n} is not there: not measured" for n in RIVALS if n not in there]
-    pythons = {"rap": sys.executable, **dict.fromkeys(there, args.python)}
-    lines = []
-    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        for n in args.rows:
-            path = Path(folder) / f"scores-{n}.parquet"
-            make(path, n)
-            for line in lines_of(n, compare(path, [*pythons], pythons, args.repeats)):
-                print(line, flush=True)
-                lines.append(line)
-            path.unlink()
-    head = HEAD.format(repeats=args.repeats, cores=os.cpu_count())
-    args.out.write_text(head + "\n".join([*lines, "", *skipped]).rstrip("\n") + "\n")
+    there = [name for name in OTHERS if has(args.python, name)]
+    missing = [f"{n} is not there: not measured" for n in OTHERS if n not in there]
+    pythons = dict.fromkeys(("rap", "pyarrow"), sys.executable)
+    pythons |= dict.fromkeys(there, args.python)
+    found = []
+    for point in points(args.rows, args.choose, pythons, args.repeats, args.folder):
+        print(point.line, flush=True)
+        found.append(point)
+        write(found, args.out, args.repeats, missing)  # what there is, if it is stopped
+    draw(found, args.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -56,6 +56,7 @@ BATCH = 8
 """Of the rivals, as it was the default; ours is by tokens."""
 IMAGES, TOKENS = "images encoded a sample", "tokens read / distinct"
 PADDED, BILL = "padded / real tokens", "completions / 5 + 5"
+CALLS = "attention calls a layer of the vision tower"
 
 
 def wide_model(width: int, layers: int, vocab: int) -> tuple[Any, Any] | None:
@@ -239,6 +240,54 @@ def padding(model: Any, processor: Any, n: int | None) -> list[Row]:
     return found
 
 
+def tower_calls(images: int) -> tuple[int, int, int]:
+    """Attention calls of Qwen2.5-VL-7B's vision tower for images of 800 x 600: piece by
+    piece, packed on this CPU, and with a variable-length kernel. Its layers and windows at
+    a small width."""
+    from unittest import mock
+
+    from torch.nn import functional
+    from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as family
+    from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import (
+        Qwen2_5_VLVisionConfig,
+    )
+
+    from rap.model import packing
+
+    small = {"hidden_size": 32, "intermediate_size": 32, "num_heads": 2}
+    config = Qwen2_5_VLVisionConfig(**small, out_hidden_size=32)
+    tower = family.Qwen2_5_VisionTransformerPretrainedModel(config).eval()
+    grid = torch.tensor([[1, 42, 58]]).expand(images, 3)
+    pixels = torch.randn(images * 42 * 58, 3 * 2 * 14 * 14)
+    sdpa = mock.Mock(side_effect=functional.scaled_dot_product_attention)
+    varlen = mock.Mock(side_effect=lambda q, *args, **options: q)  # only counted
+    found = []
+    for together, kernel in (False, None), (True, None), (True, varlen):
+        packs = packing.towers(tower, ()) if together else ()
+        with (
+            torch.no_grad(),
+            packing.packed(packs),
+            mock.patch.object(functional, "scaled_dot_product_attention", sdpa),
+            mock.patch.object(packing, "varlen_kernel", return_value=kernel),
+        ):
+            tower(pixels, grid)
+        found.append(sdpa.call_count + varlen.call_count - sum(found))
+    looped, grouped, whole = found
+    return looped, grouped, whole
+
+
+def tower(images: int) -> list[Row]:
+    """The gate on them, a layer: one with a kernel, one for each size of window without."""
+    looped, grouped, whole = tower_calls(images)
+    layers = scoring_estimate.PACKED
+    if (looped, whole) != (images * scoring_estimate.LOOPED // BATCH, layers):
+        raise WrongResult(f"scoring: {looped} and {whole} attention calls in the tower")
+    return [
+        gate(CALLS, shape_of(images=images, kernel="varlen"), whole / layers, 1.0),
+        gate(CALLS, shape_of(images=images, kernel="sdpa"), grouped / layers, 3.0),
+    ]
+
+
 # ---- times -------------------------------------------------------------------------------
 
 
@@ -357,6 +406,7 @@ def run(quick: bool) -> list[Row]:
     model, processor = load()
     found += counts(model, processor, 16 if quick else 64)
     found += padding(model, processor, 40 if quick else None)
+    found += tower(1 if quick else BATCH)
     found += against_rivals(model, processor, 8 if quick else 24, 10 if quick else 20)
     return found
 

@@ -1,7 +1,9 @@
 """H200 hours for 50,000 samples of a 7B model, from counts: estimated, not measured.
 
-    seconds a sample = images * IMAGE + tokens read * (padded / real) * TOKEN
+    seconds a sample = images * seconds an image
+                       + tokens read * (padded / real) * TOKEN
                        + completions * RESPONSE * seconds a sampled token
+    seconds an image = the larger of launches * LAUNCH / images a forward and its FLOP
 
 Every constant below is an assumption and says where it comes from; no GPU was timed. The
 sizes are those of the estimate of 15 and 29 hours for commit a64b6dc, which the formula
@@ -30,11 +32,27 @@ FLOPS = 790e12 * 0.4
 """790 TFLOP/s at its limit, 40 % of it reached by padded forwards."""
 TOKEN = 2 * PARAMETERS / FLOPS
 """Seconds a token of a prompt or a teacher-forced response: 48 us."""
-IMAGE = 0.055
-"""Seconds an image: the vision tower is launch-bound (one SDPA call a window), 15 % of
-1.1 s for three of them."""
-IMAGE_PACKED = 0.010
-"""The same with one variable-length attention call a layer: 3.3 TFLOP."""
+TOWER_FLOP = 3.3e12
+"""Of one image: 630 M weights in 32 layers, 2 FLOP each for 2,436 patches, attention and
+the merger."""
+OTHER_LAUNCHES = 1_225
+"""Kernels of a forward of the tower that are no attention, whatever its images: 10,889 less
+9,664, counted with a stub of libcuda (shared/gpu/README.md section 3)."""
+LOOPED = 10_784
+"""Attention calls of 8 images piece by piece, counted (``bench_scoring.tower_calls``)."""
+PACKED = 32
+"""With ``rap.model.packing`` and a variable-length kernel: one a layer, counted."""
+LAUNCH = 0.055 * BATCH / (LOOPED + OTHER_LAUNCHES)
+"""Seconds a launch from Python, 37 us: from 55 ms an image, 15 % of 1.1 s for three."""
+
+
+def image_seconds(calls: int, images: int) -> float:
+    """Of one image, where a forward of the tower takes ``images`` and makes ``calls``
+    attention calls."""
+    launched = (calls + OTHER_LAUNCHES) * LAUNCH / images
+    return max(launched, TOWER_FLOP / FLOPS)
+
+
 STEP = 0.025
 """Seconds a decoding step of transformers, whatever the rows: 1,290 launches."""
 ENGINE_STEP = 0.0085
@@ -55,7 +73,8 @@ class Work:
     """Of one sampled token."""
     padded: float = 1.0
     """Tokens with padding over tokens without."""
-    image: float = IMAGE
+    image: float = image_seconds(PACKED, BATCH)
+    """Seconds one image takes, on average over the towers that encode it."""
 
     @property
     def seconds(self) -> float:
@@ -85,6 +104,7 @@ TODAY = (
         1,
         STEP / BATCH,
         1.38,  # TabMWP in data-set order
+        image_seconds(LOOPED, BATCH),
     ),
     Work(
         "rollouts 5 + 5, commit a64b6dc",
@@ -93,6 +113,7 @@ TODAY = (
         2 * M,
         STEP / (BATCH * M),
         1.38,
+        image_seconds(LOOPED, BATCH),
     ),
 )
 
@@ -100,8 +121,10 @@ TODAY = (
 def works(images: float, again: float, padded: float, share: float) -> list[Work]:
     """With the counts of a run: images encoded a sample, tokens read against the distinct
     ones, padded against real tokens, and the share of 5 + 5 completions that a cascade
-    draws. An engine encodes the image and reads both prompts once more, for itself."""
+    draws. An engine encodes the image and reads both prompts once more, for itself; its
+    tower has a variable-length kernel, too."""
     local, engine = STEP / BATCH, ENGINE_STEP / ENGINE_ROWS
+    looped, packed = (image_seconds(calls, BATCH) for calls in (LOOPED, PACKED))
     both = PROMPT + TEXT
     drawn = 2 * M * share
     return [
@@ -139,13 +162,13 @@ def works(images: float, again: float, padded: float, share: float) -> list[Work
             padded,
         ),
         Work(
-            f"cascade ({share:.0%} of 5 + 5), serving engine, packed vision tower",
+            f"cascade ({share:.0%} of 5 + 5), serving engine, tower piece by piece here",
             images + 1,
             again * (ANSWERS + RESPONSE) + both,
             drawn,
             engine,
             padded,
-            IMAGE_PACKED,
+            (images * looped + packed) / (images + 1),
         ),
     ]
 
@@ -159,8 +182,13 @@ def text(found: list[Work]) -> str:
         f"{RESPONSE} x sampled token. Assumed: 800 x 600 images ({IMAGE_TOKENS} tokens), "
         f"{TEXT} tokens of text, responses of {RESPONSE}, answers of {ANSWER}; a token "
         f"read {1e6 * TOKEN:.0f} us (2 x {PARAMETERS / 1e9:g}e9 FLOP at 40 % of 790 "
-        f"TFLOP/s); an image {1e3 * IMAGE:.0f} ms (launch-bound), {1e3 * IMAGE_PACKED:.0f} "
-        f"ms packed; a decoding step of transformers {1e3 * STEP:.0f} ms whatever the rows "
+        f"TFLOP/s); an image the larger of {TOWER_FLOP / 1e12:g} TFLOP at that rate and of "
+        f"its launches at {1e6 * LAUNCH:.0f} us: {LOOPED:,} attention calls for {BATCH} "
+        f"images piece by piece, {PACKED} in one call a layer (counted; the kernel that "
+        f"does so never ran here on a GPU), {OTHER_LAUNCHES:,} other launches: "
+        f"{1e3 * image_seconds(LOOPED, BATCH):.0f} and "
+        f"{1e3 * image_seconds(PACKED, BATCH):.0f} ms; a decoding step of transformers "
+        f"{1e3 * STEP:.0f} ms whatever the rows "
         f"(launch-bound), of a serving engine {1e3 * ENGINE_STEP:.1f} ms for {ENGINE_ROWS} "
         "rows. Kernels, grading and the host are left out, as is the time to load. The "
         "first two rows are the formula's answer to 15 and 29 h, which were estimated for "

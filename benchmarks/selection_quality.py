@@ -3,12 +3,14 @@
     python -m benchmarks.selection_quality --quick     # under ten minutes on two cores
     python -m benchmarks.selection_quality             # the tables that are committed
     python -m benchmarks.selection_quality --weights DIR --weights DIR2   # two models
+    python -m benchmarks.selection_quality --learn --work DIR   # rule learn, both models
 
 ``--quick`` draws 120 samples a world instead of 400, 32 completions an arm instead of 64
 as the truth, 8 instead of 16 under the other counterfactuals; three worlds either way.
 Measuring comes first and is kept under --work: a run that was stopped goes on, and
 ``--collect-only`` does that half alone. Writes selection_quality.md, a Parquet file a
-table and figures under benchmarks/results/.
+table and figures under benchmarks/results/. The committed verdict goes only onto the page
+that is committed: of the full size, there. ``--learn``: `benchmarks.quality.learn`.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ import pyarrow.parquet as pq
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by its path, too
 
 from benchmarks.metrics import spread
-from benchmarks.quality import collect, figures, read, tables
+from benchmarks.quality import collect, figures, learn, read, tables
 from rap.demo.model import WEIGHTS, load_demo_model
 
 RESULTS = Path(__file__).parent / "results"
@@ -105,9 +107,11 @@ def held(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def report(made: dict[str, list[dict[str, Any]]], size: collect.Size, how: str) -> str:
-    """The whole page; ``how``: the arguments it was made with."""
-    verdict = VERDICT.read_text() if VERDICT.exists() else ""
+def report(
+    made: dict[str, list[dict[str, Any]]], size: collect.Size, how: str, verdict: str = ""
+) -> str:
+    """The whole page; ``how``: the arguments it was made with; ``verdict``: of these very
+    tables."""
     parts = [
         "# Does the selection find what was planted?",
         f"`python -m benchmarks.selection_quality {how}`".replace(" `", "`"),
@@ -149,9 +153,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=Path("out/quality"))
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--collect-only", action="store_true")
+    parser.add_argument("--learn", action="store_true", help="the table of rule learn")
     argv = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(argv)
     logging.getLogger("transformers").setLevel(logging.ERROR)
+    if args.learn:
+        print(learn.run(args))
+        return 0
     size = collect.resized(
         collect.QUICK if args.quick else collect.FULL, args.n, args.m, args.seeds
     )
@@ -161,7 +169,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.collect_only:
         return 0
     made = gather([read.read(m) for m in measured], fresh)
-    write(made, report(made, size, shlex.join(argv)), args.out)
+    judged = size == collect.FULL and args.out == RESULTS and VERDICT.exists()
+    verdict = VERDICT.read_text() if judged else ""
+    write(made, report(made, size, shlex.join(argv), verdict), args.out)
     print(args.out / "selection_quality.md")
     return 0
 

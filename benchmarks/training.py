@@ -28,7 +28,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,52 +93,74 @@ def score_pool(plan: Plan, work: Path, piece: str) -> Any:
     try:
         return score(model, processor, pool, progress=False, **settings)
     finally:
-        _spend(work / f"{piece}.seconds", time.process_time() - begin)
+        spend(work / f"{piece}.seconds", time.process_time() - begin)
 
 
-def _spend(path: Path, seconds: float) -> None:
+def spend(path: Path, seconds: float) -> None:
     """Add to what earlier attempts took."""
     path.write_text(repr(seconds + (float(path.read_text()) if path.exists() else 0.0)))
 
 
 class Exam:
-    """Held-out questions, asked at temperature 1 with fixed seeds."""
+    """Held-out questions, asked at temperature 1 with fixed seeds. ``seed``: of the
+    questions; two exams of different seeds share none that is drawn."""
 
     SEED = 2_000_003
 
-    def __init__(self, plan: Plan, processor: Any) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        processor: Any,
+        *,
+        seed: int = SEED,
+        questions: int | None = None,
+        mixed: int | None = None,
+        arms: Sequence[str] = ("sighted", "blind"),
+    ) -> None:
         from benchmarks.demo_model import measure
         from rap.demo import world
 
-        self.processor, self.tokens = processor, plan.tokens
+        self.processor, self.tokens, self.arms = processor, plan.tokens, arms
         asked = [
             (f"image/{family}", q.text, q.scene, q.answer)
             for family in world.IMAGE_FAMILIES
-            for q in measure.held_out(family, plan.questions, self.SEED)
+            for q in measure.held_out(family, questions or plan.questions, seed)
         ]
         asked += [
             (f"mixed/{s.cause}", s.question, s.scene, s.true_answer)
-            for s in world.draw(plan.mixed, seed=self.SEED, split="test")
+            for s in world.draw(mixed or plan.mixed, seed=seed, split="test")
         ]
         self.asked = asked
 
-    def __call__(self, model: Any) -> dict[str, dict[str, list[int]]]:
-        """{"sighted" | "blind": {group: [right, asked]}}; the model's mode is kept."""
+    def __call__(self, model: Any, step: int = 0) -> dict[str, Any]:
+        """{"sighted" | "blind": {group: [right, asked]}, "answers": {arm: "0110..."}}, a
+        digit a question, in the order of ``asked``; the model's mode is kept."""
         import torch
 
         training = model.training
         model.eval()
-        found = {}
+        found: dict[str, Any] = {"answers": {}}
         with torch.random.fork_rng():
-            for arm in ("sighted", "blind"):
-                found[arm] = self._ask(model, blind=arm == "blind")
+            for arm in self.arms:
+                right = self._ask(model, blind=arm == "blind")
+                found["answers"][arm] = "".join(map(str, right))
+                found[arm] = self._by_group(right)
         model.train(training)
         return found
 
-    def _ask(self, model: Any, *, blind: bool) -> dict[str, list[int]]:
+    def _by_group(self, right: Sequence[int]) -> dict[str, list[int]]:
+        groups: dict[str, list[int]] = {}
+        for (group, _, _, _), one in zip(self.asked, right, strict=True):
+            counts = groups.setdefault(group, [0, 0])
+            counts[0] += one
+            counts[1] += 1
+        return groups
+
+    def _ask(self, model: Any, *, blind: bool) -> list[int]:
+        """1 or 0 a question."""
         from benchmarks.demo_model import measure
 
-        groups: dict[str, list[int]] = {}
+        found: list[int] = []
         side = self.processor.tokenizer.padding_side
         for start in range(0, len(self.asked), 100):
             part = self.asked[start : start + 100]
@@ -150,12 +172,12 @@ class Exam:
                 seed=start,
                 tokens=self.tokens,
             )
-            for (group, _, _, answer), text in zip(part, texts, strict=True):
-                right = groups.setdefault(group, [0, 0])
-                right[0] += measure.answer_in(text) == answer
-                right[1] += 1
+            found += [
+                int(measure.answer_in(text) == answer)
+                for (_, _, _, answer), text in zip(part, texts, strict=True)
+            ]
         self.processor.tokenizer.padding_side = side
-        return groups
+        return found
 
 
 def correct(completions: Any, solution: Any, **columns: Any) -> list[float]:
@@ -169,14 +191,9 @@ def correct(completions: Any, solution: Any, **columns: Any) -> list[float]:
 
 def train(plan: Plan, run: Run, work: Path) -> dict[str, Any]:
     """One run; returns what --report reads."""
-    import torch
-    import transformers
-
     import rap
     import rap.trl
 
-    torch.set_num_threads(1)
-    transformers.set_seed(run.seed)
     samples, arm = pool_of(plan), ARMS[run.arm]
     rows, reselect = None, rap.trl.Reselect(refill=arm.refill)
     if arm.pick is not None:
@@ -191,14 +208,43 @@ def train(plan: Plan, run: Run, work: Path) -> dict[str, Any]:
                 mode="rewards",
                 every=plan.reselect_every,
             )
-    data = rap.trl.prepare(samples)
     model, processor = load(plan.model)
     exam = Exam(plan, processor)
+    return train_on(
+        *(plan, run, samples, rows, model, processor, exam, work),
+        reselect=reselect,
+        whole=arm.reselect,
+    )
+
+
+def train_on(
+    plan: Plan,
+    run: Run,
+    samples: Any,
+    rows: Sequence[int] | None,
+    model: Any,
+    processor: Any,
+    exam: Any,
+    work: Path,
+    *,
+    reselect: Any,
+    whole: bool = False,
+) -> dict[str, Any]:
+    """Train on these rows of ``samples`` (None: all). ``exam``: (model, step) -> what a
+    measurement holds. ``whole``: the trainer is given all rows and re-selects."""
+    import torch
+    import transformers
+
+    import rap.trl
+
+    torch.set_num_threads(1)
+    transformers.set_seed(run.seed)
+    data = rap.trl.prepare(samples)
     trainer = getattr(rap.trl, f"{run.algorithm}Trainer")(
         model,
         correct,
         args=_arguments(plan, run, work),
-        train_dataset=data if rows is None or arm.reselect else data.select(rows),
+        train_dataset=data if rows is None or whole else data.select(rows),
         processing_class=processor,
         reselect=reselect,
     )
@@ -206,7 +252,7 @@ def train(plan: Plan, run: Run, work: Path) -> dict[str, Any]:
     trainer.add_callback(clock.callback())
     clock.measure(0)
     trainer.train()
-    everything = range(plan.pool) if rows is None else rows
+    everything = range(len(samples)) if rows is None else rows
     return {
         **dataclasses.asdict(run),
         "prompts": len(everything),
@@ -262,7 +308,7 @@ class _Clock:
         plan, refilled = self.plan, self.trainer.refilled["groups"]
         groups = refilled if self.trainer.reselect.refill else step * plan.prompts
         about = {"step": step, "seconds": seconds, "completions": groups * plan.generations}
-        self.points.append(about | self.exam(self.trainer.model))
+        self.points.append(about | self.exam(self.trainer.model, step))
         self.paused += time.process_time() - start
         if not step:
             self.begin, self.paused = time.process_time(), 0.0
@@ -284,17 +330,17 @@ def do(plan: Plan, key: str, work: Path) -> None:
     """One piece of work, in this process."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
     if key in SCORINGS:
-        cost = _cost(score_pool(plan, work, key), work / key)
+        cost = cost_of(score_pool(plan, work, key), work / key)
         cost["seconds"] = float((work / f"{key}.seconds").read_text())
-        _write(work / f"{key}.json", cost)
+        write_json(work / f"{key}.json", cost)
         return
     (run,) = [r for r in runs(plan) if r.key == key]
     begin = time.perf_counter()
     found = train(plan, run, work)
-    _write(work / RUNS / f"{key}.json", found | {"wall": time.perf_counter() - begin})
+    write_json(work / RUNS / f"{key}.json", found | {"wall": time.perf_counter() - begin})
 
 
-def _cost(scores: Any, store: Path) -> dict[str, Any]:
+def cost_of(scores: Any, store: Path) -> dict[str, Any]:
     """The ledger of the scoring, and the image arm's share of the tokens drawn."""
     cost = {k: v for k, v in scores.meta["cost"].items() if k != "train_all"}
     if cost["rollouts"]:
@@ -315,7 +361,8 @@ def _image_share(store: Path) -> float:
     return tokens["image"] / sum(tokens.values())
 
 
-def _write(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(value, indent=1) + "\n")
@@ -346,7 +393,7 @@ def open_work(plan: Plan, work: Path) -> None:
     """Make the folder, or see that it is this plan's, from the same start."""
     wanted = json.loads(json.dumps(dataclasses.asdict(plan) | {"start": start_of(plan)}))
     if not (work / PLAN).exists():
-        _write(work / PLAN, wanted)
+        write_json(work / PLAN, wanted)
         return
     there = json.loads((work / PLAN).read_text())
     # more seeds, budgets or arms only add runs
@@ -357,16 +404,37 @@ def open_work(plan: Plan, work: Path) -> None:
         raise SystemExit(
             f"{work} was made with another {', '.join(changed)}: name another --work"
         )
-    _write(work / PLAN, wanted)
+    write_json(work / PLAN, wanted)
 
 
 def drive(plan: Plan, work: Path, *, jobs: int, minutes: float, echo: Any = print) -> bool:
+    """`drive_pieces` of this plan."""
+    longest = max((done.get("wall", 0.0) for done in finished(plan, work)), default=0.0)
+    return drive_pieces(
+        lambda: pending(plan, work),
+        lambda key: _start(key, work),
+        longest=longest,
+        jobs=jobs,
+        minutes=minutes,
+        echo=echo,
+    )
+
+
+def drive_pieces(
+    pending: Callable[[], list[str]],
+    begin: Callable[[str], subprocess.Popen[bytes]],
+    *,
+    longest: float,
+    jobs: int,
+    minutes: float,
+    echo: Any = print,
+) -> bool:
     """Run pieces until none is left (True) or the time is up (False).
 
-    No run starts that would not end in time, going by the longest so far.
+    No run starts that would not end in time, going by the ``longest`` so far, seconds.
+    ``pending``: keys of what is not done; ``begin``: starts one.
     """
     deadline = time.monotonic() + 60 * minutes
-    longest = max((done.get("wall", 0.0) for done in finished(plan, work)), default=0.0)
     working: dict[str, tuple[subprocess.Popen[bytes], float]] = {}
     while True:
         for key in [k for k, (child, _) in working.items() if child.poll() is not None]:
@@ -374,25 +442,30 @@ def drive(plan: Plan, work: Path, *, jobs: int, minutes: float, echo: Any = prin
             if child.returncode:
                 raise SystemExit(f"{key} failed, status {child.returncode}")
             longest = max(longest, time.monotonic() - start)
-            left = len(pending(plan, work))
+            left = len(pending())
             echo(f"{key}: {time.monotonic() - start:.0f} s; {left} left", flush=True)
-        waiting = [key for key in pending(plan, work) if key not in working]
+        waiting = [key for key in pending() if key not in working]
         if not waiting and not working:
             return True
         late = time.monotonic() + longest > deadline
-        for key in [k for k in working if late and k in SCORINGS]:
+        for key in [k for k in working if late and k.startswith("scores-")]:
             _stop(working.pop(key)[0])
         if late and not working:
             return False
         if waiting and len(working) < jobs and not late:
-            working[waiting[0]] = (_start(waiting[0], work), time.monotonic())
+            working[waiting[0]] = (begin(waiting[0]), time.monotonic())
         else:
             time.sleep(0.2)
 
 
 def _start(key: str, work: Path) -> subprocess.Popen[bytes]:
+    return start(key, work, "benchmarks.training")
+
+
+def start(key: str, work: Path, module: str) -> subprocess.Popen[bytes]:
+    """One piece of work in a process of its own, one thread."""
     one = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.training", "--do", key]
+    command = [sys.executable, "-W", "ignore", "-m", module, "--do", key]
     with (work / "log.txt").open("ab") as log:
         return subprocess.Popen(
             [*command, "--work", work], env=os.environ | one, stdout=log, stderr=log

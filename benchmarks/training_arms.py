@@ -89,7 +89,8 @@ def variance(scores: rap.Scores, budget: float, seed: int) -> np.ndarray:
 
 def cde(scores: rap.Scores, budget: float, seed: int) -> np.ndarray:
     """The largest D; no attention, no replacement of trivial ones."""
-    return choose(scores, budget, lambda_a=NO_LIMIT, replace=False).indices
+    more = {"lambda_a": NO_LIMIT, "replace": False}
+    return choose(scores, budget, order="gain", **more).indices
 
 
 def ace(scores: rap.Scores, budget: float, seed: int) -> np.ndarray:
@@ -104,12 +105,13 @@ def ace(scores: rap.Scores, budget: float, seed: int) -> np.ndarray:
 
 def cde_ace(scores: rap.Scores, budget: float, seed: int) -> np.ndarray:
     """Both, no replacement."""
-    return choose(scores, budget, replace=False).indices
+    return choose(scores, budget, order="gain", replace=False).indices
 
 
 def public(scores: rap.Scores, budget: float, seed: int) -> np.ndarray:
-    """The authors' script (METHOD.md section 5), cut to size: the largest accuracy gap
-    of those not always solved, and a tenth of those solved once, by lot."""
+    """What the first edition took for the authors' script, cut to size: the largest
+    accuracy gap of those not always solved, and a tenth of those solved once, by lot. Their
+    script: `public_script`."""
     c = _columns(scores)
     m1 = floats(scores.table["m1"])
     k = budget_size(budget, len(scores))
@@ -118,6 +120,28 @@ def public(scores: rap.Scores, budget: float, seed: int) -> np.ndarray:
     rest = c.usable & (c.p1 < 1)
     rest[hard] = False
     return np.concatenate([hard, _best(c.d, rest, k - len(hard), seed)])
+
+
+def public_script(scores: rap.Scores, budget: float, seed: int) -> np.ndarray:
+    """The authors' script as both stored versions have it: gap > 0.2 and similarity >= 0.6,
+    of those not always solved; cut to size by lot, since it ranks nothing."""
+    c = _columns(scores)
+    fits = (c.d > 0.2 + 1e-9) & (c.p1 >= 0.6 - 1e-9) & (c.p1 < 1)
+    return _drawn(np.flatnonzero(c.usable & fits), budget_size(budget, len(scores)), seed)
+
+
+def learner(**options: object) -> Callable[[rap.Scores, float, int], np.ndarray]:
+    """Rule learn with these settings."""
+
+    def pick(scores: rap.Scores, budget: float, seed: int) -> np.ndarray:
+        return choose(scores, budget, rule="learn", **options).indices
+
+    return pick
+
+
+def without_ace(scores: rap.Scores, budget: float, seed: int) -> np.ndarray:
+    """``rap.choose`` as it comes, but psi drops none."""
+    return choose(scores, budget, lambda_a=NO_LIMIT).indices
 
 
 def full_rap(scores: rap.Scores, budget: float, seed: int) -> np.ndarray:
@@ -152,3 +176,33 @@ ARMS = {
     "rap_reselect": Arm("RAP, re-selected by rewards", full_rap, "all", reselect=True),
     "dapo": Arm("all data, DAPO refill", None, "nothing", refill=3),
 }
+
+NO_GUARD = {"guard_attention": 0.0, "guard_hurt": 0.0}
+SECOND = {
+    **{name: ARMS[name] for name in ("full", "dapo", "random", "band", "variance")},
+    "public_script": Arm("the authors' public script", public_script, "all"),
+    "rap": Arm("RAP, rule budget", full_rap, "all"),
+    "rap_no_ace": Arm("RAP, rule budget without ACE", without_ace, "all"),
+    "rap_logits": ARMS["rap_logits"],
+    "learn_cascade": Arm("learn, cascade", learner(), "all", evidence="cascade"),
+    "learn_cascade_no_guard": Arm(
+        "learn, cascade, no guard", learner(**NO_GUARD), "all", evidence="cascade"
+    ),
+    "learn_cascade_no_coverage": Arm(
+        "learn, cascade, no coverage", learner(coverage=False), "all", evidence="cascade"
+    ),
+    "learn_answer": Arm("learn, answer", learner(), "all", evidence="answer"),
+    "learn_answer_no_guard": Arm(
+        "learn, answer, no guard", learner(**NO_GUARD), "all", evidence="answer"
+    ),
+    "learn_answer_no_coverage": Arm(
+        "learn, answer, no coverage", learner(coverage=False), "all", evidence="answer"
+    ),
+    "learn_answer_any_sign": Arm(
+        "learn, answer, any sign of D",
+        learner(lambda_c=-1.0, **NO_GUARD),
+        "all",
+        evidence="answer",
+    ),
+}
+"""The arms of the second edition (benchmarks/training_second.py)."""

@@ -6,7 +6,9 @@ arXiv 2506.04755).
     sel.dataset
 
 ``score`` runs the model on every sample (slow, resumable), ``choose`` makes a selection of
-the scores (instant), ``select`` is both; ``check`` says whether a model can be scored with.
+the scores (instant), ``select`` is both; ``check`` says whether a model can be scored with,
+``cost`` when a selection has paid for itself. ``plan`` and ``merge`` are for stores that
+many processes fill.
 ``ace``, ``cde``, ``linear_cde`` and ``drm`` are the kernels on arrays.
 """
 
@@ -20,6 +22,7 @@ from .errors import (
     RapInputError,
     RapModelError,
     RapStoreError,
+    RapWorkerError,
     install,
     missing,
 )
@@ -29,8 +32,10 @@ if TYPE_CHECKING:
     from .environment import info
     from .model.check import check
     from .ops import AceResult, CdeResult, ace, cde, drm, linear_cde
+    from .scores.bill import Bill, Prices, cost
+    from .scores.merge import merge
     from .scores.scores import Scores
-    from .scoring.run import score, select
+    from .scoring.run import plan, score, select
     from .selection.choosing import choose
     from .selection.selection import Selection, load
 
@@ -40,6 +45,8 @@ _FROM = {
     ".config": ("AceConfig", "ChooseConfig", "Sampling", "ScoreConfig"),
     ".environment": ("info",),
     ".ops": ("AceResult", "CdeResult", "ace", "cde", "drm", "linear_cde"),
+    ".scores.bill": ("Bill", "Prices", "cost"),
+    ".scores.merge": ("merge",),
     ".scores.scores": ("Scores",),
     ".selection.choosing": ("choose",),
     ".selection.selection": ("Selection", "load"),
@@ -51,20 +58,28 @@ _MODULES = {
     *("samples", "scores", "selection", "settings"),
 }
 """Parts of the package that need not be imported by name."""
-_HEAVY = {"check": ".model.check", "score": ".scoring.run", "select": ".scoring.run"}
+_HEAVY = {
+    "check": ".model.check",
+    "plan": ".scoring.run",
+    "score": ".scoring.run",
+    "select": ".scoring.run",
+}
 """{name: the module that it is imported from when it is first used}"""
 
 __all__ = [
     "AceConfig",
     "AceResult",
+    "Bill",
     "CdeResult",
     "ChooseConfig",
+    "Prices",
     "RapConfigError",
     "RapDeviceError",
     "RapError",
     "RapInputError",
     "RapModelError",
     "RapStoreError",
+    "RapWorkerError",
     "Sampling",
     "ScoreConfig",
     "Scores",
@@ -73,10 +88,13 @@ __all__ = [
     "cde",
     "check",
     "choose",
+    "cost",
     "drm",
     "info",
     "linear_cde",
     "load",
+    "merge",
+    "plan",
     "score",
     "select",
 ]

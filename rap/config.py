@@ -4,8 +4,9 @@ bounds, default and help stand here and nowhere else: docstrings and the command
 them from here.
 
 ``ScoreConfig`` is what the slow step (`rap.score`) needs and goes into the store's
-fingerprint; ``ChooseConfig`` is what the fast step (`rap.choose`) needs.
-``ScoreOptions`` and ``ChooseOptions`` are the same fields for type checkers.
+fingerprint; ``ExecutorConfig`` is which processes do it; ``ChooseConfig`` is what the fast
+step (`rap.choose`) needs. ``ScoreOptions``, ``ExecutorOptions`` and ``ChooseOptions`` are
+the same fields for type checkers.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from .divergences import DivergenceName
 from .errors import RapConfigError
 from .settings import Ge, Gt, Le, Lt, Number, Predicate, setting, settings
 
+PrepareName = Literal["threads", "processes"]
 EvidenceName = Literal["rollouts", "answer", "logits", "cascade"]
 CounterfactualName = Literal["drop", "blank", "noise", "shuffle"]
 ColumnsName = Literal["response", "prompt", "all"]
-RuleName = Literal["budget", "paper"]
-OrderName = Literal["gain", "learnable"]
+ExecutorName = Literal["local", "env", "ray"]
+RuleName = Literal["budget", "learn", "paper"]
+OrderName = Literal["gain", "learnable", "posterior"]
 LikelihoodName = Literal["product", "mean"]
 
 EVIDENCE: tuple[str, ...] = get_args(EvidenceName)
@@ -37,6 +40,8 @@ ORDERS: tuple[str, ...] = get_args(OrderName)
 
 DEFAULT_BUDGET = 0.09
 """Share that is kept where no budget is given (the paper keeps 9.3 % of its data)."""
+DEFAULT_GUARD = 0.1
+"""Share of the kept samples that rule learn gives to each of its guards."""
 DEFAULT_BATCH = 8
 """Samples a batch where neither their number nor their tokens are limited."""
 MAX_IMAGE_PIXELS = 50_000_000
@@ -189,17 +194,26 @@ class ScoreConfig:
         none="batch_size decides alone, 8 if it is not given",
     )
     workers: Annotated[int, Ge(0)] = setting(
-        "Threads that decode and preprocess images ahead of the model.",
+        "Threads or processes that decode and preprocess images ahead of the model.",
         default=2,
         speed=True,
+    )
+    prepare: PrepareName | None = setting(
+        "Whether these are threads, or processes, which do not hold up the thread that "
+        "runs the model. The same bytes.",
+        default=None,
+        speed=True,
+        none="processes beside a model on a GPU, if the processor can be pickled",
     )
     prefetch: Annotated[int, Ge(1)] = setting(
         "Batches prepared ahead of the model, at most: bounds host memory.",
         default=4,
         speed=True,
     )
-    shard_size: Annotated[int, Ge(1)] = setting(
-        "Samples a shard of the store.", default=256
+    shard_size: Annotated[int, Ge(1)] | None = setting(
+        "Samples a shard of the store.",
+        default=None,
+        none="the store's; of a new one 256, above a million samples 4,096 or more",
     )
     max_prompt_tokens: Annotated[int, Ge(1)] = setting(
         "A longer prompt is quarantined (image tokens are never truncated).", default=8192
@@ -262,13 +276,152 @@ class ScoreOptions(TypedDict, total=False):
     batch_size: int | None
     batch_tokens: int | None
     workers: int
+    prepare: PrepareName | None
     prefetch: int
-    shard_size: int
+    shard_size: int | None
     max_prompt_tokens: int
     max_image_pixels: int
     checker_timeout: float
     max_bad_fraction: float
     linear_memory: int
+
+
+# ---------------------------------------------------------------- who scores
+
+
+def _is_shard(text: str) -> bool:
+    """Whether ``text`` is "i/n" with 0 <= i < n."""
+    i, slash, n = text.partition("/")
+    return bool(slash) and i.isdecimal() and n.isdecimal() and int(i) < int(n)
+
+
+_TAKES: dict[str, tuple[str, ...]] = {
+    "local": (),
+    "env": ("shard", "steal", "lease"),
+    "ray": (
+        *("workers", "min_workers", "gpus_per_worker", "cpus_per_worker", "ray_address"),
+        *("max_restarts", "max_shard_failures", "lease"),
+    ),
+}
+"""Executor -> the fields that mean something to it."""
+
+
+@settings
+class ExecutorConfig:
+    """Which processes score: one, or many that fill one store."""
+
+    executor: ExecutorName = setting(
+        "Who scores: this process alone (local), every process that a launcher has "
+        "started with this command, torchrun, Slurm or a loop (env), or workers on a Ray "
+        "cluster (ray). Many fill one store on a file system that they share, and how many "
+        "they are changes no score.",
+        default="local",
+    )
+    shard: Annotated[str, Predicate(_is_shard)] | None = setting(
+        "Executor env: which process this is, i/n with i from 0 to n - 1.",
+        default=None,
+        none="RANK and WORLD_SIZE, SLURM_ARRAY_TASK_ID and SLURM_ARRAY_TASK_COUNT, or "
+        "SLURM_PROCID and SLURM_NTASKS",
+        expected="None or i/n with 0 <= i < n",
+    )
+    steal: bool = setting(
+        "Executor env: a process that is through with its own shards scores those that are "
+        "free, or whose process died. Without it the store may stay in part (rap merge).",
+        default=True,
+    )
+    lease: Annotated[Number, Gt(0)] = setting(
+        "Executors env and ray: seconds without a sign of life after which others take "
+        "over what a process on another machine was scoring.",
+        default=120.0,
+        expected="seconds > 0",
+    )
+    workers: Annotated[int, Ge(1)] | None = setting(
+        "Executor ray: processes that score, at most, one model each; fewer score while "
+        "the cluster has no room for more.",
+        default=None,
+        none="as many as the GPUs of the cluster hold, 1 without GPUs",
+    )
+    min_workers: Annotated[int, Ge(1)] = setting(
+        "Executor ray: scoring begins when so many workers have their model.", default=1
+    )
+    gpus_per_worker: Annotated[Number, Ge(0), Le(1)] | None = setting(
+        "Executor ray: GPUs of a worker; less than 1 lets several share one, 0 scores on "
+        "the CPU.",
+        default=None,
+        none="1 where the cluster has GPUs, else 0",
+    )
+    cpus_per_worker: Annotated[int, Ge(1)] = setting(
+        "Executor ray: CPU cores of a worker, which are its torch threads, too.", default=1
+    )
+    ray_address: str | None = setting(
+        "Executor ray: the cluster, host:port or ray://host:port; auto is one that runs on "
+        "this machine.",
+        default=None,
+        none="the one that this process is connected to, or that RAY_ADDRESS names, else "
+        "one on this machine alone, which ends with the run",
+        expected="None or an address",
+    )
+    max_restarts: Annotated[int, Ge(0)] = setting(
+        "Executor ray: a worker that died is replaced so many times in a row, without a "
+        "shard scored in between; then the run ends.",
+        default=3,
+    )
+    max_shard_failures: Annotated[int, Ge(1)] = setting(
+        "Executor ray: a shard whose worker has died so many times is left out; the rest "
+        "is scored, and then the run ends with an error that names it.",
+        default=3,
+    )
+
+    def __post_init__(self) -> None:
+        """Nothing that the chosen executor would ignore."""
+        for name in sorted({name for names in _TAKES.values() for name in names}):
+            default = type(self).__dataclass_fields__[name].default
+            value = getattr(self, name)
+            if name not in _TAKES[self.executor] and value != default:
+                owners = " and ".join(repr(e) for e, own in _TAKES.items() if name in own)
+                raise RapConfigError(
+                    f"{name} = {value!r}: executor {self.executor!r} takes none, it is for "
+                    f"executor {owners}"
+                )
+        if self.workers is not None and self.min_workers > self.workers:
+            raise RapConfigError(
+                f"min_workers = {self.min_workers}: expected at most workers = "
+                f"{self.workers}"
+            )
+
+
+class ExecutorOptions(TypedDict, total=False):
+    """`ExecutorConfig`'s fields as keyword arguments, for type checkers (a test holds the
+    two together); ``workers`` is `ScoreOptions`' already."""
+
+    executor: ExecutorName
+    shard: str | None
+    steal: bool
+    lease: float
+    min_workers: int
+    gpus_per_worker: float | None
+    cpus_per_worker: int
+    ray_address: str | None
+    max_restarts: int
+    max_shard_failures: int
+
+
+def means(kind: type, executor: object) -> list[str]:
+    """The fields of a settings class as options of a scoring command. ``workers`` are the
+    processes of executor ray, and threads (of `ScoreConfig`) otherwise."""
+    names = [f.name for f in dataclasses.fields(kind)]
+    other = ScoreConfig if executor == "ray" else ExecutorConfig
+    return [name for name in names if kind is not other or name != "workers"]
+
+
+def require_whole(executor: ExecutorConfig, what: str) -> None:
+    """Raises ``RapConfigError`` where scores may come in part: nothing is chosen of
+    these."""
+    if not executor.steal:
+        raise RapConfigError(
+            f"steal = False: {what} needs all scores; score first, merge the stores, and "
+            "choose then"
+        )
 
 
 def require_judge(evidence: str, reward: object) -> None:
@@ -308,7 +461,7 @@ class ChooseConfig:
         default="budget",
     )
     budget: Annotated[Number, Gt(0), Le(1)] | None = setting(
-        "Share of the samples to keep (rule budget).",
+        "Share of the samples to keep (rules budget and learn).",
         default=None,
         none=str(DEFAULT_BUDGET),
         hint=_share_meant,
@@ -316,12 +469,13 @@ class ChooseConfig:
     lambda_c: Annotated[Number, Ge(-1), Le(1)] | None = setting(
         "Keep a sample only if D is above this.",
         default=None,
-        none="rule paper: 0.5; rule budget: what the budget gives",
+        none="rule paper: 0.5; rule budget: what the budget gives; rule learn: 0, or "
+        "0.01 nats for a divergence",
     )
     lambda_a: Annotated[Number, Gt(0)] | None = setting(
         "Drop a sample as attention-biased if psi is above this.",
         default=None,
-        none="rule paper: 0.1; rule budget: calibrated on the scores",
+        none="rule paper: 0.1; rules budget and learn: calibrated on the scores",
     )
     replace: bool = setting(
         "Replace trivial samples by the hardest ones that can be solved (DRM).",
@@ -330,13 +484,13 @@ class ChooseConfig:
     readmit_hurt: bool | None = setting(
         "Whether a sample that the image hurts (D < 0) may be a replacement.",
         default=None,
-        none="with rule paper only, as published",
+        none="rule paper: yes, as published; rule budget: after all others",
     )
     order: OrderName | None = setting(
         "What a budget ranks by: gain is D, learnable is D times what is left to learn "
-        "(cascade: the keep-probability).",
+        "(cascade: the keep-probability), posterior what rule learn ranks by.",
         default=None,
-        none="gain for evidence rollouts, learnable for the others",
+        none="posterior for evidence rollouts, learnable for the others",
     )
     by: str | None = setting(
         "A column whose values get a budget each, e.g. source: of the score table, the "
@@ -365,6 +519,29 @@ class ChooseConfig:
     divergence: DivergenceName = setting(
         "The divergence that is D for evidence logits.", default="js"
     )
+    guard_attention: Annotated[Number, Ge(0), Le(1)] | None = setting(
+        "Rule learn: share of the kept samples for attention-biased ones with mixed "
+        "outcomes.",
+        default=None,
+        none=str(DEFAULT_GUARD),
+    )
+    guard_hurt: Annotated[Number, Ge(0), Le(1)] | None = setting(
+        "Rule learn: share of the kept samples for those that the image hurts, with mixed "
+        "outcomes.",
+        default=None,
+        none=str(DEFAULT_GUARD),
+    )
+    coverage: bool | None = setting(
+        "Rule learn: whether a sample counts less the more of its group is kept.",
+        default=None,
+        none="yes",
+    )
+    coverage_by: str | None = setting(
+        "Rule learn: the column whose values are those groups, e.g. source.",
+        default=None,
+        none="clusters of the model's hidden states of the prompts",
+        expected="None or the name of a column",
+    )
 
     def __post_init__(self) -> None:
         if self.trivial >= self.unsolved:
@@ -372,6 +549,32 @@ class ChooseConfig:
                 f"trivial = {self.trivial} is not below unsolved = {self.unsolved}: every "
                 "sample would be one or the other"
             )
+        if self.coverage is False and self.coverage_by is not None:
+            raise RapConfigError(
+                f"coverage_by = {self.coverage_by!r}: expected None with coverage=False"
+            )
+        guards = [DEFAULT_GUARD if g is None else g for g in self.guards]
+        if sum(guards) > 1:
+            raise RapConfigError(
+                f"guard_attention = {guards[0]} and guard_hurt = {guards[1]}: their sum is "
+                "above 1"
+            )
+
+    @property
+    def guards(self) -> tuple[float | None, float | None]:
+        """``guard_attention``, ``guard_hurt``."""
+        return self.guard_attention, self.guard_hurt
+
+    def as_json(self) -> dict[str, Any]:
+        """All fields, but for those that only another rule has a use for."""
+        found = dataclasses.asdict(self)
+        if self.rule != "learn":
+            found = {k: v for k, v in found.items() if k not in LEARN_ONLY}
+        return found
+
+
+LEARN_ONLY = ("guard_attention", "guard_hurt", "coverage", "coverage_by")
+"""Fields of ``ChooseConfig`` that rule learn alone has a use for."""
 
 
 class ChooseOptions(TypedDict, total=False):
@@ -390,3 +593,48 @@ class ChooseOptions(TypedDict, total=False):
     unsolved: float
     likelihood: LikelihoodName
     divergence: DivergenceName
+    guard_attention: float | None
+    guard_hurt: float | None
+    coverage: bool | None
+    coverage_by: str | None
+
+
+# ---------------------------------------------------------------- presets
+
+PresetName = Literal["paper"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Preset:
+    """Fields of ``ScoreConfig`` and of ``ChooseConfig`` that belong together."""
+
+    text: str
+    score: Mapping[str, Any]
+    choose: Mapping[str, Any]
+
+
+PRESETS: Mapping[str, Preset] = {
+    "paper": Preset(
+        "the whole published pipeline: five graded completions with the image and five "
+        "without any, the unnormalised psi over all response rows, D > 0.5 and psi <= 0.1",
+        score={
+            "evidence": "rollouts",
+            "counterfactual": "drop",
+            "m1": 5,
+            "m0": 5,
+            "ace": {"normalise": False, "min_rows": 1},
+        },
+        choose={"rule": "paper"},
+    )
+}
+"""What ``preset=`` names: one word for evidence, form of psi and rule. Single fields given
+besides replace those of the preset."""
+
+
+def preset_of(name: PresetName | None, step: Literal["score", "choose"]) -> dict[str, Any]:
+    """The fields that a preset sets; {} for None. Raises ``RapConfigError``."""
+    if name is None:
+        return {}
+    if name not in PRESETS:
+        raise RapConfigError(f"preset = {name!r}: expected one of {tuple(PRESETS)} or None")
+    return dict(getattr(PRESETS[name], step))

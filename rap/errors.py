@@ -38,6 +38,10 @@ class RapDeviceError(RapError, RuntimeError):
     """The GPU or its driver failed in the middle of a call."""
 
 
+class RapWorkerError(RapError, RuntimeError):
+    """Processes that scored died too often."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of any error's text that says something, or its type's name."""
     lines = (line.strip() for line in str(error).splitlines())

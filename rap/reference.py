@@ -279,3 +279,75 @@ def drm(
     index = np.flatnonzero(candidate)
     order = np.lexsort((index, -g[index], -d[index]))
     return index[order][:k].astype(np.int64)
+
+
+# ---- rule learn: METHOD.md section 7 ------------------------------------------------
+
+
+def beta_value(c1: int, m1: int, c0: int, m0: int, points: int = 20001) -> float:
+    """E[p1 (1 - p1)] P(sign of D), p ~ Beta(1 + c, 1 + m - c), by quadrature over p; see
+    ``rap.scores.learning``. m1, m0 >= 1."""
+    p = np.linspace(0.0, 1.0, points)
+    one, zero = (p**c * (1 - p) ** (m - c) for c, m in ((c1, m1), (c0, m0)))
+    one, zero = one / one.sum(), zero / zero.sum()
+    below = np.cumsum(zero) - zero / 2  # P(p0 < p)
+    above = float((one * below).sum())
+    sign = 1 - above if c1 * m0 < c0 * m1 else above
+    return float((one * p * (1 - p)).sum()) * sign
+
+
+def cover(value: ArrayLike, group: ArrayLike, k: int, scale: float) -> list[int]:
+    """Greedy choice of k for sum over groups of log(1 + sum of value / scale): one at a
+    time, every candidate tried, ties to the smaller index. In the order of choice."""
+    s, g = _float64(value), np.asarray(group)
+    chosen: list[int] = []
+    total: dict[Any, float] = {}
+    for _ in range(min(k, len(s))):
+        left = [i for i in range(len(s)) if i not in chosen]
+        gain = [s[i] / (scale + total.get(g[i], 0.0)) for i in left]  # log(1 + this)
+        best = left[int(np.argmax(gain))]
+        total[g[best]] = total.get(g[best], 0.0) + s[best]
+        chosen.append(best)
+    return chosen
+
+
+def learn(
+    value: ArrayLike,
+    k: int,
+    *,
+    usable: ArrayLike,
+    above: ArrayLike,
+    negative: ArrayLike,
+    biased: ArrayLike,
+    guards: tuple[int, int],
+    group: ArrayLike | None,
+    scale: float,
+) -> dict[str, list[int]]:
+    """Rule ``learn`` on n rows: {"guard", "main", "fill"}: indices.
+
+    value: float64 [n], above 0 where outcomes are mixed. usable: valid and not unsolved;
+    above: D above the threshold; negative: D < 0; biased: psi above its limit; bool [n].
+    guards: how many of the k are for attention-biased and for hurt samples at most. group:
+    what is covered, None: no coverage.
+    """
+    s = _float64(value)
+    use, up, down, captured = (
+        np.asarray(x, bool) for x in (usable, above, negative, biased)
+    )
+
+    def best(rows: list[int], many: int) -> list[int]:
+        return sorted(rows, key=lambda i: (-s[i], i))[: max(many, 0)]
+
+    mixed = [i for i in range(len(s)) if use[i] and s[i] > 0]
+    guard = best([i for i in mixed if captured[i]], guards[0])
+    hurt = [i for i in mixed if not captured[i] and not up[i] and down[i]]
+    guard += best(hurt, guards[1])
+    rows = [i for i in mixed if not captured[i] and up[i]]
+    if group is None:
+        main = best(rows, k - len(guard))
+    else:
+        main = cover(s[rows], np.asarray(group)[rows], k - len(guard), scale)
+        main = [rows[i] for i in main]
+    taken = {*guard, *main}
+    rest = [i for i in range(len(s)) if use[i] and not np.isnan(s[i]) and i not in taken]
+    return {"guard": guard, "main": main, "fill": best(rest, k - len(taken))}

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import training, training_plan, training_report
-from benchmarks.training_arms import ARMS
+from benchmarks import training, training_arms, training_plan, training_report
+from benchmarks.training_arms import ARMS, SECOND
 from rap.scores.scores import Scores
 
 N = 200
@@ -238,3 +238,17 @@ def test_drive_stops_in_time_and_goes_on(tmp_path, monkeypatch):
     assert len(said) == 5 and training.pending(plan, tmp_path) == []
     assert training.drive(plan, tmp_path, jobs=2, minutes=5, echo=echo)
     assert len(started) == 5
+
+
+def test_the_authors_script_and_rule_learn_pick_their_kind(scores):
+    p = np.arange(N) % 6 / 5
+    d = p - (np.arange(N) // 6) % 3 / 5
+    rows = SECOND["public_script"].pick(scores, 0.1, 3)
+    assert set(p[rows]) <= {0.6, 0.8} and (d[rows] > 0.2 + 1e-9).all()
+    rows = training_arms.learner()(scores, 0.1, 0)
+    assert len(rows) == 20 and ((p[rows] > 0) & (p[rows] < 1)).all()
+    captured = np.arange(N) % 10 == 0
+    assert captured[rows].sum() == 2 and (d[rows] < 0).sum() == 2
+    assert SECOND["rap_no_ace"].pick(scores, 0.3, 0).tolist() != (
+        SECOND["rap"].pick(scores, 0.3, 0).tolist()
+    )

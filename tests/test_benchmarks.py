@@ -177,7 +177,7 @@ def test_pieces_measure_something_and_are_shown(tmp_path, monkeypatch, capsys):
 
 
 def test_the_estimate_of_hours_is_its_formula():
-    work = scoring_estimate.Work("w", 2, 1000, 3, 0.001, padded=1.5)
+    work = scoring_estimate.Work("w", 2, 1000, 3, 0.001, padded=1.5, image=0.055)
     token = 2 * 7.6e9 / (0.4 * 790e12)
     expected = 2 * 0.055 + 1000 * 1.5 * token + 3 * 256 * 0.001
     assert work.seconds == pytest.approx(expected, rel=1e-12)
@@ -188,6 +188,11 @@ def test_the_estimate_of_hours_is_its_formula():
     ours = scoring_estimate.works(images=1.0, again=1.0, padded=1.0, share=0.2)
     assert all(w.hours < logits for w in ours if w.name.startswith("logits"))
     assert [w.completions for w in ours] == [1, 1, 10, 10, 2, 2]
+    # one call a layer: 37 us for each of 1,257 launches, but no faster than its FLOP
+    assert scoring_estimate.image_seconds(10_784, 8) == pytest.approx(0.055)
+    assert scoring_estimate.image_seconds(32, 8) == pytest.approx(3.3e12 / (0.4 * 790e12))
+    one = 0.055 * 8 / (10_784 + 1_225)
+    assert scoring_estimate.image_seconds(32, 1) == pytest.approx(1_257 * one)
     # twice the padding costs the tokens read again, and nothing else
     more = scoring_estimate.works(images=1.0, again=1.0, padded=2.0, share=0.2)
     gain = more[0].seconds - ours[0].seconds

@@ -34,8 +34,12 @@ COMMANDS = (
     "choose",
     "select",
     "report",
+    "cost",
     "export",
     "reselect",
+    "plan",
+    "finish",
+    "merge",
     "info",
     "demo",
 )
@@ -228,8 +232,9 @@ def test_choose_from_a_store_as_text_and_json(tmp_path):
 
 def test_choose_compares_with_an_earlier_selection(tmp_path):
     path = store(tmp_path / "scores")
-    run("choose", path, "--budget", 0.1, "--out", tmp_path / "one")
-    command = ("choose", path, "--budget", 0.2, "--compare", tmp_path / "one")
+    by_d = ("choose", path, "--order", "gain", "--budget")
+    run(*by_d, 0.1, "--out", tmp_path / "one")
+    command = (*by_d, 0.2, "--compare", tmp_path / "one")
     assert "Jaccard 0.500" in run(*command).output
     found = json.loads(run(*command, "--json").output)["compare"]
     assert found["overlap"] == 4 and found["gained"] == ["s4", "s5", "s6", "s7"]

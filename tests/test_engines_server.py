@@ -24,7 +24,7 @@ from engines.fake_server import (
 )
 
 from rap.config import Sampling
-from rap.engines import EngineConfig, Request, wire
+from rap.engines import EngineConfig, Request, probe, wire
 from rap.engines.contract import ImagePart
 from rap.engines.openai import MAX_LOSSES, MAX_STRIKES, OpenAIEngine
 from rap.errors import RapConfigError, RapModelError
@@ -101,6 +101,56 @@ def sample_of(body) -> int:
     text = text if isinstance(text, str) else text[-1]["text"]
     digits = [word for word in text.split() if word.isdigit()]
     return int(digits[0]) if digits else -1
+
+
+# ---------------------------------------------------------------- short queues
+
+
+def queue_of(length: int):
+    """A server that says 503 to a request of more choices than its queue is long."""
+
+    def special(server, number, body):
+        if body.get("n", 1) > length:
+            return 503, {}, '{"error": "the queue is full"}'
+        return None
+
+    return special
+
+
+@pytest.mark.parametrize("length, most", [(8, None), (7, 4), (3, 2), (2, 2)])
+@pytest.mark.parametrize("kind", ["vllm", "sglang"])
+def test_a_short_queue_is_asked_for_fewer_choices_at_a_time(length, most, kind):
+    quirks = replace(QUIRKS[kind])
+    with FakeServer(quirks, queue_of(length)) as server, engine(server) as (made, _):
+        abilities = made._servers.all[0].abilities
+        assert (abilities.n, abilities.most) == (True, most)
+        got = dict(made.generate(requests(3, 5)))
+        line = probe.describe(server.url, made._servers.all[0].identity, abilities)
+    assert (f"at most {most} choices" in line) == (most is not None)
+    together = kind == "vllm"  # SGLang gives all choices of a request one seed
+    assert max(b.get("n", 1) for b in server.answered) >= (
+        min(5, most or 5) if together else 1
+    )
+    for request, generated in got.items():
+        assert generated.bad is None and len(generated.completions) == 5
+        assert [c.seed for c in generated.completions] == list(request.seeds)
+    with FakeServer(quirks) as server, engine(server) as (made, _):
+        assert texts(got.items()) == texts(made.generate(requests(3, 5)))
+
+
+def test_a_queue_of_one_is_asked_for_one():
+    with FakeServer(special=queue_of(1)) as server, engine(server) as (made, _):
+        abilities = made._servers.all[0].abilities
+        assert (abilities.n, abilities.seeds, abilities.distinct) == (False, "single", 8)
+        got = texts(made.generate(requests(3)))
+    assert got == calm(3) and {b.get("n", 1) for b in server.answered} == {1}
+
+
+def test_servers_with_other_queues_share_the_work():
+    with FakeServer() as long, FakeServer(special=queue_of(3)) as short:
+        with engine(long, short) as (made, _):
+            got = texts(made.generate(requests(12, 5)))
+    assert got == calm(12, 5) and long.answered and short.answered
 
 
 # ---------------------------------------------------------------- quirks

@@ -171,8 +171,17 @@ def test_fault_44_report_says_how_many_were_replaced():
     rows = [rollout_row(i, 5, 0) for i in range(4)] + [rollout_row(4, 0, 0)]
     chosen = selection(rows=rows, budget=0.6)
     page = Page(render(chosen))
-    assert "0 of 3" in page.text and "trivial samples replaced" in page.text
-    assert "0 of 3 trivial samples replaced: no more candidates" in page.text
+    assert "trivial samples left out; 0 hard ones in their place" in page.text
+    assert "0 of 4 trivial samples replaced: no more candidates" in page.text
+    published = Page(render(selection(rows=rows, rule="paper")))
+    assert "0 of 4" in published.text and "trivial samples replaced" in published.text
+
+
+def test_the_report_of_rule_learn_says_what_it_holds():
+    rows = [rollout_row(i, 2, 0) for i in range(20)]
+    text = Page(render(selection(rows=rows, rule="learn", budget=0.5))).text
+    assert "10 of 20" in text and "samples with mixed outcomes kept" in text
+    assert "It pays after" in text
 
 
 def test_histogram_bars_hold_every_measured_sample(data):
@@ -278,7 +287,7 @@ def test_no_data_set_is_said_and_one_can_be_given(data):
 
 
 def test_thumbnails_for_a_notebook(data):
-    chosen = selection(data)
+    chosen = selection(data, order="gain")
     text = thumbnails(chosen, limit=2)
     assert len(Page(text).all("img")) == 2
     assert "picture 0?" in text and "picture 1?" in text  # the largest D of the kept

@@ -20,7 +20,8 @@ from rap.config import Sampling
 from rap.errors import RapConfigError
 from rap.samples.sampleset import open_samples
 from rap.scores.files import read_parquet, write_parquet
-from rap.scores.store import Reuse, ScoreStore
+from rap.scores.previous import Reuse
+from rap.scores.store import ScoreStore
 from rap.scores.table import ROLLOUT_SCHEMA, VOLATILE_COLUMNS, table_from_rows
 from rap.scoring import filling
 from rap.scoring.run import score

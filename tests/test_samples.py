@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tempfile
 import unicodedata
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -22,14 +23,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import rap.samples.sources
+import rap.samples.jsonlines
+import rap.samples.parquet
 from rap.errors import RapInputError
 from rap.samples.choices import resolve_choice
 from rap.samples.parsing import detect_columns, parse_row
 from rap.samples.prompts import strip_image_tags
 from rap.samples.sample import Bad, BadSample, ImageRef, Sample, sample_sha256
 from rap.samples.sampleset import SampleSet, load_images, open_samples
-from rap.samples.sources import strict_json
+from rap.samples.strictjson import strict_json
 
 
 def png(color: str = "red") -> bytes:
@@ -274,10 +276,10 @@ def test_parquet_shards_in_a_folder_and_a_large_one_spilled(tmp_path, monkeypatc
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"train-{k}.parquet")
     expected = [f"{k}-{i}" for k in range(3) for i in range(300)]
     small = open_samples(tmp_path)
-    monkeypatch.setattr(rap.samples.sources, "IN_MEMORY_BYTES", 100)
-    before = set(os.listdir(rap.samples.sources.tempfile.gettempdir()))
+    monkeypatch.setattr(rap.samples.parquet, "HELD_BYTES", 100)
+    before = set(os.listdir(tempfile.gettempdir()))
     large = open_samples(tmp_path)
-    assert set(os.listdir(rap.samples.sources.tempfile.gettempdir())) == before
+    assert set(os.listdir(tempfile.gettempdir())) == before
     assert small.ids == large.ids == expected
     assert list(small) == list(large)
 
@@ -418,7 +420,7 @@ def test_fault_12_cut_last_line_and_bytes_that_are_not_utf8(tmp_path):
 
 
 def test_fault_12_line_longer_than_allowed(tmp_path, monkeypatch):
-    monkeypatch.setattr(rap.samples.sources, "MAX_LINE_BYTES", 200)
+    monkeypatch.setattr(rap.samples.jsonlines, "MAX_LINE_BYTES", 200)
     file = jsonl(tmp_path, line(), line(id="b", question="x" * 500), line(id="c"))
     samples = open_samples(file)
     assert codes(samples) == ["ok", "bad_json", "ok"]

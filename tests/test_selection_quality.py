@@ -134,3 +134,12 @@ def test_another_model_or_world_never_meets_old_scores(tmp_path):
         collect.folder(tmp_path, tmp_path / "a", collect.Size(3, 2, 1), 0),
     ]
     assert a not in other and len(set(other)) == 3
+
+
+def test_authors_script():
+    c1 = np.array([5, 4, 3, 3, 2, 4])
+    c0 = np.array([0, 0, 1, 2, 0, 3])
+    jitter = np.linspace(0.1, 0.6, 6)
+    kept = tables.authors_script(c1, c0, 5, jitter, 10)
+    assert kept.tolist() == [False, True, True, False, False, False]
+    assert tables.authors_script(c1, c0, 5, jitter, 1).tolist()[2]

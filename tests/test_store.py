@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -278,15 +279,16 @@ def test_a_shard_is_durable_before_it_is_acknowledged(
     calls: list[str] = []
     fsync, replace = os.fsync, os.replace
 
-    def name_of(handle: int) -> str:
-        return Path(os.readlink(f"/proc/self/fd/{handle}")).name
+    def name_of(path: str | Path) -> str:
+        """Without host, machine and random part of a temporary name."""
+        return re.sub(r"\.[\w-]+-(\d+)-[0-9a-f]{8}\.tmp$", r".\1.tmp", Path(path).name)
 
     def watched_fsync(handle: int) -> None:
-        calls.append(f"fsync {name_of(handle)}")
+        calls.append(f"fsync {name_of(os.readlink(f'/proc/self/fd/{handle}'))}")
         fsync(handle)
 
     def watched_replace(a: Path, b: Path) -> None:
-        calls.append(f"rename {Path(a).name} {Path(b).name}")
+        calls.append(f"rename {name_of(a)} {name_of(b)}")
         replace(a, b)
 
     with opened(tmp_path / "s") as store:

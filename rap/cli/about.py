@@ -45,9 +45,8 @@ def info(as_json: bool) -> None:
 @click.option(
     "--count",
     type=click.IntRange(10, 20_000),
-    default=240,
-    show_default=True,
-    help="Samples of the synthetic data set.",
+    default=None,
+    help="Samples of the data set.  [default: 240; 120 of the natural world]",
 )
 @click.option(
     "--seed",
@@ -64,11 +63,25 @@ def info(as_json: bool) -> None:
     help="The scoring signal.",
 )
 @click.option(
+    "--world",
+    type=click.Choice(("synthetic", "natural")),
+    default="synthetic",
+    show_default=True,
+    help="natural: emoji pictures and a real language model (downloads of 110 MB).",
+)
+@click.option(
     "--records",
     is_flag=True,
     help="Published completions of MATH-V instead of the synthetic data set.",
 )
-def demo(out: Path, count: int, seed: int, evidence: EvidenceName, records: bool) -> None:
+def demo(
+    out: Path,
+    count: int | None,
+    seed: int,
+    evidence: EvidenceName,
+    world: str,
+    records: bool,
+) -> None:
     """Score, choose and report on data that comes with the package.
 
     A synthetic data set with ground-truth labels is scored by a small Qwen2.5-VL that was
@@ -79,10 +92,15 @@ def demo(out: Path, count: int, seed: int, evidence: EvidenceName, records: bool
     if records:
         from ..demo import run
 
-        refuse_given(("count", "seed", "evidence"), "with --records")
+        refuse_given(("count", "seed", "evidence", "world"), "with --records")
         run(out, echo=click.echo)
+        return
+    quiet_transformers()
+    if world == "natural":
+        from ..demo.natural import run as run_natural
+
+        run_natural(out, n=count or 120, seed=seed, evidence=evidence, echo=click.echo)
         return
     from ..demo.run_world import run as run_world
 
-    quiet_transformers()
-    run_world(out, n=count, seed=seed, evidence=evidence, echo=click.echo)
+    run_world(out, n=count or 240, seed=seed, evidence=evidence, echo=click.echo)

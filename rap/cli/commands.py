@@ -1,5 +1,5 @@
-"""The shell: ``rap score | choose | select | report | export | reselect | train | check |
-info | demo``.
+"""The shell: ``rap score | choose | select | report | cost | export | reselect | plan |
+finish | merge | train | check | info | demo``.
 
 Every command is a few calls of the Python interface; nothing is decided here. Exit
 codes: 0 done; 1 the data, the model or the store cannot be used; 2 a wrong command line
@@ -20,7 +20,7 @@ from typing import Any
 
 import click
 
-from ..config import DEFAULT_BUDGET, ChooseConfig
+from ..config import DEFAULT_BUDGET, require_whole
 from ..errors import RapConfigError, RapInputError
 from ..export.filter import PLAIN
 from ..export.formats import TARGETS
@@ -28,22 +28,28 @@ from ..export.formats import describe as describe_targets
 from ..selection.rules import check as check_rule
 from .about import demo, info
 from .check import check
+from .cost import cost_of
 from .fields import Command, given, group, option
 from .options import (
     CHOOSE_OPTIONS,
     CONFIG_OPTION,
+    DATA,
     DATA_OPTIONS,
     OUTPUT_OPTIONS,
     PATH,
+    PRESET_OPTION,
     RESELECT_OPTIONS,
     ROLLOUT_OPTIONS,
     SCORE_OPTIONS,
     SHOWN_DATA_OPTIONS,
+    choose_config,
+    executor_config,
     json_option,
     model_options,
     refuse_given,
     score_config,
 )
+from .shared import finish, merge, plan
 from .shell import Shell, on_sigterm, show_warning
 from .steps import (
     choose_and_tell,
@@ -99,14 +105,15 @@ def main(debug: bool) -> None:
 
 
 @main.command(cls=Command)
-@click.argument("data", type=PATH)
+@click.argument("data", type=DATA)
 @DATA_OPTIONS
 @model_options(store="Scores go here.", needed=True)
+@PRESET_OPTION
 @SCORE_OPTIONS
 @group("Result", json_option)
 @CONFIG_OPTION
 def score(
-    data: Path,
+    data: str | Path,
     model: str | None,
     store: Path,
     columns: Sequence[str],
@@ -130,6 +137,8 @@ def score(
           --columns question=problem,answer=solution --counterfactual blank
       rap score data.jsonl --model ./model --store scores/ --evidence rollouts \\
           --engine openai --base-url http://127.0.0.1:8000/v1 --concurrency 64
+      rap score data.jsonl --model ./model --store scores/ \\
+          --executor ray --workers 8 --gpus-per-worker 1 --ray-address auto
     """
     if model is None and options["engine"] != "openai":
         raise click.UsageError("give --model, or --engine openai with a --base-url")
@@ -137,6 +146,7 @@ def score(
     assert samples is not None  # DATA is required
     scores = score_data(samples, model, store, options)
     found = {"store": str(store), "samples": len(scores), **plain_meta(scores)}
+    part = scores.meta.get("part")
     if as_json:
         print_json(found)
         return
@@ -146,18 +156,22 @@ def score(
     for name, value in found.get("cost", {}).items():
         if isinstance(value, (int, float)) and name != "samples":
             click.echo(f"  {value:>9,.0f}  {name}")
+    if part is not None:
+        click.echo(f"these are part {part} of {len(samples)}; next: rap merge, or the rest")
+        return
     click.echo(f"next: rap choose {store} --budget {DEFAULT_BUDGET} --out selection/")
 
 
 @main.command(cls=Command)
 @click.argument("scores", type=PATH)
 @SHOWN_DATA_OPTIONS
+@PRESET_OPTION
 @CHOOSE_OPTIONS
 @OUTPUT_OPTIONS
 @CONFIG_OPTION
 def choose(
     scores: Path,
-    data: Path | None,
+    data: str | Path | None,
     columns: Sequence[str],
     root: Path | None,
     **options: Any,
@@ -168,6 +182,7 @@ def choose(
     Examples:
       rap choose scores/                            # 9 % are kept
       rap choose scores/ --budget 0.05 --out five/ --report five.html --data data.jsonl
+      rap choose scores/ --rule learn --coverage-by source
       rap choose scores/ --rule paper --lambda-c 0.3
       rap choose scores/ --budget 0.1 --by source --compare five/
     """
@@ -180,7 +195,7 @@ def choose(
         known = described_again(found.table, samples, found.meta.get("data"))
         meta = {**found.meta, "data": known}
         found = dataclasses.replace(found, dataset=samples, meta=meta)
-    rules = ChooseConfig(**given(ChooseConfig, options))
+    rules = choose_config(options)
     mapped = (to_columns(columns) or {}).get("source")
     if rules.by == "source" and mapped:  # the store may hold another column's values
         rules = dataclasses.replace(rules, by=mapped)
@@ -188,16 +203,17 @@ def choose(
 
 
 @main.command(cls=Command)
-@click.argument("data", type=PATH, required=False)
+@click.argument("data", type=DATA, required=False)
 @DATA_OPTIONS
 @ROLLOUT_OPTIONS
 @model_options(store="Scores go here.  [default: OUT/scores]", needed=False)
+@PRESET_OPTION
 @SCORE_OPTIONS
 @CHOOSE_OPTIONS
 @OUTPUT_OPTIONS
 @CONFIG_OPTION
 def select(
-    data: Path | None,
+    data: str | Path | None,
     model: str | None,
     store: Path | None,
     rollouts: Path | None,
@@ -226,7 +242,7 @@ def select(
     else:
         refuse_given(("rollout_columns", "where", "drop"), "without --rollouts")
     samples = open_data(data, columns, root)
-    rules = ChooseConfig(**given(ChooseConfig, options))
+    rules = choose_config(options)
     refuse_chosen(options["out"], options["force"], rules)
     if rollouts is not None:
         scores = from_rollouts(rollouts, rollout_columns, where, drop, samples)
@@ -238,12 +254,16 @@ def select(
                 raise click.UsageError("give --out DIR or --store DIR: scores must live on")
             store = options["out"] / "scores"
         check_rule(rules, score_config(options).evidence)
+        require_whole(executor_config(options), "rap select")
         refuse_unwritable(options["out"], options["report"])
         scores = score_data(samples, model, store, options)
     choose_and_tell(scores, rules, options)
 
 
-MODEL_ONLY = ("Model", "Engine", "Scoring", "Sampling of completions", "Speed and limits")
+MODEL_ONLY = (
+    *("Model", "Engine", "Scoring", "Sampling of completions", "Processes"),
+    "Speed and limits",
+)
 """Headings whose options a selection from given completions does not use."""
 
 
@@ -279,7 +299,7 @@ MODEL_ONLY = ("Model", "Engine", "Scoring", "Sampling of completions", "Speed an
 @CONFIG_OPTION
 def report(
     selection: Path,
-    data: Path | None,
+    data: str | Path | None,
     out: Path,
     store: Path | None,
     title: str | None,
@@ -319,7 +339,7 @@ def report(
     "Data",
     option(
         "--data",
-        type=PATH,
+        type=DATA,
         help="The data set that was scored.  [default: where it was]",
     ),
 )
@@ -381,7 +401,7 @@ def export(
     to: str,
     out: Path,
     force: bool,
-    data: Path | None,
+    data: str | Path | None,
     columns: Sequence[str],
     root: Path | None,
     store: Path | None,
@@ -407,7 +427,7 @@ def export(
     completions = None
     if store is not None:
         with ScoreStore.load(store) as opened:
-            completions = opened.read_rollouts()
+            completions = opened.completions()
         if completions is None:
             raise RapInputError(f"--store {store}: holds no completions")
     found = write(
@@ -507,5 +527,5 @@ def reselect(
     click.echo(f"selection: {out}")
 
 
-for command in (train, check, info, demo):
+for command in (cost_of, plan, finish, merge, train, check, info, demo):
     main.add_command(command)

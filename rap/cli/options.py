@@ -7,16 +7,25 @@ Those that are settings come from the settings' fields (``rap.cli.fields``): a n
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from ..config import ChooseConfig, Sampling, ScoreConfig
+from ..config import (
+    PRESETS,
+    ChooseConfig,
+    ExecutorConfig,
+    Sampling,
+    ScoreConfig,
+    means,
+    preset_of,
+)
 from ..engines import EngineConfig
 from ..errors import RapConfigError
+from ..samples.remote import is_url
 from ..scores.evidence import describe as describe_evidence
 from ..selection.reselection import ReselectConfig
 from ..selection.rules import describe as describe_rules
@@ -28,6 +37,27 @@ from .fields import field_options, given, group, option
 from .texts import json_value, pair
 
 PATH = click.Path(path_type=Path)
+NETWORK = "rap.allow_network"
+"""Of a command's context: whether ``--allow-network`` was given."""
+
+
+class DataPath(click.ParamType):  # type: ignore[type-arg]  # as FieldType
+    """A path, or an URL, which stays text."""
+
+    name = "path"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | Path:
+        return value if is_url(value) else Path(value)
+
+
+DATA = DataPath()
+
+
+def _note_network(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    ctx.meta[NETWORK] = value
+
 
 json_option = option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 report_option = option("--report", type=PATH, metavar="FILE", help="Write an HTML page.")
@@ -47,11 +77,19 @@ COLUMNS = (
         help="Folder that image paths are relative to and must stay in.  [default: the "
         "folder of DATA]",
     ),
+    option(
+        "--allow-network",
+        is_flag=True,
+        expose_value=False,
+        callback=_note_network,
+        help="Fetch a data set that is not on this machine: an URL that fsspec knows "
+        "(s3://, hf://datasets/ORG/NAME/FILE), or ORG/NAME[:SPLIT] of the hub.",
+    ),
 )
 DATA_OPTIONS = group("Data", *COLUMNS)
 SHOWN_DATA_OPTIONS = group(
     "Data",
-    option("--data", type=PATH, help="The data set: images and questions to show."),
+    option("--data", type=DATA, help="The data set: images and questions to show."),
     *COLUMNS,
 )
 
@@ -115,15 +153,19 @@ _loading = (
 LOADING_OPTIONS = group("Model", *_loading)
 
 
-def model_options(*, store: str, needed: bool) -> Callable[..., Any]:
-    """``--model``, ``--store`` (its help; needed: must be given) and how to load."""
+def model_options(
+    *, store: str, needed: bool, also: Sequence[str] = ()
+) -> Callable[..., Any]:
+    """``--model``, ``--store`` (its help; needed: must be given; also: its other names) and
+    how to load."""
     model = option(
         "--model",
         metavar="PATH",
         help="Model folder, or hub name. With --engine openai it reads the attention of "
         "what the server sampled; without it ACE is skipped (evidence rollouts only).",
     )
-    kept = option("--store", type=PATH, required=needed, metavar="DIR", help=store)
+    names = ("--store", *also, "store")
+    kept = option(*names, type=PATH, required=needed, metavar="DIR", help=store)
     return group("Model", model, kept, *_loading)
 
 
@@ -138,6 +180,8 @@ def _both(*decorators: Callable[..., Any]) -> Callable[..., Any]:
 
     return apply
 
+
+_RAY_WORKERS = "With --executor ray: processes that score, at most, one model each."
 
 SCORE_OPTIONS = _both(
     group(
@@ -177,8 +221,14 @@ SCORE_OPTIONS = _both(
     ),
     group("Sampling of completions", *field_options(Sampling)),
     group(
+        "Processes",
+        *field_options(
+            ExecutorConfig, only=[f for f in field_types(ExecutorConfig) if f != "workers"]
+        ),
+    ),
+    group(
         "Speed and limits",
-        *field_options(ScoreConfig, speed=True),
+        *field_options(ScoreConfig, speed=True, texts={"workers": _RAY_WORKERS}),
         option(
             "--progress/--no-progress",
             default=None,
@@ -195,6 +245,16 @@ SCORE_OPTIONS = _both(
 
 CHOOSE_OPTIONS = group(
     "Choosing", *field_options(ChooseConfig, texts={"rule": describe_rules()})
+)
+
+PRESET_OPTION = group(
+    "Preset",
+    option(
+        "--preset",
+        type=click.Choice(list(PRESETS)),
+        help="; ".join(f"{name}: {preset.text}" for name, preset in PRESETS.items())
+        + ". Other options replace its parts.",
+    ),
 )
 
 OUTPUT_OPTIONS = group(
@@ -260,10 +320,13 @@ TRAIN_OPTIONS = _both(
 
 def score_config(options: Mapping[str, Any]) -> ScoreConfig:
     """The options given on the command line as a ``ScoreConfig``; the rest is default."""
-    found: dict[str, Any] = given(ScoreConfig, options)
+    found = preset_of(options.get("preset"), "score")
     parts: dict[str, Any] = {
-        name: {} for name, kind in field_types(ScoreConfig).items() if is_settings(kind)
+        name: dict(found.pop(name, {}))
+        for name, kind in field_types(ScoreConfig).items()
+        if is_settings(kind)
     }
+    found |= _meant(ScoreConfig, options)
     parts["sampling"] |= given(Sampling, options)
     for name, text in (pair(text, "--set") for text in options[SETTINGS]):
         part, dot, field = name.partition(".")
@@ -273,10 +336,27 @@ def score_config(options: Mapping[str, Any]) -> ScoreConfig:
     return ScoreConfig(**found, **parts)
 
 
+def choose_config(options: Mapping[str, Any]) -> ChooseConfig:
+    """The options given on the command line as a ``ChooseConfig``; the rest is default."""
+    base = preset_of(options.get("preset"), "choose")
+    return ChooseConfig(**(base | given(ChooseConfig, options)))
+
+
 def engine_config(options: Mapping[str, Any]) -> EngineConfig:
     """The engine given on the command line. A usage error for evidence or a missing
     --model with which it cannot be used is the caller's."""
     return EngineConfig(**given(EngineConfig, options))
+
+
+def executor_config(options: Mapping[str, Any]) -> ExecutorConfig:
+    """Who scores, as given on the command line."""
+    return ExecutorConfig(**_meant(ExecutorConfig, options))
+
+
+def _meant(kind: type, options: Mapping[str, Any]) -> dict[str, Any]:
+    """As ``given``, of a scoring command: see ``means``."""
+    names = means(kind, options.get("executor"))
+    return {name: value for name, value in given(kind, options).items() if name in names}
 
 
 def _require_field(name: str, parts: Iterable[str]) -> None:

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..config import ChooseConfig, require_judge
-from ..engines import EngineConfig, require_engine
+from ..engines import require_engine
 from ..errors import RapConfigError, RapError, RapStoreError
 from ..model.loading import load_model
-from .fields import given
-from .options import engine_config, refuse_given, score_config
+from .options import NETWORK, engine_config, executor_config, refuse_given, score_config
 from .texts import filters, to_columns, typed
 
 if TYPE_CHECKING:
@@ -26,11 +25,12 @@ if TYPE_CHECKING:
 
     from ..samples.sampleset import SampleSet
     from ..scores.scores import Scores
+    from ..scoring.session import Recipe
     from ..selection.selection import Selection
 
 
 def open_data(
-    path: Path | None, columns: Sequence[str], root: Path | None
+    path: str | Path | None, columns: Sequence[str], root: Path | None
 ) -> SampleSet | None:
     """The data set at ``path``, None without one. Raises ``RapInputError`` if it cannot be
     read, a usage error for its options without it."""
@@ -39,7 +39,8 @@ def open_data(
     if path is None:
         refuse_given(("columns", "root"), "without a data set")
         return None
-    return open_samples(path, columns=to_columns(columns), root=root)
+    allowed = bool(click.get_current_context().meta.get(NETWORK))
+    return open_samples(path, columns=to_columns(columns), root=root, allow_network=allowed)
 
 
 def score_data(
@@ -47,33 +48,13 @@ def score_data(
 ) -> Scores:
     """Load the model, None for none, and score into ``store``; Ctrl-C says what is kept.
     Raises what ``rap.score`` and ``load_model`` raise."""
-    config = score_config(options)  # refused before the model is loaded
-    engine = engine_config(options)
-    require_judge(config.evidence, options["reward"])
-    require_engine(engine, config.evidence, model is not None)
-    reward = load_reward(options["reward"])
-    click.echo(samples.describe(), err=True)
-    shown = options["progress"]
-    if not (sys.stderr.isatty() if shown is None else shown):
-        quiet_transformers()
-    loaded, processor = (None, None) if model is None else load(model, options)
+    executor = executor_config(options)  # refused before the model is loaded
+    recipe = recipe_of(samples, model, options)
     from ..scores.profile import Profile
-    from ..scoring.run import score
+    from ..scoring.run import score_by
 
     try:
-        scores = score(
-            loaded,
-            processor,
-            samples,
-            store=store,
-            config=config,
-            reward=reward,
-            progress=True if shown is None else "force" if shown else False,
-            verify_images=options["verify_images"],
-            retry_quarantined=options["retry"],
-            profile=options["profile"],
-            **given(EngineConfig, options),
-        )
+        scores = score_by(recipe, store, executor)
     except KeyboardInterrupt:
         click.echo(f"rap: {kept_in(store)}", err=True)
         raise
@@ -83,16 +64,49 @@ def score_data(
     return scores
 
 
-def load(model: str, options: Mapping[str, Any]) -> tuple[Any, Any]:
-    """(model, processor) by ``LOADING_OPTIONS``; raises what ``load_model`` raises."""
-    names = (
-        "device",
-        "dtype",
-        "attn_implementation",
-        "trust_remote_code",
-        "allow_pickle",
+def recipe_of(samples: SampleSet, model: str | None, options: Mapping[str, Any]) -> Recipe:
+    """What to score and how, with the model loaded, None for none. Raises what
+    ``load_model`` raises, and before that whatever can be refused without it."""
+    config = score_config(options)
+    engine = engine_config(options)
+    require_judge(config.evidence, options["reward"])
+    require_engine(engine, config.evidence, model is not None)
+    reward = load_reward(options["reward"])
+    click.echo(samples.describe(), err=True)
+    shown = options["progress"]
+    if not (sys.stderr.isatty() if shown is None else shown):
+        quiet_transformers()
+    loaded: tuple[Any, Any] = (model, None)
+    if model is not None and options["executor"] != "ray":  # there each worker loads it
+        loaded = load(model, options)
+    from ..scoring.session import Recipe
+
+    return Recipe(
+        *(*loaded, samples, config, engine),
+        reward=reward,
+        progress=True if shown is None else "force" if shown else False,
+        verify_images=options["verify_images"],
+        retry_quarantined=options["retry"],
+        profile=options["profile"],
+        loading=loading(options),
     )
-    return load_model(model, **{name: options[name] for name in names})
+
+
+def loading(options: Mapping[str, Any]) -> dict[str, Any]:
+    """``load_model``'s keyword arguments, by ``LOADING_OPTIONS``."""
+    names = ("device", "dtype", "attn_implementation", "trust_remote_code", "allow_pickle")
+    return {name: options[name] for name in names}
+
+
+def load(model: str, options: Mapping[str, Any]) -> tuple[Any, Any]:
+    """(model, processor) by ``LOADING_OPTIONS``; raises what ``load_model`` raises. Of many
+    processes of a machine each takes a device of its own."""
+    found = loading(options)
+    if found["device"] == "auto" and options.get("executor") == "env":
+        from ..scoring.executors.ranks import device_here
+
+        found["device"] = device_here(options["shard"])
+    return load_model(model, **found)
 
 
 def kept_in(store: Any) -> str:
@@ -239,7 +253,7 @@ def refuse_chosen(folder: Path | None, force: bool, config: ChooseConfig) -> Non
     """Raises ``RapConfigError``, before anything is scored, where ``folder`` holds a
     selection that was chosen by other settings."""
     there = None if folder is None or force else _selection_in(folder)
-    if there is not None and there.settings.get("choose") != dataclasses.asdict(config):
+    if there is not None and there.settings.get("choose") != config.as_json():
         raise RapConfigError(
             f"--out {folder}: holds another selection, which would be lost; --force "
             "replaces it"
@@ -276,7 +290,8 @@ def _selection_in(folder: Path) -> Selection | None:
 def plain_meta(scores: Scores) -> dict[str, Any]:
     """Counts, cost and profile of the scoring, where they are known."""
     names = ("counts", "cost", "profile")
-    return {k: dict(scores.meta[k]) for k in names if k in scores.meta}
+    found = {k: dict(scores.meta[k]) for k in names if k in scores.meta}
+    return found | {k: scores.meta[k] for k in ("part",) if k in scores.meta}
 
 
 def print_json(found: Mapping[str, Any]) -> None:

@@ -11,13 +11,21 @@ import click
 from ..errors import require_extra
 from .configfile import FILE
 from .fields import Command, given, group, option
-from .options import DATA_OPTIONS, PATH, TRAIN_OPTIONS, json_option, train_arguments
+from .options import (
+    DATA,
+    DATA_OPTIONS,
+    NETWORK,
+    PATH,
+    TRAIN_OPTIONS,
+    json_option,
+    train_arguments,
+)
 from .steps import load_reward, print_json, require_same
 from .texts import to_columns
 
 
 @click.command(cls=Command)
-@click.argument("data", type=PATH)
+@click.argument("data", type=DATA)
 @DATA_OPTIONS
 @group(
     "Data",
@@ -37,7 +45,7 @@ from .texts import to_columns
 def train(
     ctx: click.Context,
     /,
-    data: Path,
+    data: str | Path,
     model: str,
     out: Path,
     selection: Path | None,
@@ -65,7 +73,12 @@ def train(
     from ..trl.run import TrainConfig, load_training_model, open_training_data
     from ..trl.run import train as run
 
-    samples = open_training_data(data, columns=to_columns(columns), root=root)
+    samples = open_training_data(
+        data,
+        columns=to_columns(columns),
+        root=root,
+        allow_network=bool(ctx.meta.get(NETWORK)),
+    )
     click.echo(samples.describe(), err=True)  # a wrong column shows before hours of work
     chosen = None
     if selection is not None:

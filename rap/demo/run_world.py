@@ -11,11 +11,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..config import EvidenceName, Sampling
 from ..scores.files import make_folder
 from . import world
+
+if TYPE_CHECKING:
+    from ..selection.selection import Selection
 
 BUDGET = 0.1
 COMPLETIONS = 5
@@ -27,14 +30,20 @@ NOTE = (
 )
 
 
-def found(planted: Sequence[str], reasons: Sequence[str]) -> str:
-    """The reasons given to the samples of each ground-truth cause, at most 80 columns."""
-    width = max(map(len, world.CAUSES)) + 7
-    lines = ["label".ljust(width) + "reason given"]
-    for cause in world.CAUSES:
-        theirs = Counter(r for p, r in zip(planted, reasons, strict=True) if p == cause)
-        head = f"{cause} {theirs.total()}".ljust(width)
-        listed = _listed(theirs).replace(", ", ",\n").replace(" ", "\0")
+def found(
+    labels: Sequence[str],
+    reasons: Sequence[str],
+    *,
+    order: Sequence[str] = world.CAUSES,
+    what: str = "label",
+) -> str:
+    """The reasons given to the samples of each label, at most 80 columns."""
+    width = max(map(len, order)) + 7
+    lines = [what.ljust(width) + "reason given"]
+    for label in order:
+        theirs = Counter(r for p, r in zip(labels, reasons, strict=True) if p == label)
+        head = f"{label} {theirs.total()}".ljust(width)
+        listed = listing(theirs).replace(", ", ",\n").replace(" ", "\0")
         text = head + listed.replace("\n", " ")
         filled = textwrap.fill(text, 80, subsequent_indent=" " * width)
         lines.append(filled.replace("\0", " "))  # a count and its reason stay together
@@ -103,14 +112,9 @@ def run(
     seconds = time.perf_counter() - begin
     echo(found(causes, selection.table["reason"].to_pylist()))
     echo(
-        f"\nkept {kept.total()} of {n}: {_listed(kept)}"
+        f"\nkept {kept.total()} of {n}: {listing(kept)}"
         f"\ncognitive: {shares['pool_share']:.0%} of the pool, "
-        f"{shares['kept_share']:.0%} of what was kept"
-        f"\n{seconds:.0f} s\n"
-        + "".join(f"\nwarning: {text}\n" for text in selection.warnings)
-        + f"\n   selection  {out / 'selection'}\n   report     {report}   <- open this\n"
-        "\nWith your own model and data:\n"
-        "   rap select data.jsonl --model ./your-model --budget 0.09 --out selection/"
+        f"{shares['kept_share']:.0%} of what was kept" + ending(selection, seconds, report)
     )
     return {
         "selection": selection,
@@ -123,5 +127,18 @@ def run(
     }
 
 
-def _listed(kept: Counter[str]) -> str:
+def ending(selection: Selection, seconds: float, report: Path) -> str:
+    """The last lines of a demo: seconds, warnings, where everything lies, what is next."""
+    return (
+        f"\n{seconds:.0f} s\n"
+        + "".join(f"\nwarning: {text}\n" for text in selection.warnings)
+        + f"\n   selection  {report.parent / 'selection'}"
+        + f"\n   report     {report}   <- open this\n"
+        "\nWith your own model and data:\n"
+        "   rap select data.jsonl --model ./your-model --budget 0.09 --out selection/"
+    )
+
+
+def listing(kept: Counter[str]) -> str:
+    """Counts and names, the most common first."""
     return ", ".join(f"{count} {cause}" for cause, count in kept.most_common()) or "none"

@@ -51,6 +51,10 @@ class Busy(Trouble):
         self.retry_after = retry_after
 
 
+class StillBusy(RapModelError):
+    """A server was asked a few times, and was `Busy` each time."""
+
+
 class Lost(Trouble):
     """No whole answer came. ``timed_out``: the server may still be at work on it."""
 

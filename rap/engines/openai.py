@@ -29,7 +29,7 @@ from . import probe, wire
 from .contract import Completion, Generated, LocalPrompts, Request
 from .http import Broken, Busy, Lost, Refused, Trouble, make_client
 from .loop import LoopThread
-from .servers import Server, Servers, Sleep, given_up
+from .servers import PROBE_TRIES, SEVERAL_TRIES, Server, Servers, Sleep, given_up
 from .settings import EngineConfig
 
 if TYPE_CHECKING:
@@ -109,8 +109,9 @@ class OpenAIEngine:
             )
 
         async def post(body: dict[str, Any]) -> Any:
+            most = PROBE_TRIES if body.get("n", 1) == 1 else SEVERAL_TRIES
             return await servers.patiently(
-                server, lambda: servers.post(server, body), "a chat request"
+                server, lambda: servers.post(server, body), "a chat request", most
             )
 
         url, served = server.url, self._config.served_model
@@ -215,14 +216,23 @@ class OpenAIEngine:
             named = wire.wire_seeds(request.seeds)
             # choice i of a request with several is sampled with seed + i
             seeds = [named[0] + i for i in range(count)] if together else list(named)
-        if together:
-            found.update(enumerate(await self._ask(request, seeds)))
+        most = min((count, *self._limits())) if together else 0
+        for start in range(0, count, most) if most else ():
+            part = seeds[start : start + most]
+            found.update(enumerate(await self._ask(request, part), start))
         missing = [i for i in range(count) if i not in found]
 
         async def one(i: int) -> None:
             (found[i],) = await self._ask(request, [seeds[i]])
 
         await _all(one(i) for i in missing)
+
+    def _limits(self) -> Iterator[int]:
+        """Choices a request that servers with short queues take."""
+        assert self._servers is not None
+        for server in self._servers.all:
+            if server.abilities is not None and server.abilities.most is not None:
+                yield server.abilities.most
 
     async def _ask(self, request: Request, seeds: list[int | None]) -> list[Completion]:
         """At least one completion, at most one a seed. Asks until there is an answer."""
@@ -385,7 +395,7 @@ def _require_alike(one: Server, other: Server) -> None:
     for what, a, b in pairs:
         for name in type(a).__slots__:
             mine, theirs = getattr(a, name), getattr(b, name)
-            if name not in ("distinct", "distance") and mine != theirs:
+            if name not in ("distinct", "distance", "most") and mine != theirs:
                 raise RapConfigError(
                     f"base_url: {one.url} and {other.url} differ in {what}, {name}: "
                     f"{mine!r} and {theirs!r}"

@@ -25,7 +25,7 @@ from ..model.prompt import probe_sample
 from ..model.rollouts import BLIND_ARM, IMAGE_ARM, Completion, degenerate
 from . import wire
 from .contract import LocalPrompts, Request, conversation, image_part
-from .http import Refused, origin
+from .http import Refused, StillBusy, origin
 
 if TYPE_CHECKING:
     from ..model.driver import ModelDriver
@@ -89,6 +89,8 @@ class Abilities:
     """What came of comparing prompts with the local processor's."""
     distance: float | None = None
     """Mean difference from the local model's log-probabilities, nats a token."""
+    most: int | None = None
+    """Choices that its queue takes in one request, if those are fewer than `COPIES`."""
 
 
 # ---------------------------------------------------------------- who it is
@@ -194,8 +196,8 @@ async def probe(
     # every field that is ever sent, the seed among them
     await _settle(post, lambda: make(1, 1), refused, identity, listed)
     _require_sampling(refused, sampling, local)
-    hot = wire.completions(await post(make(COPIES, None)), range(COPIES), local)
-    n = len(hot) == COPIES and not _equal(hot)
+    hot, most = await _several(post, make, local)
+    n = len(hot) == most > 1 and not _equal(hot)
     if not n:
         hot = []
     while len(hot) < COPIES:  # SGLang gives all choices of a request one seed
@@ -211,7 +213,26 @@ async def probe(
         token_ids=all(c.token_ids is not None for c in hot),
         logprobs=all(c.logp == c.logp for c in hot),
         prompt_logprobs=await _prompt_logprobs(post, make(1, 1) | {"max_tokens": 1}),
+        most=most if n and most < COPIES else None,
     )
+
+
+async def _several(
+    post: Post,
+    make: Callable[[int, int | None], dict[str, Any]],
+    local: LocalPrompts | None,
+) -> tuple[list[Completion], int]:
+    """Choices of one request, and how many were asked for: half as many where a server is
+    too busy for them, whose queue is shorter; ([], 1) if it takes no two."""
+    most = COPIES
+    while most > 1:
+        try:
+            answer = await post(make(most, None))
+        except StillBusy:
+            most //= 2
+            continue
+        return wire.completions(answer, range(most), local), most
+    return [], 1
 
 
 def _equal(hot: list[Completion]) -> bool:
@@ -310,7 +331,11 @@ async def _seeds(
     one, again, other = await texts(1, 7), await texts(1, 7), await texts(1, 8)
     if one != again or one == other or not one:
         return "ignored"
-    return "each" if await texts(2, 7) == one + other else "single"
+    try:
+        both = await texts(2, 7)
+    except StillBusy:  # a queue of one
+        return "single"
+    return "each" if both == one + other else "single"
 
 
 async def _prompt_logprobs(post: Post, body: dict[str, Any]) -> bool:
@@ -460,6 +485,8 @@ def describe(url: str, identity: Identity, abilities: Abilities) -> str:
         f"{a.distinct} of {COPIES} samples distinct",
         f"prompt {a.prompts}",
     ]
+    if a.most is not None:
+        said.append(f"queues at most {a.most} choices of a request")
     missing = [name for name, there in has.items() if not there]
     if missing:
         said.append("lacks " + ", ".join(missing))

@@ -15,13 +15,15 @@ from typing import Any
 
 from ..errors import RapConfigError, RapError, RapModelError
 from . import probe
-from .http import Broken, Busy, Lost, Refused, Trouble, exchange, origin, read
+from .http import Broken, Busy, Lost, Refused, StillBusy, Trouble, exchange, origin, read
 from .probe import Abilities, Identity
 
 Sleep = Callable[[float], Awaitable[None]]
 
 LONGEST_WAIT = 30.0
 PROBE_TRIES = 6
+SEVERAL_TRIES = 2
+"""For several choices in one request: a queue that is shorter never takes them."""
 
 
 @dataclass(slots=True)
@@ -101,28 +103,34 @@ class Servers:
         return longest * (0.5 + 0.5 * self._jitter.random())
 
     async def patiently(
-        self, server: Server, ask: Callable[[], Awaitable[Any]], what: str
+        self,
+        server: Server,
+        ask: Callable[[], Awaitable[Any]],
+        what: str,
+        most: int = PROBE_TRIES,
     ) -> Any:
-        """``ask()``, a few times: for the probe, where nobody wants to wait for long.
+        """``ask()``, up to ``most`` times: for the probe, where nobody wants to wait for
+        long.
 
-        Raises ``RapModelError`` if the server never answers, ``RapConfigError`` if what it
-        answers is not this API.
+        Raises ``RapModelError`` if the server never answers (`StillBusy` if it said it had
+        too much to do), ``RapConfigError`` if what it answers is not this API.
         """
         last: Trouble | None = None
-        for tries in range(PROBE_TRIES):
+        for tries in range(most):
             try:
                 return await ask()
             except Trouble as trouble:
                 last = trouble
             asked = last.retry_after if isinstance(last, Busy) else None
-            if tries + 1 < PROBE_TRIES:
+            if tries + 1 < most:
                 await self.sleep(max(self.delay(tries), asked or 0.0))
         if isinstance(last, Broken):
             raise RapConfigError(
                 f"{server.url}: no usable answer to {what}: {last}. Is it the address of "
                 "an OpenAI-compatible server (http://HOST:PORT/v1)?"
             )
-        raise RapModelError(f"{server.url}: no answer to {what}: {last}")
+        kind = StillBusy if isinstance(last, Busy) else RapModelError
+        raise kind(f"{server.url}: no answer to {what}: {last}")
 
     # -- who is up
 

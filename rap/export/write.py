@@ -68,6 +68,8 @@ from ..samples.images import decode, read_bytes, sniff
 from ..samples.prompts import IMAGE, with_system
 from ..samples.sample import Bad, BadSample, Sample, sample_sha256
 from ..samples.sampleset import SampleSet
+from ..samples.text import flat
+from ..scores.completions import Completions, as_completions
 from ..scores.files import store_error
 from ..scores.match import as_samples
 from .filter import (
@@ -141,7 +143,7 @@ def export(
     system_prompt: str | None = None,
     media_root: str | os.PathLike[str] | None = None,
     data_source: str | None = None,
-    completions: pa.Table | None = None,
+    completions: pa.Table | Completions | None = None,
     filter: bool | None = None,
     add: Sequence[str] = (),
     max_pixels: int = MAX_IMAGE_PIXELS,
@@ -160,8 +162,9 @@ def export(
     media_root: OpenRLHF and ms-swift read images by path: the folder where the trainer
         will find ``path``, if that is another machine's.
     data_source: verl picks its reward by it (``formats.VERL_SOURCE``).
-    completions: LLaMA-Factory: a store's rollouts (``ScoreStore.read_rollouts``); with them
-        the export is DPO: a right completion chosen, a wrong one rejected.
+    completions: LLaMA-Factory: a store's rollouts, as a table or to be read a shard at a
+        time (``ScoreStore.completions()``); with them the export is DPO: a right completion
+        chosen, a wrong one rejected.
     filter: whether rows that have the trainer's form already stay as they are (only
         ``data_source`` is replaced, if one is given): None: where the first has it, unless
         an option is given that only rewriting heeds (``prompt_template``, ``media_root``,
@@ -205,7 +208,7 @@ def export(
         folder=scratch_beside(folder),
         seen_as=folder if media_root is None else Path(media_root),
         data_source=data_source,
-        completions=None if completions is None else _pairs(completions, selection.ids),
+        completions=None if completions is None else _pairs(completions, selection),
     )
     try:
         if filtered:
@@ -244,7 +247,10 @@ def export(
 
 
 def _require_usable(
-    to: str, max_images: int | None, completions: pa.Table | None, data_source: str | None
+    to: str,
+    max_images: int | None,
+    completions: pa.Table | Completions | None,
+    data_source: str | None,
 ) -> None:
     """Raises ``RapConfigError`` for what this target does not take."""
     if to not in (*TARGETS, *PLAIN):
@@ -416,18 +422,25 @@ def _checked(rows: Iterator[Row], to: str) -> Iterator[Row]:
         yield row
 
 
-def _pairs(completions: pa.Table, ids: list[str]) -> dict[str, tuple[str, str]]:
+def _pairs(
+    completions: pa.Table | Completions, selection: Selected
+) -> dict[str, tuple[str, str]]:
     """{id: (first correct completion, first wrong one)}, both with the image; of the
-    samples that have both."""
-    wanted = pc.and_(
-        pc.equal(completions["arm"], "image"),
-        pc.is_in(completions["id"], value_set=pa.array(ids, pa.string())),
-    )
-    rows = completions.select(["id", "text", "correct"]).filter(wanted)
+    samples that have both. A shard at a time: only these texts stay."""
+    kept = flat(selection.of_kept(["id"])["id"])
+    held = as_completions(completions)
+    assert held is not None
     found: dict[str, dict[bool, str]] = {}
-    for row in rows.to_pylist():
-        if row["correct"] is not None and (row["text"] or "").strip():
-            found.setdefault(row["id"], {}).setdefault(row["correct"], row["text"])
+    for table in held.tables():
+        wanted = pc.and_(
+            pc.equal(table["arm"], "image"),
+            pc.is_in(table["id"].cast(kept.type), value_set=kept),
+        )
+        wanted = pc.and_(wanted, table["correct"].is_valid())
+        rows = table.select(["id", "text", "correct"]).filter(wanted)
+        for row in rows.to_pylist():
+            if (row["text"] or "").strip():
+                found.setdefault(row["id"], {}).setdefault(row["correct"], row["text"])
     return {k: (v[True], v[False]) for k, v in found.items() if len(v) == 2}
 
 

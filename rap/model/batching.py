@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from .capture import Capture, key_window
 from .kept import Features, Prefilled
+from .staging import Sent
 
 FORWARD = 128
 """A forward costs about as much as so many tokens more in one: below that a device is not
@@ -32,8 +34,12 @@ class Shared:
     """Whether several prompts go on from this one."""
     features: Features | None = None
     """What the vision tower made of the images; None: not encoded yet."""
+    sent: Sent | None = None
+    """Pixels that were sent to the device ahead of the forward; None: they were not."""
     prompt: tuple[Prefilled, int] | None = None
     """Keys and values of a prompt, and its row there; None: no prompt was read yet."""
+    state: np.ndarray | None = None
+    """float32 [WIDTH]: the hidden state of the prompt, projected (``states``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,13 +169,21 @@ def collate_images(
     batch: Sequence[Prepared], *, without: str | None = None
 ) -> dict[str, torch.Tensor]:
     """The other inputs: pixels, and what describes them; ``without`` those whose names
-    begin so."""
+    begin so. On the host, or where they were sent to if all of a name were."""
     return {
-        name: _join([p.inputs[name] for p in batch if name in p.inputs])
+        name: _join(
+            _sent(name, batch) or [p.inputs[name] for p in batch if name in p.inputs]
+        )
         for name in _names(batch)
         if not is_sequence(name, batch)
         and not (without is not None and name.startswith(without))
     }
+
+
+def _sent(name: str, batch: Sequence[Prepared]) -> list[torch.Tensor]:
+    sent = [p.shared.sent for p in batch if name in p.inputs]
+    there = [s for s in sent if s is not None and name in s]
+    return [s.receive(name) for s in there] if len(there) == len(sent) else []
 
 
 def extend(

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from ..errors import RapModelError, first_line
+from . import states
 from .weights import is_shard
 
 ATTENTION_NAME = "rap_capture"
@@ -66,6 +67,8 @@ class Capture:
     """[B, L, E] after the final norm; not set if the decoder gave none."""
     logits: torch.Tensor = field(init=False)
     """[B, 1, V]"""
+    first: torch.Tensor | None = None
+    """[B, L, E] after the first layer."""
 
     @property
     def scaling(self) -> float:
@@ -149,6 +152,8 @@ class Parts:
 
     decoder: torch.nn.Module
     head: torch.nn.Module
+    first: torch.nn.Module
+    """The decoder's first layer."""
     watched: frozenset[int]
     configs: tuple[Any, ...]
     """Those that say which attention the text decoder and the modules around it use."""
@@ -179,8 +184,9 @@ def find_parts(model: Any) -> Parts:
     steps = paths[id(decoder)].split(".")
     above = [model.get_submodule(".".join(steps[:i])) for i in range(len(steps))]
     configs = {id(c): c for m in (*above, *decoder.modules()) for c in _config_of(m)}
-    watched = frozenset(id(module) for module in _last_layer(model, decoder).modules())
-    return Parts(decoder, head, watched, tuple(configs.values()))
+    layers = _layers(model, decoder)
+    watched = frozenset(id(module) for module in layers[-1].modules())
+    return Parts(decoder, head, layers[0], watched, tuple(configs.values()))
 
 
 def _innermost_decoder(model: Any) -> Any:
@@ -193,12 +199,12 @@ def _innermost_decoder(model: Any) -> Any:
     return decoder
 
 
-def _last_layer(model: Any, decoder: torch.nn.Module) -> torch.nn.Module:
-    """The end of the first list of modules that is as long as the decoder has layers."""
+def _layers(model: Any, decoder: torch.nn.Module) -> torch.nn.ModuleList:
+    """The first list of modules that is as long as the decoder has layers."""
     n = getattr(getattr(decoder, "config", None), "num_hidden_layers", None)
     for module in decoder.modules():
         if isinstance(module, torch.nn.ModuleList) and len(module) == n:
-            return module[-1]
+            return module
     raise unsupported(model, f"{type(decoder).__name__} has no list of {n} layers")
 
 
@@ -217,11 +223,12 @@ def capturing(model: Any, parts: Parts, capture: Capture) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(unchanged(model))
-        stack.enter_context(_attention_replaced(parts.configs))
+        stack.enter_context(attention_replaced(parts.configs, ATTENTION_NAME))
         hook = parts.decoder.register_forward_hook(keep_hidden(capture))
         stack.callback(hook.remove)
         hook = parts.head.register_forward_pre_hook(_last_position)
         stack.callback(hook.remove)
+        stack.callback(states.watch(parts.first, capture).remove)
         stack.callback(_current.reset, _current.set(capture))
         model.eval()
         yield
@@ -255,13 +262,14 @@ def _last_position(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 @contextmanager
-def _attention_replaced(configs: Sequence[Any]) -> Iterator[None]:
+def attention_replaced(configs: Sequence[Any], name: str) -> Iterator[None]:
+    """Inside, the modules of these configs attend through the function of this name."""
     # The public setter also writes to every sub-config, the vision tower's among them,
     # which may hold other implementations; the field behind it is restored exactly.
     saved = [(c, c._attn_implementation_internal) for c in configs]
     try:
         for config in configs:
-            config._attn_implementation_internal = ATTENTION_NAME
+            config._attn_implementation_internal = name
         yield
     finally:
         for config, implementation in saved:

@@ -22,6 +22,7 @@ import torch
 from torch.nn.functional import pad
 
 from ..errors import RapError, first_line
+from . import states
 from .batching import Prepared, Trace, by_length
 from .capture import Capture, UnsupportedModelError, capturing, keep_hidden, unchanged
 from .kept import GROWING, Prefilled
@@ -130,13 +131,14 @@ def positions(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.T
 def running(driver: Runner) -> Iterator[SimpleNamespace]:
     """Around forwards: no gradients, evaluation mode, the model left as it was. Its
     ``hidden`` is that of the last forward."""
-    seen = SimpleNamespace(hidden=None)
+    seen = SimpleNamespace(hidden=None, first=None)
     with ExitStack() as stack:
         stack.enter_context(driver.lock)
         stack.enter_context(torch.no_grad())
         stack.enter_context(unchanged(driver.model))
         hook = driver.parts.decoder.register_forward_hook(keep_hidden(seen))
         stack.callback(hook.remove)
+        stack.callback(states.watch(driver.parts.first, seen).remove)
         driver.model.eval()
         yield seen
 
@@ -147,6 +149,7 @@ def prefill(driver: Runner, batch: Sequence[Prepared], seen: SimpleNamespace) ->
     mask = inputs["attention_mask"]
     ids, delta = positions(driver.model, inputs)
     output = driver.call(inputs | {"position_ids": ids}, use_cache=True)
+    states.keep(batch, seen, "left")
     state = Prefilled(
         cache=require_cache(output.past_key_values),
         mask=mask,

@@ -31,7 +31,7 @@ from ..config import ScoreConfig
 from ..errors import RapModelError, first_line
 from ..samples.sample import BadSample
 from ..stopwatch import IDLE, Stopwatch
-from . import decode, vision
+from . import decode, packing, states, vision
 from .batching import (
     Prepared,
     Trace,
@@ -74,6 +74,7 @@ from .prompt import (
     require_model,
     require_pair,
 )
+from .staging import Cuda, Stage
 from .weights import (
     class_name,
     input_device,
@@ -108,6 +109,10 @@ class ModelDriver(Preparer):
         ``unshared``."""
         self._unshared: str | None = None
         self._pixels: str | None = None
+        self._towers: tuple[Any, ...] = ()
+        """Configs of vision towers that attend to all windows and images at once."""
+        self.stage: Stage | None = None
+        """Where pixels are sent ahead of their forward; None: nowhere."""
         self._parts: Parts | None = None
         self._head: Head | None = None
 
@@ -149,6 +154,15 @@ class ModelDriver(Preparer):
             for name, x in inputs.items()
         }
 
+    def send_ahead(self, prepared: Prepared) -> None:
+        """Begin to copy the pixels of a sample to a CUDA device, while it computes; from
+        any thread. Elsewhere nothing happens."""
+        shared, stage = prepared.shared, self.stage
+        if stage is None or not shared.n_images or self._pixels:
+            return
+        if shared.features is None and shared.sent is None:
+            shared.sent = stage.send(prepared.inputs)
+
     def _features(self, batch: Sequence[Prepared]) -> dict[str, Any] | None:
         """``mm_encoder_outputs`` of a batch; None if its forward is to take pixels."""
         if self._pixels is None:
@@ -156,7 +170,8 @@ class ModelDriver(Preparer):
         if self._pixels:
             return None
         try:
-            with self.watch.span("copy"):  # the tower itself is charged to "vision"
+            # the tower itself is charged to "vision"
+            with self.watch.span("copy"), packing.packed(self._towers):
                 vision.encode(self.model, batch, self.counts)
         except vision.NotOnce as error:
             self._take_pixels(str(error))
@@ -355,6 +370,9 @@ class ModelDriver(Preparer):
             advised = UnsupportedModelError(f"{said}; {remark}", advised=True)
             raise unsupported(self.model, advised if remark else said) from error
         self._head = head
+        device = input_device(self.model)
+        if device.type == "cuda" and self.stage is None:
+            self.stage = Stage(Cuda(device), input_dtype(self.model))
         return describe(
             self.model,
             parts,
@@ -392,8 +410,30 @@ class ModelDriver(Preparer):
                 return plain
             if not self._pixels and not close(capture.hidden, plain.hidden, plain.hidden):
                 self._take_pixels("features give other hidden states than pixels")
-            return plain if self._pixels else capture
+            if self._pixels:
+                return plain
+            self._towers = self._packed_towers()
+            return capture
         return self._forward([probe], "right", keep_values=True)
+
+    def _packed_towers(self) -> tuple[Any, ...]:
+        """What ``_towers`` is to be, from one image that is encoded both ways."""
+        configs = packing.towers(self.model, self.parts.configs)
+        if not configs:
+            return ()
+        try:
+            probe = self.prepare(probe_sample(), [packing.probe_image()])
+            with decode.running(self):
+                reason = packing.why_not(
+                    lambda: vision.features(self.model, probe), configs
+                )
+        except torch.OutOfMemoryError:
+            raise
+        except (BadSample, *REFUSALS, AttributeError) as error:
+            reason = first_line(error)
+        if reason:
+            log.info("the vision tower attends piece by piece: %s", reason)
+        return () if reason else configs
 
     @property
     def parts(self) -> Parts:
@@ -419,6 +459,7 @@ class ModelDriver(Preparer):
                 positions = inputs["attention_mask"].cumsum(-1) - 1
                 inputs["position_ids"] = positions.clamp_(min=0)
             output = self.call(inputs, use_cache=keep)
+            states.keep(batch, capture, padding_side)
             if keep and hasattr(capture, "hidden"):
                 decode.kept(self, batch, inputs, output.past_key_values, capture.hidden)
         if not hasattr(capture, "hidden"):

@@ -100,11 +100,12 @@ def load_processor(path: str | os.PathLike[str], *, trust_remote_code: bool = Fa
     return processor
 
 
-def opened(model: Any, processor: Any) -> tuple[Any, Any]:
-    """Model and processor, each loaded if it is a path or a hub name; a processor of None
-    comes from where the model does. Anything else is passed on as it is."""
+def opened(model: Any, processor: Any, **loading: Any) -> tuple[Any, Any]:
+    """Model and processor, each loaded if it is a path or a hub name, by ``load_model``'s
+    keyword arguments; a processor of None comes from where the model does. Anything else
+    is passed on as it is."""
     if isinstance(model, (str, os.PathLike)):
-        loaded, own = load_model(model)
+        loaded, own = load_model(model, **loading)
         if processor is None:
             return loaded, own
         model = loaded

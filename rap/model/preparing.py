@@ -30,6 +30,17 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+_OF_ITS_OWN = (
+    "processor",
+    "config",
+    "tokenizer",
+    "image_token_id",
+    "_special_ids",
+    "_placeholders",
+)
+"""What a `Preparer` works with; a ``ModelDriver`` has more."""
+
+
 class Preparer:
     """A processor with one setting. ``prepare`` and ``encode_response`` may be called
     from several threads.
@@ -49,6 +60,14 @@ class Preparer:
             sorted(special_ids(processor, self.image_token_id)), dtype=torch.int64
         )
         self._placeholders = placeholder_texts(processor, self.image_token_id)
+
+    def alone(self) -> Preparer:
+        """The same without the model: what another process can be given."""
+        twin = object.__new__(Preparer)
+        for name in _OF_ITS_OWN:
+            setattr(twin, name, getattr(self, name))
+        twin.model = None
+        return twin
 
     def prepare(
         self,

@@ -81,8 +81,14 @@ def encode(model: Any, batch: Sequence[Prepared], counts: Counts) -> None:
         n = int(prepared.image_mask.sum())
         if features.tokens != n:
             raise NotOnce(f"{features.tokens} features for {n} image tokens")
-        prepared.shared.features = features
+        prepared.shared.features, prepared.shared.sent = features, None
         counts.images_encoded += prepared.shared.n_images
+
+
+def features(model: Any, prepared: Prepared) -> list[torch.Tensor]:
+    """All features of the images of one sample, computed anew. Raises `NotOnce`."""
+    (found,) = _encoded(model, [prepared])
+    return [*found.parts, *(part for layer in found.deep for part in layer)]
 
 
 def joined(shared: Sequence[Shared]) -> dict[str, Any]:

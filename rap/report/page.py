@@ -23,6 +23,7 @@ import pyarrow as pa
 from ..config import TRAIN_GROUP
 from ..environment import version
 from ..errors import RapConfigError, RapInputError, install
+from ..scores.bill import cost
 from ..scores.completions import Completions, HeldCompletions
 from ..scores.files import write_atomic
 from ..scores.fingerprint import other_run
@@ -149,6 +150,7 @@ def render(
         panels=panels_of(selection),
         averages=averages(selection),
         cost=cost_of(selection, train_group),
+        bill=cost(selection, group=train_group),
         times=times_of(profile_of(selection, rollouts), selection.reader.num_rows),
         groups=groups_of(selection),
         stages=stages_of(selection.reader, selection.kept),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.compute as pc
 
 from ..scores.profile import COUNTS, STAGES, Profile
+from ..scores.selected import ALWAYS_SHOWN
 from .text import visible
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ SETTINGS = 6000  # characters of the settings that are shown
 
 EXPLANATION = {
     "kept_cognitive": "The image changes the outcome.",
-    "kept_replacement": "Hard but solvable; takes the place of a trivial one.",
+    "kept_replacement": "Solvable; takes the place of a trivial one, or fills the budget.",
+    "kept_guard": "What the model is misled by, with mixed outcomes: the guard share.",
     "dropped_unsolved": "Never solved with the image: nothing to reward.",
     "dropped_attention_biased": "One token holds the response's attention: psi is above "
     "its limit.",
@@ -74,7 +76,7 @@ def reasons_of(selection: Selected) -> list[Reason]:
     text = dict(EXPLANATION)
     if selection.settings["found"]["lambda_a"] is not None:  # else nobody looked
         text["kept_cognitive"] += " No single token holds the attention."
-    shown = [(c, k) for c, k in counts.items() if k or c.startswith("kept")]
+    shown = [(c, k) for c, k in counts.items() if k or c in ALWAYS_SHOWN]
     most = max((k for _, k in shown), default=1) or 1
     n = max(selection.reader.num_rows, 1)
     return [

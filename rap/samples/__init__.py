@@ -1,7 +1,8 @@
 """A data set as samples: rows, columns, images by reference.
 
-``sample``: the data types; ``sources``: rows of files and objects; ``parsing``: a row as a
-sample; ``sampleset``: ``open_samples``; ``choices``: letters and texts of choices;
+``sample``: the data types; ``sources``, ``jsonlines``, ``parquet``: rows; ``parsing``: a
+row as a sample; ``sampleset``: ``open_samples``; ``content``, ``index``: what it holds, as
+hashes, found once; ``remote``: data elsewhere; ``choices``: letters and texts of choices;
 ``images``: encoded bytes as RGB pixels. Needs NumPy and Arrow only; Pillow for pixels.
 """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from .sources import strict_json
+from .strictjson import strict_json
 
 
 def list_in_text(text: str) -> Any:

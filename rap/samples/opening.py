@@ -19,26 +19,26 @@ from typing import Any
 import pyarrow as pa
 
 from ..errors import RapInputError
+from .jsonlines import JsonlRows
+from .parquet import open_parquet, open_unlinked_parquet
 from .separated import SEPARATORS, read_separated
 from .sources import (
-    BOM,
     IN_MEMORY_BYTES,
     ArrowRows,
     DatasetRows,
-    JsonlRows,
     ListRows,
     Rows,
-    read_parquet,
     read_saved,
-    strict_json,
 )
 from .splits import named_splits, require_one_split
+from .strictjson import BOM, strict_json
 
 
-def open_rows(source: object) -> tuple[Rows, Path | None]:
-    """Rows, and the folder that image paths are relative to if none is given."""
+def open_rows(source: object, *, keep: Sequence[str] = ()) -> tuple[Rows, Path | None]:
+    """Rows, and the folder that image paths are relative to if none is given. ``keep``:
+    columns that are wanted of all rows right away (``JsonlRows``)."""
     if isinstance(source, (str, os.PathLike)):
-        return _open_path(Path(source))
+        return _open_path(Path(source), keep)
     if isinstance(source, pa.Table):
         return ArrowRows(source, "pyarrow.Table"), None
     name = type(source).__name__
@@ -88,36 +88,38 @@ def _rows_in_memory(source: Any) -> Rows | None:
     return None
 
 
-def _open_path(path: Path) -> tuple[Rows, Path]:
+def _open_path(path: Path, keep: Sequence[str]) -> tuple[Rows, Path]:
     try:
         if not path.exists() and any(sign in path.name for sign in "*?["):
-            return _open_pattern(path), path.parent.resolve()
+            return _open_pattern(path, keep), path.parent.resolve()
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
-            return _open_folder(path), path
+            return _open_folder(path, keep), path
         if not stat.S_ISREG(mode):
             raise RapInputError(f"data set {path}: not a regular file")
-        return _open_file(path), path.resolve().parent
+        return _open_file(path, keep), path.resolve().parent
     except FileNotFoundError:
         raise RapInputError(f"data set {path}: no such file or folder") from None
     except (OSError, pa.ArrowException) as error:
         raise RapInputError(f"data set {path}: cannot be read: {error}") from error
 
 
-def _open_file(path: Path, shown: Path | None = None) -> Rows:
+def _open_file(path: Path, keep: Sequence[str], shown: Path | None = None) -> Rows:
     """shown: the compressed file that ``path`` was unpacked from."""
     shown = shown or path
     packed = "" if shown is path else " (gzip)"
     with path.open("rb") as file:
         head = file.read(4096)
     if head[:4] == b"PAR1":
-        return ArrowRows(read_parquet([path]), f"Parquet {shown}{packed}")
+        if packed:
+            return open_unlinked_parquet(path, f"Parquet {shown}{packed}")
+        return open_parquet([path], f"Parquet {shown}")
     if head.startswith(b"version https://git-lfs"):
         raise RapInputError(
             f"data set {shown}: a Git LFS pointer, not the file itself: git lfs pull"
         )
     if head[:2] == b"\x1f\x8b" and not packed:
-        return _open_gzip(path)
+        return _open_gzip(path, keep)
     for start, what in _OTHER_FILES:
         if head.startswith(start):
             raise RapInputError(f"data set {shown}: {what}; unpack or convert it first")
@@ -132,7 +134,7 @@ def _open_file(path: Path, shown: Path | None = None) -> Rows:
         raise RapInputError(f"data set {shown}: neither JSONL nor Parquet")
     found = _rows_of_object(path, start, shown)
     if found is None:
-        return JsonlRows(path, f"JSONL {shown}{packed}")
+        return JsonlRows(path, f"JSONL {shown}{packed}", keep)
     return ListRows(found, f"JSON {shown}{packed}")
 
 
@@ -150,7 +152,7 @@ _OTHER_FILES = (
 )
 
 
-def _open_gzip(path: Path) -> Rows:
+def _open_gzip(path: Path, keep: Sequence[str]) -> Rows:
     """A file compressed with gzip, unpacked into a temporary one."""
     try:
         with (
@@ -159,7 +161,9 @@ def _open_gzip(path: Path) -> Rows:
         ):
             shutil.copyfileobj(packed, file)
             file.flush()
-            rows = _open_file(Path(file.name), path)  # what is opened outlives the name
+            rows = _open_file(
+                Path(file.name), keep, path
+            )  # what is opened outlives the name
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise RapInputError(f"data set {path}: the gzip file is damaged: {error}") from None
     return rows
@@ -216,7 +220,7 @@ def _read_array(path: Path, shown: Path) -> list[Any]:
         raise RapInputError(f"data set {shown}: {error}") from None
 
 
-def _open_folder(path: Path) -> Rows:
+def _open_folder(path: Path, keep: Sequence[str]) -> Rows:
     if (path / "dataset_dict.json").is_file():
         splits = sorted(p.name for p in path.iterdir() if (p / "state.json").is_file())
         raise RapInputError(
@@ -229,7 +233,7 @@ def _open_folder(path: Path) -> Rows:
     if not files:
         raise RapInputError(f"data set {path}: {_no_data_reason(path)}")
     require_one_split(path, files)
-    return _open_files(path, files)
+    return _open_files(path, files, keep)
 
 
 _DATA_FILES = ((".parquet", ".jsonl"), (".json", ".jsonl.gz", ".json.gz", *SEPARATORS))
@@ -257,22 +261,22 @@ def _no_data_reason(path: Path) -> str:
     return f"the data lies in folders; name one: {names}"
 
 
-def _open_pattern(path: Path) -> Rows:
+def _open_pattern(path: Path, keep: Sequence[str]) -> Rows:
     """Files of one folder whose names match, as in data/train-*.parquet."""
     files = sorted(file for file in path.parent.glob(path.name) if file.is_file())
     if not files:
         raise RapInputError(f"data set {path}: no file has such a name")
     require_one_split(path, files, by_stem=False)
-    return _open_files(path, files)
+    return _open_files(path, files, keep)
 
 
-def _open_files(path: Path, files: Sequence[Path]) -> Rows:
+def _open_files(path: Path, files: Sequence[Path], keep: Sequence[str]) -> Rows:
     """One file of any kind, or several of Parquet."""
     if len(files) == 1:
-        return _open_file(files[0])
+        return _open_file(files[0], keep)
     if any(file.suffix != ".parquet" for file in files):
         raise RapInputError(
             f"data set {path}: several files are read together as Parquet only; name one: "
             + ", ".join(map(str, files[:20]))
         )
-    return ArrowRows(read_parquet(files), f"Parquet files in {path}")
+    return open_parquet(files, f"Parquet files in {path}")

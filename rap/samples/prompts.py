@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .sample import BadSample, Turn
-from .sources import strict_json
+from .strictjson import strict_json
 
 IMAGE = "<image>"
 ROLES = {

@@ -9,17 +9,18 @@ set that cannot be used at all is a ``RapInputError`` before any work.
 ``sources`` reads the files, ``parsing`` makes a row a ``Sample``. Nothing here decodes an
 image (``images`` does) and nothing but numpy and pyarrow is needed.
 
-Memory: what ``rap.samples.sources`` keeps a row, and the ids, as text.
+Memory: what a source keeps (JSON Lines: 8 bytes a row, Parquet: a window), and the ids as
+Arrow text. What is asked of all rows (ids, hashes, a column) passes in batches; no row
+stays a Python object.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -28,21 +29,28 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ..errors import RapInputError
 from .answers import read_answer
+from .content import Content
+from .hfdata import build_dataset, stream_dataset
+from .ids import Ids, read_ids
+from .jsonlines import JsonlRows
 from .opening import open_rows
-from .parsing import cell, counted_from, detect_columns, kind_of, parse_row, scalar_text
+from .parsing import CANDIDATES, cell, counted_from, detect_columns, parse_row
 from .prompts import more_of_a_chat
+from .remote import fetched, is_hub_name, is_url
 from .sample import Bad, BadSample, Sample
 from .sources import (
-    ArrowRows,
-    DatasetRows,
     Rows,
+    all_to_python,
     datasets_library,
-    union_of_keys,
+    outer_columns,
+    row_or_bad,
 )
 from .splits import named_splits
+from .tables import column_of
 
 if TYPE_CHECKING:
     import datasets
@@ -50,9 +58,19 @@ if TYPE_CHECKING:
 
 
 SHOWN = 2  # sample rows in ``SampleSet.describe``
+COUNTED = 10_000
+"""Rows by which it is decided what the places of choices are counted from."""
 
 
 # --------------------------------------------------------------------- the sample set
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What was found when the same data set was opened before (``index``)."""
+
+    ids: Ids
+    hashes: Mapping[Content, str]
 
 
 class SampleSet(Sequence["Sample | Bad"]):
@@ -68,8 +86,10 @@ class SampleSet(Sequence["Sample | Bad"]):
         columns: Mapping[str, str | None],
         root: str | None,
         counted: int | None = None,
+        known: Known | None = None,
     ) -> None:
         self._rows, self._counted = rows, counted
+        self._hashes = {} if known is None else dict(known.hashes)
         self.columns: Mapping[str, str | None] = MappingProxyType(dict(columns))
         """Role -> column that plays it, None if none does."""
         self.root = root
@@ -78,7 +98,12 @@ class SampleSet(Sequence["Sample | Bad"]):
         """Where ``open_samples`` found the data, as it was given; None: in memory."""
         self.given_root: str | None = None
         """The ``root`` that ``open_samples`` was given."""
-        self._ids, self._bad_ids = self._read_ids()
+        self.given_columns: Mapping[str, str] | None = None
+        """The ``columns`` that ``open_samples`` was given."""
+        if known is not None:
+            self._ids = known.ids
+            return
+        self._ids = read_ids(rows, self.columns["id"])
         self._tell_splits()
         self._require_a_usable_row()
 
@@ -93,8 +118,8 @@ class SampleSet(Sequence["Sample | Bad"]):
             raise IndexError(f"sample {index} of {len(self)}")
         try:
             row = self._rows.row(i)
-            if i in self._bad_ids:
-                raise self._bad_ids[i]
+            if i in self._ids.bad:
+                raise self._ids.bad[i]
             return parse_row(
                 row,
                 self.columns,
@@ -110,7 +135,20 @@ class SampleSet(Sequence["Sample | Bad"]):
     @property
     def ids(self) -> list[str]:
         """Every row's id, in data-set order; a row without one has its place instead."""
-        return list(self._ids)
+        return [name for chunk in self._ids.chunks() for name in chunk.to_pylist()]
+
+    @property
+    def id_column(self) -> pa.ChunkedArray:
+        """``ids`` as Arrow text."""
+        return self._ids.column
+
+    def id_of(self, index: int) -> str:
+        """``ids[index]``."""
+        return self._ids[range(len(self))[index]]
+
+    def rows_of(self, ids: pa.ChunkedArray | pa.Array) -> np.ndarray:
+        """int64: the row of each of these ids (text), -1 where there is none."""
+        return self._ids.rows_of(ids)
 
     @property
     def kind(self) -> str:
@@ -121,6 +159,16 @@ class SampleSet(Sequence["Sample | Bad"]):
     def column_names(self) -> list[str]:
         """All columns of the data set."""
         return list(self._rows.columns)
+
+    @property
+    def rows(self) -> Rows:
+        """Where the rows come from."""
+        return self._rows
+
+    @property
+    def all_ids(self) -> Ids:
+        """The ids as they are held."""
+        return self._ids
 
     def row(self, index: int) -> Mapping[str, Any]:
         """The original columns of one row; empty if the row cannot be read."""
@@ -161,36 +209,18 @@ class SampleSet(Sequence["Sample | Bad"]):
             f"    answer {_short(answer)}, images {len(sample.images)}",
         ]
 
-    def _read_ids(self) -> tuple[list[str], dict[int, BadSample]]:
-        """Every row's id, and the rows whose id cannot be used. Raises ``RapInputError`` on
-        a duplicate, naming both rows."""
-        ids: list[str | None] = []
-        bad: dict[int, BadSample] = {}
-        seen: dict[str, int] = {}
-        for i, row in enumerate(self._rows.each(self._outer("id"))):
-            name = None
-            try:
-                name = self._id_of(row, i)
-            except BadSample as error:
-                bad[i] = error
-            if name is not None and (first := seen.setdefault(name, i)) != i:
-                raise RapInputError(
-                    f"id {name[:80]!r} is there twice: {self._rows.where(first)} and "
-                    f"{self._rows.where(i)}. Name another column with "
-                    'columns={"id": "..."} (--columns id=...), or none with '
-                    '{"id": ""}: the row numbers are used'
-                )
-            ids.append(name)
-        return [
-            self._stand_in(i, seen) if name is None else name for i, name in enumerate(ids)
-        ], bad
-
     def _tell_splits(self) -> None:
         """Warn of a column ``split`` by which rows of several splits stand here."""
         if "split" not in self._rows.columns:
             return
-        rows = (r for r in self._rows.each(["split"]) if not isinstance(r, BadSample))
-        said = Counter(str(row.get("split")) for row in rows)
+        said: Counter[str] = Counter()
+        for part in self._rows.parts(["split"]):
+            if isinstance(part, pa.Table):
+                for found in pc.value_counts(part["split"]).to_pylist():
+                    said[str(found["values"])] += found["counts"]
+            else:
+                there = (row for row in part if not isinstance(row, BadSample))
+                said.update(str(row.get("split")) for row in there)
         if len(named_splits(list(said))) > 1:
             counts = ", ".join(f"{name} {count:,}" for name, count in said.most_common(5))
             warnings.warn(
@@ -200,17 +230,9 @@ class SampleSet(Sequence["Sample | Bad"]):
                 stacklevel=4,
             )
 
-    def _stand_in(self, index: int, taken: dict[str, int]) -> str:
-        """An id for a row that has none: where it is."""
-        name = self._rows.where(index).replace(" ", ":")
-        while name in taken:
-            name += "'"
-        taken[name] = index
-        return name
-
     def _outer(self, *roles: str) -> list[str]:
         """The data set's columns that these roles are read from."""
-        return outer_columns(self._rows, [self.columns[role] for role in roles])
+        return outer_columns(self._rows.columns, [self.columns[role] for role in roles])
 
     def _require_a_usable_row(self) -> None:
         """Raises ``RapInputError`` with the counts if there is none; stops at the first."""
@@ -224,24 +246,6 @@ class SampleSet(Sequence["Sample | Bad"]):
         raise RapInputError(
             f"{self._rows.kind}: 0 of {len(self)} rows can be used: {counts}"
         )
-
-    def _id_of(self, row: Mapping[str, Any] | BadSample, index: int) -> str | None:
-        column = self.columns["id"]
-        if column is None:
-            return str(index)
-        if isinstance(row, BadSample):
-            return None
-        value = cell(row, column)
-        if value is None:
-            return None
-        text = scalar_text(value)
-        if text is None:
-            raise BadSample("data", "bad_text", f"id is {kind_of(value)}, not text")
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise BadSample("data", "bad_text", "id holds a lone surrogate") from None
-        return text
 
     def line(self, index: int) -> bytes | None:
         """The row's own line of a JSON Lines file, without its end; None for other kinds.
@@ -270,22 +274,50 @@ class SampleSet(Sequence["Sample | Bad"]):
         one when they are read (``sample_sha256``), so that an image that changed shows in
         its row and does not make the whole data set another one.
         """
+        content = self.content(more, source=source)
+        if content in self._hashes:
+            return self._hashes[content]
+        return content.sha256(self._rows, self._ids)
+
+    def content(self, more: Iterable[str] = (), *, source: bool = False) -> Content:
+        """What ``content_hash`` counts."""
         roles = ["question", "answer", "choices", *(["source"] if source else [])]
         if not self._rows.image_columns.issuperset(self._outer("images")):
             roles.append("images")
+        names = [self.columns[role] for role in roles]
+        unread = self._rows.bytes_columns  # image bytes do not count: never read here
         there = set(self._rows.columns) - set(self._rows.image_columns)
-        names = sorted(there.intersection(more))
-        counted = [] if self._counted is None else [self._counted]
-        head = [self._ids, roles, names, *counted]
-        digest = hashlib.sha256(json.dumps(head).encode())
-        for row in self._rows.each(list(dict.fromkeys([*self._outer(*roles), *names]))):
-            if isinstance(row, BadSample):
-                digest.update(row.message.encode("utf-8", "replace"))
-            else:
-                values = [cell(row, self.columns[role]) for role in roles]
-                digest.update(canonical([*values, *(cell(row, name) for name in names)]))
-            digest.update(b"\n")
-        return digest.hexdigest()
+        return Content(
+            tuple(roles),
+            tuple(None if name in unread else name for name in names),
+            tuple(sorted(there.intersection(more))),
+            self._counted,
+        )
+
+    @property
+    def content_counts_images(self) -> bool:
+        """Whether ``content_hash`` tells images that lie in the rows apart: none are bytes
+        (files are named by their paths)."""
+        return "images" in self.content().roles and self._rows.holds_text(
+            self._outer("images")
+        )
+
+    def shard_hashes(self, shards: Sequence[range], more: Iterable[str] = ()) -> list[str]:
+        """sha256 of what ``content_hash`` counts of each of these ranges of rows, which
+        follow one another."""
+        return self.content(more).sha256_of_shards(self._rows, self._ids, shards)
+
+    def values(self, name: str) -> Iterator[pa.ChunkedArray | list[Any]]:
+        """A column, or a field of one ("a.b"), in order: as Arrow has it, or as Python
+        values where Arrow has no type for them; None for rows that cannot be read."""
+        for part in self._rows.parts([name]):
+            if isinstance(part, pa.Table):
+                column = column_of(part, name)
+                if column is not None:
+                    yield column
+                    continue
+                part = all_to_python(part)
+            yield [None if isinstance(r, BadSample) else cell(r, name) for r in part]
 
     @cached_property
     def dataset(self) -> datasets.Dataset | None:
@@ -294,7 +326,7 @@ class SampleSet(Sequence["Sample | Bad"]):
         given = self._rows.dataset()
         if given is not None or datasets_library() is None:
             return given
-        return _build_dataset([self.row(i) for i in range(len(self))], self._rows.columns)
+        return self._built(range(len(self)))
 
     def take(self, indices: Sequence[int] | np.ndarray) -> datasets.Dataset:
         """The rows ``indices`` (any order) as a ``datasets.Dataset``, original columns
@@ -303,48 +335,21 @@ class SampleSet(Sequence["Sample | Bad"]):
         for i in wanted:
             if not 0 <= i < len(self):
                 raise IndexError(f"sample {i} of {len(self)}")
+        own = getattr(self._rows, "take", None)
+        if own is not None and datasets_library() is not None:
+            return own(wanted)
         given = self._rows.dataset()
         if given is not None:
             return given.select(wanted)
         if datasets_library() is None:
             raise RapInputError("take: needs the datasets library: pip install datasets")
-        return _build_dataset([self.row(i) for i in wanted], self._rows.columns)
+        return self._built(wanted)
 
-
-def canonical(values: object) -> bytes:
-    """Values as JSON bytes; image bytes left out, anything odd by its type's name."""
-
-    def other(value: object) -> object:
-        is_image = isinstance(value, (bytes, bytearray, memoryview))
-        return None if is_image else type(value).__name__
-
-    try:
-        return json.dumps(values, default=other, skipkeys=True).encode()
-    except (RecursionError, ValueError):  # nested without end
-        return b"?"
-
-
-def _build_dataset(
-    rows: Sequence[Mapping[str, Any]], columns: Sequence[str]
-) -> datasets.Dataset:
-    """Rows of Python values as a data set. A column whose values have no one Arrow type is
-    written as JSON text, with a warning, because Arrow cannot hold it as it is."""
-    hf = datasets_library()
-    names = list(dict.fromkeys([*columns, *union_of_keys(rows)]))
-    out: dict[str, Any] = {}
-    for name in names:
-        values = [row.get(name) for row in rows]
-        try:
-            hf.Dataset.from_dict({name: values})
-        except (pa.ArrowException, TypeError, ValueError, OverflowError, UnicodeError):
-            warnings.warn(
-                f"column {name!r} mixes types and becomes JSON text",
-                UserWarning,
-                stacklevel=3,
-            )
-            values = [None if v is None else json.dumps(v, default=repr) for v in values]
-        out[name] = values
-    return hf.Dataset.from_dict(out)
+    def _built(self, indices: Sequence[int]) -> datasets.Dataset:
+        """Rows that are not Arrow's, as a data set."""
+        if isinstance(self._rows, JsonlRows):
+            return stream_dataset(lambda: map(self.row, indices), self._rows.columns)
+        return build_dataset([self.row(i) for i in indices], self._rows.columns)
 
 
 def open_samples(
@@ -352,6 +357,7 @@ def open_samples(
     *,
     columns: Mapping[str, str] | None = None,
     root: str | os.PathLike[str] | None = None,
+    allow_network: bool = False,
 ) -> SampleSet:
     """Open a data set.
 
@@ -360,13 +366,16 @@ def open_samples(
         number, or a path: JSONL (image paths relative to its folder), a JSON array, CSV or
         TSV, Parquet in TRL's, verl's or EasyR1's columns, any of these in gzip, a
         ``save_to_disk`` folder, a folder with one such file or with Parquet files, a
-        pattern as in data/train-*.parquet. Files of several splits are refused.
+        pattern as in data/train-*.parquet. Files of several splits are refused. With
+        ``allow_network`` also an URL that fsspec knows (s3://, hf://datasets/...) or the
+        name of a data set on the hub, ORG/NAME or ORG/NAME:SPLIT (``remote``).
     columns: role -> column where detection is wrong, e.g. ``{"question": "q"}``; roles are
         id, question, answer, choices, images, source; ``"a.b"`` is field b of column a;
         ``"a,b"`` are several columns (choices, images); ``""`` says that there is none (id,
         choices, source).
     root: folder that image paths are relative to and must stay in. Default: the data
         file's folder; for objects in memory none, and then images must be bytes.
+    allow_network: fetch what is not on this machine; a line says what.
 
     Ids become text; without an id column they are the row numbers. Every row is read once
     here, to find duplicate ids.
@@ -374,7 +383,11 @@ def open_samples(
     Raises ``RapInputError``: not such a source, unreadable, no column for question, answer
     or images, a wrong name in ``columns``, a duplicate id, no usable row at all.
     """
-    rows, default_root = open_rows(source)
+    ids = [columns["id"]] if columns and columns.get("id") else CANDIDATES["id"]
+    found_at = source
+    if is_url(source) or is_hub_name(source):
+        found_at = fetched(os.fspath(source), allow_network=allow_network)  # type: ignore[call-overload]
+    rows, default_root = open_rows(found_at, keep=[*ids, "split"])
     if not len(rows):
         raise RapInputError(f"{rows.kind}: the data set is empty: 0 rows")
     folder = default_root if root is None else Path(root)
@@ -385,15 +398,22 @@ def open_samples(
         first = f" (first: {bad.message})" if bad is not None else ""
         raise RapInputError(f"{rows.kind}: none of {len(rows)} rows can be read{first}")
     found = _detected(rows, columns)
-    if isinstance(rows, (ArrowRows, DatasetRows)):
-        rows.leave_out(rows.image_columns - set(outer_columns(rows, [found["images"]])))
+    leave_images(rows, found["images"])
     counted = _counted(rows, found, columns or {})
     real = None if folder is None else os.path.realpath(folder)
     samples = SampleSet(rows, found, real, counted)
     if isinstance(source, (str, os.PathLike)):
         samples.path = os.fspath(source)
     samples.given_root = None if root is None else os.fspath(root)
+    samples.given_columns = None if columns is None else dict(columns)
     return samples
+
+
+def leave_images(rows: Rows, used: str | None) -> None:
+    """Never read images that nobody asked for. ``used``: the column of the samples'."""
+    unread = rows.image_columns - set(outer_columns(rows.columns, [used]))
+    if unread:
+        rows.leave_out(unread)
 
 
 def _counted(
@@ -408,24 +428,23 @@ def _counted(
     if given.get("answer_index"):
         return 0
     names = [found["answer"], found["choices"]]
-    cells = (
-        (cell(row, names[0]), cell(row, names[1]))
-        for row in rows.each(outer_columns(rows, names))
-        if not isinstance(row, BadSample)
-    )
-    place = counted_from(cells, found["answer"] or "")
+    try:
+        place = counted_from(_cells(rows, names, COUNTED), found["answer"] or "")
+    except RapInputError:  # as many rows fit this and that: of all rows, too?
+        place = counted_from(_cells(rows, names, len(rows)), found["answer"] or "")
     return 0 if place is None and found.get("answer_index") else place
 
 
-def outer_columns(rows: Rows, names: Iterable[str | None]) -> list[str]:
-    """The columns that ``names`` are read from: of "a.b" a, of "A,B" both."""
-    out: list[str] = []
-    for name in names:
-        if name is None:
-            continue
-        parts = [name] if name in rows.columns else name.split(",")
-        out += [p if p in rows.columns else p.partition(".")[0] for p in parts]
-    return list(dict.fromkeys(out))
+def _cells(rows: Rows, names: Sequence[str | None], most: int) -> Iterator[tuple[Any, Any]]:
+    """The values of two columns in ``most`` rows, evenly spread, or in all."""
+    if len(rows) <= most:
+        each: Iterable[Any] = rows.each(outer_columns(rows.columns, names))
+    else:
+        places = np.linspace(0, len(rows) - 1, most).astype(np.int64).tolist()
+        each = (row_or_bad(rows, i) for i in places)
+    for row in each:
+        if not isinstance(row, BadSample):
+            yield cell(row, names[0]), cell(row, names[1])
 
 
 def _short(text: str, limit: int = 60) -> str:
@@ -448,7 +467,8 @@ def _merged(rows: Rows, most: int | None) -> Mapping[str, Any]:
     """Rows as one: all keys, nested ones too; of chats one that ends with an answer and
     has images, if those of the rows do."""
     merged: dict[str, Any] = {}
-    names = [name for name in rows.columns if name not in rows.image_columns]
+    unread = rows.image_columns | rows.bytes_columns
+    names = [name for name in rows.columns if name not in unread]
     for row in islice(rows.each(names), most):
         if isinstance(row, BadSample):
             continue

@@ -1,7 +1,8 @@
 """The score table, in memory and on disk, and a selection from it, as data.
 
 ``table``: the columns; ``files``: Parquet and JSON, written atomically; ``store``: shards
-that resume; ``records``: rollouts made elsewhere; ``scores``: ``Scores``; ``selected``: a
+that resume; ``claims``, ``shardplan``, ``sealing``: a store that many processes fill;
+``merge``: stores scored apart; ``records``: rollouts made elsewhere; ``scores``: ``Scores``; ``selected``: a
 selection without its views.
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -42,6 +43,28 @@ def look_up(table: np.ndarray, places: np.ndarray) -> np.ndarray:
     for at in range(0, len(places), 2**16):
         found[at : at + 2**16] = table[places[at : at + 2**16]]
     return found
+
+
+def distinct_rows(
+    columns: Sequence[np.ndarray], limit: int = 2**20
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """(a row of each distinct one, which of those each row is equal to), int64; None where
+    the columns, integers >= 0, have too large values to count all that could be there."""
+    key, size = np.zeros(len(columns[0]), np.int64), 1
+    for column in columns:
+        if column.min(initial=0) < 0:
+            return None
+        many = int(column.max(initial=0)) + 1
+        size *= many
+        if size > limit:
+            return None
+        key = key * many + column
+    first = np.full(size, -1)
+    first[key[::-1]] = np.arange(len(key) - 1, -1, -1)  # the last that is put stays
+    there = np.flatnonzero(first >= 0)
+    place = np.empty(size, np.int64)
+    place[there] = np.arange(len(there))
+    return first[there], place[key]
 
 
 def as_fraction(name: str, value: float) -> Fraction:

@@ -9,8 +9,9 @@ Source: arXiv 2506.04755, CDE (what the image changes) and DRM (how hard a sampl
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -21,7 +22,8 @@ import pyarrow.compute as pc
 
 from ..config import TRAIN_GROUP
 from ..errors import RapInputError
-from .columns import exceeds, floats, integers, mask_of, quotient_key
+from .columns import distinct_rows, exceeds, floats, integers, mask_of, quotient_key
+from .learning import value_of_answers, value_of_counts
 from .posterior import Arm, keep_probability
 from .prior import FEATURES, WITH_IMAGE, WITHOUT, features, fit, predict
 from .table import QUARANTINED, SCORE_SCHEMA, SCORED, VOLATILE_COLUMNS
@@ -41,6 +43,9 @@ class Measured:
     ``posterior``: what completions say of the pass rates; None: nothing was graded.
     ``psi_unread``: bool, the attention was not read because ACE need not judge the row.
     ``psi_times``: int64, for how many rows its psi stands in the calibration; None: one.
+    ``first``: where all else is the same for equal counts, a row of each distinct one, and
+    ``back``, which of those each row is equal to; None: no such rows are known.
+    ``value``: what training can learn of it (``rap.scores.learning``), when asked.
     """
 
     d: np.ndarray
@@ -50,10 +55,31 @@ class Measured:
     difficulty: np.ndarray
     enough: np.ndarray
     d_bound: np.ndarray
+    value: Callable[[], np.ndarray]
     counts: tuple[np.ndarray, ...] | None = None
     posterior: Posterior | None = None
     psi_unread: np.ndarray | None = None
     psi_times: np.ndarray | None = None
+    first: np.ndarray | None = None
+    back: np.ndarray | None = None
+
+    def spread(self, first: np.ndarray, back: np.ndarray) -> Measured:
+        """Of rows of which these are the distinct ones: see ``first``."""
+
+        def each(value: Any) -> Any:
+            if isinstance(value, np.ndarray):
+                return value[back]
+            if isinstance(value, tuple):
+                return tuple(map(each, value))
+            if isinstance(value, Posterior):
+                mean1, mean0, keep = map(each, value.arrays)
+                return Posterior(mean1, mean0, keep, value.prior)
+            if callable(value):
+                return lambda: each(value())
+            return value
+
+        made = {f.name: each(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        return Measured(**made | {"first": first, "back": back})
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +92,10 @@ class Posterior:
     mean0: np.ndarray
     keep: np.ndarray
     prior: str
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        return self.mean1, self.mean0, self.keep
 
 
 class Kind:
@@ -120,7 +150,7 @@ class Rollouts(Kind):
         "accurate, and about ten times the sampled tokens of logits"
     )
     graded = True
-    ranks_by = "gain"
+    ranks_by = "posterior"
     short_of = "few_rollouts"
     difficulty_text = "share of the completions with the image that are wrong"
 
@@ -131,6 +161,13 @@ class Rollouts(Kind):
         self, table: pa.Table, *, divergence: str, likelihood: str, threshold: float
     ) -> Measured:
         counts = counts_of(table)
+        few = distinct_rows(counts)
+        if few is None:
+            return self._read(counts, threshold)
+        first, _ = few
+        return self._read(tuple(c[first] for c in counts), threshold).spread(*few)
+
+    def _read(self, counts: tuple[np.ndarray, ...], threshold: float) -> Measured:
         c1, m1, c0, m0 = counts
         both, text_only = (m1 > 0) & (m0 > 0), (m1 == 0) & (m0 > 0)
         number, scale = c1 * m0 - c0 * m1, m1 * m0
@@ -138,6 +175,7 @@ class Rollouts(Kind):
         d = _quotient(number, scale, both)
         difficulty = _quotient(m1 - c1, m1, m1 > 0)
         learn = d * difficulty
+        arm1, arm0 = Arm(c1, m1), Arm(c0, m0)
         return Measured(
             d=d,
             order=quotient_key(d, number, scale),
@@ -146,8 +184,9 @@ class Rollouts(Kind):
             difficulty=difficulty,
             enough=both | text_only,
             d_bound=_quotient(m0 - c0, m0, text_only),
+            value=lambda: value_of_counts(arm1, arm0, d, both),
             counts=counts,
-            posterior=_posterior(Arm(c1, m1), Arm(c0, m0), both, threshold, "uniform"),
+            posterior=_posterior(arm1, arm0, both, threshold, "uniform"),
         )
 
     def rates(self, table: pa.Table) -> list[tuple[str, np.ndarray]]:
@@ -183,8 +222,15 @@ class _Probabilities(Kind):
         d = self._d(table, p1, p0, divergence)
         left = np.nan_to_num(difficulty, nan=0.5)
         learn = d * left * (1.0 if self.signed else 1.0 - left)
-        unknown = np.full(table.num_rows, np.nan)
-        return Measured(d, d, learn, learn, difficulty, ~np.isnan(d), unknown)
+        unknown, known = np.full(table.num_rows, np.nan), ~np.isnan(d)
+        return Measured(
+            *(d, d, learn, learn, difficulty, known, unknown),
+            value=lambda: value_of_answers(p1, self._moved(table, d), known),
+        )
+
+    def _moved(self, table: pa.Table, d: np.ndarray) -> np.ndarray:
+        """Nats by which the image moves the prediction."""
+        return floats(table["js"])
 
     def _d(
         self, table: pa.Table, p1: np.ndarray, p0: np.ndarray, divergence: str
@@ -241,6 +287,9 @@ class Logits(_Probabilities):
     ) -> np.ndarray:
         return floats(table[divergence])
 
+    def _moved(self, table: pa.Table, d: np.ndarray) -> np.ndarray:
+        return d
+
 
 class Cascade(Kind):
     """p(answer) of every sample, completions of those that can still be kept.
@@ -294,6 +343,12 @@ class Cascade(Kind):
         d = found.mean1 - found.mean0
         mixed = (c1 > 0) & (c1 < m1)
         unknown = np.full(table.num_rows, np.nan)
+
+        def value() -> np.ndarray:
+            sampled = value_of_counts(arm1, arm0, d, drawn)
+            js = floats(table["js"])
+            return np.where(drawn, sampled, value_of_answers(q1, js, enough, untried=True))
+
         return Measured(
             d=d,
             order=d,
@@ -302,6 +357,7 @@ class Cascade(Kind):
             difficulty=np.where(drawn, _quotient(m1 - c1, m1, drawn), 1.0 - found.mean1),
             enough=enough,
             d_bound=unknown,
+            value=value,
             posterior=found,
             psi_unread=enough & ~mixed,
             psi_times=_psi_times(table),

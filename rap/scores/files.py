@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import RapStoreError
+from .owner import tmp_name
 from .table import SCHEMA_VERSION
 
 _NOTE = b"rap.note"
@@ -41,7 +42,7 @@ def write_atomic(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
     ``fill`` writes into the open file. Raises ``RapStoreError`` (with ``errno``) if the
     disk refuses; the temporary file is gone then, and an older ``path`` untouched.
     """
-    tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    tmp = path.with_name(tmp_name(path.name))
     try:
         with open(tmp, "wb") as file:
             fill(file)

@@ -25,9 +25,11 @@ _open_here: set[str] = set()
 
 
 class Lock:
-    """The right to write into a folder, held until ``release`` or the process ends."""
+    """The right to write into a folder, held until ``release`` or the process ends.
+    ``required``: refuse a file system that has no locks; without, whoever asks has its
+    right by other means (``claims``)."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, required: bool = True) -> None:
         self.key = os.path.realpath(folder)
         self.path = folder / "lock"
         self.pid = os.getpid()
@@ -38,7 +40,7 @@ class Lock:
         except OSError as error:
             raise store_error(f"{folder}: cannot be written to", error) from error
         try:
-            fcntl.lockf(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock(required)
             owner = {"pid": self.pid, "host": socket.gethostname(), "since": _now()}
             os.ftruncate(self.handle, 0)
             os.pwrite(self.handle, json.dumps(owner).encode(), 0)
@@ -47,6 +49,13 @@ class Lock:
             os.close(self.handle)
             raise refused from error
         _open_here.add(self.key)
+
+    def _lock(self, required: bool) -> None:
+        try:
+            fcntl.lockf(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if required or error.errno not in _NO_LOCKS:
+                raise
 
     def _refused(self, folder: Path, error: OSError) -> RapStoreError:
         if error.errno in (errno.EACCES, errno.EAGAIN):

@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -26,9 +28,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import RapInputError
+from ..samples.ids import Ids
 from ..samples.images import read_bytes
+from ..samples.remote import is_hub_name, is_url
 from ..samples.sample import Bad, BadSample, Sample, sample_sha256
 from ..samples.sampleset import SampleSet, open_samples
+from ..samples.text import taken
+from .columns import mask_of
+from .reader import Reader, as_reader
 from .table import SCORED
 
 TEXT_COLUMN = "text_sha256"
@@ -52,13 +59,18 @@ def describe(samples: SampleSet) -> dict[str, Any]:
     the folder of the images if one was given."""
     return {
         "path": samples.path,
-        "absolute": None if samples.path is None else os.path.abspath(samples.path),
+        "absolute": _absolute(samples.path),
         "kind": samples.kind,
         "content_sha256": samples.content_sha256,
         "rows": len(samples),
         "columns": dict(samples.columns),
         "root": None if samples.given_root is None else samples.root,
     }
+
+
+def _absolute(path: str | None) -> str | None:
+    elsewhere = path is None or is_url(path) or is_hub_name(path)
+    return path if elsewhere else os.path.abspath(path)  # type: ignore[type-var]
 
 
 def rows_of_all(
@@ -127,11 +139,11 @@ class Found:
     ``why``: {position in ``rows``: why there is none}."""
 
     rows: np.ndarray
-    why: Mapping[int, str]
+    why: dict[int, str]
 
 
 def match(
-    table: pa.Table,
+    table: pa.Table | Reader,
     samples: SampleSet,
     *,
     data: Mapping[str, Any] | None = None,
@@ -149,7 +161,7 @@ def match(
     """
     found = find(table, samples, data=data, rows=rows)
     if found.why:
-        some = [found.why[at] for at in list(found.why)[:SHOWN]]
+        some = [found.why[at] for at in sorted(found.why)[:SHOWN]]
         more = "; ..." if len(found.why) > SHOWN else ""
         raise RapInputError(
             f"{len(found.why)} of {len(found.rows)} selected samples are not in the data "
@@ -160,22 +172,61 @@ def match(
 
 
 def find(
-    table: pa.Table,
+    table: pa.Table | Reader,
     samples: SampleSet,
     *,
     data: Mapping[str, Any] | None = None,
     rows: Sequence[int] | np.ndarray | None = None,
 ) -> Found:
-    """As ``match``, but what is not there is told and not raised."""
+    """As ``match``, but what is not there is told and not raised.
+
+    No sample is parsed where the hash of the whole data set says that it is as it was, and
+    where that hash counts the images, too, as far as they lie in the rows."""
+    reader = as_reader(table)
     hashes = ("sample_sha256", "image_sha256", TEXT_COLUMN)
-    names = ["id", "index", *(name for name in hashes if name in table.column_names)]
-    wanted = table.select(names)
-    if rows is not None:
-        wanted = wanted.take(pa.array(rows, pa.int64()))
-    judged = [_Judged.of(row) for row in wanted.to_pylist()]
-    numbered = samples.columns["id"] is None or _numbered(table, data)
-    look = _by_content if numbered else _by_id
-    return look(judged, samples, data, table.num_rows)
+    names = ["id", "index", *(name for name in hashes if name in reader.schema.names)]
+    if rows is None:
+        wanted = reader.read(names)
+    else:
+        wanted = reader.take(np.asarray(rows, np.int64), names)
+    content = (data or {}).get("content_sha256")
+    same = content is not None and content == samples.content_sha256
+    found = Found(np.full(wanted.num_rows, -1, np.int64), {})
+    left = _unchanged(wanted, samples, found) if same else np.arange(wanted.num_rows)
+    if not left.size:
+        return found
+    numbered = samples.columns["id"] is None or _numbered(reader, data)
+    if numbered:
+        unknown = content is None and len(samples) == reader.num_rows  # an old selection
+        _by_content(wanted, left, samples, found, same=same, unknown=unknown)
+    else:
+        _by_id(wanted, left, samples, found)
+    return found
+
+
+def _unchanged(wanted: pa.Table, samples: SampleSet, found: Found) -> np.ndarray:
+    """Fill in the rows of a data set that is as it was; positions that are still to be
+    looked at. Samples that were never hashed could not be used."""
+    hashes = [wanted[n] for n in ("sample_sha256", TEXT_COLUMN) if n in wanted.column_names]
+    if not (samples.content_counts_images and hashes):
+        return np.arange(wanted.num_rows)
+    hashed = ~np.logical_and.reduce([h.is_null().to_numpy() for h in hashes])
+    index = wanted["index"].to_numpy()
+    at = np.flatnonzero(hashed & (index >= 0) & (index < len(samples)))
+    if samples.columns["id"] is not None:
+        known = taken(samples.id_column, index[at])
+        at = at[pc.equal(known, taken(wanted["id"], at)).to_numpy()]
+    found.rows[at] = index[at]
+    return np.flatnonzero(found.rows < 0)
+
+
+def _read(wanted: pa.Table, positions: np.ndarray) -> Iterator[tuple[int, _Judged]]:
+    """(position, sample) of these rows; they are Python values for a moment only."""
+    for start in range(0, len(positions), 1024):
+        some = positions[start : start + 1024]
+        rows = pa.table([taken(c, some) for c in wanted.columns], names=wanted.column_names)
+        for at, row in zip(some.tolist(), rows.to_pylist(), strict=True):
+            yield at, _Judged.of(row)
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,94 +287,92 @@ def is_sample(row: Mapping[str, Any], item: Sample | Bad, *, files: bool) -> boo
     return one.hashed and one.differs(item, files=files) is None
 
 
-def _numbered(table: pa.Table, data: Mapping[str, Any] | None) -> bool:
+def _numbered(table: Reader, data: Mapping[str, Any] | None) -> bool:
     """The table's ids are row numbers: they say where a sample stood, not which it is."""
     if data is not None and data.get("columns"):
         return data["columns"].get("id") is None
-    return table["id"].to_pylist() == [str(i) for i in table["index"].to_pylist()]
+    return all(
+        pc.all(pc.equal(batch["id"], batch["index"].cast(pa.string()))).as_py()
+        for batch in table.batches(["id", "index"])
+    )
 
 
-def _by_id(judged: Sequence[_Judged], samples: SampleSet, data: Any, n: int) -> Found:
-    known = samples.ids
-    place = {name: i for i, name in enumerate(known)}
-    rows, why = np.full(len(judged), -1, np.int64), {}
-    for at, one in enumerate(judged):
-        row = place.get(one.id)
-        if row is None:
-            why[at] = _not_there(one, known)
+def _by_id(
+    wanted: pa.Table, positions: np.ndarray, samples: SampleSet, found: Found
+) -> None:
+    places = samples.rows_of(taken(wanted["id"], positions)).tolist()
+    for (at, one), row in zip(_read(wanted, positions), places, strict=True):
+        if row < 0:
+            found.why[at] = _not_there(one, samples)
         elif (reason := one.differs(samples[row], files=False)) is not None:
-            why[at] = reason
+            found.why[at] = reason
         else:
-            rows[at] = row
-    return Found(rows, why)
+            found.rows[at] = row
 
 
-def _not_there(one: _Judged, known: Sequence[str]) -> str:
-    there = repr(known[one.index][:80]) if 0 <= one.index < len(known) else "not there"
+def _not_there(one: _Judged, samples: SampleSet) -> str:
+    known = 0 <= one.index < len(samples)
+    there = repr(samples.id_of(one.index)[:80]) if known else "not there"
     return f"row {one.index} was {one.id[:80]!r} and is {there}"
 
 
-def _by_content(judged: Sequence[_Judged], samples: SampleSet, data: Any, n: int) -> Found:
-    """Where a sample stood is the first guess. It is right if the whole data set is the
-    same, or if the sample's hash with its image bytes says so. Else all are searched."""
-    content = (data or {}).get("content_sha256")
-    same = content is not None and content == samples.content_sha256
-    unknown = content is None and len(samples) == n  # an old selection
-    known = samples.ids
-    rows, why = np.full(len(judged), -1, np.int64), {}
-    for at, one in enumerate(judged):
-        if not 0 <= one.index < len(samples):
-            why[at] = _not_there(one, known)
-        elif not (one.hashed or same or unknown):
-            why[at] = f"row {one.index} has no id, and nothing else tells which it was"
-        elif (reason := one.differs(samples[one.index], files=not same)) is not None:
-            why[at] = reason
-        elif one.sample is None and not (same or unknown):
-            why[at] = f"row {one.index} has no id: its text alone is not unique"
-        else:
-            rows[at] = one.index
-    lost = [at for at in why if judged[at].hashed]
-    if lost:
-        _search(judged, lost, samples, rows, why)
-    return Found(rows, why)
-
-
-def _search(
-    judged: Sequence[_Judged],
-    lost: Sequence[int],
+def _by_content(
+    wanted: pa.Table,
+    positions: np.ndarray,
     samples: SampleSet,
-    rows: np.ndarray,
-    why: dict[int, str],
+    found: Found,
+    *,
+    same: bool,
+    unknown: bool,
 ) -> None:
-    """Look for ``lost`` in all rows that nobody else is; fills in ``rows`` and ``why``.
-    A text that stands for several samples is no evidence, equal samples are the same."""
-    taken = set(rows[rows >= 0].tolist())
-    free = [i for i in range(len(samples)) if i not in taken]
-    by_sample = any(judged[at].sample is not None for at in lost)
+    """Where a sample stood is the first guess. It is right if the whole data set is the
+    ``same``, or if the sample's hash with its image bytes says so. Else all are searched.
+    ``unknown``: nothing tells whether it is the same."""
+    lost: dict[int, _Judged] = {}
+    for at, one in _read(wanted, positions):
+        if not 0 <= one.index < len(samples):
+            found.why[at] = _not_there(one, samples)
+        elif not (one.hashed or same or unknown):
+            found.why[at] = (
+                f"row {one.index} has no id, and nothing else tells which it was"
+            )
+        elif (reason := one.differs(samples[one.index], files=not same)) is not None:
+            found.why[at] = reason
+        elif one.sample is None and not (same or unknown):
+            found.why[at] = f"row {one.index} has no id: its text alone is not unique"
+        else:
+            found.rows[at] = one.index
+        if at in found.why and one.hashed:
+            lost[at] = one
+    if lost:
+        _search(lost, samples, found)
+
+
+def _search(lost: Mapping[int, _Judged], samples: SampleSet, found: Found) -> None:
+    """Look for ``lost`` in all rows that nobody else is. A text that stands for several
+    samples is no evidence, equal samples are the same."""
+    free = np.ones(len(samples), bool)
+    free[found.rows[found.rows >= 0]] = False
+    by_sample = any(one.sample is not None for one in lost.values())
+    asked = Counter(one.text or "" for one in lost.values())
+    wanted = {one.sample or one.text or "" for one in lost.values()}
     there: dict[str, list[int]] = {}
-    for i in free:
-        for key in _keys(samples[i], by_sample):
-            there.setdefault(key, []).append(i)
-    asked: dict[str, int] = {}
-    for at in lost:
-        text = judged[at].text or ""
-        asked[text] = asked.get(text, 0) + 1
-    for at in lost:
-        one = judged[at]
+    for i in np.flatnonzero(free):
+        for key in wanted.intersection(_keys(samples[int(i)], by_sample)):
+            there.setdefault(key, []).append(int(i))
+    for at, one in lost.items():
         places = there.get(one.sample or one.text or "", [])
         unique = one.sample is not None or (len(places) == 1 and asked[one.text or ""] == 1)
         if places and unique:
-            rows[at] = places.pop(0)
-            del why[at]
+            found.rows[at] = places.pop(0)
+            del found.why[at]
 
 
-def _keys(item: Sample | Bad, by_sample: bool) -> Iterable[str]:
+def _keys(item: Sample | Bad, by_sample: bool) -> set[str]:
     if isinstance(item, Bad):
-        return ()
-    if not by_sample:
-        return (text_sha256(item),)
-    full = hashes_of(item)
-    return (text_sha256(item),) if full is None else (text_sha256(item), full[0])
+        return set()
+    full = hashes_of(item) if by_sample else None
+    return {text_sha256(item)} if full is None else {text_sha256(item), full[0]}
 
 
 def hashes_of(sample: Sample) -> tuple[str, str] | None:
@@ -350,37 +399,50 @@ def bare_rows(table: pa.Table, source: Any, rows: np.ndarray) -> np.ndarray | No
         return None
     wanted = table.select(["id", "index"]).take(pa.array(rows, pa.int64()))
     if "id" in getattr(source, "column_names", ()):
-        place = {str(name): i for i, name in enumerate(source["id"])}
-        found = [place.get(name, -1) for name in wanted["id"].to_pylist()]
-        return None if -1 in found else np.asarray(found, np.int64)
+        known = pa.chunked_array(_texts_of(source["id"]), pa.string())
+        rows = Ids(len(known), known).rows_of(wanted["id"])
+        return None if (rows < 0).any() else rows
     if len(source) != table.num_rows:
         return None
     return wanted["index"].to_numpy()
 
 
+def _texts_of(values: Iterable[Any]) -> Iterator[pa.Array]:
+    """``str`` of each value."""
+    if isinstance(values, (pa.Array, pa.ChunkedArray)):
+        values = (value.as_py() for value in values)
+    rest = iter(values)
+    while some := list(islice(rest, 1024)):
+        yield pa.array([str(value) for value in some], pa.string())
+
+
 # ---------------------------------------------------------------- other uses of the hashes
 
 
-def identities(samples: SampleSet) -> dict[str, list[str | None]]:
+def identities(samples: SampleSet) -> dict[str, pa.ChunkedArray]:
     """Columns that tell samples apart where no model hashed them: ``text_sha256``, and
     ``sample_sha256`` and ``image_sha256`` where the images lie in the rows, or where a row
     has no id of its own and nothing else would tell it apart (one pass over the images)."""
-    columns: dict[str, list[str | None]] = {
-        TEXT_COLUMN: [],
-        "sample_sha256": [],
-        "image_sha256": [],
-    }
+    names = (TEXT_COLUMN, "sample_sha256", "image_sha256")
     read_files = samples.columns["id"] is None
-    for item in samples:
-        full = text = None
-        if isinstance(item, Sample):
-            text = text_sha256(item)
-            if read_files or all(ref.data is not None for ref in item.images):
-                full = hashes_of(item)
-        columns[TEXT_COLUMN].append(text)
-        columns["sample_sha256"].append(None if full is None else full[0])
-        columns["image_sha256"].append(None if full is None else full[1])
-    return columns
+    parts: dict[str, list[pa.Array]] = {name: [] for name in names}
+    for start in range(0, len(samples), 1024):
+        stop = min(start + 1024, len(samples))
+        found = [_identity(samples[i], read_files) for i in range(start, stop)]
+        for name, values in zip(names, zip(*found, strict=True), strict=True):
+            parts[name].append(pa.array(values, pa.string()))
+    return {name: pa.chunked_array(arrays, pa.string()) for name, arrays in parts.items()}
+
+
+def _identity(
+    item: Sample | Bad, read_files: bool
+) -> tuple[str | None, str | None, str | None]:
+    if isinstance(item, Bad):
+        return None, None, None
+    full = None
+    if read_files or all(ref.data is not None for ref in item.images):
+        full = hashes_of(item)
+    return text_sha256(item), *(full or (None, None))
 
 
 def require_equal(here: pa.Table, there: pa.Table) -> None:
@@ -390,10 +452,11 @@ def require_equal(here: pa.Table, there: pa.Table) -> None:
     for name in ("sample_sha256", TEXT_COLUMN):
         if name not in here.column_names or name not in there.column_names:
             continue
-        pairs = zip(here[name].to_pylist(), there[name].to_pylist(), strict=True)
-        other = [i for i, (a, b) in enumerate(pairs) if a and b and a != b]
-        if other:
-            first = here["id"][other[0]].as_py()
+        a, b = here[name], there[name]
+        known = pc.and_(pc.not_equal(a, ""), pc.not_equal(b, ""))
+        other = np.flatnonzero(mask_of(pc.and_(known, pc.not_equal(a, b))))
+        if other.size:
+            first = here["id"][int(other[0])].as_py()
             raise RapInputError(
                 f"{len(other)} of {here.num_rows} samples are others in the new scores "
                 f"(question, answer, choices or images), {first[:80]!r} among them"

@@ -48,6 +48,21 @@ Find = Callable[[Sequence[Mapping[str, Any]], Sequence[str] | None], Sequence[in
 set's row that each still is, -1 where there is none."""
 
 
+DATA = {"fingerprint.dataset", "n_samples"}
+"""What may be another where rows are reused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reuse:
+    """How a store finds out what another data set has in common with its own.
+
+    ``find``: see ``Find``. ``same``: whether a data set's hash in an older store's header
+    is that of this very data set."""
+
+    find: Find
+    same: Callable[[object], bool]
+
+
 @dataclass(frozen=True, slots=True)
 class Kept:
     """One sample as it was scored. ``inputs``, ``groups``: as ``ScoreStore.write`` has them

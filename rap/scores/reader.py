@@ -19,8 +19,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import RapStoreError
+from ..samples.text import taken
 from .files import store_error, verified_in_place
-from .text import taken
 
 if TYPE_CHECKING:
     from .shards import Shards

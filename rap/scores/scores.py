@@ -7,7 +7,7 @@ A checked ``SCORE_SCHEMA`` table in data-set order. What its rows say is read by
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from ..errors import RapConfigError, RapInputError, RapStoreError
 from ..samples.sampleset import SampleSet, open_samples
+from ..samples.text import as_strings, flat, hash64, repeated, taken
 from .columns import as_fraction, integers
 from .completions import Completions, ReadCompletions, StoredCompletions
 from .files import ROW_GROUP, write_parts
@@ -36,7 +37,6 @@ from .readings import evidence_of
 from .records import count_rollouts, keep_rows, read_rollouts
 from .store import ScoreStore
 from .table import SCHEMA_VERSION, SCORE_SCHEMA, filled
-from .text import as_strings, flat, hash64, repeated, taken
 
 PAPER_LAMBDA_C = 0.5
 """The paper's threshold on D, for accuracies."""
@@ -246,11 +246,10 @@ def _with_identities(table: pa.Table, samples: SampleSet) -> pa.Table:
     """The table with what tells its samples apart (``match.identities``)."""
     for name, values in identities(samples).items():
         at = table.schema.get_field_index(name)
-        column = pa.array(values, pa.string())
         if at < 0:
-            table = table.append_column(name, column)
+            table = table.append_column(name, values)
         else:
-            table = table.set_column(at, name, column)
+            table = table.set_column(at, name, values)
     return table
 
 
@@ -402,17 +401,32 @@ def _of_dataset(scores: Scores, name: str) -> pa.Array | None:
         rows = rows_of_all(table, data, data=about)
     else:
         rows = scores.reader.read(["index"])["index"].to_numpy()
+    if isinstance(data, SampleSet):
+        return _of_samples(data, name, rows)
     if hasattr(data, "row"):
         from ..samples.parsing import cell
 
-        values = [None if i < 0 else cell(data.row(i), name) for i in rows.tolist()]
-    elif name in known:
-        return _of_datasets(data, name, rows)
-    else:
-        return None
+        values = (None if i < 0 else cell(data.row(i), name) for i in rows.tolist())
+        return flat(_one_type(name, [values]))
+    return _of_datasets(data, name, rows) if name in known else None
+
+
+def _of_samples(samples: SampleSet, name: str, rows: np.ndarray) -> pa.Array:
+    """A column of the data set at ``rows``, -1 for none."""
+    column = _one_type(name, samples.values(name))
+    at = pa.array(rows, mask=rows < 0)
+    if pa.types.is_string(column.type):
+        column = column.cast(pa.large_string())  # take joins the chunks
+    return flat(column.take(at))
+
+
+def _one_type(name: str, parts: Iterable[Any]) -> pa.ChunkedArray:
+    """Arrow arrays and Python values as one column. Raises ``RapConfigError``."""
     try:
-        return pa.array(values)
-    except pa.ArrowException as error:
+        found = [p if isinstance(p, pa.ChunkedArray) else pa.array(p) for p in parts]
+        tables = [pa.table({"": column}) for column in found]
+        return pa.concat_tables(tables, promote_options="permissive")[""]
+    except (pa.ArrowException, TypeError) as error:
         raise RapConfigError(f"by = {name!r}: the column mixes types: {error}") from error
 
 

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import RapInputError
+from ..samples.text import flat, taken
 from .columns import as_fraction
 from .completions import ReadCompletions
 from .files import make_folder, write_atomic
@@ -29,7 +30,6 @@ from .match import as_samples, bare_rows, described_again, find, match, reopen
 from .reader import Lazily, Without
 from .scores import PAPER_LAMBDA_C, TO_MATCH, diagnose, write_saved
 from .table import VOLATILE_COLUMNS
-from .text import flat, taken
 
 if TYPE_CHECKING:
     from ..samples.sampleset import SampleSet
@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     from .match import Found
     from .reader import Reader
 
-KEPT = ("kept_cognitive", "kept_replacement")
+KEPT = ("kept_cognitive", "kept_replacement", "kept_guard")
+ALWAYS_SHOWN = KEPT[:2]
+"""Reasons that a summary names also where no sample has them."""
 DROPPED = (
     "dropped_unsolved",
     "dropped_attention_biased",
@@ -194,11 +196,11 @@ class Selected:
         there or not as it was scored (``scores.match``)."""
         rows = np.flatnonzero(self.kept) if rows is None else rows
         samples = self.require_samples() if samples is None else samples
-        return match(self.to_match(), samples, data=self.settings.get("data"), rows=rows)
+        return match(self.reader, samples, data=self.settings.get("data"), rows=rows)
 
     def find(self, samples: SampleSet, rows: Sequence[int] | np.ndarray) -> Found:
         """``match``, but what is not there is told and not raised."""
-        return find(self.to_match(), samples, data=self.settings.get("data"), rows=rows)
+        return find(self.reader, samples, data=self.settings.get("data"), rows=rows)
 
     @cached_property
     def rows(self) -> np.ndarray:

@@ -71,6 +71,10 @@ class Shards:
         start = k * self.shard_size
         return range(start, min(start + self.shard_size, self.n_samples))
 
+    def is_whole(self, k: int) -> bool:
+        """Whether shard ``k`` is there."""
+        return self._whole(k)
+
     def missing(self) -> list[int]:
         """Numbers of the shards that are not there (whole), ascending."""
         return [k for k in range(self.n_shards) if not self._whole(k)]
@@ -121,6 +125,15 @@ class Shards:
         path = self._scores(k)
         data, note, digest = self._verified_shard(path, k, "score shard")
         return columns_of(path, data, names), digest, note["rollouts"]
+
+    def files_of(self, k: int) -> dict[str, bytes]:
+        """{name: bytes} of shard ``k``, rollouts first. Errors as for ``read_shard``."""
+        data, note, _ = self._verified_shard(self._scores(k), k, "score shard")
+        found = {}
+        if note["rollouts"] is not None:
+            path = self._rollouts(k)
+            found[path.name] = self._verified_rollouts(k, note["rollouts"])
+        return found | {self._scores(k).name: data}
 
     def read_rollouts(self) -> pa.Table | None:
         """All rollouts of the finished shards, in data-set order; None if none exist.

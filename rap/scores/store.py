@@ -12,6 +12,7 @@ A folder::
     *.parquet.old           a shard that is being scored again; goes when it is
     *.corrupt               what was found damaged or foreign, set aside
     .*.tmp                  a write in progress; leftovers go at the next open
+    plan.json, claims/      while many processes fill it (``shardplan``, ``claims``)
 
 Shard k holds the rows with index ``shard_range(k)``. Its rollouts are written before
 its scores, and the scores name the digest of their rollouts: a scores shard implies its
@@ -33,19 +34,16 @@ import dataclasses
 import json
 import os
 import re
-import warnings
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import RapConfigError, RapStoreError
 from .completions import StoredCompletions
+from .drawn import DRAWN_COLUMNS, Drawn
 from .files import (
     NO_FSYNC,
     OtherVersionError,
@@ -57,90 +55,19 @@ from .files import (
 )
 from .fingerprint import as_json, in_words, other_run
 from .lock import Lock
-from .previous import Find, Kept, Previous
-from .shards import PARTIAL_SCHEMA, Partial, Shards, columns_of, read_header
-from .table import ROLLOUT_SCHEMA, SCHEMA_VERSION, SCORE_SCHEMA
+from .owner import stale_tmps
+from .previous import DATA, Reuse
+from .shardplan import have_alone
+from .shards import Partial, columns_of, read_header
+from .table import SCHEMA_VERSION, SCORE_SCHEMA
+from .writer import Shard, ShardWriter, old
 
 _SHARD = re.compile(r"(scores|rollouts|partial)-(\d{5,})\.parquet")
-_TMP = re.compile(r"\..*\.tmp")
+_TMP_AGE = 3600.0
+"""Seconds after which a temporary file of another machine is left over."""
 
 
-DATA = {"fingerprint.dataset", "n_samples"}
-"""What may be another where rows are reused."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reuse:
-    """How a store finds out what another data set has in common with its own.
-
-    ``find``: see ``previous.Find``. ``same``: whether a data set's hash in an older store's
-    header is that of this very data set."""
-
-    find: Find
-    same: Callable[[object], bool]
-
-
-@dataclass(frozen=True, slots=True)
-class Sampled:
-    """Completions of one arm: the samples that have some, how many they are, how many of
-    them have tokens, and all their tokens."""
-
-    samples: int = 0
-    rollouts: int = 0
-    counted: int = 0
-    tokens: int = 0
-
-    @classmethod
-    def of(cls, rollouts: pa.Table, arm: str) -> Sampled:
-        own = rollouts.filter(pc.equal(rollouts["arm"], arm))
-        token_ids = own["token_ids"]
-        return cls(
-            samples=pc.count_distinct(own["index"]).as_py(),
-            rollouts=own.num_rows,
-            counted=len(token_ids) - token_ids.null_count,
-            tokens=pc.sum(pc.list_value_length(token_ids)).as_py() or 0,
-        )
-
-    def __add__(self, other: Sampled) -> Sampled:
-        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
-        return Sampled(*(a + b for a, b in pairs))
-
-
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    """Completions with the ``image``, and with the ``text`` alone."""
-
-    image: Sampled = field(default_factory=Sampled)
-    text: Sampled = field(default_factory=Sampled)
-
-    @classmethod
-    def of(cls, rollouts: pa.Table) -> Drawn:
-        """``rollouts``: with the columns ``DRAWN_COLUMNS``."""
-        return cls(*(Sampled.of(rollouts, arm) for arm in ("image", "counterfactual")))
-
-    @property
-    def rollouts(self) -> int:
-        return self.image.rollouts + self.text.rollouts
-
-    def __add__(self, other: Drawn) -> Drawn:
-        return Drawn(self.image + other.image, self.text + other.text)
-
-
-DRAWN_COLUMNS = ("index", "arm", "token_ids")
-
-
-@dataclass(frozen=True, slots=True)
-class _Shard:
-    """What a writer knows of a finished shard. ``rollouts``: their digest. ``table``: the
-    scores, if they were read at ``open``."""
-
-    table: pa.Table | None
-    rollouts: str | None
-    tally: dict[str, int]
-    drawn: Drawn
-
-
-class ScoreStore(Shards):
+class ScoreStore(ShardWriter):
     """Shards of scores in a folder; see the module's docstring.
 
     ``open`` to write (holds the lock until ``close``), ``load`` to read. Attributes:
@@ -152,11 +79,9 @@ class ScoreStore(Shards):
         self, path: Path, header: Mapping[str, Any], lock: Lock | None = None
     ) -> None:
         super().__init__(path, header)
-        self.warnings: list[str] = []
         self._lock = lock
-        self._done: dict[int, _Shard] = {}
+        self._done: dict[int, Shard] = {}
         self._parts: dict[int, Partial] = {}
-        self._previous = Previous(path)
 
     @classmethod
     def open(
@@ -168,6 +93,7 @@ class ScoreStore(Shards):
         *,
         data: Mapping[str, Any] | None = None,
         reuse: Reuse | None = None,
+        shared: bool = False,
     ) -> ScoreStore:
         """Open to write, or make, a store; a context manager that holds the lock.
 
@@ -177,6 +103,9 @@ class ScoreStore(Shards):
         ``reuse``: what makes another data set welcome: where nothing else differs and it
         has a sample in common with the store, the old shards move to ``previous/`` and
         ``reused`` gives their rows back. None: another data set is refused.
+        ``shared``: the caller holds the claim to plan or to seal the store; its plan stays,
+        and a file system without locks will do. Else a store on which workers are at work
+        is refused, and the plan of others is void.
 
         Every shard's bytes are verified, and read only this once: a writer keeps the score
         tables that it found. One that is damaged, cut off, empty or of other
@@ -199,8 +128,10 @@ class ScoreStore(Shards):
             header["data"] = as_json(data)
         folder = Path(path)
         make_folder(folder)
-        lock = Lock(folder)
+        lock = Lock(folder, required=not shared)
         try:
+            if not shared:
+                have_alone(folder)
             store = cls(folder, header, lock)
             store._start(header, reuse)
         except BaseException:
@@ -234,87 +165,13 @@ class ScoreStore(Shards):
         """Numbers of the shards of which ``partial`` has something, ascending."""
         return super().parts() if self._lock is None else sorted(self._parts)
 
-    def write(
-        self,
-        k: int,
-        scores: pa.Table,
-        rollouts: pa.Table | None = None,
-        *,
-        tally: Mapping[str, int] | None = None,
-        rows: Mapping[str, list[Any]] | None = None,
-    ) -> None:
-        """Write shard ``k``, its rollouts first; when this returns it survives power
-        loss. What was there of it before (whole, partial) is replaced.
-
-        ``scores``: SCORE_SCHEMA, one row per index of ``shard_range(k)``, in order.
-        ``rollouts``: ROLLOUT_SCHEMA with indices of that range, or None if none exist.
-        ``tally``: counts that ``tally(k)`` gives back.
-        ``rows``: what to know of each row where it is reused, lists of JSON values:
-        ``inputs`` (a hash of what else it was scored from), ``groups`` (its part of tally).
-        Raises ``RapStoreError``; what was there before is intact then. ``ValueError``
-        for rows that are not this shard's.
-        """
-        wanted = self._writable(k)
-        scores = scores.cast(SCORE_SCHEMA)
-        if scores["index"].to_pylist() != list(wanted):
-            raise ValueError(f"shard {k} needs the rows {wanted}, in order")
-        note = self._note(k)
-        digest, drawn = None, Drawn()
-        if rollouts is not None:
-            rollouts = rollouts.cast(ROLLOUT_SCHEMA)
-            if not set(rollouts["index"].unique().to_pylist()) <= set(wanted):
-                raise ValueError(f"shard {k} holds rollouts of {wanted} only")
-            drawn = Drawn.of(rollouts)
-            digest = write_parquet(
-                self._rollouts(k), rollouts, note | {"kind": "rollout shard"}
-            )
-        note |= {"kind": "score shard", "rollouts": digest, "tally": dict(tally or {})}
-        note |= {"rows": dict(rows)} if rows else {}
-        write_parquet(self._scores(k), scores, note)
-        self._done[k] = _Shard(None, digest, note["tally"], drawn)
-        self._remove(self._partial(k))
-        self._remove(_old(self._scores(k)))
-        self._parts.pop(k, None)
-
-    def write_partial(
-        self,
-        k: int,
-        scores: pa.Table,
-        rollouts: pa.Table | None = None,
-        *,
-        tally: Mapping[str, int] | None = None,
-        rows: Mapping[str, list[Any]] | None = None,
-    ) -> None:
-        """Keep the first rows of shard ``k``, which is not whole yet; replaces what was
-        kept of it before. Arguments and errors as for ``write``, but ``scores`` may end
-        early, and ``rollouts`` must be in the order of the rows."""
-        wanted = list(self._writable(k))
-        scores = scores.cast(SCORE_SCHEMA)
-        index = scores["index"].to_pylist()
-        if k in self._done or not index or index != wanted[: len(index)]:
-            raise ValueError(f"shard {k}: not the first rows of a shard in progress")
-        rollouts = ROLLOUT_SCHEMA.empty_table() if rollouts is None else rollouts
-        rollouts = rollouts.cast(ROLLOUT_SCHEMA).combine_chunks()
-        of = rollouts["index"].to_numpy()
-        ends = np.searchsorted(of, [*index, index[-1] + 1])
-        if (np.diff(of) < 0).any() or ends[0] != 0 or ends[-1] != len(of):
-            raise ValueError(f"shard {k}: rollouts that are not of its rows, in order")
-        flat = pa.concat_arrays(rollouts.to_struct_array().chunks or [_NO_ROLLOUTS])
-        nested = pa.ListArray.from_arrays(pa.array(ends, pa.int32()), flat)
-        table = scores.append_column(PARTIAL_SCHEMA.field("rollouts"), nested)
-        note = self._note(k) | {"kind": "partial shard", "tally": dict(tally or {})}
-        note |= {"rows": dict(rows)} if rows else {}
-        write_parquet(self._partial(k), table, note)
-        kept = rollouts if rollouts.num_rows else None
-        self._parts[k] = Partial(scores, kept, note["tally"], note.get("rows") or {})
-
     def redo(self, k: int) -> None:
         """Have shard ``k`` scored again: it is ``missing()`` from now on, also after a
         restart. Its old file stays beside it, as ``.old``, until ``write`` replaces it."""
         self._writable(k)
         try:
             if self._scores(k).exists():
-                os.replace(self._scores(k), _old(self._scores(k)))
+                os.replace(self._scores(k), old(self._scores(k)))
         except OSError as error:
             raise store_error(f"{self._scores(k)}: cannot be renamed", error) from error
         self._done.pop(k, None)
@@ -361,63 +218,29 @@ class ScoreStore(Shards):
         there = {k: digest for k, digest in digests.items() if digest is not None}
         return StoredCompletions(self.path, there) if there else None
 
-    def look_back(self, reuse: Reuse) -> int:
-        """How many samples of unfinished shards were scored before, for an older data set,
-        and are unchanged: ``reused`` has them."""
-        if not self._previous.generations() or not self.missing():
-            return 0
-        self._previous.index(self.n_samples, reuse.find, self._same_but_data)
-        return sum(
-            self._previous.has(i) for k in self.missing() for i in self.shard_range(k)
-        )
-
-    def reusable(self, i: int) -> bool:
-        """``reused`` has sample ``i`` (after ``look_back``)."""
-        return self._previous.has(i)
-
-    def reused(self, wanted: Iterable[int]) -> dict[int, Kept]:
-        """{sample: its row and rollouts} of those that ``look_back`` found. ``index`` and
-        group are those of the older data set. Raises ``RapStoreError``."""
-        return self._previous.rows(wanted)
-
-    def clear_previous(self) -> None:
-        """Remove older shards that the store has taken over as a whole; it is whole now."""
-        if not self.missing():
-            self._previous.prune()
-
     # -- inside
-
-    def _same_but_data(self, fingerprint: Mapping[str, Any]) -> bool:
-        lines = other_run(self.fingerprint, fingerprint, "fingerprint")
-        return {line.partition(":")[0] for line in lines} <= DATA
 
     def _whole(self, k: int) -> bool:
         return super()._whole(k) if self._lock is None else k in self._done
+
+    def _took(self, k: int, shard: Shard) -> None:
+        self._done[k] = shard
+        self._parts.pop(k, None)
+
+    def _took_part(self, k: int, part: Partial) -> None:
+        self._parts[k] = part
 
     def _writable(self, k: int) -> range:
         if self._lock is None or self._lock.pid != os.getpid():
             raise RapStoreError(f"{self.path}: the store is not open for writing")
         return self.shard_range(k)
 
-    def _note(self, k: int) -> dict[str, Any]:
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "shard": k,
-            "fingerprint": self.fingerprint,
-        }
-
-    def _remove(self, path: Path) -> None:
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as error:
-            raise store_error(f"{path}: cannot be removed", error) from error
-
     def _start(self, header: dict[str, Any], reuse: Reuse | None) -> None:
         """Everything ``open`` does once it holds the lock."""
         try:
             names = sorted(os.listdir(self.path))
-            for name in filter(_TMP.fullmatch, names):
-                (self.path / name).unlink()
+            for name in stale_tmps(self.path, names, _TMP_AGE):
+                (self.path / name).unlink(missing_ok=True)
         except OSError as error:
             raise store_error(f"{self.path}: cannot be cleaned up", error) from error
         there = self._header_there(header, names)
@@ -441,7 +264,7 @@ class ScoreStore(Shards):
             if (shard := self._good(k)) is not None:
                 self._done[k] = shard
                 self._remove(self._partial(k))  # we died between its two last steps
-                self._remove(_old(self._scores(k)))
+                self._remove(old(self._scores(k)))
             elif (part := self._good_part(k)) is not None:
                 self._parts[k] = part
 
@@ -503,7 +326,7 @@ class ScoreStore(Shards):
                 return note["fingerprint"]
         return header["fingerprint"]
 
-    def _good(self, k: int) -> _Shard | None:
+    def _good(self, k: int) -> Shard | None:
         """Shard ``k`` if it is whole, with its rollouts; what is not is set aside."""
         path = self._scores(k)
         if not os.path.lexists(path):
@@ -518,12 +341,12 @@ class ScoreStore(Shards):
             return None
         digest, tally = note["rollouts"], note.get("tally", {})
         if digest is None:
-            return _Shard(table, None, tally, Drawn())
+            return Shard(table, None, tally, Drawn())
         try:
             data = self._verified_rollouts(k, digest)
             with pq.ParquetFile(pa.BufferReader(data)) as file:
                 drawn = Drawn.of(file.read(list(DRAWN_COLUMNS)))
-            return _Shard(table, digest, tally, drawn)
+            return Shard(table, digest, tally, drawn)
         except OtherVersionError:
             raise
         except RapStoreError as error:
@@ -532,33 +355,6 @@ class ScoreStore(Shards):
             else:
                 self._warn(f"{self._rollouts(k)} is missing; its samples are scored again")
             return None
-
-    def _good_part(self, k: int) -> Partial | None:
-        """What is kept of shard ``k``, which is not whole; damage is set aside."""
-        try:
-            return super().partial(k)
-        except OtherVersionError:
-            raise
-        except (RapStoreError, pa.ArrowException, ValueError) as error:
-            self._set_aside(self._partial(k), str(error))
-            return None
-
-    def _set_aside(self, path: Path, why: str) -> None:
-        """Rename to ``.corrupt``: nothing is deleted, someone may want to look."""
-        target = path.with_name(path.name + ".corrupt")
-        number = 2
-        while os.path.lexists(target):
-            target = path.with_name(f"{path.name}.{number}.corrupt")
-            number += 1
-        try:
-            os.rename(path, target)
-        except OSError as error:
-            raise store_error(f"{path}: cannot be set aside", error) from error
-        self._warn(f"{why}; set aside as {target.name}, its samples are scored again")
-
-    def _warn(self, text: str) -> None:
-        self.warnings.append(text)
-        warnings.warn(text, UserWarning, stacklevel=5)
 
     def _probe_fsync(self) -> None:
         """Say at the start, not after a power loss, that a rename is not durable here."""
@@ -574,13 +370,6 @@ class ScoreStore(Shards):
             )
         finally:
             os.close(handle)
-
-
-_NO_ROLLOUTS = pa.array([], pa.struct(list(ROLLOUT_SCHEMA)))
-
-
-def _old(path: Path) -> Path:
-    return path.with_name(path.name + ".old")
 
 
 def _dump(header: Mapping[str, Any]) -> bytes:

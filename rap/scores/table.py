@@ -20,8 +20,9 @@ from typing import Any
 import pyarrow as pa
 
 from ..divergences import CDE_COLUMNS
+from . import states
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Of what is written. Every older version is read, a newer one is refused."""
 
 SINCE: Mapping[str, int] = {
@@ -32,6 +33,7 @@ SINCE: Mapping[str, int] = {
     "posterior1": 3,
     "posterior0": 3,
     "keep_probability": 3,
+    "prompt_state": 4,
 }
 """Column -> the schema version that brought it (1 for all others). ``rank_key``,
 ``posterior1``, ``posterior0`` and ``keep_probability`` are columns of a selection's
@@ -87,6 +89,7 @@ SCORE_SCHEMA = pa.schema(
         ("image_mass", pa.float32()),
         ("n_prompt", pa.int32()),
         ("n_response", pa.int32()),
+        (states.COLUMN, states.TYPE),  # hidden state of the prompt, see scores.states
         ("truncated", pa.bool_()),  # whether that response was cut at max_new_tokens
         ("n_drawn", pa.int32()),  # sampled with and without the image; null: not counted
         ("n_cut", pa.int32()),  # of them cut at max_new_tokens (finish_reason "length")

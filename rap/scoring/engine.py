@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ..config import ScoreConfig
+from ..config import ExecutorConfig, ScoreConfig, means
 from ..engines import Engine, EngineConfig, Said, conversation, image_part, make_engine
 from ..engines.settings import LOCAL
 from ..errors import RapConfigError
@@ -36,19 +36,21 @@ PLACEHOLDERS = (
 answers nonsense; a local processor knows its own (``ModelDriver.prepare``)."""
 
 
-def resolve_both(
+def resolve_all(
     config: ScoreConfig | None, given: Mapping[str, Any], owner: str
-) -> tuple[ScoreConfig, EngineConfig]:
-    """``config`` with single fields replaced, and the engine's settings.
+) -> tuple[ScoreConfig, EngineConfig, ExecutorConfig]:
+    """``config`` with single fields replaced, and the settings of engine and executor.
 
     Raises ``RapConfigError`` as ``settings.resolve`` does.
     """
-    theirs = [f.name for f in dataclasses.fields(EngineConfig)]
-    known = [*(f.name for f in dataclasses.fields(ScoreConfig)), *theirs]
-    require_known(given, known, f"{owner} has no such option")
-    engine = EngineConfig(**{name: v for name, v in given.items() if name in theirs})
-    rest = {name: v for name, v in given.items() if name not in theirs}
-    return resolve(ScoreConfig, "config", config, rest, owner), engine
+    kinds = (ScoreConfig, EngineConfig, ExecutorConfig)
+    names = [means(kind, given.get("executor")) for kind in kinds]
+    require_known(given, sum(names, []), f"{owner} has no such option")
+    scoring, engine, executor = (
+        {name: v for name, v in given.items() if name in own} for own in names
+    )
+    made = resolve(ScoreConfig, "config", config, scoring, owner)
+    return made, EngineConfig(**engine), ExecutorConfig(**executor)
 
 
 @contextmanager

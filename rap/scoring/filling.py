@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
 
 from ..config import DEFAULT_BATCH, ScoreConfig
-from ..errors import RapError, RapInputError, RapModelError
+from ..errors import RapError
 from ..samples.sample import Sample
 from ..samples.sampleset import SampleSet
-from ..scores.columns import as_fraction
+from ..scores.judge import COLUMNS, MIN_SEEN, Judge
 from ..scores.previous import Kept
 from ..scores.store import ScoreStore
-from ..scores.table import QUARANTINED, ROLLOUT_SCHEMA, table_from_rows
+from ..scores.table import ROLLOUT_SCHEMA, table_from_rows
+from ..scores.writer import ShardWriter
 from .evidence import EVIDENCE
-from .jobs import COST, Job, ahead, clean
+from .jobs import COST, Job, ahead
 from .plan import Plan
-from .prepare import prepare_job
+from .processes import Preparation
 from .profiling import count_asked
 from .reuse import group_of, inputs_sha256
 from .rounding import rounded
@@ -32,13 +31,6 @@ from .scorer import Scorer
 
 if TYPE_CHECKING:
     from ..model.driver import ModelDriver
-
-MIN_SEEN = 20
-"""A run is not given up before this many samples were seen."""
-
-FAINT = 1e-8
-"""A median p(answer) a token, its geometric mean, below this stops a run: no model that
-writes answers in the reference's form is so sure of another."""
 
 PARTIAL_SECONDS = 30.0
 """A shard that takes longer is kept so often while it is in progress."""
@@ -106,7 +98,8 @@ class _Part:
 class Run:
     """One pass of `score`: its shards, and what was bad so far. ``more``: columns that a
     score may depend on besides what a sample is. ``plan``: of a second pass, what the first
-    one settled."""
+    one settled. ``least``: see `Judge`. ``verify``: is called with the number of a shard
+    before its samples are read, and raises if they are not what they were."""
 
     def __init__(
         self,
@@ -116,69 +109,104 @@ class Run:
         scorer: Scorer,
         more: Collection[str] = (),
         plan: Plan | None = None,
+        *,
+        least: int = MIN_SEEN,
+        verify: Callable[[int], None] | None = None,
     ) -> None:
         self.samples = samples
         self.more = more
         self.plan = plan
         self.driver = driver
         self.config = config
+        self.prepared = Preparation(
+            samples, driver, config, asked=not scorer.engine_is_local
+        )
         self.scorer = scorer
-        self.bad: Counter[str] = Counter()  # "stage/code"
-        self.example = ""
-        self.seen = 0
-        self.logs: list[float] = []  # logp_mean1 of the samples scored so far
-        self.next_look = MIN_SEEN
+        self.judge = Judge(len(samples), config, scorer.allow_degenerate, least)
+        self.verify = verify
         self.written = time.monotonic()
 
     def fill(self, shards: ScoreStore, progress: bool | str) -> None:
-        """Score what is missing, in order; a shard is written as soon as it is whole."""
+        """Score what is missing, in order, and judge the whole."""
         for k in shards.finished():
-            table = shards.read_shard(k).select(
-                ["id", "status", "stage", "code", "message", "logp_mean1"]
-            )
+            table = shards.read_shard(k).select(list(COLUMNS))
             self._count(table.to_pylist(), shards.tally(k))
-        parts = deque(self._begin(shards, k) for k in shards.missing())
-        todo = [
-            i
-            for p in parts
-            for i in shards.shard_range(p.k)[p.whole :]
-            if not shards.reusable(i) and not self._settled(i)
-        ]
+        try:
+            with Bar(len(self.samples), self.judge.seen, progress) as bar:
+                self.run(shards, iter(shards.missing()), bar)
+        finally:
+            self.close()
+        self.scorer.check_degenerate(final=True)
+        self.judge.stop(final=True)
+
+    def close(self) -> None:
+        """End the processes that prepare samples, if there are any."""
+        self.prepared.close()
+
+    def run(self, shards: ShardWriter, numbers: Iterator[int], bar: Bar) -> None:
+        """Score these shards, in order; each is written as soon as it is whole.
+
+        A number is asked for when its first samples are to be prepared, which is before
+        the shard ahead of it is written."""
+        parts: deque[_Part] = deque()
+        waiting: deque[int] = deque()
+
+        def begin() -> bool:
+            """The next shard, if there is one: its samples wait to be prepared."""
+            k = next(numbers, None)
+            if k is None:
+                return False
+            part = self._begin(shards, k)
+            bar.advance(part.whole, self.judge.bad.total())
+            parts.append(part)
+            rest = shards.shard_range(k)[part.whole :]
+            new = (i for i in rest if not shards.reusable(i) and not self._settled(i))
+            waiting.extend(new)
+            return True
+
+        def indices() -> Iterator[int]:
+            while waiting or begin():
+                if waiting:
+                    yield waiting.popleft()
+
         batch = self.config.batch_size or DEFAULT_BATCH
         jobs = ahead(
             self._prepare,
-            todo,
+            indices(),
             workers=self.config.workers,
             depth=max(self.config.prefetch * batch, self.scorer.window),
         )
-        with _Bar(len(self.samples), self.seen, progress) as bar:
-            try:
-                while parts:
-                    self._shard(shards, parts[0], jobs, bar)
-                    parts.popleft()
-                    self._stop_early(final=False)
-            except BaseException as error:
-                if parts:
-                    self._keep_after(shards, parts[0], error)
-                raise
-            finally:
-                jobs.close()
-        self.scorer.check_degenerate(final=True)
-        self._stop_early(final=True)
+        try:
+            while parts or begin():
+                self._shard(shards, parts[0], jobs, bar)
+                parts.popleft()
+                self.judge.stop(final=False)
+        except BaseException as error:
+            if parts:
+                self._keep_after(shards, parts[0], error)
+            raise
+        finally:
+            jobs.close()
 
     def _prepare(self, i: int) -> Job:
-        """``prepare_job`` of sample ``i``, in whichever thread."""
+        """Sample ``i`` as the model takes it, its pixels on their way; in whichever
+        thread."""
         with self.scorer.watch.span("prepare"):
-            asked = not self.scorer.engine_is_local
-            return prepare_job(self.samples, self.driver, self.config, i, asked=asked)
+            job = self.prepared(i)
+            for prepared in (job.image, job.blind):
+                if self.driver is not None and prepared is not None:
+                    self.driver.send_ahead(prepared)
+            return job
 
     def _next(self, jobs: Iterator[Job], begun: Mapping[str, Any]) -> Job:
         """The next prepared job, waited for."""
         with self.scorer.watch.span("prepare"):
             return self._new(next(jobs), begun)
 
-    def _begin(self, shards: ScoreStore, k: int) -> _Part:
+    def _begin(self, shards: ShardWriter, k: int) -> _Part:
         """Shard k with what an earlier run has kept of it."""
+        if self.verify is not None:
+            self.verify(k)
         part = _Part(k, len(shards.shard_range(k)))
         kept = shards.partial(k)
         if kept is None:
@@ -204,7 +232,7 @@ class Run:
         return part
 
     def _shard(
-        self, shards: ScoreStore, part: _Part, jobs: Iterator[Job], bar: _Bar
+        self, shards: ShardWriter, part: _Part, jobs: Iterator[Job], bar: Bar
     ) -> None:
         """Score what a shard still lacks, batch by batch, and write it."""
         batch: list[Job] = []
@@ -232,9 +260,9 @@ class Run:
             self._count(job.row for job in new)
             fresh = sum(not j.reused or self._settled(j.row["index"]) for j in new)
             self.scorer.watch.count("samples", fresh)
-            bar.advance(len(new), self.bad.total())
+            bar.advance(len(new), self.judge.bad.total())
             if not last:
-                self._stop_early(final=False)
+                self.judge.stop(final=False)
                 if time.monotonic() - self.written >= PARTIAL_SECONDS:
                     self._keep(shards, part)
         with self.scorer.watch.span("store"):
@@ -277,7 +305,7 @@ class Run:
         self.scorer.count_groups(*kept.groups)
         return job
 
-    def _keep(self, shards: ScoreStore, part: _Part) -> None:
+    def _keep(self, shards: ShardWriter, part: _Part) -> None:
         with self.scorer.watch.span("store"):
             scores, rollouts = part.tables()
             shards.write_partial(
@@ -286,9 +314,9 @@ class Run:
         part.kept = part.whole
         self.written = time.monotonic()
 
-    def _keep_after(self, shards: ScoreStore, part: _Part, error: BaseException) -> None:
+    def _keep_after(self, shards: ShardWriter, part: _Part, error: BaseException) -> None:
         """The run ends with ``error``: what it has scored of its shard stays."""
-        if part.whole == part.kept or part.k in shards.finished():
+        if part.whole == part.kept or shards.is_whole(part.k):
             return
         try:
             self._keep(shards, part)
@@ -301,60 +329,23 @@ class Run:
         """Take note of rows; ``tally`` only if this run did not score them itself."""
         if tally:
             self.scorer.count_groups(tally["groups"], tally["degenerate"])
-        for row in rows:
-            self.seen += 1
-            if row["status"] == QUARANTINED:
-                self.bad[f"{row['stage']}/{row['code']}"] += 1
-                self.example = self.example or f"{row['id']!r}: {row['message']}"
-            elif row.get("logp_mean1") is not None:
-                self.logs.append(row["logp_mean1"])
-
-    def _stop_early(self, *, final: bool) -> None:
-        self._stop_if_bad(final=final)
-        self._stop_if_faint(final=final)
-
-    def _stop_if_faint(self, *, final: bool) -> None:
-        """Give up where the model gives the reference answers no probability at all."""
-        least = MIN_SEEN if final else self.next_look
-        if self.scorer.allow_degenerate or len(self.logs) < least:
-            return
-        self.next_look = 2 * len(self.logs)  # a median of all is looked at seldom
-        median = math.exp(statistics.median(self.logs))
-        if median < FAINT:
-            raise RapInputError(
-                f"median p(answer) a token is {median:.2g} over {len(self.logs)} samples: "
-                "the model gives the reference answers no probability. Is the reference "
-                "the bare answer, in the form the model writes after answer_prefix? Pass "
-                "allow_degenerate=True to go on"
-            )
-
-    def _stop_if_bad(self, *, final: bool) -> None:
-        """Give up at the end, or as soon as the end can only be bad; always if all are.
-
-        One bad sample never stops a run, however small the data set.
-        """
-        n, bad = len(self.samples), self.bad.total()
-        limit = self.config.max_bad_fraction
-        allowed_bad = max(1, math.floor(as_fraction("max_bad_fraction", limit) * n))
-        if bad <= allowed_bad and not (final and bad == n):
-            return
-        if not final and self.seen < min(MIN_SEEN, n):
-            return
-        allowed = "none is left" if bad == n else f"more than max_bad_fraction = {limit:g}"
-        counts = ", ".join(f"{code}: {c}" for code, c in self.bad.most_common())
-        model = sum(c for code, c in self.bad.items() if code.startswith("model/"))
-        error: type[RapError] = RapModelError if 2 * model > bad else RapInputError
-        raise error(
-            f"{bad} of {n} samples are bad, {allowed} ({counts}; {self.seen} seen). "
-            f"First: {clean(self.example, 300)}"
-        )
+        self.judge.count(rows)
 
 
-class _Bar:
-    """A tqdm bar over the samples, with rate, time left and the number quarantined."""
+class Bar:
+    """A tqdm bar over the samples, with rate, time left and the number quarantined.
+    ``after``: is called after every batch."""
 
-    def __init__(self, total: int, done: int, progress: bool | str) -> None:
+    def __init__(
+        self,
+        total: int,
+        done: int,
+        progress: bool | str,
+        after: Callable[[], None] | None = None,
+    ) -> None:
         from tqdm import tqdm
+
+        self._after = after
 
         watched = sys.stderr.isatty() or "ipykernel" in sys.modules
         self._bar = tqdm(
@@ -370,6 +361,8 @@ class _Bar:
         self._bar.update(n)
         if bad:
             self._bar.set_postfix_str(f"{bad} quarantined", refresh=False)
+        if self._after is not None:
+            self._after()
 
     def __enter__(self) -> Self:
         return self

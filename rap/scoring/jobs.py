@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..config import ScoreConfig
 from ..samples.answers import read_answer
 from ..samples.sample import BadSample, Sample
+from ..samples.text import clean
 from ..scores.table import QUARANTINED, SCORED
 
 if TYPE_CHECKING:
@@ -87,12 +88,6 @@ class Job:
         }
         self.image = self.blind = self.answer = self.blind_answer = None
         self.asked = {}
-
-
-def clean(text: str, limit: int = 500) -> str:
-    """A text that any file can hold: no lone surrogates, no NUL, not too long."""
-    text = text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
-    return text if len(text) <= limit else text[: limit - 1] + "\u2026"
 
 
 def reference_text(sample: Sample, config: ScoreConfig) -> str:

@@ -9,8 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..config import TRAIN_GROUP
-from ..scores.store import Drawn
+from ..scores.drawn import Drawn
 from ..scores.table import SCORED
+
+BILLED = ["status", "code", "forwards", "generated_tokens", "seconds", "decided_by"]
+"""The columns of the score table that are read here."""
 
 
 def count_rows(table: pa.Table) -> dict[str, int]:

@@ -3,6 +3,7 @@ runs in the worker threads of ``jobs.ahead``, before a batch meets the model."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..config import ScoreConfig
@@ -72,17 +73,23 @@ def prepare_job(
     return job
 
 
+def partners(samples: SampleSet, config: ScoreConfig, i: int) -> Iterator[int]:
+    """The samples whose images may stand in for those of sample i, in the order tried; of
+    at least two samples."""
+    n = len(samples)
+    start = row_seed(config.seed, samples[i].id, "partner", 0) % (n - 1)
+    for step in range(min(n - 1, 100)):
+        yield (i + 1 + (start + step) % (n - 1)) % n
+
+
 def _partner_images(samples: SampleSet, config: ScoreConfig, i: int) -> list[Image] | None:
     """Images of another sample, for ``shuffle``: chosen by hash, the next one if bad."""
-    n = len(samples)
     if config.counterfactual not in WITH_PARTNER:
         return None
-    if n < 2:
+    if len(samples) < 2:
         raise RapInputError("counterfactual = 'shuffle' needs at least two samples")
-    mine = samples[i]
-    start = row_seed(config.seed, mine.id, "partner", 0) % (n - 1)
-    for step in range(min(n - 1, 100)):
-        other = samples[(i + 1 + (start + step) % (n - 1)) % n]
+    for k in partners(samples, config, i):
+        other = samples[k]
         if isinstance(other, Bad):
             continue
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from itertools import takewhile
@@ -33,9 +33,15 @@ def stopwatch(driver: ModelDriver | None, profile: bool) -> Stopwatch:
 
 
 @contextmanager
-def profiled(driver: ModelDriver | None, watch: Stopwatch, folder: Path) -> Iterator[None]:
+def profiled(
+    driver: ModelDriver | None,
+    watch: Stopwatch,
+    folder: Path,
+    alone: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Iterator[None]:
     """Inside, the driver's work is measured; what it was is added to the store's profile
-    at the end, whatever ends it in order (Ctrl-C, an error). ``kill -9`` loses it."""
+    at the end, whatever ends it in order (Ctrl-C, an error). ``kill -9`` loses it.
+    ``alone``: what keeps others from doing so at the same time."""
     if not watch.on:
         yield
         return
@@ -54,7 +60,8 @@ def profiled(driver: ModelDriver | None, watch: Stopwatch, folder: Path) -> Iter
             dict(watch.beside),
             done | dict(watch.counts),
         )
-        add_profile(folder, run)
+        with alone():
+            add_profile(folder, run)
 
 
 def _timed(driver: ModelDriver | None, watch: Stopwatch) -> AbstractContextManager[None]:

@@ -16,10 +16,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from ..samples.canonical import canonical
 from ..samples.sample import Sample
-from ..samples.sampleset import SampleSet, canonical
+from ..samples.sampleset import SampleSet
 from ..scores.match import is_sample
-from ..scores.store import Reuse, ScoreStore
+from ..scores.previous import Reuse
+from ..scores.store import ScoreStore
 from ..scores.table import QUARANTINED
 from .jobs import ahead
 
@@ -51,11 +53,9 @@ def reuse_of(
     could not be scored is to be tried again. accepts: what else a row must be, for its
     sample; None: nothing.
     """
-    place = {name: i for i, name in enumerate(samples.ids)}
 
-    def find_one(asked: tuple[Mapping[str, Any], str]) -> int:
-        row, inputs = asked
-        i = place.get(row["id"], -1)
+    def find_one(asked: tuple[Mapping[str, Any], str, int]) -> int:
+        row, inputs, i = asked
         if i < 0 or (retry and row["status"] == QUARANTINED):
             return -1
         item = samples[i]
@@ -66,8 +66,9 @@ def reuse_of(
         return i if inputs_sha256(item, columns) == inputs else -1
 
     def find(rows: Sequence[Mapping[str, Any]], inputs: Sequence[str] | None) -> list[int]:
-        pairs = zip(rows, inputs or [""] * len(rows), strict=True)
-        return list(ahead(find_one, pairs, workers=workers, depth=64))
+        places = samples.rows_of(pa.array([row["id"] for row in rows], pa.string()))
+        asked = zip(rows, inputs or [""] * len(rows), places.tolist(), strict=True)
+        return list(ahead(find_one, asked, workers=workers, depth=64))
 
     def same(digest: object) -> bool:
         return digest == samples.content_hash(columns, source=True)

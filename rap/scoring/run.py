@@ -25,52 +25,42 @@ there. A batch halved for lack of memory counts as one of another size.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 from ..config import (
     ChooseConfig,
     ChooseOptions,
+    ExecutorConfig,
+    ExecutorOptions,
+    PresetName,
     ScoreConfig,
     ScoreOptions,
-    require_judge,
+    means,
+    preset_of,
+    require_whole,
 )
-from ..engines import Engine, EngineConfig, EngineOptions, require_engine
-from ..environment import version
-from ..errors import RapInputError
-from ..model.counterfactual import WITH_PARTNER
-from ..model.loading import opened
-from ..rewards.checker import Checker, make_checker
-from ..samples.sampleset import SampleSet, open_samples
-from ..scores.completions import Completions, HeldCompletions
-from ..scores.match import describe
+from ..engines import EngineConfig, EngineOptions
+from ..errors import RapConfigError
+from ..scores.claims import PLAN, Claims, require_idle
+from ..scores.completions import HeldCompletions
 from ..scores.profile import read_profile
 from ..scores.scores import Scores
-from ..scores.store import Reuse, ScoreStore
-from ..scores.table import SCHEMA_VERSION
+from ..scores.shardplan import ShardPlan
 from ..selection.choosing import choose as choose_from
 from ..selection.rules import check as check_rule
 from ..selection.selection import Selection
 from ..settings import require_known, resolve
-from ..stopwatch import Stopwatch
-from .again import redo_changed_images, redo_quarantined
-from .engine import provenance, resolve_both, running
-from .evidence import EVIDENCE
-from .filling import Run
+from .engine import resolve_all
+from .executors import make_executor
 from .ledger import count_rows, ledger
-from .plan import FOLDER, Plan, make_plan, redo_changed
-from .profiling import profiled, stopwatch
-from .reuse import look_back, put_in_groups, reuse_of
-from .scorer import Scorer
-
-if TYPE_CHECKING:
-    from ..model.driver import ModelDriver
+from .session import Recipe
+from .worker import coordinate
 
 
 class RunOptions(TypedDict, total=False):
@@ -85,10 +75,11 @@ class RunOptions(TypedDict, total=False):
     verify_images: bool
     retry_quarantined: bool
     profile: bool
+    loading: Mapping[str, Any] | None
 
 
-class ScoringOptions(ScoreOptions, EngineOptions, total=False):
-    """`score`'s fields of settings: `ScoreConfig`'s and `EngineConfig`'s."""
+class ScoringOptions(ScoreOptions, EngineOptions, ExecutorOptions, total=False):
+    """`score`'s fields of settings: of `ScoreConfig`, `EngineConfig`, `ExecutorConfig`."""
 
 
 class SelectOptions(ChooseOptions, ScoringOptions, RunOptions, total=False):
@@ -110,6 +101,8 @@ def score(
     verify_images: bool = True,
     retry_quarantined: bool = False,
     profile: bool = False,
+    loading: Mapping[str, Any] | None = None,
+    preset: PresetName | None = None,
     **overrides: Unpack[ScoringOptions],
 ) -> Scores:
     """Score every sample of a data set with one model: the slow step, resumable.
@@ -132,10 +125,14 @@ def score(
         keeps the shards in a temporary folder, gone when the call returns.
     config, **overrides
         A `ScoreConfig` (None is the defaults), and single fields that replace its own: see
-        ``help(rap.ScoreConfig)``. Besides those of `rap.engines.EngineConfig`: what
-        samples completions, e.g. ``engine="openai", base_url="http://node7:8000/v1",
-        concurrency=64``. A server is probed before the first sample (one line on stderr),
-        and has to see the local processor's prompts; it goes into the fingerprint.
+        ``help(rap.ScoreConfig)``. Those of `rap.config.ExecutorConfig`: which processes
+        score, e.g. ``executor="env"`` under torchrun or Slurm, which fill one store
+        together; each gets the whole scores back. ``executor="ray", workers=8,
+        gpus_per_worker=1`` has workers on a Ray cluster score. Those of
+        `rap.engines.EngineConfig`: what samples completions, e.g. ``engine="openai",
+        base_url="http://node7:8000/v1", concurrency=64``. A server is probed before the
+        first sample (one line on stderr), and has to see the local processor's prompts; it
+        goes into the fingerprint.
     reward
         None checks answers with the built-in checker, else a callable with TRL's
         signature. For evidence ``rollouts`` and ``cascade`` only: the others grade no
@@ -158,11 +155,19 @@ def score(
         the work: ``meta["profile"]``, a `scores.profile.Profile` as plain values. It is
         kept in the store as the sum of its profiled runs, and the report shows it. No
         score depends on it.
+    loading
+        Where ``model`` is a folder or hub name, how it is loaded: the keyword arguments of
+        `rap.model.loading.load_model` (``dtype``, ``device``, ``attn_implementation``,
+        ...). Executor ray loads it in every worker, and so takes no other model.
+    preset : "paper" or None
+        The fields of a whole pipeline (``rap.config.PRESETS``); single fields replace those
+        of it.
 
     Returns
     -------
     Scores
         ``table`` in data-set order; ``meta["cost"]`` is the ledger (see `ledger.ledger`).
+        Of executor ``env`` the table stays in the store until it is asked for.
 
     Raises
     ------
@@ -179,65 +184,116 @@ def score(
     RapStoreError
         The store cannot be read or written, or is locked by another run.
     """
-    from ..model.driver import ModelDriver
-
     wall = time.perf_counter()
-    config, chosen = resolve_both(config, overrides, "rap.score")
-    require_judge(config.evidence, reward)
-    if isinstance(dataset, SampleSet):
-        samples = dataset
-    else:
-        samples = open_samples(dataset, columns=columns, root=root)
-    if len(samples) == 0:
-        raise RapInputError("the data set is empty: there is nothing to score")
-    require_engine(chosen, config.evidence, model is not None)
-    driver = None
-    if model is not None:
-        model, processor = opened(model, processor)
-        driver = ModelDriver(model, processor, config)
-    watch = stopwatch(driver, profile)
-    with (
-        _evaluating(model),
-        _checker(reward, config, watch) as checker,
-        _folder(store) as path,
-        running(chosen, driver, config) as engine,
-    ):
-        call = _Call(
-            samples,
-            driver,
-            engine,
-            watch,
-            describe(samples),
-            allow_degenerate=allow_degenerate,
-            verify_images=verify_images,
-            retry_quarantined=retry_quarantined,
-            progress=progress,
+    given = preset_of(preset, "score") | dict(overrides)
+    config, engine, executor = resolve_all(config, given, "rap.score")
+    recipe = Recipe(
+        *(model, processor, dataset, config, engine),
+        reward=reward,
+        columns=columns,
+        root=root,
+        progress=progress,
+        allow_degenerate=allow_degenerate,
+        verify_images=verify_images,
+        retry_quarantined=retry_quarantined,
+        profile=profile,
+        loading=loading or {},
+    )
+    return score_by(recipe, store, executor, since=wall)
+
+
+def score_by(
+    recipe: Recipe,
+    store: str | os.PathLike[str] | None,
+    executor: ExecutorConfig,
+    *,
+    since: float | None = None,
+) -> Scores:
+    """As `score`; ``since``: ``time.perf_counter`` when the run began, None: now."""
+    wall = time.perf_counter() if since is None else since
+    recipe.check()
+    if store is None and executor.executor != "local":
+        raise RapConfigError(
+            f"store = None: executor {executor.executor!r} needs a folder that all its "
+            "processes share"
         )
-        made_by = provenance(chosen, engine, driver)
-        more = _inputs(config, samples, reward is not None)
-        last = _Pass(config, checker, more, made_by)
-        with call.open(path, last) as shards:
-            with profiled(driver, watch, shards.path):
-                plan = _first_pass(call, Path(path), last)
-                call.fill(shards, last, plan)
-                with watch.span("store"):
-                    table = shards.read()
-                    drawn = shards.drawn()
-                    rollouts: Completions | None = shards.completions()
-                    if store is None and rollouts is not None:  # the folder goes now
-                        rollouts = HeldCompletions(rollouts.read())
-            fingerprint = shards.fingerprint
-            measured = read_profile(shards.path)
-    first = None if plan is None else plan.rows
+    with _folder(store) as path:
+        found = make_executor(executor).run(recipe, Path(path))
+        completions = found.completions
+        if store is None and completions is not None:  # the folder goes now
+            completions = HeldCompletions(completions.read())
+        measured = read_profile(Path(path))
+    cost = ledger(found.billed, found.drawn, time.perf_counter() - wall, found.first)
     meta: dict[str, Any] = {
-        "fingerprint": fingerprint,
-        "data": call.data,
-        "cost": ledger(table, drawn, time.perf_counter() - wall, first),
-        "counts": count_rows(table),
+        "fingerprint": found.fingerprint,
+        "data": found.data,
+        "cost": cost,
+        "counts": count_rows(found.billed),
     }
+    if found.part is not None:
+        meta["part"] = found.part
     if measured is not None:
         meta["profile"] = measured.as_json()
-    return Scores(table=table, meta=meta, dataset=samples, rollouts=rollouts)
+    return Scores(table=found.table, meta=meta, dataset=found.samples, rollouts=completions)
+
+
+def plan(
+    model: Any,
+    processor: Any,
+    dataset: Any,
+    config: ScoreConfig | None = None,
+    *,
+    store: str | os.PathLike[str],
+    reward: Callable[..., Sequence[float | None]] | None = None,
+    columns: dict[str, str] | None = None,
+    root: str | os.PathLike[str] | None = None,
+    verify_images: bool = True,
+    retry_quarantined: bool = False,
+    loading: Mapping[str, Any] | None = None,
+    **overrides: Unpack[ScoringOptions],
+) -> ShardPlan:
+    """Make the store that many processes will fill, and work out once what each of them
+    needs: the rows, the shards, a hash of the samples of each, the fingerprint.
+
+    Optional: the first process of executor ``env`` does it where nobody has. The arguments
+    are those of `score`. A store that is there goes on, as `score` does it: changed images,
+    a changed data set and quarantined samples are looked for here. Of a cascade the first
+    pass is planned.
+
+    Returns
+    -------
+    ShardPlan
+        ``n_samples``, ``shard_size``, ``fingerprint``, ``shards``: one hash each.
+
+    Raises
+    ------
+    RapStoreError
+        The store cannot be written, another run or worker is at work on it.
+    RapConfigError, RapInputError, RapModelError
+        As `score` does, before anything is scored.
+    """
+    config, engine, _ = resolve_all(config, overrides, "rap.plan")
+    recipe = Recipe(
+        *(model, processor, dataset, config, engine),
+        reward=reward,
+        columns=columns,
+        root=root,
+        verify_images=verify_images,
+        retry_quarantined=retry_quarantined,
+        loading=loading or {},
+    )
+    return plan_by(recipe, store)
+
+
+def plan_by(recipe: Recipe, store: str | os.PathLike[str]) -> ShardPlan:
+    """As `plan`."""
+    recipe.check()
+    with recipe.open(Path(store)) as session:
+        by = session.first_pass() or session.last_pass()
+        with Claims(by.folder) as claims:
+            while not claims.take(PLAN):
+                require_idle(by.folder, claims)
+            return coordinate(session, by, claims)
 
 
 def select(
@@ -247,6 +303,7 @@ def select(
     config: ScoreConfig | None = None,
     *,
     choose: ChooseConfig | Mapping[str, Any] | None = None,
+    preset: PresetName | None = None,
     **options: Unpack[SelectOptions],
 ) -> Selection:
     """`score`, then `choose`: from a data set to the samples worth training on.
@@ -268,13 +325,17 @@ def select(
         How samples are scored; None is the defaults.
     choose : ChooseConfig, dict of its fields, or None
         How the selection is made of the scores; None is the defaults.
+    preset : "paper" or None
+        Evidence, form of psi and rule of a whole pipeline (``rap.config.PRESETS``); single
+        fields replace those of it.
     **options
         Single fields that replace those of ``config`` (``evidence``, ``m1``, ``seed``, ...,
-        see ``help(rap.ScoreConfig)``), of the engine (``engine``, ``base_url``, ...) or of
-        ``choose`` (``budget``, ``rule``, ``by``, ...,
-        see ``help(rap.ChooseConfig)``), and what `score` takes besides: ``store``,
-        ``reward``, ``columns``, ``root``, ``progress``, ``allow_degenerate``,
-        ``verify_images``, ``retry_quarantined``, ``profile``, see ``help(rap.score)``.
+        see ``help(rap.ScoreConfig)``), of the engine (``engine``, ``base_url``, ...), of
+        the executor (``executor``, ``shard``, ...) or of ``choose`` (``budget``, ``rule``,
+        ``by``, ..., see ``help(rap.ChooseConfig)``), and what `score` takes besides:
+        ``store``, ``reward``, ``columns``, ``root``, ``progress``, ``allow_degenerate``,
+        ``verify_images``, ``retry_quarantined``, ``profile``, ``loading``, see
+        ``help(rap.score)``.
 
     Returns
     -------
@@ -290,133 +351,30 @@ def select(
     RapInputError, RapModelError, RapStoreError
         As `score` and `choose` do.
     """
-    fields = {kind: {f.name for f in dataclasses.fields(kind)} for kind in _SETTINGS}
     given: dict[str, Any] = {**options}
+    fields = {kind: set(means(kind, given.get("executor"))) for kind in _SETTINGS}
     run_options = RunOptions.__annotations__
     known = [*run_options, *sorted(set().union(*fields.values()))]
     require_known(given, known, "rap.select has no such option")
-    scoring, choosing, _ = (
+    scoring, choosing, *_ = (
         {name: value for name, value in given.items() if name in fields[kind]}
         for kind in _SETTINGS
     )
     if isinstance(choose, Mapping):
         choose = ChooseConfig(**choose)
+    choosing = preset_of(preset, "choose") | choosing
+    scoring = preset_of(preset, "score") | scoring
     chosen = resolve(ChooseConfig, "choose", choose, choosing, "rap.select")
     config = resolve(ScoreConfig, "config", config, scoring, "rap.select")
     check_rule(chosen, config.evidence)
-    theirs = [*run_options, *fields[EngineConfig]]
+    executing = {n: v for n, v in given.items() if n in fields[ExecutorConfig]}
+    require_whole(ExecutorConfig(**executing), "rap.select")
+    theirs = [*run_options, *fields[EngineConfig], *fields[ExecutorConfig]]
     rest = {name: value for name, value in given.items() if name in theirs}
     return choose_from(score(model, processor, dataset, config, **rest), chosen)
 
 
-_SETTINGS = (ScoreConfig, ChooseConfig, EngineConfig)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Pass:
-    """What one pass over the pool is scored by. ``more``: as from ``_inputs``; ``made_by``:
-    the engine of its completions, as from ``provenance``."""
-
-    config: ScoreConfig
-    checker: Checker | None
-    more: Collection[str] = ()
-    made_by: Mapping[str, object] | None = None
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Call:
-    """What the passes of one call of `score` share; its arguments of the same names."""
-
-    samples: SampleSet
-    driver: ModelDriver | None
-    engine: Engine
-    watch: Stopwatch
-    data: Mapping[str, Any]
-    allow_degenerate: bool
-    verify_images: bool
-    retry_quarantined: bool
-    progress: bool | str
-
-    def open(self, path: str | os.PathLike[str], by: _Pass) -> ScoreStore:
-        """The store of a pass, to be written."""
-        with self.watch.span("store"):
-            return ScoreStore.open(
-                path,
-                _fingerprint(self.driver, by, self.samples),
-                len(self.samples),
-                by.config.shard_size,
-                data=self.data,
-                reuse=self._reuse(by, None),
-            )
-
-    def fill(self, shards: ScoreStore, by: _Pass, plan: Plan | None) -> None:
-        """Score what the store lacks."""
-        with self.watch.span("store"):
-            if self.retry_quarantined:
-                redo_quarantined(shards)
-            if self.verify_images:
-                redo_changed_images(shards, self.samples, by.config)
-            if plan is not None:
-                redo_changed(shards, plan)
-            put_in_groups(shards, self.samples)
-            reuse = self._reuse(by, plan)
-            if reuse is not None:
-                look_back(shards, reuse, None if plan is None else plan.settled)
-        scorer = Scorer(
-            self.driver,
-            by.config,
-            by.checker,
-            self.allow_degenerate,
-            self.engine,
-            local=by.made_by is None,
-            watch=self.watch,
-        )
-        run = Run(self.samples, self.driver, by.config, scorer, by.more, plan)
-        run.fill(shards, self.progress)
-        with self.watch.span("store"):
-            shards.clear_previous()
-
-    def _reuse(self, by: _Pass, plan: Plan | None) -> Reuse | None:
-        if by.config.counterfactual in WITH_PARTNER:
-            return None
-        return reuse_of(
-            self.samples,
-            by.more,
-            files=self.verify_images,
-            retry=self.retry_quarantined,
-            workers=by.config.workers,
-            accepts=None if plan is None else plan.accepts,
-        )
-
-
-def _first_pass(call: _Call, path: Path, last: _Pass) -> Plan | None:
-    """Score the whole pool by the stage that comes first, if any does, into a store of its
-    own; what follows from it."""
-    if not EVIDENCE[last.config.evidence].staged:
-        return None
-    with call.open(path / FOLDER, last) as shards:
-        call.fill(shards, last, None)
-        call.watch.counts.pop("samples", None)  # the pass to come counts them
-        rows, pilot = shards.read(), shards.completions()
-        return make_plan(rows, None if pilot is None else pilot.read(), last.config)
-
-
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    """Dropout off while we score. Each module's mode, and what ``generate`` leaves on it
-    (Qwen-VL's ``rope_deltas``), are put back."""
-    if model is None:
-        yield
-        return
-    saved = [(module, dict(vars(module))) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, attributes in saved:
-            for name in vars(module).keys() - attributes.keys():
-                delattr(module, name)
-            vars(module).update(attributes)
+_SETTINGS = (ScoreConfig, ChooseConfig, EngineConfig, ExecutorConfig)
 
 
 @contextmanager
@@ -426,40 +384,3 @@ def _folder(store: str | os.PathLike[str] | None) -> Iterator[str | os.PathLike[
         return
     with tempfile.TemporaryDirectory(prefix="rap-") as path:
         yield path
-
-
-@contextmanager
-def _checker(
-    reward: Callable[..., Any] | None, config: ScoreConfig, watch: Stopwatch
-) -> Iterator[Checker | None]:
-    """The worker process that grades, if the evidence has any completion graded."""
-    if not EVIDENCE[config.evidence].reading.graded:
-        yield None
-        return
-    with watch.span("checking"):
-        made = make_checker(reward, timeout=config.checker_timeout)
-    with made as checker:
-        yield checker
-
-
-def _inputs(config: ScoreConfig, samples: SampleSet, custom: bool) -> Collection[str]:
-    """Columns that a score may depend on besides question, answer, choices and images: a
-    user's reward function may read any."""
-    return samples.column_names if custom else EVIDENCE[config.evidence].data_columns
-
-
-def _fingerprint(
-    driver: ModelDriver | None, by: _Pass, samples: SampleSet
-) -> dict[str, Any]:
-    """All that a score depends on; a store refuses another one, naming the field, but for
-    the data set's (``ScoreStore.open``)."""
-    made_by = {} if by.made_by is None else {"engine": by.made_by}
-    return {
-        "model": None if driver is None else driver.identity(),
-        "config": by.config.fingerprint(),
-        "checker": None if by.checker is None else by.checker.name,
-        "dataset": samples.content_hash(by.more),
-        "rap_version": version("rap-select") or "not installed",
-        "schema_version": SCHEMA_VERSION,
-        **made_by,
-    }

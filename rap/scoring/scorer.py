@@ -17,15 +17,17 @@ from typing import TYPE_CHECKING, Any
 from .. import cuda, ops
 from ..config import ScoreConfig
 from ..engines.contract import Engine, Request
-from ..errors import RapModelError
 from ..model.halving import Failure, in_halves
 from ..model.rollouts import ARM_TEXT, IMAGE_ARM, Completion, degenerate, row_seed
 from ..rewards.checker import Checker
 from ..samples.sample import BadSample
+from ..samples.text import clean
+from ..scores import states
+from ..scores.judge import require_varied
 from ..scores.table import SCORE_SCHEMA
 from ..stopwatch import IDLE, Stopwatch
 from .batches import all_finite, memory_of
-from .jobs import Job, clean, tokens_of
+from .jobs import Job, tokens_of
 from .profiling import note
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ class Scorer:
     ``allow_degenerate``: go on although most groups of completions are identical.
     ``engine``: what samples completions; ``local``: in this process, by the model itself.
     ``driver`` None: there is an engine only, so that no forward can be asked for.
+    ``least_groups``: groups of completions seen before a run is given up as degenerate.
     """
 
     def __init__(
@@ -60,7 +63,9 @@ class Scorer:
         *,
         local: bool = True,
         watch: Stopwatch = IDLE,
+        least_groups: int = MIN_GROUPS,
     ) -> None:
+        self.least_groups = least_groups
         self._driver = driver
         self.watch = watch
         self.engine = engine
@@ -167,6 +172,7 @@ class Scorer:
             for completion in generated.completions:
                 self._take(job, arm, completion)
                 drawn[id(job)].append(completion)
+            _note_state(job)
             bad = generated.bad
             if bad is not None and job.alive:
                 job.quarantine(bad.stage, bad.code, bad.message)
@@ -221,20 +227,13 @@ class Scorer:
     def check_degenerate(self, *, final: bool) -> None:
         """Raise ``RapModelError`` if half of all groups are degenerate.
 
-        During the run after `MIN_GROUPS`. At its end whatever their number is, but one
+        During the run after ``least_groups``. At its end whatever their number is, but one
         such group alone is no proof: it happens by chance with up to 5 % of the groups.
         """
-        enough = self.degenerate_groups >= 2 if final else self.groups >= MIN_GROUPS
+        enough = self.degenerate_groups >= 2 if final else self.groups >= self.least_groups
         if self.allow_degenerate or not enough:
             return
-        if 2 * self.degenerate_groups >= self.groups:
-            sampling = self.config.sampling
-            raise RapModelError(
-                f"{self.degenerate_groups} of {self.groups} groups of completions are "
-                "identical although the model gives other answers a fair chance: rollouts "
-                f"sampled with {sampling} tell nothing about difficulty. Raise "
-                "temperature, top_p or top_k, or pass allow_degenerate=True."
-            )
+        require_varied(self.groups, self.degenerate_groups, self.config.sampling)
 
     def forward(self, jobs: list[Job], which: str, *, attention: bool) -> dict[int, Trace]:
         """Teacher-forced forwards of ``job.image``, ``.blind``, ``.answer`` or
@@ -263,6 +262,7 @@ class Scorer:
                 )
             else:
                 traces[id(job)] = result
+                _note_state(job)
         return traces
 
     def head(
@@ -384,6 +384,13 @@ class Scorer:
             token = int(job.image.inputs["input_ids"].flatten()[position])
         tokenizer = getattr(self.driver.processor, "tokenizer", self.driver.processor)
         return clean(tokenizer.decode([token]), 100)
+
+
+def _note_state(job: Job) -> None:
+    """The hidden state of its prompt goes to its row, once the model has read it."""
+    state = None if job.image is None else job.image.shared.state
+    if job.alive and state is not None and states.COLUMN not in job.row:
+        (job.row[states.COLUMN],) = states.packed(state[None])
 
 
 def _without_attention(trace: Trace) -> Trace:

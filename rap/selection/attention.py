@@ -103,27 +103,34 @@ def calibrated(log_psi: np.ndarray) -> Limit:
         )
         return Limit(None, "too few to calibrate", [note])
     log_psi.sort()
-    return Limit(_fence(log_psi), "calibrated: upper Tukey fence of log psi below a gap")
+    limit, gap = _fence(log_psi)
+    said = "the middle of the gap in log psi" if gap else "upper Tukey fence of log psi"
+    return Limit(limit, f"calibrated: {said}")
 
 
 def fence(log_psi: np.ndarray) -> float:
-    """Upper Tukey fence Q3 + 1.5 (Q3 - Q1) of what lies below a gap, if there is one.
+    """The middle of a gap, if there is one, else the upper Tukey fence
+    Q3 + 1.5 (Q3 - Q1).
 
     A gap is the widest step between neighbours above the median, wider than half of
     Q3 - Q1 of what is below it: attention-biased samples stand apart. Tukey's fence over
-    all lies beyond them as soon as they are a quarter, and then drops none. Without a gap
-    it is Tukey's: a skewed tail or two close modes are no sign of such samples.
+    all lies beyond them as soon as they are a quarter, and then drops none; over what is
+    below the gap it cuts into the usual samples' tail. Without a gap it is Tukey's: a
+    skewed tail or two close modes are no sign of such samples.
     """
-    return _fence(np.sort(log_psi))
+    return _fence(np.sort(log_psi))[0]
 
 
-def _fence(ordered: np.ndarray) -> float:
+def _fence(ordered: np.ndarray) -> tuple[float, bool]:
+    """(the limit, whether it is in a gap)"""
     half = ordered.size // 2
     widest, step = _widest_step(ordered[half:])
     q1, q3 = _quartiles(ordered[: half + widest + 1])
-    if not 0 < (q3 - q1) / 2 < step:
-        q1, q3 = _quartiles(ordered)
-    return float(q3 + 1.5 * (q3 - q1))
+    if 0 < (q3 - q1) / 2 < step:
+        below, above = (float(ordered[half + widest + i]) for i in (0, 1))
+        return below + (above - below) / 2, True
+    q1, q3 = _quartiles(ordered)
+    return float(q3 + 1.5 * (q3 - q1)), False
 
 
 _PIECE = 2**17

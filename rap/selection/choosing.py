@@ -9,7 +9,6 @@ samples are barred, how groups are filled (``groups``, ``picking``), one reason 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..config import ChooseConfig, ChooseOptions
+from ..config import ChooseConfig, ChooseOptions, PresetName, preset_of
 from ..errors import RapInputError
 from ..scores.columns import look_up
 from ..scores.scores import Scores
@@ -28,7 +27,7 @@ from ..scores.table import SCHEMA_VERSION
 from ..settings import resolve
 from .attention import Attention, judge_attention
 from .chosen import ChosenReader
-from .groups import budget_by_group, budget_size, groups_of, rows_in
+from .groups import Group, budget_by_group, budget_size, groups_of, rows_in
 from .judged import (
     ABOVE,
     BIASED,
@@ -42,6 +41,7 @@ from .judged import (
     judge,
     reading_of,
 )
+from .learn import Learner, groups_to_cover
 from .notes import Counted, median_probability, notes_of
 from .picking import Candidates, Picked, border_d, found_in, pick, ranks
 from .rules import RULES, Rule
@@ -49,12 +49,17 @@ from .selection import Selection
 
 
 def choose(
-    scores: Scores, config: ChooseConfig | None = None, **overrides: Unpack[ChooseOptions]
+    scores: Scores,
+    config: ChooseConfig | None = None,
+    *,
+    preset: PresetName | None = None,
+    **overrides: Unpack[ChooseOptions],
 ) -> Selection:
     """Choose the samples worth training on; every other one gets the reason why not.
 
-    ``config``: a `ChooseConfig`; ``overrides``: single fields of it, by name. The rules
-    themselves are in ``rap.selection.rules``.
+    ``config``: a `ChooseConfig`; ``overrides``: single fields of it, by name. ``preset``:
+    ``"paper"``, the fields of a whole pipeline (``rap.config.PRESETS``), for `score` and
+    here. The rules themselves are in ``rap.selection.rules``.
 
     **D** (CDE, METHOD.md section 1): what the image changes.
     rollouts: c1/m1 - c0/m0, compared as integers, ``c1*m0 - c0*m1 > lambda_c*m1*m0``,
@@ -89,42 +94,64 @@ def choose(
     can come back this way, whatever their D; ``readmit_hurt=False`` leaves out those
     with D < 0. ``replace=False`` keeps the trivial ones and replaces none. logits
     evidence needs an explicit ``lambda_c``: 0.5 was published for accuracies.
+    It departs from the paper where that does not say, and nowhere else: which column may be
+    the maximum of psi (ours: response tokens without template tokens, `AceConfig.columns`),
+    which response psi is of (the first right completion; a sample without one is unsolved),
+    and whom DRM may readmit (whatever CDE dropped, whatever its D). ``preset="paper"``
+    sets evidence and psi to the published form, too.
 
     ``rule="budget"`` (default): floor(budget * n) samples, n = all rows of the table,
     quarantined ones included; ``budget`` as the decimal it was written as (0.29 of 100
     is 29), but as k/n where it is the float of that quotient (1/7 of 7 is 1); None is
-    0.09. Candidates have D > max(0, lambda_c) and psi <= lambda_a and are ranked by D
-    down, Diff down, index up; the first floor(budget * n) are the survivors, of which
-    the trivial ones are replaced as above, so the total stays. Only samples with D >= 0
-    replace, unless ``readmit_hurt=True``: what the image hurts teaches not to look.
-    ``order`` is that ranking: ``"gain"`` as said, the default for rollouts;
-    ``"learnable"``, the default for answer and logits, ranks by D * Diff down (logits:
-    D * (1 - Diff) * Diff, since a divergence has no sign), then as gain: a probability
-    near 1 is never quite trivial, and by D alone such samples fill a budget. For cascade
-    it ranks by the keep-probability, the probability that the image helps and a group of
-    `TRAIN_GROUP` completions is mixed, and samples without completions after all mixed
-    ones, by p (1 - p). What is ranked by is the column ``rank_key`` of the result;
+    0.09. Candidates have D > max(0, lambda_c) and psi <= lambda_a and are not trivial
+    (``replace=False``: trivial ones, too). They are ranked, ties by D down, Diff down,
+    index up, and the first floor(budget * n) are kept. If there are fewer, as many as there
+    were trivial ones are added, the hardest first, as in rule paper: those with D >= 0,
+    then those that the image hurts (``readmit_hurt=True``: both together, False: never).
+    ``order`` is that ranking: ``"gain"`` is D; ``"learnable"``, the default for answer,
+    logits and cascade, is D * Diff (logits: D * (1 - Diff) * Diff, since a divergence has
+    no sign; cascade: the keep-probability, the probability that the image helps and a group
+    of `TRAIN_GROUP` completions is mixed, and samples without completions after all mixed
+    ones, by p (1 - p)); ``"posterior"``, the default for rollouts, is the value of rule
+    learn: D ranks first what is hardly worth training on, and D * Diff the hardest, where
+    p (1 - p) is least. What is ranked by is the column ``rank_key`` of the result;
     ``posterior1``, ``posterior0`` and ``keep_probability`` are there for rollouts, too.
 
-    ``found["lambda_c"]`` is the threshold that ranking by gain amounts to (by learnable:
-    the floor): the largest D of a candidate that is not a survivor (the floor if all
+    ``rule="learn"``: floor(budget * n) samples that training learns most of; METHOD.md
+    section 7, ``rap.selection.learn``. A sample's value is E[p1 (1 - p1)] times V
+    (``rap.scores.learning``): rollouts, and cascade where completions were sampled: of the
+    posteriors, V = P(p1 > p0), or P(p1 < p0) where D < 0; else p_answer1 (1 - p_answer1),
+    V = 1 where the image moves the prediction by more than 0.01 nats (answer, cascade:
+    ``js``; logits: D), else 0. Candidates are mixed (rollouts, cascade: 0 < c1 < m1), with
+    D > lambda_c (0; logits: 0.01) and psi not above lambda_a. ``guard_attention`` and
+    ``guard_hurt`` (0.1 each) of what is kept are the best mixed samples with psi above
+    lambda_a and with D < 0: ``kept_guard``. ``coverage`` (on): candidates are chosen for
+    the sum over groups of log(1 + sum of values / 0.2), greedily; groups are the values of
+    ``coverage_by``, or 8 clusters of the hidden states that `score` kept (without any:
+    by value alone). What is then missing is filled with the other mixed samples, and at
+    last with those whose outcomes are not mixed, but never with unsolved ones:
+    ``kept_replacement``. An unmeasured psi bars nothing here. ``found["learned"]`` and the
+    summary say what each part holds, and which had no candidates.
+
+    ``found["lambda_c"]`` is the threshold that ranking by gain amounts to (by another
+    order: the floor): the largest D of a candidate that is not a survivor (the floor if all
     are). All candidates with a larger D are survivors, and ``found["at_lambda_c"]`` of
-    those with exactly this D. If candidates or replacements run out, the result is
-    shorter and ``warnings`` says so: samples with D <= 0 never fill a budget except as
-    replacements.
-    ``lambda_a=None`` is calibrated: the upper Tukey fence Q3 + 1.5 (Q3 - Q1) of the
-    finite log psi of valid samples (at least 20, else no limit and a warning), without
-    those above a gap that lies above the median and is wider than half of Q3 - Q1:
-    attention-biased samples must not widen the fence that excludes them. The fence flags
-    what is unusual for this model and these response lengths; a fixed quantile would drop
-    its share even without any outlier.
+    those with exactly this D. If candidates and replacements run out, the result is
+    shorter and ``warnings`` says so: rule learn fills a budget, rule budget keeps to D >= 0
+    beyond the trivial samples that it replaces.
+    ``lambda_a=None`` is calibrated on the finite log psi of valid samples (at least 20,
+    else no limit and a warning): the middle of the gap, where the widest step above the
+    median is wider than half of Q3 - Q1 below it; without such a gap the upper Tukey fence
+    Q3 + 1.5 (Q3 - Q1). It flags what is unusual for this model and these response lengths;
+    a fixed quantile would drop its share even without any outlier.
     ``by="source"``: every value of that column (null too) gets its own budget, ranking
     and replacements; lambda_a stays global. The column may be one of the score table, the
     data set or the rollouts. A group's budget is floor(budget * its rows); what is then
     missing to floor(budget * n) goes, one each, to the groups with the largest remainder
     that have another candidate, among equal ones to the best candidate.
 
-    **Reasons**: ``kept_cognitive`` (survivor), ``kept_replacement``, else the first that
+    **Reasons**: ``kept_cognitive`` (survivor), ``kept_replacement``, ``kept_guard`` (rule
+    learn), else the first that
     holds of: ``quarantined_<code>``, ``dropped_unsolved``, ``dropped_attention_biased``,
     ``dropped_image_hurts`` (D < 0), ``dropped_language_prior`` (D <= lambda_c; budget:
     D <= max(0, lambda_c)), ``dropped_trivial``, ``quarantined_psi_missing``,
@@ -142,7 +169,8 @@ def choose(
     for an empty table, one without a single valid sample, mixed evidence, or (answer and
     logits) answers none of which the model gives any probability.
     """
-    config = resolve(ChooseConfig, "config", config, overrides, "rap.choose")
+    given = preset_of(preset, "choose") | dict(overrides)
+    config = resolve(ChooseConfig, "config", config, given, "rap.choose")
     reader, rule = scores.reader, RULES[config.rule]
     if reader.num_rows == 0:
         raise RapInputError("nothing to choose from: the score table has no rows")
@@ -162,7 +190,7 @@ def choose(
     found["order"] = None if judged.ranking is None else judged.ranking.name
     settings = {
         "schema_version": SCHEMA_VERSION,
-        "choose": dataclasses.asdict(config),
+        "choose": config.as_json(),
         "evidence": reading.kind.name,
         "found": found,
         "groups": ruled.groups if config.by is not None else None,
@@ -196,8 +224,8 @@ def _attention(
         judged.log_psi,
         lambda log_psi: rule.psi_limit(log_psi, config, meta),
         asked=config.lambda_a is not None,
+        unread=judged.has(VALID) if rule.by_value else judged.unread,
         times=judged.psi_times,
-        unread=judged.unread,
     )
     judged.log_psi = np.empty(0, np.float32)
     for flag, mask in ((PASSES, attention.passes), (BIASED, attention.biased)):
@@ -207,18 +235,23 @@ def _attention(
 
 def _candidates(judged: Judged, rule: Rule, config: ChooseConfig) -> Candidates:
     """What the groups are filled from; what the rules are says ``choose``."""
-    readmit = config.readmit_hurt
+    readmit, first = config.readmit_hurt, rule.trivial_first
     hurt = rule.readmits_hurt if readmit is None else readmit
     free, barred = VALID | PASSES, UNSOLVED
+    rest, no_more = free | KNOWN, barred | EASY
 
     def all_of(yes: int, no: int) -> np.ndarray:
         return judged.where(lambda f: (f & yes == yes) & (f & no == 0))
 
+    none = np.zeros(len(judged), dtype=bool)
+    leave = barred | (EASY if first and config.replace else 0)
     return Candidates(
         judged,
-        passes=all_of(free | ABOVE, barred),
-        easy=all_of(EASY, 0) if config.replace else np.zeros(len(judged), dtype=bool),
-        pool=all_of(free | KNOWN, barred | EASY | (0 if hurt else NEGATIVE)),
+        passes=all_of(free | ABOVE, leave),
+        easy=all_of(free | ABOVE | EASY, barred) if config.replace else none,
+        pool=all_of(rest, no_more | (0 if hurt else NEGATIVE)),
+        last=all_of(rest | NEGATIVE, no_more) if first and readmit is None else None,
+        first=first,
     )
 
 
@@ -234,9 +267,7 @@ def _apply(rule: Rule, scores: Scores, judged: Judged) -> _Ruled:
         one = len(groups) == 1
         rank = np.empty(0) if one else ranks(of)
         targets = [*budget_by_group(share, groups, of.passes, rank)]
-    picked = [
-        pick(of, rows, target) for (_, rows), target in zip(groups, targets, strict=True)
-    ]
+    picked = _picked(rule, scores, of, groups, targets)
     borders = border_d(scores.reader, judged, picked)
     found = [
         {"group": group[0]} | found_in(judged, one, threshold, rows_in(group, n), borders)
@@ -244,6 +275,21 @@ def _apply(rule: Rule, scores: Scores, judged: Judged) -> _Ruled:
     ]
     reason, reasons = _reasons(judged, picked)
     return _Ruled(reason, reasons, found, threshold)
+
+
+def _picked(
+    rule: Rule,
+    scores: Scores,
+    of: Candidates,
+    groups: Sequence[Group],
+    targets: Sequence[int | None],
+) -> list[Picked]:
+    """What is kept of each group."""
+    pairs = [(rows, target) for (_, rows), target in zip(groups, targets, strict=True)]
+    if not rule.by_value:
+        return [pick(of, rows, target) for rows, target in pairs]
+    learner = Learner(of.judged, groups_to_cover(scores, of.judged.reading.config))
+    return [learner(rows, target or 0) for rows, target in pairs]
 
 
 def _texts(rule: Rule, judged: Judged) -> dict[str, str | None]:
@@ -302,6 +348,7 @@ def _reasons(judged: Judged, picked: Sequence[Picked]) -> tuple[np.ndarray, list
     for one in picked:
         code[one.cognitive] = _CODES.index("kept_cognitive")
         code[one.replacement] = _CODES.index("kept_replacement")
+        code[one.guard] = _CODES.index("kept_guard")
     if code.min() < 0:
         raise AssertionError("a sample has no reason: the rules do not cover it")
     if not len(judged.bad):

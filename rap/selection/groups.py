@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +26,15 @@ def groups_of(scores: Scores, by: str | None) -> list[Group]:
     """
     if by is None:
         return [(None, slice(None))]
+    codes, names = codes_of(scores, "by", by)
+    order = np.argsort(codes, kind="stable")
+    bounds = np.cumsum(np.bincount(codes, minlength=len(names)))[:-1]
+    return list(zip(names, np.split(order, bounds), strict=True))
+
+
+def codes_of(scores: Scores, option: str, by: str) -> tuple[np.ndarray, list[Any]]:
+    """(int32 [n]: the place of each row's value, the values of a column, null too, in order
+    of first appearance). ``option``: which setting names it. Raises as ``groups_of``."""
     column = scores.column(by)
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
@@ -36,15 +46,12 @@ def groups_of(scores: Scores, by: str | None) -> list[Group]:
         pa.types.is_null,
     )
     if not any(kind(column.type) for kind in kinds):
-        raise RapConfigError(f"by = {by!r}: a {column.type} column makes no groups")
+        raise RapConfigError(f"{option} = {by!r}: a {column.type} column makes no groups")
     if pa.types.is_null(column.type):
         column = column.cast(pa.string())
     encoded = column.dictionary_encode(null_encoding="encode")
     codes = encoded.indices.to_numpy(zero_copy_only=False)
-    order = np.argsort(codes, kind="stable")
-    bounds = np.cumsum(np.bincount(codes, minlength=len(encoded.dictionary)))[:-1]
-    names = encoded.dictionary.to_pylist()
-    return list(zip(names, np.split(order, bounds), strict=True))
+    return codes, encoded.dictionary.to_pylist()
 
 
 def budget_size(budget: float, n: int) -> int:

@@ -1,8 +1,9 @@
 """What the rules need of each row of a score table, in few bytes a row, read in batches.
 
 Columns of the table pass by a batch at a time; what stays of a row is a byte of flags, two
-float64 keys (three where the ranking has its own) and, until the limit on psi is known, a
-float32. Nothing that a batch says depends on its neighbours.
+keys (three where the ranking has its own; ``column``: 2 bytes each for rollouts, else 8)
+and, until the limit on psi is known, a float32. Nothing that a batch says depends on its
+neighbours.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ..scores.columns import as_fraction, look_up
 from ..scores.evidence import Evidence, Kind, probability, read_evidence
 from ..scores.reader import Reader
 from ..scores.readings import EVIDENCE_COLUMNS, batch_size, kind_of_rows
+from .column import Column
 from .rules import Ranking, Rule
 
 VALID, UNSOLVED, EASY, NEGATIVE, ABOVE, KNOWN, PASSES, BIASED = (1 << i for i in range(8))
@@ -61,9 +63,9 @@ class Judged:
 
     reading: Reading
     flags: np.ndarray
-    order: np.ndarray
-    difficulty: np.ndarray
-    key: np.ndarray | None
+    order: Column
+    difficulty: Column
+    key: Column | None
     ranking: Ranking | None
     log_psi: np.ndarray
     bad: pa.ChunkedArray
@@ -101,8 +103,8 @@ def judge(reader: Reader, reading: Reading, rule: Rule) -> Judged:
     found = Judged(
         reading=reading,
         flags=np.zeros(n, np.uint8),
-        order=np.empty(n),
-        difficulty=np.empty(n),
+        order=Column(n),
+        difficulty=Column(n),
         key=None,
         ranking=None,
         log_psi=np.empty(n, np.float32),
@@ -120,8 +122,8 @@ def judge(reader: Reader, reading: Reading, rule: Rule) -> Judged:
         rows = slice(start, start + batch.num_rows)
         start = rows.stop
         _flag(found.flags[rows], evidence, reading.threshold, easy_from)
-        found.order[rows] = evidence.measured.order
-        found.difficulty[rows] = evidence.difficulty
+        found.order.put(rows, evidence.measured.order, evidence.measured)
+        found.difficulty.put(rows, evidence.difficulty, evidence.measured)
         _rank(found, rows, evidence, rule)
         measured = ~batch["log_psi"].is_null().to_numpy() & evidence.valid
         psi = batch["log_psi"].to_numpy()
@@ -167,8 +169,8 @@ def _rank(found: Judged, rows: slice, evidence: Evidence, rule: Rule) -> None:
         found.key = found.order
     else:
         if found.key is None:
-            found.key = np.empty(len(found))
-        found.key[rows] = ranking.key
+            found.key = Column(len(found))
+        found.key.put(rows, ranking.key, evidence.measured)
     if found.ranking is None:
         found.ranking = ranking
 

@@ -12,6 +12,7 @@ import numpy as np
 from ..errors import RapInputError
 from ..scores.reader import Reader
 from .judged import UNSOLVED, VALID, Judged, probabilities
+from .learn import warnings_of
 
 CUT_SHARE = 0.1
 """A warning from this share of completions on that were cut at max_new_tokens."""
@@ -82,8 +83,13 @@ def notes_of(
 ) -> list[str]:
     """The warnings of a selection, but for those about attention."""
     asked = "" if threshold is None else f"D > {float(threshold):g} and "
+    learned = [g["learned"] for g in groups if "learned" in g]
+    why = f"{found['candidates']} samples have {asked}pass ACE"
+    if learned:
+        why = "no other sample is valid and solved"
     return [
-        *_about_size(found, asked),
+        *_about_size(found, asked, why),
+        *dict.fromkeys(text for one in learned for text in warnings_of(one)),
         *_about_replacing(found),
         *_about_screening(judged, groups, threshold),
         *_about_answers(counted),
@@ -91,15 +97,12 @@ def notes_of(
     ]
 
 
-def _about_size(found: dict[str, Any], asked: str) -> list[str]:
+def _about_size(found: dict[str, Any], asked: str, why: str) -> list[str]:
     target, kept = found["target"], found["kept"]
     if target == 0:
         return [f"the budget allows no sample: floor(budget * {found['samples']}) = 0"]
     if target is not None and kept < target:
-        return [
-            f"short result: {kept} of {target} kept; {found['candidates']} samples have "
-            f"{asked}pass ACE"
-        ]
+        return [f"short result: {kept} of {target} kept; {why}"]
     if kept == 0:
         return [f"no sample is kept: none has {asked}passes ACE"]
     return []
@@ -107,7 +110,7 @@ def _about_size(found: dict[str, Any], asked: str) -> list[str]:
 
 def _about_replacing(found: dict[str, Any]) -> list[str]:
     notes, removed, replaced = [], found["trivial_removed"], found["replaced"]
-    if replaced < removed:
+    if replaced < removed and (found["target"] is None or found["kept"] < found["target"]):
         notes.append(
             f"{replaced} of {removed} trivial samples replaced: no more candidates"
         )

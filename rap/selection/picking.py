@@ -6,7 +6,7 @@ Source: arXiv 2506.04755, DRM.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -20,17 +20,22 @@ from .judged import Judged
 @dataclass(frozen=True, slots=True)
 class Candidates:
     """What a group is filled from, bool [n]. ``passes``: above the thresholds. ``easy``:
-    trivial, to be replaced. ``pool``: may replace one."""
+    above them, but trivial: to be replaced. ``pool``: may replace one. ``last``: may when
+    the pool is used up, None: no sample. ``first``: the trivial ones were removed before
+    (they are not in ``passes``), so that others pass in their place."""
 
     judged: Judged
     passes: np.ndarray
     easy: np.ndarray
     pool: np.ndarray
+    last: np.ndarray | None = None
+    first: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Picked:
-    """Rows chosen in one group. ``border``: the best candidate that is no survivor."""
+    """Rows chosen in one group. ``border``: the best candidate that is no survivor.
+    ``guard``, ``learned``: of rule learn (``learn.Learner``)."""
 
     target: int | None
     candidates: int
@@ -40,6 +45,8 @@ class Picked:
     removed: int
     cognitive: np.ndarray
     replacement: np.ndarray
+    guard: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    learned: Mapping[str, Any] | None = None
 
 
 def pick(of: Candidates, rows: np.ndarray | slice, target: int | None) -> Picked:
@@ -54,14 +61,11 @@ def pick(of: Candidates, rows: np.ndarray | slice, target: int | None) -> Picked
         if not judged.ranking.of_d:
             border, at_border = None, (0, 0)  # no threshold on D
     cognitive = survivors[~of.easy[survivors]]
-    removed = len(survivors) - len(cognitive)
-    replacement = np.empty(0, dtype=np.int64)
-    if removed:
-        eligible = of.pool[rows].copy()
-        here = cognitive if isinstance(rows, slice) else np.searchsorted(rows, cognitive)
-        eligible[here] = False
-        hardest = _hardest(judged.difficulty[rows], removed, eligible, judged.order[rows])
-        replacement = hardest if isinstance(rows, slice) else rows[hardest]
+    removed = missing = len(survivors) - len(cognitive)
+    if of.first:
+        removed = int(np.count_nonzero(of.easy[rows]))
+        missing = min(removed, (target or 0) - len(survivors))
+    replacement = _replacements(of, rows, missing, cognitive)
     return Picked(
         target,
         len(candidates),
@@ -72,6 +76,25 @@ def pick(of: Candidates, rows: np.ndarray | slice, target: int | None) -> Picked
         cognitive,
         replacement,
     )
+
+
+def _replacements(
+    of: Candidates, rows: np.ndarray | slice, k: int, taken: np.ndarray
+) -> np.ndarray:
+    """The k hardest of the pool that are not taken, then of the last; rows, or fewer."""
+    found = np.empty(0, dtype=np.int64)
+    judged = of.judged
+    for pool in (of.pool, of.last):
+        if pool is None or len(found) >= k:
+            continue
+        eligible, used = pool[rows].copy(), np.concatenate([taken, found])
+        here = used if isinstance(rows, slice) else np.searchsorted(rows, used)
+        eligible[here] = False
+        more = _hardest(
+            judged.difficulty[rows], k - len(found), eligible, judged.order[rows]
+        )
+        found = np.concatenate([found, more if isinstance(rows, slice) else rows[more]])
+    return found
 
 
 def ranks(of: Candidates) -> np.ndarray:
@@ -103,7 +126,7 @@ def _best(
         np.negative(d, out=d)
         d.partition(target - 1)
         border_d = -d[target - 1]
-        np.take(judged.key, candidates, out=d)
+        d = judged.key[candidates]
     larger, tied = candidates[d > border_d], candidates[d == border_d]
     need = target - len(larger)
     difficulty = np.nan_to_num(judged.difficulty[tied], nan=-1.0)
@@ -162,5 +185,6 @@ def found_in(
         "at_lambda_c": list(picked.at_border),
         "trivial_removed": picked.removed,
         "replaced": len(picked.replacement),
-        "kept": len(picked.cognitive) + len(picked.replacement),
+        "kept": len(picked.cognitive) + len(picked.replacement) + len(picked.guard),
+        **({} if picked.learned is None else {"learned": picked.learned}),
     }

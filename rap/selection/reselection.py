@@ -232,10 +232,10 @@ def reselect(
     seen = found.tried > 0
     table = _with(
         table,
-        reason=pa.array(_reasons(selection, found), pa.string()),
+        reason=_reasons(selection, found),
         first=pa.array(_first(selection)),
         first_reason=_base(judged),
-        why=pa.array([code or None for code in found.why], pa.string()),
+        why=pa.array(found.why, pa.string(), mask=found.why == ""),
         passed=pa.array(found.passed, mask=~seen),
         tried=pa.array(found.tried, mask=~seen),
         difficulty_now=pa.array(found.difficulty, mask=np.isnan(found.difficulty)),
@@ -327,7 +327,7 @@ def _hardest(
     return np.asarray(found, dtype=np.int64)
 
 
-def _reasons(selection: Selection, found: Decision) -> list[str]:
+def _reasons(selection: Selection, found: Decision) -> pa.ChunkedArray:
     """Reasons of ``choose`` for what re-selection did."""
     codes = {
         "comes_cognitive": "kept_cognitive",
@@ -336,12 +336,12 @@ def _reasons(selection: Selection, found: Decision) -> list[str]:
         "leaves_unsolved": "dropped_unsolved",
         "leaves_over_size": "dropped_over_budget",
     }
-    first = _base(selection.table).to_pylist()
-    before = selection.table["reason"].to_pylist()
-    return [
-        first[i] if why == "stays_first" else codes.get(why, before[i])
-        for i, why in enumerate(found.why)
-    ]
+    why = pa.array(found.why, pa.string())
+    stays = pc.equal(why, "stays_first")
+    reasons = pc.if_else(stays, _base(selection.table), selection.table["reason"])
+    for code, reason in codes.items():
+        reasons = pc.if_else(pc.equal(why, code), reason, reasons)
+    return reasons
 
 
 def _with(table: pa.Table, **columns: Any) -> pa.Table:

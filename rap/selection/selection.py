@@ -19,9 +19,10 @@ import pyarrow as pa
 from ..errors import RapInputError
 from ..scores.columns import floats
 from ..scores.scores import read_saved
-from ..scores.selected import KEPT, Selected
+from ..scores.selected import ALWAYS_SHOWN, Selected
 from ..scores.stages import mean_of, stages_of
 from ..scores.table import CHOSEN_COLUMNS, SCORE_SCHEMA, with_new
+from .learn import lines_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,7 +56,7 @@ class Selection(Selected):
         lines += [
             f"  {count:>9}  {count / n:>7.2%}  {reason}"
             for reason, count in self.counts().items()
-            if count or reason in KEPT
+            if count or reason in ALWAYS_SHOWN
         ]
         texts = self.settings.get("texts") or {}
         lines += [f"  {line}" for line in _threshold_lines(choice, found, texts)]
@@ -193,7 +194,14 @@ def _threshold_lines(
             f"{found['cut']} of {found['completions']} completions were cut at "
             "max_new_tokens"
         )
-    if choice["replace"]:
+    if "learned" in found:
+        lines += lines_of(found["learned"])
+    elif choice["replace"] and choice["rule"] == "budget":
+        lines.append(
+            f"{found['trivial_removed']} trivial samples left out, {found['replaced']} of "
+            "the kept ones in their place"
+        )
+    elif choice["replace"] and choice["rule"] == "paper":
         lines.append(
             f"{found['replaced']} of {found['trivial_removed']} trivial samples replaced"
         )

@@ -25,6 +25,7 @@ from ..errors import (
 )
 from ..model.loading import load_model
 from ..model.prompt import require_processor
+from ..samples.remote import is_hub_name, is_url
 from ..samples.sampleset import SampleSet, open_samples
 from ..scores.files import make_folder, write_atomic
 from ..settings import Ge, near, setting, settings
@@ -126,9 +127,9 @@ def train(
     return summary
 
 
-def open_training_data(data: Path, **options: Any) -> SampleSet:
+def open_training_data(data: str | Path, **options: Any) -> SampleSet:
     """The samples of ``data``; ``demo`` (if no such file exists) is the synthetic data."""
-    if data.exists():
+    if is_url(data) or is_hub_name(data) or Path(data).exists():
         return open_samples(data, **options)
     if str(data) != DEMO:
         raise RapInputError(f"{data}: no such file or folder")

@@ -415,10 +415,10 @@ def test_killed_and_restarted(pair, demo, tmp_path):
 
 
 def test_503(folder, weights, pair, demo):
-    """A server with a queue of eight, asked 32 at a time."""
+    """A server with a queue of four, asked 32 at a time for five completions each."""
     calm = score(demo, pair[0], 24)
     python = ENGINES / "vllm" / "bin" / "python"
-    short = ("--max-num-queued-reqs", "8", "--max-num-seqs", "2")
+    short = ("--max-num-queued-reqs", "4", "--max-num-seqs", "2")
     server = vllm(python, weights, folder / "short.log", *short)
     try:
         server.start()
@@ -431,7 +431,7 @@ def test_503(folder, weights, pair, demo):
     same = sum(a == b for a, b in zip(completions(scores), completions(calm), strict=True))
     assert refused > 0 and same == 240
     note(
-        "a queue of eight, 32 requests in flight",
+        "a queue of four, 32 requests in flight",
         f"{refused} answers 503; 240 of 240, once",
     )
 

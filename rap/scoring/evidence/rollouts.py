@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from ...config import ScoreConfig
 from ...model.rollouts import ARM_TEXT, BLIND_ARM, IMAGE_ARM, Completion
 from ...samples.sample import Sample
-from ..jobs import Job, clean
+from ...samples.text import clean
+from ..jobs import Job
 from ..scorer import Scorer
 from .base import PSI, Evidence, prepare_arms
 

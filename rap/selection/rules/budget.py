@@ -7,11 +7,13 @@ from fractions import Fraction
 from ...config import DEFAULT_BUDGET, ChooseConfig
 from ...scores.columns import as_fraction
 from ...scores.evidence import Evidence
-from .rule import Ranking, Rule
+from .rule import VALUE_TEXT, Ranking, Rule
 
 
 class Budget(Rule):
     """floor(budget * n) samples; the threshold on D follows from it."""
+
+    trivial_first = True
 
     def describe(self, config: ChooseConfig | None = None) -> str:
         if config is None:
@@ -30,8 +32,12 @@ class Budget(Rule):
 
     def ranking(self, config: ChooseConfig, evidence: Evidence) -> Ranking:
         found, kind = evidence.measured, evidence.kind
-        if (config.order or kind.ranks_by) == "gain":
+        order = config.order or kind.ranks_by
+        if order == "gain":
             return Ranking("gain", "D", found.order, found.d, of_d=True)
+        if order == "posterior":
+            value = found.value()
+            return Ranking("posterior", VALUE_TEXT, value, value, of_d=False)
         text = kind.learn_text()
         return Ranking("learnable", text, found.learnable, found.learn, of_d=False)
 

@@ -30,6 +30,7 @@ class Paper(Rule):
             "budget": "keeps what passes its thresholds",
             "order": "ranks nothing",
             "by": "has no budget to divide",
+            **Rule.no_use_for,
         }
     )
     readmits_hurt = True  # whatever CDE dropped may come back

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ...config import ChooseConfig
+from ...config import LEARN_ONLY, ChooseConfig
 from ...errors import RapConfigError
 from ...scores.evidence import Evidence
 from ..attention import Limit, calibrated, given
@@ -32,13 +32,26 @@ class Ranking:
     of_d: bool
 
 
+VALUE_TEXT = (
+    "E[p1 (1 \u2212 p1)] times the probability that the image matters (below 0: outcomes "
+    "not mixed)"
+)
+"""What ``Measured.value`` is, in words."""
+FOR_LEARN = "is not rule='learn'"
+"""Why a rule has no use for the settings of rule learn."""
+
+
 class Rule:
     """One rule of ``choose``. What is not overridden is as for a budget."""
 
-    no_use_for: Mapping[str, str] = MappingProxyType({})
+    no_use_for: Mapping[str, str] = MappingProxyType(dict.fromkeys(LEARN_ONLY, FOR_LEARN))
     """Fields of ``ChooseConfig`` that must be None -> why, after "which"."""
     readmits_hurt: bool = False
     """Whether a sample that the image hurts (D < 0) may replace a trivial one."""
+    trivial_first: bool = False
+    """Whether trivial samples are removed before the budget is shared out, not after."""
+    by_value: bool = False
+    """Whether ``selection.learn`` fills the groups, not ``selection.picking``."""
 
     def describe(self, config: ChooseConfig | None = None) -> str:
         """One sentence: what the rule does, with its numbers where settings are given."""

@@ -37,7 +37,7 @@ def flat(column: pa.ChunkedArray | pa.Array) -> pa.Array:
 def text_bytes(column: pa.ChunkedArray | pa.Array) -> int:
     """How many bytes of text a column holds."""
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-    return sum(int(ends[-1] - ends[0]) for ends, _ in map(_parts, chunks))
+    return sum(int(ends[-1] - ends[0]) for ends, _ in map(text_and_ends, chunks))
 
 
 def as_strings(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray:
@@ -49,7 +49,7 @@ def as_strings(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray:
         if pa.types.is_string(chunk.type):
             found.append(chunk)
             continue
-        ends, _ = _parts(chunk)
+        ends, _ = text_and_ends(chunk)
         start = 0
         while start < len(chunk):
             stop = int(np.searchsorted(ends, ends[start] + TEXT_LIMIT, side="right")) - 1
@@ -79,7 +79,7 @@ def hash64(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     for chunk in chunks:
         for start in range(0, len(chunk), _PIECE):
             piece = chunk.slice(start, _PIECE)
-            found[at : at + len(piece)] = _hash(*_parts(piece))
+            found[at : at + len(piece)] = _hash(*text_and_ends(piece))
             at += len(piece)
     return found
 
@@ -103,7 +103,7 @@ def repeated(
     return twice[0]["values"].as_py() if len(twice) else None
 
 
-def _parts(array: pa.Array) -> tuple[np.ndarray, pa.Buffer | None]:
+def text_and_ends(array: pa.Array) -> tuple[np.ndarray, pa.Buffer | None]:
     """(int [n + 1], where each text starts and the last one ends; the bytes)"""
     _, offsets, data = array.buffers()
     wide = pa.types.is_large_string(array.type) or pa.types.is_large_binary(array.type)
@@ -138,3 +138,9 @@ def _hash(ends: np.ndarray, data: pa.Buffer | None) -> np.ndarray:
         found[rows] = mixed ^ (mixed >> _SHIFT)
         at = at + 8
         left = np.maximum(left - 8, 0)
+
+
+def clean(text: str, limit: int = 500) -> str:
+    """A text that any file can hold: no lone surrogates, no NUL, not too long."""
+    text = text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
+    return text if len(text) <= limit else text[: limit - 1] + "\u2026"

@@ -1,0 +1,361 @@
+"""Planned comparisons of the second edition, with intervals over pools, seeds, questions.
+
+A run is an array of 0/1 answers to the test at its last step. Two arms are paired by pool
+and seed (same start, same questions). Interval and p of a difference: hierarchical
+bootstrap (pools, in each the seeds, and the questions within their family, all with
+replacement), `DRAWS` draws, seed 0. The p values of a family of tests are corrected by
+Holm (1979).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.training_arms import SECOND
+from benchmarks.training_second import Plan, finished, read_costs, runs
+
+DRAWS = 4000
+MARGIN = 0.01
+"""Not below by more than this, in shares of the questions."""
+
+Cell = tuple[int, int]
+"""(pool, seed)"""
+
+
+@dataclass(frozen=True, slots=True)
+class Test:
+    """H1: accuracy of ``ours`` less that of ``other`` is above ``-margin``; ``sign`` -1:
+    other less ours. ``what``: sighted, mixed or blind."""
+
+    ours: str
+    other: str
+    budget: float
+    what: str
+    margin: float = 0.0
+    sign: int = 1
+
+
+def planned(plan: Plan) -> dict[str, list[Test]]:
+    """The families of benchmarks/training_plan.md."""
+    narrow, wide = plan.narrow, plan.wide
+    rivals = ("band", "variance", "public_script", "dapo")
+    first = [Test("learn_cascade", "random", narrow, "sighted")]
+    for what in ("sighted", "mixed"):
+        first += [Test("learn_cascade", r, narrow, what, MARGIN) for r in rivals]
+    first.append(Test("learn_cascade", "full", narrow, "mixed", MARGIN))
+    second = [Test("learn_answer", "random", wide, "sighted")]
+    for what in ("sighted", "mixed"):
+        second += [
+            Test("learn_answer", r, wide, what, MARGIN)
+            for r in ("band", "variance", "full")
+        ]
+    parts = []
+    for evidence, budget in (("cascade", narrow), ("answer", wide)):
+        arm = f"learn_{evidence}"
+        parts += [
+            Test(arm, f"{arm}_no_guard", budget, "mixed"),
+            Test(arm, f"{arm}_no_coverage", budget, "sighted"),
+        ]
+    parts += [
+        Test("learn_cascade", "rap", narrow, "mixed"),
+        Test("rap_no_ace", "rap", narrow, "sighted"),
+        Test("learn_cascade", "random", narrow, "blind", sign=-1),
+    ]
+    return {"primary": first, "answer evidence": second, "parts of the rule": parts}
+
+
+# ---------------------------------------------------------------- answers
+
+
+def group_slices(groups: Mapping[str, Sequence[int]]) -> dict[str, slice]:
+    """{group: its questions}, for groups in the order in which they were asked. The mixed
+    world is one group: its samples are not asked cause by cause."""
+    found, at, mixed = {}, 0, 0
+    for name, (_, asked) in groups.items():
+        if name.startswith("image/"):
+            found[name] = slice(at, at + asked)
+            at += asked
+        else:
+            mixed += asked
+    return found | {"mixed": slice(at, at + mixed)}
+
+
+def test_point(run: Mapping[str, Any], step: int) -> Mapping[str, Any]:
+    """The test that a run took at ``step``."""
+    (found,) = [p["test"] for p in run["points"] if p["step"] == step and "test" in p]
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """``right``: {arm of the exam: float64 [questions]}; ``groups``: of questions."""
+
+    right: Mapping[str, np.ndarray]
+    groups: Mapping[str, slice]
+
+
+def answers_of(run: Mapping[str, Any], step: int) -> Answers:
+    point = test_point(run, step)
+    right = {
+        arm: np.array(list(map(int, digits)), float)
+        for arm, digits in point["answers"].items()
+    }
+    return Answers(right, group_slices(point["sighted"]))
+
+
+def weights_of(groups: Mapping[str, slice], what: str) -> np.ndarray:
+    """Weight of each question in ``sighted``, ``blind`` (families alike) or ``mixed``."""
+    n = max(part.stop for part in groups.values())
+    weight = np.zeros(n)
+    wanted = [g for g in groups if (g == "mixed") == (what == "mixed")]
+    for name in wanted:
+        part = groups[name]
+        weight[part] = 1.0 / (len(wanted) * (part.stop - part.start))
+    return weight
+
+
+def table_of(
+    found: Sequence[Mapping[str, Any]], plan: Plan
+) -> dict[tuple[str, float | None], dict[Cell, Answers]]:
+    """{(arm, budget): {(pool, seed): answers at the arm's last step}}"""
+    table: dict[tuple[str, float | None], dict[Cell, Answers]] = {}
+    for run in found:
+        step = plan.whole_steps if run["budget"] is None else plan.steps
+        key = (run["arm"], run["budget"])
+        table.setdefault(key, {})[run["pool"], run["seed"]] = answers_of(run, step)
+    return table
+
+
+# ---------------------------------------------------------------- bootstrap
+
+
+def differences(
+    ours: Mapping[Cell, Answers], other: Mapping[Cell, Answers], what: str
+) -> tuple[list[Cell], np.ndarray, Mapping[str, slice]]:
+    """(cells, weighted answers of ours less the other's [cells, questions], groups)"""
+    cells = sorted(set(ours) & set(other))
+    arm = "blind" if what == "blind" else "sighted"
+    if not cells:
+        return [], np.empty((0, 0)), {}
+    groups = ours[cells[0]].groups
+    weight = weights_of(groups, what)
+    rows = [weight * (ours[c].right[arm] - other[c].right[arm]) for c in cells]
+    return cells, np.array(rows), groups
+
+
+def bootstrap(
+    cells: Sequence[Cell],
+    rows: np.ndarray,
+    groups: Mapping[str, slice],
+    *,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> np.ndarray:
+    """float64 [draws]: the mean difference with pools, seeds and questions drawn again."""
+    rng = np.random.default_rng(seed)
+    pools = sorted({pool for pool, _ in cells})
+    of_pool = [[i for i, c in enumerate(cells) if c[0] == p] for p in pools]
+    found = np.empty(draws)
+    for d in range(draws):
+        weight = np.zeros(len(cells))
+        for p in rng.integers(len(pools), size=len(pools)):
+            own = of_pool[p]
+            picked = rng.integers(len(own), size=len(own))
+            weight += np.bincount(np.array(own)[picked], minlength=len(cells)) / (
+                len(own) * len(pools)
+            )
+        times = np.zeros(rows.shape[1])
+        for part in groups.values():
+            n = part.stop - part.start
+            times[part] = np.bincount(rng.integers(n, size=n), minlength=n)
+        found[d] = weight @ rows @ times
+    return found
+
+
+def p_value(draws: np.ndarray, margin: float) -> float:
+    """One-sided, of "not above -margin"."""
+    return float((1 + np.count_nonzero(draws <= -margin)) / (1 + len(draws)))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Adjusted p values, in the order given (Holm 1979)."""
+    order = sorted(range(len(p)), key=lambda i: p[i])
+    found, most = [0.0] * len(p), 0.0
+    for rank, i in enumerate(order):
+        most = max(most, min(1.0, (len(p) - rank) * p[i]))
+        found[i] = most
+    return found
+
+
+LEVEL = 0.025
+"""One-sided, of a family."""
+
+
+def judge(
+    tests: Sequence[Test],
+    table: Mapping[tuple[str, float | None], Mapping[Cell, Answers]],
+    draws: int = DRAWS,
+) -> list[dict[str, Any]]:
+    """A row a test; those whose runs are missing have ``cells`` 0 and p 1."""
+    rows = []
+    for test in tests:
+        ours, other = (
+            table.get((arm, None if SECOND[arm].pick is None else test.budget), {})
+            for arm in (test.ours, test.other)
+        )
+        cells, values, groups = differences(ours, other, test.what)
+        row: dict[str, Any] = {"test": test, "cells": len(cells), "p": 1.0}
+        if cells:
+            drawn = test.sign * bootstrap(cells, values, groups, draws=draws)
+            low, high = np.quantile(drawn, (0.025, 0.975))
+            row |= {"mean": test.sign * float(values.sum(axis=1).mean())}
+            row |= {"low": float(low), "high": float(high)}
+            row["p"] = p_value(drawn, test.margin)
+        rows.append(row)
+    for row, adjusted in zip(rows, holm([r["p"] for r in rows]), strict=True):
+        row |= {"holm": adjusted, "holds": adjusted <= LEVEL}
+    return rows
+
+
+# ---------------------------------------------------------------- cost to an accuracy
+
+
+Costs = Mapping[tuple[str, int], Any]
+"""{(evidence, pool): ledger of the scoring}"""
+Point = Mapping[str, float]
+
+
+def billed(run: Mapping[str, Any], costs: Costs) -> tuple[float, int]:
+    """(CPU seconds, completions) of the scoring that a run's arm needs."""
+    arm = SECOND[run["arm"]]
+    if arm.billed == "nothing":
+        return 0.0, 0
+    cost = costs[arm.evidence, run["pool"]]
+    part = cost["image_share"] if arm.billed == "image" else 1.0
+    drawn = cost["samples"] if arm.evidence == "logits" else cost["rollouts"]
+    return part * cost["seconds"], round(part * drawn)
+
+
+def curve(found: Sequence[Mapping[str, Any]], costs: Costs) -> list[Point]:
+    """Mean over runs of validation accuracy (sighted) and total cost, by step."""
+    points: dict[int, list[dict[str, float]]] = {}
+    for run in found:
+        seconds, completions = billed(run, costs)
+        for point in run["points"]:
+            groups = point["validation"]["sighted"]
+            shares = [r / n for g, (r, n) in groups.items() if g.startswith("image/")]
+            points.setdefault(point["step"], []).append(
+                {
+                    "accuracy": float(np.mean(shares)),
+                    "seconds": point["seconds"] + seconds,
+                    "completions": point["completions"] + completions,
+                }
+            )
+    return [
+        {"step": step} | {k: float(np.mean([r[k] for r in rows])) for k in rows[0]}
+        for step, rows in sorted(points.items())
+        if len(rows) == len(found)
+    ]
+
+
+def reached(points: Sequence[Point], target: float) -> Point | None:
+    """The first measured point after the start at ``target`` or above."""
+    return next((p for p in points if p["step"] and p["accuracy"] >= target), None)
+
+
+# ---------------------------------------------------------------- the page
+
+
+def _percent(row: Mapping[str, Any]) -> str:
+    if "mean" not in row:
+        return "no runs"
+    return f"{100 * row['mean']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
+
+
+HEAD = "comparison | budget | accuracy | margin | runs | points [95 %] | p | Holm | "
+ARMS_HEAD = (
+    "arm | budget | prompts | runs | sighted | mixed | blind | scoring s | training s | "
+    "reached: step | total s | completions"
+)
+
+
+def _families(plan: Plan, table: Any) -> list[str]:
+    lines = []
+    for name, tests in planned(plan).items():
+        lines += ["", f"## Planned: {name}", ""]
+        lines += [f"| {HEAD} |"]
+        lines += ["|---|---:|---|---:|---:|---:|---:|---:|---|"]
+        for row in judge(tests, table):
+            t = row["test"]
+            a, b = (SECOND[x].title for x in (t.ours, t.other))
+            a, b = (a, b) if t.sign > 0 else (b, a)
+            verdict = "holds" if row["holds"] else "not shown"
+            lines.append(
+                f"| {a} - {b} | {100 * t.budget:g} % | {t.what} | {100 * t.margin:g} | "
+                f"{row['cells']} | {_percent(row)} | {row['p']:.4f} | {row['holm']:.4f} | "
+                f"{verdict} |"
+            )
+    return lines
+
+
+def _arms(found: Sequence[Mapping[str, Any]], costs: Costs, table: Any) -> list[str]:
+    lines = ["", "## Arms", ""]
+    lines += [f"| {ARMS_HEAD} |", "|---|---:|" + "---:|" * 10]
+    of_arm: dict[tuple[str, float | None], list[Mapping[str, Any]]] = {}
+    for run in found:
+        of_arm.setdefault((run["arm"], run["budget"]), []).append(run)
+    whole = curve(of_arm.get(("full", None), []), costs)
+    target = whole[-1]["accuracy"] if whole else float("inf")
+    for key, mine in of_arm.items():
+        cells = [SECOND[key[0]].title, "all" if key[1] is None else f"{100 * key[1]:g} %"]
+        cells += [f"{np.mean([r['prompts'] for r in mine]):.0f}", str(len(mine))]
+        for what in ("sighted", "mixed", "blind"):
+            arm = "blind" if what == "blind" else "sighted"
+            values = [
+                weights_of(a.groups, what) @ a.right[arm] for a in table[key].values()
+            ]
+            cells.append(f"{100 * np.mean(values):.1f}")
+        cells.append(f"{np.mean([billed(r, costs)[0] for r in mine]):.0f}")
+        cells.append(f"{np.mean([r['points'][-1]['seconds'] for r in mine]):.0f}")
+        point = reached(curve(mine, costs), target)
+        names = ("step", "seconds", "completions")
+        cells += ["never", "", ""] if point is None else [f"{point[n]:.0f}" for n in names]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+ABOUT = """# Training on what each rule selects, second edition
+
+`python -m benchmarks.training_second`: {done} of {total} runs of the plan
+(benchmarks/training_plan.md), which was committed before the first. Pools: worlds {pools}
+of {pool} samples, each scored once; {seeds} training seeds a pool and compared arm. Test
+accuracy at step {steps} (all data: {whole}), paired by pool and seed; intervals: pools,
+seeds and questions drawn again; p: one-sided, corrected by Holm within a family.
+*reached*: where the mean validation curve is at all data's last value. Seconds are CPU time
+of one thread, the scoring billed.
+"""
+
+
+def write_report(plan: Plan, work: Path, results: Path) -> Path:
+    """``training_second.md`` in ``results``."""
+    found = list(finished(plan, work))
+    if not found:
+        raise SystemExit(f"{work}: no run is done")
+    costs, table = read_costs(plan, work), table_of(found, plan)
+    about = {"pools": ", ".join(map(str, plan.pools)), "pool": plan.pool}
+    about |= {"seeds": plan.seeds, "steps": plan.steps, "whole": plan.whole_steps}
+    text = ABOUT.format(done=len(found), total=len(runs(plan)), **about)
+    parts: list[Callable[[], list[str]]] = [
+        lambda: _families(plan, table),
+        lambda: _arms(found, costs, table),
+    ]
+    text += "\n".join(line for part in parts for line in part()) + "\n"
+    results.mkdir(parents=True, exist_ok=True)
+    path = results / "training_second.md"
+    path.write_text(text)
+    return path

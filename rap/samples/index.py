@@ -1,0 +1,207 @@
+"""What every process that works on one data set has to know of it, found once and kept.
+
+``build`` reads the rows: a hash a shard, by which a worker checks the rows that it is
+about to score, and the content hash of all. ``save`` keeps that in a folder beside a score
+store, with the ids and where lines begin; ``open_kept`` opens the data set with it and
+reads no row if the files are as they were (where they are, size, time of the last change).
+
+    index.json     the hashes, which column plays which role, the files
+    ids.arrow      the ids (none where they are row numbers)
+    lines.npy, numbers.npy     JSON Lines: where lines begin, and their numbers
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ..errors import RapInputError
+from .ids import Ids
+from .jsonlines import JsonlRows, LineIndex
+from .opening import open_rows
+from .parquet import ParquetRows
+from .sample import BadSample
+from .sampleset import Known, SampleSet, leave_images
+from .sources import Rows
+
+VERSION = 1
+"""Of the files, and of what the hash of a shard is taken of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """``content_sha256``: {columns that count beside the roles': ``content_hash`` with
+    them}. ``shards``: sha256 of ids and rows of each shard of ``shard_size`` rows, with the
+    columns ``more``."""
+
+    rows: int
+    shard_size: int
+    more: tuple[str, ...]
+    content_sha256: Mapping[tuple[str, ...], str]
+    shards: tuple[str, ...]
+
+    def shard_range(self, k: int) -> range:
+        """The rows of shard ``k``."""
+        start = k * self.shard_size
+        return range(start, min(start + self.shard_size, self.rows))
+
+
+def build(samples: SampleSet, shard_size: int, more: Iterable[str] = ()) -> Index:
+    """Read all rows. ``more``: columns that a score depends on besides what a sample is."""
+    n, more = len(samples), tuple(sorted(set(more)))
+    ranges = [range(at, min(at + shard_size, n)) for at in range(0, n, shard_size)]
+    hashes: dict[tuple[str, ...], str] = {(): samples.content_sha256}
+    if more:
+        hashes[more] = samples.content_hash(more)
+    return Index(n, shard_size, more, hashes, tuple(samples.shard_hashes(ranges, more)))
+
+
+def require_shard(samples: SampleSet, index: Index, k: int) -> None:
+    """Raises ``RapInputError`` if the rows of shard ``k`` are not those that were
+    indexed."""
+    rows = index.shard_range(k)
+    if samples.shard_hashes([rows], index.more) != [index.shards[k]]:
+        raise RapInputError(
+            f"{samples.kind}: rows {rows.start} to {rows.stop - 1} (shard {k}) are not "
+            "those that were there when the data set was indexed"
+        )
+
+
+# ------------------------------------------------------------------------ files
+
+
+def save(samples: SampleSet, index: Index, folder: Path) -> bool:
+    """Keep it in ``folder``. False for data that is in memory or is read at once: there is
+    nothing to save. Raises ``OSError``."""
+    files = _files_of(samples.rows)
+    if files is None or samples.path is None:
+        return False
+    folder.mkdir(parents=True, exist_ok=True)
+    ids, rows = samples.all_ids, samples.rows
+    if samples.columns["id"] is not None:
+        with pa.OSFile(str(folder / "ids.arrow"), "wb") as file:
+            schema = pa.schema([("id", pa.string())])
+            with pa.ipc.new_file(file, schema) as writer:
+                for chunk in ids.chunks():
+                    writer.write_batch(pa.record_batch([chunk], schema=schema))
+    if isinstance(rows, JsonlRows):
+        np.save(folder / "lines.npy", rows.index.start)
+        np.save(folder / "numbers.npy", rows.index.number)
+    found = {
+        "version": VERSION,
+        "path": samples.path,
+        "given_root": samples.given_root,
+        "root": samples.root,
+        "files": files,
+        "kind": samples.kind,
+        "names": samples.column_names,
+        "columns": dict(samples.columns),
+        "counted": samples.content().counted,
+        "bad_ids": [[i, b.stage, b.code, b.message] for i, b in ids.bad.items()],
+        "rows": index.rows,
+        "shard_size": index.shard_size,
+        "more": index.more,
+        "content_sha256": [[list(k), v] for k, v in index.content_sha256.items()],
+        "shards": index.shards,
+    }
+    partial = folder / f".index.{os.getpid()}.tmp"
+    partial.write_text(json.dumps(found))
+    partial.replace(folder / "index.json")  # the last: what it names is there
+    return True
+
+
+def load(folder: Path) -> Index | None:
+    """What ``save`` kept; None if nothing readable is there."""
+    found = _read(folder)
+    return None if found is None else _index_of(found)
+
+
+def open_kept(folder: Path, source: object, root: object = None) -> SampleSet | None:
+    """The data set at ``source``, opened with what ``save`` kept; None where that is of
+    another one or of other files: it is opened as any then (``open_samples``)."""
+    found = _read(folder)
+    if found is None or not isinstance(source, (str, os.PathLike)):
+        return None
+    given = None if root is None else os.fspath(root)  # type: ignore[call-overload]
+    if (found["path"], found["given_root"]) != (os.fspath(source), given):
+        return None
+    try:
+        rows = _rows_of(found, folder)
+        if rows is None or _files_of(rows) != found["files"]:
+            return None
+        ids = _ids_of(found, folder)
+    except (OSError, ValueError, pa.ArrowException, RapInputError):
+        return None
+    index = _index_of(found)
+    bare = SampleSet(rows, found["columns"], found["root"], found["counted"], _none(ids))
+    hashes = {bare.content(more): text for more, text in index.content_sha256.items()}
+    samples = SampleSet(
+        rows, found["columns"], found["root"], found["counted"], Known(ids, hashes)
+    )
+    samples.path, samples.given_root = found["path"], found["given_root"]
+    return samples
+
+
+def _none(ids: Ids) -> Known:
+    return Known(ids, {})
+
+
+def _read(folder: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads((folder / "index.json").read_bytes())
+        return found if found["version"] == VERSION else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _index_of(found: Mapping[str, Any]) -> Index:
+    return Index(
+        found["rows"],
+        found["shard_size"],
+        tuple(found["more"]),
+        {tuple(more): text for more, text in found["content_sha256"]},
+        tuple(found["shards"]),
+    )
+
+
+def _files_of(rows: Rows) -> list[list[Any]] | None:
+    """Path, size and time of the last change of the files that rows come from."""
+    paths: list[Path] = []
+    if isinstance(rows, JsonlRows):
+        paths = [rows.path]
+    elif isinstance(rows, ParquetRows):
+        paths = rows.paths
+    unpacked = (not path.exists() or path.parts[:2] == ("/", "dev") for path in paths)
+    if not paths or any(unpacked):
+        return None
+    stats = [(path, os.stat(path)) for path in paths]
+    return [[os.path.abspath(path), s.st_size, s.st_mtime_ns] for path, s in stats]
+
+
+def _rows_of(found: Mapping[str, Any], folder: Path) -> Rows | None:
+    path = Path(found["path"])
+    if (folder / "lines.npy").exists():
+        start = np.load(folder / "lines.npy", mmap_mode="r")
+        number = np.load(folder / "numbers.npy", mmap_mode="r")
+        file = Path(found["files"][0][0])
+        return JsonlRows(
+            file, found["kind"], index=LineIndex(start, number, found["names"])
+        )
+    rows = open_rows(path)[0]
+    leave_images(rows, found["columns"]["images"])
+    return rows
+
+
+def _ids_of(found: Mapping[str, Any], folder: Path) -> Ids:
+    if found["columns"]["id"] is None:
+        return Ids(found["rows"], None)
+    column = pa.ipc.open_file(pa.memory_map(str(folder / "ids.arrow"))).read_all()["id"]
+    bad = {i: BadSample(*why) for i, *why in found["bad_ids"]}
+    return Ids(found["rows"], column, bad)

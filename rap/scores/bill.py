@@ -1,0 +1,258 @@
+"""What a selection costs, and the epochs of training after which it has paid for itself.
+
+    S = 1 - t - rho C / (E n)
+
+S: share of the cost of training on everything that is saved, the scoring billed. t: cost of
+training on the selection over that of training on everything. C: cost of the scores a
+sample, in sampled completions (a forward counts as ``forward`` of one). E epochs with n
+completions a prompt. rho = 1 / (1 + ``update``): sampling a completion over sampling it and
+training on it. The selection pays after E* = rho C / ((1 - t) n) epochs.
+
+Counts are the run's; prices are stated. The paper (arXiv 2506.04755) reports 52.8 h of
+training on its selection against 93.2 h, t = 0.5665, the selection not counted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from ..config import TRAIN_GROUP
+from ..errors import RapConfigError
+from ..settings import Ge, Gt, Le, Number, resolve, setting, settings
+
+if TYPE_CHECKING:
+    from .reader import Reader
+    from .scores import Scores
+    from .selected import Selected
+
+EPOCHS = (1, 3, 15)
+"""Epochs that a bill is written for; the paper trains for 15."""
+
+
+@settings
+class Prices:
+    """What work costs. One sampled completion is the unit."""
+
+    forward: Annotated[Number, Ge(0)] = setting(
+        "A teacher-forced forward of prompt and response, in completions.", default=0.2
+    )
+    update: Annotated[Number, Ge(0)] = setting(
+        "Training on a completion besides sampling it, in completions: six forwards at 0.2 "
+        "(old policy and reference one each, forward 1, backward 2, recomputing 1).",
+        default=1.2,
+    )
+    group: Annotated[int, Ge(1)] = setting(
+        "n: completions a prompt and epoch of training.", default=TRAIN_GROUP
+    )
+    training_share: Annotated[Number, Gt(0), Le(1)] | None = setting(
+        "t: cost of training on the selection over that on everything (the paper's "
+        "hours: 0.5665).",
+        default=None,
+        none="the share of the samples that is kept: as many epochs on either",
+    )
+    gpu_hour: Annotated[Number, Ge(0)] | None = setting(
+        "Money for an hour of the device that made the scores.",
+        default=None,
+        none="not told",
+    )
+    million_tokens: Annotated[Number, Ge(0)] | None = setting(
+        "Money for a million sampled tokens, where a paid server sampled them.",
+        default=None,
+        none="not told",
+    )
+
+    @property
+    def rho(self) -> float:
+        """Sampling a completion over sampling it and training on it."""
+        return 1.0 / (1.0 + self.update)
+
+
+@dataclass(frozen=True, slots=True)
+class BilledStage:
+    """One stage of scoring. ``tokens``: sampled, None: not known for this stage alone."""
+
+    name: str
+    samples: int
+    completions: int
+    forwards: int
+    tokens: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Bill:
+    """``stages``: of the scoring. ``kept``: samples, None: nothing was chosen yet.
+    ``per_sample``: C. ``saved``: {epochs: S}. ``pays_after``: E*, None: never, since
+    nothing is saved in training. ``seconds``: of the scoring, None: not recorded.
+    ``money``: of the scoring at the prices told, None: none was told that applies."""
+
+    prices: Prices
+    samples: int
+    kept: int | None
+    stages: tuple[BilledStage, ...]
+    training_share: float
+    per_sample: float
+    saved: dict[int, float]
+    pays_after: float | None
+    tokens: int | None
+    seconds: float | None
+    money: float | None
+
+    @property
+    def whole_epochs(self) -> int | None:
+        """The first number of epochs after which something is saved."""
+        return None if self.pays_after is None else math.floor(self.pays_after) + 1
+
+    def as_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        found = dataclasses.asdict(self)
+        found["saved"] = {str(epochs): share for epochs, share in self.saved.items()}
+        return found | {"rho": self.prices.rho, "whole_epochs": self.whole_epochs}
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        names = f"{'completions':>12} {'forwards':>10} {'tokens':>12}"
+        yield f"{'stage':<10} {'samples':>10} {names}"
+        for s in self.stages:
+            tokens = "" if s.tokens is None else f"{s.tokens:,}"
+            yield (
+                f"{s.name:<10} {s.samples:>10,} {s.completions:>12,} {s.forwards:>10,} "
+                f"{tokens:>12}"
+            )
+        prices = self.prices
+        yield (
+            f"scoring costs C = {self.per_sample:.3g} completions a sample (a forward is "
+            f"{prices.forward:g})"
+        )
+        if self.seconds is not None:
+            yield f"it took {self.seconds:,.0f} s"
+        if self.money is not None:
+            yield f"at the prices told: {self.money:,.2f}"
+        yield (
+            f"training: t = {self.training_share:.4g}, {prices.group} completions a prompt "
+            f"and epoch, rho = {prices.rho:.3g}"
+        )
+        for epochs, share in self.saved.items():
+            yield f"{epochs:>5} epochs: {share:+.1%} of training on everything saved"
+        if self.pays_after is None:
+            yield "it never pays: training on the selection is as dear as on everything"
+        else:
+            yield f"it pays after {self.pays_after:.2g} epochs"
+
+
+def saved_share(
+    per_sample: float, epochs: float, training_share: float, prices: Prices
+) -> float:
+    """S; see the module's docstring."""
+    scoring = prices.rho * per_sample / (epochs * prices.group)
+    return 1.0 - training_share - scoring
+
+
+def pays_after(per_sample: float, training_share: float, prices: Prices) -> float | None:
+    """E*; None where training saves nothing."""
+    if training_share >= 1.0:
+        return None
+    return prices.rho * per_sample / ((1.0 - training_share) * prices.group)
+
+
+def cost(
+    of: Scores | Selected,
+    prices: Prices | None = None,
+    *,
+    epochs: Sequence[int] = EPOCHS,
+    **overrides: Any,
+) -> Bill:
+    """The bill of a selection, or of scores, against training on everything.
+
+        print(rap.cost(selection, group=5, training_share=0.5665))
+
+    ``of``: a ``Selection`` or ``Scores``; of scores alone ``training_share`` must be told.
+    ``prices``: `Prices`; ``overrides``: single fields of it. ``epochs``: what S is worked
+    out for, each >= 1. Raises ``RapConfigError``.
+    """
+    given = resolve(Prices, "prices", prices, overrides, "rap.cost")
+    if not epochs or any(not isinstance(e, int) or e < 1 for e in epochs):
+        raise RapConfigError(f"epochs = {epochs!r}: expected integers >= 1")
+    n = of.reader.num_rows
+    kept = len(of) if hasattr(of, "kept") else None
+    share = given.training_share
+    if share is None:
+        if kept is None:
+            raise RapConfigError(
+                "training_share = None: scores alone do not say how much is kept; give "
+                "training_share, or a selection"
+            )
+        share = kept / max(n, 1)
+    stages = tuple(stages_of(of.reader))
+    completions, forwards = (
+        sum(getattr(s, name) for s in stages) for name in ("completions", "forwards")
+    )
+    per_sample = (completions + given.forward * forwards) / max(n, 1)
+    tokens, seconds = (_total(of.reader, x) for x in ("generated_tokens", "seconds"))
+    return Bill(
+        given,
+        n,
+        kept,
+        stages,
+        share,
+        per_sample,
+        {e: saved_share(per_sample, e, share, given) for e in epochs},
+        pays_after(per_sample, share, given),
+        None if tokens is None else int(tokens),
+        seconds,
+        _money(given, tokens, seconds),
+    )
+
+
+def _money(prices: Prices, tokens: float | None, seconds: float | None) -> float | None:
+    found = []
+    if prices.gpu_hour is not None and seconds is not None:
+        found.append(prices.gpu_hour * seconds / 3600)
+    if prices.million_tokens is not None and tokens is not None:
+        found.append(prices.million_tokens * tokens / 1e6)
+    return sum(found) if found else None
+
+
+def _total(reader: Reader, name: str) -> float | None:
+    """The sum of a column; None where every row is null."""
+    total = None
+    for batch in reader.batches([name]):
+        part = pc.sum(batch[name]).as_py()
+        if part is not None:
+            total = part if total is None else total + part
+    return total
+
+
+def stages_of(reader: Reader) -> Iterator[BilledStage]:
+    """The stages of a scoring, counted in its table: completions with the image, without
+    it, forwards over what is teacher-forced. Of a cascade: p(answer) of all first."""
+    counts = {
+        name: np.zeros(2, np.int64) for name in ("image", "text", "other", "forwards")
+    }
+    first = 0
+    for batch in reader.batches(["m1", "m0", "n_drawn", "forwards", "decided_by"]):
+        m1, m0, drawn, forwards = (
+            pc.fill_null(batch[n], 0).to_numpy().astype(np.int64)
+            for n in ("m1", "m0", "n_drawn", "forwards")
+        )
+        other = np.maximum(drawn - m1 - m0, 0)  # greedy ones, and those never graded
+        for name, x in zip(counts, (m1, m0, other, forwards), strict=True):
+            counts[name] += np.array([x.sum(), np.count_nonzero(x)])
+        first += len(batch["decided_by"]) - batch["decided_by"].null_count
+    forwards_, asked = counts.pop("forwards").tolist()
+    if first:  # two forwards over the answer of each
+        yield BilledStage("answer", first, 0, 2 * first, None)
+        forwards_, asked = max(0, forwards_ - 2 * first), counts["text"].tolist()[1]
+    for name, (completions, samples) in counts.items():
+        if completions:
+            yield BilledStage(name, int(samples), int(completions), 0, None)
+    if forwards_:
+        yield BilledStage("forwards", asked, 0, forwards_, None)

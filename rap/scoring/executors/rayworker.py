@@ -1,0 +1,157 @@
+"""A process on a Ray cluster that scores shards: one model, one session, told numbers."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import socket
+import time
+from collections.abc import Collection
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...environment import version
+from ...scores.claims import FOLDER as CLAIMS
+from ...scores.claims import Claim
+from ...scores.owner import Owner, me
+from ...scores.shardplan import DRIVER_FOLDER
+from ...scores.store import ScoreStore
+from ..session import Recipe, Session
+from ..worker import Worker
+from .contract import profiled_beside_others
+from .crew import SAME, Begun, Place, Report
+
+DRIVER = "driver"
+"""The driver holds this claim in `DRIVER_FOLDER` of the store while its workers are to
+go on. It is also how they know the store."""
+SHOWS = 20.0
+"""Seconds that a network file system may take to show a new file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a worker is to do. ``recipe``: with paths that are absolute; ``path``, ``root``:
+    those of the data set as they were given. ``cwd``: the folder that the driver works in.
+    ``of``: how many workers there are."""
+
+    recipe: Recipe
+    store: Path
+    path: str | None
+    root: str | None
+    cwd: str
+    of: int
+    lease: float
+    driver: Owner
+
+
+class RayWorker:
+    """See ``crew`` for what it is asked, in which order."""
+
+    def __init__(self, order: Order, number: int) -> None:
+        self.order, self.number = order, number
+        self._stack = ExitStack()
+        self._session: Session | None = None
+        self._worker: Worker | None = None
+
+    def look(self) -> Place:
+        """Where this is. Nothing is loaded."""
+        end = time.monotonic() + SHOWS
+        while not (sees := self._sees()) and time.monotonic() < end:
+            time.sleep(0.5)
+        versions = {name: version(name) for name in SAME}
+        return Place(socket.gethostname(), me(), versions, sees)
+
+    def open(self) -> None:
+        """Data set, model, checker. Raises what ``Recipe.open`` does."""
+        order = self.order
+        with contextlib.suppress(OSError):  # reward functions may read files there
+            os.chdir(order.cwd)
+        with contextlib.suppress(ImportError):
+            from transformers.utils import logging
+
+            logging.disable_progress_bar()  # the driver has the bar
+        samples = order.recipe.samples()
+        if order.path is not None:  # the store says where the data are as one run would
+            samples.path, samples.given_root = order.path, order.root
+        recipe = dataclasses.replace(order.recipe, dataset=samples)
+        session = self._stack.enter_context(recipe.open(order.store))
+        self._stack.enter_context(
+            profiled_beside_others(session, order.store, self.number, order.lease)
+        )
+        self._stack.callback(self._leave)
+        self._session = session
+
+    def begin(self, last: bool) -> Begun:
+        """Go to a pass: the ``last``, or the one before. Raises what `Worker` does."""
+        session = self._session
+        assert session is not None
+        self._leave()
+        by = first = session.first_pass()
+        if last or by is None:
+            session.watch.counts.pop("samples", None)  # this pass counts them
+            store = None if first is None else ScoreStore.load(first.folder)
+            by = session.last_pass(None if store is None else session.settled(store))
+        self._worker = Worker(
+            session, by, rank=self.number, of=self.order.of, lease=self.order.lease
+        )
+        return self._begun(self._worker.plan.sealed is not None)
+
+    def score(self, k: int, dead: Collection[Owner]) -> Report:
+        """Score a shard. ``dead``: processes whose claims nobody will give back.
+
+        Raises what ``Worker.run_shards`` does. Stops after a batch, in order, when the
+        driver has gone."""
+        worker = self._worker
+        assert worker is not None
+        worker.claims.dead.update(dead)
+        before = worker.bad
+        try:
+            worker.run_shards([k], after=self._go_on)
+        except KeyboardInterrupt:  # _go_on
+            return Report(whole=False, stopped=True)
+        return Report(worker.store.is_whole(k), worker.bad - before)
+
+    def seal(self) -> Begun:
+        """Seal the store, if it is whole. Raises what ``Worker.finish`` does."""
+        assert self._worker is not None
+        return self._begun(self._worker.finish())
+
+    def close(self) -> None:
+        """Give everything back."""
+        self._stack.close()
+
+    # -- inside
+
+    def _begun(self, sealed: bool) -> Begun:
+        assert self._worker is not None
+        store = self._worker.store
+        missing = () if sealed else tuple(store.missing())
+        return Begun(store.n_samples, store.shard_size, missing, sealed)
+
+    def _leave(self) -> None:
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
+
+    def _sees(self) -> bool:
+        """Whether the driver's claim is there, and its own."""
+        path = self.order.store / DRIVER_FOLDER / CLAIMS / DRIVER
+        try:
+            claim = Claim.of(path.read_bytes())
+        except OSError:
+            return False
+        return claim is not None and claim.owner == self.order.driver
+
+    def _go_on(self) -> None:
+        if not (self.order.store / DRIVER_FOLDER / CLAIMS / DRIVER).exists():
+            raise KeyboardInterrupt("the driver has gone")
+
+
+def as_actor(ray: Any, *, cpus: float, gpus: float) -> Any:
+    """The class as a Ray actor. A worker that dies is the crew's to replace."""
+    return ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)(
+        RayWorker
+    )

@@ -1,0 +1,284 @@
+"""One process that scores: its data set, model, engine and checker, opened once.
+
+``Recipe`` is what `rap.score` was asked for, and can be sent to another process where its
+parts can be (paths, not loaded models); ``Recipe.open`` makes a ``Session`` of it there.
+A run has one pass over the pool, the cascade two, each with a store of its own (``Pass``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config import ScoreConfig, require_judge
+from ..engines import Engine, EngineConfig, require_engine
+from ..environment import version
+from ..errors import RapInputError, RapStoreError
+from ..model.counterfactual import WITH_PARTNER
+from ..model.loading import opened
+from ..rewards.checker import Checker, make_checker
+from ..samples.sampleset import SampleSet, open_samples
+from ..scores.judge import MIN_SEEN
+from ..scores.match import describe
+from ..scores.previous import Reuse
+from ..scores.shardplan import shard_size_for
+from ..scores.shards import read_header
+from ..scores.store import ScoreStore
+from ..scores.table import SCHEMA_VERSION
+from ..stopwatch import Stopwatch
+from .again import redo_changed_images, redo_quarantined
+from .engine import provenance, running
+from .evidence import EVIDENCE
+from .filling import Run
+from .plan import FOLDER, Plan, make_plan, redo_changed
+from .profiling import stopwatch
+from .reuse import look_back, put_in_groups, reuse_of
+from .scorer import MIN_GROUPS, Scorer
+
+if TYPE_CHECKING:
+    from ..model.driver import ModelDriver
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What to score, and how: `rap.score`'s arguments of the same names.
+
+    ``engine``: its settings. ``loading``: `load_model`'s keyword arguments, for a model
+    that is a path."""
+
+    model: Any
+    processor: Any
+    dataset: Any
+    config: ScoreConfig
+    engine: EngineConfig
+    reward: Callable[..., Sequence[float | None]] | None = None
+    columns: Mapping[str, str] | None = None
+    root: Any = None
+    progress: bool | str = True
+    allow_degenerate: bool = False
+    verify_images: bool = True
+    retry_quarantined: bool = False
+    profile: bool = False
+    loading: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """What can be refused before anything is opened. Raises ``RapConfigError``."""
+        require_judge(self.config.evidence, self.reward)
+
+    def samples(self) -> SampleSet:
+        """The data set. Raises ``RapInputError`` if there is nothing to score."""
+        if isinstance(self.dataset, SampleSet):
+            samples = self.dataset
+        else:
+            columns = None if self.columns is None else dict(self.columns)
+            samples = open_samples(self.dataset, columns=columns, root=self.root)
+        if len(samples) == 0:
+            raise RapInputError("the data set is empty: there is nothing to score")
+        return samples
+
+    @contextmanager
+    def open(self, store: Path) -> Iterator[Session]:
+        """Everything that scores into ``store`` in this process; the store itself is not
+        opened. Raises what `rap.score` does."""
+        from ..model.driver import ModelDriver
+
+        samples = self.samples()
+        require_engine(self.engine, self.config.evidence, self.model is not None)
+        size = self.config.shard_size or _shard_size(store, len(samples))
+        recipe = dataclasses.replace(
+            self, config=dataclasses.replace(self.config, shard_size=size)
+        )
+        model, driver = self.model, None
+        if model is not None:
+            model, processor = opened(model, self.processor, **self.loading)
+            driver = ModelDriver(model, processor, recipe.config)
+        watch = stopwatch(driver, self.profile)
+        with (
+            _evaluating(model),
+            _checker(self.reward, recipe.config, watch) as checker,
+            running(self.engine, driver, recipe.config) as engine,
+        ):
+            known = None if driver is None else driver.identity()
+            yield Session(
+                *(recipe, store, samples, driver, engine, watch, checker, size), known
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """What one pass over the pool is scored by, and the folder of its store. ``more``: as
+    from ``_inputs``; ``made_by``: the engine of its completions, as from ``provenance``;
+    ``plan``: what a pass before it has settled."""
+
+    folder: Path
+    config: ScoreConfig
+    checker: Checker | None
+    more: Collection[str] = ()
+    made_by: Mapping[str, object] | None = None
+    plan: Plan | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A process that scores; see the module's docstring. ``path``: of the store;
+    ``identity``: of the model, which takes a while to work out."""
+
+    recipe: Recipe
+    path: Path
+    samples: SampleSet
+    driver: ModelDriver | None
+    engine: Engine
+    watch: Stopwatch
+    checker: Checker | None
+    shard_size: int
+    identity: Mapping[str, object] | None
+
+    @property
+    def config(self) -> ScoreConfig:
+        return self.recipe.config
+
+    def first_pass(self) -> Pass | None:
+        """The pass of the stage that comes first, if any does."""
+        if not EVIDENCE[self.config.evidence].staged:
+            return None
+        return dataclasses.replace(self.last_pass(), folder=self.path / FOLDER)
+
+    def last_pass(self, plan: Plan | None = None) -> Pass:
+        """The pass that fills the store; ``plan``: as from ``settled``."""
+        more = _inputs(self.config, self.samples, self.recipe.reward is not None)
+        made_by = provenance(self.recipe.engine, self.engine, self.driver)
+        return Pass(self.path, self.config, self.checker, more, made_by, plan)
+
+    def settled(self, first: ScoreStore) -> Plan:
+        """What follows from the finished store of the first pass."""
+        pilot = first.completions()
+        return make_plan(first.read(), None if pilot is None else pilot.read(), self.config)
+
+    def fingerprint(self, by: Pass, dataset: str | None) -> dict[str, Any]:
+        """All that a score of a pass depends on; a store refuses another one, naming the
+        field, but for the data set's (``ScoreStore.open``). ``dataset``: its hash, where it
+        is known."""
+        made_by = {} if by.made_by is None else {"engine": by.made_by}
+        return {
+            "model": self.identity,
+            "config": by.config.fingerprint(),
+            "checker": None if by.checker is None else by.checker.name,
+            "dataset": dataset or self.samples.content_hash(by.more),
+            "rap_version": version("rap-select") or "not installed",
+            "schema_version": SCHEMA_VERSION,
+            **made_by,
+        }
+
+    def open(self, by: Pass, *, shared: bool = False) -> ScoreStore:
+        """The store of a pass, to be written; ``shared`` as in ``ScoreStore.open``."""
+        with self.watch.span("store"):
+            return ScoreStore.open(
+                by.folder,
+                self.fingerprint(by, None),
+                len(self.samples),
+                self.shard_size,
+                data=describe(self.samples),
+                reuse=self.reuse(by),
+                shared=shared,
+            )
+
+    def look_over(self, shards: ScoreStore, by: Pass) -> None:
+        """Before a run goes on: what of its store has to be scored again, and what an older
+        data set has left for this one."""
+        with self.watch.span("store"):
+            if self.recipe.retry_quarantined:
+                redo_quarantined(shards)
+            if self.recipe.verify_images:
+                redo_changed_images(shards, self.samples, by.config)
+            if by.plan is not None:
+                redo_changed(shards, by.plan)
+            put_in_groups(shards, self.samples)
+            reuse = self.reuse(by)
+            if reuse is not None:
+                look_back(shards, reuse, None if by.plan is None else by.plan.settled)
+
+    def make_run(
+        self, by: Pass, *, of: int = 1, verify: Callable[[int], None] | None = None
+    ) -> Run:
+        """What scores shards of a pass; ``of``: how many processes do; ``verify``: as in
+        `Run`."""
+        scorer = Scorer(
+            self.driver,
+            by.config,
+            by.checker,
+            self.recipe.allow_degenerate,
+            self.engine,
+            local=by.made_by is None,
+            watch=self.watch,
+            least_groups=of * MIN_GROUPS,
+        )
+        return Run(
+            *(self.samples, self.driver, by.config, scorer, by.more, by.plan),
+            least=of * MIN_SEEN,
+            verify=verify,
+        )
+
+    def reuse(self, by: Pass) -> Reuse | None:
+        """How a store finds what it has of an older data set; None if nothing can be."""
+        if by.config.counterfactual in WITH_PARTNER:
+            return None
+        return reuse_of(
+            self.samples,
+            by.more,
+            files=self.recipe.verify_images,
+            retry=self.recipe.retry_quarantined,
+            workers=by.config.workers,
+            accepts=None if by.plan is None else by.plan.accepts,
+        )
+
+
+def _shard_size(store: Path, n_samples: int) -> int:
+    """Of a store that is there its own."""
+    with contextlib.suppress(RapStoreError):  # said when the store is opened
+        header = read_header(store / "store.json")
+        if header is not None:
+            return int(header["shard_size"])
+    return shard_size_for(n_samples)
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """Dropout off while we score. Each module's mode, and what ``generate`` leaves on it
+    (Qwen-VL's ``rope_deltas``), are put back."""
+    if model is None:
+        yield
+        return
+    saved = [(module, dict(vars(module))) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, attributes in saved:
+            for name in vars(module).keys() - attributes.keys():
+                delattr(module, name)
+            vars(module).update(attributes)
+
+
+@contextmanager
+def _checker(
+    reward: Callable[..., Any] | None, config: ScoreConfig, watch: Stopwatch
+) -> Iterator[Checker | None]:
+    """The worker process that grades, if the evidence has any completion graded."""
+    if not EVIDENCE[config.evidence].reading.graded:
+        yield None
+        return
+    with watch.span("checking"):
+        made = make_checker(reward, timeout=config.checker_timeout)
+    with made as checker:
+        yield checker
+
+
+def _inputs(config: ScoreConfig, samples: SampleSet, custom: bool) -> Collection[str]:
+    """Columns that a score may depend on besides question, answer, choices and images: a
+    user's reward function may read any."""
+    return samples.column_names if custom else EVIDENCE[config.evidence].data_columns

@@ -1,0 +1,52 @@
+"""Rule ``learn``: a share of the samples, those that training learns most of."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from types import MappingProxyType
+
+from ...config import DEFAULT_BUDGET, DEFAULT_GUARD, ChooseConfig
+from ...scores.columns import as_fraction
+from ...scores.evidence import KINDS, Evidence
+from ...scores.learning import FLOOR
+from .rule import VALUE_TEXT, Ranking, Rule
+
+
+class Learn(Rule):
+    """Mixed outcomes only, a guard share for what misleads the model, coverage of groups,
+    and a budget that is filled; ``rap.selection.learn`` does it."""
+
+    by_value = True
+    no_use_for = MappingProxyType(
+        {
+            "order": "has its own",
+            "readmit_hurt": "has guard_hurt for what the image hurts",
+        }
+    )
+
+    def describe(self, config: ChooseConfig | None = None) -> str:
+        share = "a share" if config is None else f"{100 * self.share(config):.4g} %"
+        given = (None, None) if config is None else config.guards
+        guards = [100 * (DEFAULT_GUARD if g is None else g) for g in given]
+        covers = config is None or config.coverage is not False
+        return (
+            f"keeps {share} of the samples with mixed outcomes, by p1 (1 \u2212 p1) times "
+            f"the dependence on the image{', spread over groups' if covers else ''}; "
+            f"{guards[0]:.4g} % of them attention-biased, {guards[1]:.4g} % hurt by the "
+            "image."
+        )
+
+    def threshold(self, config: ChooseConfig, evidence: str) -> Fraction:
+        if config.lambda_c is not None:
+            return as_fraction("lambda_c", config.lambda_c)
+        return Fraction(0) if KINDS[evidence].signed else as_fraction("floor", FLOOR)
+
+    def share(self, config: ChooseConfig) -> float:
+        return DEFAULT_BUDGET if config.budget is None else config.budget
+
+    def ranking(self, config: ChooseConfig, evidence: Evidence) -> Ranking:
+        value = evidence.measured.value()
+        return Ranking("value", VALUE_TEXT, value, value, of_d=False)
+
+
+RULE = Learn()

@@ -1,0 +1,164 @@
+"""The second training table without its trainings: plan, arms, comparisons, report."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from benchmarks import training, training_compare, training_second
+from benchmarks.training_arms import SECOND
+from benchmarks.training_compare import Test as Planned
+from benchmarks.training_compare import bootstrap, differences, holm, judge, planned
+from benchmarks.training_second import Plan, Run, runs
+
+PLAN = Plan()
+
+
+def test_the_compared_arms_run_first_on_every_pool() -> None:
+    found = runs(PLAN)
+    assert len({r.key for r in found}) == len(found)
+    first = found[: 3 * 7]
+    assert {(r.arm, r.pool) for r in first} == {
+        (arm, pool) for arm in training_second.COMPARED for pool in PLAN.pools
+    }
+    assert {r.seed for r in first} == {0}
+    counted = Counter((r.arm, r.budget) for r in found)
+    for arm in training_second.COMPARED:
+        budget = None if SECOND[arm].pick is None else 0.093
+        assert counted[arm, budget] == 15
+    assert counted["learn_answer", 0.2] == 15
+    assert counted["learn_answer_no_guard", 0.2] == counted["rap_no_ace", 0.093] == 9
+
+
+def test_every_planned_comparison_is_run() -> None:
+    keys = {(r.arm, r.budget) for r in runs(PLAN)}
+    families = planned(PLAN)
+    assert [len(tests) for tests in families.values()] == [10, 7, 7]
+    for test in (t for tests in families.values() for t in tests):
+        for arm in (test.ours, test.other):
+            whole = SECOND[arm].pick is None
+            assert (arm, None if whole else test.budget) in keys
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_a_run_without_training_is_read_back(tmp_path) -> None:
+    training_second.open_work(training_second.QUICK, tmp_path)
+    training_second.open_work(training_second.QUICK, tmp_path)
+    assert training_second.read_plan(tmp_path) == training_second.QUICK
+    with pytest.raises(SystemExit, match="made with another pools"):
+        training_second.open_work(PLAN, tmp_path)
+
+
+SIZES = {"image/bar": 40, "image/sum": 60, "mixed/x": 30, "mixed/y": 20}
+
+
+def point(rng: np.random.Generator, sighted: float, mixed: float) -> dict:
+    """A test in which questions are right by lot, image questions first."""
+    share = {"image": sighted, "mixed": mixed}
+    right = {g: rng.random(n) < share[g.partition("/")[0]] for g, n in SIZES.items()}
+    digits = "".join(str(int(x)) for part in right.values() for x in part)
+    groups = {g: [int(x.sum()), len(x)] for g, x in right.items()}
+    return {
+        "sighted": groups,
+        "blind": groups,
+        "answers": {"sighted": digits, "blind": digits},
+    }
+
+
+def made_up(run: Run, sighted: float, mixed: float, steps: int) -> dict:
+    rng = np.random.default_rng([run.pool, run.seed, len(run.arm)])
+    points = []
+    for step in (0, steps // 2, steps):
+        found = {"step": step, "seconds": 1.0 * step, "completions": 64 * step}
+        found["validation"] = point(rng, 0.4 + (sighted - 0.4) * step / steps, mixed)
+        points.append(found)
+    points[-1]["test"] = point(rng, sighted, mixed)
+    about = {"prompts": 18, "points": points, "wall": 1.0}
+    return dataclasses.asdict(run) | about
+
+
+ACCURACY = {"learn_cascade": (0.75, 0.9), "random": (0.5, 0.8)}
+
+
+@pytest.fixture
+def work(tmp_path):
+    """Made-up runs of the whole plan: learn on the cascade is better than all others."""
+    (tmp_path / "runs").mkdir()
+    for key in training_second.scorings(PLAN):
+        cost = {"seconds": 20.0, "rollouts": 3000, "samples": 2000, "image_share": 0.6}
+        (tmp_path / f"{key}.json").write_text(json.dumps(cost))
+    for run in runs(PLAN):
+        steps = PLAN.whole_steps if run.budget is None else PLAN.steps
+        found = made_up(run, *ACCURACY.get(run.arm, (0.65, 0.85)), steps)
+        (tmp_path / "runs" / f"{run.key}.json").write_text(json.dumps(found))
+    return tmp_path
+
+
+def test_the_report_of_made_up_runs(work, monkeypatch) -> None:
+    monkeypatch.setattr(training_compare, "DRAWS", 200)
+    assert training_second.pending(PLAN, work) == []
+    text = training_compare.write_report(PLAN, work, work / "results").read_text()
+    lines = text.splitlines()
+    first = [line for line in lines if line.startswith("| learn, cascade - random, equal")]
+    assert first[0].endswith("holds |") and "| 15 |" in first[0]
+    assert "## Planned: primary" in text and "## Arms" in text
+    row = next(line for line in lines if line.startswith("| learn, cascade | 9.3 %"))
+    assert row.split(" | ")[-3:-1] == ["100", "120"]  # steps; training and scoring seconds
+    assert row.endswith("9400 |")
+
+
+def test_differences_cover_pools_seeds_and_questions(work) -> None:
+    found = list(training_second.finished(PLAN, work))
+    table = training_compare.table_of(found, PLAN)
+    ours, other = (table[arm, 0.093] for arm in ("learn_cascade", "random"))
+    cells, rows, groups = differences(ours, other, "sighted")
+    assert len(cells) == 15
+    assert rows.shape == (15, 150)
+    # families alike: 40 and 60 questions, half of the weight each; the mixed ones, none
+    one = ours[cells[0]].right["sighted"] - other[cells[0]].right["sighted"]
+    wanted = (one[:40].mean() + one[40:100].mean()) / 2
+    assert rows[0].sum() == pytest.approx(wanted)
+    drawn = bootstrap(cells, rows, groups, draws=400)
+    assert drawn.mean() == pytest.approx(rows.sum(axis=1).mean(), abs=0.01)
+    spread = rows.sum(axis=1).std(ddof=1) / np.sqrt(15)
+    assert drawn.std() > 0.7 * spread
+    mixed = differences(ours, other, "mixed")[1]
+    assert mixed[0].sum() == pytest.approx(one[100:].mean())
+
+
+def test_equal_arms_show_nothing_and_missing_ones_say_so(work) -> None:
+    found = list(training_second.finished(PLAN, work))
+    table = training_compare.table_of(found, PLAN)
+    tests = [
+        Planned("band", "variance", 0.093, "sighted"),
+        Planned("band", "random", 0.4, "sighted"),
+    ]
+    equal, missing = judge(tests, table, draws=200)
+    assert not equal["holds"] and equal["low"] < 0 < equal["high"]
+    assert (missing["cells"], missing["p"], missing["holds"]) == (0, 1.0, False)
+
+
+def test_pieces_start_in_processes_of_their_own(tmp_path, monkeypatch) -> None:
+    started: list[list[str]] = []
+
+    class Ended:
+        returncode = 0
+
+        def __init__(self, command, **_):
+            started.append([str(word) for word in command])
+
+    monkeypatch.setattr(training.subprocess, "Popen", Ended)
+    training.start("scores-answer@211", tmp_path, training_second.MODULE)
+    assert started[0][-6:] == [
+        *("-m", "benchmarks.training_second", "--do", "scores-answer@211"),
+        *("--work", str(tmp_path)),
+    ]

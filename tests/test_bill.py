@@ -1,0 +1,114 @@
+"""``rap.cost``: what a selection costs against epochs of training."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+import rap
+from rap.cli.commands import main
+from rap.errors import RapConfigError
+from rap.scores.bill import Prices, pays_after, saved_share
+from rap.scores.scores import Scores
+from rap.scores.table import table_from_rows
+
+PAPER = {"group": 5, "training_share": 0.5665}
+"""52.8 h against 93.2 h, 5 completions a prompt (arXiv 2506.04755)."""
+
+BILL = {
+    "both arms, M = 5": ((10, 0), (-48, 13, 37)),
+    "text arm first": ((8.3, 0), (-32, 18, 38)),
+    "answer first, top 40 %": ((1.6, 2), (25, 37, 42)),
+    "logits": ((1, 3), (29, 39, 42)),
+    "answer alone": ((0, 2), (40, 42, 43)),
+}
+"""{scheme: (completions, forwards) a sample, per cent saved for 1, 3 and 15 epochs}:
+the project's table "Bill" (METHOD.md section 8)."""
+
+
+@pytest.mark.parametrize("scheme", BILL)
+def test_the_table_of_bills(scheme: str) -> None:
+    (completions, forwards), wanted = BILL[scheme]
+    prices = Prices(**PAPER)
+    c = completions + prices.forward * forwards
+    found = [saved_share(c, epochs, 0.5665, prices) for epochs in (1, 3, 15)]
+    assert [round(100 * share) for share in found] == list(wanted)
+
+
+def row(**more: object) -> dict:
+    cost = {"generated_tokens": 100, "seconds": 0.5}
+    return {"status": "scored"} | cost | more
+
+
+def scores_of(rows: list[dict]) -> Scores:
+    return Scores(
+        table_from_rows([{"id": f"s{i}", "index": i} | r for i, r in enumerate(rows)])
+    )
+
+
+COUNTED = {"c1": 2, "m1": 5, "c0": 0, "m0": 5, "n_drawn": 10, "forwards": 1}
+
+
+def test_counts_are_those_of_the_run() -> None:
+    scores = scores_of([row(evidence="rollouts", **COUNTED)] * 100)
+    bill = rap.cost(rap.choose(scores, budget=0.1), group=5, gpu_hour=36, million_tokens=2)
+    assert [(s.name, s.completions, s.forwards) for s in bill.stages] == [
+        *(("image", 500, 0), ("text", 500, 0), ("forwards", 0, 100)),
+    ]
+    assert bill.per_sample == 10.2
+    assert (bill.kept, bill.training_share) == (10, 0.1)
+    assert bill.saved[3] == pytest.approx(0.9 - 10.2 / 2.2 / 15)
+    assert bill.pays_after == pytest.approx(10.2 / 2.2 / 4.5)
+    assert bill.whole_epochs == 2
+    assert bill.money == pytest.approx(36 * 50 / 3600 + 2 * 10_000 / 1e6)
+    assert "it pays after 1 epochs" in str(bill)
+    json.dumps(bill.as_json(), allow_nan=False)
+
+
+def test_a_cascade_is_billed_by_stage() -> None:
+    p = {"evidence": "cascade", "p_answer1": 0.5, "p_answer0": 0.1}
+    settled = row(**p, decided_by="answer", forwards=2)
+    text = COUNTED | {"m1": 2, "c1": 1, "m0": 1, "n_drawn": 3, "forwards": 3}
+    scores = scores_of([settled] * 6 + [row(**p, decided_by="text", **text)] * 4)
+    bill = rap.cost(scores, training_share=0.5)
+    assert [(s.name, s.samples, s.completions, s.forwards) for s in bill.stages] == [
+        ("answer", 10, 0, 20),
+        ("image", 4, 8, 0),
+        ("text", 4, 4, 0),
+        ("forwards", 4, 0, 4),
+    ]
+    assert bill.per_sample == pytest.approx((12 + 0.2 * 24) / 10)
+
+
+def test_greedy_completions_are_billed() -> None:
+    one = {"evidence": "logits", "js": 0.1, "n_drawn": 1, "forwards": 3}
+    bill = rap.cost(scores_of([row(**one)] * 5), training_share=0.1)
+    assert bill.per_sample == pytest.approx(1.6)
+
+
+def test_training_on_everything_never_pays() -> None:
+    assert pays_after(2.0, 1.0, Prices()) is None
+    scores = scores_of([row(evidence="rollouts", **COUNTED)] * 4)
+    assert "never pays" in str(rap.cost(scores, training_share=1.0))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"training_share": 2}, {"group": 0}, {"training_share": 0.5, "epochs": (0,)}],
+)
+def test_nonsense_is_refused(options: dict) -> None:
+    with pytest.raises(RapConfigError):
+        rap.cost(scores_of([row(evidence="rollouts", **COUNTED)]), **options)
+
+
+def test_the_command(tmp_path) -> None:
+    scores = scores_of([row(evidence="rollouts", **COUNTED)] * 100)
+    rap.choose(scores, budget=0.1).save(tmp_path)
+    said = CliRunner().invoke(main, ["cost", str(tmp_path), "--epochs", "2", "--json"])
+    found = json.loads(said.output)
+    assert list(found["saved"]) == ["2"]
+    assert found["samples"] == 100
+    text = CliRunner().invoke(main, ["cost", str(tmp_path), "--group", "5"]).output
+    assert "15 epochs: +" in text

@@ -1,0 +1,469 @@
+"""Rule learn against the brute force of ``rap.reference``, and its edges one by one."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import rap
+from rap import reference
+from rap.config import ChooseConfig
+from rap.errors import RapConfigError
+from rap.scores.learning import FLOOR, SETTLED, UNTRIED
+from rap.scores.scores import Scores
+from rap.scores.selected import KEPT
+from rap.scores.states import COLUMN, WIDTH, packed, signs, states_of
+from rap.scores.table import table_from_rows
+from rap.selection.choosing import choose
+from rap.selection.clusters import clusters_of, kmeans
+from rap.selection.coverage import SCALE, marginal, reward, top
+from rap.selection.groups import budget_size
+from rap.selection.selection import Selection, load
+
+
+def row(c1: int, m1: int, c0: int, m0: int, **more: object) -> dict:
+    counts = {"c1": c1, "m1": m1, "c0": c0, "m0": m0}
+    return {"status": "scored", "evidence": "rollouts"} | counts | more
+
+
+def answer(p1: float | None, p0: float | None, js: float | None, **more: object) -> dict:
+    p = {"p_answer1": p1, "p_answer0": p0, "js": js}
+    return {"status": "scored", "evidence": "answer"} | p | more
+
+
+def logits(p1: float | None, js: float, **more: object) -> dict:
+    return answer(p1, None, js, **more) | {"evidence": "logits"}
+
+
+def cascade(p1: float, p0: float, counts: tuple[int, ...] = (), **more: object) -> dict:
+    found = answer(p1, p0, 0.2) | {"evidence": "cascade", "decided_by": "answer"}
+    if counts:
+        found |= dict(zip(("c1", "m1", "c0", "m0"), counts, strict=True))
+        found |= {"decided_by": "text" if counts[3] else "image"}
+    return found | more
+
+
+BAD = {"status": "quarantined", "stage": "image", "code": "image_missing"}
+
+
+def scores_of(rows: list[dict], **meta: object) -> Scores:
+    numbered = [{"id": f"s{i}", "index": i} | r for i, r in enumerate(rows)]
+    return Scores(table_from_rows(numbered), meta)
+
+
+def reasons(selection: Selection) -> list[str]:
+    return selection.table["reason"].to_pylist()
+
+
+def learned(selection: Selection) -> dict:
+    return selection.settings["found"]["learned"]
+
+
+# ---------------------------------------------------------------- the value
+
+
+@pytest.mark.parametrize(
+    "counts", [(1, 5, 0, 5), (2, 5, 1, 5), (4, 5, 4, 5), (1, 5, 3, 5), (3, 8, 0, 1)]
+)
+def test_the_value_is_what_quadrature_gives(counts: tuple[int, ...]) -> None:
+    selection = choose(scores_of([row(*counts)]), rule="learn", budget=1)
+    (value,) = selection.table["rank_key"].to_pylist()
+    assert value == pytest.approx(reference.beta_value(*counts), abs=5e-5)
+
+
+def test_the_value_of_a_uniform_prior_is_known() -> None:
+    """1 of 2 right: Beta(2, 2), E[p (1 - p)] = 1/5; 0 of 1: p0 ~ Beta(1, 2),
+    P(p1 > p0) = E[1 - (1 - p1)^2] = 7/10."""
+    selection = choose(scores_of([row(1, 2, 0, 1)]), rule="learn", budget=1)
+    (value,) = selection.table["rank_key"].to_pylist()
+    assert value == pytest.approx(0.2 * 0.7, abs=2e-5)
+
+
+def test_probabilities_are_worth_p_one_minus_p_where_the_image_is_read() -> None:
+    rows = [answer(0.5, 0.1, 0.2), answer(0.5, 0.1, FLOOR), answer(0.5, 0.1, None)]
+    values = choose(scores_of(rows), rule="learn", budget=1).table["rank_key"].to_pylist()
+    assert values == [0.25, 0.25 - SETTLED, 0.25]
+    rows = [logits(0.5, 0.2), logits(0.5, 0.001), logits(None, 0.2)]
+    values = choose(scores_of(rows), rule="learn", budget=1).table["rank_key"].to_pylist()
+    assert values == [0.25, 0.25 - SETTLED, 1 / 6]
+
+
+def test_a_cascade_ranks_what_it_sampled_first() -> None:
+    rows = [
+        cascade(0.5, 0.1),
+        cascade(0.9, 0.1, (4, 5, 1, 3)),
+        cascade(0.5, 0.1, (5, 5, 0, 0)),
+    ]
+    values = choose(scores_of(rows), rule="learn", budget=1).table["rank_key"].to_pylist()
+    assert values[0] == 0.25 - UNTRIED
+    assert 0 < values[1] < 0.25
+    assert values[2] < 0.25 - SETTLED + 1e-9
+    assert choose(scores_of(rows), rule="learn", budget=0.7).ids == ["s0", "s1"]
+
+
+# ---------------------------------------------------------------- the oracle
+
+COUNTS = [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4), (1, 2), (2, 5), (0, 1)]
+CHANCES = [None, 0.0, 0.125, 0.25, 0.5, 0.875, 1.0]
+
+
+def of_kind(kind: str) -> st.SearchStrategy:
+    psi = st.sampled_from([None, -3.0, -2.5, 0.5, -math.inf])
+    source = st.sampled_from(["a", "b", "c", None])
+    if kind == "rollouts":
+        return st.builds(
+            lambda one, zero, psi, source: row(*one, *zero, log_psi=psi, source=source),
+            st.sampled_from(COUNTS),
+            st.sampled_from(COUNTS),
+            psi,
+            source,
+        )
+    js = st.sampled_from([0.0, 0.005, 0.02, 0.3])
+    if kind == "cascade":
+        blind = st.sampled_from([(0, 1), (1, 1), (1, 3), (2, 2)])
+        return st.builds(
+            lambda p1, p0, one, zero, psi, source: cascade(
+                *(p1, p0, () if one is None else (*one, *zero)), log_psi=psi, source=source
+            ),
+            *(st.sampled_from(CHANCES[1:]),) * 2,
+            st.sampled_from([None, *COUNTS[:5]]),
+            blind,
+            psi,
+            source,
+        )
+    made = answer if kind == "answer" else lambda p1, p0, js, **more: logits(p1, js, **more)
+    return st.builds(
+        lambda p1, p0, js, psi, source: made(p1, p0, js, log_psi=psi, source=source),
+        *(st.sampled_from(CHANCES),) * 2,
+        js,
+        psi,
+        source,
+    )
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> list[dict]:
+    kind = of_kind(draw(st.sampled_from(["rollouts", "answer", "logits", "cascade"])))
+    least = draw(st.sampled_from([1, 25]))
+    rows = st.lists(st.one_of(*[kind] * 9, st.just(BAD)), min_size=least, max_size=40)
+    return [dict(r) for r in draw(rows)]
+
+
+@st.composite
+def choices(draw: st.DrawFn) -> dict:
+    share = st.sampled_from([None, 0, 0.1, 0.25, 0.5])
+    covers = draw(st.sampled_from([None, False, "source"]))
+    return {
+        "rule": "learn",
+        "budget": draw(st.sampled_from([0.1, 0.29, 0.5, 1])),
+        "lambda_c": draw(st.sampled_from([None, -0.5, 0.0, 0.25])),
+        "lambda_a": draw(st.sampled_from([0.1, 10])),
+        "guard_attention": draw(share),
+        "guard_hurt": draw(share),
+        **({"coverage_by": "source"} if covers else {"coverage": covers}),
+    }
+
+
+REACHED = {
+    *("main", "guard attention", "guard hurt", "guard without a candidate", "fill mixed"),
+    *("fill others", "coverage matters", "cut", "short"),
+    *("rollouts", "answer", "logits", "cascade"),
+}
+
+
+def brute(selection: Selection, config: ChooseConfig, reached: Counter) -> dict:
+    """``reference.learn`` on what the selection's table says of each row."""
+    table = selection.table
+    d, difficulty, value = (
+        np.array([np.nan if x is None else x for x in table[name].to_pylist()], float)
+        for name in ("D", "difficulty", "rank_key")
+    )
+    scored = np.array([s == "scored" for s in table["status"].to_pylist()])
+    psi = np.array([np.nan if x is None else x for x in table["log_psi"].to_pylist()])
+    k = budget_size(config.budget, len(d))
+    floor = config.lambda_c
+    if floor is None:
+        floor = 0.01 if selection.settings["evidence"] == "logits" else 0.0
+    usable = scored & ~np.isnan(value) & ~(difficulty >= 1)
+    shares = [0.1 if g is None else g for g in config.guards]
+    many = tuple(math.floor(round(100 * share) * k / 100) for share in shares)
+    covers = None
+    if config.coverage_by:
+        covers = np.array([x or "" for x in table["source"].to_pylist()])
+    given = {
+        "usable": usable,
+        "above": d > floor,
+        "negative": d < 0,
+        "biased": psi > math.log(config.lambda_a),
+        "guards": many,
+        "scale": SCALE,
+    }
+    found = reference.learn(value, k, group=covers, **given)
+    plain = reference.learn(value, k, group=None, **given)
+    psi_of = given["biased"][found["guard"]]
+    reached["main"] += bool(found["main"])
+    reached["guard attention"] += bool(psi_of.any())
+    reached["guard hurt"] += bool((~psi_of).any())
+    reached["guard without a candidate"] += len(found["guard"]) < sum(many)
+    reached["fill mixed"] += bool((value[found["fill"]] > 0).any())
+    reached["fill others"] += bool((value[found["fill"]] < 0).any())
+    reached["coverage matters"] += set(found["main"]) != set(plain["main"])
+    reached["cut"] += bool(usable.sum() > k)
+    reached["short"] += bool(usable.sum() < k)
+    reached[selection.settings["evidence"]] += 1
+    return found
+
+
+def test_learn_equals_the_brute_force() -> None:
+    """On tables of every evidence, and every part of the rule is reached."""
+    reached: Counter = Counter()
+
+    @settings(max_examples=300, deadline=None, derandomize=True)
+    @given(rows=tables(), options=choices())
+    def compare(rows: list[dict], options: dict) -> None:
+        try:
+            selection = choose(scores_of(rows), **options)
+        except rap.RapInputError:
+            return  # no valid row, or none is solved: as for every rule
+        wanted = brute(selection, ChooseConfig(**options), reached)
+        told = reasons(selection)
+        for part, code in (
+            ("main", "kept_cognitive"),
+            ("fill", "kept_replacement"),
+            ("guard", "kept_guard"),
+        ):
+            assert {i for i, r in enumerate(told) if r == code} == set(wanted[part])
+        assert len(selection) == sum(selection.counts()[code] for code in KEPT)
+        json.dumps(selection.settings, allow_nan=False)
+        assert "guard, attention-biased" in selection.summary()
+
+    compare()
+    assert not {name for name in REACHED if not reached[name]}, "never reached"
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    values=st.lists(st.sampled_from([0.0, 0.01, 0.1, 0.16, 0.2, 0.25]), max_size=25),
+    groups=st.lists(st.integers(0, 3), min_size=25, max_size=25),
+    k=st.integers(0, 30),
+)
+def test_coverage_is_what_greedy_choice_gives(
+    values: list[float], groups: list[int], k: int
+) -> None:
+    value, group = np.array(values), np.array(groups[: len(values)], int)
+    chosen = top(marginal(value, group), k)
+    assert chosen.tolist() == sorted(reference.cover(value, group, k, SCALE))
+
+
+def test_the_reward_is_concave_in_a_group() -> None:
+    one = reward(np.array([0.2]), np.array([3]))
+    assert one == pytest.approx(math.log(2))
+    assert reward(np.array([0.2, 0.2]), np.array([3, 3])) == pytest.approx(math.log(3))
+    assert reward(np.array([0.2, 0.2]), np.array([3, 1])) == pytest.approx(2 * math.log(2))
+    assert reward(np.array([]), np.array([], int)) == 0.0
+
+
+# ---------------------------------------------------------------- guards, fill, groups
+
+
+def test_guards_take_the_best_mixed_samples_of_their_kind() -> None:
+    rows = [row(2, 5, 0, 5, log_psi=-3.0)] * 10
+    rows += [row(c, 5, 0, 5, log_psi=0.5) for c in (4, 2)]  # 10, 11: biased
+    rows += [row(c, 5, 5, 5, log_psi=-3.0) for c in (1, 2)]  # 12, 13: hurt
+    rows += [row(5, 5, 5, 5, log_psi=-3.0)] * 6
+    selection = choose(scores_of(rows), rule="learn", budget=0.5, lambda_a=1.0)
+    assert selection.indices.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 11, 13]
+    assert [reasons(selection)[i] for i in (0, 10, 11, 12, 13)] == [
+        *("kept_cognitive", "dropped_attention_biased", "kept_guard"),
+        *("dropped_image_hurts", "kept_guard"),
+    ]
+    none = choose(
+        scores_of(rows),
+        rule="learn",
+        budget=0.5,
+        lambda_a=1.0,
+        guard_hurt=0,
+        guard_attention=0,
+    )
+    assert none.indices.tolist() == list(range(10))
+    assert learned(none)["guard"]["hurt"] == {"target": 0, "candidates": 2, "kept": 0}
+
+
+def test_a_guard_without_candidates_gives_its_share_away() -> None:
+    rows = [row(2, 5, 0, 5)] * 30
+    selection = choose(scores_of(rows), rule="learn", budget=1 / 3)
+    assert selection.counts()["kept_cognitive"] == 10
+    assert "guard, hurt by the image: 0 of 1 (0 candidates; its share goes" in (
+        selection.summary()
+    )
+
+
+def test_a_pool_without_mixed_samples_fills_the_budget_and_says_so() -> None:
+    rows = [row(5, 5, 1, 5), row(5, 5, 5, 5), row(0, 5, 0, 5), row(5, 5, 0, 5)]
+    selection = choose(scores_of(rows), rule="learn", budget=0.5)
+    assert selection.ids == ["s0", "s3"]
+    assert selection.counts()["kept_replacement"] == 2
+    assert any("no sample has mixed outcomes" in w for w in selection.warnings)
+    assert "2 whose outcomes are not mixed" in selection.summary()
+    whole = choose(scores_of(rows), rule="learn", budget=1)
+    assert whole.counts()["dropped_unsolved"] == 1  # nothing to reward, however few
+    assert any("short result: 3 of 4" in w for w in whole.warnings)
+
+
+def test_one_group_only_is_said() -> None:
+    rows = [row(2, 5, 0, 5, source="a")] * 20
+    selection = choose(scores_of(rows), rule="learn", budget=0.5, coverage_by="source")
+    assert len(selection) == 10
+    assert "coverage by source: 1 group, which changes nothing" in selection.summary()
+    plain = choose(scores_of(rows), rule="learn", budget=0.5)
+    assert "hold no hidden states" in plain.summary()
+
+
+def test_coverage_spreads_the_budget_over_groups() -> None:
+    rows = [row(2, 5, 0, 5, source="many")] * 30 + [row(1, 5, 0, 5, source="few")] * 10
+    options = {"rule": "learn", "budget": 0.25, "guard_hurt": 0, "guard_attention": 0}
+    plain = choose(scores_of(rows), coverage=False, **options)
+    assert set(plain.table["source"].filter(pa.array(plain.kept)).to_pylist()) == {"many"}
+    spread = choose(scores_of(rows), coverage_by="source", **options)
+    kept = Counter(spread.table["source"].filter(pa.array(spread.kept)).to_pylist())
+    assert kept["few"] >= 4
+    assert [g["group"] for g in learned(spread)["coverage"]["groups"]] == ["many", "few"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"guard_hurt": 0.6, "guard_attention": 0.5},
+        {"guard_hurt": 1.5},
+        {"coverage": False, "coverage_by": "source"},
+        {"coverage_by": "nowhere"},
+        {"order": "gain"},
+        {"readmit_hurt": True},
+        {"rule": "budget", "guard_hurt": 0.1},
+        {"rule": "budget", "coverage": False},
+        {"rule": "paper", "coverage_by": "source"},
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(options: dict) -> None:
+    with pytest.raises(RapConfigError):
+        choose(scores_of([row(2, 5, 0, 5)] * 20), **({"rule": "learn"} | options))
+
+
+def test_groups_of_a_column_have_budgets_of_their_own() -> None:
+    rows = [row(2, 5, 0, 5, source="ab"[i % 2]) for i in range(20)]
+    selection = choose(scores_of(rows), rule="learn", budget=0.2, by="source")
+    assert [g["kept"] for g in selection.settings["groups"]] == [2, 2]
+    assert "source = a: 2 of 10" in selection.summary()
+
+
+# ---------------------------------------------------------------- states and clusters
+
+
+def with_states(rows: list[dict], states: np.ndarray) -> Scores:
+    return scores_of([r | {COLUMN: b} for r, b in zip(rows, packed(states), strict=True)])
+
+
+def blobs(n: int, k: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    place = rng.integers(0, k, n)
+    centres = 5 * rng.normal(size=(k, WIDTH))
+    return centres[place] + 0.1 * rng.normal(size=(n, WIDTH)), place
+
+
+def test_clusters_find_groups_that_stand_apart() -> None:
+    states, place = blobs(300, 5)
+    scores = with_states([row(2, 5, 0, 5)] * 300, states)
+    found = clusters_of(scores.reader, 5)
+    assert found.known == 300
+    pairs = set(zip(found.code.tolist(), place.tolist(), strict=True))
+    assert len(pairs) == 5
+    assert np.bincount(found.code)[:5].tolist() == sorted(np.bincount(place))[::-1]
+    again = clusters_of(scores.reader, 5)
+    assert np.array_equal(found.code, again.code)
+
+
+def test_rows_without_a_state_are_a_group_of_their_own() -> None:
+    states, _ = blobs(40, 2)
+    states[3] = 1e9  # not finite as float16
+    scores = with_states([row(2, 5, 0, 5)] * 40, states)
+    found = clusters_of(scores.reader, 2)
+    assert (found.known, found.k, int(found.code[3])) == (39, 2, 2)
+    assert clusters_of(scores_of([row(2, 5, 0, 5)] * 4).reader).known == 0
+    same = with_states([row(2, 5, 0, 5)] * 9, np.ones((9, WIDTH)))
+    assert clusters_of(same.reader).k == 1
+
+
+def test_clusters_are_fitted_to_few_and_given_to_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    states, place = blobs(1000, 4)
+    scores = with_states([row(2, 5, 0, 5)] * 1000, states)
+    monkeypatch.setattr("rap.selection.clusters.FIT", 100)
+    found = clusters_of(scores.reader, 4)
+    assert len(set(zip(found.code.tolist(), place.tolist(), strict=True))) == 4
+
+
+def test_kmeans_gives_as_many_centres_as_there_are_points() -> None:
+    x = np.array([[0.0, 0], [0, 0], [1, 0], [1, 0], [5, 5]])
+    assert sorted(map(tuple, kmeans(x, 8))) == [(0, 0), (1, 0), (5, 5)]
+
+
+def test_states_survive_the_column() -> None:
+    states, _ = blobs(7, 2)
+    column = pa.chunked_array([pa.array(packed(states), pa.binary(2 * WIDTH))])
+    rows, back = states_of(column.slice(2, 3))
+    assert rows.tolist() == [0, 1, 2]
+    assert np.array_equal(back, states[2:5].astype("<f2").astype(np.float32))
+    assert signs(5).shape == (5, WIDTH)
+    assert np.allclose((signs(64) ** 2).sum(axis=1), 1)
+
+
+def test_coverage_goes_by_hidden_states_where_there_are_some(tmp_path) -> None:
+    states, place = blobs(60, 3)
+    rows = [row(2 if p else 1, 5, 0, 5) for p in place]
+    scores = with_states(rows, states)
+    selection = choose(scores, rule="learn", budget=0.2)
+    told = learned(selection)["coverage"]
+    assert told["by"] == "8 clusters of hidden states"
+    assert set(place[selection.indices]) == {0, 1, 2}
+    selection.save(tmp_path)
+    again = load(tmp_path)
+    assert again.table.equals(selection.table)
+    assert again.settings["choose"]["rule"] == "learn"
+    first = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    choose(scores, rule="learn", budget=0.2).save(tmp_path)
+    assert first == {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+
+
+def test_rule_learn_takes_few_bytes_a_row() -> None:
+    """Beyond what the table holds: no Python object for each."""
+    import tracemalloc
+
+    n = 200_000
+    rng = np.random.default_rng(0)
+    c = rng.integers(0, 6, (2, n)).astype(np.int16)
+    base = table_from_rows([{"id": "x", "index": 0} | row(1, 5, 0, 5)]).take([0] * n)
+    columns = {
+        "id": pa.array(np.arange(n)).cast(pa.string()),
+        "index": pa.array(np.arange(n)),
+        "c1": pa.array(c[0]),
+        "c0": pa.array(c[1]),
+        COLUMN: pa.array(packed(rng.normal(size=(n, WIDTH))), pa.binary(2 * WIDTH)),
+    }
+    for name, column in columns.items():
+        base = base.set_column(base.schema.get_field_index(name), name, column)
+    scores = Scores(base)
+    choose(scores, rule="learn", budget=0.1)
+    tracemalloc.start()
+    selection = choose(scores, rule="learn", budget=0.1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(selection) == n // 10
+    assert peak < 120e6
