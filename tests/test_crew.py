@@ -467,7 +467,7 @@ def test_paths_are_sent_from_the_root_and_no_data_with_them(tmp_path, monkeypatc
     assert sent.columns == {"answer": "answer"} and sent.root == str(tmp_path)
     assert sent.loading == {"dtype": "float32", "device": "cpu"}
     assert (again.path, again.root, again.cwd) == ("data.jsonl", ".", str(tmp_path))
-    assert again.driver == me() and sent.progress is False
+    assert again.driver == me() and sent.progress is False and again.network is False
     on_gpu = make_order(recipe, samples, tmp_path / "s", 2, 9.0, 1)
     assert on_gpu.recipe.loading == {"dtype": "float32"}
 
@@ -482,9 +482,20 @@ def test_names_that_are_no_paths_are_sent_as_they_are(tmp_path, monkeypatch) -> 
     assert absolute(None) is None
 
 
+def test_what_a_driver_may_fetch_its_workers_may(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    samples = open_samples(data_in(tmp_path))
+    for path in ("s3://bucket/data.jsonl", "org/data:train"):
+        samples.path = path
+        order = make_order(recipe_of(dataset=samples), samples, tmp_path, 1, 9.0, 0)
+        assert order.network and order.recipe.dataset == path
+    samples.path = str(tmp_path / "data.jsonl")
+    assert not make_order(recipe_of(), samples, tmp_path, 1, 9.0, 0).network
+
+
 def test_a_worker_knows_the_store_by_its_driver_s_claim(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(rayworker, "SHOWS", 0.0)
-    order = Order(recipe_of(), tmp_path, None, None, "/", 1, 9.0, me())
+    order = Order(recipe_of(), tmp_path, None, None, False, "/", 1, 9.0, me())
     worker = RayWorker(order, 0)
     assert worker.look().sees is False
     with Claims(tmp_path / DRIVER_FOLDER) as claims:

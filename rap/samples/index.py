@@ -146,6 +146,7 @@ def open_kept(folder: Path, source: object, root: object = None) -> SampleSet | 
         rows, found["columns"], found["root"], found["counted"], Known(ids, hashes)
     )
     samples.path, samples.given_root = found["path"], found["given_root"]
+    samples.given_columns = {role: name or "" for role, name in found["columns"].items()}
     return samples
 
 

@@ -2,8 +2,8 @@
 
 ``table``: the columns; ``files``: Parquet and JSON, written atomically; ``store``: shards
 that resume; ``claims``, ``shardplan``, ``sealing``: a store that many processes fill;
-``merge``: stores scored apart; ``records``: rollouts made elsewhere; ``scores``: ``Scores``; ``selected``: a
-selection without its views.
+``merge``: stores scored apart; ``records``: rollouts made elsewhere; ``scores``:
+``Scores``; ``selected``: a selection without its views.
 """
 
 from .scores import Scores

@@ -20,6 +20,7 @@ from typing import Any
 
 from ...config import ExecutorConfig
 from ...errors import RapConfigError, RapStoreError, require_extra
+from ...samples.remote import is_hub_name, is_url
 from ...samples.sampleset import SampleSet
 from ...scores.claims import FOLDER as CLAIMS
 from ...scores.claims import Claims, require_idle
@@ -50,7 +51,7 @@ class RayExecutor:
         store = Path(os.path.abspath(store))
         samples = recipe.samples()
         config = self.config
-        cascade = EVIDENCE[recipe.config.evidence].first is not None
+        cascade = EVIDENCE[recipe.config.evidence].staged
         with connected(config.ray_address) as ray:
             asked = _gpus_asked(recipe, config.gpus_per_worker)
             gpus = require_room(ray, asked, config.cpus_per_worker)
@@ -128,9 +129,17 @@ def make_order(
             "columns": samples.given_columns,
             "root": _absolute(samples.given_root),
         }
-    sent_recipe = dataclasses.replace(recipe, **sent)
-    path, root = samples.path, samples.given_root
-    return Order(sent_recipe, store, path, root, os.getcwd(), workers, lease, me())
+    return Order(
+        dataclasses.replace(recipe, **sent),
+        store,
+        samples.path,
+        samples.given_root,
+        is_url(samples.path) or is_hub_name(samples.path),
+        os.getcwd(),
+        workers,
+        lease,
+        me(),
+    )
 
 
 def _absolute(path: Any) -> Any:

@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from ...environment import version
+from ...samples.sampleset import SampleSet, open_samples
 from ...scores.claims import FOLDER as CLAIMS
 from ...scores.claims import Claim
 from ...scores.owner import Owner, me
 from ...scores.shardplan import DRIVER_FOLDER
+from ...scores.store import ScoreStore
 from ..session import Recipe, Session
 from ..worker import Worker
-from .contract import profiled_beside_others, rows_of
+from .contract import profiled_beside_others
 from .crew import SAME, Begun, Place, Report
 
 DRIVER = "driver"
@@ -33,13 +35,14 @@ SHOWS = 20.0
 @dataclass(frozen=True, slots=True)
 class Order:
     """What a worker is to do. ``recipe``: with paths that are absolute; ``path``, ``root``:
-    those of the data set as they were given. ``cwd``: the folder that the driver works in.
-    ``of``: how many workers there are."""
+    those of the data set as they were given; ``network``: it was fetched, and may be here.
+    ``cwd``: the folder that the driver works in. ``of``: how many workers there are."""
 
     recipe: Recipe
     store: Path
     path: str | None
     root: str | None
+    network: bool
     cwd: str
     of: int
     lease: float
@@ -72,9 +75,7 @@ class RayWorker:
             from transformers.utils import logging
 
             logging.disable_progress_bar()  # the driver has the bar
-        samples = order.recipe.samples()
-        if order.path is not None:  # the store says where the data are as one run would
-            samples.path, samples.given_root = order.path, order.root
+        samples = self._samples()
         recipe = dataclasses.replace(order.recipe, dataset=samples)
         session = self._stack.enter_context(recipe.open(order.store))
         self._stack.enter_context(
@@ -91,8 +92,8 @@ class RayWorker:
         by = first = session.first_pass()
         if last or by is None:
             session.watch.counts.pop("samples", None)  # this pass counts them
-            settled = None if first is None else session.settled(rows_of(first.folder))
-            by = session.last_pass(settled)
+            store = None if first is None else ScoreStore.load(first.folder)
+            by = session.last_pass(None if store is None else session.settled(store))
         self._worker = Worker(
             session, by, rank=self.number, of=self.order.of, lease=self.order.lease
         )
@@ -123,6 +124,20 @@ class RayWorker:
         self._stack.close()
 
     # -- inside
+
+    def _samples(self) -> SampleSet:
+        order, recipe = self.order, self.order.recipe
+        if order.path is None:
+            return recipe.samples()
+        samples = open_samples(
+            recipe.dataset,
+            columns=recipe.columns,
+            root=recipe.root,
+            allow_network=order.network,
+        )
+        # the store says where the data are as a run of one process would
+        samples.path, samples.given_root = order.path, order.root
+        return samples
 
     def _begun(self, sealed: bool) -> Begun:
         assert self._worker is not None
