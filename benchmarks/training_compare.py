@@ -1,5 +1,7 @@
 """Planned comparisons of the second edition, with intervals over pools, seeds, questions.
 
+    python -m benchmarks.training_compare --work out/training2
+
 A run is an array of 0/1 answers to the test at its last step. Two arms are paired by pool
 and seed (same start, same questions). Interval and p of a difference: hierarchical
 bootstrap (pools, in each the seeds, and the questions within their family, all with
@@ -9,6 +11,8 @@ Holm (1979).
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +20,12 @@ from typing import Any
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by its path, too
+
 from benchmarks.training_arms import SECOND
-from benchmarks.training_second import Plan, finished, read_costs, runs
+from benchmarks.training_second import Plan, finished, read_costs, read_plan, runs
+
+RESULTS = Path(__file__).parent / "results"
 
 DRAWS = 4000
 MARGIN = 0.01
@@ -359,3 +367,16 @@ def write_report(plan: Plan, work: Path, results: Path) -> Path:
     path = results / "training_second.md"
     path.write_text(text)
     return path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training_compare")
+    parser.add_argument("--work", type=Path, default=Path("out/training2"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    args = parser.parse_args(argv)
+    print(write_report(read_plan(args.work), args.work, args.results))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,7 +1,7 @@
 """The second edition of the training table: three pools, planned comparisons.
 
     python -m benchmarks.training_second --minutes 9    # nine minutes of it; call it again
-    python -m benchmarks.training_second --report       # what there is
+    python -m benchmarks.training_compare               # the report of what there is
     python -m benchmarks.training_second --list         # pieces that are left
 
 The plan is benchmarks/training_plan.md, committed before the first run; the numbers of it
@@ -34,7 +34,6 @@ from benchmarks.training_plan import Plan as FirstPlan
 from benchmarks.training_plan import Run as FirstRun
 
 MODULE = "benchmarks.training_second"
-RESULTS = Path(__file__).parent / "results"
 PLAN = "plan2.json"
 
 COMPARED = ("learn_cascade", "random", "band", "variance", "public_script", "dapo", "full")
@@ -274,18 +273,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=float("inf"))
     parser.add_argument("--list", action="store_true", help="print what is left")
-    parser.add_argument("--report", action="store_true", help="only report what is done")
-    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--do", metavar="KEY", help="one piece of work, in this process")
     args = parser.parse_args(argv)
     work = args.work or Path("out") / ("training2-quick" if args.quick else "training2")
     if args.do:
         do(read_plan(work), args.do, work)
-        return 0
-    if args.report:
-        from benchmarks.training_compare import write_report
-
-        print(write_report(read_plan(work), work, args.results))
         return 0
     plan = QUICK if args.quick else Plan()
     open_work(plan, work)

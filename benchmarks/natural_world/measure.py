@@ -29,7 +29,7 @@ import numpy as np
 
 import rap
 from benchmarks.metrics import rated
-from rap.config import Sampling
+from rap.config import RuleName, Sampling
 from rap.demo.natural import world
 from rap.demo.natural.model import load_natural_model
 
@@ -45,6 +45,7 @@ SCORING: dict[str, Any] = {
 }
 KINDS = ("teachable", "misled", "mixed, no image", "trivial", "unsolved")
 EVIDENCE = ("answer", "logits", "rollouts", "cascade")
+RULES: tuple[RuleName, ...] = ("budget", "learn")
 BUDGETS = (0.093, 0.2)
 
 
@@ -173,16 +174,19 @@ def selections(
         "## Selections\n",
         "Share of each measured kind in what is kept, and the mean of p1(1-p1)(p1-p0)+ by "
         "64 completions, divided by the best possible at that budget.\n",
-        "| evidence | budget | completions a sample | " + " | ".join(KINDS) + " | worth |",
+        "| evidence, rule | budget | asked a sample | " + " | ".join(KINDS) + " | worth |",
         "|---|---:|---:|" + "---:|" * (len(KINDS) + 1),
     ]
     for budget in BUDGETS:
         k = round(budget * len(kinds))
         best = np.sort(worth)[::-1][:k].mean()
         for name, scores in scored.items():
-            kept = np.asarray(rap.choose(scores, budget=budget).indices)
             asked = sum(completions(scores, m) for m in ("m1", "m0"))
-            lines.append(row(name, budget, asked, kept, kinds, worth, best))
+            for rule in RULES:
+                chosen = rap.choose(scores, budget=budget, rule=rule)
+                kept = np.asarray(chosen.indices)
+                what = f"{name}, {rule}"
+                lines.append(row(what, budget, asked, kept, kinds, worth, best))
         rng = np.random.default_rng(0)
         by_chance = rng.permutation(len(kinds))[:k]
         lines.append(row("random", budget, 0.0, by_chance, kinds, worth, best))

@@ -17,7 +17,7 @@ __all__ = ["RULES", "Ranking", "Rule", "check", "describe"]
 RULES: Mapping[str, Rule] = {
     name: import_module(f"{__name__}.{name}").RULE for name in config.RULES
 }
-"""Name -> rule: ``budget`` and ``paper``."""
+"""Name -> rule: ``budget``, ``learn`` and ``paper``."""
 
 
 def check(choice: config.ChooseConfig, evidence: str) -> None:
