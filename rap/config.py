@@ -165,15 +165,20 @@ class ScoreConfig:
     seed: Annotated[int, Ge(0)] = setting(
         "Seed of rollouts, noise images and the shuffle of images.", default=0
     )
-    cascade_share: Annotated[Number, Gt(0), Le(1)] = setting(
-        "Evidence cascade: completions are sampled for this share of the samples, those "
-        "with the largest p (1 - p) of the reference answer.",
-        default=0.4,
+    cascade_completions: Annotated[Number, Gt(0), Le(1)] = setting(
+        "Evidence cascade: the bill, as a share of the m1 + m0 completions a sample of "
+        "evidence rollouts; kept on average.",
+        default=0.19,
+    )
+    cascade_pilot: Annotated[Number, Ge(0), Le(1)] = setting(
+        "Evidence cascade: share of the samples that get completions whatever their "
+        "p(answer), from which is learned what it says.",
+        default=0.08,
     )
     cascade_sure: Annotated[Number, Gt(0.5), Lt(1)] = setting(
         "Evidence cascade: completions without the image stop when the sign of D is this "
         "probable.",
-        default=0.7,
+        default=0.8,
     )
     batch_size: Annotated[int, Ge(1)] | None = setting(
         "Samples a batch, at most. Changes no decision.",
@@ -247,7 +252,7 @@ class ScoreConfig:
         if self.system_prompt is None:  # stores from before there was one go on
             out.add("system_prompt")
         if self.evidence != "cascade":
-            out |= {"cascade_share", "cascade_sure"}
+            out |= {"cascade_completions", "cascade_pilot", "cascade_sure"}
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in out}
 
 
@@ -265,7 +270,8 @@ class ScoreOptions(TypedDict, total=False):
     system_prompt: str | None
     answer_prefix: str
     seed: int
-    cascade_share: float
+    cascade_completions: float
+    cascade_pilot: float
     cascade_sure: float
     batch_size: int | None
     batch_tokens: int | None

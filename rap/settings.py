@@ -196,7 +196,8 @@ def near(name: object, known: Iterable[str]) -> str:
 REMOVED = {
     "adaptive": "was removed; evidence='cascade' stops each sample when it is decided",
     "screen_lambda_c": "was removed; evidence='cascade' samples only where a sample can "
-    "still be kept (cascade_share)",
+    "still be kept (cascade_completions)",
+    "cascade_share": "was removed; cascade_completions says what the cascade may cost",
 }
 """Options of earlier versions -> what stands in their place."""
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rap.scores import posterior
-from rap.scores.posterior import Arm, fit_weight, keep_probability, prob_above
+from rap.scores.posterior import STEPS, Arm, Prior, keep_probability, prob_above
 
 Poly = list[Fraction]
 
@@ -116,12 +116,15 @@ def test_large_counts_keep_their_precision():
     assert got == pytest.approx(float((mass(16_000, 32_000) * below).sum()), abs=1e-4)
 
 
-def test_an_answer_counts_as_completions():
-    """p(answer) = 0.25 of weight 4 is one right and three wrong completions."""
+def prior(*ab: tuple[float, float]) -> Prior:
+    return Prior.of(*np.log(np.array(ab, float)).T)
+
+
+def test_a_prior_counts_as_completions():
+    """Beta(2, 4) is what one right and three wrong completions make of a uniform prior."""
     c, m = np.array([2, 2]), np.array([3, 3])
-    arm = Arm(c, m, np.array([0.25, np.nan]), 4.0)
-    np.testing.assert_allclose(arm.beta()[0], [4.0, 3.0])
-    np.testing.assert_allclose(arm.beta()[1], [5.0, 2.0])
+    arm = Arm(c, m, prior((2.0, 4.0), (1.0, 1.0)))
+    np.testing.assert_allclose(arm.beta(), [[4.0, 3.0], [5.0, 2.0]])
     np.testing.assert_allclose(arm.mean(), [4 / 9, 3 / 5])
     same = Arm(c + 1, m + 4)
     nothing = Arm(np.zeros(2, int), np.zeros(2, int))
@@ -129,19 +132,29 @@ def test_an_answer_counts_as_completions():
     assert got == pytest.approx(keep_probability(same, nothing, 0.0, 8)[0], abs=1e-9)
 
 
-def test_fitted_weight_finds_what_made_the_counts(rng):
-    n, m = 4000, np.full(4000, 5)
-    q = np.round(rng.random(n), 2)
-    for weight in (0.0, 2.0, 16.0):
-        p = rng.beta(1 + weight * q, 1 + weight * (1 - q))
-        c = rng.binomial(5, p)
-        found = min(weight, 2.0)  # p(answer) is never worth more
-        assert fit_weight(c, m, q) == found
-        order = rng.permutation(n)
-        assert fit_weight(c[order], m[order], q[order]) == found
-    few = slice(0, posterior.FIT_MIN - 1)
-    assert fit_weight(c[few], m[few], q[few]) == posterior.DEFAULT_WEIGHT
-    assert fit_weight(c, m, np.full(n, np.nan)) == posterior.DEFAULT_WEIGHT
+def test_priors_are_kept_in_steps_and_in_bounds():
+    found = Prior.of(
+        np.log([1e-9, 1e9, 3.0, math.nan]), np.array([0.0, 0.0, 0.3, math.nan])
+    )
+    a, b = found.ab
+    np.testing.assert_allclose(a[:2], [posterior.LEAST, posterior.MOST])
+    assert a[2] == pytest.approx(3.0, rel=2 ** (0.5 / STEPS) - 1)
+    assert (a[3], b[3]) == (1.0, 1.0)
+    assert np.array_equal(found.take(np.array([2, 0])).ab[0], a[[2, 0]])
+
+
+@pytest.mark.parametrize("ab", [(0.1, 0.1), (1 / 32, 2.0), (0.05, 0.3), (24.0, 0.5)])
+def test_densities_without_a_bound_at_the_ends(rng, ab):
+    """Against a million draws: standard error 5e-4. Two rates that are both within half a
+    cell of 0 or 1 count as half above; neither teaches anything."""
+    arms = [Arm(np.zeros(1, int), np.zeros(1, int), prior(x)) for x in (ab, (0.2, 3.0))]
+    p1, p0 = (rng.beta(*(float(x[0]) for x in arm.beta()), 1_000_000) for arm in arms)
+    near = [(p < 4e-5) | (p > 1 - 4e-5) for p in (p1, p0)]  # sin(pi / 2 / 256)^2
+    tied = near[0] & near[1] & ((p1 < 0.5) == (p0 < 0.5))
+    above = np.where(tied, 0.5, p1 > p0).mean()
+    assert prob_above(*arms)[0] == pytest.approx(above, abs=4e-3)
+    mixed = (p1 > p0) * (1 - p1**8 - (1 - p1) ** 8)
+    assert keep_probability(*arms, 0.0, 8)[0] == pytest.approx(mixed.mean(), abs=2e-3)
 
 
 def test_many_rows_equal_each_alone(rng):
@@ -149,9 +162,9 @@ def test_many_rows_equal_each_alone(rng):
     n = 5000
     m1, m0 = rng.integers(0, 6, n), rng.integers(0, 6, n)
     c1, c0 = rng.integers(0, m1 + 1), rng.integers(0, m0 + 1)
-    q1, q0 = np.round(rng.random((2, n)), 2)
-    q1[::7] = np.nan
-    arms = Arm(c1, m1, q1, 2.0), Arm(c0, m0, q0, 0.5)
+    log = rng.normal(0, 1, (3, n))
+    log[0, ::7] = np.nan
+    arms = Arm(c1, m1, Prior.of(log[0], log[1])), Arm(c0, m0, Prior.of(log[2], log[2]))
     together = keep_probability(*arms, 0.1, 8)
     for i in range(0, n, 997):
         alone = keep_probability(*(arm.take(np.array([i])) for arm in arms), 0.1, 8)

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import click
 
 from ..errors import INTERRUPTED, RapConfigError, RapError, install
+from ..settings import REMOVED
 
 OK, FAILED, USAGE, TERMINATED = 0, 1, 2, 143
 
@@ -52,6 +53,10 @@ def _explain(error: Exception) -> int:
     """Say what happened, in one sentence; returns the exit code."""
     if isinstance(error, click.Abort):
         return _stopped(error.__cause__ or error.__context__)
+    if isinstance(error, click.NoSuchOption):
+        name = error.option_name.lstrip("-").replace("-", "_")
+        if name in REMOVED:
+            return fail(f"{error.option_name}: {REMOVED[name]}", USAGE)
     if isinstance(error, click.ClickException):
         error.show()
         return USAGE if isinstance(error, click.UsageError) else FAILED

@@ -24,7 +24,8 @@ from ..config import TRAIN_GROUP
 from ..errors import RapInputError
 from .columns import distinct_rows, exceeds, floats, integers, mask_of, quotient_key
 from .learning import value_of_answers, value_of_counts
-from .posterior import Arm, fit_weight, keep_probability
+from .posterior import Arm, keep_probability
+from .prior import FEATURES, WITH_IMAGE, WITHOUT, features, fit, predict
 from .table import QUARANTINED, SCORE_SCHEMA, SCORED, VOLATILE_COLUMNS
 
 # -inf is a value here: probability 0, or a response too short to judge.
@@ -41,6 +42,7 @@ class Measured:
     only the completions without the image were sampled. ``counts``: c1, m1, c0, m0, int64.
     ``posterior``: what completions say of the pass rates; None: nothing was graded.
     ``psi_unread``: bool, the attention was not read because ACE need not judge the row.
+    ``psi_times``: int64, for how many rows its psi stands in the calibration; None: one.
     ``first``: where all else is the same for equal counts, a row of each distinct one, and
     ``back``, which of those each row is equal to; None: no such rows are known.
     ``value``: what training can learn of it (``rap.scores.learning``), when asked.
@@ -57,6 +59,7 @@ class Measured:
     counts: tuple[np.ndarray, ...] | None = None
     posterior: Posterior | None = None
     psi_unread: np.ndarray | None = None
+    psi_times: np.ndarray | None = None
     first: np.ndarray | None = None
     back: np.ndarray | None = None
 
@@ -291,60 +294,54 @@ class Logits(_Probabilities):
 class Cascade(Kind):
     """p(answer) of every sample, completions of those that can still be kept.
 
-    Where completions were sampled, D is the difference of the posterior means, and what is
-    left to learn is the keep-probability (``rap.scores.posterior``, with the weight of
-    p(answer) fitted to this table, for each arm). Its order has three parts: samples whose
-    completions with the image are mixed, by keep-probability; samples without completions,
-    by p (1 - p) of the answer; samples whose completions are all right or all wrong.
+    What two forwards say is a prior of both pass rates (``rap.scores.prior``, fitted to the
+    completions of this table), completions make it a posterior. D is the difference of the
+    posterior means, and what is left to learn is the keep-probability
+    (``rap.scores.posterior``): one order for all samples, whatever stage decided them.
     """
 
     name = "cascade"
-    by_row = False  # the weight of p(answer) is fitted to the table
+    by_row = False  # the prior is fitted to the table
     summary = (
-        "answer for every sample, then graded completions for the share that can still be "
-        "kept, each sample until it is decided: a fifth of the completions of rollouts, as "
-        "good where p(answer) tells hard samples from easy ones"
+        "two forward passes for every sample, then graded completions for the share that "
+        "can still be kept, each sample until it is decided: a fifth of the completions of "
+        "rollouts"
     )
     graded = True
     ranks_by = "learnable"
     short_of = "few_rollouts"
     difficulty_text = (
-        "share of the completions with the image that are wrong; 1 \u2212 p(answer) where "
-        "none was sampled"
+        "share of the completions with the image that are wrong; where none was sampled "
+        "what is expected of them"
     )
 
     def d_text(self, divergence: str) -> str:
-        return (
-            "pass rate with the image minus pass rate without (posterior means); "
-            "p(answer) with minus without where no completion was sampled"
-        )
+        return "pass rate with the image minus pass rate without (posterior means)"
 
     def learn_text(self) -> str:
         return (
             f"the keep-probability (the image helps, and {TRAIN_GROUP} completions are "
-            "mixed); below 0 without completions: p(answer) (1 \u2212 p(answer)) \u2212 1"
+            "mixed)"
         )
 
     def read(
         self, table: pa.Table, *, divergence: str, likelihood: str, threshold: float
     ) -> Measured:
         c1, m1, c0, m0 = counts_of(table)
+        columns = {name: floats(table[name]) for name in FEATURES}
         q1, q0 = (probability(table, arm, likelihood) for arm in "10")
-        w1, w0 = fit_weight(c1, m1, q1), fit_weight(c0, m0, q0)
-        arm1, arm0 = Arm(c1, m1, q1, w1), Arm(c0, m0, q0, w0)
-        by_answer = mask_of(pc.equal(table["decided_by"], "answer"))
-        drawn = (m1 > 0) & ~by_answer
-        enough = drawn | (by_answer & ~np.isnan(q1) & ~np.isnan(q0))
+        z = features(columns | {"p_answer1": q1, "p_answer0": q0})
+        arm1 = Arm(c1, m1, predict(fit(z, c1, m1, WITH_IMAGE), z))
+        arm0 = Arm(c0, m0, predict(fit(z, c0, m0, WITHOUT), z))
+        drawn = m1 > 0
+        enough = drawn | (~np.isnan(q1) & ~np.isnan(q0))
         prior = (
-            f"p(answer) counts as {w1:g} completions with the image and {w0:g} without "
-            "(fitted to these scores), on a uniform prior"
+            f"p(answer), divergence and entropies, as fitted to {int(drawn.sum())} samples "
+            "with completions"
         )
         found = _posterior(arm1, arm0, enough, threshold, prior)
-        d = np.where(drawn, found.mean1 - found.mean0, q1 - q0)
+        d = found.mean1 - found.mean0
         mixed = (c1 > 0) & (c1 < m1)
-        learn = np.where(mixed, found.keep, found.keep - 2.0)
-        learn = np.where(drawn, learn, q1 * (1.0 - q1) - 1.0)
-        learn[~enough] = np.nan
         unknown = np.full(table.num_rows, np.nan)
 
         def value() -> np.ndarray:
@@ -355,14 +352,15 @@ class Cascade(Kind):
         return Measured(
             d=d,
             order=d,
-            learn=learn,
-            learnable=learn,
-            difficulty=np.where(drawn, _quotient(m1 - c1, m1, m1 > 0), 1.0 - q1),
+            learn=found.keep,
+            learnable=found.keep,
+            difficulty=np.where(drawn, _quotient(m1 - c1, m1, drawn), 1.0 - found.mean1),
             enough=enough,
             d_bound=unknown,
             value=value,
             posterior=found,
             psi_unread=enough & ~mixed,
+            psi_times=_psi_times(table),
         )
 
     def rates(self, table: pa.Table) -> list[tuple[str, np.ndarray]]:
@@ -390,6 +388,18 @@ def describe() -> str:
 def counts_of(table: pa.Table) -> tuple[np.ndarray, ...]:
     """c1, m1, c0, m0 as int64 [n], null as 0."""
     return tuple(integers(table[name]) for name in ("c1", "m1", "c0", "m0"))
+
+
+def _psi_times(table: pa.Table) -> np.ndarray:
+    """For how many samples each stands where psi is looked at as a whole, int64 [n]: the
+    cascade reads it where outcomes are mixed, so more often of attention-biased samples
+    than the pool has them; of the others the pilot's stand for all."""
+    answer, pilot = (
+        mask_of(pc.equal(table["decided_by"], name)) for name in ("answer", "pilot")
+    )
+    times = np.ones(table.num_rows, np.int64)
+    times[pilot] += int(answer.sum()) // max(1, int(pilot.sum()))
+    return times
 
 
 def _posterior(

@@ -258,12 +258,14 @@ def _look(shard: _Shard, find: Find) -> tuple[Sequence[int], list[bool]]:
         "status",
         "stage",
         "decided_by",
+        *("c1", "m1", "c0", "m0"),
     ]
     rows = shard.scores.select(names).to_pylist()
     found = find(rows, shard.rows.get("inputs"))
     # What a first stage decided is in its own store: nobody asks for it here.
     asked = [
-        row["sample_sha256"] is not None and row["decided_by"] != "answer" for row in rows
+        row["sample_sha256"] is not None and row["decided_by"] not in ("answer", "pilot")
+        for row in rows
     ]
     return found, asked
 

@@ -14,6 +14,7 @@ from .reader import Reader
 
 STAGES = {
     "answer": "p(answer) of two forward passes; no completion was sampled",
+    "pilot": "completions of the pilot, from which is learned what p(answer) says",
     "image": "completions with the image",
     "text": "completions with and without the image",
 }

@@ -46,7 +46,7 @@ def score_batch(scorer: Scorer, jobs: list[Job]) -> None:
     for job in jobs:
         job.row["seconds"] += share
         # A finished job waits for its shard: only its row may stay in memory.
-        job.image = job.blind = job.answer = None
+        job.image = job.blind = job.answer = job.blind_answer = None
         job.asked = {}
         job.sample = None  # type: ignore[assignment]
 
@@ -280,6 +280,9 @@ class Run:
             job.inputs = inputs_sha256(job.sample, self.more)
         if job.alive:
             job.row = dict(begun) | job.row | {k: begun[k] for k in COST if k in begun}
+            if self.plan is not None:
+                job.outlook = self.plan.outlook(job.row["index"])
+                job.rollouts = self.plan.rollouts(job.row["index"])
         else:
             job.row |= {k: begun[k] for k in COST if k in begun}
         return job
@@ -287,6 +290,7 @@ class Run:
     def _first(self, i: int, row: dict[str, Any]) -> Job:
         """Sample ``i``, on which the first pass has the last word."""
         job = Job(row | {"source": group_of(self.samples, i)}, reused=True)
+        job.rollouts = [] if self.plan is None else self.plan.rollouts(i)
         item = self.samples[i] if self.more else None
         if isinstance(item, Sample):
             job.inputs = inputs_sha256(item, self.more)

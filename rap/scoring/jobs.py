@@ -31,6 +31,17 @@ COST = ("forwards", "generated_tokens", "seconds", "n_drawn", "n_cut")
 """Columns of what a sample has cost, kept also where it is quarantined."""
 
 
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What a cascade's plan says of a sample: the priors of its pass rates with and without
+    the image, (a, b) in steps of ``scores.posterior.Prior``, and the keep-probability below
+    which it is not asked any more."""
+
+    one: tuple[int, int]
+    zero: tuple[int, int]
+    floor: float
+
+
 @dataclass(slots=True)
 class Job:
     """One sample and the row of the score table that is being filled for it."""
@@ -42,7 +53,11 @@ class Job:
     blind: Prepared | None = None
     """The same without it."""
     answer: Prepared | None = None
-    """Evidence ``logits``: the answer with the image, for the difficulty."""
+    """The answer with the image (evidence ``logits``: for the difficulty)."""
+    blind_answer: Prepared | None = None
+    """The same without it."""
+    outlook: Outlook | None = None
+    """Evidence ``cascade``: what the plan says of it; None in the first pass."""
     asked: dict[str, tuple[Said, ...]] = field(default_factory=dict)
     """The prompt turn by turn, ``image`` and ``blind``, for an engine that is asked."""
     rollouts: list[dict[str, Any]] = field(default_factory=list)
@@ -71,7 +86,7 @@ class Job:
             "code": code,
             "message": clean(message),
         }
-        self.image = self.blind = self.answer = None
+        self.image = self.blind = self.answer = self.blind_answer = None
         self.asked = {}
 
 

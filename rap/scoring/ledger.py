@@ -70,13 +70,17 @@ def bill_stages(
     """What each stage of a cascade cost.
 
     ``samples``: that it was asked about; ``decided``: those it has the last word on
-    (``decided_by``). ``answer``: forwards and seconds over the whole pool. ``image``,
-    ``text``: completions with and without the image, and their tokens as they are stored.
-    ``psi``: forwards. ``seconds`` of the last three together: ``completions_seconds``.
+    (``decided_by``). ``answer``: forwards over the whole pool, and seconds of its pass, the
+    pilot's completions included. ``image``, ``text``: completions with and without the
+    image, ``pilot``'s among them, and their tokens as they are stored. ``psi``: forwards.
+    ``seconds`` of the second pass: ``completions_seconds``.
     """
 
     def total(of: pa.Table, name: str) -> float:
         return pc.sum(of[name]).as_py() or 0
+
+    def traced(of: pa.Table) -> int:
+        return len(of) - of["log_psi"].null_count
 
     counted = pc.value_counts(table["decided_by"]).to_pylist()
     decided = Counter({c["values"]: c["counts"] for c in counted})
@@ -84,9 +88,14 @@ def bill_stages(
         "answer": {
             "samples": first.num_rows,
             "decided": decided["answer"],
-            "forwards": total(first, "forwards"),
+            "forwards": total(first, "forwards") - traced(first),
             "seconds": total(first, "seconds"),
-        }
+        },
+        "pilot": {
+            "samples": int(pc.sum(pc.greater(first["m1"], 0)).as_py() or 0),
+            "decided": decided["pilot"],
+            "rollouts": int(total(first, "n_drawn")),
+        },
     }
     for stage, own in (("image", drawn.image), ("text", drawn.text)):
         stages[stage] = {
@@ -96,7 +105,7 @@ def bill_stages(
             "tokens": own.tokens,
         }
     stages["psi"] = {
-        "forwards": total(table, "forwards") - total(first, "forwards"),
+        "forwards": total(table, "forwards") - total(first, "forwards") + traced(first),
         "completions_seconds": max(0.0, total(table, "seconds") - total(first, "seconds")),
     }
     return stages

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..model.driver import ModelDriver
 
 BLIND = "blind"
-"""The prompt without the image, by the field of `Job`; the others hold the image."""
+"""What the fields of `Job` without the image begin with."""
 
 
 def stopwatch(driver: ModelDriver | None, profile: bool) -> Stopwatch:
@@ -80,7 +80,7 @@ def note(watch: Stopwatch, job: Job, which: str, prepared: Prepared | None) -> N
     """Take note of a sequence that the model is to read for a job."""
     if watch.on and prepared is not None:
         ids = prepared.inputs["input_ids"][0].tolist() + prepared.response_ids.tolist()
-        job.read.append((which == BLIND, bool(prepared.image_mask.any()), ids))
+        job.read.append((which.startswith(BLIND), bool(prepared.image_mask.any()), ids))
 
 
 def count_asked(watch: Stopwatch, jobs: Iterable[Job]) -> None:

@@ -121,19 +121,27 @@ class Scorer:
             self._heads[device] = self.driver.head.to(device if there else "cpu")
         return self._heads[device]
 
-    def compare_arms(self, jobs: list[Job]) -> dict[int, dict[str, Any]]:
-        """Divergences and psi of a response that both prompts (with and without the image)
-        already hold."""
-        with_image = self.forward(jobs, "image", attention=True)
-        self.psi(jobs, with_image)
+    def compare_arms(
+        self,
+        jobs: list[Job],
+        arms: tuple[str, str] = ("image", "blind"),
+        *,
+        attention: bool = True,
+    ) -> dict[int, dict[str, Any]]:
+        """Divergences, and psi with ``attention``, of a response that both prompts (with
+        and without the image: ``arms``) already hold."""
+        with_image = self.forward(jobs, arms[0], attention=attention)
+        if attention:
+            self.psi(jobs, with_image)
         hidden = {key: _without_attention(t) for key, t in with_image.items()}
         del with_image
-        without = self.forward(jobs, "blind", attention=False)
+        without = self.forward(jobs, arms[1], attention=False)
         result = self.head(jobs, hidden, without)
         for job in jobs:
             if job.alive:
                 job.row |= {name: result[id(job)][name] for name in DIVERGENCES}
-                job.row.setdefault("truncated", False)
+                if attention:
+                    job.row.setdefault("truncated", False)
         return result
 
     def respond(self, job: Job, arms: Sequence[str], ids: Sequence[int]) -> None:
@@ -228,7 +236,8 @@ class Scorer:
         require_varied(self.groups, self.degenerate_groups, self.config.sampling)
 
     def forward(self, jobs: list[Job], which: str, *, attention: bool) -> dict[int, Trace]:
-        """Teacher-forced forwards of ``job.image``, ``.blind`` or ``.answer``."""
+        """Teacher-forced forwards of ``job.image``, ``.blind``, ``.answer`` or
+        ``.blind_answer``."""
         live = [job for job in jobs if job.alive]
 
         def run(part: Sequence[Job]) -> list[Trace]:
@@ -247,8 +256,10 @@ class Scorer:
                 job.quarantine("model", result.code, f"{which} forward: {result.message}")
             elif not next(finite):
                 bad = result.nonfinite()
-                where = "without the image" if which == "blind" else "with the image"
-                job.quarantine("model", "nonfinite", f"{bad} is not finite ({where})")
+                where = "without" if which.startswith("blind") else "with"
+                job.quarantine(
+                    "model", "nonfinite", f"{bad} is not finite ({where} the image)"
+                )
             else:
                 traces[id(job)] = result
                 _note_state(job)

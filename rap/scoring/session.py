@@ -143,12 +143,10 @@ class Session:
         return self.recipe.config
 
     def first_pass(self) -> Pass | None:
-        """The pass by the evidence that comes first, if any does."""
-        first = EVIDENCE[self.config.evidence].first
-        if first is None:
+        """The pass of the stage that comes first, if any does."""
+        if not EVIDENCE[self.config.evidence].staged:
             return None
-        config = dataclasses.replace(self.config, evidence=first)
-        return Pass(self.path / FOLDER, config, None)
+        return dataclasses.replace(self.last_pass(), folder=self.path / FOLDER)
 
     def last_pass(self, plan: Plan | None = None) -> Pass:
         """The pass that fills the store; ``plan``: as from ``settled``."""
@@ -156,9 +154,10 @@ class Session:
         made_by = provenance(self.recipe.engine, self.engine, self.driver)
         return Pass(self.path, self.config, self.checker, more, made_by, plan)
 
-    def settled(self, rows: Any) -> Plan:
-        """What follows from the finished table of the first pass."""
-        return make_plan(rows, self.config.cascade_share, self.config.evidence)
+    def settled(self, first: ScoreStore) -> Plan:
+        """What follows from the finished store of the first pass."""
+        pilot = first.completions()
+        return make_plan(first.read(), None if pilot is None else pilot.read(), self.config)
 
     def fingerprint(self, by: Pass, dataset: str | None) -> dict[str, Any]:
         """All that a score of a pass depends on; a store refuses another one, naming the

@@ -42,11 +42,13 @@ def judge_attention(
     limit_of: Callable[[np.ndarray], Limit],
     asked: bool,
     unread: np.ndarray | None = None,
+    times: np.ndarray | None = None,
 ) -> Attention:
     """``log_psi``: float32 [n], NaN where it was not measured or the row is not valid.
     ``limit_of``: the finite ones, float32 -> limit. ``asked``: a limit was given, so that
     it is worth a warning if no attention was measured. ``unread``: bool [n], valid rows
-    that pass without a psi, None: none."""
+    that pass without a psi, None: none. ``times``: int64 [n], for how many samples each
+    counts among those, None: for one."""
     measured = ~np.isnan(log_psi)
     found: dict[str, Any] = {
         "lambda_a": None,
@@ -60,7 +62,9 @@ def judge_attention(
         notes = ["lambda_a was given, but no attention was measured"]
         return Attention(~none, none, found, notes if asked else [])
     found["psi_too_short"] = int(np.isneginf(log_psi).sum())
-    limit = limit_of(log_psi[np.isfinite(log_psi)])
+    finite = np.isfinite(log_psi)
+    seen = log_psi[finite]
+    limit = limit_of(seen if times is None else np.repeat(seen, times[finite]))
     found["lambda_a_origin"] = limit.origin
     notes = list(limit.notes)
     if limit.log is not None:

@@ -225,6 +225,7 @@ def _attention(
         lambda log_psi: rule.psi_limit(log_psi, config, meta),
         asked=config.lambda_a is not None,
         unread=judged.has(VALID) if rule.by_value else judged.unread,
+        times=judged.psi_times,
     )
     judged.log_psi = np.empty(0, np.float32)
     for flag, mask in ((PASSES, attention.passes), (BIASED, attention.biased)):

@@ -75,6 +75,7 @@ class Judged:
     cut: int
     unread: np.ndarray | None = None
     prior: str | None = None
+    psi_times: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.flags)
@@ -128,6 +129,8 @@ def judge(reader: Reader, reading: Reading, rule: Rule) -> Judged:
         psi = batch["log_psi"].to_numpy()
         found.log_psi[rows] = np.where(measured, psi, np.float32(np.nan))
         found.unread = _unread(found.unread, rows, n, evidence)
+        if evidence.measured.psi_times is not None:  # such a kind is read at once
+            found.psi_times = evidence.measured.psi_times
         if evidence.measured.posterior is not None:
             found.prior = evidence.measured.posterior.prior
         bad += evidence.code.filter(pa.array(~evidence.valid)).chunks

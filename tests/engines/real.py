@@ -285,10 +285,18 @@ def test_evidence_logits(pair, demo):
     given = {"evidence": "logits", "sampling": TOKENS}
     theirs = score(demo, pair[0], 40, **given)
     ours = rap.score(*demo, data(40), **given, progress=False)
-    a, b = (t.table["js"].to_pylist() for t in (theirs, ours))
-    same = sum(x == y for x, y in zip(a, b, strict=True))
-    assert same >= 38  # greedy ties within rounding may fall otherwise
-    note("evidence logits, greedy completion of the server", f"{same} of 40 D equal ours")
+    names = ("js", "n_response", "generated_tokens")
+    a, b = (t.table.select(names).to_pydict() for t in (theirs, ours))
+    # Our own completion leaves the image's features, of a batch of another shape: D moves
+    # by a step of a stored score, as between two batch sizes of ours.
+    assert a["n_response"] == b["n_response"]
+    assert a["generated_tokens"] == b["generated_tokens"]
+    assert a["js"] == pytest.approx(b["js"], rel=4.9e-4, abs=1e-7)
+    same = sum(x == y for x, y in zip(a["js"], b["js"], strict=True))
+    note(
+        "evidence logits, greedy completion of the server",
+        f"40 of 40 D as ours within a stored step, {same} of them equal",
+    )
 
 
 def test_wrong_model(pair, demo):

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ...config import EvidenceName, ScoreConfig
+from ...config import ScoreConfig
 from ...samples.sample import BadSample, Sample
 from ...scores.evidence import KINDS, Kind
 
@@ -36,8 +36,8 @@ class Evidence:
     name: str
     columns: tuple[str, ...]
     """Columns of the score table that it fills, besides those that every row has."""
-    first: EvidenceName | None = None
-    """Evidence that the whole pool is scored by beforehand, in a pass of its own; see
+    staged: bool = False
+    """Whether a pass over the whole pool comes first, into a store of its own; see
     ``rap.scoring.plan``."""
     data_columns: tuple[str, ...] = ()
     """Columns of the data set that its scores depend on, besides those with a role."""

@@ -1,35 +1,37 @@
 """Evidence ``cascade``: p(answer) for every sample, completions only where they decide.
 
-1. ``answer`` for the whole pool (a pass of its own): two forwards a sample.
-2. Completions with the image, for the share of the pool with the largest p (1 - p)
-   (``rap.scoring.plan``): two, then one at a time, until some are right and some are wrong,
-   or m1 are sampled.
-3. Completions without the image, only for those: one or more, one at a time, until the sign
-   of D is settled, or m0 are sampled. Settled: P(p1 > p0) is at least ``cascade_sure``, or
-   at most 1 - ``cascade_sure``, under the Beta posteriors of ``rap.scores.posterior``,
-   p(answer) counted as one completion, which needs no other sample.
-psi is read off a right completion of the samples that stage 3 is for: no other can be kept.
+1. A pass over the whole pool: p(answer) with and without the image, two forwards a sample.
+   A random share of it (``cascade_pilot``, told by the sample's id), the pilot, gets
+   `PILOT` completions too.
+2. The plan (``rap.scoring.plan``), from that pass alone: how likely a completion is right,
+   given what the two forwards say (``rap.scores.prior``, fitted to the pilot), so a prior
+   of both pass rates for each sample; and a floor on the keep-probability, the lowest that
+   the bill allows (``cascade_completions``).
+3. Completions with the image, then without it, of the samples above the floor, one at a
+   time, as long as they can decide (``rap.scoring.asking``).
+psi is read off the first right completion with the image, of every sample that has one.
 
-Each decision is made of one sample's own completions, whose seeds have names: batches,
-restarts and other samples change none.
+Each decision rests on the plan and on one sample's own completions, whose seeds have names:
+batches, restarts and processes change none.
 
 Source: METHOD.md section 6; arXiv 2506.04755 for CDE, ACE and difficulty.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ...config import ScoreConfig
-from ...model.rollouts import BLIND_ARM, IMAGE_ARM
+from ...model.rollouts import BLIND_ARM, IMAGE_ARM, row_seed
 from ...samples.sample import Sample
-from ...scores.posterior import DEFAULT_WEIGHT, Arm, prob_above
-from ..jobs import Job
+from ...scores.posterior import Arm, Prior
+from ..asking import FIRST_LOOK, Rule, looks
+from ..jobs import Job, answer_tokens
 from ..scorer import DIVERGENCES, Scorer
-from .answer import probabilities
+from .answer import probabilities, put_answer
 from .base import PSI, Evidence, prepare_arms
 from .rollouts import Failures, counts, draw, read_psi, sum_up
 
@@ -38,15 +40,15 @@ if TYPE_CHECKING:
 
     from ...model.driver import ModelDriver
 
-FIRST_LOOK = 2
-"""Completions with the image that are sampled together: fewer cannot be mixed."""
+PILOT = (FIRST_LOOK, 1)
+"""Completions with and without the image of a sample of the pilot, at most."""
 
 
 class Cascade(Evidence):
-    """Stages 2 and 3; stage 1 is the evidence that ``first`` names."""
+    """Stages 1 and 3; ``Job.outlook`` says what the plan holds for a job of stage 3."""
 
     name = "cascade"
-    first = "answer"
+    staged = True
     columns = (
         *probabilities("1", "0"),
         *DIVERGENCES,
@@ -69,42 +71,65 @@ class Cascade(Evidence):
         driver: ModelDriver,
         config: ScoreConfig,
     ) -> None:
+        prefix, answer = answer_tokens(driver, sample, config)
         prepare_arms(job, sample, images, other, driver)
+        job.answer = driver.prepare(sample, images, answer, prefix=prefix, like=job.image)
+        job.blind_answer = driver.prepare(
+            sample, other, answer, prefix=prefix, like=job.blind
+        )
 
     def score(self, scorer: Scorer, jobs: list[Job]) -> None:
-        config = scorer.config
+        first = [job for job in jobs if job.outlook is None]
+        if first:
+            _first_stage(scorer, first)
+        _ask(scorer, [job for job in jobs if job.outlook is not None])
+        right = [j for j in jobs if j.alive and counts(j, IMAGE_ARM)[0] > 0]
+        read_psi(scorer, [job for job in right if job.row.get("log_psi") is None])
+
+
+def in_pilot(config: ScoreConfig, sample_id: str) -> bool:
+    """Whether a sample is of the pilot: told by its id and the seed alone."""
+    share = row_seed(config.seed, sample_id, "pilot", 0) / 2.0**63
+    return share < config.cascade_pilot
+
+
+def _first_stage(scorer: Scorer, jobs: list[Job]) -> None:
+    """Completions of the pilot, then p(answer) of all: a prompt is read once for both."""
+    config = scorer.config
+    pilot = [job for job in jobs if in_pilot(config, job.row["id"])]
+    for arm, m in zip((IMAGE_ARM, BLIND_ARM), PILOT, strict=True):
         failures: Failures = {}
-        for numbers in looks(config.m1, FIRST_LOOK):
-            draw(scorer, [j for j in jobs if not _mixed(j)], IMAGE_ARM, numbers, failures)
-        sum_up(jobs, IMAGE_ARM, failures)
-        for job in jobs:
+        most = config.m1 if arm == IMAGE_ARM else config.m0
+        draw(scorer, pilot, arm, range(min(m, most)), failures)
+        sum_up(pilot, arm, failures)
+    for batch in scorer.batches([job for job in jobs if job.alive]):
+        logp = scorer.compare_arms(batch, ("answer", "blind_answer"), attention=False)
+        for job in batch:
             if job.alive:
-                job.row |= {"c0": 0, "m0": 0, "decided_by": "image"}
-        going = [job for job in jobs if job.alive and _mixed(job)]
-        _text_arm(scorer, going, config.m0, config.cascade_sure)
-        read_psi(scorer, [job for job in going if job.alive])
+                for which in ("1", "0"):
+                    put_answer(job, which, logp[id(job)][which])
 
 
-def _text_arm(scorer: Scorer, jobs: Sequence[Job], m0: int, sure: float) -> None:
-    """Stage 3 of jobs whose completions with the image are mixed."""
-    failures: Failures = {}
-    going = list(jobs)
-    for numbers in looks(m0, 1):
-        going = [job for job in going if job.alive]
-        if numbers.start:  # p(answer) alone settles nothing
-            going = [job for job in going if not _settled(job, sure)]
-        draw(scorer, going, BLIND_ARM, numbers, failures)
-    sum_up(jobs, BLIND_ARM, failures)
+def _ask(scorer: Scorer, jobs: list[Job]) -> None:
+    """Stage 3: all have an outlook."""
+    config = scorer.config
+    image: Failures = {}
+    for numbers in looks(config.m1, FIRST_LOOK):
+        going = [j for j in jobs if not _mixed(j) and _at(j, IMAGE_ARM, numbers)]
+        draw(scorer, _worth(going, config), IMAGE_ARM, numbers, image)
+    sum_up(jobs, IMAGE_ARM, image)
     for job in jobs:
+        if job.alive and not counts(job, BLIND_ARM)[2]:
+            job.row |= {"c0": 0, "m0": 0, "decided_by": "image"}
+    text: Failures = {}
+    for numbers in looks(config.m0, 1):
+        going = [j for j in jobs if _mixed(j) and _at(j, BLIND_ARM, numbers)]
+        draw(scorer, _worth(going, config, unsettled=True), BLIND_ARM, numbers, text)
+    asked = [job for job in jobs if counts(job, BLIND_ARM)[2]]
+    sum_up(asked, BLIND_ARM, text)
+    for job in asked:
         if job.alive:
             job.row["decided_by"] = "text"
-
-
-def looks(m: int, first: int) -> Iterator[range]:
-    """The numbers of m completions: the first few together, then one at a time."""
-    yield range(min(first, m))
-    for number in range(first, m):
-        yield range(number, number + 1)
 
 
 def _mixed(job: Job) -> bool:
@@ -113,17 +138,31 @@ def _mixed(job: Job) -> bool:
     return 0 < correct < judged
 
 
-def _settled(job: Job, sure: float) -> bool:
-    """Whether the sign of D is probable enough, after the completions so far."""
-    arms = []
-    for arm, name in ((IMAGE_ARM, "p_answer1"), (BLIND_ARM, "p_answer0")):
-        correct, judged, _ = counts(job, arm)
-        q = job.row.get(name)
-        said = np.array([np.nan if q is None else q])
-        arms.append(Arm(np.array([correct]), np.array([judged]), said, DEFAULT_WEIGHT))
-    with_image, without = arms
-    p = float(prob_above(with_image, without)[0])
-    return not 1 - sure < p < sure
+def _at(job: Job, arm: str, numbers: range) -> bool:
+    """These completions are the next ones of a job."""
+    return job.alive and counts(job, arm)[2] == numbers.start
+
+
+def _worth(
+    jobs: Sequence[Job], config: ScoreConfig, *, unsettled: bool = False
+) -> list[Job]:
+    """Those of which another completion can decide something."""
+    if not jobs:
+        return []
+    outlooks = [job.outlook for job in jobs if job.outlook is not None]
+    one = _arm(jobs, IMAGE_ARM, [outlook.one for outlook in outlooks])
+    zero = _arm(jobs, BLIND_ARM, [outlook.zero for outlook in outlooks])
+    rule = Rule(config.m1, config.m0, config.cascade_sure, outlooks[0].floor)
+    going = rule.worth(one, zero)
+    if unsettled:
+        going &= rule.unsettled(one, zero)
+    return [job for job, on in zip(jobs, going.tolist(), strict=True) if on]
+
+
+def _arm(jobs: Sequence[Job], arm: str, priors: Sequence[tuple[int, int]]) -> Arm:
+    found = np.array([counts(job, arm)[:2] for job in jobs], np.int64)
+    steps = np.array(priors, np.int64)
+    return Arm(found[:, 0], found[:, 1], Prior(steps[:, 0], steps[:, 1]))
 
 
 EVIDENCE = Cascade()

@@ -71,7 +71,7 @@ def through(session: Session, fill: Callable[[Pass], None]) -> None:
     if first is not None:
         fill(first)
         session.watch.counts.pop("samples", None)  # the pass to come counts them
-    settled = None if first is None else session.settled(rows_of(first.folder))
+    settled = None if first is None else session.settled(ScoreStore.load(first.folder))
     fill(session.last_pass(settled))
 
 
@@ -104,10 +104,5 @@ def read_sealed(samples: SampleSet, store: Path, cascade: bool) -> Scored:
         shards.data,
         Drawn() if plan is None else plan.drawn,
         StoredCompletions(store, digests) if digests else None,
-        rows_of(store / FOLDER) if cascade else None,
+        ScoreStore.load(store / FOLDER).read() if cascade else None,
     )
-
-
-def rows_of(folder: Path) -> pa.Table:
-    """The finished table of a pass."""
-    return ScoreStore.load(folder).read()

@@ -42,7 +42,7 @@ class EnvExecutor:
     def run(self, recipe: Recipe, store: Path) -> Scored:
         """See ``Executor.run``; without ``steal`` the shards of this process alone, unless
         the others have done theirs."""
-        cascade = EVIDENCE[recipe.config.evidence].first is not None
+        cascade = EVIDENCE[recipe.config.evidence].staged
         if cascade and not self.config.steal:
             raise RapConfigError(
                 f"steal = False: evidence {recipe.config.evidence!r} needs the whole pool "

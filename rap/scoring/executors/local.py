@@ -51,8 +51,7 @@ def _first_pass(session: Session) -> Plan | None:
     with session.open(first) as shards:
         _fill(session, shards, first)
         session.watch.counts.pop("samples", None)  # the pass to come counts them
-        rows = shards.read()
-    return session.settled(rows)
+        return session.settled(shards)
 
 
 def _fill(session: Session, shards: ScoreStore, by: Pass) -> None:

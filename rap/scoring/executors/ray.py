@@ -51,7 +51,7 @@ class RayExecutor:
         store = Path(os.path.abspath(store))
         samples = recipe.samples()
         config = self.config
-        cascade = EVIDENCE[recipe.config.evidence].first is not None
+        cascade = EVIDENCE[recipe.config.evidence].staged
         with connected(config.ray_address) as ray:
             asked = _gpus_asked(recipe, config.gpus_per_worker)
             gpus = require_room(ray, asked, config.cpus_per_worker)

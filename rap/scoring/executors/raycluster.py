@@ -35,7 +35,7 @@ def connected(address: str | None) -> Iterator[Any]:
     try:
         _require_answer(wanted)
         with _sigterm_kept():
-            own = {"include_dashboard": False} if wanted == "local" else {}
+            own: dict[str, Any] = {"include_dashboard": False} if wanted == "local" else {}
             ray.init(address=wanted, logging_level=logging.WARNING, **own)
     except (OSError, RuntimeError, ValueError, OverflowError) as error:
         raise RapConfigError(

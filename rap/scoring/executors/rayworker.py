@@ -19,9 +19,10 @@ from ...scores.claims import FOLDER as CLAIMS
 from ...scores.claims import Claim
 from ...scores.owner import Owner, me
 from ...scores.shardplan import DRIVER_FOLDER
+from ...scores.store import ScoreStore
 from ..session import Recipe, Session
 from ..worker import Worker
-from .contract import profiled_beside_others, rows_of
+from .contract import profiled_beside_others
 from .crew import SAME, Begun, Place, Report
 
 DRIVER = "driver"
@@ -91,8 +92,8 @@ class RayWorker:
         by = first = session.first_pass()
         if last or by is None:
             session.watch.counts.pop("samples", None)  # this pass counts them
-            settled = None if first is None else session.settled(rows_of(first.folder))
-            by = session.last_pass(settled)
+            store = None if first is None else ScoreStore.load(first.folder)
+            by = session.last_pass(None if store is None else session.settled(store))
         self._worker = Worker(
             session, by, rank=self.number, of=self.order.of, lease=self.order.lease
         )
