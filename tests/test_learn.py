@@ -469,32 +469,31 @@ def test_rule_learn_takes_few_bytes_a_row() -> None:
     assert peak < 120e6
 
 
-def test_the_state_of_a_prompt_is_the_mean_over_its_own_tokens() -> None:
+def test_the_state_of_a_prompt_is_the_mean_over_its_tokens() -> None:
     """Whatever side is padded, and though padding holds NaN."""
     torch = pytest.importorskip("torch")
     from types import SimpleNamespace
 
     from rap.model.states import keep
 
-    def prepared(special: list[int], response: int) -> SimpleNamespace:
-        mask = torch.tensor([*map(bool, special)] + [False] * response)
-        shared = SimpleNamespace(n_images=1, state=None)
-        return _Sequence(n_prompt=len(special), special_mask=mask, shared=shared)
-
-    class _Sequence(SimpleNamespace):
+    class Sequence(SimpleNamespace):
         def __len__(self) -> int:
-            return len(self.special_mask)
+            return self.n_prompt + self.response
+
+    def prepared(prompt: int, response: int) -> Sequence:
+        shared = SimpleNamespace(n_images=1, state=None)
+        return Sequence(n_prompt=prompt, response=response, shared=shared)
 
     torch.manual_seed(0)
     tokens = torch.randn(2, 5, 6)
     for side in ("right", "left"):
-        batch = [prepared([1, 0, 0], 2), prepared([1, 1], 1)]  # the second: template only
+        batch = [prepared(3, 2), prepared(2, 1)]
         first = torch.full((2, 5, 6), float("nan"))
         for row, one in enumerate(batch):
             start = 5 - len(one) if side == "left" else 0
             first[row, start : start + len(one)] = tokens[row, : len(one)]
         keep(batch, SimpleNamespace(first=first), side)
-        wanted = [tokens[0, 1:3].mean(0), tokens[1, :2].mean(0)]
+        wanted = [tokens[0, :3].mean(0), tokens[1, :2].mean(0)]
         for one, mean in zip(batch, wanted, strict=True):
             assert np.allclose(one.shared.state, mean.numpy() @ signs(6), atol=1e-5)
         kept = batch[0].shared.state

@@ -1,8 +1,7 @@
 """The hidden state of a prompt after the first decoder layer, kept for `rap.scores.states`.
 
-A hook on the first layer notes what it gave in a forward; `keep` takes the mean over each
-prompt's own tokens (not those of the image and the template, which all prompts share) and
-projects it, on the model's device, one copy to the host a batch.
+A hook on the first layer notes what it gave in a forward; `keep` takes the mean over the
+tokens of each prompt and projects it, on the model's device, one copy to the host a batch.
 """
 
 from __future__ import annotations
@@ -44,10 +43,7 @@ def keep(batch: Sequence[Any], seen: Any, padding_side: str) -> None:
     weights = torch.zeros(len(batch), longest)
     for row, prepared in enumerate(batch):
         start = longest - len(prepared) if padding_side == "left" else 0
-        own = ~prepared.special_mask[: prepared.n_prompt]
-        if not bool(own.any()):
-            own = torch.ones_like(own)
-        weights[row, start : start + prepared.n_prompt] = own / own.sum()
+        weights[row, start : start + prepared.n_prompt] = 1.0 / prepared.n_prompt
     weights = weights.to(first.device)
     values = first.float().masked_fill(weights[:, :, None] == 0, 0.0)  # padding may be NaN
     mean = torch.einsum("bl,ble->be", weights, values)

@@ -1,9 +1,8 @@
 """What is kept of the model's own hidden state of a prompt: a column of the score table.
 
-The mean over the prompt's own tokens (those of image and template left out; they have seen
-the image) of the state after the first decoder layer, projected to ``WIDTH`` numbers by a
-fixed random matrix of signs (Achlioptas 2003: distances stay what they were, within about
-1 / sqrt(WIDTH)) and kept as float16:
+The mean over the prompt's tokens of the state after the first decoder layer, image tokens
+included, projected to ``WIDTH`` numbers by a fixed random matrix of signs (Achlioptas 2003:
+distances stay what they were, within about 1 / sqrt(WIDTH)) and kept as float16:
 ``2 * WIDTH`` bytes a sample, 64 MB for a million. It says which samples ask for like
 things; no score depends on it.
 """
