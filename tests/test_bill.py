@@ -112,3 +112,15 @@ def test_the_command(tmp_path) -> None:
     assert found["samples"] == 100
     text = CliRunner().invoke(main, ["cost", str(tmp_path), "--group", "5"]).output
     assert "15 epochs: +" in text
+
+
+def test_an_empty_selection_saves_nothing_of_what_is_not_trained() -> None:
+    from rap.report.page import render
+
+    never = {"evidence": "rollouts", "c1": 0, "m1": 5, "c0": 0, "m0": 5}
+    selection = rap.choose(scores_of([row(**never)] * 8), rule="learn", budget=0.25)
+    assert len(selection) == 0
+    with pytest.raises(RapConfigError, match="nothing is kept"):
+        rap.cost(selection)
+    assert rap.cost(selection, training_share=0.5).pays_after is not None
+    assert "Epochs of training" not in render(selection)

@@ -327,6 +327,7 @@ def _work(path: str, delay: float, lease: float, failing: int = 0) -> None:
     try:
         work(Path(path), lease)
     except RapStoreError as error:
+        print("REFUSED", repr(error), flush=True)  # the child says why
         code = error.errno or 1
     os._exit(code)
 

@@ -6,6 +6,7 @@ All runs but one share a cluster, which is bounded: two cores, 100 MB of objects
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -207,12 +208,24 @@ def interrupted(made: Path, folder: Path, address: str, how: int) -> tuple[Path,
 
 
 def signalled(driver: subprocess.Popen[str], store: Path, how: int) -> tuple[int, str]:
-    """What became of a driver that gets a signal when the first shard is scored."""
+    """What became of a driver that gets a signal when the first shard is scored. Its
+    worker stands still meanwhile: on a quiet machine it would have done the rest."""
     until(lambda: finished(store) or driver.poll() is not None)
+    workers = [owner.pid for owner in owners(store).values()]
+    send(workers, signal.SIGSTOP)
     driver.send_signal(how)
+    time.sleep(1)
+    send(workers, signal.SIGCONT)
     _, said = driver.communicate(timeout=PATIENCE)
     assert finished(store), said
     return driver.returncode, said
+
+
+def send(processes: list[int], how: int) -> None:
+    """A signal to those that are still there."""
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, how)
 
 
 def resumed_by_local(made: Path, store: Path) -> None:

@@ -19,7 +19,7 @@ from rap.errors import RapConfigError
 from rap.scores.learning import FLOOR, SETTLED, UNTRIED
 from rap.scores.scores import Scores
 from rap.scores.selected import KEPT
-from rap.scores.states import COLUMN, WIDTH, packed, signs, states_of
+from rap.scores.states import BITS, COLUMN, WIDTH, packed, signs, states_of
 from rap.scores.table import table_from_rows
 from rap.selection.choosing import choose
 from rap.selection.clusters import clusters_of, kmeans
@@ -420,7 +420,9 @@ def test_states_survive_the_column() -> None:
     column = pa.chunked_array([pa.array(packed(states), pa.binary(2 * WIDTH))])
     rows, back = states_of(column.slice(2, 3))
     assert rows.tolist() == [0, 1, 2]
-    assert np.array_equal(back, states[2:5].astype("<f2").astype(np.float32))
+    largest = np.abs(states[2:5]).max(axis=1, keepdims=True)
+    assert (np.abs(back - states[2:5]) <= largest / 2**BITS).all()
+    assert packed(states * (1 + 1e-9)) == packed(states)  # as another batch rounds
     assert signs(5).shape == (5, WIDTH)
     assert np.allclose((signs(64) ** 2).sum(axis=1), 1)
 
@@ -512,3 +514,21 @@ def test_text_without_an_image_keeps_no_state() -> None:
         [SimpleNamespace(shared=shared)], SimpleNamespace(first=np.zeros((1, 2, 3))), "left"
     )
     assert shared.state is None
+
+
+def test_it_always_fills_so_no_replacement_cannot_be_asked() -> None:
+    scores = scores_of([row(2, 5, 0, 5)] * 10)
+    with pytest.raises(RapConfigError, match="replace = False"):
+        choose(scores, rule="learn", budget=0.5, replace=False)
+
+
+def test_what_is_said_of_groups_is_of_all_of_them() -> None:
+    mixed, solved = row(2, 5, 0, 5), row(5, 5, 0, 5)
+    table = scores_of([mixed] * 10 + [solved] * 10).table
+    kind = pa.array(["a"] * 10 + ["b"] * 10)
+    scores = Scores(table.append_column("kind", kind))
+    chosen = choose(scores, rule="learn", budget=0.5, by="kind")
+    assert "5 of the kept have no mixed outcomes: too few have for this budget" in (
+        chosen.warnings
+    )
+    assert not any("no sample has mixed" in text for text in chosen.warnings)

@@ -13,6 +13,7 @@ from ..errors import RapStoreError
 from .fields import Command, field_options, group, option
 from .options import (
     CONFIG_OPTION,
+    DATA,
     DATA_OPTIONS,
     PATH,
     SCORE_OPTIONS,
@@ -33,14 +34,14 @@ LIMITS = group(
 
 
 @click.command(cls=Command)
-@click.argument("data", type=PATH)
+@click.argument("data", type=DATA)
 @DATA_OPTIONS
 @model_options(store="The store that is to be filled.", needed=True, also=("--out",))
 @SCORE_OPTIONS
 @group("Result", json_option)
 @CONFIG_OPTION
 def plan(
-    data: Path,
+    data: str | Path,
     model: str | None,
     store: Path,
     columns: Sequence[str],

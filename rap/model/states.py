@@ -46,9 +46,10 @@ def keep(batch: Sequence[Any], seen: Any, padding_side: str) -> None:
         weights[row, start : start + prepared.n_prompt] = 1.0 / prepared.n_prompt
     weights = weights.to(first.device)
     values = first.float().masked_fill(weights[:, :, None] == 0, 0.0)  # padding may be NaN
-    mean = torch.einsum("bl,ble->be", weights, values)
     matrix = torch.from_numpy(signs(first.shape[2])).to(first.device)
-    states: np.ndarray = (mean @ matrix).cpu().numpy()
+    with torch.autocast(first.device.type, enabled=False):
+        mean = torch.einsum("bl,ble->be", weights, values)
+        states: np.ndarray = (mean @ matrix).cpu().numpy()
     for prepared, state, new in zip(batch, states, wanted, strict=True):
         if new:
             prepared.shared.state = state

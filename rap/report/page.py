@@ -150,7 +150,7 @@ def render(
         panels=panels_of(selection),
         averages=averages(selection),
         cost=cost_of(selection, train_group),
-        bill=cost(selection, group=train_group),
+        bill=cost(selection, group=train_group) if len(selection) else None,
         times=times_of(profile_of(selection, rollouts), selection.reader.num_rows),
         groups=groups_of(selection),
         stages=stages_of(selection.reader, selection.kept),

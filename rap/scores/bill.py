@@ -190,6 +190,11 @@ def cost(
                 "training_share = None: scores alone do not say how much is kept; give "
                 "training_share, or a selection"
             )
+        if not kept:
+            raise RapConfigError(
+                "nothing is kept, so there is no training to compare with: give "
+                "training_share"
+            )
         share = kept / max(n, 1)
     stages = tuple(stages_of(of.reader))
     completions, forwards = (

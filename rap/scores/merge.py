@@ -107,6 +107,8 @@ def _places(parts: Sequence[ScoreStore]) -> dict[int, int]:
                 twice[k] = found[k], place
     if twice:
         a, b = next(iter(twice.values()))
+        if parts[a].path.resolve() == parts[b].path.resolve():
+            raise RapInputError(f"{parts[a].path} is named twice")
         raise RapInputError(
             f"{parts[a].path} and {parts[b].path} overlap: both have "
             f"{_named(parts[0], twice)}"

@@ -13,7 +13,7 @@ Ties go by row. METHOD.md section 7.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,7 +91,11 @@ class Learner:
             "mixed": int(np.count_nonzero(usable & (value > 0))),
             "main": len(main),
             "guard": told,
-            "filled": {"mixed": mixed, "others": len(fill) - mixed},
+            "filled": {
+                "mixed": mixed,
+                "others": len(fill) - mixed,
+                **{name: int(own[fill].sum()) for name, own in strata.guards.items()},
+            },
             "coverage": self._covered(value, rows, candidates, main),
         }
         back = [x if isinstance(rows, slice) else rows[x] for x in (main, fill, guard)]
@@ -169,18 +173,21 @@ GUARDED = {"attention": "attention-biased", "hurt": "hurt by the image"}
 
 def lines_of(learned: Mapping[str, Any]) -> Iterator[str]:
     """What a summary says of ``Picked.learned``."""
-    yield f"{learned['mixed']} samples have mixed outcomes; {learned['main']} kept of them"
+    yield f"mixed outcomes: {learned['mixed']} samples; the main part keeps {learned['main']}"
     for name, told in learned["guard"].items():
         text = f"guard, {GUARDED[name]}: {told['kept']} of {told['target']}"
-        if told["kept"] < told["target"]:
+        if told["candidates"] and not told["target"]:
+            text += f" ({told['candidates']} candidates; the share is 0, or less than one)"
+        elif told["kept"] < told["target"]:
             text += f" ({told['candidates']} candidates; its share goes to the others)"
         yield text
     yield _about_coverage(learned["coverage"])
     filled = learned["filled"]
     if filled["mixed"] or filled["others"]:
         yield (
-            f"budget filled with {filled['mixed']} other mixed samples and "
-            f"{filled['others']} whose outcomes are not mixed"
+            f"budget filled with {filled['mixed']} other mixed samples "
+            f"({filled['attention']} of them attention-biased, {filled['hurt']} hurt by the "
+            f"image) and {filled['others']} whose outcomes are not mixed"
         )
 
 
@@ -196,13 +203,11 @@ def _about_coverage(told: Mapping[str, Any] | None) -> str:
     )
 
 
-def warnings_of(learned: Mapping[str, Any]) -> list[str]:
-    """What the user should know besides."""
-    if not learned["mixed"]:
+def warnings_of(groups: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the user should know besides. ``groups``: ``Picked.learned`` of each."""
+    if not sum(one["mixed"] for one in groups):
         return ["no sample has mixed outcomes: what is kept teaches little"]
-    filled, found = learned["filled"]["others"], []
-    if filled:
-        found.append(
-            f"{filled} kept samples have no mixed outcomes: too few have for this budget"
-        )
-    return found
+    filled = sum(one["filled"]["others"] for one in groups)
+    if not filled:
+        return []
+    return [f"{filled} of the kept have no mixed outcomes: too few have for this budget"]

@@ -89,7 +89,7 @@ def notes_of(
         why = "no other sample is valid and solved"
     return [
         *_about_size(found, asked, why),
-        *dict.fromkeys(text for one in learned for text in warnings_of(one)),
+        *(warnings_of(learned) if learned else ()),
         *_about_replacing(found),
         *_about_screening(judged, groups, threshold),
         *_about_answers(counted),

@@ -6,6 +6,7 @@ from fractions import Fraction
 from types import MappingProxyType
 
 from ...config import DEFAULT_BUDGET, DEFAULT_GUARD, ChooseConfig
+from ...errors import RapConfigError
 from ...scores.columns import as_fraction
 from ...scores.evidence import KINDS, Evidence
 from ...scores.learning import FLOOR
@@ -35,6 +36,14 @@ class Learn(Rule):
             f"{guards[0]:.4g} % of them attention-biased, {guards[1]:.4g} % hurt by the "
             "image."
         )
+
+    def check(self, config: ChooseConfig, evidence: str) -> None:
+        super().check(config, evidence)
+        if not config.replace:
+            raise RapConfigError(
+                "replace = False: expected True with rule='learn', which always fills its "
+                "budget"
+            )
 
     def threshold(self, config: ChooseConfig, evidence: str) -> Fraction:
         if config.lambda_c is not None:
