@@ -173,7 +173,8 @@ GUARDED = {"attention": "attention-biased", "hurt": "hurt by the image"}
 
 def lines_of(learned: Mapping[str, Any]) -> Iterator[str]:
     """What a summary says of ``Picked.learned``."""
-    yield f"mixed outcomes: {learned['mixed']} samples; the main part keeps {learned['main']}"
+    mixed, main = learned["mixed"], learned["main"]
+    yield f"mixed outcomes: {mixed} samples; the main part keeps {main}"
     for name, told in learned["guard"].items():
         text = f"guard, {GUARDED[name]}: {told['kept']} of {told['target']}"
         if told["candidates"] and not told["target"]:
@@ -186,8 +187,8 @@ def lines_of(learned: Mapping[str, Any]) -> Iterator[str]:
     if filled["mixed"] or filled["others"]:
         yield (
             f"budget filled with {filled['mixed']} other mixed samples "
-            f"({filled['attention']} of them attention-biased, {filled['hurt']} hurt by the "
-            f"image) and {filled['others']} whose outcomes are not mixed"
+            f"({filled['attention']} of them {GUARDED['attention']}, {filled['hurt']} "
+            f"{GUARDED['hurt']}) and {filled['others']} whose outcomes are not mixed"
         )
 
 
