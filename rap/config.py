@@ -521,13 +521,13 @@ class ChooseConfig:
     )
     guard_attention: Annotated[Number, Ge(0), Le(1)] | None = setting(
         "Rule learn: share of the kept samples for attention-biased ones with mixed "
-        "outcomes.",
+        "outcomes; what fills an unfilled budget may hold more.",
         default=None,
         none=str(DEFAULT_GUARD),
     )
     guard_hurt: Annotated[Number, Ge(0), Le(1)] | None = setting(
         "Rule learn: share of the kept samples for those that the image hurts, with mixed "
-        "outcomes.",
+        "outcomes; what fills an unfilled budget may hold more.",
         default=None,
         none=str(DEFAULT_GUARD),
     )
