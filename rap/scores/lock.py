@@ -24,6 +24,11 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _open_here: set[str] = set()
 
 
+_LETTING_GO = 5.0
+"""Seconds for which a killed owner's lock may stand: its first thread is dead, so that its
+claims are taken over, while its other threads still hold its files."""
+
+
 class Lock:
     """The right to write into a folder, held until ``release`` or the process ends.
     ``required``: refuse a file system that has no locks; without, whoever asks has its
@@ -51,11 +56,18 @@ class Lock:
         _open_here.add(self.key)
 
     def _lock(self, required: bool) -> None:
-        try:
-            fcntl.lockf(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if required or error.errno not in _NO_LOCKS:
-                raise
+        end = time.monotonic() + (0.0 if required else _LETTING_GO)
+        while True:
+            try:
+                fcntl.lockf(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except OSError as error:
+                if not required and error.errno in _NO_LOCKS:
+                    return
+                busy = error.errno in (errno.EACCES, errno.EAGAIN)
+                if not busy or time.monotonic() >= end:
+                    raise
+            time.sleep(0.01)
 
     def _refused(self, folder: Path, error: OSError) -> RapStoreError:
         if error.errno in (errno.EACCES, errno.EAGAIN):
