@@ -150,21 +150,21 @@ class _Counts:
     def slopes(self, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(gradient [2 d], minus the Hessian with its diagonal parts made positive)."""
         a, b = self._ab(at)
-        da, db, daa, dbb, dab = np.zeros((5, len(a)))
+        da, db, d_aa, d_bb, d_ab = np.zeros((5, len(a)))
         for i in range(int(self.m.max(initial=0))):
             right, wrong, both = (i < n for n in (self.c, self.m - self.c, self.m))
             together = np.where(both, 1.0 / (a + b + i), 0.0)
             da += np.where(right, 1.0 / (a + i), 0.0) - together
             db += np.where(wrong, 1.0 / (b + i), 0.0) - together
-            daa += together**2 - np.where(right, 1.0 / (a + i) ** 2, 0.0)
-            dbb += together**2 - np.where(wrong, 1.0 / (b + i) ** 2, 0.0)
-            dab += together**2
+            d_aa += together**2 - np.where(right, 1.0 / (a + i) ** 2, 0.0)
+            d_bb += together**2 - np.where(wrong, 1.0 / (b + i) ** 2, 0.0)
+            d_ab += together**2
         slope = np.concatenate(
             [np.einsum("nd,n->d", self.z, a * da), np.einsum("nd,n->d", self.z, b * db)]
         )
-        waa = np.maximum(-(a * da + a * a * daa), 1e-6)
-        wbb = np.maximum(-(b * db + b * b * dbb), 1e-6)
+        waa = np.maximum(-(a * da + a * a * d_aa), 1e-6)
+        wbb = np.maximum(-(b * db + b * b * d_bb), 1e-6)
         curves = [
-            np.einsum("nd,n,ne->de", self.z, w, self.z) for w in (waa, -a * b * dab, wbb)
+            np.einsum("nd,n,ne->de", self.z, w, self.z) for w in (waa, -a * b * d_ab, wbb)
         ]
         return slope, np.block([[curves[0], curves[1]], [curves[1].T, curves[2]]])
