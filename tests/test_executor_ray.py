@@ -204,17 +204,17 @@ def interrupted(made: Path, folder: Path, address: str, how: int) -> tuple[Path,
         code, said = signalled(driver, store, how)
         if ScoreStore.load(store).missing():
             return store, code, said
-    pytest.skip("the worker was done before every one of five signals")
+    raise AssertionError("every signal came too late")
 
 
 def signalled(driver: subprocess.Popen[str], store: Path, how: int) -> tuple[int, str]:
     """What became of a driver that gets a signal when the first shard is scored. Its
     worker stands still meanwhile: on a quiet machine it would have done the rest."""
-    until(lambda: finished(store) or driver.poll() is not None)
+    until(lambda: (finished(store) and owners(store)) or driver.poll() is not None)
     workers = [owner.pid for owner in owners(store).values()]
     send(workers, signal.SIGSTOP)
     driver.send_signal(how)
-    time.sleep(1)
+    time.sleep(5)  # until the driver has told them to stop, on a loaded machine too
     send(workers, signal.SIGCONT)
     _, said = driver.communicate(timeout=PATIENCE)
     assert finished(store), said
