@@ -12,7 +12,8 @@ A folder::
     *.parquet.old           a shard that is being scored again; goes when it is
     *.corrupt               what was found damaged or foreign, set aside
     .*.tmp                  a write in progress; leftovers go at the next open
-    plan.json, claims/      while many processes fill it (``shardplan``, ``claims``)
+    plan.json, claims/, index/
+                            while many processes fill it (``shardplan``, ``claims``)
 
 Shard k holds the rows with index ``shard_range(k)``. Its rollouts are written before
 its scores, and the scores name the digest of their rollouts: a scores shard implies its

@@ -20,7 +20,7 @@ from ...scores.claims import Claim
 from ...scores.owner import Owner, me
 from ...scores.shardplan import DRIVER_FOLDER
 from ...scores.store import ScoreStore
-from ..session import Recipe, Session
+from ..session import Recipe, Session, kept_samples
 from ..worker import Worker
 from .contract import profiled_beside_others
 from .crew import SAME, Begun, Place, Report
@@ -129,6 +129,9 @@ class RayWorker:
         order, recipe = self.order, self.order.recipe
         if order.path is None:
             return recipe.samples()
+        kept = kept_samples(order.store, order.path, recipe.columns, order.root)
+        if kept is not None:
+            return kept
         samples = open_samples(
             recipe.dataset,
             columns=recipe.columns,
