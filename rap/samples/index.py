@@ -60,7 +60,7 @@ class Index:
 
 def build(samples: SampleSet, shard_size: int, more: Iterable[str] = ()) -> Index:
     """Read all rows, once (twice with ``more``: columns that a score depends on besides
-    what a sample is). ``SampleSet.content_hash`` answers with what is found from then on."""
+    what a sample is). From then on ``SampleSet.content_hash`` says what was found."""
     n, more = len(samples), tuple(sorted(set(more)))
     ranges = [range(at, min(at + shard_size, n)) for at in range(0, n, shard_size)]
     whole, shards = samples.read_hashes(ranges, more)
