@@ -80,10 +80,12 @@ def require_room(ray: Any, gpus: float | None, cpus: int) -> float:
     }
     wanted = float(most["GPU"] > 0) if gpus is None else gpus
     if wanted > most["GPU"]:
-        raise RapConfigError(
-            f"gpus_per_worker = {wanted:g}: none of the cluster's {len(nodes)} nodes has a "
-            "GPU; start nodes with GPUs first, or give gpus_per_worker = 0"
-        )
+        there = f"none of the cluster's {len(nodes)} nodes has "
+        if most["GPU"] == 0:
+            there += "a GPU; start nodes with GPUs first, or give gpus_per_worker = 0"
+        else:
+            there += f"more than {most['GPU']:g}, and a worker stays on one node"
+        raise RapConfigError(f"gpus_per_worker = {wanted:g}: {there}")
     if cpus > most["CPU"]:
         raise RapConfigError(
             f"cpus_per_worker = {cpus}: no node of the cluster has more than "
