@@ -37,8 +37,8 @@ def load_model(
 ) -> tuple[Any, Any]:
     """(model, processor) from a folder or the hub, as transformers finds them; a folder
     with an adapter of PEFT is loaded onto its base, if that is on this machine.
-    ``device_map``: as in transformers ("auto"), for a model that is split by its layers over
-    the devices that this process sees; ``device`` only has to be there then.
+    ``device_map``: as in transformers ("auto"), for a model that is split by its layers
+    over the devices that this process sees; ``device`` only has to be there then.
 
     No code that comes with the model runs, and no pickle is read, unless asked for.
     Raises ``RapConfigError`` naming the flag where one of these would be needed or the
