@@ -674,5 +674,7 @@ def test_two_types_of_a_column_name_their_files(
     pq.write_table(pa.Table.from_pylist([row(k, level=f"l{k}") for k in (6, 7)]), three)
     for held in (parquet.HELD_BYTES, 0):
         monkeypatch.setattr(parquet, "HELD_BYTES", held)
-        with pytest.raises(RapInputError, match=r"'level' is int64 in b.parquet and string "):
+        with pytest.raises(
+            RapInputError, match=r"'level' is int64 in b.parquet and string "
+        ):
             open_samples(tmp_path)

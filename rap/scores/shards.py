@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,6 +129,20 @@ class Shards:
         data, note, digest = self._verified_shard(path, k, "score shard")
         return columns_of(path, data, names), digest, note["rollouts"]
 
+    def seen(self, k: int) -> tuple[int, ...]:
+        """Size, time of the last change and place of the file of shard ``k``; other files
+        have others. Raises ``RapStoreError``."""
+        try:
+            found = os.stat(self._scores(k))
+        except OSError as error:
+            raise store_error(f"{self._scores(k)}: cannot be read", error) from error
+        return found.st_size, found.st_mtime_ns, found.st_ino
+
+    def read_again(self, k: int, names: Sequence[str]) -> pa.Table:
+        """These columns of shard ``k``, which was verified. Raises ``RapStoreError``."""
+        path = self._scores(k)
+        return columns_of(path, path, names)
+
     def files_of(self, k: int) -> dict[str, bytes]:
         """{name: bytes} of shard ``k``, rollouts first. Errors as for ``read_shard``."""
         data, note, _ = self._verified_shard(self._scores(k), k, "score shard")
@@ -233,8 +248,9 @@ def _filled(path: Path, table: pa.Table, schema: pa.Schema) -> pa.Table:
         )
 
 
-def columns_of(path: Path, data: bytes, names: Sequence[str]) -> pa.Table:
-    """These columns of a score shard, null where an older version did not have them."""
+def columns_of(path: Path, data: bytes | Path, names: Sequence[str]) -> pa.Table:
+    """These columns of a score shard, null where an older version did not have them.
+    ``data``: its bytes, or its path."""
     kinds = {name: SCORE_SCHEMA.field(name).type for name in names}
     read, there, n = decoded_columns(path, data, names)
     lost = [name for name in SCORE_SCHEMA.names if name not in there and name not in SINCE]
