@@ -106,7 +106,7 @@ def overheads(
     torch.set_num_threads(1)
     model, processor = load_demo_model()
     kinds: dict[str, int | None] = {"local": None}
-    kinds |= {f"env, {n} workers": n for n in workers}
+    kinds |= {f"env, {n} worker{'s' * (n > 1)}": n for n in workers}
     found: dict[str, list[Measured]] = {name: [] for name in kinds}
     with tempfile.TemporaryDirectory() as folder:
         data = world.write(world.draw(samples), Path(folder))
@@ -169,7 +169,7 @@ def slopes(workers: list[int], rounds: int, shard: int) -> tuple[dict[str, Slope
     torch.set_num_threads(1)
     model, processor = load_demo_model()
     kinds: dict[str, int | None] = {"local": None}
-    kinds |= {f"env, {n} workers": n for n in workers}
+    kinds |= {f"env, {n} worker{'s' * (n > 1)}": n for n in workers}
     found: dict[str, Slope] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
