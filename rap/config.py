@@ -295,6 +295,11 @@ def _is_shard(text: str) -> bool:
     return bool(slash) and i.isdecimal() and n.isdecimal() and int(i) < int(n)
 
 
+def _is_share_or_count(gpus: float) -> bool:
+    """Whether a worker can be given so many GPUs: a share of one, or whole ones."""
+    return gpus <= 1 or gpus == int(gpus)
+
+
 _TAKES: dict[str, tuple[str, ...]] = {
     "local": (),
     "env": ("shard", "steal", "lease"),
@@ -344,11 +349,15 @@ class ExecutorConfig:
     min_workers: Annotated[int, Ge(1)] = setting(
         "Executor ray: scoring begins when so many workers have their model.", default=1
     )
-    gpus_per_worker: Annotated[Number, Ge(0), Le(1)] | None = setting(
-        "Executor ray: GPUs of a worker; less than 1 lets several share one, 0 scores on "
-        "the CPU.",
-        default=None,
-        none="1 where the cluster has GPUs, else 0",
+    gpus_per_worker: Annotated[Number, Ge(0), Predicate(_is_share_or_count)] | None = (
+        setting(
+            "Executor ray: GPUs of a worker; less than 1 lets several share one, 2 or more "
+            "hold a model that is larger than one, split by layers (needs accelerate), 0 "
+            "scores on the CPU.",
+            default=None,
+            none="1 where the cluster has GPUs, else 0",
+            expected="None, a share of one GPU (0 to 1), or a whole number of GPUs",
+        )
     )
     cpus_per_worker: Annotated[int, Ge(1)] = setting(
         "Executor ray: CPU cores of a worker, which are its torch threads, too.", default=1

@@ -509,6 +509,8 @@ def test_an_index_spares_the_workers_the_rows(
     for k in range(7):
         index.require_shard(again, made, k)
     assert index.open_kept(tmp_path / "kept", tmp_path / "other") is None
+    assert index.open_kept(tmp_path / "kept", path, columns={"answer": "id"}) is None
+    assert index.open_kept(tmp_path / "kept", path, root=tmp_path) is None
     assert index.open_kept(tmp_path, path) is None
     os.utime(path, ns=(1, 1))
     assert index.open_kept(tmp_path / "kept", path) is None
