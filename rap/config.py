@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypedDict, get_args
 
 from .divergences import DIVERGENCES as DIVERGENCES
@@ -640,10 +642,26 @@ PRESETS: Mapping[str, Preset] = {
 besides replace those of the preset."""
 
 
-def preset_of(name: PresetName | None, step: Literal["score", "choose"]) -> dict[str, Any]:
-    """The fields that a preset sets; {} for None. Raises ``RapConfigError``."""
+def preset_of(
+    name: PresetName | None,
+    step: Literal["score", "choose"],
+    given: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """The fields that a preset sets; {} for None. ``given``: single fields that replace
+    them; a ``UserWarning`` says so where they leave nothing of the preset.
+
+    Raises ``RapConfigError``."""
     if name is None:
         return {}
     if name not in PRESETS:
         raise RapConfigError(f"preset = {name!r}: expected one of {tuple(PRESETS)} or None")
-    return dict(getattr(PRESETS[name], step))
+    found = dict(getattr(PRESETS[name], step))
+    if all(field in given and given[field] != value for field, value in found.items()):
+        lost = ", ".join(f"{k} = {given[k]!r} replaces {v!r}" for k, v in found.items())
+        also = "; what it sets for scoring holds" if step == "choose" else ""
+        warnings.warn(
+            f"preset {name!r}: nothing of it is left for choosing ({lost}){also}",
+            UserWarning,
+            stacklevel=3,
+        )
+    return found

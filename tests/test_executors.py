@@ -588,7 +588,11 @@ def test_limits_hold_for_the_whole_not_for_a_part(tiny, nursery, tmp_path) -> No
         run_here(tiny, nursery, tmp_path / "b", rows, shard="0/6", **part)
     with pytest.raises(RapInputError, match="3 of 24 samples are bad"):
         finish(tmp_path / "b", max_bad_fraction=0.1)
+    scores = rap.Scores.load(tmp_path / "b")
+    (warning,) = (w for w in rap.choose(scores).warnings if "refused" in w)
+    assert "the run that made these scores was refused: 3 of 24 samples are bad" in warning
     assert finish(tmp_path / "b", max_bad_fraction=0.13)
+    assert "refused" not in rap.Scores.load(tmp_path / "b").meta
 
 
 def test_what_is_to_be_tried_again_is_planned(tiny, nursery, tmp_path, caplog) -> None:
@@ -686,7 +690,9 @@ def test_the_shell_plans_scores_in_parts_and_finishes(nursery, tmp_path, monkeyp
     part = ["--store", store, "--executor", "env", "--no-steal", "--shard"]
     output = shell("score", *given, *part, "0/2").output
     assert "4 samples in" in output and "these are part 0/2 of 8" in output
-    assert "2 of 4 shards are not scored yet" in shell("finish", store, code=1).output
+    output = shell("finish", store, code=1).output
+    assert "2 of 4 shards are not scored yet" in output and "with rap merge" in output
+    assert "same" not in output  # that command would score nothing more
     output = shell("select", *given, *part, "1/2", "--out", tmp_path / "o", code=2).output
     assert "rap select needs all scores" in output
     output = shell("score", *given, *part, "1/2").output

@@ -174,7 +174,11 @@ def test_limits_are_judged_over_the_whole(tmp_path: Path) -> None:
 
     with pytest.raises(RapInputError, match="3 of 23 samples are bad"):
         merge(parts(3, 0), tmp_path / "c")
+    refused = choose(Scores.load(tmp_path / "c"), budget=0.3)
+    assert "scores was refused: 3 of 23 samples are bad, more" in refused.summary()
     merge(parts(3, 0), tmp_path / "c", max_bad_fraction=0.14)
+    assert "refused" not in Scores.load(tmp_path / "c").meta
+    assert not choose(Scores.load(tmp_path / "c"), budget=0.3).warnings
     with pytest.raises(RapModelError, match="12 of 20 groups of completions"):
         merge(parts(0, 3), tmp_path / "d")
     merge(parts(0, 3), tmp_path / "d", allow_degenerate=True)

@@ -530,6 +530,8 @@ def test_too_many_bad_samples_stop_the_run_and_keep_the_shards(tiny, tmp_path):
     # the finished store says so too, without scoring
     with pytest.raises(RapInputError, match="10 of 60"):
         score(*tiny, rows, store=tmp_path, max_bad_fraction=0.16, shard_size=8)
+    warnings = rap.choose(rap.Scores.load(tmp_path)).warnings
+    assert any("refused: 10 of 60 samples are bad" in text for text in warnings)
 
 
 def test_too_many_bad_samples_lose_no_row(tiny, tmp_path):

@@ -171,16 +171,18 @@ def decoded(path: Path, data: bytes) -> pa.Table:
 
 
 def decoded_columns(
-    path: Path, data: bytes, names: Sequence[str] | None
+    path: Path, data: bytes | Path, names: Sequence[str] | None
 ) -> tuple[pa.Table, list[str], int]:
     """(those of these columns that are there, None: all; the names of all columns; the
-    number of rows). Raises ``RapStoreError``.
+    number of rows), of the bytes of a Parquet file, or of that at a path. Raises
+    ``RapStoreError``.
 
     Read in this thread: of several the last to let go of ``data`` may be one of Arrow's, it
     asks for Python's lock then, and a Python that is ending meanwhile ends such a thread,
     and with it the process ("terminate called without an active exception")."""
     try:
-        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
+        source = data if isinstance(data, Path) else pa.BufferReader(data)
+        with pq.ParquetFile(source, page_checksum_verification=True) as file:
             there = file.schema_arrow.names
             wanted = None if names is None else [name for name in names if name in there]
             table = file.read(wanted, use_threads=False)

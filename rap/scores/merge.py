@@ -18,7 +18,7 @@ from ..errors import RapConfigError, RapInputError, RapStoreError
 from .claims import Claims, require_idle
 from .files import store_error, write_atomic
 from .fingerprint import in_words, other_run
-from .judge import judge_whole
+from .judge import judge_whole, verdict_kept
 from .profile import join_profiles
 from .sealing import limits
 from .shardplan import has_plan
@@ -69,7 +69,8 @@ def merge(
             write_atomic(folder / name, fill)
     join_profiles([part.path for part in parts], folder)
     whole = ScoreStore.load(folder)
-    judge_whole(whole, limits(first.fingerprint, max_bad_fraction), allow_degenerate)
+    with verdict_kept(folder):
+        judge_whole(whole, limits(first.fingerprint, max_bad_fraction), allow_degenerate)
     return whole
 
 
