@@ -731,7 +731,7 @@ def test_fault_30_kernels_out_of_device_memory_halve_their_batch(tiny, monkeypat
         assert_close(got, want)
 
 
-def test_fault_30memory_of_a_device_and_of_the_host_are_told_apart():
+def test_fault_30_memory_of_a_device_and_of_the_host_are_told_apart():
     for device, kind in (("cuda", torch.OutOfMemoryError), ("cpu", MemoryError)):
         with pytest.raises(kind), memory_of(torch.device(device)):
             raise MemoryError("2 GiB")
