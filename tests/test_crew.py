@@ -7,8 +7,10 @@ import dataclasses
 import json
 import logging
 import math
+import os
 import pickle
 import random
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -638,3 +640,20 @@ def test_options_are_the_fields() -> None:
 
 def test_no_ray_is_imported_without_the_executor() -> None:
     assert raycluster.__dict__.get("ray") is None
+
+
+def test_a_cluster_of_our_own_says_its_mode(monkeypatch) -> None:
+    """Ray warns where nobody says it; what the user or a running Ray says stays."""
+    monkeypatch.delenv(raycluster.AUTH_MODE, raising=False)
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
+
+    def mode(wanted: str) -> str | None:
+        with raycluster._mode_said(wanted):
+            return os.environ.get(raycluster.AUTH_MODE)
+
+    assert mode("local") == "token" and mode("10.0.0.7:6379") is None
+    assert raycluster.AUTH_MODE not in os.environ
+    monkeypatch.setitem(sys.modules, "ray", raycluster)
+    assert mode("local") is None
+    monkeypatch.setenv(raycluster.AUTH_MODE, "disabled")
+    assert mode("local") == "disabled" and mode("auto") == "disabled"
