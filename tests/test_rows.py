@@ -370,6 +370,10 @@ def test_a_column_that_is_the_same_throughout_is_not_read(
         table.select(["n", "t", "f"]).take(rows)
     )
     assert read == [["f"]]  # of the one row group that has them
+    found = pa.concat_tables(reader.different(["n", "t"]))
+    assert (
+        found.to_pylist() == table.select(["n", "t"]).take([0, 4, 5, 6, 7, 8]).to_pylist()
+    )
 
 
 def test_a_store_takes_rows_of_their_shards_only(

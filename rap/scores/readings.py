@@ -31,7 +31,7 @@ EVIDENCE_COLUMNS = (
 def kind_of_rows(reader: Reader) -> Kind:
     """As ``evidence.kind_of``, of all rows."""
     names: dict[str, None] = {}
-    for batch in reader.batches(["status", "evidence"]):
+    for batch in reader.different(["status", "evidence"]):
         names.update(dict.fromkeys(kinds_of(batch)))
     return kind_named(list(names))
 
@@ -43,7 +43,7 @@ def batch_size(reader: Reader, kind: Kind) -> int:
     if not kind.by_row:
         return max(reader.num_rows, 1)
     most = dict.fromkeys(("m1", "m0"), 0)
-    for batch in reader.batches(list(most)):
+    for batch in reader.different(list(most)):
         for name in most:
             most[name] = max(most[name], pc.max(batch[name]).as_py() or 0)
     small = most["m1"] * most["m1"] * max(most["m0"], 1) <= EXACT_BELOW
