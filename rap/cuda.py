@@ -186,6 +186,8 @@ class Place:
     stream: int
     empty: Callable[[tuple[int, ...], np.dtype], Any]
     answer: ClassVar[None] = None
+    scratch: ClassVar[int] = 320 << 20
+    """Bytes that linear_cde takes unless told: 256 rows of both branches, V = 152,064."""
 
     def array(self, name: str, x: Any, contiguous: bool = False) -> Any:
         """Of floats; a torch tensor is copied only if its last dimension (or all, if

@@ -96,12 +96,28 @@ typedef struct {
     void *handle;
 } blas_handle;
 
+/* All that cuBLASLt's choice depends on; compared byte by byte. */
+typedef struct {
+    void *context;
+    uint64_t context_id;
+    int64_t m, n, k, ld_a, ld_b, ld_c, stride_a, stride_b, stride_c, batch;
+    uint32_t alignment_a, alignment_b, alignment_c;
+    int32_t dtype;
+} blas_shape;
+
+typedef struct {
+    blas_shape shape;
+    blas_algo algo;
+} blas_choice;
+
 struct rap_blas {
     pthread_mutex_t mutex;
     void *library;
     blas_api api;
     blas_handle *handles; /* one a context */
     int64_t count, room_for;
+    blas_choice choices[RAP_BLAS_CHOICES]; /* a ring */
+    int64_t chosen;                        /* ever */
 };
 
 /* --- the library --------------------------------------------------------------------- */
@@ -278,15 +294,63 @@ make_layout(const blas_api *api, void **layout, int type, int64_t rows, int64_t 
                       "batch stride", err);
 }
 
+static blas_shape
+shape_of(const rap_cuda_call *call, const rap_product *p)
+{
+    const size_t size = rap_dtype_size(p->a.dtype);
+    blas_shape shape;
+
+    memset(&shape, 0, sizeof(shape));
+    shape.context = call->context;
+    shape.context_id = call->context_id;
+    shape.m = p->a.rows;
+    shape.n = p->b.rows;
+    shape.k = p->depth;
+    shape.ld_a = p->a.ld;
+    shape.ld_b = p->b.ld;
+    shape.ld_c = p->ldc;
+    shape.stride_a = p->a.batch_stride;
+    shape.stride_b = p->b.batch_stride;
+    shape.stride_c = p->c_stride;
+    shape.batch = p->batch;
+    shape.alignment_a = alignment(p->a.data, p->a.batch_stride, size);
+    shape.alignment_b = alignment(p->b.data, p->b.batch_stride, size);
+    shape.alignment_c = alignment(p->c, p->c_stride, sizeof(float));
+    shape.dtype = (int32_t)p->a.dtype;
+    return shape;
+}
+
 static bool
-make_preference(const blas_api *api, void **pref, const rap_product *p, rap_error *err)
+find_choice(rap_blas *blas, const blas_shape *shape, blas_algo *algo)
+{
+    bool found = false;
+
+    pthread_mutex_lock(&blas->mutex);
+    for (int64_t i = 0; !found && i < RAP_MIN(blas->chosen, RAP_BLAS_CHOICES); i++) {
+        if (memcmp(&blas->choices[i].shape, shape, sizeof(*shape)) == 0) {
+            *algo = blas->choices[i].algo;
+            found = true;
+        }
+    }
+    pthread_mutex_unlock(&blas->mutex);
+    return found;
+}
+
+static void
+keep_choice(rap_blas *blas, const blas_shape *shape, const blas_algo *algo)
+{
+    pthread_mutex_lock(&blas->mutex);
+    blas->choices[blas->chosen++ % RAP_BLAS_CHOICES] = (blas_choice){*shape, *algo};
+    pthread_mutex_unlock(&blas->mutex);
+}
+
+static bool
+make_preference(const blas_api *api, void **pref, const blas_shape *shape, rap_error *err)
 {
     const uint64_t workspace = RAP_BLAS_WORKSPACE;
     const uint32_t scheme = REDUCTION_COMPUTE_TYPE | REDUCTION_OUTPUT_TYPE;
-    const size_t size = rap_dtype_size(p->a.dtype);
-    const uint32_t first = alignment(p->b.data, p->b.batch_stride, size);
-    const uint32_t second = alignment(p->a.data, p->a.batch_stride, size);
-    const uint32_t answer = alignment(p->c, p->c_stride, sizeof(float));
+    const uint32_t first = shape->alignment_b, second = shape->alignment_a;
+    const uint32_t answer = shape->alignment_c;
     const struct {
         int attribute;
         const void *value;
@@ -321,8 +385,7 @@ make_plan(const blas_api *api, const rap_product *p, blas_plan *plan, rap_error 
            && make_layout(api, &plan->b, type, p->depth, p->a.rows, p->a.ld, p->batch,
                           p->a.batch_stride, err)
            && make_layout(api, &plan->c, R_32F, p->b.rows, p->a.rows, p->ldc, p->batch,
-                          p->c_stride, err)
-           && make_preference(api, &plan->pref, p, err);
+                          p->c_stride, err);
 }
 
 static void
@@ -343,6 +406,36 @@ free_plan(const blas_api *api, blas_plan *plan)
     }
 }
 
+/* How to multiply: as the last time for this shape, or as the library says now. *refused: it
+ * has no way to do it. */
+static bool
+choose(rap_cuda_call *call, void *handle, const rap_product *p, blas_plan *plan,
+       blas_algo *algo, bool *refused, rap_error *err)
+{
+    rap_blas *blas = call->blas;
+    const blas_shape shape = shape_of(call, p);
+    blas_heuristic found = {0};
+    int count = 0, status;
+
+    *refused = false;
+    if (find_choice(blas, &shape, algo)) {
+        return true;
+    }
+    if (!make_preference(&blas->api, &plan->pref, &shape, err)) {
+        return false;
+    }
+    status = blas->api.heuristic(handle, plan->desc, plan->a, plan->b, plan->c, plan->c,
+                                 plan->pref, 1, &found, &count);
+    *refused = status == STATUS_NOT_SUPPORTED
+               || (status == 0 && (count < 1 || found.state != 0));
+    if (*refused || !blas_ok(status, "choosing a way to multiply", err)) {
+        return *refused;
+    }
+    *algo = found.algo;
+    keep_choice(blas, &shape, algo);
+    return true;
+}
+
 /* One dtype for both operands. *refused: the library has no way to do it. */
 static bool
 multiply(rap_cuda_call *call, const rap_product *p, bool *refused, rap_error *err)
@@ -350,21 +443,15 @@ multiply(rap_cuda_call *call, const rap_product *p, bool *refused, rap_error *er
     const blas_api *api = &((rap_blas *)call->blas)->api;
     const float one = 1, zero = 0;
     blas_plan plan = {0};
-    blas_heuristic found = {0};
+    blas_algo algo = {{0}};
     void *handle = NULL;
-    int count = 0, status;
-    bool ok = handle_of(call, &handle, err) && make_plan(api, p, &plan, err);
+    int status;
+    bool ok = handle_of(call, &handle, err) && make_plan(api, p, &plan, err)
+              && choose(call, handle, p, &plan, &algo, refused, err);
 
-    if (ok) {
-        status = api->heuristic(handle, plan.desc, plan.a, plan.b, plan.c, plan.c,
-                                plan.pref, 1, &found, &count);
-        *refused = status == STATUS_NOT_SUPPORTED
-                   || (status == 0 && (count < 1 || found.state != 0));
-        ok = *refused || blas_ok(status, "choosing a way to multiply", err);
-    }
     if (ok && !*refused) {
         status = api->matmul(handle, plan.desc, &one, p->b.data, plan.a, p->a.data, plan.b,
-                             &zero, p->c, plan.c, p->c, plan.c, &found.algo, p->workspace,
+                             &zero, p->c, plan.c, p->c, plan.c, &algo, p->workspace,
                              (size_t)RAP_BLAS_WORKSPACE, call->stream);
         ok = blas_ok(status, "multiplying", err);
     }
@@ -410,28 +497,56 @@ elements(const rap_operand *x, int64_t depth, int64_t batch)
     return x->rows * depth * (x->batch_stride == 0 ? 1 : batch);
 }
 
+/* Rows of B that are widened at a time: all of them in a batch, whose matrices are small. */
+static int64_t
+widened_rows(const rap_product *p)
+{
+    const int64_t fit = RAP_BLAS_WIDENED / (4 * RAP_MAX(1, p->depth));
+
+    return p->batch > 1 ? p->b.rows : RAP_MIN(p->b.rows, RAP_MAX(64, fit / 64 * 64));
+}
+
+/* Columns [begin, begin + rows) of the answer; A is float32 already, a copy of B's rows goes
+ * to `to`. */
+static bool
+multiply_part(rap_cuda_call *call, rap_product p, int64_t begin, int64_t rows, float *to,
+              rap_error *err)
+{
+    bool refused = false;
+
+    p.b.data = (const char *)p.b.data
+               + begin * p.b.ld * (int64_t)rap_dtype_size(p.b.dtype);
+    p.b.rows = rows;
+    p.c += begin;
+    return widen(call, &p.b, p.depth, p.batch, to, err)
+           && multiply(call, &p, &refused, err)
+           && (!refused
+               || rap_fail(err, RAP_EDEVICE, "cuBLASLt cannot multiply float32 here"));
+}
+
 /* Memory of the stream's pool: given back in the stream's order. */
 static bool
 multiply_widened(rap_cuda_call *call, rap_product p, rap_error *err)
 {
     const int64_t a = rap_ceil_div(elements(&p.a, p.depth, p.batch), 64) * 64;
-    const int64_t b = elements(&p.b, p.depth, p.batch);
+    const int64_t rows = widened_rows(&p);
+    const rap_operand part = {.rows = rows, .batch_stride = p.b.batch_stride};
+    const int64_t bytes = 4 * (a + elements(&part, p.depth, p.batch));
     uint64_t pointer = 0;
-    bool refused = false;
     bool ok = rap_cuda_ok(
-        call->api, call->api->memory_alloc(&pointer, (size_t)(4 * (a + b)), call->stream),
+        call->api, call->api->memory_alloc(&pointer, (size_t)bytes, call->stream),
         "allocating float32 copies", err);
 
     if (!ok) {
         return false;
     }
-    ok = widen(call, &p.a, p.depth, p.batch, (float *)pointer, err)
-         && widen(call, &p.b, p.depth, p.batch, (float *)pointer + a, err)
-         && multiply(call, &p, &refused, err);
+    ok = widen(call, &p.a, p.depth, p.batch, (float *)pointer, err);
+    for (int64_t begin = 0; ok && begin < p.b.rows; begin += rows) {
+        ok = multiply_part(call, p, begin, RAP_MIN(rows, p.b.rows - begin),
+                           (float *)pointer + a, err);
+    }
     call->api->memory_free(pointer, call->stream);
-    return ok
-           && (!refused
-               || rap_fail(err, RAP_EDEVICE, "cuBLASLt cannot multiply float32 here"));
+    return ok;
 }
 
 /* Rows that overlap or run backwards are not for cuBLASLt; of one row the distance to the
@@ -453,4 +568,52 @@ rap_product_device(rap_cuda_call *call, const rap_product *product, rap_error *e
     return rap_blas_open(call->blas, NULL, NULL, err)
            && (refused || multiply(call, &p, &refused, err))
            && (!refused || multiply_widened(call, p, err));
+}
+
+/* --- rows of two matrices as one ------------------------------------------------------ */
+
+static rap_dtype
+stacked_dtype(rap_dtype first, rap_dtype second)
+{
+    return first == second ? first : RAP_F32;
+}
+
+static int64_t
+stacked_ld(int64_t depth)
+{
+    return rap_ceil_div(depth, 64) * 64;
+}
+
+int64_t
+rap_stack_bytes(rap_dtype first, rap_dtype second, int64_t rows, int64_t depth)
+{
+    const int64_t size = (int64_t)rap_dtype_size(stacked_dtype(first, second));
+
+    return rap_ceil_div(2 * rows * stacked_ld(depth) * size, 256) * 256;
+}
+
+bool
+rap_stack_device(rap_cuda_call *call, const rap_operand *first, const rap_operand *second,
+                 int64_t depth, void *to, rap_operand *stacked, rap_error *err)
+{
+    rap_stack_cuda p = {
+        .first = first->data,
+        .second = second->data,
+        .dst = to,
+        .stride1 = first->ld,
+        .stride0 = second->ld,
+        .ld = stacked_ld(depth),
+        .rows = first->rows,
+        .columns = depth,
+        .dtype1 = (int32_t)first->dtype,
+        .dtype0 = (int32_t)second->dtype,
+    };
+
+    *stacked = (rap_operand){.data = to,
+                             .dtype = stacked_dtype(first->dtype, second->dtype),
+                             .rows = 2 * first->rows,
+                             .ld = p.ld};
+    return rap_cuda_launch(call, "gemm", "rap_stack",
+                           rap_widen_cuda_grid(2 * p.rows, depth), RAP_WIDEN_CUDA_THREADS,
+                           &p, err);
 }
