@@ -15,6 +15,7 @@ from cuda_emulator import build, gates
 from cuda_emulator.ace import AceLinearParams, AceOptions, AceParams, first_key
 from cuda_emulator.cde import CdeParams, MapParams, MeansParams
 from cuda_emulator.drm import DrmParams, digits
+from cuda_emulator.gemm import StackParams
 from cuda_emulator.emulator import F32, F64, Pointer
 from test_cuda_widen import WidenParams
 
@@ -30,6 +31,7 @@ STREAMING = (
     "rap_drm_digit",
     "rap_drm_gather",
     "rap_widen",
+    "rap_stack",
 )
 # sum float64 numbers: three a row of a sample, ten a row of a sample, D + 1 a tile of 32
 # rows, the log-sum-exp of each row beside its D dimensions
@@ -130,12 +132,14 @@ HEADERS = {
     AceLinearParams: ("ace/ace_linear_cuda.h", "rap_ace_linear_cuda"),
     DrmParams: ("drm/drm_cuda.h", "rap_drm_cuda"),
     WidenParams: ("gemm/gemm_widen_cuda.h", "rap_widen_cuda"),
+    StackParams: ("gemm/gemm_widen_cuda.h", "rap_stack_cuda"),
 }
 KERNEL_PARAMS = {
     "rap_cde_rows": CdeParams,
     "rap_cde_map": MapParams,
     "rap_cde_means": MeansParams,
     "rap_widen": WidenParams,
+    "rap_stack": StackParams,
     **{f"rap_ace_{n}": AceParams for n in ("start", "lse", "fold", "stats", "columns")},
     "rap_ace_finish": AceParams,
     **{f"rap_ace_{n}": AceLinearParams for n in ("tiles", "suffix", "linear")},

@@ -138,8 +138,8 @@ cde_mix_chunks(const cde_pair *x, const cde_norm *k1, const cde_norm *k0, int64_
 }
 
 RAP_HD cde_mixed
-cde_mix_typed(const rap_cde_cuda *p, const cde_pair *x, const cde_norm *k1, const cde_norm *k0, int64_t at,
-              int count)
+cde_mix_typed(const rap_cde_cuda *p, const cde_pair *x, const cde_norm *k1,
+              const cde_norm *k0, int64_t at, int count)
 {
     switch (p->dtype1) {
     case RAP_F32:
@@ -153,8 +153,8 @@ cde_mix_typed(const rap_cde_cuda *p, const cde_pair *x, const cde_norm *k1, cons
 
 /* Pairs [from, to), any logits. */
 RAP_HD cde_mixed
-cde_mix_carefully(const rap_cde_cuda *p, const cde_pair *x, const cde_norm *k1, const cde_norm *k0, int64_t from,
-                  int64_t to)
+cde_mix_carefully(const rap_cde_cuda *p, const cde_pair *x, const cde_norm *k1,
+                  const cde_norm *k0, int64_t from, int64_t to)
 {
     const float least = rap_exp2f_least();
     cde_mixed sum = {0, 0};
@@ -177,7 +177,8 @@ cde_mix_carefully(const rap_cde_cuda *p, const cde_pair *x, const cde_norm *k1, 
 /* This lane's part, tile by tile as in the first sweep; a row whose references are not
  * common is taken carefully as a whole. */
 RAP_HD void
-cde_mix_lane(const rap_cde_cuda *p, const cde_pair *x, const cde_shared *sh, double *js, double *tv)
+cde_mix_lane(const rap_cde_cuda *p, const cde_pair *x, const cde_shared *sh, double *js,
+             double *tv)
 {
     const int64_t step = rap_threads() / RAP_WARP, each = TILE / CHUNK;
     const cde_norm k1 = sh->norm1, k0 = sh->norm0;

@@ -200,7 +200,8 @@ cde_sweep_piece(const void *l1, const void *l0, rap_dtype dtype, int64_t n, unsi
                       CDE_REFERENCE(fmax(st->m0, cde_max(b, n))));
         cde_block_typed(a, b, RAP_F32, n, want, st, &add);
     }
-    if (!rap_cde_is_common(st->m1, st->m0) || !isfinite(add.s1 + add.s0 + add.u1 + add.u0)) {
+    if (!rap_cde_is_common(st->m1, st->m0) || !isfinite(add.s1 + add.s0 + add.u1 + add.u0))
+    {
         widen(l1, dtype, n, a);
         widen(l0, dtype, n, b);
         cde_block_exact(a, b, n, st, &add);

@@ -20,7 +20,8 @@
 
 #define RAP_LINEAR_CHUNK (5 * RAP_GEMM_COLUMNS)
 #define RAP_LINEAR_ROWS 96 /* rows a task, at most: both branches' products stay in L2 */
-#define RAP_LINEAR_KEPT 16 /* rows a block, at least: packing costs about ten rows' products */
+#define RAP_LINEAR_KEPT \
+    16 /* rows a block, at least: packing costs about ten rows' products */
 
 typedef struct {
     const rap_linear_cde_args *args;
@@ -36,9 +37,9 @@ typedef struct {
     float *logits;         /* [branches][block rows][ld], or NULL: not kept */
     int64_t block_rows, ld;
     int branches;
-    int64_t panels;        /* packed by one task each */
-    bool pairs;            /* the product takes bfloat16 as it lies: 32 bits hold two */
-    int64_t depth;         /* E; of pairs, half of it */
+    int64_t panels; /* packed by one task each */
+    bool pairs;     /* the product takes bfloat16 as it lies: 32 bits hold two */
+    int64_t depth;  /* E; of pairs, half of it */
     int pass;
 } linear_ctx;
 
@@ -229,8 +230,7 @@ kept_rows(const linear_ctx *ctx)
 {
     const rap_linear_cde_args *a = ctx->args;
     const int64_t tokens = a->hidden1.shape[0];
-    const int64_t left =
-        RAP_MAX(a->memory, 0) - 4 * RAP_LINEAR_CHUNK * a->weight.shape[1];
+    const int64_t left = RAP_MAX(a->memory, 0) - 4 * RAP_LINEAR_CHUNK * a->weight.shape[1];
     const int64_t fit = RAP_MAX(0, left) / (4 * ctx->branches * ctx->ld);
 
     if (!(a->want & RAP_CDE_NEEDS_MIX) || fit < RAP_MIN(tokens, RAP_LINEAR_KEPT)) {

@@ -170,8 +170,8 @@ cde_chunks(const cde_pair *x, int64_t at, int count, float m1, float m0, const i
 }
 
 RAP_HD cde_sums
-cde_chunks_typed(const rap_cde_cuda *p, const cde_pair *x, int64_t at, int count, const cde_part *st,
-                 bool all)
+cde_chunks_typed(const rap_cde_cuda *p, const cde_pair *x, int64_t at, int count,
+                 const cde_part *st, bool all)
 {
     const float m1 = rap_cde_base2(st->m1), m0 = rap_cde_base2(st->m0);
 
@@ -233,7 +233,8 @@ cde_add_carefully(cde_sums *sum, float h1, float h0, float least)
 /* The same sums of pairs [from, to), which lie below the references; s and u times SMALL, in
  * nats. */
 RAP_HD cde_sums
-cde_carefully(const rap_cde_cuda *p, const cde_pair *x, int64_t from, int64_t to, const cde_part *st)
+cde_carefully(const rap_cde_cuda *p, const cde_pair *x, int64_t from, int64_t to,
+              const cde_part *st)
 {
     const cde_norm k1 = cde_norm_of(st->m1, 1), k0 = cde_norm_of(st->m0, 1);
     const float least = rap_exp2f_least();
@@ -322,7 +323,8 @@ cde_is_right(const cde_sums *sum)
 
 /* `count` chunks from pair `at` on. */
 RAP_HD void
-cde_sweep_tile(const rap_cde_cuda *p, const cde_pair *x, int64_t at, int count, bool all, cde_part *st)
+cde_sweep_tile(const rap_cde_cuda *p, const cde_pair *x, int64_t at, int count, bool all,
+               cde_part *st)
 {
     const int64_t to = at + (int64_t)count * CHUNK;
     cde_sums sum = {0, 0, 0, 0, 0, 0, 0, 0};
@@ -348,7 +350,8 @@ cde_sweep_tile(const rap_cde_cuda *p, const cde_pair *x, int64_t at, int count, 
 
 /* Pairs [from, to), which are no whole chunks: dealt out from the last warp on. */
 RAP_HD void
-cde_sweep_rest(const rap_cde_cuda *p, const cde_pair *x, int64_t from, int64_t to, cde_part *st)
+cde_sweep_rest(const rap_cde_cuda *p, const cde_pair *x, int64_t from, int64_t to,
+               cde_part *st)
 {
     const int warps = rap_threads() / RAP_WARP;
 
@@ -380,8 +383,8 @@ cde_sweep_warp(const rap_cde_cuda *p, const cde_pair *x, cde_part *st)
     }
 #pragma unroll 1
     for (int end = 0; end < 2; end++) {
-        cde_sweep_rest(p, x, end ? x->head + x->chunks * CHUNK : 0, end ? p->columns : x->head,
-                       st);
+        cde_sweep_rest(p, x, end ? x->head + x->chunks * CHUNK : 0,
+                       end ? p->columns : x->head, st);
     }
 }
 

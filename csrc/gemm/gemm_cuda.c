@@ -426,8 +426,8 @@ choose(rap_cuda_call *call, void *handle, const rap_product *p, blas_plan *plan,
     }
     status = blas->api.heuristic(handle, plan->desc, plan->a, plan->b, plan->c, plan->c,
                                  plan->pref, 1, &found, &count);
-    *refused = status == STATUS_NOT_SUPPORTED
-               || (status == 0 && (count < 1 || found.state != 0));
+    *refused =
+        status == STATUS_NOT_SUPPORTED || (status == 0 && (count < 1 || found.state != 0));
     if (*refused || !blas_ok(status, "choosing a way to multiply", err)) {
         return *refused;
     }
@@ -514,12 +514,10 @@ multiply_part(rap_cuda_call *call, rap_product p, int64_t begin, int64_t rows, f
 {
     bool refused = false;
 
-    p.b.data = (const char *)p.b.data
-               + begin * p.b.ld * (int64_t)rap_dtype_size(p.b.dtype);
+    p.b.data = (const char *)p.b.data + begin * p.b.ld * (int64_t)rap_dtype_size(p.b.dtype);
     p.b.rows = rows;
     p.c += begin;
-    return widen(call, &p.b, p.depth, p.batch, to, err)
-           && multiply(call, &p, &refused, err)
+    return widen(call, &p.b, p.depth, p.batch, to, err) && multiply(call, &p, &refused, err)
            && (!refused
                || rap_fail(err, RAP_EDEVICE, "cuBLASLt cannot multiply float32 here"));
 }
@@ -533,9 +531,9 @@ multiply_widened(rap_cuda_call *call, rap_product p, rap_error *err)
     const rap_operand part = {.rows = rows, .batch_stride = p.b.batch_stride};
     const int64_t bytes = 4 * (a + elements(&part, p.depth, p.batch));
     uint64_t pointer = 0;
-    bool ok = rap_cuda_ok(
-        call->api, call->api->memory_alloc(&pointer, (size_t)bytes, call->stream),
-        "allocating float32 copies", err);
+    bool ok = rap_cuda_ok(call->api,
+                          call->api->memory_alloc(&pointer, (size_t)bytes, call->stream),
+                          "allocating float32 copies", err);
 
     if (!ok) {
         return false;

@@ -21,7 +21,8 @@
 
 #define RAP_BLAS_WORKSPACE (INT64_C(32) << 20) /* bytes: what NVIDIA advises for Hopper */
 #define RAP_BLAS_CHOICES 64
-#define RAP_BLAS_WIDENED (INT64_C(64) << 20) /* bytes of a float32 copy of rows of B, about */
+#define RAP_BLAS_WIDENED \
+    (INT64_C(64) << 20) /* bytes of a float32 copy of rows of B, about */
 
 typedef struct {
     const void *data;

@@ -76,6 +76,45 @@ def late_peak(mutation: Mutation | None = None) -> None:
     np.testing.assert_allclose(got["kl"], truth["kl"], rtol=4e-7)
 
 
+def halves(mutation: Mutation | None = None) -> None:
+    """16-bit logits and branches of two dtypes, whole chunks and a rest."""
+    l1, l0 = (torch.from_numpy(x) for x in _pair(2, 3001))
+    for a, b in (
+        (l1.bfloat16(), l0.bfloat16()),
+        (l1.half(), l0.half()),
+        (l1.bfloat16(), l0.half()),
+        (l1, l0.bfloat16()),
+    ):
+        got, truth = cde(a, b, mutation=mutation), reference.cde(a.double(), b.double())
+        for name, value in truth.items():
+            if value is not None and name in got:
+                np.testing.assert_allclose(got[name], value, rtol=3e-6, atol=3e-6)
+
+
+def offset(mutation: Mutation | None = None) -> None:
+    """Logits far from 0: only differences matter, and their exponents have one rounding."""
+    l1, l0 = _pair(2, 4099)
+    l1, l0 = (
+        np.round(l1 * 64) / 64 + 10000,
+        np.round(l0 * 64) / 64 - 5000,
+    )  # float32 exactly
+    got, truth = cde(l1, l0, mutation=mutation), reference.cde(l1, l0)
+    for name in DIVERGENCES:
+        np.testing.assert_allclose(got[name], truth[name], rtol=3e-6, atol=3e-6)
+
+
+def bad_logits(mutation: Mutation | None = None) -> None:
+    """A NaN or +inf among whole chunks or in the rest: NaN, in its row only."""
+    for at in (5, 2060):
+        for bad in (np.nan, np.inf):
+            l1, l0 = _pair(3, 2100)
+            l1[1, at] = bad
+            got = cde(l1, l0, mutation=mutation)
+            for name in ("kl", "rkl", "js", "tv", "hellinger2", "entropy1"):
+                assert np.isnan(got[name][1]), (name, at, bad)
+                assert np.isfinite(got[name][[0, 2]]).all(), (name, at, bad)
+
+
 def mapped(mutation: Mutation | None = None) -> None:
     """linear_cde: bias, scale and softcap on products, targets at both ends."""
     rng = np.random.default_rng(3)
