@@ -11,11 +11,12 @@ The GIL is released; Ctrl-C is obeyed inside long calls; the bits do not depend 
 A call runs where its arrays are. On a CUDA device (torch, CuPy, any DLPack producer) it is
 queued on the producer's current stream and does not synchronise, except ``drm`` (its length
 depends on the data) and ``ace`` for offsets that are on the device: the host plans by them.
-On a device ``threads`` is ignored. Non-torch arrays on a device: integers
-must be int64, scores and weights contiguous float32 or float64. Targets, offsets and
-weights of cde that are on the device are not checked: what is out of range makes NaN. In a
-build without device code of a kernel, or with RAP_CUDA=off, a torch tensor elsewhere is
-copied to the host.
+On a device ``threads`` is ignored. Non-torch arrays on a device: integers must be int64,
+scores and weights contiguous float32 or float64. Targets, offsets and weights of cde that
+are on the device are not checked: what is out of range makes NaN. In a build without device
+code of a kernel, or with RAP_CUDA=off, a torch tensor elsewhere is copied to the host
+(without device code a RuntimeWarning says so, once). While a CUDA graph is being captured,
+arrays in host memory and calls that must wait for the device are refused.
 """
 
 from __future__ import annotations
@@ -190,10 +191,10 @@ def linear_cde(
     hidden1, hidden0: [T, E]; weight: [V, E]; bias: [V]; any of float32, bfloat16, float16.
     logits = softcap * tanh(scale * (hidden @ weight.T + bias) / softcap); ``scale`` None
     is 1 (Granite: 1 / logits_scaling; Cohere: logit_scale), ``softcap`` None is none
-    (Gemma: final_logit_softcapping). memory: bytes of scratch, about, mostly for float32
-    logits of some rows; None is 64 MiB on the host, where only ``js`` and ``tv`` keep logits,
-    and 320 MiB on a device, where rows of both branches are multiplied at once. ``want`` that
-    reads one branch only (``logp1``, ``entropy1``) multiplies that branch only.
+    (Gemma: final_logit_softcapping). ``want`` that reads one branch only (``logp1``,
+    ``entropy1``) multiplies that branch only. memory: bytes of scratch, about, mostly for
+    float32 logits of some rows: 64 MiB by default on the host, where only ``js`` and ``tv``
+    keep logits, 320 MiB on a device, where rows of both branches are multiplied at once.
 
     Other arguments, results and errors as ``cde``; inputs, ``weight`` too, are read
     detached: no gradient flows through the result. Source: METHOD.md section 1.

@@ -15,8 +15,8 @@ from cuda_emulator import build, gates
 from cuda_emulator.ace import AceLinearParams, AceOptions, AceParams, first_key
 from cuda_emulator.cde import CdeParams, MapParams, MeansParams
 from cuda_emulator.drm import DrmParams, digits
-from cuda_emulator.gemm import StackParams
 from cuda_emulator.emulator import F32, F64, Pointer
+from cuda_emulator.gemm import StackParams
 from test_cuda_widen import WidenParams
 
 # reduce over logits, scores or samples: their loads decide the time

@@ -67,13 +67,17 @@ def any_size(mutation: Mutation | None = None) -> None:
 
 def late_peak(mutation: Mutation | None = None) -> None:
     """The peak comes in the last tile of a warp: the references must follow it."""
-    l1, l0 = _pair(2, 9000)
-    l1[:, 5000] = l0[:, 5500] = 100.0
-    got = cde(l1, l0, block=64, mutation=mutation)
-    truth = reference.cde(l1, l0)
-    for name in ("entropy1", "entropy0"):
-        np.testing.assert_allclose(got[name], truth[name], rtol=0, atol=4e-7)
-    np.testing.assert_allclose(got["kl"], truth["kl"], rtol=4e-7)
+    for peak in (
+        100.0,
+        30.0,
+    ):  # beyond float32's range from the first reference, and inside
+        l1, l0 = _pair(2, 9000)
+        l1[:, 5000] = l0[:, 5500] = peak
+        got = cde(l1, l0, block=64, mutation=mutation)
+        truth = reference.cde(l1, l0)
+        for name in ("entropy1", "entropy0"):
+            np.testing.assert_allclose(got[name], truth[name], rtol=0, atol=4e-7)
+        np.testing.assert_allclose(got["kl"], truth["kl"], rtol=4e-7)
 
 
 def halves(mutation: Mutation | None = None) -> None:
@@ -94,10 +98,8 @@ def halves(mutation: Mutation | None = None) -> None:
 def offset(mutation: Mutation | None = None) -> None:
     """Logits far from 0: only differences matter, and their exponents have one rounding."""
     l1, l0 = _pair(2, 4099)
-    l1, l0 = (
-        np.round(l1 * 64) / 64 + 10000,
-        np.round(l0 * 64) / 64 - 5000,
-    )  # float32 exactly
+    l1, l0 = (np.round(x * 64) / 64 for x in (l1, l0))  # float32 holds the sums exactly
+    l1, l0 = l1 + 10000, l0 - 5000
     got, truth = cde(l1, l0, mutation=mutation), reference.cde(l1, l0)
     for name in DIVERGENCES:
         np.testing.assert_allclose(got[name], truth[name], rtol=3e-6, atol=3e-6)
@@ -105,9 +107,9 @@ def offset(mutation: Mutation | None = None) -> None:
 
 def bad_logits(mutation: Mutation | None = None) -> None:
     """A NaN or +inf among whole chunks or in the rest: NaN, in its row only."""
-    for at in (5, 2060):
+    for vocab, at in ((2100, 5), (2100, 2060), (2048, 5)):
         for bad in (np.nan, np.inf):
-            l1, l0 = _pair(3, 2100)
+            l1, l0 = _pair(3, vocab)
             l1[1, at] = bad
             got = cde(l1, l0, mutation=mutation)
             for name in ("kl", "rkl", "js", "tv", "hellinger2", "entropy1"):

@@ -1,4 +1,4 @@
-"""What must hold for the kernels beside the products: each check raises where it does not."""
+"""What must hold for the kernels beside the products: a check raises where it does not."""
 
 from __future__ import annotations
 

@@ -124,11 +124,14 @@ BLOCKS = """
 blas = ctypes.CDLL(os.environ["RAP_LIBCUBLASLT"])
 blas.rap_fake_blas_count.restype = ctypes.c_long
 
+def now():
+    asked = (b"products", b"questions")
+    return np.array([count("launches"), *map(blas.rap_fake_blas_count, asked)])
+
 def counted(call):
-    before = [count("launches"), *map(blas.rap_fake_blas_count, (b"products", b"questions"))]
+    before = now()
     result = call()
-    after = [count("launches"), *map(blas.rap_fake_blas_count, (b"products", b"questions"))]
-    return result, [y - x for x, y in zip(before, after)]
+    return result, now() - before
 
 h1, h0 = (rng.normal(size=(150, 9)).astype(np.float32) for _ in range(2))
 w = rng.normal(size=(77, 9)).astype(np.float32)
@@ -196,7 +199,7 @@ nothing_left()
 
 
 def one_branch(mutation: Mutation | None = None) -> None:
-    """Log-probabilities of one branch: one product of its rows alone, the other is not read."""
+    """Log-probabilities of one branch: its rows alone are multiplied, no other is read."""
     _run(
         BLOCKS
         + """
@@ -530,7 +533,7 @@ nothing_left()
 
 
 def gone_stream(mutation: Mutation | None = None) -> None:
-    """An answer that outlives the stream it was made on gives its memory back all the same."""
+    """An answer that outlives its stream gives its memory back all the same."""
     _run(
         """
 s = FAKE.rap_fake_stream(0)
