@@ -65,9 +65,9 @@ INSTALL = (
 def _warn_of_host() -> None:
     """Once a process: device arrays meet a build without device code."""
     warnings.warn(
-        "rap computes on the CPU what lies on a CUDA device, after a copy: this build has no "
-        f"CUDA kernels ({_C.cuda_info()['made']}); {INSTALL}. RAP_CUDA=off says that this "
-        "is meant",
+        "rap computes on the CPU what lies on a CUDA device, after a copy: this build has "
+        f"no CUDA kernels ({_C.cuda_info()['made']}); {INSTALL}. RAP_CUDA=off says that "
+        "this is meant",
         RuntimeWarning,
         stacklevel=4,
     )
@@ -301,8 +301,8 @@ def place_of(kernel: str, **arrays: Any) -> Place | None:
     """Where a kernel module (cde, ace or drm) runs for these arrays: None is the host.
 
     Raises RapInputError if they are on different devices. Where this build has no device
-    code of the module, torch tensors are copied to the host (None): a RuntimeWarning says so
-    once, unless RAP_CUDA=off.
+    code of the module, torch tensors are copied to the host (None): a RuntimeWarning says
+    so once, unless RAP_CUDA=off.
     """
     given = [(name, x) for name, x in arrays.items() if x is not None]
     devices = [device_of(x) for _, x in given]

@@ -68,6 +68,7 @@ def test_error_is_at_most_four_times_the_naive_one(dtype, kind, rng):
         checks_cde.halves,
         checks_cde.offset,
         checks_cde.bad_logits,
+        checks_cde.rising,
         checks_cde.unaligned,
         checks_cde.packed,
         checks_cde.packed_races,

@@ -30,9 +30,13 @@ def environment() -> None:
     import rap
 
     report.say(
-        "environment", "versions", python=platform.python_version(), torch=torch.__version__,
-        kernel=platform.release(), gpu=rap.info()["gpu"],
-    )  # fmt: skip
+        "environment",
+        "versions",
+        python=platform.python_version(),
+        torch=torch.__version__,
+        kernel=platform.release(),
+        gpu=rap.info()["gpu"],
+    )
     measure_ceilings()
 
 

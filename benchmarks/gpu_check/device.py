@@ -41,8 +41,8 @@ def device_ms(call: Callable[[], Any], repeats: int = 12) -> float:
     if not _flush:
         _flush.append(torch.empty(512 << 20, dtype=torch.uint8, device=DEV))
     found = []
-    for i in range(repeats + 2):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    for _ in range(repeats + 2):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in "ab")
         _flush[0].zero_()
         torch.cuda._sleep(SLEEP)
         begin.record()

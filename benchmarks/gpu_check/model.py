@@ -1,5 +1,5 @@
 """A Qwen2.5-VL of the 7B sizes with random weights, end to end: where the time of scoring a
-batch goes. transformers alone; rap's own driver beside it where its packages are installed."""
+batch goes. transformers makes and drives it, rap's kernels take what it would give them."""
 
 from __future__ import annotations
 

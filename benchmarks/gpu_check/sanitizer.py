@@ -39,7 +39,7 @@ print("done")
 
 
 def tool(name: str, limit: float) -> None:
-    # initcheck must see what cuBLASLt writes; of the others only our kernels are of interest
+    # initcheck must see what cuBLASLt writes; of the others our kernels are of interest
     only = [] if name == "initcheck" else ["--kernel-regex", "kns=rap_"]
     command = [
         "compute-sanitizer", "--tool", name, "--report-api-errors", "no",

@@ -117,6 +117,17 @@ def bad_logits(mutation: Mutation | None = None) -> None:
                 assert np.isfinite(got[name][[0, 2]]).all(), (name, at, bad)
 
 
+def rising(mutation: Mutation | None = None) -> None:
+    """The references move again and again, and the sums before still count."""
+    l1 = np.linspace(-9, 9, 24_000, dtype=np.float32)[None]
+    noise = np.random.default_rng(8).normal(size=l1.shape)
+    l0 = (0.4 * l1 + noise).astype(np.float32)
+    got = cde(l1, l0, block=64, mutation=mutation)
+    truth = reference.cde(l1, l0)
+    for name in DIVERGENCES:
+        np.testing.assert_allclose(got[name], truth[name], rtol=2e-6, atol=2e-6)
+
+
 def mapped(mutation: Mutation | None = None) -> None:
     """linear_cde: bias, scale and softcap on products, targets at both ends."""
     rng = np.random.default_rng(3)
