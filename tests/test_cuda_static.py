@@ -38,6 +38,8 @@ STREAMING = (
 DOUBLES_ALLOWED = ("rap_ace_finish", "rap_cde_means", "rap_ace_suffix", "rap_ace_tiles")
 MOST_SPILLS = 0
 LEAST_WARPS = 24  # of 48 or 64 an SM holds
+LEAST_WARPS_75 = 16  # of 32: two blocks of the sort have the shared memory
+MOST_PER_PAIR = 20.0  # beyond about 30 the issue slots decide, not memory
 MOST_SHARED = 48 * 1024  # more must be asked for with cuFuncSetAttribute
 
 
@@ -63,7 +65,9 @@ def test_gates(measured):
     for name, gate in kernels.items():
         assert gate.spills <= MOST_SPILLS, name
         assert gate.shared <= MOST_SHARED, name
-        assert gate.warps >= LEAST_WARPS, name
+        assert gate.warps >= (LEAST_WARPS_75 if arch == 75 else LEAST_WARPS), name
+        assert (gate.per_pair > 0) == (name == gates.PAIR_KERNEL), name
+        assert gate.per_pair <= MOST_PER_PAIR, name
         assert name not in STREAMING or gate.loads128 > 0, name
         assert name in DOUBLES_ALLOWED or gate.doubles_in_loops == 0, name
         assert gate.params == expected[name]["params"], name
@@ -75,10 +79,14 @@ def test_gates(measured):
 
 def test_the_table_is_within_the_gates():
     """Also where there is no nvcc."""
-    for kernels in gates.read_table()["kernels"].values():
+    table = gates.read_table()["kernels"]
+    assert set(table) == {f"sm_{arch}" for arch in gates.ARCHITECTURES}
+    for arch, kernels in table.items():
         assert len(kernels) == len(KERNEL_PARAMS)
+        least = LEAST_WARPS_75 if arch == "sm_75" else LEAST_WARPS
         for name, gate in kernels.items():
-            assert gate["spills"] == 0 and gate["warps"] >= LEAST_WARPS
+            assert gate["spills"] == 0 and gate["warps"] >= least
+            assert gate["per_pair"] <= MOST_PER_PAIR, name
             assert gate["params"] == ctypes.sizeof(KERNEL_PARAMS[name]), name
 
 
