@@ -8,10 +8,10 @@
  *     e = 2^x                                   ex2.approx.ftz: rap_ex2, device.h
  * and a tile is summed in float32, 64 pairs a lane and then the lanes by a fixed tree that
  * leaves each of the seven sums with a few lanes; these add up tiles in float64 (cde_part),
- * and warps are merged in their order. A tile is read again only when an exponent rises more than
- * RAP_CDE_HEADROOM above the reference m2, which starts at the maximum of the first chunk.
- * What the fast form cannot take (-inf, a NaN, logits beyond 1e6: the sums are not finite
- * then) and the pairs before the first and after the last whole chunk go through the
+ * and warps are merged in their order. A tile is read again only when an exponent rises more
+ * than RAP_CDE_HEADROOM above the reference m2, which starts at the maximum of the first
+ * chunk. What the fast form cannot take (-inf, a NaN: the sums are not finite then; logits
+ * beyond 1e6) and the pairs before the first and after the last whole chunk go through the
  * careful form: selects for 0 times infinity, exponents by rap_exp2f.
  *
  * Precision: 2^x to 2 ulp, log2 of a mixture to 2^-22 of max(1, |log2|). Every answer within
@@ -312,13 +312,20 @@ cde_add_sums(cde_part *st, const cde_sums *add, double unit)
 
 /* --- the first sweep ------------------------------------------------------------------ */
 
-/* Whether the fast form took every pair of the warp's tile. */
+/* Whether every exponent of the warp's tile stayed near the references. */
 RAP_HD bool
-cde_is_right(const cde_sums *sum)
+cde_is_low(const cde_sums *sum)
+{
+    return rap_all(sum->top < RAP_CDE_HEADROOM);
+}
+
+/* Whether the fast form could take every pair of it. */
+RAP_HD bool
+cde_is_finite(const cde_sums *sum)
 {
     const float all = sum->s1 + sum->s0 + sum->u1 + sum->u0; /* NaN or inf if one is */
 
-    return rap_all(sum->top < RAP_CDE_HEADROOM && fabsf(all) < INFINITY);
+    return rap_all(fabsf(all) < INFINITY);
 }
 
 /* `count` chunks from pair `at` on. */
@@ -328,18 +335,19 @@ cde_sweep_tile(const rap_cde_cuda *p, const cde_pair *x, int64_t at, int count, 
 {
     const int64_t to = at + (int64_t)count * CHUNK;
     cde_sums sum = {0, 0, 0, 0, 0, 0, 0, 0};
-    bool right = false;
+    bool low = false, right = false;
 
     if (st->m1 == -INFINITY || st->m0 == -INFINITY) {
         cde_follow(p, x, at, at + CHUNK, st);
     }
-    for (int attempt = 0; attempt < 2 && !right; attempt++) {
+    for (int attempt = 0; attempt < 2 && !low; attempt++) {
         if (attempt == 1) {
             cde_follow(p, x, at, to, st);
         }
         if (rap_cde_is_common(st->m1, st->m0)) {
             sum = cde_chunks_typed(p, x, at, count, st, all);
-            right = cde_is_right(&sum);
+            low = cde_is_low(&sum);
+            right = low && cde_is_finite(&sum);
         }
     }
     if (!right) {

@@ -79,7 +79,8 @@ BUGS = (
     _bug(11, "0 times infinity", SWEEP,
          "return e == 0 ? 0 : e * x;", "return e * x;", checks_cde.masked),
     _bug(12, "the references do not follow the maximum", SWEEP,
-         "rap_all(sum->top < RAP_CDE_HEADROOM && ", "rap_all(", checks_cde.late_peak),
+         "return rap_all(sum->top < RAP_CDE_HEADROOM);", "(void)sum;\n    return true;",
+         checks_cde.late_peak),
     _bug(13, "one branch's logit of the target for both", CDE,
          "st->target0 = rap_load1(x->l0, p->dtype0, at);",
          "st->target0 = rap_load1(x->l1, p->dtype0, at);", checks_cde.values),
@@ -226,6 +227,7 @@ BUGS = (
 
 DRIVER = "csrc/driver.c"
 BLAS = "csrc/gemm/gemm_cuda.c"
+WIDEN = "csrc/gemm/gemm_widen_cuda.c"
 LINEAR = "csrc/cde/cde_linear_cuda.c"
 ACE_HOST = "csrc/ace/ace_cuda.c"
 DRM_HOST = "csrc/drm/drm_cuda.c"
@@ -270,7 +272,7 @@ HOST_BUGS = (
          checks_host.products),
     _bug(111, "rows that overlap given to cuBLASLt", BLAS,
          "    return x->ld >= depth;", "    return true;", checks_host.products),
-    _bug(112, "float32 copies given back before the products ran", BLAS,
+    _bug(112, "float32 copies given back before the products ran", WIDEN,
          "call->api->memory_free(pointer, call->stream);",
          "call->api->memory_free(pointer, NULL);", checks_host.products),
     _bug(113, "memory given back before the stream ran", CUDA_PY,
@@ -368,7 +370,7 @@ HOST_BUGS = (
     _bug(146, "cuBLASLt asked again for every product", BLAS,
          "    if (find_choice(blas, &shape, algo)) {", "    if (false) {",
          checks_host.blocks),
-    _bug(147, "every part of a widened head in the first columns", BLAS,
+    _bug(147, "every part of a widened head in the first columns", WIDEN,
          "    p.c += begin;\n", "", checks_host.shapes_of_products),
     _bug(148, "one branch's logits for both", LINEAR,
          "run->logits + (run->branches - 1) * rows * run->ld", "run->logits",
