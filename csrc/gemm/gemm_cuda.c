@@ -456,24 +456,3 @@ rap_blas_multiply(rap_cuda_call *call, const rap_product *p, bool *refused, rap_
     free_plan(api, &plan);
     return ok;
 }
-
-/* Rows that overlap or run backwards are not for cuBLASLt; of one row the distance to the
- * next says nothing. */
-static bool
-is_plain(rap_operand *x, int64_t depth)
-{
-    x->ld = x->rows <= 1 ? depth : x->ld;
-    return x->ld >= depth;
-}
-
-bool
-rap_product_device(rap_cuda_call *call, const rap_product *product, rap_error *err)
-{
-    rap_product p = *product;
-    bool plain_a = is_plain(&p.a, p.depth), plain_b = is_plain(&p.b, p.depth);
-    bool refused = !plain_a || !plain_b || p.a.dtype != p.b.dtype;
-
-    return rap_blas_open(call->blas, NULL, NULL, err)
-           && (refused || rap_blas_multiply(call, &p, &refused, err))
-           && (!refused || rap_product_widened(call, &p, err));
-}

@@ -48,13 +48,11 @@ void rap_blas_free(rap_blas *blas);
  * (130100) in *version. Once loaded it stays. */
 bool rap_blas_open(rap_blas *blas, const char *path, int64_t *version, rap_error *err);
 
-bool rap_product_device(rap_cuda_call *call, const rap_product *product, rap_error *err);
-
-/* Its two ways. One dtype for both operands; *refused: the library has no way to do it. Or
- * any, by float32 copies (gemm_widen_cuda.c). */
+/* One dtype for both operands, or *refused: the library has no way to do it (gemm_cuda.c);
+ * any operands (gemm_product_cuda.c). */
 bool rap_blas_multiply(rap_cuda_call *call, const rap_product *product, bool *refused,
                        rap_error *err);
-bool rap_product_widened(rap_cuda_call *call, const rap_product *product, rap_error *err);
+bool rap_product_device(rap_cuda_call *call, const rap_product *product, rap_error *err);
 
 /* Rows of `first`, then of `second` (as many), into `to` (rows of *ld elements, a multiple of
  * 64, at most 4 bytes each): one operand in *stacked. */

@@ -139,7 +139,7 @@ BUGS = (
          "return row + (at + 8 * rap_lane() + 8) * cde_size(dtype);", checks_cde.unaligned),
     _bug(85, "the first sample's maximum taken for the tile's", SWEEP,
          "            cde_follow(p, x, at, to, st);\n",
-         "            cde_follow(p, x, at, at + CHUNK, st);\n", checks_cde.rising),
+         "            cde_follow(p, x, at, at + CHUNK, st);\n", checks_cde.late_peak),
     _bug(20, "a block's counts and its ticket without a barrier between", DRM,
          "    rap_sync();\n    if (rap_thread() == 0) {\n        sh->last",
          "    if (rap_thread() == 0) {\n        sh->last", checks_drm.races),
@@ -227,7 +227,7 @@ BUGS = (
 
 DRIVER = "csrc/driver.c"
 BLAS = "csrc/gemm/gemm_cuda.c"
-WIDEN = "csrc/gemm/gemm_widen_cuda.c"
+PRODUCT = "csrc/gemm/gemm_product_cuda.c"
 LINEAR = "csrc/cde/cde_linear_cuda.c"
 ACE_HOST = "csrc/ace/ace_cuda.c"
 DRM_HOST = "csrc/drm/drm_cuda.c"
@@ -269,10 +269,10 @@ HOST_BUGS = (
     _bug(110, "addresses said to be aligned to 256 bytes", BLAS,
          "    return (uint32_t)(bits & (~bits + 1));\n",
          "    (void)bits;\n    return 256;\n",
-         checks_host.products),
-    _bug(111, "rows that overlap given to cuBLASLt", BLAS,
+         checks_host.shapes_of_products),
+    _bug(111, "rows that overlap given to cuBLASLt", PRODUCT,
          "    return x->ld >= depth;", "    return true;", checks_host.products),
-    _bug(112, "float32 copies given back before the products ran", WIDEN,
+    _bug(112, "float32 copies given back before the products ran", PRODUCT,
          "call->api->memory_free(pointer, call->stream);",
          "call->api->memory_free(pointer, NULL);", checks_host.products),
     _bug(113, "memory given back before the stream ran", CUDA_PY,
@@ -370,7 +370,7 @@ HOST_BUGS = (
     _bug(146, "cuBLASLt asked again for every product", BLAS,
          "    if (find_choice(blas, &shape, algo)) {", "    if (false) {",
          checks_host.blocks),
-    _bug(147, "every part of a widened head in the first columns", WIDEN,
+    _bug(147, "every part of a widened head in the first columns", PRODUCT,
          "    p.c += begin;\n", "", checks_host.shapes_of_products),
     _bug(148, "one branch's logits for both", LINEAR,
          "run->logits + (run->branches - 1) * rows * run->ld", "run->logits",

@@ -113,6 +113,9 @@ for i in range(5):
 flat = FakeArray(np.lib.stride_tricks.as_strided(wide, (3, 37), (8, 4)))
 over = np.lib.stride_tricks.as_strided(wide, (3, 37), (8, 4))
 same(rap.linear_cde(flat, flat, FakeArray(w)), rap.linear_cde(over, over, w), 1e-3)
+for want in ("entropy1", "entropy0"):  # of one branch: multiplied where it lies
+    close(getattr(rap.linear_cde(flat, flat, FakeArray(w), want=want), want).numpy(),
+          getattr(rap.linear_cde(over, over, w, want=want), want), rtol=1e-3)
 del a, b, array, head, half, flat
 nothing_left()
 """,

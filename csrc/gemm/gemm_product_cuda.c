@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * What products need besides cuBLASLt: float32 copies of operands of two dtypes, and the rows
- * of two matrices as one.
+ * Products of any operands: what cuBLASLt does not take is copied to float32 first. And the
+ * rows of two matrices as one operand.
  */
 #include "gemm_widen_cuda.h"
 
@@ -73,8 +73,8 @@ multiply_part(rap_cuda_call *call, rap_product p, int64_t begin, int64_t rows, f
 }
 
 /* Memory of the stream's pool: given back in the stream's order. */
-bool
-rap_product_widened(rap_cuda_call *call, const rap_product *product, rap_error *err)
+static bool
+multiply_widened(rap_cuda_call *call, const rap_product *product, rap_error *err)
 {
     rap_product p = *product;
     const int64_t a = rap_ceil_div(elements(&p.a, p.depth, p.batch), 64) * 64;
@@ -96,6 +96,27 @@ rap_product_widened(rap_cuda_call *call, const rap_product *product, rap_error *
     }
     call->api->memory_free(pointer, call->stream);
     return ok;
+}
+
+/* Rows that overlap or run backwards are not for cuBLASLt; of one row the distance to the
+ * next says nothing. */
+static bool
+is_plain(rap_operand *x, int64_t depth)
+{
+    x->ld = x->rows <= 1 ? depth : x->ld;
+    return x->ld >= depth;
+}
+
+bool
+rap_product_device(rap_cuda_call *call, const rap_product *product, rap_error *err)
+{
+    rap_product p = *product;
+    bool plain_a = is_plain(&p.a, p.depth), plain_b = is_plain(&p.b, p.depth);
+    bool refused = !plain_a || !plain_b || p.a.dtype != p.b.dtype;
+
+    return rap_blas_open(call->blas, NULL, NULL, err)
+           && (refused || rap_blas_multiply(call, &p, &refused, err))
+           && (!refused || multiply_widened(call, &p, err));
 }
 
 /* --- rows of two matrices as one ------------------------------------------------------ */
