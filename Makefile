@@ -122,7 +122,7 @@ bench-quick: build $(VENV)/test.done
 wheel: $(VENV)/wheel.done
 	rm -rf build/wheel
 	RAP_CUDA=$${RAP_CUDA:-on} $(PIP:install=wheel) --no-deps --wheel-dir build/wheel .
-	$(VENV)/bin/auditwheel repair --wheel-dir dist build/wheel/*.whl
+	PATH="$(abspath $(VENV))/bin:$$PATH" auditwheel repair --wheel-dir dist build/wheel/*.whl
 	$(VENV)/bin/abi3audit --strict --verbose dist/*.whl
 
 # An editable install: the extension is built into rap/, and built again when csrc changes.

@@ -269,7 +269,7 @@ HOST_BUGS = (
     _bug(110, "addresses said to be aligned to 256 bytes", BLAS,
          "    return (uint32_t)(bits & (~bits + 1));\n",
          "    (void)bits;\n    return 256;\n",
-         checks_host.shapes_of_products),
+         checks_host.products),
     _bug(111, "rows that overlap given to cuBLASLt", PRODUCT,
          "    return x->ld >= depth;", "    return true;", checks_host.products),
     _bug(112, "float32 copies given back before the products ran", PRODUCT,

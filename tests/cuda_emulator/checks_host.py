@@ -106,6 +106,13 @@ for i in range(2):
         same(rap.linear_cde(a, b, head, softcap=3.0, targets=[1, 2, 3]), want, 1e-3)
         for array in (a, b):
             array.inner.pointer -= 4 * at
+odd = rng.normal(size=(21, 38)).astype(np.float32)  # rows of the head on odd addresses
+head = late(odd, s)
+head.inner.strides, head.shape = (38, 1), (21, 37)
+head.inner.pointer += 4
+want = rap.linear_cde(wide[:, :37], wide[::-1][:, :37], odd[:, 1:])
+same(rap.linear_cde(a, b, head), want, 1e-3)
+head.inner.pointer -= 4
 half = InterfaceArray(w.astype(np.float16), s)
 want = rap.linear_cde(wide[:, :37], wide[::-1][:, :37], w.astype(np.float16), want="kl")
 for i in range(5):
