@@ -470,8 +470,8 @@ Counted by the emulator's drivers or in the machine code of sm_90, by arithmetic
 | head read from memory | 2.2 GB | 2.2 GB (once a block of rows) |
 | logits | 3.7 GB through L2 | 1.9 GB of memory: written once, read twice |
 | the same, log-probabilities of one branch: FLOP | 1.1e12 | 0.56e12 |
-| cde, kl: instructions a pair, bfloat16, loop overhead included | 53 | 13.7 |
-| cde, everything | 131 | 39.4 |
+| cde, kl: instructions a pair, bfloat16 | 53 and the loop's | 13.7 with the loop's |
+| cde, everything | 131 and the loops' | 39.4 with the loops' |
 | tiles read twice | 9-15 % | a quarter of the first; later ones when a maximum rises |
 | rows that do not begin on 16 bytes | 2 bytes a load | 16 bytes a load after at most 7 pairs |
 | warps' parts merged | one after the other, 390 float64 instructions each | side by side |
@@ -480,9 +480,8 @@ Counted by the emulator's drivers or in the machine code of sm_90, by arithmetic
 ## What the page says
 
 - cde: 2^x and log2 by the special function unit brought a pair from 53 instructions to
-  14 (kl), and the sweep for js and tv from 63 to 20: memory decides on all three GPUs, but
-  for everything from bfloat16 logits on the A100, where the issue slots do. float32 of the
-  same bytes is twice as far from them.
+  14 (kl), and the sweep for js and tv from 63 to 20: memory decides on all three GPUs; on
+  the A100 the issue slots come level for everything from bfloat16 logits.
 - T below the number of SMs leaves the others idle: a block takes a whole row.
 - linear_cde: 152 products and 77 sweeps at T = 512 with all outputs became
   {blocks} products in {launches} launches; js costs one more reading of the logits instead

@@ -2,12 +2,15 @@
  *
  * rap_cde_rows: logits [T, V] of both branches -> answers [OUTPUTS, T], a block a row;
  * formulas: cde.h. float32, bfloat16 or float16, last dimension contiguous, V >= 1.
- * One sweep over the row (cde_sweep_cuda.h, also for the precision), a second for js and tv;
- * nothing is kept between launches.
+ * One sweep over the row (cde_sweep_device.h, also for the precision), a second for js and
+ * tv; nothing is kept between launches.
  *
  * rap_cde_map: products -> logits in place; rap_cde_means: answers -> means of samples.
  */
-#include "cde_sweep_cuda.h"
+#include "../cuda/device.h"
+
+#include "cde_math.h"
+#include "cde_sweep_device.h"
 
 /* Exponents of probabilities, at least: what is smaller adds less than 1e-33 to js. */
 #define LEAST_LOG2_P -120.0f

@@ -30,7 +30,7 @@ def _bug(number, what, file, before, after, caught_by) -> Bug:
 ACE = "ace/ace_cuda.cu"
 ACE_LINEAR = "ace/ace_linear_cuda.cu"
 CDE = "cde/cde_cuda.cu"
-SWEEP = "cde/cde_sweep_cuda.h"
+SWEEP = "cde/cde_sweep_device.h"
 CDE_MATH = "cde/cde_math.h"
 GEMM = "gemm/gemm_cuda.cu"
 DRM = "drm/drm_cuda.cu"

@@ -18,8 +18,8 @@
  * 4x the error of the float32 log_softmax formula: tests/test_cuda_cde.py against float64,
  * with the worst that the two approximations may do.
  */
-#ifndef RAP_CDE_SWEEP_CUDA_H
-#define RAP_CDE_SWEEP_CUDA_H
+#ifndef RAP_CDE_SWEEP_DEVICE_H
+#define RAP_CDE_SWEEP_DEVICE_H
 
 #include "../cuda/device.h"
 
