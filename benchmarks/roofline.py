@@ -473,9 +473,9 @@ Counted by the emulator's drivers or in the machine code of sm_90, by arithmetic
 | cde, kl: instructions a pair, bfloat16 | 53 and the loop's | 13.7 with the loop's |
 | cde, everything | 131 and the loops' | 39.4 with the loops' |
 | tiles read twice | 9-15 % | a quarter of the first; later ones when a maximum rises |
-| rows that do not begin on 16 bytes | 2 bytes a load | 16 bytes a load after at most 7 pairs |
+| rows off 16-byte boundaries | 2 bytes a load | 16 bytes a load after at most 7 pairs |
 | warps' parts merged | one after the other, 390 float64 instructions each | side by side |
-| drm, k=9e6: items cleared before the gathering | 216 MB by 8 blocks | none; the padding by all blocks |
+| drm, k=9e6: items cleared before | 216 MB by 8 blocks | the padding alone, by all blocks |
 
 ## What the page says
 
