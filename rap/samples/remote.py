@@ -63,7 +63,7 @@ def fetch_image(path: str) -> bool:
     folder = next((f for f in _FOLDERS if path.startswith(f + os.sep)), None)
     if folder is None:
         return False
-    import fsspec
+    import fsspec  # type: ignore[import-untyped]
 
     base = name = _FOLDERS[folder]
     try:
@@ -139,7 +139,7 @@ def _from_hub(source: str) -> Any:
 def _from_url(source: str) -> Path:
     if lacking := missing("fsspec"):
         raise RapInputError(f"data set {source}: needs {lacking[0]}: {install('hf')}")
-    import fsspec  # type: ignore[import-untyped]
+    import fsspec
 
     try:
         system, path = fsspec.core.url_to_fs(source)
