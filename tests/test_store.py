@@ -830,7 +830,8 @@ def test_fault_16_any_text_can_be_stored(tmp_path: Path) -> None:
 
 def test_no_thread_of_arrow_holds_bytes_of_python(tmp_path: Path) -> None:
     """One that lets go of them last, while Python ends, aborts the process: seen once in
-    some ten runs of ``rap choose`` on a busy machine. So none is ever started."""
+    some ten runs of ``rap choose`` on a busy machine. So none is started where a shard is
+    verified, which is where its bytes are Python's."""
     fill(tmp_path / "store")
     script = (
         "import os, sys\n"
@@ -839,7 +840,7 @@ def test_no_thread_of_arrow_holds_bytes_of_python(tmp_path: Path) -> None:
         "pa.set_cpu_count(4)\n"
         "before = set(os.listdir('/proc/self/task'))\n"
         "scores = Scores.load(sys.argv[1], verify=True)\n"
-        "assert scores.table.num_rows and scores.rollouts.num_rows\n"
+        "assert scores.rollouts.num_rows\n"
         "more = set(os.listdir('/proc/self/task')) - before\n"
         "print([open(f'/proc/self/task/{t}/comm').read() for t in more])\n"
     )

@@ -8,9 +8,9 @@ from fractions import Fraction
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .columns import EXACT_BELOW
+from .columns import BATCH, EXACT_BELOW
 from .evidence import Evidence, Kind, kind_named, kinds_of, read_evidence
-from .reader import BATCH, Reader
+from .reader import Reader
 from .table import SCORE_SCHEMA, VOLATILE_COLUMNS
 
 EVIDENCE_COLUMNS = (

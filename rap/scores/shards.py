@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from ..errors import RapStoreError
+from .columns import nulls
 from .files import check_version, decoded, decoded_columns, store_error, verified
 from .fingerprint import other_run
 from .profile import read_profile
@@ -257,8 +258,11 @@ def columns_of(path: Path, data: bytes | Path, names: Sequence[str]) -> pa.Table
     try:
         if lost:
             raise KeyError(", ".join(lost))
+        # most columns of most shards are null: these share their memory
         columns = [
-            read[name].cast(kind) if name in there else pa.nulls(n, kind)
+            read[name].cast(kind)
+            if name in there and read[name].null_count < n
+            else nulls(n, kind)
             for name, kind in kinds.items()
         ]
     except (KeyError, pa.ArrowException) as error:
