@@ -177,8 +177,8 @@ Written by `python -m benchmarks.bench_scale`; what is measured is in its docstr
 find the same. Medians of {repeats}, taken in turn; **the machine ({cores} cores) was shared
 with other work**, so that seconds say little: compare CPU seconds, of all threads, imports
 included. Rows a second are a CPU second's. Peak memory is that of the whole process,
-imports included. Choosing of ours includes SHA-256 over the file, a look through the ids
-for doubles, and a check of the counts. Growth: `scale.png`.
+imports included. Choosing of ours includes SHA-256 over the file; ids were looked through
+for doubles when the file was saved. Growth: `scale.png`.
 
 | step | rows | by | s | CPU s | rows a CPU second | peak MiB | bytes a row |
 |---|---|---|---|---|---|---|---|
