@@ -52,13 +52,13 @@ def flip(
     sentence = np.arange(length) // 3 == 1
     a[-1] *= (1 - loud) / a[-1][..., ~sentence].sum(-1, keepdims=True)
     a[-1][..., sentence] = loud / 3
-    masks = {"sentence": sentence, "loud": np.arange(length) == 4}
-    masks |= {"image": np.arange(length) < 3, "question": np.arange(length) // 3 == 2}
+    masks = {"sentence": sentence, "question": np.arange(length) // 3 == 2}
+    masks["image"] = np.arange(length) < 3
     word = np.arange(length) % 5 != 0
-    cut = (changed, False, changed)
-    return flip_table.Flip(
-        number, number % 6, a, word, masks, changed, 0.5 * changed, cut, changed, -0.4, 0.3
-    )
+    cut = (changed, False)
+    plain = np.arange(length) > 0
+    said = (masks, changed, 0.5 * changed, cut, changed, -0.4, 0.3)
+    return flip_table.Flip(number, number % 6, a, word, plain, *said)
 
 
 def test_the_table_finds_what_decides_and_nothing_else(rng):
@@ -80,8 +80,9 @@ def test_the_table_finds_what_decides_and_nothing_else(rng):
     assert by["psi, ours"]["auroc"] < 0.35 and not flip_table.passes(by["psi, ours"])
     mine = [r for r in rows if r["form"] in ("psi, ours", "mass on the sentence")]
     result = flip_table.report(made, mine).split("## Result")[1]
-    assert "psi, any form: none of 4 reaches 0.65" in result
-    assert "4 of 4 reach it: mass on the sentence (sentence)" in result
+    assert "psi, any form: none of 3 reaches 0.65" in result
+    assert "3 of 3 reach it: mass on the sentence (sentence)" in result
+    assert "Too few of one kind to decide: loud." in result
     flags = flip_table.flagged(made)
     assert flags.startswith("The published limit (psi > 0.1) flags ") and "of 72" in flags
 

@@ -26,11 +26,15 @@ from .flips import LOUD, SAYS
 
 RESULTS = Path(__file__).parents[1] / "results"
 SIGMA, MIN_ROWS = 2.0, 8
+SPECIAL = 16
+"""SmolLM2's tokens up to this one are special; the image's is among them."""
 FEW = 3
 """Rows a column needs where psi is corrected for their number."""
 MOVED = 0.2
 """Change of the right colour's probability that counts."""
 REACHED = 0.65
+ENOUGH = 10
+"""Positives, and negatives, that a class needs on the second half to decide anything."""
 DRAWS = 2000
 Array = np.ndarray
 
@@ -38,18 +42,19 @@ Array = np.ndarray
 @dataclass(frozen=True, slots=True)
 class Flip:
     """One sample. ``a``: float32 [layers, heads, R, L], the response's rows; ``word``: bool
-    [L], the tokens with a letter or digit; ``span``: bool [L] each."""
+    [L], the tokens with a letter or digit; ``plain``: those that are not special; ``span``:
+    bool [L] each."""
 
     number: int
     form: int
     a: Array
     word: Array
+    plain: Array
     span: dict[str, Array]
     changed: bool
     gain: float
-    cut: tuple[bool, bool, bool]
-    """Whether the answer's first token changes without the most attended word, one by lot,
-    the loud word."""
+    cut: tuple[bool, bool]
+    """Whether the answer changes without the most attended word, one by lot."""
     captured: bool
     """The answer is the sentence's colour."""
     logp: float
@@ -77,10 +82,14 @@ def read(folder: Path) -> list[Flip]:
                     int(d["form"]),
                     d["a"],
                     d["word"],
-                    {n: d[f"span_{n}"] for n in ("image", "sentence", "question", "loud")},
+                    d["tokens"] > SPECIAL,
+                    {n: d[f"span_{n}"] for n in ("image", "sentence", "question")},
                     str(d["answer"]) != str(d["answer_cut"]),
                     float(d["p_cut"] - d["p"]),
-                    tuple((d["cut_first"] != d["first"]).tolist()),
+                    (
+                        str(d["answer"]) != str(d["answer_most"]),
+                        str(d["answer"]) != str(d["answer_lot"]),
+                    ),
                     bool(str(d["said"])) and str(d["said"]) == str(d["answer"]),
                     float(d["logp"]),
                     float(d["entropy"]),
@@ -180,7 +189,6 @@ def fixed_forms(expected: Array) -> dict[str, Form]:
     def prompt_words(flip: Flip) -> Array:
         return flip.word & (flip.span["sentence"] | flip.span["question"])
 
-    everywhere = {"normalise": True}
     return {
         "psi, published": lambda f: best(
             log_psi(last(f), response(f), normalise=False, min_rows=1)[0]
@@ -190,15 +198,21 @@ def fixed_forms(expected: Array) -> dict[str, Form]:
         "psi, ours, format tokens masked": lambda f: best(
             log_psi(last(f), response(f) & f.word)[0]
         ),
-        "psi, ours, words of prompt and response": lambda f: best(
-            log_psi(last(f), (response(f) & f.word) | prompt_words(f), **everywhere)[0]
+        "psi, ours, columns of the prompt": lambda f: best(
+            log_psi(last(f), ~response(f) & f.plain)[0]
+        ),
+        "psi, ours, words of the prompt's text": lambda f: best(
+            log_psi(last(f), prompt_words(f))[0]
+        ),
+        "psi, ours, words of text and response": lambda f: best(
+            log_psi(last(f), (response(f) & f.word) | prompt_words(f))[0]
         ),
         "psi corrected for rows": lambda f: corrected(f, expected, f.word | ~f.word),
         "psi corrected, format tokens masked": lambda f: corrected(f, expected, f.word),
         "mass on the sentence": lambda f: mass(last(f), f.span["sentence"]),
         "mass on the question": lambda f: mass(last(f), f.span["question"]),
         "mass off the image": lambda f: -mass(last(f), f.span["image"]),
-        "most attended word of the prompt": lambda f: float(
+        "mass on the most attended word of the text": lambda f: float(
             last(f)[:, prompt_words(f)].mean(0).max()
         ),
     }
@@ -339,9 +353,14 @@ def _of_all_heads(flip: Flip) -> dict[str, dict[str, float]]:
     }
 
 
+def decides(row: dict[str, Any]) -> bool:
+    """Whether the class holds enough of both kinds."""
+    return min(row["positive"], row["negative"]) >= ENOUGH
+
+
 def passes(row: dict[str, Any]) -> bool:
-    """Reaches 0.65 with an interval above 0.5."""
-    return bool(row["auroc"] >= REACHED and row["low"] > 0.5)
+    """Reaches 0.65 with an interval above 0.5, in a class that decides something."""
+    return bool(decides(row) and row["auroc"] >= REACHED and row["low"] > 0.5)
 
 
 # ---- the page --------------------------------------------------------------------------
@@ -351,8 +370,8 @@ def about(flips: Sequence[Flip]) -> str:
     """What the sentences do."""
     lines = [
         "| sentence | n | answers its colour | answer changes without it | right colour "
-        "moves | cut: most attended | by lot | its colour or last word |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        "moves | changes, most attended word cut | one by lot |",
+        "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for form, words in enumerate(SAYS):
         of = [f for f in flips if f.form == form]
@@ -360,7 +379,7 @@ def about(flips: Sequence[Flip]) -> str:
             [f.captured for f in of],
             [f.changed for f in of],
             [abs(f.gain) > MOVED for f in of],
-            *([f.cut[k] for f in of] for k in range(3)),
+            *([f.cut[k] for f in of] for k in range(2)),
         )
         cells = " | ".join(f"{np.mean(s):.0%}" for s in shares)
         lines.append(f"| {words} | {len(of)} | {cells} |")
@@ -403,14 +422,15 @@ def report(flips: Sequence[Flip], rows: Sequence[dict[str, Any]]) -> str:
         "changes under the intervention. One model, one run.",
         "## What the sentences do",
         about(flips),
-        "A cut takes one column from all tokens behind it, in all layers, the description "
-        "kept: only the answer may change.",
+        "A cut takes one word of the prompt from all tokens behind it, in all layers; the "
+        "response is written anew.",
         flagged(flips),
         "## Who says it beforehand",
         f"AUROC on the second half ({second} samples) with 95 % interval; the direction of "
         "psi and of masses is the published one (more attention, more biased), below 0.5 "
         "says the opposite. Chosen: layer, head and direction, fixed on the first half. "
-        f"Bold: at least {REACHED} with an interval above 0.5.",
+        f"Bold: at least {REACHED} with an interval above 0.5, in a class with {ENOUGH} of "
+        "both kinds at least.",
     ]
     for key, (words, _, _) in CLASSES.items():
         of = [r for r in rows if r["class"] == key]
@@ -420,11 +440,13 @@ def report(flips: Sequence[Flip], rows: Sequence[dict[str, Any]]) -> str:
             f"{most['negative']})",
             _table(of),
         ]
+    few = sorted({r["class"] for r in rows if not decides(r)})
     parts += [
         "## Result",
         _found("psi, any form", psi),
         _found("Masses on spans and rivals", other),
-        f"{len(rows)} looks in all: at 95 % some intervals leave 0.5 out by chance.",
+        f"{len(rows)} looks in all: at 95 % some intervals leave 0.5 out by chance."
+        + (f" Too few of one kind to decide: {', '.join(few)}." if few else ""),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -443,7 +465,10 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _found(name: str, rows: Sequence[dict[str, Any]]) -> str:
+    rows = [r for r in rows if decides(r)]
     reached = [r for r in rows if passes(r)]
+    if not rows:
+        return f"{name}: no class decides."
     if not reached:
         top = max(rows, key=lambda r: r["auroc"])
         return (

@@ -11,9 +11,9 @@ colour after a sentence that may say another one (`SAYS`), and its own turn is b
   are greedy, each after its own description), and the probability of the right colour's
   first token as the answer in both;
 - attention of all layers and heads, the rows of the response;
-- the answer's logits when one column is cut, in all layers, for all tokens behind it: the
-  most attended word (last layer, mean of heads), one by lot, and the sentence's colour
-  (its last word where it says none).
+- whether the answer changes when one word of the prompt is cut: no token behind it sees
+  its column, in any layer, and the response is written anew. The most attended word (last
+  layer, mean of heads and of the response's rows), and one by lot.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ PREFIX = "Let us look at the picture. There is"
 CLOSE = " So the answer is"
 LEAST, MOST, ANSWER = 8, 24, 4
 """Tokens of a description before a full stop ends it, at most, and of an answer."""
-N, SEED, BATCH = 180, 31, 12
+N, SEED, BATCH = 144, 31, 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,11 +130,18 @@ class Asker:
         )
 
     @torch.inference_mode()
-    def respond(self, prompts: list[str], images: list[Any]) -> list[Said]:
-        """Greedy descriptions and answers, one batch."""
+    def respond(
+        self, prompts: list[str], images: list[Any], cut: Sequence[int] | None = None
+    ) -> list[Said]:
+        """Greedy descriptions and answers, one batch. ``cut``: a token of each prompt that
+        nothing behind it sees; positions stay."""
         given = self.inputs(prompts, images)
         mask = given["attention_mask"]
         places = (mask.cumsum(1) - 1).clamp(min=0)
+        if cut is not None:
+            first = (mask == 0).sum(1)
+            mask = given["attention_mask"] = mask.clone()
+            mask[torch.arange(len(prompts)), first + torch.tensor(cut)] = 0
         out = self.model(**given, position_ids=places, use_cache=True, logits_to_keep=1)
         rows = [_Row(self) for _ in prompts]
         place = places[:, -1:]
@@ -178,25 +185,6 @@ class Asker:
         finally:
             language.set_attn_implementation(before)
         return np.stack([a[0, :, -rows:].float().numpy() for a in out.attentions])
-
-    @torch.inference_mode()
-    def without(self, embeds: torch.Tensor, columns: Sequence[int]) -> np.ndarray:
-        """float32 [columns, V]: the answer's logits, a column cut for all rows below it."""
-        length = embeds.shape[1]
-        mask = (
-            torch.ones(length, length, dtype=torch.bool).tril().repeat(len(columns), 1, 1)
-        )
-        for k, column in enumerate(columns):
-            mask[k, column + 1 :, column] = False
-        added = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
-        out = self.model.model.language_model(
-            inputs_embeds=embeds.expand(len(columns), -1, -1),
-            attention_mask=added[:, None],
-            position_ids=torch.arange(length)[None].expand(len(columns), -1),
-            use_cache=False,
-        )
-        logits = self.model.lm_head(out.last_hidden_state[:, -1])
-        return np.asarray(logits.float().numpy())
 
 
 class _Row:
@@ -246,18 +234,15 @@ class _Row:
 
 
 def spans(asker: Asker, ids: list[int], asked: Asked) -> dict[str, np.ndarray]:
-    """bool [L] each, tokens of the prompt: ``image``, ``sentence``, ``question``, ``loud``
-    (the sentence's colour, or last word). All else is template, or the response."""
+    """bool [L] each, tokens of the prompt: ``image``, ``sentence``, ``question``. All else
+    is template, or the response."""
     text = "\n" + f"{asked.sentence} {asked.question}"
     found = {"image": np.array([i == asker.image for i in ids])}
     offsets = asker.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     at = _find(ids, list(offsets["input_ids"]))
-    loud = asked.said or asked.sentence.rstrip(".").split()[-1]
-    start = text.rindex(loud, 0, 1 + len(asked.sentence))
     cuts = {
         "sentence": (1, 1 + len(asked.sentence)),
         "question": (2 + len(asked.sentence), len(text)),
-        "loud": (start, start + len(loud)),
     }
     for name, (a, b) in cuts.items():
         mask = np.zeros(len(ids), bool)
@@ -287,53 +272,61 @@ def words(asker: Asker, ids: list[int]) -> np.ndarray:
     )
 
 
-def measured(asker: Asker, asked: Asked, with_it: Said, without: Said) -> dict[str, Any]:
-    """What is kept of a sample."""
-    ids, embeds = asker.embedded(asked, with_it)
-    rows = with_it.described + len(asker.close)
+def looked(asker: Asker, asked: Asked, said: Said) -> dict[str, Any]:
+    """Attention behind a response, and the two words to cut."""
+    ids, embeds = asker.embedded(asked, said)
+    rows = said.described + len(asker.close)
     listed = ids.tolist()
-    span = spans(asker, listed, asked)
-    word = words(asker, listed)
+    span, word = spans(asker, listed, asked), words(asker, listed)
     a = asker.attention(embeds, rows)
-    mass = a[-1].mean(0).mean(0)
-    may = word & (span["sentence"] | span["question"])
-    may[len(ids) - rows : len(ids) - len(asker.close)] = word[
-        len(ids) - rows : len(ids) - len(asker.close)
-    ]
-    columns = np.flatnonzero(may)
-    most = int(columns[mass[columns].argmax()])
-    lot = int(random.Random(f"lot {asked.number}").choice(columns.tolist()))
-    loud = int(np.flatnonzero(span["loud"])[-1])
-    cut = asker.without(embeds, (most, lot, loud))
-    right = asker.ids(" " + asked.colour)[0]
-    answers = [
-        asker.tokenizer.decode(s.ids[s.described + len(asker.close) :])
-        for s in (with_it, without)
-    ]
-    p = [float(np.exp(s.logits[right])) for s in (with_it, without)]
-    logits = with_it.logits.astype(np.float64)
+    columns = np.flatnonzero(word & (span["sentence"] | span["question"]))
+    most = int(columns[a[-1].mean((0, 1))[columns].argmax()])
+    lot = random.Random(f"lot {asked.number}").choice(columns.tolist())
     return {
-        "form": asked.form,
-        "colour": asked.colour,
-        "said": asked.said or "",
-        "text": asker.tokenizer.decode(with_it.ids),
-        "text_cut": asker.tokenizer.decode(without.ids),
-        "answer": colour_of(answers[0]) or "",
-        "answer_cut": colour_of(answers[1]) or "",
-        "p": p[0],
-        "p_cut": p[1],
-        "logp": float(np.mean(with_it.logp)),
-        "entropy": float(-(np.exp(logits) * logits).sum()),
         "rows": rows,
-        "described": with_it.described,
         "a": a.astype(np.float32),
         "word": word,
         "tokens": np.array(listed),
-        "columns": np.array([most, lot, loud]),
-        "first": int(with_it.logits.argmax()),
-        "cut_first": cut.argmax(-1),
+        "columns": np.array([most, lot]),
         **{f"span_{name}": mask for name, mask in span.items()},
     }
+
+
+def told(asker: Asker, asked: Asked, arms: dict[str, Said]) -> dict[str, Any]:
+    """What the responses of a sample say. ``arms``: with the sentence, "", and others."""
+    right = asker.ids(" " + asked.colour)[0]
+    found: dict[str, Any] = {
+        "form": asked.form,
+        "colour": asked.colour,
+        "said": asked.said or "",
+        "logp": float(np.mean(arms[""].logp)),
+        "described": arms[""].described,
+    }
+    logits = arms[""].logits.astype(np.float64)
+    found["entropy"] = float(-(np.exp(logits) * logits).sum())
+    for name, said in arms.items():
+        answer = asker.tokenizer.decode(said.ids[said.described + len(asker.close) :])
+        found[f"text{name}"] = asker.tokenizer.decode(said.ids)
+        found[f"answer{name}"] = colour_of(answer) or answer.strip()
+        found[f"p{name}"] = float(np.exp(said.logits[right]))
+    return found
+
+
+def collect(asker: Asker, batch: Sequence[Asked], folder: Path) -> None:
+    """A file a sample."""
+    prompts = [asker.prompt(a, cut=cut) for cut in (False, True) for a in batch]
+    images = [a.picture for a in batch]
+    said = asker.respond(prompts, images * 2)
+    n = len(batch)
+    seen = [looked(asker, a, s) for a, s in zip(batch, said[:n], strict=True)]
+    cuts = [int(one["columns"][k]) for k in range(2) for one in seen]
+    again = asker.respond(prompts[:n] * 2, images * 2, cuts)
+    for k, asked in enumerate(batch):
+        arms = {"": said[k], "_cut": said[n + k], "_most": again[k], "_lot": again[n + k]}
+        path = folder / f"{asked.number:04d}.npz"
+        whole = path.with_suffix(".tmp.npz")
+        np.savez(whole, **seen[k], **told(asker, asked, arms))
+        whole.replace(path)
 
 
 def main() -> None:
@@ -346,18 +339,8 @@ def main() -> None:
     asker = Asker()
     for start in range(0, options.n, BATCH):
         batch = [drawn(i) for i in range(start, min(options.n, start + BATCH))]
-        paths = [folder / f"{asked.number:04d}.npz" for asked in batch]
-        if all(path.is_file() for path in paths):
-            continue
-        images = [asked.picture for asked in batch]
-        said = [
-            asker.respond([asker.prompt(a, cut=cut) for a in batch], images)
-            for cut in (False, True)
-        ]
-        for asked, path, *pair in zip(batch, paths, *said, strict=True):
-            whole = path.with_suffix(".tmp.npz")
-            np.savez(whole, **measured(asker, asked, *pair))
-            whole.replace(path)
+        if not all((folder / f"{a.number:04d}.npz").is_file() for a in batch):
+            collect(asker, batch, folder)
         print(start + len(batch), flush=True)
 
 

@@ -324,7 +324,29 @@ def attention(
     if known:
         found = rated(psi[at], hurt)
         lines.append(f"AUROC of psi for them: {found['auroc']:.2f}.")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *longer()])
+
+
+def longer() -> list[str]:
+    """What ``flip_table`` found on longer answers of the same model; nothing without it."""
+    path = RESULTS / "natural_attention.csv"
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["class"] == "sentence"]
+
+    def top(psi: bool) -> str:
+        of = [row for row in rows if row["form"].startswith("psi") == psi]
+        best = max(of, key=lambda row: float(row["auroc"]))
+        low, high = (f"{float(best[k]):.2f}" for k in ("low", "high"))
+        return f"{float(best['auroc']):.2f} [{low}, {high}] ({best['form']})"
+
+    return [
+        "Longer answers (`natural_attention.md`), class: the answer changes when the "
+        f"sentence before the question is taken out. Of {len(rows)} forms and rivals, by "
+        f"AUROC on a half that nothing was chosen on: best psi {top(True)}, best other "
+        f"{top(False)}."
+    ]
 
 
 def write_csv(
