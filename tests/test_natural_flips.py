@@ -80,7 +80,7 @@ def test_the_table_finds_what_decides_and_nothing_else(rng):
     assert by["psi, ours"]["auroc"] < 0.35 and not flip_table.passes(by["psi, ours"])
     mine = [r for r in rows if r["form"] in ("psi, ours", "mass on the sentence")]
     result = flip_table.report(made, mine).split("## Result")[1]
-    assert "psi, any form: none of 3 reaches 0.65" in result
+    assert "on the second half itself: none of 3 reaches 0.65" in result
     assert "3 of 3 reach it: mass on the sentence (sentence)" in result
     assert "Too few of one kind to decide: loud." in result
     flags = flip_table.flagged(made)

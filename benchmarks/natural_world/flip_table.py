@@ -330,6 +330,14 @@ def table(flips: Sequence[Flip]) -> list[dict[str, Any]]:
                 {"class": key, "form": name, "chosen": "", "sign": sign}
                 | rate(score, truth, sign)
             )
+        forms = {name: form for name, form in fixed.items() if name.startswith("psi")}
+        on_fit = {n: np.array([form(f) for f in fit]) for n, form in forms.items()}
+        option, sign = choose(on_fit, fit_truth)
+        score = np.array([forms[option](f) for f in test])
+        rows.append(
+            {"class": key, "form": "psi, form chosen", "chosen": option, "sign": sign}
+            | rate(score, truth, sign)
+        )
         for name in CHOSEN:
             of_fit = {
                 option: np.array([many[id(f)][name][option] for f in fit])
@@ -388,29 +396,54 @@ def about(flips: Sequence[Flip]) -> str:
 
 def flagged(flips: Sequence[Flip]) -> str:
     """What the published limit and the calibrated fence flag, last layer."""
+    changed = np.array([f.changed for f in flips])
+
+    def fenced(psi: Sequence[float]) -> str:
+        known = np.array(psi)[~np.isnan(psi)]
+        over = np.nan_to_num(psi, nan=-np.inf) > fence(known)
+        hit = f"{changed[over].mean():.0%}" if over.any() else "none"
+        return f"{int(over.sum())} of {len(known)} ({hit} of them change their answer)"
+
     published = [
         best(log_psi(f.a[-1].mean(0), response(f), normalise=False, min_rows=1)[0])
         for f in flips
     ]
-    ours = np.array([psi_of(f.a[-1].mean(0), f) for f in flips])
-    known = ours[~np.isnan(ours)]
-    limit = fence(known)
-    over = np.nan_to_num(ours, nan=-np.inf) > limit
-    changed = np.array([f.changed for f in flips])
-    hit = f"{changed[over].mean():.0%}" if over.any() else "none"
+    ours = [psi_of(f.a[-1].mean(0), f) for f in flips]
+    prompt = [best(log_psi(f.a[-1].mean(0), ~response(f) & f.plain)[0]) for f in flips]
     return (
         f"The published limit (psi > 0.1) flags "
         f"{sum(p > np.log(0.1) for p in published)} of {len(flips)}; the calibrated fence "
-        f"{int(over.sum())} of the {len(known)} whose psi is known, of whom {hit} change "
-        f"their answer (all: {changed.mean():.0%})."
+        f"{fenced(ours)}; over the columns of the prompt {fenced(prompt)}. Of all samples "
+        f"{changed.mean():.0%} change their answer without the sentence."
     )
+
+
+READ = """What it says, read off the tables by hand:
+
+- The last layer does look at the word that decides: cut the most attended word of the
+  prompt and 75 to 96 % of the answers change, by lot 7 to 32 %. What it marks is the
+  prompt's word, and psi over the response's columns (the default) does not see it: 0.36.
+- No form of psi, and no layer or head, fixed on one half of the samples reaches 0.65 on the
+  other. Over the prompt's columns (`columns="prompt"`) psi is at 0.66 [0.53, 0.78], picked
+  afterwards and in one class of three; its calibrated fence flags none of 168.
+- The mass on the sentence finds what changes, 0.72 [0.59, 0.84], but mostly by telling loud
+  sentences from quiet ones: among loud ones 0.54 (8 negatives). It needs to know the
+  sentence. The mean log-probability is at 0.64 [0.51, 0.77].
+- Nothing says whether the *right* colour comes back without the sentence: that depends on
+  what the model sees, not on where it looked.
+- Seen before the forms were settled: the attention forms were written before any number,
+  those over the prompt's columns after the answers (not the table) of the first 24
+  samples, and the table was printed once at 72 samples, before the rest were drawn."""
+"""Changed by hand when the tables change."""
 
 
 def report(flips: Sequence[Flip], rows: Sequence[dict[str, Any]]) -> str:
     """The Markdown page."""
     lengths = np.array([f.rows for f in flips])
     second = sum(not f.first for f in flips)
-    psi = [r for r in rows if r["form"].startswith("psi")]
+    every = [r for r in rows if r["form"].startswith("psi")]
+    psi = [r for r in every if r["chosen"]]
+    single = [r for r in every if not r["chosen"]]
     other = [r for r in rows if not r["form"].startswith("psi")]
     parts = [
         "# Attention on longer answers of the natural world",
@@ -428,7 +461,7 @@ def report(flips: Sequence[Flip], rows: Sequence[dict[str, Any]]) -> str:
         "## Who says it beforehand",
         f"AUROC on the second half ({second} samples) with 95 % interval; the direction of "
         "psi and of masses is the published one (more attention, more biased), below 0.5 "
-        "says the opposite. Chosen: layer, head and direction, fixed on the first half. "
+        "says the opposite. Chosen: layer, head, form, direction, fixed on the first half. "
         f"Bold: at least {REACHED} with an interval above 0.5, in a class with {ENOUGH} of "
         "both kinds at least.",
     ]
@@ -443,7 +476,9 @@ def report(flips: Sequence[Flip], rows: Sequence[dict[str, Any]]) -> str:
     few = sorted({r["class"] for r in rows if not decides(r)})
     parts += [
         "## Result",
-        _found("psi, any form", psi),
+        READ,
+        _found("psi, its form or its layer and head fixed on the first half", psi),
+        _found("Single forms of psi, picked on the second half itself", single),
         _found("Masses on spans and rivals", other),
         f"{len(rows)} looks in all: at 95 % some intervals leave 0.5 out by chance."
         + (f" Too few of one kind to decide: {', '.join(few)}." if few else ""),

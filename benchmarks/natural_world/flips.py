@@ -45,7 +45,7 @@ PREFIX = "Let us look at the picture. There is"
 CLOSE = " So the answer is"
 LEAST, MOST, ANSWER = 8, 24, 4
 """Tokens of a description before a full stop ends it, at most, and of an answer."""
-N, SEED, BATCH = 144, 31, 24
+N, SEED, BATCH = 168, 31, 24
 
 
 @dataclass(frozen=True, slots=True)
