@@ -36,7 +36,7 @@ ColumnsName = Literal["response", "prompt", "all"]
 RuleName = Literal["budget", "learn", "paper"]
 OrderName = Literal["gain", "learnable", "posterior"]
 LikelihoodName = Literal["product", "mean"]
-AceName = Literal["report", "drop"]
+BiasedName = Literal["report", "drop"]
 
 EVIDENCE: tuple[str, ...] = get_args(EvidenceName)
 GRADED: tuple[EvidenceName, ...] = ("rollouts", "cascade")
@@ -359,7 +359,7 @@ class ChooseConfig:
         default=None,
         none="rule paper: 0.1; rules budget and learn: calibrated on the scores",
     )
-    ace: AceName | None = setting(
+    biased: BiasedName | None = setting(
         "What becomes of a sample whose psi is above lambda_a: report counts it and keeps "
         "it like any other, drop bars it (rule learn: from all but its guard).",
         default=None,
@@ -412,7 +412,7 @@ class ChooseConfig:
         "Rule learn: share of the kept samples for attention-biased ones with mixed "
         "outcomes; what fills an unfilled budget may hold more.",
         default=None,
-        none=f"{DEFAULT_GUARD} if ace is drop, else 0",
+        none=f"{DEFAULT_GUARD} if biased is drop, else 0",
     )
     guard_hurt: Annotated[Number, Ge(0), Le(1)] | None = setting(
         "Rule learn: share of the kept samples for those that the image hurts, with mixed "
@@ -466,11 +466,11 @@ class ChooseConfig:
 
     @property
     def drops_biased(self) -> bool:
-        """What ``ace`` amounts to. psi was not shown to find misled answers of a real
+        """What ``biased`` amounts to. psi was not shown to find misled answers of a real
         language model (benchmarks/results/natural_attention.md): nothing is dropped
         unasked."""
-        if self.ace is not None:
-            return self.ace == "drop"
+        if self.biased is not None:
+            return self.biased == "drop"
         asked = self.lambda_a is not None or bool(self.guard_attention)
         return asked or self.rule == "paper"
 
@@ -494,7 +494,7 @@ class ChooseOptions(TypedDict, total=False):
     budget: float | None
     lambda_c: float | None
     lambda_a: float | None
-    ace: AceName | None
+    biased: BiasedName | None
     replace: bool
     readmit_hurt: bool | None
     order: OrderName | None

@@ -39,7 +39,7 @@ class Attention:
     def reported(self) -> Attention:
         """The same where psi decides nothing: every sample passes."""
         every = np.ones_like(self.passes)
-        return Attention(every, ~every, self.found | {"ace": "report"}, self.warnings)
+        return Attention(every, ~every, self.found | {"biased": "report"}, self.warnings)
 
 
 def judge_attention(
@@ -62,7 +62,7 @@ def judge_attention(
         "psi_measured": int(measured.sum()),
         "psi_too_short": 0,
         "psi_above": 0,
-        "ace": "drop",
+        "biased": "drop",
     }
     none = np.zeros(len(log_psi), dtype=bool)
     if not measured.any():

@@ -75,10 +75,10 @@ def choose(
     ``exp(logp_mean)``, for p(answer), here and in D. With logits and no reference answer
     Diff is unknown: no sample is then trivial or unsolved, and there is no replacement.
 
-    **psi** (ACE, section 2): its limit is lambda_a, compared as logarithms. ``ace="drop"``
-    keeps a sample only if psi <= lambda_a; ``ace="report"`` counts those above it in
-    ``found["psi_above"]``, and psi decides nothing. None is drop with rule paper and where
-    ``lambda_a`` or ``guard_attention`` is given, else report: on a real language model no
+    **psi** (ACE, section 2): its limit is lambda_a, compared as logarithms.
+    ``biased="drop"`` keeps a sample only if psi <= lambda_a; ``"report"`` counts the
+    others in ``found["psi_above"]``, and psi decides nothing. None is drop (rule paper, or
+    where ``lambda_a`` or ``guard_attention`` is given) or else report: on a real model no
     form of psi, fixed on one half of the samples, told on the other which answers change
     when a sentence is taken out (benchmarks/results/natural_attention.md, AUROC 0.60, 95 %
     interval 0.46 to 0.73). What follows on psi is of ``"drop"``.

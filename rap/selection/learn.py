@@ -2,8 +2,8 @@
 
 1. Mixed: valid samples with ``value > 0`` (``rap.scores.learning``).
 2. Guards: floor(guard_attention k) of the k samples to keep are the best mixed ones with
-   psi above its limit (``ace="drop"``; else psi decides nothing), floor(guard_hurt k) the
-   best mixed ones of the others with D < 0.
+   psi above its limit (``biased="drop"``; else psi decides nothing), floor(guard_hurt k)
+   the best mixed ones of the others with D < 0.
 3. Main part: mixed, D above the threshold, psi not above its limit; the best of them fill
    what is left, by value, or with coverage by what each adds to ``coverage.reward``.
 4. Fill: if fewer than k are found, the mixed samples that are left, then the others that
