@@ -36,6 +36,7 @@ ColumnsName = Literal["response", "prompt", "all"]
 RuleName = Literal["budget", "learn", "paper"]
 OrderName = Literal["gain", "learnable", "posterior"]
 LikelihoodName = Literal["product", "mean"]
+BiasedName = Literal["report", "drop"]
 
 EVIDENCE: tuple[str, ...] = get_args(EvidenceName)
 GRADED: tuple[EvidenceName, ...] = ("rollouts", "cascade")
@@ -354,9 +355,16 @@ class ChooseConfig:
         "0.01 nats for a divergence",
     )
     lambda_a: Annotated[Number, Gt(0)] | None = setting(
-        "Drop a sample as attention-biased if psi is above this.",
+        "A sample is attention-biased if psi is above this.",
         default=None,
         none="rule paper: 0.1; rules budget and learn: calibrated on the scores",
+    )
+    biased: BiasedName | None = setting(
+        "What becomes of a sample whose psi is above lambda_a: report counts it and keeps "
+        "it like any other, drop bars it (rule learn: from all but its guard).",
+        default=None,
+        none="drop with rule paper, or where lambda_a or guard_attention is given, else "
+        "report",
     )
     replace: bool = setting(
         "Replace trivial samples by the hardest ones that can be solved (DRM).",
@@ -404,7 +412,7 @@ class ChooseConfig:
         "Rule learn: share of the kept samples for attention-biased ones with mixed "
         "outcomes; what fills an unfilled budget may hold more.",
         default=None,
-        none=str(DEFAULT_GUARD),
+        none=f"{DEFAULT_GUARD} if biased is drop, else 0",
     )
     guard_hurt: Annotated[Number, Ge(0), Le(1)] | None = setting(
         "Rule learn: share of the kept samples for those that the image hurts, with mixed "
@@ -434,7 +442,7 @@ class ChooseConfig:
             raise RapConfigError(
                 f"coverage_by = {self.coverage_by!r}: expected None with coverage=False"
             )
-        guards = [DEFAULT_GUARD if g is None else g for g in self.guards]
+        guards = self.shares
         if sum(guards) > 1:
             raise RapConfigError(
                 f"guard_attention = {guards[0]} and guard_hurt = {guards[1]}: their sum is "
@@ -445,6 +453,26 @@ class ChooseConfig:
     def guards(self) -> tuple[float | None, float | None]:
         """``guard_attention``, ``guard_hurt``."""
         return self.guard_attention, self.guard_hurt
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """``guards``, the defaults put in."""
+        attention, hurt = self.guards
+        usual = DEFAULT_GUARD if self.drops_biased else 0.0
+        return (
+            usual if attention is None else attention,
+            DEFAULT_GUARD if hurt is None else hurt,
+        )
+
+    @property
+    def drops_biased(self) -> bool:
+        """What ``biased`` amounts to. psi was not shown to find misled answers of a real
+        language model (benchmarks/results/natural_attention.md): nothing is dropped
+        unasked."""
+        if self.biased is not None:
+            return self.biased == "drop"
+        asked = self.lambda_a is not None or bool(self.guard_attention)
+        return asked or self.rule == "paper"
 
     def as_json(self) -> dict[str, Any]:
         """All fields, but for those that only another rule has a use for."""
@@ -466,6 +494,7 @@ class ChooseOptions(TypedDict, total=False):
     budget: float | None
     lambda_c: float | None
     lambda_a: float | None
+    biased: BiasedName | None
     replace: bool
     readmit_hurt: bool | None
     order: OrderName | None

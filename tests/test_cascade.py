@@ -763,11 +763,12 @@ def test_the_pilot_stands_for_the_pool_where_psi_is_calibrated():
         for i in range(20)
     ]
     rest = [by_answer(0.99, 0.99)] * 200
-    selection = choose(table_of(biased + usual + pilot + rest), budget=1.0)
+    selection = choose(table_of(biased + usual + pilot + rest), budget=1.0, biased="drop")
     reasons = selection.table["reason"].to_pylist()
     assert reasons[:40] == ["dropped_attention_biased"] * 40
     assert "dropped_attention_biased" not in reasons[40:]
-    plain = choose(table_of(biased + usual + rest), budget=1.0).table["reason"].to_pylist()
+    plain = choose(table_of(biased + usual + rest), budget=1.0, biased="drop")
+    plain = plain.table["reason"].to_pylist()
     assert "dropped_attention_biased" not in plain  # nothing says that they are unusual
 
 
