@@ -600,6 +600,30 @@ nothing_left()
 """)
 
 
+@pytest.mark.parametrize(
+    ("length", "response", "before"), [(4096, 1024, 178), (32_768, 28_672, 28_674)]
+)
+def test_launches_of_ace_of_a_7b_model(length, response, before):
+    """Queued and never run: 28 query heads, 4 key heads. Float32 goes block after block of
+    scores, four products (cuBLASLt's own launches) and four kernels each; 16 bits take a
+    launch a pass."""
+    passes(f"""
+def launches(dtype, **options):
+    row = np.zeros(128, dtype)
+    a = FakeArray(np.broadcast_to(row, (28, {length}, 128)))
+    b = FakeArray(np.broadcast_to(row, (4, {length}, 128)))
+    before = count("launches")
+    rap.ace(a, b, response_start={length - response}, **options)
+    return count("launches") - before
+
+assert launches(np.float16) == launches(np.float16, heads="max", renormalise=True) == 4
+lse = FakeArray(np.broadcast_to(np.zeros(1, np.float32), (28, {length})))
+assert launches(np.float16, lse=lse) == 3
+assert launches(np.float32) == {(before - 2) // 2 + 2}
+os._exit(0)
+""")
+
+
 @pytest.mark.parametrize("name", ["cde", "linear_cde", "ace", "drm"])
 def test_every_option_has_the_answer_or_the_error_of_the_cpu(name):
     """One table for all options and dtypes: tests/cuda_emulator/options.py."""

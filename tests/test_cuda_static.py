@@ -13,6 +13,7 @@ import subprocess
 import pytest
 from cuda_emulator import build, gates
 from cuda_emulator.ace import AceLinearParams, AceOptions, AceParams, first_key
+from cuda_emulator.ace_tensor import AceTensorParams, chunks_of
 from cuda_emulator.cde import CdeParams, MapParams, MeansParams
 from cuda_emulator.drm import DrmParams, digits
 from cuda_emulator.emulator import F32, F64, Pointer
@@ -27,15 +28,21 @@ STREAMING = (
     "rap_ace_stats",
     "rap_ace_tiles",
     "rap_ace_linear",
+    *gates.TENSOR,
     "rap_drm_digit",
     "rap_drm_gather",
     "rap_widen",
 )
 # sum float64 numbers: three a row of a sample, ten a row of a sample, D + 1 a tile of 32
-# rows, the log-sum-exp of each row beside its D dimensions
-DOUBLES_ALLOWED = ("rap_ace_finish", "rap_cde_means", "rap_ace_suffix", "rap_ace_tiles")
+# rows, the log-sum-exp of each row beside its D dimensions; parts of a row and of a column
+DOUBLES_ALLOWED = ("rap_ace_finish", "rap_cde_means", "rap_ace_suffix", "rap_ace_tiles",
+                   "rap_fused_reference", "rap_fused_finish")  # fmt: skip
 MOST_SPILLS = 0
 LEAST_WARPS = 24  # of 48 or 64 an SM holds
+# two a scheduler, each with 64 weights and 64 scores a lane in registers: one multiplies
+# while the other takes exponentials
+LEAST_TENSOR_WARPS = 8
+LEAST_PRODUCTS = 16  # 32 by 64 scores a warp: 16 instructions for sixteen dimensions
 MOST_SHARED = 48 * 1024  # more must be asked for with cuFuncSetAttribute
 
 
@@ -61,7 +68,8 @@ def test_gates(measured):
     for name, gate in kernels.items():
         assert gate.spills <= MOST_SPILLS, name
         assert gate.shared <= MOST_SHARED, name
-        assert gate.warps >= LEAST_WARPS, name
+        assert gate.warps >= (LEAST_TENSOR_WARPS if name in gates.TENSOR else LEAST_WARPS)
+        assert gate.products >= LEAST_PRODUCTS * (name in gates.TENSOR and arch >= 80), name
         assert name not in STREAMING or gate.loads128 > 0, name
         assert name in DOUBLES_ALLOWED or gate.doubles_in_loops == 0, name
         assert gate.params == expected[name]["params"], name
@@ -76,7 +84,8 @@ def test_the_table_is_within_the_gates():
     for kernels in gates.read_table()["kernels"].values():
         assert len(kernels) == len(KERNEL_PARAMS)
         for name, gate in kernels.items():
-            assert gate["spills"] == 0 and gate["warps"] >= LEAST_WARPS
+            least = LEAST_TENSOR_WARPS if name in gates.TENSOR else LEAST_WARPS
+            assert gate["spills"] == 0 and gate["warps"] >= least
             assert gate["params"] == ctypes.sizeof(KERNEL_PARAMS[name]), name
 
 
@@ -128,6 +137,7 @@ HEADERS = {
     AceParams: ("ace/ace_cuda.h", "rap_ace_cuda"),
     AceOptions: ("ace/ace_math.h", "rap_ace_options"),
     AceLinearParams: ("ace/ace_linear_cuda.h", "rap_ace_linear_cuda"),
+    AceTensorParams: ("ace/ace_tensor_cuda.h", "rap_ace_tensor_cuda"),
     DrmParams: ("drm/drm_cuda.h", "rap_drm_cuda"),
     WidenParams: ("gemm/gemm_widen_cuda.h", "rap_widen_cuda"),
 }
@@ -139,6 +149,8 @@ KERNEL_PARAMS = {
     **{f"rap_ace_{n}": AceParams for n in ("start", "lse", "fold", "stats", "columns")},
     "rap_ace_finish": AceParams,
     **{f"rap_ace_{n}": AceLinearParams for n in ("tiles", "suffix", "linear")},
+    **{name: AceTensorParams for name in gates.TENSOR},
+    **{f"rap_fused_{n}": AceTensorParams for n in ("reference", "finish")},
     **{f"rap_drm_{n}": DrmParams for n in ("start", "digit", "gather", "answer")},
     "rap_drm_sort_tile": DrmParams,
     "rap_drm_merge": DrmParams,
@@ -209,3 +221,16 @@ def test_first_keys_are_those_of_the_header(tmp_path):
         )
         want += [str(first_key(p, row)) for row in range(31, 100, 23)]
     assert program(tmp_path, "\n".join(lines)).splitlines() == want
+
+
+def test_shares_of_columns_are_those_of_the_header(tmp_path):
+    sizes = [(1, 1), (64, 100), (1024, 4096), (28_672, 32_768), (200_000, 200_000)]
+    out = program(
+        tmp_path,
+        "\n".join(
+            f'printf("%d\\n", (int)rap_ace_tensor_chunks({rows}, {length}));'
+            for rows, length in sizes
+        ),
+    )
+    assert out.splitlines() == [str(chunks_of(*size)) for size in sizes]
+    assert chunks_of(1024, 4096) == 32 and chunks_of(28_672, 32_768) == 4

@@ -371,9 +371,20 @@ ace_part_at(const rap_ace_tensor_cuda *p, int64_t part, int64_t head, int64_t ro
     return (part * p->a.hq + head) * p->a.rows + row;
 }
 
-/* The largest that a lane's row sees in its quarter of a tile, or -inf. */
+/* Whether every row of the tile sees every column of it. */
+RAP_HD bool
+ace_sees_all(const rap_ace_tensor_cuda *p, const ace_place *at)
+{
+    const int last = at->row + at->rows - 1;
+
+    return at->column + COLUMNS <= at->row + 1
+           && rap_ace_first_seen(&p->a.o, last) <= at->column;
+}
+
+/* The largest that a lane's row sees in its half of a tile, or -inf. Here and below `all`
+ * is a constant: that the row sees all. */
 RAP_HD float
-ace_quad_max(ace_lane_tile s, int i, const ace_seen *x)
+ace_quad_max(ace_lane_tile s, int i, const ace_seen *x, const bool all)
 {
     float largest = -INFINITY;
 
@@ -382,7 +393,7 @@ ace_quad_max(ace_lane_tile s, int i, const ace_seen *x)
 #pragma unroll
         for (int j = 0; j < 2; j++) {
             const int column = ace_lane_column(n, j);
-            const bool seen = column >= x->lo && column < x->hi;
+            const bool seen = all || (column >= x->lo && column < x->hi);
 
             largest = fmaxf(largest, seen ? s[i / 2][n][i % 2 * 2 + j] : -INFINITY);
         }
@@ -392,7 +403,8 @@ ace_quad_max(ace_lane_tile s, int i, const ace_seen *x)
 }
 
 RAP_HD float
-ace_quad_sum(ace_lane_tile s, int i, const ace_seen *x, float scale2, float shift)
+ace_quad_sum(ace_lane_tile s, int i, const ace_seen *x, const bool all, float scale2,
+             float shift)
 {
     float sum = 0;
 
@@ -401,7 +413,7 @@ ace_quad_sum(ace_lane_tile s, int i, const ace_seen *x, float scale2, float shif
 #pragma unroll
         for (int j = 0; j < 2; j++) {
             const int column = ace_lane_column(n, j);
-            const bool seen = column >= x->lo && column < x->hi;
+            const bool seen = all || (column >= x->lo && column < x->hi);
             const float z = rap_ace_exponent(scale2, s[i / 2][n][i % 2 * 2 + j], shift);
 
             sum += seen ? rap_exp2_unit(z) : 0;
@@ -436,16 +448,16 @@ ace_part_before(const rap_ace_tensor_cuda *p, const ace_place *at, int64_t to, b
 /* Adds a head's tile. */
 RAP_HD void
 ace_add_tile(const rap_ace_tensor_cuda *p, const ace_place *at, const ace_part *part,
-             int64_t to, ace_lane_tile s)
+             int64_t to, const bool all, ace_lane_tile s)
 {
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         const int row = ace_lane_row(i);
         const ace_seen seen = ace_seen_of(p, at, row);
         const float before = part->shift[i];
-        const float largest = ace_quad_max(s, i, &seen);
+        const float largest = ace_quad_max(s, i, &seen, all);
         const float shift = fmaxf(before, ceilf(p->a.scale2 * largest));
-        const float add = ace_quad_sum(s, i, &seen, p->a.scale2, shift);
+        const float add = ace_quad_sum(s, i, &seen, all, p->a.scale2, shift);
         const float scale = before == shift ? 1 : ace_exp2_whole(before - shift);
 
         if (rap_lane() % 4 == 0 && row < at->rows) {
@@ -484,6 +496,7 @@ ace_lse(const rap_ace_tensor_cuda *p, int dtype, ace_tile_shared *sh)
         }
         for (int tile = x.first; tile < x.last; tile++) {
             const ace_place at = ace_place_of(p, &x, tile);
+            const bool all = ace_sees_all(p, &at);
             ace_step step = ace_begin_tile(p, &at, sh);
 
 #pragma unroll 1
@@ -494,7 +507,12 @@ ace_lse(const rap_ace_tensor_cuda *p, int dtype, ace_tile_shared *sh)
                 ace_lane_tile s;
 
                 ace_scores(p, &at, dtype, &step, sh, s);
-                ace_add_tile(p, &at, &part, to, s);
+                if (all) {
+                    ace_add_tile(p, &at, &part, to, true, s);
+                }
+                else {
+                    ace_add_tile(p, &at, &part, to, false, s);
+                }
             }
         }
     }
@@ -961,7 +979,7 @@ typedef struct {
     int last;
 } ace_end_shared;
 
-RAP_KERNEL(rap_fused_finish, rap_ace_tensor_cuda, RAP_ACE_CUDA_THREADS, 2)
+RAP_KERNEL(rap_fused_finish, rap_ace_tensor_cuda, RAP_ACE_CUDA_THREADS, 3)
 {
     RAP_SMEM(ace_end_shared, sh);
     const int64_t threads = (int64_t)rap_blocks() * rap_threads();

@@ -290,6 +290,7 @@ DRIVER = "csrc/driver.c"
 BLAS = "csrc/gemm/gemm_cuda.c"
 LINEAR = "csrc/cde/cde_linear_cuda.c"
 ACE_HOST = "csrc/ace/ace_cuda.c"
+ACE_TENSOR_HOST = "csrc/ace/ace_tensor_cuda.c"
 DRM_HOST = "csrc/drm/drm_cuda.c"
 CUDA_PY = "csrc/cuda_py.c"
 ARRAY = "csrc/array.c"
@@ -407,4 +408,18 @@ HOST_BUGS = (
          "        return None if x is None else own(small(name, x, np.int64))\n",
          "        return None if x is None else small(name, x, np.int64)\n",
          checks_host.offsets_that_change),
+    _bug(150, "rows said to begin at 16-byte boundaries", ACE_TENSOR_HOST,
+         "    *wide = (uintptr_t)data % 16 == 0 &&", "    *wide = true ||",
+         checks_host.tensor),
+    _bug(151, "rows of the first sample for all", ACE_TENSOR_HOST,
+         "(const char *)x->data + 2 * row * x->stride[1];", "(const char *)x->data + 0 * row;",
+         checks_host.tensor),
+    _bug(152, "two parts of the workspace in one place", ACE_TENSOR_HOST,
+         "t.row_sums = (double *)at, at += s.row_sums;", "t.row_sums = (double *)at;",
+         checks_host.tensor),
+    _bug(153, "the kernel of the other 16-bit numbers", ACE_TENSOR_HOST,
+         'bf16 ? "rap_fused_fold_bf16"', '!bf16 ? "rap_fused_fold_bf16"',
+         checks_host.tensor),
+    _bug(154, "as many query heads as key heads", ACE_TENSOR_HOST,
+         "(a->q.shape[0] / a->k.shape[0]);", "1;", checks_host.tensor),
 )  # fmt: skip

@@ -25,6 +25,11 @@ from . import build
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 TABLE = build.HERE / "gates.json"
 THREADS = 256
+TENSOR_THREADS = 128
+TENSOR = tuple(
+    f"rap_fused_{part}_{kind}" for part in ("lse", "fold") for kind in ("bf16", "f16")
+)
+"""Kernels on tensor cores: TENSOR_THREADS a block."""
 NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false", f"-I{build.CSRC}"]
 # threads and blocks an SM, registers an SM, KiB of shared memory an SM and a block, SMs:
 # NVIDIA CUDA programming guide, table of technical specifications
@@ -52,6 +57,8 @@ class Gate:
     """128-bit loads from global memory in the code."""
     doubles_in_loops: int
     """float64 instructions in innermost loops that read global memory."""
+    products: int
+    """Instructions of the tensor cores in the code."""
     warps: int
     """Warps an SM holds at the block size in use, by cuda_occupancy.h."""
 
@@ -260,9 +267,9 @@ main(void)
 """
 
 
-def warps(rows: list[tuple[int, int, int]]) -> list[int]:
-    """Warps an SM for each (architecture, registers, shared bytes) at THREADS a block."""
-    lines = [" ".join(map(str, (a, *SM[a], THREADS, r, s))) for a, r, s in rows]
+def warps(rows: list[tuple[int, int, int, int]]) -> list[int]:
+    """Warps an SM for each (architecture, threads a block, registers, shared bytes)."""
+    lines = [" ".join(map(str, (a, *SM[a], *rest))) for a, *rest in rows]
     with tempfile.TemporaryDirectory() as folder:
         source, program = Path(folder) / "occupancy.c", Path(folder) / "occupancy"
         source.write_text(OCCUPANCY)
@@ -297,8 +304,16 @@ def measure(arch: int) -> dict[str, Gate]:
             for name, resources in _resources(done.stderr).items():
                 code = functions[name]
                 loads = sum("LDG" in text and ".128" in text for _, text in code)
-                found[name] = (*resources, params[name], loads, _doubles_in_loops(code))
-    held = warps([(arch, x[0], x[2]) for x in found.values()])
+                products = sum("HMMA" in text for _, text in code)
+                found[name] = (
+                    *resources, params[name], loads, _doubles_in_loops(code), products
+                )  # fmt: skip
+    held = warps(
+        [
+            (arch, TENSOR_THREADS if name in TENSOR else THREADS, x[0], x[2])
+            for name, x in found.items()
+        ]
+    )
     return {
         name: Gate(*x, warps=w) for (name, x), w in zip(found.items(), held, strict=True)
     }
