@@ -91,7 +91,7 @@ params_of(const rap_ace_args *a, const rap_ace_cuda *p, char *at)
     t.a.reference = (float *)at, at += s.reference;
     t.part_max = (float *)at, at += s.part;
     t.part_sum = (float *)at, at += s.part;
-    t.columns = (double *)at, at += s.columns;
+    t.column_sums = (double *)at, at += s.columns;
     t.row_sums = (double *)at, at += s.row_sums;
     t.largest = (uint32_t *)at, at += s.largest;
     t.totals = (double *)at, at += s.totals;

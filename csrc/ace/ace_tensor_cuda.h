@@ -30,14 +30,14 @@
 #define RAP_ACE_TENSOR_BLOCKS 1536 /* wanted, where there are so many tiles */
 
 typedef struct {
-    rap_ace_cuda a;        /* row = start, rows = block_rows = all of the response, F = 1 */
-    const void *q, *k;     /* [Hq, L, D], [Hkv, L, D], from the sample's first row on */
-    float *part_max;       /* [2 chunks, Hq, rows], units of log2, whole numbers */
-    float *part_sum;       /* likewise: sum of 2^(scale2 s - part_max) */
-    double *columns;       /* [row tiles, length - first_column]: sums of ln w */
-    double *row_sums;      /* [3, chunks, rows]: sum of w, of w ln w, of w on image tokens */
-    uint32_t *largest;     /* [chunks, top, rows]: bits of weights, 0 where there are fewer */
-    double *totals;        /* [rows + 1]: ln of a row's sum of weights, then sums before */
+    rap_ace_cuda a;      /* row = start, rows = block_rows = all of the response, F = 1 */
+    const void *q, *k;   /* [Hq, L, D], [Hkv, L, D], from the sample's first row on */
+    float *part_max;     /* [2 chunks, Hq, rows], units of log2, whole numbers */
+    float *part_sum;     /* likewise: sum of 2^(scale2 s - part_max) */
+    double *column_sums; /* [row tiles, length - first_column]: sums of ln w */
+    double *row_sums;    /* [3, chunks, rows]: sum of w, of w ln w, of w on image tokens */
+    uint32_t *largest;   /* [chunks, top, rows]: bits of weights, 0 where there are fewer */
+    double *totals;      /* [rows + 1]: ln of a row's sum of weights, then sums before */
     uint32_t *ticket;
     int64_t q_stride[2], k_stride[2]; /* elements: head, row */
     int64_t first_column;             /* the first that may be a candidate */
@@ -81,8 +81,8 @@ static inline int32_t
 rap_ace_tensor_chunks(int64_t rows, int64_t length)
 {
     const int64_t tiles = rap_ceil_div(length, RAP_ACE_TENSOR_COLUMNS);
-    const int64_t wanted = rap_ceil_div(RAP_ACE_TENSOR_BLOCKS,
-                                        RAP_MAX(1, rap_ace_tensor_row_tiles(rows)));
+    const int64_t wanted =
+        rap_ceil_div(RAP_ACE_TENSOR_BLOCKS, RAP_MAX(1, rap_ace_tensor_row_tiles(rows)));
 
     return (int32_t)RAP_MAX(1, RAP_MIN(tiles, wanted));
 }
@@ -103,7 +103,8 @@ rap_ace_tensor_reference_grid(const rap_ace_tensor_cuda *p) /* a thread a row of
 }
 
 static inline int64_t
-rap_ace_tensor_finish_grid(const rap_ace_tensor_cuda *p) /* a thread a column, a warp a row */
+rap_ace_tensor_finish_grid(
+    const rap_ace_tensor_cuda *p) /* a thread a column, a warp a row */
 {
     return rap_ace_cuda_blocks(RAP_MAX(rap_ceil_div(p->a.length, RAP_ACE_CUDA_THREADS),
                                        rap_ceil_div(p->a.rows, RAP_ACE_CUDA_THREADS / 32)));
@@ -116,7 +117,7 @@ bool rap_ace_is_tensor(const rap_ace_args *a);
 int64_t rap_ace_tensor_bytes(const rap_ace_args *a);
 
 /* The launches of one sample, described by p, with `space` of rap_ace_tensor_bytes. */
-bool rap_ace_tensor(const rap_ace_args *a, struct rap_cuda_call *call, const rap_ace_cuda *p,
-                    char *space, rap_error *err);
+bool rap_ace_tensor(const rap_ace_args *a, struct rap_cuda_call *call,
+                    const rap_ace_cuda *p, char *space, rap_error *err);
 
 #endif

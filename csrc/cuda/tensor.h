@@ -40,10 +40,10 @@ RAP_HD void
 rap_fetch16(void *to, const void *from, int bytes)
 {
 #if RAP_TENSOR_CORES
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
-                     rap_shared_address(to)),
-                 "l"(__cvta_generic_to_global(from)), "r"(bytes)
-                 : "memory");
+    asm volatile(
+        "cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(rap_shared_address(to)),
+        "l"(__cvta_generic_to_global(from)), "r"(bytes)
+        : "memory");
 #else
     __trap();
 #endif

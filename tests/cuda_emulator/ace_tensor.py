@@ -19,10 +19,9 @@ ROWS, WIDTH, THREADS, BLOCKS = 64, 128, 128, 1536
 
 
 class AceTensorParams(Params):
-    _anonymous_ = ("a",)
     _fields_ = [
         ("a", AceParams), ("q", Pointer), ("k", Pointer), ("part_max", Pointer),
-        ("part_sum", Pointer), ("columns_at", Pointer), ("row_sums", Pointer),
+        ("part_sum", Pointer), ("column_sums", Pointer), ("row_sums", Pointer),
         ("largest", Pointer), ("totals", Pointer), ("ticket", Pointer),
         ("q_stride", _i64 * 2), ("k_stride", _i64 * 2), ("first_column", _i64),
         ("row_tiles", _i32), ("chunks", _i32), ("group", _i32), ("dim", _i32),
@@ -105,7 +104,7 @@ def _parts(device: Device, p: AceTensorParams, blocks: int) -> None:
     if not a.lse.value:
         p.part_max = empty(2 * p.chunks, a.hq, a.rows)
         p.part_sum = empty(2 * p.chunks, a.hq, a.rows)
-    p.columns_at = empty(p.row_tiles, a.length - p.first_column, dtype=np.float64)
+    p.column_sums = empty(p.row_tiles, a.length - p.first_column, dtype=np.float64)
     p.row_sums = empty(3, p.chunks, a.rows, dtype=np.float64)
     p.largest = empty(p.chunks if a.want_stats else 0, a.top, a.rows, dtype=np.uint32)
     p.totals = empty(a.rows + 1, dtype=np.float64)

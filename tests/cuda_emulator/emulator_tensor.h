@@ -52,7 +52,7 @@ rap_ldmatrix4(const void *row, uint32_t *x)
     const uintptr_t at = (uintptr_t)row;
     const uint32_t own[RAP_EMU_WORDS] = {(uint32_t)at, (uint32_t)(at >> 32)};
     const int lane = rap_thread() & 31;
-    const uint32_t(*all)[RAP_EMU_WORDS];
+    const uint32_t (*all)[RAP_EMU_WORDS];
 
     if (at % 16 != 0) {
         rap_emu_misaligned(row);
@@ -86,7 +86,7 @@ RAP_HD void
 rap_mma(float *c, const uint32_t *a, const uint32_t *b, int dtype)
 {
     const uint32_t own[RAP_EMU_WORDS] = {a[0], a[1], a[2], a[3], b[0], b[1]};
-    const uint32_t(*all)[RAP_EMU_WORDS] = rap_emu_gather(own);
+    const uint32_t (*all)[RAP_EMU_WORDS] = rap_emu_gather(own);
     const int lane = rap_thread() & 31;
 
     for (int i = 0; i < 4; i++) {
@@ -98,7 +98,8 @@ rap_mma(float *c, const uint32_t *a, const uint32_t *b, int dtype)
             const uint32_t left = all[row % 8 * 4 + from][row / 8 + 2 * (k / 8)];
             const uint32_t right = all[column * 4 + from][4 + k / 8];
 
-            sum += rap_emu_half_of(left, k % 2, dtype) * rap_emu_half_of(right, k % 2, dtype);
+            sum +=
+                rap_emu_half_of(left, k % 2, dtype) * rap_emu_half_of(right, k % 2, dtype);
         }
         c[i] = rap_emu_cut_off(sum);
     }

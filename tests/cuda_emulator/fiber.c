@@ -210,19 +210,17 @@ rap_emu_exchange(uint64_t bits, int lane)
     return w->slot[side][lane % LANES];
 }
 
-const uint32_t (*rap_emu_gather(const uint32_t *own))[RAP_EMU_WORDS]
-{
+const uint32_t (*rap_emu_gather(const uint32_t *own)) [RAP_EMU_WORDS] {
     warp *w = this_warp();
     const unsigned side = w->meet.round & 1;
     const int lane = it.here->place.thread % LANES;
 
     memcpy(w->words[side][lane], own, sizeof(w->words[side][lane]));
     meet(&w->meet, it.here - lane, AT_SHUFFLE);
-    return (const uint32_t(*)[RAP_EMU_WORDS])w->words[side];
+    return (const uint32_t (*)[RAP_EMU_WORDS])w->words[side];
 }
 
-rap_emu_fetches *
-rap_emu_fetches_here(void)
+rap_emu_fetches *rap_emu_fetches_here(void)
 {
     return &it.here->fetches;
 }
