@@ -48,7 +48,11 @@ def windows(mutation: Mutation | None = None) -> None:
     """Windows of rows and of keys, renormalised: tiles that begin at any key."""
     q, k = half_input(2, 1, 170, 8)
     image = np.random.default_rng(1).random(170) < 0.4
-    for window, key_window, heads in ((5, None, "max"), (None, 33, "mean"), (90, 70, "max")):
+    for window, key_window, heads in (
+        (5, None, "max"),
+        (None, 33, "mean"),
+        (90, 70, "max"),
+    ):
         options = dict(
             response_start=10, heads=heads, columns="all", min_rows=1, window=window,
             key_window=key_window, renormalise=True, image_mask=image,
