@@ -331,8 +331,8 @@ def ace(
     m: Shape, counts: Counts, gpu: Gpu, length: int, response: int, passes: int
 ) -> Cost:
     """Head mean without statistics, on tensor cores. Memory is read once where queries and
-    keys fit L2; through L2 every tile reads the queries of its rows for all heads and, up to
-    128 dimensions, the keys of its columns once a key head, else once a query head."""
+    keys fit L2; through L2 every tile reads the queries of its rows for all heads and, up
+    to 128 dimensions, the keys of its columns once a key head, else once a query head."""
     key = f"sm_{gpu.arch}"
     tiles = ace_tiles(length, response)
     terms = tiles * ACE_ROWS * ACE_COLUMNS * m.heads
@@ -436,10 +436,10 @@ def rows(counts: Counts) -> list[str]:
         shape = f"{m.name}: H={m.heads} L={LENGTH} R={RESPONSE} D={m.dim} bfloat16"
         for passes, what in ((2, "no statistics"), (1, "given log-sum-exps")):
             ours = [ace(m, counts, g, LENGTH, RESPONSE, passes) for g in GPUS]
-            eager = {"torch eager": [eager_attention(m)] * three}
-            lines.append(_line(f"ace, head mean, {what}", shape, ours, eager))
+            rivals = {"torch eager": [eager_attention(m)] * three}
+            lines.append(_line(f"ace, head mean, {what}", shape, ours, rivals))
         ours = [ace_linear(m, counts, g) for g in GPUS]
-        lines.append(_line("ace, each head, given log-sum-exps", shape, ours, eager))
+        lines.append(_line("ace, each head, given log-sum-exps", shape, ours, rivals))
     for n in (1e6, 1e7, 1e8):
         for ties in (False, True):
             ours = [drm(n, ties=ties)] * three
@@ -514,7 +514,8 @@ Before: the form with scores in L2, which float32 still takes. After: two passes
 log-sum-exps given. MB through L2, against q and k read twice; then the time of L2, of the
 tensor cores at their datasheet rate, and of the issue slots alone: the largest decides.
 
-| shape | launches before | after | q and k twice, MB | L2 before, MB | after, MB | of twice q and k | L2 before | after | tensor cores | issue |
+| shape | launches before | after | q and k twice, MB | L2 before, MB | after, MB \
+| of twice q and k | L2 before | after | tensor cores | issue |
 |---|---|---|---|---|---|---|---|---|---|---|
 {ace}
 
@@ -536,9 +537,10 @@ tensor cores at their datasheet rate, and of the issue slots alone: the largest 
   8 on the others (48 KiB a block).
 - Reading q and k twice cannot be had through L2 by blocks that share nothing: a block that
   holds A weights in its registers reads at least 4 D sqrt(Hq Hkv / A) bytes a weight, for
-  A = 32,768 (128 KiB of an SM's 256), 28 and 4 heads and D = 128 30 bytes, 110 MB a pass at
-  L=4096 R=1024 against 23 MB for q and k twice; ours, A = 8,192, 72 bytes. Memory is read
-  once where q and k fit L2. Clusters that share tiles (sm_90) would divide it by their size.
+  A = 32,768 (128 KiB of an SM's 256), 28 and 4 heads and D = 128 30 bytes: 110 MB a pass
+  at L=4096 R=1024 against 23 MB for q and k twice; ours, A = 8,192, 72 bytes. Memory is
+  read once where q and k fit L2. Clusters that share tiles (sm_90) would divide the rest by
+  their size.
 - The linear form of ace takes less than its five launches, a few microseconds each, which
   the page leaves out: with short responses they decide.
 - js by linear_cde makes the products twice, where Liger keeps float32 logits of a chunk of
