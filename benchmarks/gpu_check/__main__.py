@@ -64,6 +64,12 @@ def callers() -> None:
     section.run()
 
 
+def options() -> None:
+    from . import options as section
+
+    section.run(60.0)
+
+
 def sanitizer() -> None:
     from . import sanitizer as section
 
@@ -76,6 +82,7 @@ SECTIONS: dict[str, tuple[Callable[[], None], int]] = {
     "times": (times, 130),
     "model": (model, 110),
     "callers": (callers, 60),
+    "options": (options, 70),
     "sanitizer": (sanitizer, 190),
 }
 
