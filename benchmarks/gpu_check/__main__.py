@@ -67,23 +67,24 @@ def callers() -> None:
 def options() -> None:
     from . import options as section
 
-    section.run(60.0)
+    section.run(36.0)
 
 
 def sanitizer() -> None:
     from . import sanitizer as section
 
-    section.run(min(180.0, WHOLE - report.seconds() - 15))
+    section.run(min(96.0, WHOLE - report.seconds() - 15))
 
 
+# limits add up to less than the whole
 SECTIONS: dict[str, tuple[Callable[[], None], int]] = {
-    "environment": (environment, 130),
-    "correct": (correct, 90),
-    "times": (times, 130),
-    "model": (model, 110),
-    "callers": (callers, 60),
-    "options": (options, 70),
-    "sanitizer": (sanitizer, 190),
+    "environment": (environment, 100),
+    "correct": (correct, 70),
+    "times": (times, 110),
+    "model": (model, 90),
+    "callers": (callers, 40),
+    "options": (options, 40),
+    "sanitizer": (sanitizer, 100),
 }
 
 
