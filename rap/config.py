@@ -233,9 +233,10 @@ class ScoreConfig:
         default=0.05,
         speed=True,
     )
-    linear_memory: Annotated[int, Ge(1)] = setting(
+    linear_memory: Annotated[int | None, Ge(1)] = setting(
         "Bytes of scratch memory for the fused head product (rap.linear_cde).",
-        default=64 << 20,
+        default=None,
+        none="64 MiB on the host, 320 MiB on a GPU",
         speed=True,
     )
 
@@ -285,7 +286,7 @@ class ScoreOptions(TypedDict, total=False):
     max_image_pixels: int
     checker_timeout: float
     max_bad_fraction: float
-    linear_memory: int
+    linear_memory: int | None
 
 
 # ---------------------------------------------------------------- who scores

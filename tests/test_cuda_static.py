@@ -17,6 +17,7 @@ from cuda_emulator.ace_tensor import AceTensorParams, chunks_of
 from cuda_emulator.cde import CdeParams, MapParams, MeansParams
 from cuda_emulator.drm import DrmParams, digits
 from cuda_emulator.emulator import F32, F64, Pointer
+from cuda_emulator.gemm import StackParams
 from test_cuda_widen import WidenParams
 
 # reduce over logits, scores or samples: their loads decide the time
@@ -32,6 +33,7 @@ STREAMING = (
     "rap_drm_digit",
     "rap_drm_gather",
     "rap_widen",
+    "rap_stack",
 )
 # sum float64 numbers: three a row of a sample, ten a row of a sample, D + 1 a tile of 32
 # rows, the log-sum-exp of each row beside its D dimensions; parts of a row and of a column
@@ -39,11 +41,19 @@ DOUBLES_ALLOWED = ("rap_ace_finish", "rap_cde_means", "rap_ace_suffix", "rap_ace
                    "rap_fused_reference", "rap_fused_finish")  # fmt: skip
 MOST_SPILLS = 0
 LEAST_WARPS = 24  # of 48 or 64 an SM holds
+LEAST_WARPS_75 = 16  # of 32: two blocks of the sort have the shared memory
+MOST_PER_PAIR = 20.0  # beyond about 30 the issue slots decide, not memory
 # two a scheduler, each with 64 weights and 64 scores a lane in registers: one multiplies
 # while the other takes exponentials
 LEAST_TENSOR_WARPS = 8
 LEAST_PRODUCTS = 16  # 32 by 64 scores a warp: 16 instructions for sixteen dimensions
 MOST_SHARED = 48 * 1024  # more must be asked for with cuFuncSetAttribute
+
+
+def least_warps(name: str, arch: int) -> int:
+    if name in gates.TENSOR:
+        return LEAST_TENSOR_WARPS
+    return LEAST_WARPS_75 if arch == 75 else LEAST_WARPS
 
 
 @pytest.fixture(scope="module", params=gates.ARCHITECTURES, ids="sm_{}".format)
@@ -68,8 +78,10 @@ def test_gates(measured):
     for name, gate in kernels.items():
         assert gate.spills <= MOST_SPILLS, name
         assert gate.shared <= MOST_SHARED, name
-        assert gate.warps >= (LEAST_TENSOR_WARPS if name in gates.TENSOR else LEAST_WARPS)
+        assert gate.warps >= least_warps(name, arch), name
         assert gate.products >= LEAST_PRODUCTS * (name in gates.TENSOR and arch >= 80), name
+        assert (gate.per_pair > 0) == (name == gates.PAIR_KERNEL), name
+        assert gate.per_pair <= MOST_PER_PAIR, name
         assert name not in STREAMING or gate.loads128 > 0, name
         assert name in DOUBLES_ALLOWED or gate.doubles_in_loops == 0, name
         assert gate.params == expected[name]["params"], name
@@ -81,11 +93,14 @@ def test_gates(measured):
 
 def test_the_table_is_within_the_gates():
     """Also where there is no nvcc."""
-    for kernels in gates.read_table()["kernels"].values():
+    table = gates.read_table()["kernels"]
+    assert set(table) == {f"sm_{arch}" for arch in gates.ARCHITECTURES}
+    for arch, kernels in table.items():
         assert len(kernels) == len(KERNEL_PARAMS)
         for name, gate in kernels.items():
-            least = LEAST_TENSOR_WARPS if name in gates.TENSOR else LEAST_WARPS
+            least = least_warps(name, int(arch.removeprefix("sm_")))
             assert gate["spills"] == 0 and gate["warps"] >= least
+            assert gate["per_pair"] <= MOST_PER_PAIR, name
             assert gate["params"] == ctypes.sizeof(KERNEL_PARAMS[name]), name
 
 
@@ -141,12 +156,14 @@ HEADERS = {
     AceTensorParams: ("ace/ace_tensor_cuda.h", "rap_ace_tensor_cuda"),
     DrmParams: ("drm/drm_cuda.h", "rap_drm_cuda"),
     WidenParams: ("gemm/gemm_widen_cuda.h", "rap_widen_cuda"),
+    StackParams: ("gemm/gemm_widen_cuda.h", "rap_stack_cuda"),
 }
 KERNEL_PARAMS = {
     "rap_cde_rows": CdeParams,
     "rap_cde_map": MapParams,
     "rap_cde_means": MeansParams,
     "rap_widen": WidenParams,
+    "rap_stack": StackParams,
     **{f"rap_ace_{n}": AceParams for n in ("start", "lse", "fold", "stats", "columns")},
     "rap_ace_finish": AceParams,
     **{f"rap_ace_{n}": AceLinearParams for n in ("tiles", "suffix", "linear")},

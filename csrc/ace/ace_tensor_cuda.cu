@@ -95,7 +95,7 @@ ace_quad_sum(ace_lane_tile s, int i, const ace_seen *x, const bool all, float sc
             const bool seen = all || (column >= x->lo && column < x->hi);
             const float z = rap_ace_exponent(scale2, s[i / 2][n][i % 2 * 2 + j], shift);
 
-            sum += seen ? rap_exp2_unit(z) : 0;
+            sum += seen ? rap_ex2(z) : 0;
         }
     }
     sum += rap_shfl_xor_f32(sum, 1);
@@ -280,7 +280,7 @@ ace_fold_head(float scale2, ace_lane_tile s, const float *shift, const float *re
                 const int row = 2 * m + i / 2;
                 const float z = rap_ace_exponent(scale2, s[m][n][i], shift[row]);
 
-                w[m][n][i] = mean ? RAP_FMA(rest[row], rap_exp2_unit(z), w[m][n][i])
+                w[m][n][i] = mean ? RAP_FMA(rest[row], rap_ex2(z), w[m][n][i])
                                   : rap_ace_larger(w[m][n][i], z - rest[row]);
             }
         }

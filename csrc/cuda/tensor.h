@@ -16,8 +16,6 @@
  *                                 a  rows g, g + 8, g, g + 8; columns t, t, t + 8, t + 8
  *                                 b  column g; rows t, t + 8 (pairs, the second one below)
  *                                 c  rows g, g, g + 8, g + 8; columns t, t + 1, t, t + 1
- *   rap_exp2_unit(x)              2^x by the special function unit: at most 2 ulp, 0 below
- *                                 -126, NaN stays
  *   rap_thread_again()            rap_thread(), asked for anew: what is made of it is not made
  *                                 before this point, where it would take registers
  */
@@ -91,15 +89,6 @@ rap_mma(float *c, const uint32_t *a, const uint32_t *b, int dtype)
 #else
     __trap();
 #endif
-}
-
-RAP_HD float
-rap_exp2_unit(float x)
-{
-    float y;
-
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
 }
 
 RAP_HD int

@@ -6,7 +6,7 @@
  * holds NaN, at the wait it is copied; both are this thread's own writes for the sanitizers.
  *
  * A product's sums are exact and then cut off, not rounded, to float32: no kinder than the
- * tensor cores, which align and cut off. 2^x is off by up to 2 ulp, by a rule of its bits.
+ * tensor cores, which align and cut off.
  */
 #ifndef RAP_EMULATOR_TENSOR_H
 #define RAP_EMULATOR_TENSOR_H
@@ -103,18 +103,6 @@ rap_mma(float *c, const uint32_t *a, const uint32_t *b, int dtype)
         }
         c[i] = rap_emu_cut_off(sum);
     }
-}
-
-RAP_HD float
-rap_exp2_unit(float x)
-{
-    const float y = (float)exp2((double)x);
-    const uint32_t bits = rap_bits(y), off = (rap_bits(x) * 2654435761u >> 16) % 5;
-
-    if (!(y >= RAP_FLOAT_TINY)) {
-        return y != y ? y : 0;
-    }
-    return y == 1 || isinf(y) ? y : rap_from_bits(bits + off - 2);
 }
 
 RAP_HD int

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from . import build
 
-ARCHITECTURES = (80, 86, 89, 90, 100, 120)
+ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 TABLE = build.HERE / "gates.json"
 THREADS = 256
 TENSOR_THREADS = 128
@@ -34,6 +34,7 @@ NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false", f"-I{build.CSRC}"]
 # threads and blocks an SM, registers an SM, KiB of shared memory an SM and a block, SMs:
 # NVIDIA CUDA programming guide, table of technical specifications
 SM = {
+    75: (1024, 64, 64, 40),
     80: (2048, 164, 163, 108),
     86: (1536, 100, 99, 84),
     89: (1536, 100, 99, 128),
@@ -57,6 +58,9 @@ class Gate:
     """128-bit loads from global memory in the code."""
     doubles_in_loops: int
     """float64 instructions in innermost loops that read global memory."""
+    per_pair: float
+    """Instructions a pair of logits in the costliest loop that takes them 16 bytes at a
+    time; 0 of a kernel without one."""
     products: int
     """Instructions of the tensor cores in the code."""
     warps: int
@@ -218,6 +222,22 @@ def _doubles_in_loops(code: list[tuple[int, str]]) -> int:
     return sum(bool(_DOUBLE.search(text)) for loop in reading for text in loop)
 
 
+PAIR_KERNEL = "rap_cde_rows"
+
+
+def pair_loops(code: list[tuple[int, str]]) -> list[float]:
+    """Instructions a pair of each loop over pairs of logits, overhead included. A pair
+    takes two powers of 2, three with hellinger2; a turn takes eight pairs or sixteen."""
+    found = []
+    for loop in innermost_loops(code):
+        wide = any("LDG" in text and ".128" in text for text in loop)
+        powers = sum("MUFU.EX2" in text for text in loop)
+        pairs = [n for n in (8, 16) if powers in (2 * n, 3 * n)]
+        if wide and pairs:
+            found.append(len(loop) / pairs[0])
+    return found
+
+
 def _param_sizes(elf: str) -> dict[str, int]:
     """One struct by value: EIATTR_KPARAM_INFO."""
     found = {}
@@ -304,9 +324,11 @@ def measure(arch: int) -> dict[str, Gate]:
             for name, resources in _resources(done.stderr).items():
                 code = functions[name]
                 loads = sum("LDG" in text and ".128" in text for _, text in code)
-                products = sum("HMMA" in text for _, text in code)
+                pairs = pair_loops(code) if name == PAIR_KERNEL else []
                 found[name] = (
-                    *resources, params[name], loads, _doubles_in_loops(code), products
+                    *resources, params[name], loads, _doubles_in_loops(code),
+                    round(max(pairs, default=0), 2),
+                    sum("HMMA" in text for _, text in code),
                 )  # fmt: skip
     held = warps(
         [
