@@ -29,7 +29,7 @@
  * in a score that is computed surfaces, as in ace.h; under `renormalise` NaN in a row's sum
  * reaches all columns from that row on.
  */
-#include "../cuda/tensor.h"
+#include "../cuda/tensor_device.h"
 
 #include "ace_gives_device.h"
 #include "ace_parts_device.h"

@@ -7,7 +7,7 @@
 #ifndef RAP_ACE_TILE_DEVICE_H
 #define RAP_ACE_TILE_DEVICE_H
 
-#include "../cuda/tensor.h"
+#include "../cuda/tensor_device.h"
 #include "ace_device.h"
 #include "ace_tensor_cuda.h"
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The words of csrc/cuda/tensor.h for the host. Every lane hands in its fragments and takes
+ * The words of csrc/cuda/tensor_device.h for the host. Every lane hands in its fragments and takes
  * from the others what the PTX ISA says it holds, so that a fragment in the wrong place gives
  * a wrong product. As on a device, a fetch is early and late: from its start on the place
  * holds NaN, at the wait it is copied; both are this thread's own writes for the sanitizers.

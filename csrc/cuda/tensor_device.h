@@ -19,8 +19,8 @@
  *   rap_thread_again()            rap_thread(), asked for anew: what is made of it is not made
  *                                 before this point, where it would take registers
  */
-#ifndef RAP_CUDA_TENSOR_H
-#define RAP_CUDA_TENSOR_H
+#ifndef RAP_CUDA_TENSOR_DEVICE_H
+#define RAP_CUDA_TENSOR_DEVICE_H
 
 #include "device.h"
 
