@@ -50,9 +50,14 @@ LEAST_PRODUCTS = 16  # 32 by 64 scores a warp: 16 instructions for sixteen dimen
 MOST_SHARED = 48 * 1024  # more must be asked for with cuFuncSetAttribute
 
 
+def runs(name: str, arch: int) -> bool:
+    """Before sm_80 the kernels on tensor cores are a trap that nobody launches."""
+    return arch >= 80 or name not in gates.TENSOR
+
+
 def least_warps(name: str, arch: int) -> int:
     if name in gates.TENSOR:
-        return LEAST_TENSOR_WARPS
+        return LEAST_TENSOR_WARPS if runs(name, arch) else 0
     return LEAST_WARPS_75 if arch == 75 else LEAST_WARPS
 
 
@@ -79,10 +84,12 @@ def test_gates(measured):
         assert gate.spills <= MOST_SPILLS, name
         assert gate.shared <= MOST_SHARED, name
         assert gate.warps >= least_warps(name, arch), name
-        assert gate.products >= LEAST_PRODUCTS * (name in gates.TENSOR and arch >= 80), name
+        if name in gates.TENSOR and runs(name, arch):
+            assert gate.products >= LEAST_PRODUCTS, name
         assert (gate.per_pair > 0) == (name == gates.PAIR_KERNEL), name
         assert gate.per_pair <= MOST_PER_PAIR, name
-        assert name not in STREAMING or gate.loads128 > 0, name
+        if name in STREAMING and runs(name, arch):
+            assert gate.loads128 > 0, name
         assert name in DOUBLES_ALLOWED or gate.doubles_in_loops == 0, name
         assert gate.params == expected[name]["params"], name
         if table["nvcc"] == gates.nvcc_version():  # another compiler, other registers
