@@ -171,8 +171,8 @@ class ScoreConfig:
         default=0.19,
     )
     cascade_pilot: Annotated[Number, Ge(0), Le(1)] = setting(
-        "Evidence cascade: share of the samples that get completions whatever their "
-        "p(answer), from which is learned what it says.",
+        "Evidence cascade: share of the samples that are scored first and get completions "
+        "whatever their p(answer), from which is learned what it says.",
         default=0.08,
     )
     cascade_sure: Annotated[Number, Gt(0.5), Lt(1)] = setting(
@@ -247,13 +247,15 @@ class ScoreConfig:
 
     def fingerprint(self) -> dict[str, object]:
         """The fields that change a score; those that only change speed are left out, and
-        those of the cascade where it is not used."""
+        those of the cascade where it is not used. Stores of its earlier form, which decided
+        in two passes over the pool, are others."""
         out = {f.name for f in dataclasses.fields(self) if f.metadata["speed"]}
         if self.system_prompt is None:  # stores from before there was one go on
             out.add("system_prompt")
         if self.evidence != "cascade":
             out |= {"cascade_completions", "cascade_pilot", "cascade_sure"}
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in out}
+        more = {"cascade": "rounds"} if self.evidence == "cascade" else {}
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in out} | more
 
 
 class ScoreOptions(TypedDict, total=False):

@@ -223,6 +223,22 @@ class ModelDriver(Preparer):
                 log.info("every completion reads its own prompt: %s", self._unshared)
         return self._unshared
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether responses go on from any prompt that was read once."""
+        return not self.unshared and self.merges
+
+    def read(self, batch: Sequence[Prepared]) -> None:
+        """Read these prompts and keep them, for completions and responses that follow. What
+        does not fit into memory, or fails, is read with what follows it."""
+        try:
+            with decode.running(self) as seen:
+                decode.prompts(self, batch, seen)
+        except torch.AcceleratorError:
+            raise
+        except (torch.OutOfMemoryError, RuntimeError, ValueError, IndexError) as error:
+            log.info("prompts are not read beforehand: %s", first_line(error))
+
     @contextlib.contextmanager
     def _uncounted(self) -> Iterator[None]:
         """Checks leave the counts as they were."""

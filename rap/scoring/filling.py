@@ -21,7 +21,7 @@ from ..scores.store import ScoreStore
 from ..scores.table import ROLLOUT_SCHEMA, table_from_rows
 from ..scores.writer import ShardWriter
 from .evidence import EVIDENCE
-from .jobs import COST, Job, ahead
+from .jobs import Job, ahead
 from .plan import Plan
 from .processes import Preparation
 from .profiling import count_asked
@@ -97,9 +97,10 @@ class _Part:
 
 class Run:
     """One pass of `score`: its shards, and what was bad so far. ``more``: columns that a
-    score may depend on besides what a sample is. ``plan``: of a second pass, what the first
-    one settled. ``least``: see `Judge`. ``verify``: is called with the number of a shard
-    before its samples are read, and raises if they are not what they were."""
+    score may depend on besides what a sample is. ``plan``: of a cascade, what its round
+    decides by. ``pool``: samples of all passes, where these are a part of them, which is
+    not judged alone. ``least``: see `Judge`. ``verify``: is called with the number of a
+    shard before its samples are read, and raises if they are not what they were."""
 
     def __init__(
         self,
@@ -110,10 +111,12 @@ class Run:
         more: Collection[str] = (),
         plan: Plan | None = None,
         *,
+        pool: int | None = None,
         least: int = MIN_SEEN,
         verify: Callable[[int], None] | None = None,
     ) -> None:
         self.samples = samples
+        self.judged = pool is None
         self.more = more
         self.plan = plan
         self.driver = driver
@@ -122,7 +125,9 @@ class Run:
             samples, driver, config, asked=not scorer.engine_is_local
         )
         self.scorer = scorer
-        self.judge = Judge(len(samples), config, scorer.allow_degenerate, least)
+        self.judge = Judge(pool or len(samples), config, scorer.allow_degenerate, least)
+        if plan is not None:
+            scorer.count_groups(*plan.groups)
         self.verify = verify
         self.written = time.monotonic()
 
@@ -136,8 +141,9 @@ class Run:
                 self.run(shards, iter(shards.missing()), bar)
         finally:
             self.close()
-        self.scorer.check_degenerate(final=True)
-        self.judge.stop(final=True)
+        if self.judged:
+            self.scorer.check_degenerate(final=True)
+            self.judge.stop(final=True)
 
     def close(self) -> None:
         """End the processes that prepare samples, if there are any."""
@@ -198,10 +204,14 @@ class Run:
                     self.driver.send_ahead(prepared)
             return job
 
-    def _next(self, jobs: Iterator[Job], begun: Mapping[str, Any]) -> Job:
-        """The next prepared job, waited for."""
+    def _next(self, jobs: Iterator[Job]) -> Job:
+        """The next prepared job, waited for, with what else it is scored from."""
         with self.scorer.watch.span("prepare"):
-            return self._new(next(jobs), begun)
+            job = next(jobs)
+            if self.more and job.sample is not None:
+                job.inputs = inputs_sha256(job.sample, self.more)
+            job.asking = None if self.plan is None else self.plan.asking
+            return job
 
     def _begin(self, shards: ShardWriter, k: int) -> _Part:
         """Shard k with what an earlier run has kept of it."""
@@ -241,11 +251,11 @@ class Run:
         begun = {} if self.plan is None else self.plan.begun(rest)
         for i in rest:
             if self._settled(i):
-                job = self._first(i, begun.pop(i))
+                job = self._before(i, begun.pop(i))
             elif i in kept:
                 job = self._again(i, kept.pop(i))
             else:
-                job = self._next(jobs, begun.pop(i, {}))
+                job = self._next(jobs)
             part.jobs.append(job)
             if job.alive and not job.reused:
                 batch.append(job)
@@ -258,8 +268,7 @@ class Run:
             new = part.jobs[part.whole :]
             part.whole = len(part.jobs)
             self._count(job.row for job in new)
-            fresh = sum(not j.reused or self._settled(j.row["index"]) for j in new)
-            self.scorer.watch.count("samples", fresh)
+            self.scorer.watch.count("samples", sum(not job.reused for job in new))
             bar.advance(len(new), self.judge.bad.total())
             if not last:
                 self.judge.stop(final=False)
@@ -273,24 +282,10 @@ class Run:
     def _settled(self, i: int) -> bool:
         return self.plan is not None and self.plan.settled(i)
 
-    def _new(self, job: Job, begun: Mapping[str, Any]) -> Job:
-        """A job that is to be scored, with what else it is scored from, and what the first
-        pass has found."""
-        if self.more and job.sample is not None:
-            job.inputs = inputs_sha256(job.sample, self.more)
-        if job.alive:
-            job.row = dict(begun) | job.row | {k: begun[k] for k in COST if k in begun}
-            if self.plan is not None:
-                job.outlook = self.plan.outlook(job.row["index"])
-                job.rollouts = self.plan.rollouts(job.row["index"])
-        else:
-            job.row |= {k: begun[k] for k in COST if k in begun}
-        return job
-
-    def _first(self, i: int, row: dict[str, Any]) -> Job:
-        """Sample ``i``, on which the first pass has the last word."""
+    def _before(self, i: int, row: dict[str, Any]) -> Job:
+        """Sample ``i``, scored in a round before."""
         job = Job(row | {"source": group_of(self.samples, i)}, reused=True)
-        job.rollouts = [] if self.plan is None else self.plan.rollouts(i)
+        job.rollouts = [] if self.plan is None else list(self.plan.rollouts(i))
         item = self.samples[i] if self.more else None
         if isinstance(item, Sample):
             job.inputs = inputs_sha256(item, self.more)

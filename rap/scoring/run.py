@@ -258,7 +258,7 @@ def plan(
     Optional: the first process of executor ``env`` does it where nobody has. The arguments
     are those of `score`. A store that is there goes on, as `score` does it: changed images,
     a changed data set and quarantined samples are looked for here. Of a cascade the first
-    pass is planned.
+    round is planned.
 
     Returns
     -------
@@ -289,7 +289,7 @@ def plan_by(recipe: Recipe, store: str | os.PathLike[str]) -> ShardPlan:
     """As `plan`."""
     recipe.check()
     with recipe.open(Path(store)) as session:
-        by = session.first_pass() or session.last_pass()
+        by = session.pass_of(0)
         with Claims(by.folder) as claims:
             while not claims.take(PLAN):
                 require_idle(by.folder, claims)

@@ -78,7 +78,7 @@ def coordinate(session: Session, by: Pass, claims: Claims) -> ShardPlan:
     with session.open(by, shared=True) as shards:
         session.look_over(shards, by)
         ranges = map(shards.shard_range, range(shards.n_shards))
-        hashes = tuple(shard_sha256(session.samples, r, by.more) for r in ranges)
+        hashes = tuple(shard_sha256(by.samples, r, by.more) for r in ranges)
         plan = make_plan(
             {name: getattr(shards, name) for name in ("n_samples", "shard_size")}
             | {"fingerprint": shards.fingerprint},
@@ -104,7 +104,7 @@ def _disagreements(
     plan: ShardPlan, session: Session, by: Pass, dataset: str | None
 ) -> list[str]:
     ours = {
-        "n_samples": len(session.samples),
+        "n_samples": len(by.samples),
         "shard_size": session.shard_size,
         "fingerprint": session.fingerprint(by, dataset),
     }
@@ -181,7 +181,7 @@ class Worker:
         others are at. Raises what `rap.score` does; what was scored stays."""
         if self.plan.sealed is not None:
             return
-        n, missing = len(self.session.samples), set(self.store.missing())
+        n, missing = len(self.by.samples), set(self.store.missing())
         done = n - sum(len(self.store.shard_range(k)) for k in missing)
         claimed = (k for k in numbers if k in missing and self.store.claim(k, over=True))
         with Bar(n, done, progress, after) as bar:
@@ -201,8 +201,9 @@ class Worker:
             try:
                 if self._is_sealed():
                     break
-                recipe = self.session.recipe
-                seal(self.by.folder, self.plan, self.by.config, recipe.allow_degenerate)
+                degenerate = self.session.recipe.allow_degenerate
+                by = self.by  # a part of the pool is not judged alone
+                seal(by.folder, self.plan, by.config, degenerate, judged=by.last)
                 self.store.clear_previous()
             finally:
                 self.claims.release(SEAL)
@@ -213,7 +214,7 @@ class Worker:
     def _verify(self, k: int) -> None:
         """Raises ``RapConfigError`` if the samples of a shard are not those of the plan."""
         wanted = self.store.shard_range(k)
-        digest = shard_sha256(self.session.samples, wanted, self.by.more)
+        digest = shard_sha256(self.by.samples, wanted, self.by.more)
         if digest != self.plan.shards[k]:
             raise RapConfigError(
                 f"{self.by.folder}: {self.who}: dataset: the samples {wanted.start} to "
