@@ -58,8 +58,8 @@ def image_seconds(calls: int, images: int) -> float:
 STEP = 0.025
 """Seconds a decoding step of transformers, whatever the rows: 1,290 launches."""
 LOOKS = (M - 1) + M
-"""Times that a cascade asks the samples of a group of batches, one after the other, at most:
-two completions with the image, then one, and one without it."""
+"""Times that a cascade asks the samples of a group of batches, one after the other, at
+most: two completions with the image, then one, and one without it."""
 ENGINE_STEP = 0.0085
 ENGINE_ROWS = 256
 """A serving engine: 15.2 GB of weights and the KV of 256 rows at 70 % of 4.3 TB/s."""

@@ -193,6 +193,13 @@ class ScoreConfig:
         speed=True,
         none="batch_size decides alone, 8 if it is not given",
     )
+    compile_decode: bool = setting(
+        "Whether completions of the local model are sampled with a cache of fixed size and "
+        "a compiled forward. The same tokens on a CPU; it never ran on a GPU, so it is off "
+        "unless asked for. Minutes pass until it is compiled.",
+        default=False,
+        speed=True,
+    )
     workers: Annotated[int, Ge(0)] = setting(
         "Threads or processes that decode and preprocess images ahead of the model.",
         default=2,
@@ -277,6 +284,7 @@ class ScoreOptions(TypedDict, total=False):
     cascade_sure: float
     batch_size: int | None
     batch_tokens: int | None
+    compile_decode: bool
     workers: int
     prepare: PrepareName | None
     prefetch: int
