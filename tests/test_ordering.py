@@ -180,7 +180,7 @@ def test_less_is_padded_than_in_data_set_order(tiny, monkeypatch):
 
     found = padded()
     monkeypatch.setattr(filling, "longest_first", lambda samples, driver, new: list(new))
-    assert 3 * found < padded()
+    assert 2 * found < padded()
 
 
 def test_a_part_of_a_data_set_has_its_own_numbers(tiny):

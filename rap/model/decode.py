@@ -27,7 +27,7 @@ from .batching import Prepared, Trace, by_length
 from .capture import Capture, UnsupportedModelError, capturing, keep_hidden, unchanged
 from .kept import GROWING, Prefilled
 from .probe import close
-from .static import Fixed, Grown, Tokens, rows_for
+from .static import Grown, Pool, Tokens, rows_for
 from .weights import input_device, is_fsdp2
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class Runner(Protocol):
     counts: Counts
     lock: threading.RLock
     merges: bool
+    pool: Pool
 
     @property
     def parts(self) -> Parts: ...
@@ -267,7 +268,7 @@ def _begun(driver: Runner, state: Prefilled, rows: Sequence[int], limit: int) ->
     cache = fork(state.cache, wanted, len(state.ids))
     mask, following = state.mask[place], state.following[place]
     if fixed:
-        return Fixed(cache, mask, following, len(rows), limit)
+        return driver.pool.begin(cache, mask, following, len(rows), limit)
     return Grown(cache, mask, following)
 
 

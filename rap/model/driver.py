@@ -114,6 +114,8 @@ class ModelDriver(Preparer):
         """Configs of vision towers that attend to all windows and images at once."""
         self.stage: Stage | None = None
         """Where pixels are sent ahead of their forward; None: nowhere."""
+        self.pool = static.Pool()
+        """Caches of ``step`` where it is compiled."""
         self._compiled: Any = None
         """The forward of ``step``; False: it cannot be compiled."""
         self._parts: Parts | None = None

@@ -17,7 +17,6 @@ from functools import partial
 from typing import Any, Protocol
 
 import torch
-from torch.nn.functional import pad
 from transformers.cache_utils import Cache, StaticLayer
 
 Forward = Callable[[Mapping[str, Any]], Any]
@@ -25,6 +24,8 @@ Forward = Callable[[Mapping[str, Any]], Any]
 
 BLOCK = 256
 """Lengths are multiples of this."""
+SHAPES = 3
+"""Shapes whose tensors are kept, at most."""
 COMPILER: Callable[..., Any] = partial(torch.compile, mode="reduce-overhead", dynamic=False)
 """Kernels are fused, and a step is one CUDA graph."""
 
@@ -65,19 +66,35 @@ class Grown:
 
 
 class Fixed:
-    """A cache with a place for ``limit`` tokens more. ``cache``: of growing layers; its
-    rows are n, then copies of the first up to `rows_for`."""
+    """Tensors of one shape: a cache of ``rows`` rows with a place for ``length`` tokens.
+    They serve one batch after the other: a compiled forward knows them by their place in
+    memory. ``like``: the layers of a growing cache."""
 
-    def __init__(
-        self, cache: Any, mask: torch.Tensor, following: torch.Tensor, n: int, limit: int
-    ) -> None:
-        read = mask.shape[1]
-        length = -(-(read + limit) // BLOCK) * BLOCK
-        self.n = n
-        self.cache = Cache(layers=[_stretched(layer, length) for layer in cache.layers])
-        self.mask = pad(mask, (0, length - read), value=1)  # the future is not seen anyway
-        self.following = following.clone()
-        self.token = mask.new_zeros(len(mask), 1)
+    def __init__(self, like: Sequence[Any], rows: int, length: int, mask: torch.Tensor):
+        self.layers: list[Any] = [StaticLayer(max_cache_len=length) for _ in like]
+        for layer, grown in zip(self.layers, like, strict=True):
+            layer.lazy_initialization(grown.keys, grown.values)
+        self.n = rows
+        self.cache = Cache(layers=self.layers)
+        self.mask = mask.new_ones(rows, length)
+        self.following = mask.new_zeros(rows)
+        self.token = mask.new_zeros(rows, 1)
+
+    def begin(
+        self, cache: Any, mask: torch.Tensor, following: torch.Tensor, n: int
+    ) -> Fixed:
+        """Take prompts that were read; the first ``n`` rows count."""
+        self.n, read = n, mask.shape[1]
+        for fixed, layer in zip(self.layers, cache.layers, strict=True):
+            for name in ("keys", "values"):
+                tensor = getattr(fixed, name)
+                tensor.zero_()  # what a batch before has left may not be finite
+                tensor[:, :, :read] = getattr(layer, name)
+            fixed.cumulative_length.fill_(read)
+        self.mask[:, :read] = mask
+        self.mask[:, read:] = 1  # the future is not seen anyway
+        self.following.copy_(following)
+        return self
 
     def advance(self, forward: Forward, token: torch.Tensor) -> torch.Tensor:
         self.token[: self.n, 0] = token
@@ -97,16 +114,27 @@ class Fixed:
         return False
 
 
+class Pool:
+    """Tensors of the shapes that were met last, `SHAPES` of them."""
+
+    def __init__(self) -> None:
+        self.fixed: dict[tuple[int, int], Fixed] = {}
+
+    def begin(
+        self, cache: Any, mask: torch.Tensor, following: torch.Tensor, n: int, limit: int
+    ) -> Fixed:
+        """For ``limit`` tokens more. ``cache``: of growing layers; its rows are n, then
+        copies of the first up to `rows_for`."""
+        rows, read = mask.shape
+        shape = rows, -(-(read + limit) // BLOCK) * BLOCK
+        found = self.fixed.pop(shape, None)
+        while found is None and len(self.fixed) >= SHAPES:
+            del self.fixed[next(iter(self.fixed))]
+        self.fixed[shape] = found or Fixed(cache.layers, *shape, mask)
+        return self.fixed[shape].begin(cache, mask, following, n)
+
+
 def rows_for(rows: Sequence[int]) -> list[int]:
     """``rows`` and copies of the first, a power of two."""
     wanted = 1 << (len(rows) - 1).bit_length()
     return [*rows, *[rows[0]] * (wanted - len(rows))]
-
-
-def _stretched(layer: Any, length: int) -> StaticLayer:
-    fixed = StaticLayer(max_cache_len=length)
-    read = layer.keys.shape[2]
-    fixed.lazy_initialization(layer.keys, layer.values)
-    fixed.keys[:, :, :read], fixed.values[:, :, :read] = layer.keys, layer.values
-    fixed.cumulative_length.fill_(read)
-    return fixed
