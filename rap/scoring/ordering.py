@@ -8,6 +8,7 @@ the window: its rows are stored in the order of the data set, whatever came firs
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -20,18 +21,22 @@ if TYPE_CHECKING:
     from ..model.driver import ModelDriver
 
 
+UNUSABLE = sys.maxsize
+"""The length of what is no prompt."""
+
+
 def longest_first(
     samples: SampleSet, driver: ModelDriver | None, wanted: Sequence[int]
 ) -> list[int]:
-    """These samples, ordered by the tokens of their prompts with the image, about; as they
-    stand where there is no local model, or where its processor does not say how many
-    tokens an image of some size becomes."""
+    """These samples, ordered by the tokens of their prompts with the image, about; before
+    them those that cannot be used, of which too many end a run. As they stand where there
+    is no local model, or its processor does not say how many tokens an image becomes."""
     if driver is None or len(wanted) < 2:
         return list(wanted)
     lengths = {}
     for i in wanted:
         item = samples[i]
-        length = 0 if isinstance(item, Bad) else _length(driver, item)
+        length = UNUSABLE if isinstance(item, Bad) else _length(driver, item)
         if length is None:
             return list(wanted)
         lengths[i] = length
@@ -39,11 +44,11 @@ def longest_first(
 
 
 def _length(driver: ModelDriver, sample: Sample) -> int | None:
-    """0 for images that cannot be read: they will be quarantined."""
+    """None: the processor does not say."""
     try:
         sizes = [image_size(ref) for ref in sample.images]
-    except BadSample:
-        return 0
+    except BadSample:  # it will be quarantined
+        return UNUSABLE
     tokens = driver.image_tokens(sizes)
     if tokens is None:
         return None
