@@ -45,6 +45,8 @@ KEYS = {
     "counterfactuals": ("counterfactual", "evidence", "against"),
     "divergences": ("divergence", "over", "counterfactual", "against"),
     "psi": ("psi", "against"),
+    "families": ("family",),
+    "flags": ("family",),
     "stability": ("order", "compared"),
     "confidence": ("m",),
     "adaptive": ("m", "look", "order"),

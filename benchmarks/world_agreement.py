@@ -30,6 +30,7 @@ from rap.config import Sampling
 from rap.demo import world
 from rap.demo.model import load_demo_model
 
+from . import families
 from .metrics import auroc
 
 RESULT = Path(__file__).parent / "results" / "world_agreement.md"
@@ -217,6 +218,18 @@ def psi_by_cause(causes: Sequence[str], scored: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def by_family(
+    samples: Sequence[world.WorldSample], seen: Sequence[Seen], scored: dict[str, Any]
+) -> tuple[str, str]:
+    """Pass rates by family, and what ACE's calibrated limit flags there."""
+    named = [s.family for s in samples]
+    p1, p0 = (np.array([getattr(s, name) for s in seen]) for name in ("p1", "p0"))
+    column = scored["rollouts"].table["log_psi"].to_numpy(zero_copy_only=False)
+    biased = np.array([actual(s) == "attention_biased" for s in seen])
+    found = families.flags(named, biased, column.astype(float))
+    return families.markdown(families.rates(named, p1, p0)), families.markdown(found)
+
+
 def guessed(sees: dict[str, dict[str, float]], count: int) -> str:
     """The families that are not told from answers to another question's picture."""
     names = [
@@ -281,6 +294,7 @@ def report(
         kind: list(made[f"{kind}, budget 10 %"].table["reason"].to_pylist())
         for kind in scored
     }
+    family_rates, family_flags = by_family(samples, seen, scored)
     command = "python -m benchmarks.world_agreement " + shlex.join(sys.argv[1:])
     processor_name = platform.processor() or platform.machine()
     threads = torch.get_num_threads()
@@ -308,6 +322,8 @@ def report(
         quality=actual_shares(acts, made),
         estimators=estimators(causes, seen, scored),
         psi=psi_by_cause(causes, scored),
+        family_rates=family_rates,
+        family_flags=family_flags,
         cost="\n".join(cost),
     )
 
@@ -375,6 +391,17 @@ Against actual causes (share in the pool {acting:.1%}):
 psi is measured where a sample can still be kept (METHOD.md section 6):
 
 {psi}
+
+## By family
+
+half_solved: pass rate with the image from 0.2 to 0.8; not_helped: of those, D <= 0.
+
+{family_rates}
+
+What ACE's calibrated limit flags, against actual causes; false_positive: of the measured
+that are not attention-biased.
+
+{family_flags}
 
 ## Cost
 

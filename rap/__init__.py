@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .scores.bill import Bill, Prices, cost
     from .scores.merge import merge
     from .scores.scores import Scores
+    from .scoring.causal import cut
     from .scoring.run import plan, score, select
     from .selection.choosing import choose
     from .selection.selection import Selection, load
@@ -60,6 +61,7 @@ _MODULES = {
 """Parts of the package that need not be imported by name."""
 _HEAVY = {
     "check": ".model.check",
+    "cut": ".scoring.causal",
     "plan": ".scoring.run",
     "score": ".scoring.run",
     "select": ".scoring.run",
@@ -89,6 +91,7 @@ __all__ = [
     "check",
     "choose",
     "cost",
+    "cut",
     "drm",
     "info",
     "linear_cde",

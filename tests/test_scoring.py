@@ -10,7 +10,9 @@ import math
 import re
 import threading
 import time
+from collections import Counter
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -530,6 +532,8 @@ def test_too_many_bad_samples_stop_the_run_and_keep_the_shards(tiny, tmp_path):
     # the finished store says so too, without scoring
     with pytest.raises(RapInputError, match="10 of 60"):
         score(*tiny, rows, store=tmp_path, max_bad_fraction=0.16, shard_size=8)
+    warnings = rap.choose(rap.Scores.load(tmp_path)).warnings
+    assert any("refused: 10 of 60 samples are bad" in text for text in warnings)
 
 
 def test_too_many_bad_samples_lose_no_row(tiny, tmp_path):
@@ -732,7 +736,7 @@ def test_fault_30_kernels_out_of_device_memory_halve_their_batch(tiny, monkeypat
         assert_close(got, want)
 
 
-def test_fault_30memory_of_a_device_and_of_the_host_are_told_apart():
+def test_fault_30_memory_of_a_device_and_of_the_host_are_told_apart():
     for device, kind in (("cuda", torch.OutOfMemoryError), ("cpu", MemoryError)):
         with pytest.raises(kind), memory_of(torch.device(device)):
             raise MemoryError("2 GiB")
@@ -1074,3 +1078,22 @@ def test_select_is_score_and_choose(tiny, tmp_path):
     with pytest.raises(RapConfigError, match="budget"):
         rap.select(*tiny, rows, budget=7.0, store=tmp_path / "new")
     assert not (tmp_path / "new").exists()  # refused before the model ran
+
+
+def test_a_run_that_finds_all_done_reads_each_file_once(tiny, tmp_path, monkeypatch):
+    options = {"store": tmp_path, "evidence": "rollouts", "shard_size": 4, "m1": 2, "m0": 2}
+    options |= {"allow_degenerate": True, "sampling": {"max_new_tokens": 3}}
+    first = score(*tiny, make_rows(10), **options)
+    read: Counter[str] = Counter()
+    opened = Path.read_bytes
+
+    def noted(self: Path) -> bytes:
+        if self.suffix == ".parquet":
+            read[self.name] += 1
+        return opened(self)
+
+    monkeypatch.setattr(Path, "read_bytes", noted)
+    again = score(*tiny, make_rows(10), **options)
+    assert again.table.equals(first.table)
+    names = [f"{kind}-0000{k}.parquet" for kind in ("scores", "rollouts") for k in range(3)]
+    assert read == dict.fromkeys(names, 1)

@@ -16,6 +16,7 @@ import rap
 from rap.config import COUNTERFACTUALS, DIVERGENCES
 from rap.selection.attention import fence as psi_fence
 
+from .. import families as by_family
 from ..metrics import (
     auroc,
     interval,
@@ -394,6 +395,33 @@ def psi_table(w: World) -> list[Row]:
     return rows
 
 
+def families(w: World) -> list[Row]:
+    """By family: pass rates, their spread, the share that is half-solved (0.2 to 0.8), of
+    those the share that the image does not help, and the share that selections of a tenth
+    keep."""
+    named = [s.family for s in w.measured.samples]
+    five = rollout_scores(w, w.counts(PAPER), w.psi)
+    kept = {}
+    for name, options in (("budget", {}), ("learn", {"rule": "learn"})):
+        kept[f"kept_{name}"] = np.isin(
+            np.arange(len(named)), rap.choose(five, budget=BUDGET, **options).indices
+        )
+    size = int(BUDGET * len(named))
+    kept["kept_variance"] = baselines(w, size)["reward variance p(1-p)"]
+    rows = by_family.rates(named, w.rate("1"), w.rate("0"))
+    for row in rows:
+        mine = np.array([row["family"] in (f, by_family.ALL) for f in named])
+        row |= {name: float(mask[mine].mean()) for name, mask in kept.items()}
+    return rows
+
+
+def flags(w: World) -> list[Row]:
+    """What ACE's calibrated limit flags, by family, and how much of it wrongly: psi of
+    completion 0 in the default form, against the actual causes."""
+    named = [s.family for s in w.measured.samples]
+    return by_family.flags(named, w.actual == "attention_biased", w.psi)
+
+
 # ---- stability, confidence, adaptive -------------------------------------------
 
 
@@ -524,6 +552,8 @@ TABLES: dict[str, Callable[[World], list[Row]]] = {
     "counterfactuals": counterfactuals,
     "divergences": divergences,
     "psi": psi_table,
+    "families": families,
+    "flags": flags,
     "stability": stability,
     "confidence": confidence,
     "adaptive": adaptive,

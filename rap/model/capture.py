@@ -184,7 +184,7 @@ def find_parts(model: Any) -> Parts:
     steps = paths[id(decoder)].split(".")
     above = [model.get_submodule(".".join(steps[:i])) for i in range(len(steps))]
     configs = {id(c): c for m in (*above, *decoder.modules()) for c in _config_of(m)}
-    layers = _layers(model, decoder)
+    layers = decoder_layers(model, decoder)
     watched = frozenset(id(module) for module in layers[-1].modules())
     return Parts(decoder, head, layers[0], watched, tuple(configs.values()))
 
@@ -199,7 +199,7 @@ def _innermost_decoder(model: Any) -> Any:
     return decoder
 
 
-def _layers(model: Any, decoder: torch.nn.Module) -> torch.nn.ModuleList:
+def decoder_layers(model: Any, decoder: torch.nn.Module) -> torch.nn.ModuleList:
     """The first list of modules that is as long as the decoder has layers."""
     n = getattr(getattr(decoder, "config", None), "num_hidden_layers", None)
     for module in decoder.modules():

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from .sample import Bad, Sample
+from .canonical import canonical
+from .sample import Bad, Sample, sample_sha256
 from .sampleset import SampleSet
 
 
@@ -46,6 +50,33 @@ class Part(SampleSet):
         at = np.minimum(np.searchsorted(self.places, there), len(self.places) - 1)
         found: np.ndarray = np.where(self.places[at] == there, at, -1)
         return found
+
+    def shard_hashes(self, shards: Sequence[range], more: Iterable[str] = ()) -> list[str]:
+        """sha256 of the samples of each of these ranges of rows: ids, texts, where their
+        images lie, and the columns ``more``; of a row that cannot be used, why."""
+        return [self._hash_of(shard, sorted(set(more))) for shard in shards]
+
+    def _hash_of(self, shard: range, more: Sequence[str]) -> str:
+        digest = hashlib.sha256()
+        for item in map(self.__getitem__, shard):
+            found: list[Any] = [item.id]
+            if isinstance(item, Bad):
+                found.append(item.code)
+            else:
+                places = [self._inside(ref.path) for ref in item.images]
+                found += [sample_sha256(item, ()), places]
+                found += [canonical(item.extra.get(name)).hex() for name in more]
+            digest.update(json.dumps(found).encode() + b"\n")
+        return digest.hexdigest()
+
+    def _inside(self, path: str | None) -> str:
+        """An image's path inside the root, which may lie elsewhere on another machine."""
+        root = self.root
+        return "" if path is None else os.path.relpath(path, root) if root else path
+
+    def has_ids(self, rows: range) -> bool:
+        places = self.places[rows.start : rows.stop].tolist()
+        return all(self.whole.has_ids(range(i, i + 1)) for i in places)
 
     def content_hash(self, more: Iterable[str] = (), *, source: bool = False) -> str:
         return self.whole.content_hash(more, source=source)

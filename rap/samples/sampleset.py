@@ -20,7 +20,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -35,7 +35,7 @@ from ..errors import RapInputError
 from .answers import read_answer
 from .content import Content
 from .hfdata import build_dataset, stream_dataset
-from .ids import Ids, read_ids
+from .ids import Ids, read_ids, same_ids
 from .jsonlines import JsonlRows
 from .opening import open_rows
 from .parsing import CANDIDATES, cell, counted_from, detect_columns, parse_row
@@ -43,6 +43,7 @@ from .prompts import more_of_a_chat
 from .remote import fetched, is_hub_name, is_url
 from .sample import Bad, BadSample, Sample
 from .sources import (
+    ArrowRows,
     Rows,
     all_to_python,
     datasets_library,
@@ -70,7 +71,7 @@ class Known:
     """What was found when the same data set was opened before (``index``)."""
 
     ids: Ids
-    hashes: Mapping[Content, str]
+    hashes: Mapping[Content, str] = field(default_factory=dict)
 
 
 class SampleSet(Sequence["Sample | Bad"]):
@@ -89,6 +90,7 @@ class SampleSet(Sequence["Sample | Bad"]):
         known: Known | None = None,
     ) -> None:
         self._rows, self._counted = rows, counted
+        self._known = known is not None
         self._hashes = {} if known is None else dict(known.hashes)
         self.columns: Mapping[str, str | None] = MappingProxyType(dict(columns))
         """Role -> column that plays it, None if none does."""
@@ -307,6 +309,31 @@ class SampleSet(Sequence["Sample | Bad"]):
         follow one another."""
         return self.content(more).sha256_of_shards(self._rows, self._ids, shards)
 
+    def read_hashes(
+        self, shards: Sequence[range], more: Iterable[str] = ()
+    ) -> tuple[str, list[str]]:
+        """(``content_hash``, ``shard_hashes`` of shards that hold all rows, or of none), of
+        one pass over the rows. The first is what ``content_hash`` says from then on."""
+        content = self.content(more)
+        whole, found = content.sha256_with_shards(self._rows, self._ids, shards)
+        self._hashes[content] = whole
+        return whole, found
+
+    def has_rows(self, shard: range, wanted: str, more: Iterable[str] = ()) -> bool:
+        """Whether ``shard_hashes`` of these rows is ``wanted``, their ids included."""
+        return self.shard_hashes([shard], more) == [wanted] and self.has_ids(shard)
+
+    def has_ids(self, rows: range) -> bool:
+        """Whether these rows have the ids that were found in them."""
+        column = self.columns["id"]
+        return not self._known or same_ids(self._rows, column, self._ids, rows)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it was opened with what was found before (``index``), so that its rows
+        were not looked at."""
+        return self._known
+
     def values(self, name: str) -> Iterator[pa.ChunkedArray | list[Any]]:
         """A column, or a field of one ("a.b"), in order: as Arrow has it, or as Python
         values where Arrow has no type for them; None for rows that cannot be read."""
@@ -437,11 +464,15 @@ def _counted(
 
 def _cells(rows: Rows, names: Sequence[str | None], most: int) -> Iterator[tuple[Any, Any]]:
     """The values of two columns in ``most`` rows, evenly spread, or in all."""
+    columns = outer_columns(rows.columns, names)
+    places = np.linspace(0, len(rows) - 1, most).astype(np.int64)
+    each: Iterable[Any]
     if len(rows) <= most:
-        each: Iterable[Any] = rows.each(outer_columns(rows.columns, names))
+        each = rows.each(columns)
+    elif isinstance(rows, ArrowRows):
+        each = rows.some(places, columns)
     else:
-        places = np.linspace(0, len(rows) - 1, most).astype(np.int64).tolist()
-        each = (row_or_bad(rows, i) for i in places)
+        each = (row_or_bad(rows, i) for i in places.tolist())
     for row in each:
         if not isinstance(row, BadSample):
             yield cell(row, names[0]), cell(row, names[1])

@@ -11,7 +11,7 @@ from typing import Any
 from ..config import Sampling, ScoreConfig
 from ..errors import RapStoreError
 from .claims import LEASE, SEAL, Claims, require_idle
-from .judge import judge_whole
+from .judge import judge_whole, verdict_kept
 from .shardplan import ShardPlan, read_plan
 from .store import ScoreStore
 
@@ -39,7 +39,8 @@ def seal(
         if shards.missing():
             return False
         if judged:
-            judge_whole(shards, config, allow_degenerate)
+            with verdict_kept(folder):
+                judge_whole(shards, config, allow_degenerate)
         plan.seal(folder, shards.drawn())
     return True
 

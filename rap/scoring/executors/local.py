@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...config import ExecutorConfig
+from ...scores.judge import verdict_kept
 from ...scores.store import ScoreStore
 from ..ledger import BILLED
 from ..profiling import profiled
@@ -45,6 +46,7 @@ class LocalExecutor:
 def _fill(session: Session, shards: ScoreStore, by: Pass) -> None:
     """Score what the store lacks."""
     session.look_over(shards, by)
-    session.make_run(by).fill(shards, session.recipe.progress)
+    with verdict_kept(session.path):
+        session.make_run(by).fill(shards, session.recipe.progress)
     with session.watch.span("store"):
         shards.clear_previous()

@@ -1,0 +1,308 @@
+"""Does the answer depend on the token that ACE points at? ``rap check MODEL --cut STORE``.
+
+psi says that later tokens look at one token, not that they use it. Here the token is cut
+out of the sight of all that follows, in every layer, and so are other tokens of the same
+response, drawn at random: if cutting the flagged one moves the answer's log-probability no
+more than cutting any other, the flag says nothing about the answer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..config import ScoreConfig
+from ..errors import RapConfigError, RapInputError
+from ..model.rollouts import IMAGE_ARM
+from ..samples.sampleset import SampleSet, open_samples
+from ..scores.scores import Scores
+from .prepare import prepare_job
+
+if TYPE_CHECKING:
+    from ..model.batching import Prepared
+    from ..model.driver import ModelDriver
+
+DRAWS = 2000
+"""Resamplings of an interval."""
+
+
+@dataclass(frozen=True, slots=True)
+class CutSample:
+    """One sample: what its answer owes to the flagged token, and to others."""
+
+    id: str
+    token: str
+    """The flagged one."""
+    position: int
+    """Its index in prompt + response."""
+    log_psi: float
+    answer: str
+    """The tokens whose log-probability is read."""
+    logp: float
+    """Their log-probability, nats, nothing cut."""
+    logp_cut: float
+    """The same without the flagged token."""
+    logp_others: tuple[float, ...]
+    """The same without each of the other tokens."""
+    moved: bool
+    """Without the flagged token another token is the most probable somewhere in the
+    answer."""
+    moved_others: float
+    """Share of the other tokens of which that is true."""
+
+    @property
+    def change(self) -> float:
+        """|change| of the answer's log-probability without the flagged token, nats."""
+        return abs(self.logp_cut - self.logp)
+
+    @property
+    def change_others(self) -> float:
+        """The mean of the same over the other tokens."""
+        return float(np.mean([abs(x - self.logp) for x in self.logp_others]))
+
+
+@dataclass(frozen=True, slots=True)
+class CutReport:
+    """What ``rap.cut`` found."""
+
+    samples: tuple[CutSample, ...]
+    """Those measured, the largest psi first."""
+    skipped: int
+    """Samples with a psi whose flagged token is not before the answer, or that have no
+    other token before it."""
+    seed: int = 0
+
+    @property
+    def change(self) -> float:
+        """Mean |change| of the answer's log-probability without the flagged token."""
+        return float(np.mean([s.change for s in self.samples]))
+
+    @property
+    def change_others(self) -> float:
+        """Mean |change| without another token."""
+        return float(np.mean([s.change_others for s in self.samples]))
+
+    @property
+    def difference(self) -> tuple[float, float, float]:
+        """``change - change_others`` and its 95 % interval (bootstrap over samples)."""
+        each = np.array([s.change - s.change_others for s in self.samples])
+        drawn = np.random.default_rng(self.seed).integers(
+            len(each), size=(DRAWS, len(each))
+        )
+        low, high = np.quantile(each[drawn].mean(axis=1), [0.025, 0.975])
+        return float(each.mean()), float(low), float(high)
+
+    @property
+    def verdict(self) -> str:
+        """One sentence."""
+        _, low, high = self.difference
+        if low > 0:
+            return "the answer depends on the flagged token more than on another one"
+        if high < 0:
+            return (
+                "the answer depends on the flagged token less than on another one: psi "
+                "says nothing against these samples"
+            )
+        return "the answer depends on the flagged token no more than on another one"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values: the means, the interval, the verdict, every sample."""
+        mean, low, high = self.difference
+        return {
+            "change": self.change,
+            "change_others": self.change_others,
+            "difference": mean,
+            "interval": [low, high],
+            "verdict": self.verdict,
+            "skipped": self.skipped,
+            "samples": [dataclasses.asdict(s) for s in self.samples],
+        }
+
+    def __str__(self) -> str:
+        mean, low, high = self.difference
+        moved = np.mean([s.moved for s in self.samples])
+        others = np.mean([s.moved_others for s in self.samples])
+        lines = {
+            "cut": f"{len(self.samples)} samples with the largest psi"
+            + (f" ({self.skipped} more have no token to cut)" if self.skipped else ""),
+            "flagged": f"without it the answer's log-probability changes by "
+            f"{self.change:.3g} nats; the most probable answer changes in {moved:.0%}",
+            "others": f"{self.change_others:.3g} nats, {others:.0%}",
+            "difference": f"{mean:+.3g} nats, 95 % interval {low:+.3g} .. {high:+.3g}",
+            "verdict": self.verdict,
+        }
+        return "\n".join(f"{name:<12} {text}" for name, text in lines.items())
+
+
+def cut(
+    model: Any,
+    processor: Any,
+    data: object,
+    scores: Scores,
+    *,
+    samples: int = 64,
+    others: int = 4,
+    seed: int = 0,
+) -> CutReport:
+    """Cut the token that decided psi, and ``others`` tokens drawn at random, out of the
+    sight of all later tokens in all layers, and read the answer's log-probability.
+
+    model, processor: as for ``rap.score``; ``data``: the data set that was scored;
+    ``scores``: of evidence ``rollouts`` or ``cascade``, with their completions. The
+    ``samples`` with the largest finite psi are taken: those that a limit on psi would drop
+    first. The response is the one that psi was read from (the first right completion); the
+    answer is where it last names the reference answer, or its last token if it does not.
+    Other tokens are of the same part (prompt or response), before the answer, not special.
+
+    Raises ``RapConfigError`` for samples or others < 1; ``RapInputError`` if the scores
+    have no psi or no completions, or a sample is not in ``data``; ``RapModelError`` if the
+    model is not supported. Passes ``torch.OutOfMemoryError``.
+    """
+    for name, value in (("samples", samples), ("others", others)):
+        if value < 1:
+            raise RapConfigError(f"{name} = {value}: expected at least 1")
+    rows = _rows(scores)
+    said = _responses(scores, {row["id"] for row in rows})
+    from ..model.capture import UnsupportedModelError, unsupported
+    from ..model.driver import ModelDriver
+
+    config = ScoreConfig(evidence="rollouts")
+    driver = ModelDriver(model, processor, config)
+    opened = data if isinstance(data, SampleSet) else open_samples(data)
+    found: list[CutSample] = []
+    skipped = 0
+    for row in rows:
+        if len(found) == samples:
+            break
+        job = prepare_job(opened, driver, config, _index(opened, row))
+        if job.image is None or row["id"] not in said:
+            skipped += 1
+            continue
+        prepared = driver.with_response(job.image, said[row["id"]])
+        assert job.sample is not None  # it has an image prompt
+        rng = random.Random(f"rap cut {seed} {row['id']}")
+        try:
+            one = _measure(driver, prepared, row, str(job.sample.answer), others, rng)
+        except UnsupportedModelError as error:
+            raise unsupported(model, error) from error
+        if one is None:
+            skipped += 1
+        else:
+            found.append(one)
+    if not found:
+        raise RapInputError(
+            f"of {len(rows)} samples with a psi none has its flagged token before its "
+            "answer"
+        )
+    return CutReport(tuple(found), skipped, seed)
+
+
+def _rows(scores: Scores) -> list[dict[str, Any]]:
+    """The samples with a finite psi, the largest first."""
+    names = ["id", "index", "log_psi", "psi_position", "psi_token", "n_prompt"]
+    rows = [
+        row
+        for batch in scores.reader.batches(names)
+        for row in batch.to_pylist()
+        if row["log_psi"] is not None and math.isfinite(row["log_psi"])
+    ]
+    if not rows:
+        raise RapInputError("these scores have no psi: there is no token to cut")
+    return sorted(rows, key=lambda row: (-row["log_psi"], row["index"]))
+
+
+def _responses(scores: Scores, wanted: set[str]) -> dict[str, list[int]]:
+    """Tokens of the first right completion with the image, by sample."""
+    if scores.rollouts is None or "token_ids" not in scores.rollouts.column_names:
+        raise RapInputError(
+            "these scores hold no completions, so the response that psi was read from is "
+            "not known; evidence rollouts and cascade keep them"
+        )
+    names = ["id", "arm", "number", "correct", "token_ids"]
+    first: dict[str, tuple[int, list[int]]] = {}
+    for r in scores.rollouts.select(names).to_pylist():
+        if r["arm"] != IMAGE_ARM or not r["correct"] or r["token_ids"] is None:
+            continue
+        if r["id"] in wanted and (r["id"] not in first or r["number"] < first[r["id"]][0]):
+            first[r["id"]] = (r["number"], r["token_ids"])
+    return {id: ids for id, (_, ids) in first.items()}
+
+
+def _index(opened: Any, row: Mapping[str, Any]) -> int:
+    """Where the sample of a row is in the data set."""
+    i = int(row["index"])
+    if not 0 <= i < len(opened) or opened[i].id != row["id"]:
+        raise RapInputError(
+            f"sample {row['id']!r} is not at its place in this data set: it is not the one "
+            "that was scored"
+        )
+    return i
+
+
+def _measure(
+    driver: ModelDriver,
+    prepared: Prepared,
+    row: Mapping[str, Any],
+    reference: str,
+    others: int,
+    rng: random.Random,
+) -> CutSample | None:
+    """One forward with a row a cut; None if there is nothing to cut before the answer."""
+    from ..model.cutting import NONE, cut_logits
+
+    start, end = _answer(driver, prepared, reference)
+    flagged = int(row["psi_position"])
+    candidates = _candidates(prepared, flagged, start)
+    if not 0 <= flagged < start - 1 or not candidates:
+        return None
+    chosen = rng.sample(candidates, min(others, len(candidates)))
+    columns = [NONE, flagged, *chosen]
+    logits = cut_logits(driver, prepared, columns, range(start - 1, end - 1))
+    target = prepared.ids[start:end]
+    logp = logits.double().log_softmax(-1)
+    at = logp.gather(-1, target[None, :, None].expand(len(columns), -1, 1))[..., 0].sum(1)
+    best = logits.argmax(-1)
+    moved = (best[1:] != best[:1]).any(dim=1)
+    return CutSample(
+        id=row["id"],
+        token=row["psi_token"] or "",
+        position=flagged,
+        log_psi=row["log_psi"],
+        answer=driver.tokenizer.decode(target.tolist()),
+        logp=float(at[0]),
+        logp_cut=float(at[1]),
+        logp_others=tuple(map(float, at[2:])),
+        moved=bool(moved[0]),
+        moved_others=float(moved[1:].float().mean()),
+    )
+
+
+def _answer(driver: ModelDriver, prepared: Prepared, reference: str) -> tuple[int, int]:
+    """Tokens [start, end) of prompt + response that last name the reference answer; the
+    last token that is not special where none does."""
+    ids = prepared.response_ids.tolist()
+    said = [len(driver.tokenizer.decode(ids[:n])) for n in range(len(ids) + 1)]
+    text = driver.tokenizer.decode(ids)
+    at = text.rfind(reference) if reference else -1
+    if at < 0:
+        plain = (~prepared.special_mask[prepared.n_prompt :]).nonzero()
+        last = int(plain[-1]) if len(plain) else len(ids) - 1
+        return prepared.n_prompt + last, prepared.n_prompt + last + 1
+    start = max(n for n in range(len(ids)) if said[n] <= at)
+    end = min(n for n in range(start + 1, len(ids) + 1) if said[n] >= at + len(reference))
+    return prepared.n_prompt + start, prepared.n_prompt + end
+
+
+def _candidates(prepared: Prepared, flagged: int, start: int) -> Sequence[int]:
+    """Tokens of the flagged one's part, before the row that predicts the answer."""
+    first = prepared.n_prompt if flagged >= prepared.n_prompt else 0
+    last = min(start - 1, prepared.n_prompt if first == 0 else start - 1)
+    return [
+        i for i in range(first, last) if i != flagged and not bool(prepared.special_mask[i])
+    ]
