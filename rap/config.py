@@ -179,8 +179,8 @@ class ScoreConfig:
         default=0.19,
     )
     cascade_pilot: Annotated[Number, Ge(0), Le(1)] = setting(
-        "Evidence cascade: share of the samples that get completions whatever their "
-        "p(answer), from which is learned what it says.",
+        "Evidence cascade: share of the samples that are scored first and get completions "
+        "whatever their p(answer), from which is learned what it says.",
         default=0.08,
     )
     cascade_sure: Annotated[Number, Gt(0.5), Lt(1)] = setting(
@@ -200,6 +200,13 @@ class ScoreConfig:
         default=8192,
         speed=True,
         none="batch_size decides alone, 8 if it is not given",
+    )
+    compile_decode: bool = setting(
+        "Whether completions of the local model are sampled with a cache of fixed size and "
+        "a compiled forward. The same tokens on a CPU; it never ran on a GPU, so it is off "
+        "unless asked for. Minutes pass until it is compiled.",
+        default=False,
+        speed=True,
     )
     workers: Annotated[int, Ge(0)] = setting(
         "Threads or processes that decode and preprocess images ahead of the model.",
@@ -256,13 +263,15 @@ class ScoreConfig:
 
     def fingerprint(self) -> dict[str, object]:
         """The fields that change a score; those that only change speed are left out, and
-        those of the cascade where it is not used."""
+        those of the cascade where it is not used. Stores of its earlier form, which decided
+        in two passes over the pool, are others."""
         out = {f.name for f in dataclasses.fields(self) if f.metadata["speed"]}
         if self.system_prompt is None:  # stores from before there was one go on
             out.add("system_prompt")
         if self.evidence != "cascade":
             out |= {"cascade_completions", "cascade_pilot", "cascade_sure"}
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in out}
+        more = {"cascade": "rounds"} if self.evidence == "cascade" else {}
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in out} | more
 
 
 class ScoreOptions(TypedDict, total=False):
@@ -284,6 +293,7 @@ class ScoreOptions(TypedDict, total=False):
     cascade_sure: float
     batch_size: int | None
     batch_tokens: int | None
+    compile_decode: bool
     workers: int
     prepare: PrepareName | None
     prefetch: int
