@@ -97,8 +97,9 @@ def _to_score(shards: ScoreStore) -> list[int]:
     todo: list[int] = []
     for k in shards.missing():
         part = shards.partial(k)
-        kept = 0 if part is None else part.scores.num_rows
-        todo += [i for i in shards.shard_range(k)[kept:] if not shards.reusable(i)]
+        kept = set() if part is None else set(part.scores["index"].to_pylist())
+        rest = (i for i in shards.shard_range(k) if i not in kept)
+        todo += [i for i in rest if not shards.reusable(i)]
     return todo
 
 
