@@ -197,7 +197,8 @@ def cut(
             found.append(one)
     if not found:
         raise RapInputError(
-            f"none of {len(rows)} samples with a psi has its flagged token before its answer"
+            f"of {len(rows)} samples with a psi none has its flagged token before its "
+            "answer"
         )
     return CutReport(tuple(found), skipped, seed)
 
