@@ -145,9 +145,9 @@ def test_verdicts_by_the_interval():
     def verdict(*pairs: tuple[float, float]) -> str:
         return causal.CutReport(tuple(sample(*p) for p in pairs), 0).verdict
 
-    assert "more than another one" in verdict(*[(1.0, 0.1)] * 5)
-    assert "less than another one" in verdict(*[(0.1, 1.0)] * 5)
-    assert "no more than another one" in verdict((1.0, 0.0), (0.0, 1.0), (0.5, 0.5))
+    assert "the flagged token more than on another one" in verdict(*[(1.0, 0.1)] * 5)
+    assert "less than on another one" in verdict(*[(0.1, 1.0)] * 5)
+    assert "no more than on another one" in verdict((1.0, 0.0), (0.0, 1.0), (0.5, 0.5))
 
 
 def test_scores_that_have_nothing_to_cut(scored, tmp_path):

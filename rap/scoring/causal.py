@@ -20,7 +20,7 @@ import numpy as np
 from ..config import ScoreConfig
 from ..errors import RapConfigError, RapInputError
 from ..model.rollouts import IMAGE_ARM
-from ..samples.sampleset import open_samples
+from ..samples.sampleset import SampleSet, open_samples
 from ..scores.scores import Scores
 from .prepare import prepare_job
 
@@ -174,7 +174,7 @@ def cut(
 
     config = ScoreConfig(evidence="rollouts")
     driver = ModelDriver(model, processor, config)
-    opened = open_samples(data)
+    opened = data if isinstance(data, SampleSet) else open_samples(data)
     found: list[CutSample] = []
     skipped = 0
     for row in rows:
