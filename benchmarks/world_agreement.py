@@ -301,6 +301,23 @@ def by_family(
     return families.markdown(families.rates(named, p1, p0)), families.markdown(found)
 
 
+def cut_by_cause(samples: Sequence[world.WorldSample], found: Any) -> str:
+    """What cutting the flagged token does, by planted cause."""
+    cause = {s.id: s.cause for s in samples}
+    lines = [
+        "| planted | n | change, flagged | change, others | moved, flagged | moved, others |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name in world.CAUSES:
+        mine = [s for s in found.samples if cause[s.id] == name]
+        if mine:
+            numbers = ("change", "change_others", "moved", "moved_others")
+            means = [np.mean([getattr(s, x) for s in mine]) for x in numbers]
+            shown = " | ".join(f"{m:.3f}" for m in means)
+            lines.append(f"| {name} | {len(mine)} | {shown} |")
+    return "\n".join(lines)
+
+
 def guessed(sees: dict[str, dict[str, float]], count: int) -> str:
     """The families that are not told from answers to another question's picture."""
     names = [
@@ -377,6 +394,9 @@ def report(
         kind: list(made[f"{kind}, budget 10 %"].table["reason"].to_pylist())
         for kind in scored
     }
+    cuts = rap.cut(
+        model, processor, world.rows(samples), scored["rollouts"], samples=n, seed=seed
+    )
     family_rates, family_flags = by_family(samples, seen, scored)
     command = "python -m benchmarks.world_agreement " + shlex.join(sys.argv[1:])
     processor_name = platform.processor() or platform.machine()
@@ -405,6 +425,8 @@ def report(
         quality=actual_shares(acts, made),
         estimators=estimators(causes, seen, scored),
         psi=psi_by_cause(causes, scored),
+        cut=str(cuts),
+        cut_by_cause=cut_by_cause(samples, cuts),
         slips=slips(samples, scored["rollouts"].rollouts),
         family_rates=family_rates,
         family_flags=family_flags,
@@ -479,6 +501,18 @@ Against actual causes (share in the pool {acting:.1%}):
 psi is measured where a sample can still be kept (METHOD.md section 6):
 
 {psi}
+
+## Does the answer depend on the token that psi flags?
+
+`rap check MODEL --cut STORE` over all samples with a psi: the flagged token, and four others at
+random, cut out of the sight of all later tokens in every layer; changes of the answer's
+log-probability in nats, and how often the most probable answer changes.
+
+```
+{cut}
+```
+
+{cut_by_cause}
 
 ## By family
 
