@@ -59,7 +59,7 @@ class Plan:
     """How long, how fast."""
 
     seed: int = 0
-    steps: int = 2400
+    steps: int = 3200
     restart: int = 0
     """Step at which the learning rate has come down to nothing and starts anew; 0: none."""
     look: int = 400
