@@ -304,10 +304,8 @@ def by_family(
 def cut_by_cause(samples: Sequence[world.WorldSample], found: Any) -> str:
     """What cutting the flagged token does, by planted cause."""
     cause = {s.id: s.cause for s in samples}
-    lines = [
-        "| planted | n | change, flagged | change, others | moved, flagged | moved, others |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
+    head = "planted | n | change, flagged | change, others | moved, flagged | moved, others"
+    lines = [f"| {head} |", "|---|---:|---:|---:|---:|---:|"]
     for name in world.CAUSES:
         mine = [s for s in found.samples if cause[s.id] == name]
         if mine:
@@ -504,8 +502,8 @@ psi is measured where a sample can still be kept (METHOD.md section 6):
 
 ## Does the answer depend on the token that psi flags?
 
-`rap check MODEL --cut STORE` over all samples with a psi: the flagged token, and four others at
-random, cut out of the sight of all later tokens in every layer; changes of the answer's
+`rap check MODEL --cut STORE` over all samples with a psi: the flagged token, and four others
+at random, cut out of the sight of all later tokens in every layer; changes of the answer's
 log-probability in nats, and how often the most probable answer changes.
 
 ```
