@@ -502,9 +502,9 @@ psi is measured where a sample can still be kept (METHOD.md section 6):
 
 ## Does the answer depend on the token that psi flags?
 
-`rap check MODEL --cut STORE` over all samples with a psi: the flagged token, and four others
-at random, cut out of the sight of all later tokens in every layer; changes of the answer's
-log-probability in nats, and how often the most probable answer changes.
+`rap check MODEL --cut STORE` over all samples with a psi: the flagged token, and four
+others at random, cut out of the sight of all later tokens in every layer; changes of the
+answer's log-probability in nats, and how often the most probable answer changes.
 
 ```
 {cut}

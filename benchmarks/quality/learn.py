@@ -121,10 +121,10 @@ NOTE = (
     "split test, on which nothing was set: the rule was designed on an earlier form of the "
     "world); mean ± standard deviation over worlds. Cognitive: share of the kept samples "
     "planted as such (the pool has about 0.18). Mixed: share whose five completions with "
-    "the image (evidence rollouts) are neither all right nor all wrong. Evenness: entropy of the question "
-    "families kept, 1 is even. AUROC: of the ranking, for cognitive, barred samples last. "
-    "Counts of the other causes are means. This says what is selected; whether it trains "
-    "is benchmarks/results/training.md."
+    "the image (evidence rollouts) are neither all right nor all wrong. Evenness: entropy "
+    "of the question families kept, 1 is even. AUROC: of the ranking, for cognitive, "
+    "barred samples last. Counts of the other causes are means. This says what is "
+    "selected, not whether it trains."
 )
 
 
