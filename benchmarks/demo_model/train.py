@@ -7,7 +7,7 @@
 
 The second model, which only benchmarks need (benchmarks/second_model):
 
-    python -m benchmarks.demo_model.train --seed 1 --width 96 --look 500 --steps 2200
+    python -m benchmarks.demo_model.train --seed 1 --width 96 --look 500 --steps 2600
     python -m benchmarks.demo_model.train --verify 30 \\
         --log benchmarks/second_model/training.jsonl
 
