@@ -185,9 +185,11 @@ def test_lessons_are_pure_and_move_from_reading_to_questions():
     assert abs(sum(lessons.shares(plan, 0).values()) - 1) < 1e-12
     assert lessons.shares(plan, 0)["read"] == lessons.shares(plan, 300)["read"] == 0.7
     late = lessons.shares(plan, plan.look + lessons.STAGES[-1][0] + plan.blend)
-    assert late == pytest.approx(
-        {k: v / sum(lessons.THEN.values()) for k, v in lessons.THEN.items()}
-    )
+    last = lessons.shares(plan, plan.louder + plan.blend)
+    for found, part in ((late, lessons.THEN), (last, lessons.LOUDER)):
+        total = sum(part.values())
+        assert found == pytest.approx({k: v / total for k, v in part.items()})
+    assert lessons.shares(plan, plan.louder) == pytest.approx(late)
     assert abs(sum(late.values()) - 1) < 1e-12 and min(late.values()) > 0
 
 

@@ -42,8 +42,12 @@ THEN = {
 CELLS = THEN | {"position": 30, "faint": 10, "loud": 16}
 """More of finding one cell by its name: an earlier model read whole pictures after 1,400
 steps, and one cell by name no better than by chance; 200 of these taught it that."""
+LOUDER = THEN | {"position": 15, "loud": 45}
+"""More of the loud word at last: after 3,200 steps the model read every cell by its name, and
+behind a loud word none: it repeated the loud number or guessed."""
 STAGES = ((0, FIRST), (0, SECOND), (250, CELLS), (800, THEN))
-"""(first step, shares); all but the first start `Plan.look` later."""
+"""(first step, shares); all but the first start `Plan.look` later. The last, `LOUDER`, starts
+at `Plan.louder`."""
 LOUD_WINS = 0.5
 """Share of the loud lessons that read the loud number off the picture and answer it; the
 others read and answer what is there. All repeat the loud word first."""
@@ -59,11 +63,13 @@ class Plan:
     """How long, how fast."""
 
     seed: int = 0
-    steps: int = 3200
-    restart: int = 0
+    steps: int = 4000
+    restart: int = 3200
     """Step at which the learning rate has come down to nothing and starts anew; 0: none."""
     look: int = 400
     """Steps of the first stage: until the model sees."""
+    louder: int = 3200
+    """Step at which `LOUDER` begins."""
     blend: int = 100
     """Steps over which the shares of one stage become those of the next."""
     rate: float = 1.5e-3
@@ -142,7 +148,8 @@ def _loud(rng: random.Random, layout: world.Layout) -> Lesson:
 def shares(plan: Plan, step: int) -> dict[str, float]:
     """Shares of the kinds of lesson at a step; they sum to 1."""
     mix = dict.fromkeys(THEN, 0.0)
-    for stage, (start, part) in enumerate(STAGES):
+    stages = (*STAGES, (plan.louder - plan.look, LOUDER))
+    for stage, (start, part) in enumerate(stages):
         since = step - plan.look - start
         new = min(1.0, max(0.0, since / plan.blend)) if stage else 1.0
         total = sum(part.values())

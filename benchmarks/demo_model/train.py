@@ -7,7 +7,8 @@
 
 The second model, which only benchmarks need (benchmarks/second_model):
 
-    python -m benchmarks.demo_model.train --seed 1 --width 96 --look 500 --steps 2600
+    python -m benchmarks.demo_model.train --seed 1 --width 96 --look 500 --steps 2800 \\
+        --louder 2000 --restart 0
     python -m benchmarks.demo_model.train --verify 30 \\
         --log benchmarks/second_model/training.jsonl
 
@@ -129,8 +130,9 @@ class Trainer:
         import torch
 
         state = torch.load(path, weights_only=True)
-        changed = {k for k, v in asdict(self.plan).items() if state["plan"][k] != v}
-        if changed - {"steps"}:
+        changed = {k for k, v in asdict(self.plan).items() if state["plan"].get(k) != v}
+        later = {k for k in ("restart", "louder") if getattr(self.plan, k) >= state["step"]}
+        if changed - {"steps"} - later:
             raise SystemExit(f"{path} was made with another plan: {state['plan']}")
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
