@@ -42,11 +42,11 @@ SCORING: dict[str, Any] = {
 class Size:
     """How much is measured."""
 
-    n: int = 400
+    n: int = 200
     """Samples of a world."""
-    m: int = 64
+    m: int = 32
     """Completions an arm that count as the truth."""
-    m_other: int = 16
+    m_other: int = 8
     """Completions without the image under blank, noise and shuffle."""
     seeds: tuple[int, ...] = (0, 1, 2)
     n_fresh: int = 120
@@ -56,7 +56,7 @@ class Size:
 
 
 FULL = Size()
-QUICK = Size(n=120, m=32, m_other=8)
+QUICK = Size(n=120)
 
 
 def resized(size: Size, n: int | None, m: int | None, seeds: list[int] | None) -> Size:

@@ -15,7 +15,8 @@ cognitive         faint numbers or bars must be read, some compared or added; th
 language_prior    general knowledge or a sum in the question; the image is irrelevant.
                   Three of four are hard: the teacher was uncertain or slipped
 attention_biased  a question about one cell behind a loud, irrelevant "WARNING 7!"; in half
-                  of the lessons the teacher answered 7
+                  of the lessons the teacher answered 7, and the demo's model follows the
+                  word or guesses
 trivial           one clear cell is read out
 unsolvable        the reference answer is wrong
 image_misleads    general knowledge, and a yellow sign that shows another number
