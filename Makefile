@@ -19,11 +19,11 @@ PIP := PIP_CONSTRAINT=.ci/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo demo-natural test test-trainers test-engines test-cuda lint format sanitize bench bench-quick build clean
+.PHONY: help demo demo-natural test test-trainers test-engines test-cuda faults lint format sanitize bench bench-quick build clean
 
 help:
 	@sed -n 's/^# //p;/^$$/q' Makefile
-	@echo 'also: make test-cuda | test-trainers | test-engines | lint | format | sanitize | bench | bench-quick | clean'
+	@echo 'also: make test-cuda | test-trainers | test-engines | faults | lint | format | sanitize | bench | bench-quick | clean'
 
 demo: build $(VENV)/demo.done
 	$(VENV)/bin/rap demo --out demo-out
@@ -37,6 +37,11 @@ test: build $(VENV)/test.done
 # The CUDA path without a GPU: emulated device, seeded bugs, sanitizers, static gates.
 test-cuda: build $(VENV)/test.done
 	$(PY) -m pytest $(PYTEST) tests/test_cuda_*.py
+
+# The numbered faults: every test of one, then the table of number, tests, result.
+faults: build $(VENV)/test.done
+	$(PY) -m pytest $(PYTEST) -k test_fault_ --junitxml=build/faults.xml
+	$(PY) tests/faults.py build/faults.xml
 
 # The exports, read by the trainers' own loaders: an overlay each on the test environment,
 # pinned in .ci/trainers. What came out is in tests/trainers/RESULTS.md.

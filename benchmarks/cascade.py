@@ -40,7 +40,7 @@ from rap.engines.contract import Completion, Generated, Request
 from rap.engines.transformers import TransformersEngine
 from rap.scores.scores import Scores
 
-from .metrics import auroc, jaccard
+from .metrics import auroc, jaccard, reliability, teaches
 
 ROOT = Path(__file__).parent
 RESULTS = ROOT / "results"
@@ -204,36 +204,17 @@ def calibration(work: Path, model: str, of: World) -> list[dict[str, Any]]:
     """Keep-probabilities of both evidences against what `TRUTH` completions an arm say: one
     row an evidence and bin, and one with bin "all".
 
-    Of a sample with pass rates p1, p0 there the event has probability t = 1{p1 > p0}
-    (1 - p1^8 - (1 - p1)^8). ``brier``: of a forecast k its expected Brier score is
-    (k - t)^2 + t (1 - t); ``excess`` is the first part, which a perfect forecast has not.
+    Of a sample with pass rates p1, p0 there the event has the probability
+    ``metrics.teaches``.
     """
     truth = measure(work, model, of, "rollouts", m=TRUTH)
     c1, c0 = (truth.table[n].to_numpy() / TRUTH for n in ("c1", "c0"))
-    t = np.where(c1 > c0, 1.0 - c1**8 - (1.0 - c1) ** 8, 0.0)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in ("rollouts", "cascade"):
         table = rap.choose(measure(work, model, of, name), budget=BUDGET).table
         keep = table["keep_probability"].to_numpy(zero_copy_only=False).astype(float)
-        known = ~np.isnan(keep)
-        place = np.minimum((np.nan_to_num(keep) * BINS).astype(int), BINS - 1)
-        masks = {f"{i / BINS:.1f}": known & (place == i) for i in range(BINS)}
-        for label, mask in ({"all": known} | masks).items():
-            if mask.any():
-                excess = (keep - t)[mask] ** 2
-                rows.append(
-                    {
-                        "model": model,
-                        "seed": of.seed,
-                        "evidence": name,
-                        "bin": label,
-                        "samples": int(mask.sum()),
-                        "said": round(float(keep[mask].mean()), 4),
-                        "truth": round(float(t[mask].mean()), 4),
-                        "excess": round(float(excess.mean()), 4),
-                        "brier": round(float((excess + (t * (1 - t))[mask]).mean()), 4),
-                    }
-                )
+        of_whom = {"model": model, "seed": of.seed, "evidence": name}
+        rows += [of_whom | row for row in reliability(keep, teaches(c1, c0), BINS)]
     return rows
 
 

@@ -98,6 +98,39 @@ def keep_probability(
     return (p1 - p0 > threshold).mean(axis=0)
 
 
+def teaches(p1: Array, p0: Array, group: int = 8) -> Array:
+    """float64 [n]: the probability of what a keep-probability is of, where the pass rates
+    are known: 1{p1 > p0} (1 - p1^group - (1 - p1)^group)."""
+    return np.where(p1 > p0, 1.0 - p1**group - (1.0 - p1) ** group, 0.0)
+
+
+def reliability(said: Array, truth: Array, bins: int = 10) -> list[dict[str, float | str]]:
+    """Forecasts against probabilities of their events: a row of all, "all", then one a bin
+    of what is said, named by its lower end; NaN forecasts are left out.
+
+    ``brier``: of a forecast k its expected Brier score is (k - t)^2 + t (1 - t); ``excess``
+    is the first part, which a perfect forecast has not.
+    """
+    known = ~np.isnan(said)
+    place = np.minimum((np.nan_to_num(said) * bins).astype(int), bins - 1)
+    masks = {f"{i / bins:.1f}": known & (place == i) for i in range(bins)}
+    rows: list[dict[str, float | str]] = []
+    for label, mask in ({"all": known} | masks).items():
+        if mask.any():
+            excess = (said - truth)[mask] ** 2
+            rows.append(
+                {
+                    "bin": label,
+                    "samples": int(mask.sum()),
+                    "said": round(float(said[mask].mean()), 4),
+                    "truth": round(float(truth[mask].mean()), 4),
+                    "excess": round(float(excess.mean()), 4),
+                    "brier": round(float((excess + (truth * (1 - truth))[mask]).mean()), 4),
+                }
+            )
+    return rows
+
+
 @dataclass(frozen=True, slots=True)
 class Spread:
     """Mean over worlds, and their standard deviation."""

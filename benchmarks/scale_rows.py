@@ -26,24 +26,28 @@ PIXEL = bytes.fromhex(
 
 
 def make_scores(path: Path, n: int) -> None:
-    """A score table of ``n`` rows, a row group at a time: evidence ``rollouts``, five
-    completions with and five without the image, one psi."""
+    """A score table of ``n`` rows, a row group at a time, as ``Scores.save`` writes it (it
+    has looked for ids that are there twice): evidence ``rollouts``, five completions with
+    and five without the image, one psi."""
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     from rap.scores.files import ROW_GROUP, write_parts
     from rap.scores.reader import nulls
+    from rap.scores.scores import CHECKED
     from rap.scores.table import SCHEMA_VERSION, SCORE_SCHEMA
 
     random = np.random.default_rng(0)
 
     def part(start: int, size: int) -> pa.Table:
         rows = np.arange(start, start + size)
-        names = np.char.add("openimages/val2026/", np.char.zfill(rows.astype("U"), 9))
+        numbers = pc.utf8_lpad(pa.array(rows).cast(pa.string()), 9, "0")
+        names = pc.binary_join_element_wise("openimages/val2026/", numbers, "")
         c1 = random.binomial(5, random.random(size)).astype(np.int16)
         c0 = random.binomial(5, 0.6 * random.random(size)).astype(np.int16)
         five = pa.array(np.full(size, 5, np.int16))
         columns = {
-            "id": pa.array(names),
+            "id": names,
             "index": pa.array(rows),
             "status": pa.array(["scored"]).take(pa.array(np.zeros(size, np.int8))),
             "evidence": pa.array(["rollouts"]).take(pa.array(np.zeros(size, np.int8))),
@@ -60,7 +64,7 @@ def make_scores(path: Path, n: int) -> None:
         for start in range(0, n, ROW_GROUP):
             yield part(start, min(ROW_GROUP, n - start))
 
-    note = {"kind": "scores", "schema_version": SCHEMA_VERSION, "meta": {}}
+    note = {"kind": "scores", "schema_version": SCHEMA_VERSION, "meta": {}, CHECKED: True}
     write_parts(path, SCORE_SCHEMA, parts(), note)
 
 

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypedDict, get_args
 
 from .divergences import DIVERGENCES as DIVERGENCES
@@ -295,6 +297,11 @@ def _is_shard(text: str) -> bool:
     return bool(slash) and i.isdecimal() and n.isdecimal() and int(i) < int(n)
 
 
+def _is_share_or_count(gpus: float) -> bool:
+    """Whether a worker can be given so many GPUs: a share of one, or whole ones."""
+    return gpus <= 1 or gpus == int(gpus)
+
+
 _TAKES: dict[str, tuple[str, ...]] = {
     "local": (),
     "env": ("shard", "steal", "lease"),
@@ -344,11 +351,15 @@ class ExecutorConfig:
     min_workers: Annotated[int, Ge(1)] = setting(
         "Executor ray: scoring begins when so many workers have their model.", default=1
     )
-    gpus_per_worker: Annotated[Number, Ge(0), Le(1)] | None = setting(
-        "Executor ray: GPUs of a worker; less than 1 lets several share one, 0 scores on "
-        "the CPU.",
-        default=None,
-        none="1 where the cluster has GPUs, else 0",
+    gpus_per_worker: Annotated[Number, Ge(0), Predicate(_is_share_or_count)] | None = (
+        setting(
+            "Executor ray: GPUs of a worker; less than 1 lets several share one, 2 or more "
+            "hold a model that is larger than one, split by layers (needs accelerate), 0 "
+            "scores on the CPU.",
+            default=None,
+            none="1 where the cluster has GPUs, else 0",
+            expected="None, a share of one GPU (0 to 1), or a whole number of GPUs",
+        )
     )
     cpus_per_worker: Annotated[int, Ge(1)] = setting(
         "Executor ray: CPU cores of a worker, which are its torch threads, too.", default=1
@@ -631,10 +642,26 @@ PRESETS: Mapping[str, Preset] = {
 besides replace those of the preset."""
 
 
-def preset_of(name: PresetName | None, step: Literal["score", "choose"]) -> dict[str, Any]:
-    """The fields that a preset sets; {} for None. Raises ``RapConfigError``."""
+def preset_of(
+    name: PresetName | None,
+    step: Literal["score", "choose"],
+    given: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """The fields that a preset sets; {} for None. ``given``: single fields that replace
+    them; a ``UserWarning`` says so where they leave nothing of the preset.
+
+    Raises ``RapConfigError``."""
     if name is None:
         return {}
     if name not in PRESETS:
         raise RapConfigError(f"preset = {name!r}: expected one of {tuple(PRESETS)} or None")
-    return dict(getattr(PRESETS[name], step))
+    found = dict(getattr(PRESETS[name], step))
+    if all(field in given and given[field] != value for field, value in found.items()):
+        lost = ", ".join(f"{k} = {given[k]!r} replaces {v!r}" for k, v in found.items())
+        also = "; what it sets for scoring holds" if step == "choose" else ""
+        warnings.warn(
+            f"preset {name!r}: nothing of it is left for choosing ({lost}){also}",
+            UserWarning,
+            stacklevel=3,
+        )
+    return found

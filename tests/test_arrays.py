@@ -224,7 +224,7 @@ def test_views_are_released(pair):
     assert counts == [sys.getrefcount(l1), sys.getrefcount(l0), sys.getrefcount(t1)]
 
 
-def test_no_memory_is_lost(pair):
+def test_fault_41_no_memory_is_lost(pair):
     """ultrajson's way: the number of blocks must not rise with the number of calls."""
     l1, l0 = pair
     q = np.zeros((2, 20, 8), np.float32)

@@ -63,7 +63,13 @@ def test_counts_are_those_of_the_run() -> None:
     assert bill.pays_after == pytest.approx(10.2 / 2.2 / 4.5)
     assert bill.whole_epochs == 2
     assert bill.money == pytest.approx(36 * 50 / 3600 + 2 * 10_000 / 1e6)
-    assert "it pays after 1 epochs" in str(bill)
+    said = str(bill)
+    assert "it pays after 1 epoch" in said and "1 epochs" not in said
+    head, *stages = said.splitlines()[:4]
+    assert head.split() == ["stage", "samples", "completions", "forwards"]
+    assert all(len(line.split()) == 4 for line in stages)
+    assert "sampled 10,000 tokens" in said
+    assert "    1 epoch:  " in str(rap.cost(scores, training_share=0.5, epochs=(1, 2)))
     json.dumps(bill.as_json(), allow_nan=False)
 
 

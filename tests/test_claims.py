@@ -167,7 +167,7 @@ def test_a_process_of_another_user_may_be_hidden(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("hours", [-5, 0, 5])
-def test_clocks_that_differ_by_hours(tmp_path: Path, hours: int) -> None:
+def test_fault_39_clocks_that_differ_by_hours(tmp_path: Path, hours: int) -> None:
     """Only changes count, seen by the reader's own clock: no time stamp is looked at."""
     foreign(tmp_path / "claims", "0", lease=100)
     stamp = time.time() + 3600 * hours

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import pickle
 import random
 from collections import Counter
@@ -417,6 +418,24 @@ def test_gpus_that_no_node_has_are_refused() -> None:
     assert most_workers(Nodes({"GPU": 1.0}, {"GPU": 1.0}), 1 / 3) == 6
 
 
+def test_a_worker_with_several_gpus_needs_one_node_that_has_them() -> None:
+    small, large = Nodes({"GPU": 2.0}, {"GPU": 2.0}), Nodes({"GPU": 2.0}, {"GPU": 8.0})
+    with pytest.raises(RapConfigError, match="= 4: none of the cluster's 2 nodes has more"):
+        require_room(small, 4, 0)
+    assert require_room(small, 2, 0) == 2 and most_workers(small, 2) == 2
+    assert require_room(large, 4, 0) == 4 and most_workers(large, 4) == 2
+    assert most_workers(large, 3) == 2
+
+
+def test_gpus_that_torch_does_not_see_are_refused_by_the_worker(monkeypatch) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    rayworker.require_seen(0)
+    rayworker.require_seen(1)
+    with pytest.raises(RapConfigError, match=r"gave this worker GPUs \(2\), .* sees 1"):
+        rayworker.require_seen(2)
+
+
 def test_a_device_that_ray_gives_is_not_said_otherwise() -> None:
     asked = ray_executor._gpus_asked
     assert asked(recipe_of(), None) is None
@@ -469,7 +488,17 @@ def test_paths_are_sent_from_the_root_and_no_data_with_them(tmp_path, monkeypatc
     assert (again.path, again.root, again.cwd) == ("data.jsonl", ".", str(tmp_path))
     assert again.driver == me() and sent.progress is False and again.network is False
     on_gpu = make_order(recipe, samples, tmp_path / "s", 2, 9.0, 1)
-    assert on_gpu.recipe.loading == {"dtype": "float32"}
+    assert on_gpu.recipe.loading == {"dtype": "float32"} and on_gpu.gpus == 1
+    share = make_order(recipe, samples, tmp_path / "s", 2, 9.0, 0.5)
+    assert share.recipe.loading == {"dtype": "float32"} and share.gpus == 1
+    split = make_order(recipe, samples, tmp_path / "s", 2, 9.0, 2.0)
+    assert split.recipe.loading == {"dtype": "float32", "device_map": "auto"}
+    assert split.gpus == 2 and order.gpus == 0
+    asked = recipe_of(dataset=samples, loading={"device_map": "sequential"})
+    mapped = make_order(asked, samples, tmp_path / "s", 2, 9.0, 2.0)
+    assert mapped.recipe.loading == {"device_map": "sequential"}
+    server = make_order(recipe_of(model=None), samples, tmp_path / "s", 2, 9.0, 2.0)
+    assert server.gpus == 0
 
 
 def test_names_that_are_no_paths_are_sent_as_they_are(tmp_path, monkeypatch) -> None:
@@ -590,7 +619,9 @@ def test_the_command_line_and_select_mean_the_same(tmp_path, monkeypatch) -> Non
         ({"executor": "local", "lease": 3.0}, "for executor 'env' and 'ray'"),
         ({"executor": "ray", "workers": 2, "min_workers": 3}, "expected at most workers"),
         ({"executor": "ray", "workers": 0}, "expected None or an integer >= 1"),
-        ({"executor": "ray", "gpus_per_worker": 2}, r"\[0, 1\]"),
+        ({"executor": "ray", "gpus_per_worker": 1.5}, "or a whole number of GPUs"),
+        ({"executor": "ray", "gpus_per_worker": -1}, "or a whole number of GPUs"),
+        ({"executor": "ray", "gpus_per_worker": math.inf}, "gpus_per_worker = inf"),
         ({"executor": "rya"}, "executor = 'rya'"),
     ],
 )

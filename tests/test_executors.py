@@ -6,6 +6,7 @@ tests/test_resume.py), each with the variables of a launcher; torchrun itself ru
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -30,6 +31,8 @@ from rap.cli.commands import main
 from rap.config import ExecutorConfig, ExecutorName, ExecutorOptions, ScoreConfig
 from rap.demo.model import WEIGHTS
 from rap.errors import RapConfigError, RapInputError, RapStoreError
+from rap.samples import jsonlines
+from rap.samples.jsonlines import JsonlRows
 from rap.samples.sampleset import open_samples
 from rap.scores.sealing import finish
 from rap.scores.shardplan import NAME, read_plan
@@ -40,7 +43,6 @@ from rap.scoring.executors import EXECUTORS
 from rap.scoring.executors.env import order, own
 from rap.scoring.executors.ranks import Rank, find_device, find_rank
 from rap.scoring.run import plan, score, select
-from rap.scoring.worker import shard_sha256
 
 KILLS = int(os.environ.get("RAP_KILLS", "5"))
 PATIENCE = 240.0
@@ -443,6 +445,77 @@ def test_a_data_set_that_changed_between_two_runs(tiny, nursery, tmp_path, caplo
     assert scores.table["sample_sha256"].equals(fresh.table["sample_sha256"])
 
 
+def lines_of(rows: list[dict]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def write_kept(path: Path, text: bytes) -> None:
+    """Write a file anew that keeps the time of its last change."""
+    seen = path.stat()
+    assert seen.st_size == len(text)
+    path.write_bytes(text)
+    os.utime(path, ns=(seen.st_atime_ns, seen.st_mtime_ns))
+
+
+def test_a_worker_reads_the_rows_of_its_shards(
+    tiny, nursery, whole, tmp_path, monkeypatch
+) -> None:
+    """What is known of all rows was found when the run was planned."""
+    store, data = tmp_path / "store", tmp_path / "rows.jsonl"
+    rows = make_rows(nursery.folder)
+    data.write_bytes(lines_of(rows))
+    plan_here(tiny, nursery, store, data)
+    content = open_samples(data, root=nursery.folder).content_sha256
+    asked: list[tuple[int, int | None]] = []
+    parts = JsonlRows.parts
+
+    def noted(self, names, start=0, stop=None):
+        asked.append((start, stop))
+        return parts(self, names, start, stop)
+
+    monkeypatch.setattr(JsonlRows, "parts", noted)
+    monkeypatch.setattr(jsonlines, "line_index", None)
+    part = {"executor": "env", "steal": False}
+    assert len(run_here(tiny, nursery, store, data, shard="0/2", **part)) == 12
+    assert set(asked) == {(0, 4), (8, 12), (16, 20)}
+    asked.clear()
+    scores = run_here(tiny, nursery, store, data, shard="1/2", **part)
+    assert set(asked) == {(4, 8), (12, 16), (20, 24)}
+    assert scores.meta["data"]["content_sha256"] == content
+    assert shards(store) == shards(whole)
+
+
+@pytest.mark.parametrize("field", ["question", "id"])
+def test_what_is_kept_of_a_data_set_is_not_believed(
+    tiny, nursery, tmp_path, field: str
+) -> None:
+    """Files of the same size and time, other rows: refused by their content."""
+    store, data = tmp_path / "store", tmp_path / "rows.jsonl"
+    rows = make_rows(nursery.folder)
+    data.write_bytes(lines_of(rows))
+    plan_here(tiny, nursery, store, data)
+    rows[21][field] = rows[21][field][:-1] + "~"
+    write_kept(data, lines_of(rows))
+    env = {"executor": "env", "shard": "1/2"}
+    with pytest.raises(RapConfigError, match=r"rank 1: dataset: .*20 to 23 \(shard 5\)"):
+        run_here(tiny, nursery, store, data, **env)
+    (store / NAME).write_text((store / NAME).read_text().replace('"rows"', '"older"'))
+    with pytest.raises(RapInputError, match="has changed, though size and time"):
+        run_here(tiny, nursery, store, data, **env)  # it would plan again
+    plan_here(tiny, nursery, store, data)  # which reads every row
+    assert len(run_here(tiny, nursery, store, data, **env)) == 24
+
+
+def test_a_plan_of_other_hashes_is_made_again(tiny, nursery, whole, tmp_path) -> None:
+    store = tmp_path / "store"
+    made = plan_here(tiny, nursery, store)
+    hashes = ("0" * 64,) * len(made.shards)
+    dataclasses.replace(made, shards=hashes, hashed="").write(store)
+    assert len(run_here(tiny, nursery, store, executor="env", shard="0/1")) == 24
+    assert read_plan(store).shards == made.shards
+    assert_same(store, whole, tmp_path)
+
+
 def test_fault_35_two_coordinators(tiny, nursery, tmp_path) -> None:
     store = tmp_path / "store"
     pid = nursery.start(store, "0/2")
@@ -515,7 +588,11 @@ def test_limits_hold_for_the_whole_not_for_a_part(tiny, nursery, tmp_path) -> No
         run_here(tiny, nursery, tmp_path / "b", rows, shard="0/6", **part)
     with pytest.raises(RapInputError, match="3 of 24 samples are bad"):
         finish(tmp_path / "b", max_bad_fraction=0.1)
+    scores = rap.Scores.load(tmp_path / "b")
+    (warning,) = (w for w in rap.choose(scores).warnings if "refused" in w)
+    assert "the run that made these scores was refused: 3 of 24 samples are bad" in warning
     assert finish(tmp_path / "b", max_bad_fraction=0.13)
+    assert "refused" not in rap.Scores.load(tmp_path / "b").meta
 
 
 def test_what_is_to_be_tried_again_is_planned(tiny, nursery, tmp_path, caplog) -> None:
@@ -565,7 +642,7 @@ def test_the_hash_of_a_shard_knows_what_a_score_depends_on(nursery) -> None:
 
     def digest(rows: list[dict], columns: tuple[str, ...] = ()) -> str:
         samples = open_samples(rows, root=nursery.folder)
-        return shard_sha256(samples, range(8, 12), columns)
+        return samples.shard_hashes([range(8, 12)], columns)[0]
 
     known = digest(rows)
     assert digest([dict(row) for row in rows]) == known
@@ -613,7 +690,9 @@ def test_the_shell_plans_scores_in_parts_and_finishes(nursery, tmp_path, monkeyp
     part = ["--store", store, "--executor", "env", "--no-steal", "--shard"]
     output = shell("score", *given, *part, "0/2").output
     assert "4 samples in" in output and "these are part 0/2 of 8" in output
-    assert "2 of 4 shards are not scored yet" in shell("finish", store, code=1).output
+    output = shell("finish", store, code=1).output
+    assert "2 of 4 shards are not scored yet" in output and "with rap merge" in output
+    assert "same" not in output  # that command would score nothing more
     output = shell("select", *given, *part, "1/2", "--out", tmp_path / "o", code=2).output
     assert "rap select needs all scores" in output
     output = shell("score", *given, *part, "1/2").output

@@ -110,7 +110,7 @@ def test_pictures_are_those_that_were_scored(selection, tmp_path, target):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_ids_reasons_and_order_travel(selection, tmp_path, target):
+def test_fault_49_ids_reasons_and_order_travel(selection, tmp_path, target):
     found = selection.export(target, tmp_path / "out")
     manifest = json.loads((found.folder / MANIFEST).read_text())
     want = [{"id": name, "reason": "kept_cognitive"} for name in IDS]

@@ -16,6 +16,7 @@ from rap.cli.commands import main
 from rap.errors import RapConfigError, RapInputError, RapModelError, RapStoreError
 from rap.scores.claims import Claims
 from rap.scores.merge import merge
+from rap.scores.profile import NAME, Profile, add_profile, read_profile
 from rap.scores.scores import Scores
 from rap.scores.store import ScoreStore
 from rap.selection.choosing import choose
@@ -173,7 +174,11 @@ def test_limits_are_judged_over_the_whole(tmp_path: Path) -> None:
 
     with pytest.raises(RapInputError, match="3 of 23 samples are bad"):
         merge(parts(3, 0), tmp_path / "c")
+    refused = choose(Scores.load(tmp_path / "c"), budget=0.3)
+    assert "scores was refused: 3 of 23 samples are bad, more" in refused.summary()
     merge(parts(3, 0), tmp_path / "c", max_bad_fraction=0.14)
+    assert "refused" not in Scores.load(tmp_path / "c").meta
+    assert not choose(Scores.load(tmp_path / "c"), budget=0.3).warnings
     with pytest.raises(RapModelError, match="12 of 20 groups of completions"):
         merge(parts(0, 3), tmp_path / "d")
     merge(parts(0, 3), tmp_path / "d", allow_degenerate=True)
@@ -194,3 +199,22 @@ def test_the_shell_merges(halves, whole, tmp_path: Path) -> None:
     assert found == {"store": str(out), "samples": 23}
     assert f"23 samples in {out}" in run(*halves, "--out", out).stdout
     assert files(out) == files(whole)
+
+
+def test_profiles_of_the_parts_are_summed(halves, tmp_path: Path) -> None:
+    a, b = halves
+    add_profile(a, Profile(1, 13, 2.5, {"vision": 1.5}, {}, {"forwards": 7}))
+    add_profile(a, Profile(1, 13, 0.5, {"store": 0.25}, {}, {"forwards": 1}))
+    add_profile(b, Profile(1, 10, 4.0, {"vision": 2.0}, {"prepare": 1.0}, {"forwards": 5}))
+    for _ in range(2):  # a call that is repeated adds nothing
+        merge(halves, tmp_path / "c")
+        assert read_profile(tmp_path / "c") == Profile(
+            *(3, 36, 7.0, {"vision": 3.5, "store": 0.25}),
+            *({"prepare": 1.0}, {"forwards": 13}),
+        )
+    (a / NAME).unlink()
+    merge(halves, tmp_path / "d")  # one part was profiled
+    assert read_profile(tmp_path / "d") == read_profile(b)
+    (b / NAME).unlink()
+    merge(halves, tmp_path / "e")
+    assert not (tmp_path / "e" / NAME).exists()

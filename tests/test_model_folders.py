@@ -383,3 +383,20 @@ def test_a_path_is_a_model(saved, monkeypatch):
         assert scores.table.select(columns).equals(found[0].table.select(columns))
     chosen = rap.select("model", None, ROWS, budget=0.5, **options)
     assert chosen.table.num_rows == 2
+
+
+def test_a_device_map_is_transformers_own(saved, monkeypatch) -> None:
+    """Without a GPU all layers are on the CPU; the scores are those of any load."""
+    pytest.importorskip("accelerate")
+    loaded = [load_model(saved, device="cpu"), load_model(saved, device_map="auto")]
+    assert {str(p.device) for p in loaded[1][0].parameters()} == {"cpu"}
+    found = [
+        rap.score(*pair, ROWS, evidence="answer", progress=False).table.drop_columns(
+            ["seconds"]
+        )
+        for pair in loaded
+    ]
+    assert found[0].equals(found[1])
+    monkeypatch.setattr("rap.errors._installed", lambda name: name != "accelerate")
+    with pytest.raises(RapConfigError, match="device_map = 'auto' needs accelerate"):
+        load_model(saved, device_map="auto")

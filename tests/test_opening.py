@@ -509,6 +509,8 @@ def test_an_index_spares_the_workers_the_rows(
     for k in range(7):
         index.require_shard(again, made, k)
     assert index.open_kept(tmp_path / "kept", tmp_path / "other") is None
+    assert index.open_kept(tmp_path / "kept", path, columns={"answer": "id"}) is None
+    assert index.open_kept(tmp_path / "kept", path, root=tmp_path) is None
     assert index.open_kept(tmp_path, path) is None
     os.utime(path, ns=(1, 1))
     assert index.open_kept(tmp_path / "kept", path) is None
@@ -659,3 +661,20 @@ def test_a_shuffled_dataset_object(tmp_path: Path) -> None:
     samples = open_samples(data)
     assert samples.ids == data["id"][:]
     assert samples.content_hash() == plain_hash(samples)
+
+
+def test_two_types_of_a_column_name_their_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [row(k) for k in range(3)]
+    one, two, three = (tmp_path / f"{name}.parquet" for name in ("a", "b", "c"))
+    pq.write_table(pa.Table.from_pylist([r | {"level": None} for r in rows]), one)
+    pq.write_table(pa.Table.from_pylist([row(k, level=k) for k in range(3, 6)]), two)
+    assert len(open_samples(tmp_path)) == 6  # null goes with anything
+    pq.write_table(pa.Table.from_pylist([row(k, level=f"l{k}") for k in (6, 7)]), three)
+    for held in (parquet.HELD_BYTES, 0):
+        monkeypatch.setattr(parquet, "HELD_BYTES", held)
+        with pytest.raises(
+            RapInputError, match=r"'level' is int64 in b.parquet and string "
+        ):
+            open_samples(tmp_path)

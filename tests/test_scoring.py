@@ -530,6 +530,8 @@ def test_too_many_bad_samples_stop_the_run_and_keep_the_shards(tiny, tmp_path):
     # the finished store says so too, without scoring
     with pytest.raises(RapInputError, match="10 of 60"):
         score(*tiny, rows, store=tmp_path, max_bad_fraction=0.16, shard_size=8)
+    warnings = rap.choose(rap.Scores.load(tmp_path)).warnings
+    assert any("refused: 10 of 60 samples are bad" in text for text in warnings)
 
 
 def test_too_many_bad_samples_lose_no_row(tiny, tmp_path):
@@ -727,7 +729,7 @@ def test_fault_30_kernels_out_of_device_memory_halve_their_batch(tiny, monkeypat
         assert_close(got, want)
 
 
-def test_fault_30memory_of_a_device_and_of_the_host_are_told_apart():
+def test_fault_30_memory_of_a_device_and_of_the_host_are_told_apart():
     for device, kind in (("cuda", torch.OutOfMemoryError), ("cpu", MemoryError)):
         with pytest.raises(kind), memory_of(torch.device(device)):
             raise MemoryError("2 GiB")

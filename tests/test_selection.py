@@ -1061,6 +1061,9 @@ def test_the_preset_is_the_whole_published_pipeline() -> None:
     assert selection.settings["choose"] == ChooseConfig(rule="paper").as_json()
     assert selection.ids == ["s0"]
     assert choose(scores_of(rows), preset="paper", lambda_c=0.3).ids == ["s0", "s1"]
+    with pytest.warns(UserWarning, match="nothing of it is left .*'budget' replaces 'pap"):
+        replaced = choose(scores_of(rows), preset="paper", rule="budget")
+    assert replaced.ids == choose(scores_of(rows), rule="budget").ids
     with pytest.raises(RapConfigError, match="preset = 'best': expected one of"):
         choose(scores_of(rows), preset="best")
 

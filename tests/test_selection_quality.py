@@ -122,6 +122,20 @@ def test_the_whole_at_a_toy_size(tmp_path, monkeypatch):
     assert (tmp_path / "out" / "selection_quality.md").read_text() == page
 
 
+def test_reliability_by_hand():
+    p1, p0 = np.array([0.5, 0.5, 1.0, 0.0, 0.25]), np.array([0.25, 0.5, 0.0, 0.0, 0.0])
+    truth = metrics.teaches(p1, p0, 2)
+    assert truth.tolist() == [0.5, 0.0, 0.0, 0.0, 0.375]
+    said = np.array([0.5, 0.55, 0.0, 1.0, np.nan])
+    whole, *rows = metrics.reliability(said, truth, 2)
+    assert [(r["bin"], r["samples"]) for r in rows] == [("0.0", 1), ("0.5", 3)]
+    assert whole["samples"] == 4 and whole["truth"] == 0.125
+    # (0 + 0.55^2 + 0 + 1) / 4; a perfect forecast's part is 0.25 / 4
+    assert whole["excess"] == pytest.approx(1.3025 / 4, abs=1e-4)
+    assert whole["brier"] == pytest.approx(1.5525 / 4, abs=1e-4)
+    assert rows[0]["excess"] == 0 and rows[1]["said"] == pytest.approx(2.05 / 3, abs=1e-4)
+
+
 def test_another_model_or_world_never_meets_old_scores(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import rap
 import rap.scores.files
 from rap.errors import RapConfigError, RapStoreError
 from rap.scores.files import read_parquet, write_atomic, write_parquet
@@ -825,3 +826,28 @@ def test_fault_16_any_text_can_be_stored(tmp_path: Path) -> None:
         store.write(0, table_from_rows([row | {"message": odd}]))
         assert store.read()["message"].to_pylist() == [odd]
         assert store.read().schema == SCORE_SCHEMA
+
+
+def test_no_thread_of_arrow_holds_bytes_of_python(tmp_path: Path) -> None:
+    """One that lets go of them last, while Python ends, aborts the process: seen once in
+    some ten runs of ``rap choose`` on a busy machine. So none is ever started."""
+    fill(tmp_path / "store")
+    script = (
+        "import os, sys\n"
+        "import pyarrow as pa\n"
+        "from rap.scores.scores import Scores\n"
+        "pa.set_cpu_count(4)\n"
+        "before = set(os.listdir('/proc/self/task'))\n"
+        "scores = Scores.load(sys.argv[1], verify=True)\n"
+        "assert scores.table.num_rows and scores.rollouts.num_rows\n"
+        "more = set(os.listdir('/proc/self/task')) - before\n"
+        "print([open(f'/proc/self/task/{t}/comm').read() for t in more])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "store")],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(Path(rap.__file__).parent.parent)},
+    )
+    assert done.stdout == "[]\n"

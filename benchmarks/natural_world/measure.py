@@ -6,7 +6,7 @@
 Truth: 64 completions a sample with the image and 64 without it (rap's own rollouts), and
 64 with the image after the distracting sentence was taken out. Then every evidence scores
 the same pool with its defaults and chooses 9.3 % and 20 %. Writes
-``results/natural.md`` and ``results/natural.csv``.
+``results/natural.md``, ``natural.csv`` and ``natural_calibration.png``.
 
 Measured kinds (posterior means, one completion added to either side of 64):
 
@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 import rap
-from benchmarks.metrics import rated
+from benchmarks.metrics import rated, reliability, teaches
 from rap.config import RuleName, Sampling
 from rap.demo.natural import world
 from rap.demo.natural.model import load_natural_model
@@ -111,9 +111,11 @@ def main() -> None:
         name: score(model, processor, rows, work / name, evidence=name) for name in EVIDENCE
     }
     kinds = [kind(a, b) for a, b in zip(p1, p0, strict=True)]
-    text = report(samples, p1, p0, kinds, scored, talked, rate(cut, "c1", "m1"))
+    held = held_against(truth, scored)
+    text = report(samples, p1, p0, kinds, scored, talked, rate(cut, "c1", "m1"), held)
     print(text)
     if options.n == N:
+        plot(held, RESULTS / "natural_calibration.png")
         (RESULTS / "natural.md").write_text(text)
         write_csv(samples, p1, p0, kinds)
 
@@ -126,8 +128,9 @@ def report(
     scored: dict[str, rap.Scores],
     talked: list[world.NaturalSample],
     cut: np.ndarray,
+    held: list[dict[str, Any]],
 ) -> str:
-    """The Markdown page."""
+    """The Markdown page. ``held``: of ``held_against``."""
     parts = [
         "# The natural world, measured",
         "Written by `python -m benchmarks.natural_world.measure`: "
@@ -136,6 +139,7 @@ def report(
         "script.",
         families(samples, p1, p0, kinds),
         selections(kinds, p1, p0, scored),
+        calibration(held),
         attention(samples, p1, kinds, scored["rollouts"], talked, cut),
     ]
     return "\n\n".join(parts) + "\n"
@@ -193,6 +197,82 @@ def selections(
         p1_order = np.argsort(-p1 * (1 - p1), kind="stable")[:k]
         lines.append(row("p(1-p), M = 64", budget, 64.0, p1_order, kinds, worth, best))
     return "\n".join(lines)
+
+
+def held_against(truth: rap.Scores, scored: dict[str, rap.Scores]) -> list[dict[str, Any]]:
+    """Keep-probabilities of the evidences that sample against ``M`` completions an arm:
+    one row an evidence and bin, as ``benchmarks.cascade.calibration``."""
+    c1, c0 = (np.asarray(truth.column(n).to_pylist(), float) / M for n in ("c1", "c0"))
+    of_event = teaches(c1, c0)
+    rows: list[dict[str, Any]] = []
+    for name in ("rollouts", "cascade"):
+        chosen = rap.choose(scored[name], budget=BUDGETS[0]).table["keep_probability"]
+        keep = chosen.to_numpy(zero_copy_only=False).astype(float)
+        rows += [{"evidence": name} | row for row in reliability(keep, of_event)]
+    always = np.full(len(of_event), of_event.mean())
+    whole = reliability(always, of_event)[0]
+    return [*rows, {"evidence": "the mean of the truth, always"} | whole]
+
+
+def calibration(held: list[dict[str, Any]]) -> str:
+    """The tables of ``held_against``."""
+    lines = [
+        "## Is the keep-probability one?\n",
+        f"Against the pass rates of {M} completions an arm, all samples that have one. The "
+        "event: the image helps and 8 completions hold both right and wrong ones. Excess: "
+        "mean squared distance of what is said to what the truth says, the part of the "
+        "Brier score that a perfect forecast has not.\n",
+        "| evidence | samples | said | truth | Brier | excess |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {r['evidence']} | {r['samples']} | {r['said']:.3f} | {r['truth']:.3f} | "
+        f"{r['brier']:.4f} | {r['excess']:.4f} |"
+        for r in held
+        if r["bin"] == "all"
+    ]
+    by = {r["evidence"]: r for r in held if r["bin"] == "all"}
+    off = {name: r["said"] - r["truth"] for name, r in by.items()}
+    lines.append(
+        f"\nIn the mean rollouts say {off['rollouts']:+.3f} against the truth (their prior "
+        "of a pass rate is uniform, so that five equal outcomes leave much open), the "
+        f"cascade {off['cascade']:+.3f} (a prior from p(answer), which this model gives to "
+        "the right wording only; most samples are judged by it alone)."
+    )
+    lines += [
+        "\nBy what is said (reliability; `natural_calibration.png`):\n",
+        "| evidence | from | samples | said | truth |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {r['evidence']} | {r['bin']} | {r['samples']} | {r['said']:.2f} | "
+        f"{r['truth']:.2f} |"
+        for r in held
+        if r["bin"] != "all"
+    ]
+    return "\n".join(lines)
+
+
+def plot(held: list[dict[str, Any]], path: Path) -> None:
+    """Reliability of both evidences; a point's area is its number of samples."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    fig, ax = plt.subplots(figsize=(4.5, 4.2), layout="constrained")
+    ax.plot((0, 1), (0, 1), color="#bbbbbb", linewidth=1)
+    for name, colour in (("rollouts", "#4477aa"), ("cascade", "#cc3311")):
+        rows = [r for r in held if r["evidence"] == name and r["bin"] != "all"]
+        said, true, size = zip(
+            *((r["said"], r["truth"], r["samples"]) for r in rows), strict=True
+        )
+        ax.plot(said, true, color=colour, linewidth=1, label=name)
+        ax.scatter(said, true, s=size, color=colour, alpha=0.6)
+    ax.set(xlabel="keep-probability", ylabel=f"truth, {M} completions an arm")
+    ax.legend()
+    fig.savefig(path, dpi=120)
+    plt.close(fig)
 
 
 def completions(scores: rap.Scores, name: str) -> float:

@@ -142,7 +142,8 @@ def score(
     """
     if model is None and options["engine"] != "openai":
         raise click.UsageError("give --model, or --engine openai with a --base-url")
-    samples = open_data(data, columns, root)
+    shared = options["executor"] != "local"
+    samples = open_data(data, columns, root, store if shared else None)
     assert samples is not None  # DATA is required
     scores = score_data(samples, model, store, options)
     found = {"store": str(store), "samples": len(scores), **plain_meta(scores)}

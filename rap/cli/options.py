@@ -338,8 +338,8 @@ def score_config(options: Mapping[str, Any]) -> ScoreConfig:
 
 def choose_config(options: Mapping[str, Any]) -> ChooseConfig:
     """The options given on the command line as a ``ChooseConfig``; the rest is default."""
-    base = preset_of(options.get("preset"), "choose")
-    return ChooseConfig(**(base | given(ChooseConfig, options)))
+    own = given(ChooseConfig, options)
+    return ChooseConfig(**(preset_of(options.get("preset"), "choose", own) | own))
 
 
 def engine_config(options: Mapping[str, Any]) -> EngineConfig:

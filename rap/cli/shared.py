@@ -105,8 +105,13 @@ def finish(store: Path, as_json: bool, **limits: Any) -> None:
     whole = seal(store, **limits)
     shards = ScoreStore.load(store)
     if not whole:
-        shards.require_whole()
-        raise RapStoreError(f"{store}: was not whole; run the scoring command again")
+        lacking = shards.missing()
+        raise RapStoreError(
+            f"{store}: {len(lacking)} of {shards.n_shards} shards are not scored yet "
+            f"(first: {(lacking or [0])[0]}); any process of the run scores what is free, "
+            "but with --no-steal only its own (--shard i/n): start those that are missing, "
+            "or, where their shards lie in other stores, join them with rap merge"
+        )
     if as_json:
         print_json({"store": str(store), "samples": shards.n_samples})
     else:

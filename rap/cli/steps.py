@@ -30,17 +30,29 @@ if TYPE_CHECKING:
 
 
 def open_data(
-    path: str | Path | None, columns: Sequence[str], root: Path | None
+    path: str | Path | None,
+    columns: Sequence[str],
+    root: Path | None,
+    planned: Path | None = None,
 ) -> SampleSet | None:
-    """The data set at ``path``, None without one. Raises ``RapInputError`` if it cannot be
-    read, a usage error for its options without it."""
+    """The data set at ``path``, None without one. ``planned``: a store that this process
+    fills with others; what is kept there of the data set spares a look through its rows.
+    Raises ``RapInputError`` if it cannot be read, a usage error for its options without
+    it."""
     from ..samples.sampleset import open_samples
 
     if path is None:
         refuse_given(("columns", "root"), "without a data set")
         return None
+    roles = to_columns(columns)
+    if planned is not None:
+        from ..scoring.session import kept_samples
+
+        kept = kept_samples(planned, path, roles, root)
+        if kept is not None:
+            return kept
     allowed = bool(click.get_current_context().meta.get(NETWORK))
-    return open_samples(path, columns=to_columns(columns), root=root, allow_network=allowed)
+    return open_samples(path, columns=roles, root=root, allow_network=allowed)
 
 
 def score_data(

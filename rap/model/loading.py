@@ -12,7 +12,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from ..errors import RapConfigError, RapModelError, first_line, install
+from ..errors import RapConfigError, RapModelError, first_line, install, require_extra
 from .folders import (
     adapter_base,
     check_folder,
@@ -29,6 +29,7 @@ def load_model(
     path: str | os.PathLike[str],
     *,
     device: str = "auto",
+    device_map: str | None = None,
     dtype: str = "auto",
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
@@ -36,6 +37,8 @@ def load_model(
 ) -> tuple[Any, Any]:
     """(model, processor) from a folder or the hub, as transformers finds them; a folder
     with an adapter of PEFT is loaded onto its base, if that is on this machine.
+    ``device_map``: as in transformers ("auto"), for a model that is split by its layers
+    over the devices that this process sees; ``device`` only has to be there then.
 
     No code that comes with the model runs, and no pickle is read, unless asked for.
     Raises ``RapConfigError`` naming the flag where one of these would be needed or the
@@ -54,12 +57,16 @@ def load_model(
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise RapConfigError(f"--device {device}: {first_line(error)}") from error
+    if device_map is not None:
+        require_extra(f"device_map = {device_map!r}", "ray", "accelerate")
     options: dict[str, Any] = {
         "dtype": dtype if dtype == "auto" else getattr(torch, dtype),
         "trust_remote_code": trust_remote_code,
     }
     if Path(name).is_dir() and is_quantised(Path(name)):
         options["device_map"] = {"": device}
+    if device_map is not None:
+        options["device_map"] = device_map
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     if not allow_pickle:

@@ -35,25 +35,30 @@ class Content:
 
     def sha256(self, rows: Rows, ids: Ids) -> str:
         """Of ids and rows, in order."""
-        digest = self._begun(ids)
-        for part in rows.parts(self.names):
-            for text in self.lines(part):
-                digest.update(text)
-        return digest.hexdigest()
+        return self.sha256_with_shards(rows, ids, [])[0]
 
     def sha256_of_shards(self, rows: Rows, ids: Ids, shards: Sequence[range]) -> list[str]:
         """Of ids and rows of each of these ranges of rows, which follow one another."""
-        digests = []
-        for shard in shards:
-            digest = hashlib.sha256(b"[")
-            for text in _joined_ids(ids.chunks(shard.start, shard.stop)):
-                digest.update(text)
-            digest.update(b"]\n")
-            digests.append(digest)
+        digests = [_shard_begun(ids, shard) for shard in shards]
         for number, part in self._of_shards(rows, shards):
             for text in self.lines(part):
                 digests[number].update(text)
         return [digest.hexdigest() for digest in digests]
+
+    def sha256_with_shards(
+        self, rows: Rows, ids: Ids, shards: Sequence[range]
+    ) -> tuple[str, list[str]]:
+        """(``sha256``, ``sha256_of_shards`` of shards that hold all rows, or of none): the
+        rows are read once."""
+        whole = self._begun(ids)
+        digests = [_shard_begun(ids, shard) for shard in shards]
+        all_rows = shards or [range(len(rows))]
+        for number, part in self._of_shards(rows, all_rows):
+            for text in self.lines(part):
+                whole.update(text)
+                if digests:
+                    digests[number].update(text)
+        return whole.hexdigest(), [digest.hexdigest() for digest in digests]
 
     def _begun(self, ids: Ids) -> hashlib._Hash:
         """With what stands before the rows: ids, roles and names."""
@@ -106,6 +111,15 @@ class Content:
                 raise Inexact(name)
             columns.append(pa.concat_arrays(column.chunks or [pa.array([], column.type)]))
         return row_texts(columns, table.num_rows)
+
+
+def _shard_begun(ids: Ids, shard: range) -> hashlib._Hash:
+    """With what stands before the rows of a shard: their ids."""
+    digest = hashlib.sha256(b"[")
+    for text in _joined_ids(ids.chunks(shard.start, shard.stop)):
+        digest.update(text)
+    digest.update(b"]\n")
+    return digest
 
 
 def _joined_ids(chunks: Iterable[pa.Array]) -> Iterator[bytes | memoryview]:

@@ -118,6 +118,21 @@ def read_ids(rows: Rows, column: str | None) -> Ids:
     return Ids(len(rows), found, read.bad)
 
 
+def same_ids(rows: Rows, column: str | None, ids: Ids, wanted: range) -> bool:
+    """Whether these rows still have the ids that were found in them once."""
+    if column is None:
+        return True
+    read = _Read(at=wanted.start)
+    for part in rows.parts([column], wanted.start, wanted.stop):
+        _add(read, part, column)
+    now = pa.chunked_array(read.chunks, pa.string())
+    then = pa.chunked_array(list(ids.chunks(wanted.start, wanted.stop)), pa.string())
+    if not pc.all(pc.fill_null(pc.equal(now, then), True)).as_py():
+        return False
+    named = (ids[i].startswith(rows.where(i).replace(" ", ":")) for i in read.lost)
+    return all(named)
+
+
 def _add(read: _Read, part: Part, column: str) -> None:
     if isinstance(part, pa.Table):
         texts = _texts_of(part, column)

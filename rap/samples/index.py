@@ -8,13 +8,18 @@ reads no row if the files are as they were (where they are, size, time of the la
     index.json     the hashes, which column plays which role, the files
     ids.arrow      the ids (none where they are row numbers)
     lines.npy, numbers.npy     JSON Lines: where lines begin, and their numbers
+
+Time and size of a file prove nothing: whoever opens a data set so compares the rows that it
+uses with the hash of their shard (``require_shard``).
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+import secrets
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +36,7 @@ from .sample import BadSample
 from .sampleset import Known, SampleSet, leave_images
 from .sources import Rows
 
-VERSION = 1
+VERSION = 2
 """Of the files, and of what the hash of a shard is taken of."""
 
 
@@ -54,20 +59,22 @@ class Index:
 
 
 def build(samples: SampleSet, shard_size: int, more: Iterable[str] = ()) -> Index:
-    """Read all rows. ``more``: columns that a score depends on besides what a sample is."""
+    """Read all rows, once (twice with ``more``: columns that a score depends on besides
+    what a sample is). From then on ``SampleSet.content_hash`` says what was found."""
     n, more = len(samples), tuple(sorted(set(more)))
     ranges = [range(at, min(at + shard_size, n)) for at in range(0, n, shard_size)]
-    hashes: dict[tuple[str, ...], str] = {(): samples.content_sha256}
+    whole, shards = samples.read_hashes(ranges, more)
+    hashes: dict[tuple[str, ...], str] = {more: whole}
     if more:
-        hashes[more] = samples.content_hash(more)
-    return Index(n, shard_size, more, hashes, tuple(samples.shard_hashes(ranges, more)))
+        hashes[()], _ = samples.read_hashes([])
+    return Index(n, shard_size, more, hashes, tuple(shards))
 
 
 def require_shard(samples: SampleSet, index: Index, k: int) -> None:
     """Raises ``RapInputError`` if the rows of shard ``k`` are not those that were
     indexed."""
     rows = index.shard_range(k)
-    if samples.shard_hashes([rows], index.more) != [index.shards[k]]:
+    if not samples.has_rows(rows, index.shards[k], index.more):
         raise RapInputError(
             f"{samples.kind}: rows {rows.start} to {rows.stop - 1} (shard {k}) are not "
             "those that were there when the data set was indexed"
@@ -86,20 +93,19 @@ def save(samples: SampleSet, index: Index, folder: Path) -> bool:
     folder.mkdir(parents=True, exist_ok=True)
     ids, rows = samples.all_ids, samples.rows
     if samples.columns["id"] is not None:
-        with pa.OSFile(str(folder / "ids.arrow"), "wb") as file:
-            schema = pa.schema([("id", pa.string())])
-            with pa.ipc.new_file(file, schema) as writer:
-                for chunk in ids.chunks():
-                    writer.write_batch(pa.record_batch([chunk], schema=schema))
+        _put(folder / "ids.arrow", lambda path: _write_ids(path, ids))
     if isinstance(rows, JsonlRows):
-        np.save(folder / "lines.npy", rows.index.start)
-        np.save(folder / "numbers.npy", rows.index.number)
+        kept = rows.index
+        _put(folder / "lines.npy", lambda path: _write_array(path, kept.start))
+        _put(folder / "numbers.npy", lambda path: _write_array(path, kept.number))
     found = {
         "version": VERSION,
         "path": samples.path,
         "given_root": samples.given_root,
+        "given_columns": samples.given_columns,
         "root": samples.root,
         "files": files,
+        "lines": isinstance(rows, JsonlRows),
         "kind": samples.kind,
         "names": samples.column_names,
         "columns": dict(samples.columns),
@@ -111,10 +117,32 @@ def save(samples: SampleSet, index: Index, folder: Path) -> bool:
         "content_sha256": [[list(k), v] for k, v in index.content_sha256.items()],
         "shards": index.shards,
     }
-    partial = folder / f".index.{os.getpid()}.tmp"
-    partial.write_text(json.dumps(found))
-    partial.replace(folder / "index.json")  # the last: what it names is there
+    text = json.dumps(found)
+    _put(folder / "index.json", lambda path: path.write_text(text))  # the last
     return True
+
+
+def _put(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file whole; one that was there stays as it was for whoever has it mapped."""
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        write(partial)
+        partial.replace(path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            partial.unlink()
+
+
+def _write_ids(path: Path, ids: Ids) -> None:
+    schema = pa.schema([("id", pa.string())])
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+        for chunk in ids.chunks():
+            writer.write_batch(pa.record_batch([chunk], schema=schema))
+
+
+def _write_array(path: Path, values: np.ndarray) -> None:
+    with path.open("wb") as file:
+        np.save(file, values)
 
 
 def load(folder: Path) -> Index | None:
@@ -123,14 +151,24 @@ def load(folder: Path) -> Index | None:
     return None if found is None else _index_of(found)
 
 
-def open_kept(folder: Path, source: object, root: object = None) -> SampleSet | None:
+def open_kept(
+    folder: Path,
+    source: object,
+    root: str | os.PathLike[str] | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> SampleSet | None:
     """The data set at ``source``, opened with what ``save`` kept; None where that is of
-    another one or of other files: it is opened as any then (``open_samples``)."""
+    another one, or was opened with another ``root`` or ``columns``, or the files are
+    others: it is opened as any then (``open_samples``)."""
     found = _read(folder)
     if found is None or not isinstance(source, (str, os.PathLike)):
         return None
-    given = None if root is None else os.fspath(root)  # type: ignore[call-overload]
-    if (found["path"], found["given_root"]) != (os.fspath(source), given):
+    given = (
+        os.fspath(source),
+        None if root is None else os.fspath(root),
+        None if columns is None else dict(columns),
+    )
+    if (found["path"], found["given_root"], found["given_columns"]) != given:
         return None
     try:
         rows = _rows_of(found, folder)
@@ -140,18 +178,14 @@ def open_kept(folder: Path, source: object, root: object = None) -> SampleSet | 
     except (OSError, ValueError, pa.ArrowException, RapInputError):
         return None
     index = _index_of(found)
-    bare = SampleSet(rows, found["columns"], found["root"], found["counted"], _none(ids))
+    bare = SampleSet(rows, found["columns"], found["root"], found["counted"], Known(ids))
     hashes = {bare.content(more): text for more, text in index.content_sha256.items()}
     samples = SampleSet(
         rows, found["columns"], found["root"], found["counted"], Known(ids, hashes)
     )
     samples.path, samples.given_root = found["path"], found["given_root"]
-    samples.given_columns = {role: name or "" for role, name in found["columns"].items()}
+    samples.given_columns = found["given_columns"]
     return samples
-
-
-def _none(ids: Ids) -> Known:
-    return Known(ids, {})
 
 
 def _read(folder: Path) -> dict[str, Any] | None:
@@ -188,7 +222,7 @@ def _files_of(rows: Rows) -> list[list[Any]] | None:
 
 def _rows_of(found: Mapping[str, Any], folder: Path) -> Rows | None:
     path = Path(found["path"])
-    if (folder / "lines.npy").exists():
+    if found["lines"]:
         start = np.load(folder / "lines.npy", mmap_mode="r")
         number = np.load(folder / "numbers.npy", mmap_mode="r")
         file = Path(found["files"][0][0])

@@ -146,10 +146,29 @@ def open_parquet(paths: Sequence[Path], kind: str) -> Rows:
     """The files' rows in order. Raises ``OSError``, ``pa.ArrowException``,
     ``RapInputError``."""
     files = [_File.of(path) for path in paths]
+    _require_one_type(files, kind)
     size = sum(file.group_bytes(g, file.schema.names) for file, g in _groups(files))
     if size > HELD_BYTES:
         return ParquetRows(files, kind)
     return ArrowRows(_read_all(files), kind)
+
+
+def _require_one_type(files: Sequence[_File], kind: str) -> None:
+    """Raises ``RapInputError`` that names the files where two have a column of types that
+    are not one."""
+    there: dict[str, tuple[pa.Field, Path]] = {}
+    for file in files:
+        for field in file.schema.remove_metadata():
+            known, path = there.setdefault(field.name, (field, file.path))
+            try:
+                both = pa.unify_schemas([pa.schema([known]), pa.schema([field])])
+            except (pa.ArrowException, TypeError):
+                raise RapInputError(
+                    f"{kind}: column {field.name!r} is {known.type} in {path.name} and "
+                    f"{field.type} in {file.path.name}: write both with one type"
+                ) from None
+            if pa.types.is_null(known.type) or known.type != both.field(0).type:
+                there[field.name] = both.field(0), file.path
 
 
 def open_unlinked_parquet(path: Path, kind: str) -> Rows:

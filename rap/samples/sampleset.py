@@ -20,7 +20,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -35,7 +35,7 @@ from ..errors import RapInputError
 from .answers import read_answer
 from .content import Content
 from .hfdata import build_dataset, stream_dataset
-from .ids import Ids, read_ids
+from .ids import Ids, read_ids, same_ids
 from .jsonlines import JsonlRows
 from .opening import open_rows
 from .parsing import CANDIDATES, cell, counted_from, detect_columns, parse_row
@@ -70,7 +70,7 @@ class Known:
     """What was found when the same data set was opened before (``index``)."""
 
     ids: Ids
-    hashes: Mapping[Content, str]
+    hashes: Mapping[Content, str] = field(default_factory=dict)
 
 
 class SampleSet(Sequence["Sample | Bad"]):
@@ -89,6 +89,7 @@ class SampleSet(Sequence["Sample | Bad"]):
         known: Known | None = None,
     ) -> None:
         self._rows, self._counted = rows, counted
+        self._known = known is not None
         self._hashes = {} if known is None else dict(known.hashes)
         self.columns: Mapping[str, str | None] = MappingProxyType(dict(columns))
         """Role -> column that plays it, None if none does."""
@@ -306,6 +307,31 @@ class SampleSet(Sequence["Sample | Bad"]):
         """sha256 of what ``content_hash`` counts of each of these ranges of rows, which
         follow one another."""
         return self.content(more).sha256_of_shards(self._rows, self._ids, shards)
+
+    def read_hashes(
+        self, shards: Sequence[range], more: Iterable[str] = ()
+    ) -> tuple[str, list[str]]:
+        """(``content_hash``, ``shard_hashes`` of shards that hold all rows, or of none), of
+        one pass over the rows. The first is what ``content_hash`` says from then on."""
+        content = self.content(more)
+        whole, found = content.sha256_with_shards(self._rows, self._ids, shards)
+        self._hashes[content] = whole
+        return whole, found
+
+    def has_rows(self, shard: range, wanted: str, more: Iterable[str] = ()) -> bool:
+        """Whether ``shard_hashes`` of these rows is ``wanted``, their ids included."""
+        return self.shard_hashes([shard], more) == [wanted] and self.has_ids(shard)
+
+    def has_ids(self, rows: range) -> bool:
+        """Whether these rows have the ids that were found in them."""
+        column = self.columns["id"]
+        return not self._known or same_ids(self._rows, column, self._ids, rows)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it was opened with what was found before (``index``), so that its rows
+        were not looked at."""
+        return self._known
 
     def values(self, name: str) -> Iterator[pa.ChunkedArray | list[Any]]:
         """A column, or a field of one ("a.b"), in order: as Arrow has it, or as Python

@@ -140,6 +140,12 @@ def _hash(ends: np.ndarray, data: pa.Buffer | None) -> np.ndarray:
         left = np.maximum(left - 8, 0)
 
 
+def counted(n: float, what: str, many: str | None = None) -> str:
+    """ "1 epoch", "2 epochs", "1,024 samples": ``what`` is one of them, ``many`` several
+    (None: with an s)."""
+    return f"{n:,} {what if n == 1 else many or what + 's'}"
+
+
 def clean(text: str, limit: int = 500) -> str:
     """A text that any file can hold: no lone surrogates, no NUL, not too long."""
     text = text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")

@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 
 from ..config import TRAIN_GROUP
 from ..errors import RapConfigError
+from ..samples.text import counted
 from ..settings import Ge, Gt, Le, Number, resolve, setting, settings
 
 if TYPE_CHECKING:
@@ -119,14 +120,14 @@ class Bill:
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
-        names = f"{'completions':>12} {'forwards':>10} {'tokens':>12}"
+        told = any(s.tokens is not None for s in self.stages)  # of a stage by itself
+        names = f"{'completions':>12} {'forwards':>10}" + f" {'tokens':>12}" * told
         yield f"{'stage':<10} {'samples':>10} {names}"
         for s in self.stages:
-            tokens = "" if s.tokens is None else f"{s.tokens:,}"
-            yield (
-                f"{s.name:<10} {s.samples:>10,} {s.completions:>12,} {s.forwards:>10,} "
-                f"{tokens:>12}"
-            )
+            text = f"{s.name:<10} {s.samples:>10,} {s.completions:>12,} {s.forwards:>10,}"
+            yield text if s.tokens is None else f"{text} {s.tokens:>12,}"
+        if self.tokens is not None:
+            yield f"sampled {counted(self.tokens, 'token')}"
         prices = self.prices
         yield (
             f"scoring costs C = {self.per_sample:.3g} completions a sample (a forward is "
@@ -141,11 +142,13 @@ class Bill:
             f"and epoch, rho = {prices.rho:.3g}"
         )
         for epochs, share in self.saved.items():
-            yield f"{epochs:>5} epochs: {share:+.1%} of training on everything saved"
+            word = "epoch: " if epochs == 1 else "epochs:"
+            yield f"{epochs:>5} {word} {share:+.1%} of training on everything saved"
         if self.pays_after is None:
             yield "it never pays: training on the selection is as dear as on everything"
         else:
-            yield f"it pays after {self.pays_after:.2g} epochs"
+            after = f"{self.pays_after:.2g}"
+            yield f"it pays after {after} epoch{'s' * (after != '1')}"
 
 
 def saved_share(

@@ -37,11 +37,24 @@ def nullable(values: np.ndarray) -> pa.Array:
     return pa.array(values, pa.float64(), mask=np.isnan(values))
 
 
+def counts(column: pa.ChunkedArray) -> np.ndarray:
+    """The integers in their own type, null as 0; no copy where there is no null and one
+    chunk."""
+    return (pc.fill_null(column, 0) if column.null_count else column).to_numpy()
+
+
 def look_up(table: np.ndarray, places: np.ndarray) -> np.ndarray:
     """``table[places]``, whose places NumPy would widen to int64 all at once."""
     found = np.empty(len(places), table.dtype)
+    by_byte = len(table) == 256 and table.itemsize == 1 and places.dtype == np.uint8
+    bytes_ = table.tobytes() if by_byte else b""
     for at in range(0, len(places), 2**16):
-        found[at : at + 2**16] = table[places[at : at + 2**16]]
+        part = places[at : at + 2**16]
+        if by_byte:
+            text = part.tobytes().translate(bytes_)
+            found[at : at + 2**16] = np.frombuffer(text, table.dtype)
+        else:
+            found[at : at + 2**16] = table[part]
     return found
 
 
@@ -50,15 +63,19 @@ def distinct_rows(
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """(a row of each distinct one, which of those each row is equal to), int64; None where
     the columns, integers >= 0, have too large values to count all that could be there."""
-    key, size = np.zeros(len(columns[0]), np.int64), 1
+    key, size = np.zeros(len(columns[0]), np.int32), 1
     for column in columns:
-        if column.min(initial=0) < 0:
+        if not len(column):
+            continue
+        low, high = int(column.min()), int(column.max())
+        if low < 0:
             return None
-        many = int(column.max(initial=0)) + 1
-        size *= many
+        size *= high - low + 1
         if size > limit:
             return None
-        key = key * many + column
+        if high > low:
+            key *= high - low + 1
+            key += column if low == 0 else column - low
     first = np.full(size, -1)
     first[key[::-1]] = np.arange(len(key) - 1, -1, -1)  # the last that is put stays
     there = np.flatnonzero(first >= 0)

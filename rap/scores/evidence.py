@@ -22,7 +22,15 @@ import pyarrow.compute as pc
 
 from ..config import TRAIN_GROUP
 from ..errors import RapInputError
-from .columns import distinct_rows, exceeds, floats, integers, mask_of, quotient_key
+from .columns import (
+    counts,
+    distinct_rows,
+    exceeds,
+    floats,
+    integers,
+    mask_of,
+    quotient_key,
+)
 from .learning import value_of_answers, value_of_counts
 from .posterior import Arm, keep_probability
 from .prior import FEATURES, WITH_IMAGE, WITHOUT, features, fit, predict
@@ -124,6 +132,11 @@ class Kind:
         """What "what is left to learn" multiplies D by, in words."""
         return "D times the difficulty"
 
+    def alike(self, table: pa.Table) -> tuple[np.ndarray, np.ndarray] | None:
+        """(a row of each different one, which of those each row is as good as), as
+        ``columns.distinct_rows``, where ``read`` asks little of a row; else None."""
+        return None
+
     def read(
         self, table: pa.Table, *, divergence: str, likelihood: str, threshold: float
     ) -> Measured:
@@ -160,12 +173,15 @@ class Rollouts(Kind):
     def read(
         self, table: pa.Table, *, divergence: str, likelihood: str, threshold: float
     ) -> Measured:
-        counts = counts_of(table)
-        few = distinct_rows(counts)
+        few = self.alike(table)
         if few is None:
-            return self._read(counts, threshold)
-        first, _ = few
-        return self._read(tuple(c[first] for c in counts), threshold).spread(*few)
+            return self._read(counts_of(table), threshold)
+        first = pa.array(few[0])
+        ones = table.select(_COUNTS).take(first)
+        return self._read(counts_of(ones), threshold).spread(*few)
+
+    def alike(self, table: pa.Table) -> tuple[np.ndarray, np.ndarray] | None:
+        return distinct_rows([counts(table[name]) for name in _COUNTS])
 
     def _read(self, counts: tuple[np.ndarray, ...], threshold: float) -> Measured:
         c1, m1, c0, m0 = counts
@@ -387,7 +403,10 @@ def describe() -> str:
 
 def counts_of(table: pa.Table) -> tuple[np.ndarray, ...]:
     """c1, m1, c0, m0 as int64 [n], null as 0."""
-    return tuple(integers(table[name]) for name in ("c1", "m1", "c0", "m0"))
+    return tuple(integers(table[name]) for name in _COUNTS)
+
+
+_COUNTS = ["c1", "m1", "c0", "m0"]
 
 
 def _psi_times(table: pa.Table) -> np.ndarray:
@@ -548,10 +567,21 @@ def read_evidence(
         likelihood=likelihood,
         threshold=float(threshold or 0),
     )
-    scored, finite = mask_of(pc.equal(table["status"], SCORED)), _all_finite(table)
+    usable = usable_rows(table)
+    code = codes_of(table, kind)
+    return Evidence(kind, usable & measured.enough, code, measured, unsolved)
+
+
+def usable_rows(table: pa.Table) -> np.ndarray:
+    """bool [n]: scored, with every score finite."""
+    return mask_of(pc.equal(table["status"], SCORED)) & _all_finite(table)
+
+
+def codes_of(table: pa.Table, kind: Kind) -> pa.ChunkedArray:
+    """The quarantine code of each row, if it is not valid."""
+    scored, finite = pc.equal(table["status"], SCORED), _all_finite(table)
     own = pc.if_else(pa.array(finite), kind.short_of, "nonfinite")
-    code = pc.if_else(pa.array(scored), own, pc.fill_null(table["code"], "unknown"))
-    return Evidence(kind, scored & finite & measured.enough, code, measured, unsolved)
+    return pc.if_else(scored, own, pc.fill_null(table["code"], "unknown"))
 
 
 def _all_finite(table: pa.Table) -> np.ndarray:
@@ -563,6 +593,8 @@ def _all_finite(table: pa.Table) -> np.ndarray:
             continue
         column = table[name]
         if column.null_count == len(column):
+            continue
+        if not column.null_count and np.isfinite(column.to_numpy()).all():
             continue
         ok = pc.is_finite(column)
         if name in _MAY_BE_MINUS_INF:

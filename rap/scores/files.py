@@ -14,7 +14,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -166,12 +166,29 @@ def read_parquet(path: Path) -> tuple[pa.Table, dict[str, Any]]:
 
 
 def decoded(path: Path, data: bytes) -> pa.Table:
+    """The table in the bytes of a Parquet file. Raises ``RapStoreError``."""
+    return decoded_columns(path, data, None)[0].replace_schema_metadata(None)
+
+
+def decoded_columns(
+    path: Path, data: bytes | Path, names: Sequence[str] | None
+) -> tuple[pa.Table, list[str], int]:
+    """(those of these columns that are there, None: all; the names of all columns; the
+    number of rows), of the bytes of a Parquet file, or of that at a path. Raises
+    ``RapStoreError``.
+
+    Read in this thread: of several the last to let go of ``data`` may be one of Arrow's, it
+    asks for Python's lock then, and a Python that is ending meanwhile ends such a thread,
+    and with it the process ("terminate called without an active exception")."""
     try:
-        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
-            table = file.read()
+        source = data if isinstance(data, Path) else pa.BufferReader(data)
+        with pq.ParquetFile(source, page_checksum_verification=True) as file:
+            there = file.schema_arrow.names
+            wanted = None if names is None else [name for name in names if name in there]
+            table = file.read(wanted, use_threads=False)
+            return table, there, file.metadata.num_rows
     except (pa.ArrowException, OSError) as error:
         raise RapStoreError(f"{path}: is damaged: {error}") from error
-    return table.replace_schema_metadata(None)
 
 
 def verified(path: Path) -> tuple[bytes, dict[str, Any], str]:

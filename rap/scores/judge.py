@@ -6,17 +6,22 @@ Judged as a whole: whoever seals a store that many processes filled counts every
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from ..config import Sampling, ScoreConfig
-from ..errors import RapError, RapInputError, RapModelError
+from ..errors import RapError, RapInputError, RapModelError, RapStoreError
 from ..samples.text import clean
 from .columns import as_fraction
-from .shards import Shards
+from .files import write_atomic
+from .shards import REFUSED, Shards
 from .table import QUARANTINED
 
 MIN_SEEN = 20
@@ -106,6 +111,22 @@ def require_varied(groups: int, degenerate: int, sampling: Sampling) -> None:
             f"sampled with {sampling} tell nothing about difficulty. Raise "
             "temperature, top_p or top_k, or pass allow_degenerate=True."
         )
+
+
+@contextmanager
+def verdict_kept(store: Path) -> Iterator[None]:
+    """What raises inside stays in the store as the verdict on it (`read_refusal`), until
+    another run of this ends well."""
+    path = store / REFUSED
+    try:
+        yield
+    except (RapInputError, RapModelError) as error:
+        text = json.dumps({"refused": str(error)})
+        with contextlib.suppress(RapStoreError):  # the error itself is what matters
+            write_atomic(path, lambda file: file.write(text.encode() + b"\n"))
+        raise
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def judge_whole(shards: Shards, config: ScoreConfig, allow_degenerate: bool) -> None:

@@ -3,7 +3,8 @@
 The parts are stores that were scored apart, each with some of the shards (``rap score
 --executor env --shard i/n --no-steal``, one folder each): of the same rows, shard size and
 fingerprint. Every shard has to be in exactly one of them. The files are copied as they are,
-so that the merged store is byte for byte the one that a single run would have filled.
+so that the merged store is byte for byte the one that a single run would have filled; its
+profile is the sum of those of the parts.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from ..errors import RapConfigError, RapInputError, RapStoreError
 from .claims import Claims, require_idle
 from .files import store_error, write_atomic
 from .fingerprint import in_words, other_run
-from .judge import judge_whole
+from .judge import judge_whole, verdict_kept
+from .profile import join_profiles
 from .sealing import limits
 from .shardplan import has_plan
 from .store import ScoreStore
@@ -65,8 +67,10 @@ def merge(
                 file.write(data)
 
             write_atomic(folder / name, fill)
+    join_profiles([part.path for part in parts], folder)
     whole = ScoreStore.load(folder)
-    judge_whole(whole, limits(first.fingerprint, max_bad_fraction), allow_degenerate)
+    with verdict_kept(folder):
+        judge_whole(whole, limits(first.fingerprint, max_bad_fraction), allow_degenerate)
     return whole
 
 

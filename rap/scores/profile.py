@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -178,6 +178,20 @@ def add_profile(folder: Path, run: Profile) -> Profile:
     stored. Raises ``RapStoreError``."""
     earlier = read_profile(folder)
     total = run if earlier is None else earlier + run
-    text = json.dumps(total.as_json(), indent=1, sort_keys=True, allow_nan=False)
-    write_atomic(folder / NAME, lambda file: file.write(text.encode() + b"\n"))
+    _write(folder, total)
     return total
+
+
+def join_profiles(folders: Sequence[Path], out: Path) -> None:
+    """Give the store ``out`` the sum of the profiles of these stores, as far as they have
+    one. Raises ``RapStoreError``."""
+    total: Profile | None = None
+    for found in filter(None, map(read_profile, folders)):
+        total = found if total is None else total + found
+    if total is not None:
+        _write(out, total)
+
+
+def _write(folder: Path, profile: Profile) -> None:
+    text = json.dumps(profile.as_json(), indent=1, sort_keys=True, allow_nan=False)
+    write_atomic(folder / NAME, lambda file: file.write(text.encode() + b"\n"))

@@ -2,14 +2,16 @@
 
 ``TableReader``: in memory. ``FileReader``: a file of ``files.write_parquet``, of any size.
 ``ShardReader``: the score shards of a store. What a file or shard holds is compared
-with what it held when the reader was made. A column that is null throughout costs nothing.
+with what it held when the reader was made. A column that is null throughout costs nothing,
+nor does one that is the same number or short text throughout a row group of a file.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache
+from enum import Enum
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,19 @@ if TYPE_CHECKING:
 
 BATCH = 2**17
 """Rows of a batch unless asked otherwise."""
+
+SHORT = 64
+"""Letters of a text that is looked for as the only one of a row group."""
+
+
+class Null(Enum):
+    """No value, where None means that it is not known."""
+
+    NULL = "null"
+
+
+NULL = Null.NULL
+Constant = int | str | Null
 
 Shape = Callable[[pa.Table], pa.Table]
 """A table as a file has it -> as it is read: columns put in order, added and cast."""
@@ -76,17 +91,26 @@ class Reader:
     def take(self, rows: np.ndarray, names: Sequence[str] | None = None) -> pa.Table:
         """The columns at ``rows`` (int64), in their order."""
         order = np.argsort(rows, kind="stable")
-        wanted, found, start = rows[order], [], 0
-        for batch in self.batches(names):
+        wanted, found = rows[order], []
+        for start, batch in self._with(wanted, names):
             low, high = np.searchsorted(wanted, [start, start + batch.num_rows])
             if high > low:
                 found.append(batch.take(pa.array(wanted[low:high] - start)))
-            start += batch.num_rows
         if not found:
             return self.none(names)
         back = np.empty(len(order), np.int64)
         back[order] = np.arange(len(order))
         return pa.concat_tables(found).take(pa.array(back))
+
+    def _with(
+        self, wanted: np.ndarray, names: Sequence[str] | None
+    ) -> Iterator[tuple[int, pa.Table]]:
+        """(place of its first row, batch), of those at least that have one of these rows,
+        which ascend."""
+        start = 0
+        for batch in self.batches(names):
+            yield start, batch
+            start += batch.num_rows
 
 
 class TableReader(Reader):
@@ -145,18 +169,46 @@ class FileReader(Reader):
         return sized(self._pieces(names, size), size)
 
     def _pieces(self, names: list[str], size: int) -> Iterator[pa.Table]:
-        kinds = {name: self.schema.field(name).type for name in names}
         with self._open() as file:
             for group in range(file.num_row_groups):
-                facts = file.metadata.row_group(group)
-                full = [name for name in names if not self._is_null(facts, name)]
-                for read, n in self._batches_of(file, group, full, size):
-                    yield pa.table(
-                        {
-                            name: read[name].cast(kind) if name in full else nulls(n, kind)
-                            for name, kind in kinds.items()
-                        }
-                    )
+                yield from self._group(file, group, names, size)
+
+    def _with(
+        self, wanted: np.ndarray, names: Sequence[str] | None
+    ) -> Iterator[tuple[int, pa.Table]]:
+        """As in ``Reader``; other row groups are not read."""
+        names = self.schema.names if names is None else list(names)
+        start = 0
+        with self._open() as file:
+            for group in range(file.num_row_groups):
+                end = start + file.metadata.row_group(group).num_rows
+                low, high = np.searchsorted(wanted, [start, end])
+                for table in self._group(file, group, names, BATCH) if high > low else ():
+                    yield start, table
+                    start += table.num_rows
+                start = end
+
+    def _group(
+        self, file: pq.ParquetFile, group: int, names: list[str], size: int
+    ) -> Iterator[pa.Table]:
+        """A row group, ``size`` rows at a time."""
+        kinds = {name: self.schema.field(name).type for name in names}
+        facts = file.metadata.row_group(group)
+        same = {
+            name: value
+            for name in names
+            if (value := self._throughout(facts, name)) is not None
+        }
+        full = [name for name in names if name not in same]
+        for read, n in self._batches_of(file, group, full, size):
+            yield pa.table(
+                {
+                    name: repeated(same[name], kind, n)
+                    if name in same
+                    else read[name].cast(kind)
+                    for name, kind in kinds.items()
+                }
+            )
 
     def _batches_of(
         self, file: pq.ParquetFile, group: int, names: list[str], size: int
@@ -173,19 +225,25 @@ class FileReader(Reader):
         except (pa.ArrowException, OSError) as error:
             raise RapStoreError(f"{self.path}: is damaged: {error}") from error
 
-    def _is_null(self, facts: Any, name: str) -> bool:
-        """A column that is not in the file, or null throughout this row group."""
+    def _throughout(self, facts: Any, name: str) -> Constant | None:
+        """What a column holds in every row of this row group, as the file's own statistics
+        say; `NULL` where it is not in the file, None where rows differ, or may."""
         at = self._there.get_field_index(name)
         if at < 0:
-            return True
+            return NULL
         if facts.num_columns != len(self._there):  # nested: places are not columns
-            return False
+            return None
         found = facts.column(at).statistics
-        return (
-            found is not None
-            and found.has_null_count
-            and (found.null_count == facts.num_rows)
-        )
+        if found is None or not found.has_null_count:
+            return None
+        if found.null_count == facts.num_rows:
+            return NULL
+        kind = self._there.field(at).type
+        if found.null_count or not found.has_min_max or not _has_exact_limits(kind):
+            return None
+        value = found.min
+        short = not isinstance(value, str) or len(value) <= SHORT
+        return value if value == found.max and short else None
 
 
 class ShardReader(Reader):
@@ -199,20 +257,38 @@ class ShardReader(Reader):
         self.shards, self.schema, self.num_rows = shards, schema, shards.n_samples
         self.rollouts: dict[int, str] = {}
         self._digests: dict[int, str] = {}
+        self._seen: dict[int, tuple[int, ...]] = {}
 
     def _batches(self, names: list[str], size: int) -> Iterator[pa.Table]:
         return sized(self._pieces(names), size)
 
     def _pieces(self, names: list[str]) -> Iterator[pa.Table]:
         for k in range(self.shards.n_shards):
-            table, digest, rollouts = self.shards.read_columns(k, names)
-            if rollouts is not None:
-                self.rollouts[k] = rollouts
-            if self._digests.setdefault(k, digest) != digest:
-                raise RapStoreError(
-                    f"{self.shards.path}: shard {k} changed since it was loaded"
-                )
-            yield table
+            yield self._shard(k, names)
+
+    def _with(
+        self, wanted: np.ndarray, names: Sequence[str] | None
+    ) -> Iterator[tuple[int, pa.Table]]:
+        """As in ``Reader``; other shards are not read."""
+        names = self.schema.names if names is None else list(names)
+        size = self.shards.shard_size
+        for k in np.unique(wanted // size).tolist():
+            yield k * size, self._shard(k, names)
+
+    def _shard(self, k: int, names: list[str]) -> pa.Table:
+        """Verified the first time; then a file of the same size and time is the same."""
+        seen = self.shards.seen(k)
+        if self._seen.get(k) == seen:
+            return self.shards.read_again(k, names)
+        table, digest, rollouts = self.shards.read_columns(k, names)
+        if rollouts is not None:
+            self.rollouts[k] = rollouts
+        if self._digests.setdefault(k, digest) != digest:
+            raise RapStoreError(
+                f"{self.shards.path}: shard {k} changed since it was loaded"
+            )
+        self._seen[k] = seen
+        return table
 
 
 class Without(Reader):
@@ -237,14 +313,27 @@ def as_reader(table: pa.Table | Reader) -> Reader:
 
 def nulls(n: int, kind: pa.DataType) -> pa.Array:
     """``n`` nulls; those of one type share their memory."""
-    if n > BATCH:
-        return pa.nulls(n, kind)
-    return _batch_of_nulls(kind).slice(0, n)
+    return repeated(NULL, kind, n)
 
 
-@cache
-def _batch_of_nulls(kind: pa.DataType) -> pa.Array:
-    return pa.nulls(BATCH, kind)
+def repeated(value: Constant, kind: pa.DataType, n: int) -> pa.Array:
+    """``n`` times the same; equal ones share their memory."""
+    return _repeated(value, kind, n) if n > BATCH else _batch_of(value, kind).slice(0, n)
+
+
+def _repeated(value: Constant, kind: pa.DataType, n: int) -> pa.Array:
+    return pa.nulls(n, kind) if value is NULL else pa.repeat(pa.scalar(value, kind), n)
+
+
+@lru_cache(maxsize=256)
+def _batch_of(value: Constant, kind: pa.DataType) -> pa.Array:
+    return _repeated(value, kind, BATCH)
+
+
+def _has_exact_limits(kind: pa.DataType) -> bool:
+    """Types whose smallest and largest value tell all there is where they are equal: not
+    floats, of which NaN is none and 0.0 is -0.0."""
+    return bool(pa.types.is_integer(kind) or pa.types.is_string(kind))
 
 
 def sized(tables: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:

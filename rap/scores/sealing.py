@@ -11,7 +11,7 @@ from typing import Any
 from ..config import Sampling, ScoreConfig
 from ..errors import RapStoreError
 from .claims import LEASE, SEAL, Claims, require_idle
-from .judge import judge_whole
+from .judge import judge_whole, verdict_kept
 from .shardplan import ShardPlan, read_plan
 from .store import ScoreStore
 
@@ -33,7 +33,8 @@ def seal(
     ) as shards:
         if shards.missing():
             return False
-        judge_whole(shards, config, allow_degenerate)
+        with verdict_kept(folder):
+            judge_whole(shards, config, allow_degenerate)
         plan.seal(folder, shards.drawn())
     return True
 

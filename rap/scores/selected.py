@@ -269,7 +269,8 @@ class Selected:
         union = int(self.kept.sum()) + int(other.kept.sum()) - overlap
         moved = pa.table({"there": reason_there, "here": reason_here})
         moved = moved.filter(pc.not_equal(moved["there"], moved["here"]))
-        pairs = moved.group_by(["there", "here"]).aggregate([([], "count_all")]).to_pylist()
+        grouped = moved.group_by(["there", "here"], use_threads=False)
+        pairs = grouped.aggregate([([], "count_all")]).to_pylist()
         pairs.sort(key=lambda p: (-p["count_all"], p["there"], p["here"]))
         gained, lost = self.kept.copy(), other.kept.copy()
         gained[rows[both]] = False

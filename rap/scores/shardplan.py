@@ -3,12 +3,16 @@
     kind, schema_version, token      of this very plan, at random
     n_samples, shard_size, fingerprint, data
                                      as in store.json
-    shards                           sha256 of the samples of each shard, texts and columns
-                                     that a score depends on, without image bytes
+    shards                           sha256 of the rows of each shard: ids, texts, columns
+                                     that a score depends on; without image bytes
+    hashed                           `ROWS`: what these are taken of
     sealed                           null, or what the sealed store holds in sum
 
 While it is there and not sealed, workers may claim shards (``claims``). A run that wants
 the store for itself removes it; a worker that finds it gone claims nothing more.
+
+Beside it, in the folder `INDEX`: what is known of the data set (``samples.index``), so that
+workers need not look through its rows.
 """
 
 from __future__ import annotations
@@ -29,6 +33,10 @@ from .files import check_version, store_error, write_atomic
 from .table import SCHEMA_VERSION
 
 NAME = "plan.json"
+INDEX = "index"
+ROWS = "rows"
+"""Of the rows as they stand (``SampleSet.shard_hashes``); a plan that was not made so is
+made again."""
 DRIVER_FOLDER = "ray"
 """Folder with the claim of a driver that leads workers (executor ray)."""
 
@@ -58,6 +66,7 @@ class ShardPlan:
     shards: tuple[str, ...]
     token: str
     sealed: Mapping[str, Any] | None = None
+    hashed: str = ""
 
     @property
     def drawn(self) -> Drawn:
@@ -82,7 +91,7 @@ def make_plan(
     names = ("n_samples", "shard_size", "fingerprint")
     token = secrets.token_hex(8)
     n, size, fingerprint = (header[name] for name in names)
-    return ShardPlan(n, size, fingerprint, data, shards, token)
+    return ShardPlan(n, size, fingerprint, data, shards, token, hashed=ROWS)
 
 
 def read_plan(store: Path) -> ShardPlan | None:
@@ -136,7 +145,8 @@ def have_alone(store: Path) -> None:
             if text is not None:
                 write_atomic(path, lambda file: file.write(text))
             raise
-    shutil.rmtree(store / FOLDER, ignore_errors=True)
+    for name in (FOLDER, INDEX):
+        shutil.rmtree(store / name, ignore_errors=True)
 
 
 def has_plan(store: Path) -> bool:

@@ -6,16 +6,16 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ..errors import RapStoreError
-from .files import check_version, decoded, store_error, verified
+from .files import check_version, decoded, decoded_columns, store_error, verified
 from .fingerprint import other_run
 from .profile import read_profile
 from .table import ROLLOUT_SCHEMA, SCHEMA_VERSION, SCORE_SCHEMA, SINCE, filled
@@ -23,6 +23,8 @@ from .table import ROLLOUT_SCHEMA, SCHEMA_VERSION, SCORE_SCHEMA, SINCE, filled
 PARTIAL_SCHEMA = SCORE_SCHEMA.append(
     pa.field("rollouts", pa.list_(pa.struct(list(ROLLOUT_SCHEMA))))
 )
+
+REFUSED = "refused.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +51,8 @@ class Shards:
     @property
     def meta(self) -> dict[str, Any]:
         """What ``Scores.meta`` holds: schema version, fingerprint, sizes, data set; where
-        a run was profiled, where its time went."""
-        measured = read_profile(self.path)
+        a run was profiled, where its time went; where the last run was refused, why."""
+        measured, refused = read_profile(self.path), read_refusal(self.path)
         return {
             "schema_version": SCHEMA_VERSION,
             "fingerprint": self.fingerprint,
@@ -58,6 +60,7 @@ class Shards:
             "shard_size": self.shard_size,
             "data": self.data,
             **({} if measured is None else {"profile": measured.as_json()}),
+            **({} if refused is None else {"refused": refused}),
         }
 
     @property
@@ -125,6 +128,20 @@ class Shards:
         path = self._scores(k)
         data, note, digest = self._verified_shard(path, k, "score shard")
         return columns_of(path, data, names), digest, note["rollouts"]
+
+    def seen(self, k: int) -> tuple[int, ...]:
+        """Size, time of the last change and place of the file of shard ``k``; other files
+        have others. Raises ``RapStoreError``."""
+        try:
+            found = os.stat(self._scores(k))
+        except OSError as error:
+            raise store_error(f"{self._scores(k)}: cannot be read", error) from error
+        return found.st_size, found.st_mtime_ns, found.st_ino
+
+    def read_again(self, k: int, names: Sequence[str]) -> pa.Table:
+        """These columns of shard ``k``, which was verified. Raises ``RapStoreError``."""
+        path = self._scores(k)
+        return columns_of(path, path, names)
 
     def files_of(self, k: int) -> dict[str, bytes]:
         """{name: bytes} of shard ``k``, rollouts first. Errors as for ``read_shard``."""
@@ -231,15 +248,11 @@ def _filled(path: Path, table: pa.Table, schema: pa.Schema) -> pa.Table:
         )
 
 
-def columns_of(path: Path, data: bytes, names: Sequence[str]) -> pa.Table:
-    """These columns of a score shard, null where an older version did not have them."""
+def columns_of(path: Path, data: bytes | Path, names: Sequence[str]) -> pa.Table:
+    """These columns of a score shard, null where an older version did not have them.
+    ``data``: its bytes, or its path."""
     kinds = {name: SCORE_SCHEMA.field(name).type for name in names}
-    try:
-        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
-            there, n = file.schema_arrow.names, file.metadata.num_rows
-            read = file.read([name for name in names if name in there])
-    except (pa.ArrowException, OSError) as error:
-        raise RapStoreError(f"{path}: is damaged: {error}") from error
+    read, there, n = decoded_columns(path, data, names)
     lost = [name for name in SCORE_SCHEMA.names if name not in there and name not in SINCE]
     try:
         if lost:
@@ -253,6 +266,15 @@ def columns_of(path: Path, data: bytes, names: Sequence[str]) -> pa.Table:
             error
         )
     return pa.table(columns, names=list(names))
+
+
+def read_refusal(store: Path) -> str | None:
+    """Why the run that filled a store did not end well (``judge.verdict_kept``); None if it
+    did."""
+    try:
+        return str(json.loads((store / REFUSED).read_bytes())["refused"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def read_header(path: Path) -> dict[str, Any] | None:

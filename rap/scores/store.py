@@ -7,12 +7,14 @@ A folder::
     rollouts-00000.parquet  ROLLOUT_SCHEMA: every completion of shard 0 (if any were made)
     scores-00000.parquet    SCORE_SCHEMA: samples 0 .. shard_size - 1
     partial-00001.parquet   the first rows of a shard in progress, with their rollouts
+    refused.json            why the last run did not end well (``judge``), if so
     profile.json            where the time of its profiled runs went (``profile``), if any
     previous/               what was scored before the data set changed (``previous``)
     *.parquet.old           a shard that is being scored again; goes when it is
     *.corrupt               what was found damaged or foreign, set aside
     .*.tmp                  a write in progress; leftovers go at the next open
-    plan.json, claims/      while many processes fill it (``shardplan``, ``claims``)
+    plan.json, claims/, index/
+                            while many processes fill it (``shardplan``, ``claims``)
 
 Shard k holds the rows with index ``shard_range(k)``. Its rollouts are written before
 its scores, and the scores name the digest of their rollouts: a scores shard implies its
@@ -39,7 +41,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ..errors import RapConfigError, RapStoreError
 from .completions import StoredCompletions
@@ -47,6 +48,7 @@ from .drawn import DRAWN_COLUMNS, Drawn
 from .files import (
     NO_FSYNC,
     OtherVersionError,
+    decoded_columns,
     make_folder,
     store_error,
     verified,
@@ -344,9 +346,8 @@ class ScoreStore(ShardWriter):
             return Shard(table, None, tally, Drawn())
         try:
             data = self._verified_rollouts(k, digest)
-            with pq.ParquetFile(pa.BufferReader(data)) as file:
-                drawn = Drawn.of(file.read(list(DRAWN_COLUMNS)))
-            return Shard(table, digest, tally, drawn)
+            drawn = decoded_columns(self._rollouts(k), data, DRAWN_COLUMNS)[0]
+            return Shard(table, digest, tally, Drawn.of(drawn))
         except OtherVersionError:
             raise
         except RapStoreError as error:

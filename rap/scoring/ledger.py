@@ -18,7 +18,8 @@ BILLED = ["status", "code", "forwards", "generated_tokens", "seconds", "decided_
 
 def count_rows(table: pa.Table) -> dict[str, int]:
     """Rows by status, quarantined ones by code."""
-    pairs = table.select(["status", "code"]).group_by(["status", "code"])
+    names = ["status", "code"]
+    pairs = table.select(names).group_by(names, use_threads=False)
     counts: Counter[str] = Counter()
     for row in pairs.aggregate([([], "count_all")]).to_pylist():
         scored = row["status"] == SCORED

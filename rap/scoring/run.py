@@ -362,7 +362,7 @@ def select(
     )
     if isinstance(choose, Mapping):
         choose = ChooseConfig(**choose)
-    choosing = preset_of(preset, "choose") | choosing
+    choosing = preset_of(preset, "choose", choosing) | choosing
     scoring = preset_of(preset, "score") | scoring
     chosen = resolve(ChooseConfig, "choose", choose, choosing, "rap.select")
     config = resolve(ScoreConfig, "config", config, scoring, "rap.select")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,11 +23,12 @@ from ..errors import RapInputError, RapStoreError
 from ..model.counterfactual import WITH_PARTNER
 from ..model.loading import opened
 from ..rewards.checker import Checker, make_checker
+from ..samples.index import open_kept
 from ..samples.sampleset import SampleSet, open_samples
 from ..scores.judge import MIN_SEEN
 from ..scores.match import describe
 from ..scores.previous import Reuse
-from ..scores.shardplan import shard_size_for
+from ..scores.shardplan import INDEX, has_plan, shard_size_for
 from ..scores.shards import read_header
 from ..scores.store import ScoreStore
 from ..scores.table import SCHEMA_VERSION
@@ -82,12 +84,16 @@ class Recipe:
         return samples
 
     @contextmanager
-    def open(self, store: Path) -> Iterator[Session]:
+    def open(self, store: Path, *, shared: bool = False) -> Iterator[Session]:
         """Everything that scores into ``store`` in this process; the store itself is not
-        opened. Raises what `rap.score` does."""
+        opened. ``shared``: with others, so that the data set is as it was planned
+        (``kept_samples``), its rows not looked at. Raises what `rap.score` does."""
         from ..model.driver import ModelDriver
 
-        samples = self.samples()
+        kept = (
+            kept_samples(store, self.dataset, self.columns, self.root) if shared else None
+        )
+        samples = self.samples() if kept is None else kept
         require_engine(self.engine, self.config.evidence, self.model is not None)
         size = self.config.shard_size or _shard_size(store, len(samples))
         recipe = dataclasses.replace(
@@ -235,6 +241,20 @@ class Session:
             workers=by.config.workers,
             accepts=None if by.plan is None else by.plan.accepts,
         )
+
+
+def kept_samples(
+    store: Path,
+    dataset: object,
+    columns: Mapping[str, str] | None = None,
+    root: str | os.PathLike[str] | None = None,
+) -> SampleSet | None:
+    """The data set that was planned for ``store``, opened with what is kept of it there:
+    no row is read, and a worker compares those that it scores. None where nothing is
+    planned, or where this is another data set, or an object in memory."""
+    if not (has_plan(store) or has_plan(store / FOLDER)):
+        return None
+    return open_kept(store / INDEX, dataset, root, columns)
 
 
 def _shard_size(store: Path, n_samples: int) -> int:

@@ -15,26 +15,23 @@ to be tried again, an older data set) where the plan is made, and nowhere else.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Self
 
-from ..errors import RapConfigError, RapStoreError
-from ..samples.sample import Sample, sample_sha256
-from ..samples.sampleset import SampleSet
+from ..errors import RapConfigError, RapInputError, RapStoreError
+from ..samples import index
 from ..scores.claims import LEASE, PLAN, SEAL, Claims, require_idle
+from ..scores.files import store_error
 from ..scores.fingerprint import differences, in_words, other_run
 from ..scores.joined import JoinedStore
 from ..scores.previous import DATA
 from ..scores.sealing import seal
-from ..scores.shardplan import ShardPlan, make_plan, read_plan
+from ..scores.shardplan import INDEX, ROWS, ShardPlan, make_plan, read_plan
 from .filling import Bar
-from .reuse import inputs_sha256
 from .session import Pass, Session
 
 log = logging.getLogger("rap")
@@ -46,52 +43,52 @@ WAIT = 0.5
 # ---------------------------------------------------------------- the plan
 
 
-def shard_sha256(samples: SampleSet, wanted: range, columns: Collection[str]) -> str:
-    """sha256 of the samples of a shard: ids, texts, where their images lie, and what else
-    a score may depend on; of a row that cannot be used, why. No image is read."""
-    digest = hashlib.sha256()
-    for i in wanted:
-        item = samples[i]
-        found = [item.id, item.code] if not isinstance(item, Sample) else _said(item)
-        if isinstance(item, Sample):
-            found += [_place(ref.path, samples.root) for ref in item.images]
-            found.append(inputs_sha256(item, columns))
-        digest.update(json.dumps(found).encode() + b"\n")
-    return digest.hexdigest()
-
-
-def _said(sample: Sample) -> list[str]:
-    return [sample.id, sample_sha256(sample, ())]
-
-
-def _place(path: str | None, root: str | None) -> str:
-    """An image's path inside the root, which may lie elsewhere on another machine."""
-    return "" if path is None else os.path.relpath(path, root) if root else path
-
-
 def coordinate(session: Session, by: Pass, claims: Claims) -> ShardPlan:
     """Make the store of a pass, or take it as it is, and its plan. ``claims`` holds `PLAN`.
 
     Raises ``RapStoreError`` if workers are at work on it, and what ``ScoreStore.open``
     does."""
     require_idle(by.folder, claims)
+    made = _index(session, by)
     with session.open(by, shared=True) as shards:
         session.look_over(shards, by)
-        ranges = map(shards.shard_range, range(shards.n_shards))
-        hashes = tuple(shard_sha256(session.samples, r, by.more) for r in ranges)
         plan = make_plan(
             {name: getattr(shards, name) for name in ("n_samples", "shard_size")}
             | {"fingerprint": shards.fingerprint},
             shards.data,
-            hashes,
+            made.shards,
         )
         plan.write(by.folder)
     return plan
 
 
+def _index(session: Session, by: Pass) -> index.Index:
+    """What the rows are, found once, and kept beside the store for who opens the same data
+    set (``Recipe.open``).
+
+    Raises ``RapInputError`` where this process has the data set as it was kept before, and
+    it is another one by now."""
+    samples, folder = session.samples, session.path / INDEX
+    made = index.build(samples, session.shard_size, by.more)
+    if samples.is_known:
+        there = index.load(folder)
+        same = there is not None and there.content_sha256[()] == made.content_sha256[()]
+        if not (same and samples.has_ids(range(len(samples)))):
+            raise RapInputError(
+                f"{samples.kind}: has changed, though size and time of its files have not, "
+                f"since it was planned; remove {folder} and plan again"
+            )
+        return made
+    try:
+        index.save(samples, made, folder)
+    except OSError as error:
+        raise store_error(f"{folder}: cannot be written", error) from error
+    return made
+
+
 def require_agreement(plan: ShardPlan, session: Session, by: Pass, who: str) -> None:
     """Raises ``RapConfigError`` that names every field in which this process is not of the
-    run that was planned. The data set's rows are left to ``shard_sha256``."""
+    run that was planned. The data set's rows are compared a shard at a time."""
     lines = _disagreements(plan, session, by, str(plan.fingerprint.get("dataset")))
     if lines:
         raise RapConfigError(
@@ -212,9 +209,8 @@ class Worker:
 
     def _verify(self, k: int) -> None:
         """Raises ``RapConfigError`` if the samples of a shard are not those of the plan."""
-        wanted = self.store.shard_range(k)
-        digest = shard_sha256(self.session.samples, wanted, self.by.more)
-        if digest != self.plan.shards[k]:
+        wanted, samples = self.store.shard_range(k), self.session.samples
+        if not samples.has_rows(wanted, self.plan.shards[k], self.by.more):
             raise RapConfigError(
                 f"{self.by.folder}: {self.who}: dataset: the samples {wanted.start} to "
                 f"{wanted.stop - 1} (shard {k}) are not those that were planned: the data "
@@ -226,7 +222,7 @@ class Worker:
         folder = self.by.folder
         while True:
             plan = read_plan(folder)
-            if plan is not None and not self._outlived(plan):
+            if plan is not None and plan.hashed == ROWS and not self._outlived(plan):
                 require_agreement(plan, self.session, self.by, self.who)
                 return plan
             if self.claims.take_over(PLAN):

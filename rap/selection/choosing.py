@@ -169,7 +169,7 @@ def choose(
     for an empty table, one without a single valid sample, mixed evidence, or (answer and
     logits) answers none of which the model gives any probability.
     """
-    given = preset_of(preset, "choose") | dict(overrides)
+    given = preset_of(preset, "choose", overrides) | dict(overrides)
     config = resolve(ChooseConfig, "config", config, given, "rap.choose")
     reader, rule = scores.reader, RULES[config.rule]
     if reader.num_rows == 0:

@@ -32,24 +32,28 @@ class Column:
 
     def put(self, rows: slice, values: np.ndarray, measured: Measured) -> None:
         """Put ``values``, float64, in these rows, which ``measured`` is of."""
-        if self._values is None and not self._put_codes(rows, values, measured):
+        first, back = measured.first, measured.back
+        if first is not None and back is not None:
+            few = values[first]
+            if np.array_equal(few[back], values, equal_nan=True):
+                self.put_few(rows, few, back)
+                return
+        self._put_all(rows, values)  # not of the counts alone
+
+    def put_few(self, rows: slice, few: np.ndarray, back: np.ndarray) -> None:
+        """Put ``few[back]``, float64, in these rows."""
+        if self._codes is not None:
+            codes = [self._code(value) for value in few]
+            if len(self._different) <= MANY:
+                self._codes[rows] = np.array(codes, np.uint16)[back]
+                return
+        self._put_all(rows, few[back])
+
+    def _put_all(self, rows: slice, values: np.ndarray) -> None:
+        if self._values is None:
             self._values = self[:]
             self._codes = None
-        if self._values is not None:
-            self._values[rows] = values
-
-    def _put_codes(self, rows: slice, values: np.ndarray, measured: Measured) -> bool:
-        if measured.first is None or measured.back is None:
-            return False
-        few = values[measured.first]
-        if not np.array_equal(few[measured.back], values, equal_nan=True):
-            return False  # not of the counts alone
-        codes = [self._code(value) for value in few]
-        if len(self._different) > MANY:
-            return False
-        assert self._codes is not None
-        self._codes[rows] = np.array(codes, np.uint16)[measured.back]
-        return True
+        self._values[rows] = values
 
     def _code(self, value: np.float64) -> int:
         """The number of a value; its bytes tell it: 0.0 is not -0.0, NaN is itself."""

@@ -18,7 +18,14 @@ import pyarrow.compute as pc
 
 from ..config import ChooseConfig
 from ..scores.columns import as_fraction, look_up
-from ..scores.evidence import Evidence, Kind, probability, read_evidence
+from ..scores.evidence import (
+    Evidence,
+    Kind,
+    codes_of,
+    probability,
+    read_evidence,
+    usable_rows,
+)
 from ..scores.reader import Reader
 from ..scores.readings import EVIDENCE_COLUMNS, batch_size, kind_of_rows
 from .column import Column
@@ -118,23 +125,23 @@ def judge(reader: Reader, reading: Reading, rule: Rule) -> Judged:
     start = 0
     names = [*EVIDENCE_COLUMNS, "n_drawn", "n_cut"]
     for batch in reader.batches(names, reading.size):
-        evidence = reading.evidence(batch)
-        rows = slice(start, start + batch.num_rows)
+        part = _read(reading, batch, slice(start, start + batch.num_rows))
+        evidence, rows = part.evidence, part.rows
         start = rows.stop
-        _flag(found.flags[rows], evidence, reading.threshold, easy_from)
-        found.order.put(rows, evidence.measured.order, evidence.measured)
-        found.difficulty.put(rows, evidence.difficulty, evidence.measured)
-        _rank(found, rows, evidence, rule)
-        measured = ~batch["log_psi"].is_null().to_numpy() & evidence.valid
+        found.flags[rows] = _flags(part, reading.threshold, easy_from)
+        part.put(found.order, evidence.measured.order)
+        part.put(found.difficulty, evidence.difficulty)
+        _rank(found, part, rule)
+        # null is NaN here, and no valid row has a NaN of its own
         psi = batch["log_psi"].to_numpy()
-        found.log_psi[rows] = np.where(measured, psi, np.float32(np.nan))
+        found.log_psi[rows] = np.where(part.valid, psi, np.float32(np.nan))
         found.unread = _unread(found.unread, rows, n, evidence)
         if evidence.measured.psi_times is not None:  # such a kind is read at once
             found.psi_times = evidence.measured.psi_times
         if evidence.measured.posterior is not None:
             found.prior = evidence.measured.posterior.prior
-        bad += evidence.code.filter(pa.array(~evidence.valid)).chunks
-        _bound(found.bounds, evidence)
+        bad += part.bad.chunks
+        _bound(found.bounds, part)
         found.counted &= evidence.measured.counts is not None
         found.drawn += pc.sum(batch["n_drawn"]).as_py() or 0
         found.cut += pc.sum(batch["n_cut"]).as_py() or 0
@@ -146,31 +153,68 @@ def judge(reader: Reader, reading: Reading, rule: Rule) -> Judged:
 _NO_CODES = pa.array([], pa.string()).dictionary_encode()
 
 
-def _flag(
-    flags: np.ndarray, evidence: Evidence, threshold: Fraction | None, easy_from: Fraction
-) -> None:
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Some rows of a table. ``evidence``: of each of them, or, with ``back``, of a row of
+    each different one, and ``back`` says which of those a row is as good as. ``valid``:
+    bool, of each row. ``bad``: codes of those that are not."""
+
+    rows: slice
+    evidence: Evidence
+    back: np.ndarray | None
+    valid: np.ndarray
+    bad: pa.ChunkedArray
+
+    def put(self, column: Column, values: np.ndarray) -> None:
+        """``values``: float64, as ``evidence`` has them."""
+        if self.back is None:
+            column.put(self.rows, values, self.evidence.measured)
+        else:
+            column.put_few(self.rows, values, self.back)
+
+    def each(self, values: np.ndarray) -> np.ndarray:
+        """Of each row."""
+        return values if self.back is None else values[self.back]
+
+
+def _read(reading: Reading, batch: pa.Table, rows: slice) -> _Part:
+    alike = reading.kind.alike(batch)
+    if alike is None:
+        evidence = reading.evidence(batch)
+        bad = evidence.code.filter(pa.array(~evidence.valid))
+        return _Part(rows, evidence, None, evidence.valid, bad)
+    first, back = alike
+    evidence = reading.evidence(batch.take(pa.array(first)))
+    valid = usable_rows(batch) & evidence.measured.enough[back]
+    others = batch.select(EVIDENCE_COLUMNS).filter(pa.array(~valid))
+    return _Part(rows, evidence, back, valid, codes_of(others, reading.kind))
+
+
+def _flags(part: _Part, threshold: Fraction | None, easy_from: Fraction) -> np.ndarray:
+    evidence = part.evidence
     known = ~np.isnan(evidence.d) & ~np.isnan(evidence.difficulty)
+    found = np.zeros(len(known), np.uint8)
     for flag, mask in (
-        (VALID, evidence.valid),
         (UNSOLVED, evidence.unsolved),
         (EASY, evidence.trivial(easy_from)),
         (NEGATIVE, evidence.negative),
         (ABOVE, evidence.above(threshold)),
         (KNOWN, known),
     ):
-        flags |= mask.view(np.uint8) * np.uint8(flag)
+        found |= mask.view(np.uint8) * np.uint8(flag)
+    return part.each(found) | part.valid.view(np.uint8) * np.uint8(VALID)
 
 
-def _rank(found: Judged, rows: slice, evidence: Evidence, rule: Rule) -> None:
-    ranking = rule.ranking(found.reading.config, evidence)
+def _rank(found: Judged, part: _Part, rule: Rule) -> None:
+    ranking = rule.ranking(found.reading.config, part.evidence)
     if ranking is None:
         return
-    if ranking.key is evidence.measured.order:
+    if ranking.key is part.evidence.measured.order:
         found.key = found.order
     else:
         if found.key is None:
             found.key = Column(len(found))
-        found.key.put(rows, ranking.key, evidence.measured)
+        part.put(found.key, ranking.key)
     if found.ranking is None:
         found.ranking = ranking
 
@@ -185,8 +229,11 @@ def _unread(
     return found
 
 
-def _bound(bounds: dict[float, int], evidence: Evidence) -> None:
-    there = evidence.measured.d_bound[evidence.valid]
+def _bound(bounds: dict[float, int], part: _Part) -> None:
+    bound = part.evidence.measured.d_bound
+    if np.isnan(bound).all():
+        return
+    there = part.each(bound)[part.valid]
     values, counts = np.unique(there[~np.isnan(there)], return_counts=True)
     for value, count in zip(values.tolist(), counts.tolist(), strict=True):
         bounds[value] = bounds.get(value, 0) + count

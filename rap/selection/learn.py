@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..config import DEFAULT_GUARD, ChooseConfig
+from ..samples.text import counted
 from ..scores.columns import as_fraction
 from ..scores.scores import Scores
 from .clusters import clusters_of
@@ -173,20 +174,44 @@ GUARDED = {"attention": "attention-biased", "hurt": "hurt by the image"}
 
 def lines_of(learned: Mapping[str, Any]) -> Iterator[str]:
     """What a summary says of ``Picked.learned``."""
-    mixed, main = learned["mixed"], learned["main"]
-    yield f"mixed outcomes: {mixed} samples; the main part keeps {main}"
+    yield from _lines_of(learned, _about_coverage(learned["coverage"]))
+
+
+def lines_of_groups(groups: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """As ``lines_of``, of the ``Picked.learned`` of several groups together."""
+    covered = {str(g["coverage"]["by"]) for g in groups if g["coverage"] is not None}
+    told = f"coverage by {', '.join(sorted(covered))}, in each group by itself"
+    yield from _lines_of(_sum(groups), told if covered else _about_coverage(None))
+
+
+def _sum(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The counts of several groups, added."""
+    first = groups[0]
+    return {
+        name: _sum([g[name] for g in groups])
+        if isinstance(value, Mapping)
+        else sum(g[name] for g in groups)
+        for name, value in first.items()
+        if name != "coverage"
+    }
+
+
+def _lines_of(learned: Mapping[str, Any], covered: str) -> Iterator[str]:
+    mixed = counted(learned["mixed"], "sample")
+    yield f"mixed outcomes: {mixed}; the main part keeps {learned['main']}"
     for name, told in learned["guard"].items():
         text = f"guard, {GUARDED[name]}: {told['kept']} of {told['target']}"
+        there = counted(told["candidates"], "candidate")
         if told["candidates"] and not told["target"]:
-            text += f" ({told['candidates']} candidates; the share is 0, or less than one)"
+            text += f" ({there}; the share is 0, or less than one)"
         elif told["kept"] < told["target"]:
-            text += f" ({told['candidates']} candidates; its share goes to the others)"
+            text += f" ({there}; its share goes to the others)"
         yield text
-    yield _about_coverage(learned["coverage"])
+    yield covered
     filled = learned["filled"]
     if filled["mixed"] or filled["others"]:
         yield (
-            f"budget filled with {filled['mixed']} other mixed samples "
+            f"budget filled with {counted(filled['mixed'], 'other mixed sample')} "
             f"({filled['attention']} of them {GUARDED['attention']}, {filled['hurt']} "
             f"{GUARDED['hurt']}) and {filled['others']} whose outcomes are not mixed"
         )

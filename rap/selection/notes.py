@@ -88,6 +88,7 @@ def notes_of(
     if learned:
         why = "no other sample is valid and solved"
     return [
+        *_about_refusal(counted.meta),
         *_about_size(found, asked, why),
         *(warnings_of(learned) if learned else ()),
         *_about_replacing(found),
@@ -95,6 +96,11 @@ def notes_of(
         *_about_answers(counted),
         *_about_engine(counted.meta),
     ]
+
+
+def _about_refusal(meta: Mapping[str, Any]) -> list[str]:
+    refused = meta.get("refused")
+    return [f"the run that made these scores was refused: {refused}"] if refused else []
 
 
 def _about_size(found: dict[str, Any], asked: str, why: str) -> list[str]:

@@ -22,7 +22,7 @@ from ..scores.scores import read_saved
 from ..scores.selected import ALWAYS_SHOWN, Selected
 from ..scores.stages import mean_of, stages_of
 from ..scores.table import CHOSEN_COLUMNS, SCORE_SCHEMA, with_new
-from .learn import lines_of
+from .learn import lines_of, lines_of_groups
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,6 +60,9 @@ class Selection(Selected):
         ]
         texts = self.settings.get("texts") or {}
         lines += [f"  {line}" for line in _threshold_lines(choice, found, texts)]
+        groups = self.settings.get("groups") or []
+        if learned := [g["learned"] for g in groups if "learned" in g]:
+            lines += [f"  {line}" for line in lines_of_groups(learned)]
         lines += [f"  {line}" for line in self._stage_lines()]
         if again := self.settings.get("reselect"):
             done = [f"{n} {code}" for code, n in again["counts"].items() if n]

@@ -53,7 +53,7 @@ class EnvExecutor:
             recipe = dataclasses.replace(recipe, loading=loading)
         rank, lease = self.rank.rank, self.config.lease
         with (
-            recipe.open(store) as session,
+            recipe.open(store, shared=True) as session,
             profiled_beside_others(session, store, rank, lease),
         ):
             through(session, partial(self._fill, session))

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from ...config import ExecutorConfig
+from ...scores.judge import verdict_kept
 from ...scores.store import ScoreStore
 from ..ledger import BILLED
 from ..plan import Plan
@@ -57,6 +58,7 @@ def _first_pass(session: Session) -> Plan | None:
 def _fill(session: Session, shards: ScoreStore, by: Pass) -> None:
     """Score what the store lacks."""
     session.look_over(shards, by)
-    session.make_run(by).fill(shards, session.recipe.progress)
+    with verdict_kept(shards.path):
+        session.make_run(by).fill(shards, session.recipe.progress)
     with session.watch.span("store"):
         shards.clear_previous()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import glob
 import logging
+import math
 import os
 import shutil
 from collections.abc import Collection
@@ -117,6 +118,8 @@ def make_order(
     loading = dict(recipe.loading)
     if gpus == 0 and loading.get("device", "auto") == "auto":
         loading["device"] = "cpu"
+    if gpus > 1:
+        loading.setdefault("device_map", "auto")
     sent: dict[str, Any] = {
         "model": _absolute(recipe.model),
         "processor": _absolute(recipe.processor),
@@ -139,6 +142,7 @@ def make_order(
         workers,
         lease,
         me(),
+        gpus=0 if recipe.model is None else math.ceil(gpus),
     )
 
 

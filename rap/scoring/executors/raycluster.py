@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,9 @@ from typing import Any
 from ...errors import RapConfigError, first_line, require_extra
 from .crew import WorkerDied
 from .rayworker import Order, as_actor
+
+AUTH_MODE = "RAY_AUTH_MODE"
+"""Environment variable of Ray: token or disabled."""
 
 
 @contextmanager
@@ -26,12 +30,18 @@ def connected(address: str | None) -> Iterator[Any]:
 
     Raises ``RapConfigError`` if Ray is not installed, or there is no such cluster."""
     require_extra("executor 'ray'", "ray", "ray")
+    wanted = address or os.environ.get("RAY_ADDRESS") or "local"
+    with _mode_said(wanted), _connected(wanted) as ray:
+        yield ray
+
+
+@contextmanager
+def _connected(wanted: str) -> Iterator[Any]:
     import ray
 
     if ray.is_initialized():
         yield ray
         return
-    wanted = address or os.environ.get("RAY_ADDRESS") or "local"
     try:
         _require_answer(wanted)
         with _sigterm_kept():
@@ -58,6 +68,20 @@ def _require_answer(address: str) -> None:
 
 
 @contextmanager
+def _mode_said(wanted: str) -> Iterator[None]:
+    """A cluster of our own asks for a token, as by Ray's default, of which Ray would warn
+    where nobody says so; it reads the variable once, when it is imported."""
+    if wanted != "local" or AUTH_MODE in os.environ or "ray" in sys.modules:
+        yield
+        return
+    os.environ[AUTH_MODE] = "token"
+    try:
+        yield
+    finally:
+        os.environ.pop(AUTH_MODE, None)
+
+
+@contextmanager
 def _sigterm_kept() -> Iterator[None]:
     """``ray.init`` takes SIGTERM for itself."""
     if threading.current_thread() is not threading.main_thread():
@@ -80,10 +104,12 @@ def require_room(ray: Any, gpus: float | None, cpus: int) -> float:
     }
     wanted = float(most["GPU"] > 0) if gpus is None else gpus
     if wanted > most["GPU"]:
-        raise RapConfigError(
-            f"gpus_per_worker = {wanted:g}: none of the cluster's {len(nodes)} nodes has a "
-            "GPU; start nodes with GPUs first, or give gpus_per_worker = 0"
-        )
+        there = f"none of the cluster's {len(nodes)} nodes has "
+        if most["GPU"] == 0:
+            there += "a GPU; start nodes with GPUs first, or give gpus_per_worker = 0"
+        else:
+            there += f"more than {most['GPU']:g}, and a worker stays on one node"
+        raise RapConfigError(f"gpus_per_worker = {wanted:g}: {there}")
     if cpus > most["CPU"]:
         raise RapConfigError(
             f"cpus_per_worker = {cpus}: no node of the cluster has more than "

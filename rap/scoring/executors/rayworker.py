@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from ...environment import version
+from ...errors import RapConfigError
 from ...samples.sampleset import SampleSet, open_samples
 from ...scores.claims import FOLDER as CLAIMS
 from ...scores.claims import Claim
 from ...scores.owner import Owner, me
 from ...scores.shardplan import DRIVER_FOLDER
 from ...scores.store import ScoreStore
-from ..session import Recipe, Session
+from ..session import Recipe, Session, kept_samples
 from ..worker import Worker
 from .contract import profiled_beside_others
 from .crew import SAME, Begun, Place, Report
@@ -36,7 +37,8 @@ SHOWS = 20.0
 class Order:
     """What a worker is to do. ``recipe``: with paths that are absolute; ``path``, ``root``:
     those of the data set as they were given; ``network``: it was fetched, and may be here.
-    ``cwd``: the folder that the driver works in. ``of``: how many workers there are."""
+    ``cwd``: the folder that the driver works in. ``of``: how many workers there are.
+    ``gpus``: how many GPUs the model of a worker is on."""
 
     recipe: Recipe
     store: Path
@@ -47,6 +49,7 @@ class Order:
     of: int
     lease: float
     driver: Owner
+    gpus: int = 0
 
 
 class RayWorker:
@@ -69,6 +72,7 @@ class RayWorker:
     def open(self) -> None:
         """Data set, model, checker. Raises what ``Recipe.open`` does."""
         order = self.order
+        require_seen(order.gpus)
         with contextlib.suppress(OSError):  # reward functions may read files there
             os.chdir(order.cwd)
         with contextlib.suppress(ImportError):
@@ -129,6 +133,9 @@ class RayWorker:
         order, recipe = self.order, self.order.recipe
         if order.path is None:
             return recipe.samples()
+        kept = kept_samples(order.store, order.path, recipe.columns, order.root)
+        if kept is not None:
+            return kept
         samples = open_samples(
             recipe.dataset,
             columns=recipe.columns,
@@ -162,6 +169,21 @@ class RayWorker:
     def _go_on(self) -> None:
         if not (self.order.store / DRIVER_FOLDER / CLAIMS / DRIVER).exists():
             raise KeyboardInterrupt("the driver has gone")
+
+
+def require_seen(gpus: int) -> None:
+    """Raises ``RapConfigError`` where torch does not see the GPUs that Ray gave."""
+    if not gpus:
+        return
+    import torch
+
+    seen = torch.cuda.device_count()
+    if seen < gpus:
+        raise RapConfigError(
+            f"Ray gave this worker GPUs ({gpus}), and torch {torch.__version__} sees "
+            f"{seen} of them; install a torch that fits the driver, or give "
+            "gpus_per_worker = 0"
+        )
 
 
 def as_actor(ray: Any, *, cpus: float, gpus: float) -> Any:
