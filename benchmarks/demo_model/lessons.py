@@ -43,11 +43,11 @@ CELLS = THEN | {"position": 30, "faint": 10, "loud": 16}
 """More of finding one cell by its name: an earlier model read whole pictures after 1,400
 steps, and one cell by name no better than by chance; 200 of these taught it that."""
 LOUDER = THEN | {"position": 15, "loud": 45}
-"""More of the loud word at last: after 3,200 steps the model read every cell by its name, and
-behind a loud word none: it repeated the loud number or guessed."""
+"""More of the loud word at last: after 3,200 steps the model read every cell by its name,
+and behind a loud word none: it repeated the loud number or guessed."""
 STAGES = ((0, FIRST), (0, SECOND), (250, CELLS), (800, THEN))
-"""(first step, shares); all but the first start `Plan.look` later. The last, `LOUDER`, starts
-at `Plan.louder`."""
+"""(first step, shares); all but the first start `Plan.look` later. The last, `LOUDER`,
+starts at `Plan.louder`."""
 LOUD_WINS = 0.5
 """Share of the loud lessons that read the loud number off the picture and answer it; the
 others read and answer what is there. All repeat the loud word first."""
