@@ -74,8 +74,8 @@ class World:
 
 SEEDS = (301, 302, 303)
 """Scored once, after the last change to the cascade."""
-WORLDS = {model: tuple(World(s, 1000, "test") for s in SEEDS) for model in MODELS}
-TRUTH = 32
+WORLDS = {model: tuple(World(s, 600, "test") for s in SEEDS) for model in MODELS}
+TRUTH = 16
 """Completions an arm that count as the truth, on the first world of each model."""
 BINS = 10
 """Of keep-probabilities."""
