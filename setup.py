@@ -6,6 +6,7 @@ the CPU only, and rap.info() says so.
 
 Switches, read from the environment:
   RAP_CUDA=auto    device code if nvcc is found (default); on: must be found; off: none
+  RAP_CUDA_ARCHITECTURES=90   for these GPUs only ("80 90"); PTX of the first for later ones
   RAP_SANITIZE=1   AddressSanitizer and UBSan, -O1 -g (run under LD_PRELOAD of libasan)
   RAP_DEBUG=1      -O0 -g with assertions
 """
@@ -59,7 +60,7 @@ if os.environ.get("RAP_DEBUG") == "1":
 
 CUDA_BUILD = ROOT / "build" / "cuda"
 OLDEST_NVCC = 12040
-ARCHITECTURES = (80, 86, 89, 90, 100, 120)
+ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 NVCC = ["-std=c++17", "-O3", "-fmad=false", "-Icsrc", "-Xfatbin", "-compress-all"]
 
 
@@ -83,12 +84,16 @@ def find_nvcc() -> tuple[str, int] | str:
 
 
 def architectures(nvcc: str) -> list[int]:
-    """Those of ARCHITECTURES that this nvcc knows."""
+    """Those of ARCHITECTURES, or of RAP_CUDA_ARCHITECTURES, that this nvcc knows."""
     done = subprocess.run(
         [nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True
     )
     known = {int(n) for n in re.findall(r"sm_(\d+)\b", done.stdout)}
-    return [arch for arch in ARCHITECTURES if arch in known]
+    asked = os.environ.get("RAP_CUDA_ARCHITECTURES", "").split()
+    found = [arch for arch in map(int, asked or ARCHITECTURES) if arch in known]
+    if not found:
+        raise SystemExit(f"{nvcc} knows none of {asked or ARCHITECTURES}")
+    return found
 
 
 def with_includes(sources: list[Path]) -> list[Path]:

@@ -2,6 +2,7 @@
 
     python -m benchmarks.bench_executors             local, env with 1 and 2 workers
     python -m benchmarks.bench_executors --samples 1024 --workers 1 2 4
+    python -m benchmarks.bench_executors --without-model
 
 The demo's model scores its own synthetic images (evidence ``answer``), every process on one
 thread. Forwards must be the same and so must the scores: others are an error, not a number.
@@ -9,11 +10,18 @@ CPU seconds are user and system of all processes, from the call of `rap.score` t
 return: imports and loading the model are left out, hashing the model and the data in every
 worker is not. Processes are forked from one that has loaded the model. Run it on an idle
 machine: on a busy one CPU seconds still compare, wall seconds do not.
+
+``--without-model``: what an executor costs a shard, apart from what it costs once. The same
+runs on 8 and on 40 shards, whose samples are neither prepared nor scored but given canned
+numbers: what is left are the rows, claims, checks, shards and the seal. The slope is what
+grows with the work, the rest is start-up; both are set against the seconds that a shard
+takes with the model.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import resource
 import statistics
@@ -36,15 +44,24 @@ class Measured:
 
 
 def measure(
-    model: Any, processor: Any, data: Path, store: Path, workers: int | None, shard: int
+    model: Any,
+    processor: Any,
+    data: Path,
+    store: Path,
+    workers: int | None,
+    shard: int,
+    canned: bool = False,
 ) -> Measured:
-    """Score ``data`` into ``store`` with this many workers of executor env, None: local."""
+    """Score ``data`` into ``store`` with this many workers of executor env, None: local.
+    ``canned``: no sample goes through the model."""
     import rap
 
     settings: dict[str, Any] = {"evidence": "answer", "shard_size": shard}
     settings |= {"store": store, "progress": False}
 
     def run(rank: int | None) -> None:
+        if canned:
+            can_scores()
         more = {} if rank is None else {"executor": "env", "shard": f"{rank}/{workers}"}
         rap.score(model, processor, data, **settings, **more)
 
@@ -89,7 +106,7 @@ def overheads(
     torch.set_num_threads(1)
     model, processor = load_demo_model()
     kinds: dict[str, int | None] = {"local": None}
-    kinds |= {f"env, {n} workers": n for n in workers}
+    kinds |= {f"env, {n} worker{'s' * (n > 1)}": n for n in workers}
     found: dict[str, list[Measured]] = {name: [] for name in kinds}
     with tempfile.TemporaryDirectory() as folder:
         data = world.write(world.draw(samples), Path(folder))
@@ -101,6 +118,107 @@ def overheads(
                 if not scores_of(store).equals(scores_of(stores["local"])):
                     raise RuntimeError(f"{name}: other scores than local")
     return found
+
+
+def can_scores() -> None:
+    """From now on this process scores without the model, always the same."""
+    from rap.scoring import filling
+    from rap.scoring.jobs import Job
+    from rap.scoring.scorer import Scorer
+
+    same = {"status": "scored", "evidence": "answer", "image_sha256": "0" * 64}
+    same |= {"sample_sha256": "1" * 64, "p_answer1": 0.5, "p_answer0": 0.25, "forwards": 2}
+
+    class Canned:
+        def __init__(self, samples: Any, *_: object, **__: object) -> None:
+            self.samples = samples
+
+        def __call__(self, i: int) -> Job:
+            sample = self.samples[i]
+            return Job({"id": sample.id, "index": i, **same}, sample)
+
+        def close(self) -> None:
+            pass
+
+    def nothing(*_: object) -> None:
+        pass
+
+    vars(filling).update(Preparation=Canned, score_batch=nothing)
+    Scorer.is_full = lambda self, batch: len(batch) >= 8  # type: ignore[method-assign]
+
+
+FEW, MANY = 8, 40
+"""Shards of the two runs whose difference is a slope."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slope:
+    """CPU seconds: of a shard, and of what comes once."""
+
+    shard: float
+    once: float
+
+
+def slopes(workers: list[int], rounds: int, shard: int) -> tuple[dict[str, Slope], float]:
+    """({executor: what it costs}, CPU seconds of a shard with the model)."""
+    import torch
+
+    from rap.demo import world
+    from rap.demo.model import load_demo_model
+
+    torch.set_num_threads(1)
+    model, processor = load_demo_model()
+    kinds: dict[str, int | None] = {"local": None}
+    kinds |= {f"env, {n} worker{'s' * (n > 1)}": n for n in workers}
+    found: dict[str, Slope] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        real = world.write(world.draw(2 * shard), folder / "real")
+        lines = real.read_text().splitlines()
+        taken: dict[tuple[str, int], list[float]] = {}
+        data = {size: folder / f"real/{size}.jsonl" for size in (FEW, MANY)}
+        for size, path in data.items():
+            path.write_text("".join(map(_row, range(size * shard), lines * size)))
+        for turn in range(rounds):
+            for kind, n in kinds.items():
+                for size, path in data.items():
+                    store = folder / f"{turn}-{n}-{size}"
+                    made = measure(model, processor, path, store, n, shard, canned=True)
+                    taken.setdefault((kind, size), []).append(made.cpu)
+        for kind in kinds:
+            few, many = (statistics.median(taken[kind, size]) for size in (FEW, MANY))
+            slope = (many - few) / (MANY - FEW)
+            found[kind] = Slope(slope, few - FEW * slope)
+        one = folder / "real/one.jsonl"
+        one.write_text("\n".join(lines[:shard]) + "\n")
+        costs = [
+            measure(model, processor, path, folder / f"model-{k}", None, shard).cpu
+            for k, path in enumerate((one, real))
+        ]
+    return found, costs[1] - costs[0]
+
+
+def _row(i: int, line: str) -> str:
+    """A row with another id."""
+    return json.dumps(json.loads(line) | {"id": f"s{i}"}) + "\n"
+
+
+def slope_table(found: dict[str, Slope], scored: float, shard: int) -> str:
+    """Markdown: what is more than ``local``, against ``scored``."""
+    lines = [
+        f"A shard of {shard} samples takes {scored:.2f} CPU s with the model.",
+        "",
+        "| executor | ms a shard | more than local | of a scored shard | once, s | more |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    base = found["local"]
+    for name, one in found.items():
+        more = one.shard - base.shard
+        lines.append(
+            f"| {name} | {1000 * one.shard:.1f} | {1000 * more:+.1f} | "
+            f"{more / scored:+.2%} | {one.once:.2f} | {one.once - base.once:+.2f} |"
+        )
+    return "\n".join(lines)
 
 
 def table(found: dict[str, list[Measured]], samples: int, shard: int) -> str:
@@ -130,7 +248,12 @@ def main() -> None:
     parser.add_argument("--shard", type=int, default=SHARD)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--without-model", action="store_true")
     asked = parser.parse_args()
+    if asked.without_model:
+        costs, scored = slopes(asked.workers, asked.rounds, asked.shard)
+        print(slope_table(costs, scored, asked.shard))
+        return
     found = overheads(asked.samples, asked.workers, asked.rounds, asked.shard)
     print(table(found, asked.samples, asked.shard))
 

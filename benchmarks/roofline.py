@@ -5,8 +5,9 @@
 
 Nothing here was run on a GPU. Instructions for one element are the difference between two
 straight pieces of machine code that differ by one element; bytes follow from the shapes;
-the time is the larger of what memory and what the issue slots allow. Rivals get the least
-traffic their published form needs, which flatters them.
+the time is the larger of what memory and what the issue slots allow, and LAUNCH for each
+launch. Rivals get the least traffic their published form needs, no launches and no idle
+warps, which flatters them.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Gpu:
 
 GPUS = (
     Gpu("A100 80 GB SXM", 80, 2.039e12, 5.0e12, 108 * 64, 1.41e9, 312e12),
-    Gpu("H100 SXM", 90, 3.35e12, 5.5e12, 132 * 128, 1.98e9, 989e12),
+    Gpu("H200 SXM", 90, 4.8e12, 5.5e12, 132 * 128, 1.98e9, 989e12),
     Gpu("RTX 4090", 89, 1.008e12, 5.0e12, 128 * 128, 2.52e9, 165e12),
 )
 
@@ -60,7 +61,7 @@ _PAIRS = """float a[8], b[8];
     wide(in + 2 * N, a);
     wide(in + 2 * N + 1, b);
     for (int i = 0; i < 8; i++) """
-_SWEEP = "cde_add(&s, (a[i] - m1) * RAP_LOG2E, (b[i] - m0) * RAP_LOG2E, {}, least);"
+_SWEEP = "cde_add(&s, RAP_FMA(a[i], RAP_LOG2E, -m1), RAP_FMA(b[i], RAP_LOG2E, -m0), {});"
 _FOUR = "rap_u128 a = rap_load128(in + N); float x[4]; " + "".join(
     f"x[{i}] = rap_exp2f(RAP_FMA(m1, rap_from_bits(a.{lane}), -m0), least); "
     for i, lane in enumerate("xyzw")
@@ -70,11 +71,11 @@ _QUERY = _WIDE + "ace_pair_add(&v[i], x[i]);"
 _KEY = _WIDE + "ace_pair_product(&dot, &v[i], x[i]);"
 PROBES = {
     "cde pair, kl": ("cde", 8, _PAIRS + _SWEEP.format("false")),
-    "cde pair, hellinger2 too": ("cde", 8, _PAIRS + _SWEEP.format("true")),
+    "cde pair, entropies and hellinger2 too": ("cde", 8, _PAIRS + _SWEEP.format("true")),
     "cde pair, js and tv": (
         "cde",
         8,
-        _PAIRS + "cde_mix_add(&k, a[i], b[i], least, &s.u1, &s.u0);",
+        _PAIRS + "cde_mix_add(&mix, &k, &k, a[i], b[i]);",
     ),
     "ace term, log-sum-exp": (
         "ace",
@@ -120,7 +121,12 @@ probe(const uint4 *in, float *out, float m1, float m0, float s0)
 
 # what a probe includes, keeps its sums in, declares besides and uses of that
 MODULES = {
-    "cde": ("cde/cde_cuda.cu", "cde_sums", "cde_scale k = {m1, m0, s0, s0};", ""),
+    "cde": (
+        "cde/cde_cuda.cu",
+        "cde_sums",
+        "cde_norm k = {m1, m0, s0, s0}; cde_mixed mix = {m1, m0};",
+        " + mix.js + mix.tv",
+    ),
     "ace": ("ace/ace_cuda.cu", "probe_sums", "", ""),
     "ace_linear": (
         "ace/ace_linear_cuda.cu",
@@ -182,37 +188,72 @@ def count() -> dict[str, dict[str, float]]:
 # --- times ----------------------------------------------------------------------------
 
 
+LAUNCH = 2e-6
+"""Seconds a launch costs the device, from published measurements, as remembered."""
+
+
 @dataclass(frozen=True, slots=True)
 class Cost:
     """Bytes moved to or from memory, instructions over all lanes, FLOP of products, bytes
-    that only L2 sees."""
+    that only L2 sees; kernels launched; the share of the device's warps that have work."""
 
     bytes: float
     instructions: float = 0
     product: float = 0
     cache: float = 0
+    launches: int = 0
+    busy: float = 1.0
+    after: Cost | None = None
+    """What runs before it: the two do not overlap."""
 
     def seconds(self, gpu: Gpu) -> float:
         """Products before reductions, memory and cache under both."""
         compute = self.instructions / gpu.issue + self.product / gpu.tensor
-        return max(self.bytes / gpu.memory, self.cache / gpu.cache, compute)
+        least = max(self.bytes / gpu.memory, self.cache / gpu.cache, compute)
+        before = self.after.seconds(gpu) if self.after else 0.0
+        return before + least / self.busy + self.launches * LAUNCH
+
+    def chain(self) -> list[Cost]:
+        return [*(self.after.chain() if self.after else []), self]
+
+
+def busy(rows: float, vocab: int, gpu: Gpu) -> float:
+    """Of the row kernel: a block a row over the SMs, eight warps a block over tiles."""
+    sms = gpu.lanes // (64 if gpu.arch == 80 else 128)
+    tiles = vocab / TILE
+    return rows / (sms * math.ceil(rows / sms)) * tiles / (8 * math.ceil(tiles / 8))
 
 
 Counts = dict[str, dict[str, float]]
 ROWS = 512  # response tokens of a batch
+TILE = 2048  # pairs a warp takes at a time
+SCRATCH = 320 << 20  # bytes of float32 logits at a time
 LENGTH, RESPONSE = 4096, 1024  # of one long sample
 ACE_BLOCK = 24  # MiB of scores that stay in L2
 
 
 def cde(m: Shape, size: int, counts: Counts, gpu: Gpu, *, mix: bool) -> Cost:
     """Each logit read once (twice with js or tv), nothing else worth counting."""
-    pairs = ROWS * m.vocab
-    key = f"sm_{gpu.arch}"
-    instructions = counts["cde pair, kl"][key]
-    if mix:
-        instructions = counts["cde pair, hellinger2 too"][key]
-        instructions += counts["cde pair, js and tv"][key]
-    return Cost(2 * pairs * size * (2 if mix else 1), pairs * instructions)
+    pairs, key = ROWS * m.vocab, f"sm_{gpu.arch}"
+    work = pairs * _pair(counts, key, mix)
+    passes = 2 if mix else 1
+    share = busy(ROWS, m.vocab, gpu)
+    return Cost(2 * pairs * size * passes, work, launches=1, busy=share)
+
+
+def _pair(counts: Counts, key: str, mix: bool) -> float:
+    """Instructions a pair; js and tv with everything else."""
+    if not mix:
+        return counts["cde pair, kl"][key]
+    first = counts["cde pair, entropies and hellinger2 too"][key]
+    return first + counts["cde pair, js and tv"][key]
+
+
+def block_rows(m: Shape) -> int:
+    """rap_cde_cuda_rows: what SCRATCH holds, in blocks of one size."""
+    fit = SCRATCH // (8 * 64 * math.ceil(m.vocab / 64))
+    even = math.ceil(ROWS / math.ceil(ROWS / fit))
+    return min(fit, 64 * math.ceil(even / 64))
 
 
 def eager(m: Shape, size: int) -> Cost:
@@ -222,17 +263,18 @@ def eager(m: Shape, size: int) -> Cost:
 
 
 def linear(m: Shape, counts: Counts, gpu: Gpu, *, mix: bool) -> Cost:
-    """The head once a round of products; chunks of products stay in L2."""
+    """For each block of rows: both branches stacked, one product with the head, float32
+    logits written to memory and read once (twice with js or tv) by the row kernel."""
     pairs, key = ROWS * m.vocab, f"sm_{gpu.arch}"
-    rounds = 2 if mix else 1
-    instructions = counts["cde pair, kl"][key]
-    if mix:
-        instructions = counts["cde pair, hellinger2 too"][key]
-        instructions += counts["cde pair, js and tv"][key]
-    weight = m.vocab * m.hidden * 2
-    product = 2 * 2 * pairs * m.hidden * rounds
-    products = 2 * pairs * 4 * 2 * rounds  # written, read
-    return Cost(weight * rounds, pairs * instructions, product, products)
+    blocks = math.ceil(ROWS / block_rows(m))
+    head, logits = m.vocab * m.hidden * 2, 2 * pairs * 4
+    product = Cost(
+        blocks * head + logits, product=2 * 2 * pairs * m.hidden, launches=2 * blocks
+    )
+    work = pairs * _pair(counts, key, mix)
+    share = busy(ROWS / blocks, m.vocab, gpu)
+    return Cost(logits * (2 if mix else 1), work, launches=blocks, busy=share,
+                after=product)  # fmt: skip
 
 
 def liger_jsd(m: Shape) -> Cost:
@@ -283,11 +325,14 @@ def eager_attention(m: Shape) -> Cost:
 def drm(n: float, *, ties: bool) -> Cost:
     """float32, k = 9 %: digits until one bucket is whole (three; with ties those of the
     index too), one pass to gather, then k items of 24 bytes: tiles of 1024 sorted, runs
-    merged two by two, each read and written."""
+    merged two by two, each read and written. Digits that have nothing left to decide are
+    launched too."""
     passes = 3 + (3 if ties else 0) + 1
     tiles = math.ceil(0.09 * n / 1024)
     sweeps = 1 + math.ceil(math.log2(tiles))
-    return Cost(passes * n * 4 + sweeps * 2 * tiles * 1024 * 24)
+    digits = 3 + math.ceil(math.log2(n) / 11)
+    launches = 1 + digits + 1 + sweeps + 1
+    return Cost(passes * n * 4 + sweeps * 2 * tiles * 1024 * 24, launches=launches)
 
 
 def topk(n: float) -> Cost:
@@ -316,12 +361,27 @@ def _against(ours: list[Cost], theirs: list[Cost]) -> str:
     return " / ".join(f"{r:.2g}" for r in ratios)
 
 
-def _line(what: str, shape: str, ours: list[Cost], rivals: dict[str, list[Cost]]) -> str:
-    """One row: our times on each GPU, then times better than each rival on each."""
+def _line(
+    what: str, shape: str, ours: list[Cost], rivals: dict[str, list[Cost]], left_out: str
+) -> str:
+    """One row: our times on each GPU, what they are made of, and times better than each
+    rival on each."""
     times = " | ".join(_time(o.seconds(g)) for o, g in zip(ours, GPUS, strict=True))
     better = "; ".join(f"{name} {_against(ours, cost)}" for name, cost in rivals.items())
-    memory = ours[1].bytes / GPUS[1].memory / ours[1].seconds(GPUS[1])
-    return f"| {what} | {shape} | {times} | {memory:.0%} | {better} |"
+    chain, gpu = ours[1].chain(), GPUS[1]
+    memory = sum(c.bytes for c in chain) / gpu.memory / ours[1].seconds(gpu)
+    launches = sum(c.launches for c in chain) or "not counted"
+    return (
+        f"| {what} | {shape} | {times} | {memory:.0%} | {launches} | {chain[-1].busy:.0%} "
+        f"| {better} | {left_out} |"
+    )
+
+
+CDE_LEFT = "ends of rows, first chunk read twice, merging warps"
+LINEAR_LEFT = "stacking the rows, how far the product is from its roof, ends of rows"
+ACE_LEFT = "launches, waves and idle warps of the path through L2"
+ACE_LINEAR_LEFT = "five launches"
+DRM_LEFT = "one wait; serial scans of a digit, about 5 us each"
 
 
 def rows(counts: Counts) -> list[str]:
@@ -333,29 +393,29 @@ def rows(counts: Counts) -> list[str]:
             ours = [cde(QWEN, size, counts, g, mix=mix) for g in GPUS]
             what = "cde, everything" if mix else "cde, kl both ways"
             rivals = {} if mix else {"torch eager": [eager(QWEN, size)] * three}
-            lines.append(_line(what, shape, ours, rivals))
+            lines.append(_line(what, shape, ours, rivals, CDE_LEFT))
     for m in MODELS:
         shape = f"{m.name}: T={ROWS} E={m.hidden} V={m.vocab} bfloat16"
         ours = [linear(m, counts, g, mix=False) for g in GPUS]
         rivals = {"CCE (less)": [cce(m)] * three}
-        lines.append(_line("linear_cde, kl both ways", shape, ours, rivals))
+        lines.append(_line("linear_cde, kl both ways", shape, ours, rivals, LINEAR_LEFT))
         ours = [linear(m, counts, g, mix=True) for g in GPUS]
-        lines.append(
-            _line("linear_cde, js", shape, ours, {"Liger": [liger_jsd(m)] * three})
-        )
+        liger = {"Liger": [liger_jsd(m)] * three}
+        lines.append(_line("linear_cde, everything", shape, ours, liger, LINEAR_LEFT))
     for m in MODELS:
         shape = f"{m.name}: H={m.heads} L={LENGTH} R={RESPONSE} D={m.dim} bfloat16"
         ours = [ace(m, counts, g) for g in GPUS]
         rivals = {"torch eager": [eager_attention(m)] * three}
-        lines.append(_line("ace, head mean, no statistics", shape, ours, rivals))
+        lines.append(_line("ace, head mean, no statistics", shape, ours, rivals, ACE_LEFT))
         ours = [ace_linear(m, counts, g) for g in GPUS]
-        lines.append(_line("ace, each head, given log-sum-exps", shape, ours, rivals))
+        what = "ace, each head, given log-sum-exps"
+        lines.append(_line(what, shape, ours, rivals, ACE_LINEAR_LEFT))
     for n in (1e6, 1e7, 1e8):
         for ties in (False, True):
             ours = [drm(n, ties=ties)] * three
             rivals = {"torch.topk": [topk(n)] * three, "CUB sort": [cub_sort(n)] * three}
             what = "drm top 9 %, many ties" if ties else "drm top 9 %, no ties"
-            lines.append(_line(what, f"N={n:.0e} float32", ours, rivals))
+            lines.append(_line(what, f"N={n:.0e} float32", ours, rivals, DRM_LEFT))
     return lines
 
 
@@ -385,36 +445,65 @@ real loop has some per cent more.
 ## Roofline times, and how many times faster than the rivals
 
 Time: the largest of bytes / memory, bytes that stay in cache / L2, and instructions /
-issue + FLOP / tensor. Ratios in the order of the columns; above 1: we should be faster.
-Rivals are given the least traffic of their published form at full bandwidth, and no
-instructions: they may miss their roof as ours may miss its own.
+issue + FLOP / tensor, divided by the share of warps that have work (a block a row over the
+SMs, eight warps a block over tiles of 2,048 pairs), and 2 us a launch. linear_cde is its
+product, which writes float32 logits, and then the row kernel. Ratios in the order of the
+columns; above 1: we should be faster. Rivals are given the least traffic of their
+published form at full bandwidth, no instructions and no launches: they may miss their roof
+as ours may miss its own. Launches, busy (the share of warps that have work) and memory's
+share are those on the H200.
 
-| kernel | shape | {head} | memory's share (H100) | rivals / ours |
-|---|---|{dashes}---|---|
+| kernel | shape | {head} | memory's share | launches | busy | rivals / ours | left out |
+|---|---|{dashes}---|---|---|---|---|
 {rows}
+
+## Before and after the designs at the limit
+
+Counted by the emulator's drivers or in the machine code of sm_90, by arithmetic for bytes.
+
+| what | before | now |
+|---|---|---|
+| linear_cde, everything, T=512 V=152,064 E=3,584: products | 152 | {blocks} |
+| kernels beside them | 77 | {others} |
+| questions to cuBLASLt | 152 | 1, of later calls 0 |
+| FLOP | 2.2e12 | 1.1e12 |
+| head read from memory | 2.2 GB | 2.2 GB (once a block of rows) |
+| logits | 3.7 GB through L2 | 1.9 GB of memory: written once, read twice |
+| the same, log-probabilities of one branch: FLOP | 1.1e12 | 0.56e12 |
+| cde, kl: instructions a pair, bfloat16 | 53 and the loop's | 13.7 with the loop's |
+| cde, everything | 131 and the loops' | 39.4 with the loops' |
+| tiles read twice | 9-15 % | a quarter of the first; later ones when a maximum rises |
+| rows off 16-byte boundaries | 2 bytes a load | 16 bytes a load after at most 7 pairs |
+| warps' parts merged | one after the other, 390 float64 instructions each | side by side |
+| drm, k=9e6: items cleared before | 216 MB by 8 blocks | the padding alone, by all blocks |
 
 ## What the page says
 
-- Where memory's share is 100 % the kernel would be at the roof; below, the issue slots
-  decide: an exponential as a polynomial (hd.h) takes a dozen of them where the special
-  function unit takes one at a quarter of the rate. That is the price of the same scalar
-  maths on CPU and GPU, and the first place to look once a GPU can be asked.
+- cde: 2^x and log2 by the special function unit brought a pair from 53 instructions to
+  14 (kl), and the sweep for js and tv from 63 to 20: memory decides on all three GPUs; on
+  the A100 the issue slots come level for everything from bfloat16 logits.
+- T below the number of SMs leaves the others idle: a block takes a whole row.
+- linear_cde: 152 products and 77 sweeps at T = 512 with all outputs became
+  {blocks} products in {launches} launches; js costs one more reading of the logits instead
+  of a second product.
 - drm carries difficulty, gain and index, 24 bytes an item, through a merge sort; a top-k
   of one float32 carries 12 bytes through a radix sort. Where k is a large part of a large
   N the sort decides, and we should lose to torch.topk, which answers an easier question.
   A bitonic sort stood here first; this page is why it does not now.
 - The linear form of ace takes less than its five launches, a few microseconds each, which
   the page leaves out: with short responses they decide.
-- js by linear_cde makes the products twice, where Liger keeps float32 logits of a chunk of
-  rows: slower where E is large, but without 8 V bytes a row.
 """
 
 
 def render(recorded: dict) -> str:
     """The page's text from the recorded counts."""
     counts: Counts = recorded["instructions"]
+    chain = linear(MODELS[1], counts, GPUS[1], mix=True).chain()
     return TEXT.format(
         nvcc=recorded["nvcc"],
+        blocks=chain[-1].launches,
+        launches=sum(c.launches for c in chain),
+        others=sum(c.launches for c in chain) - chain[-1].launches,
         head=" | ".join(g.name for g in GPUS),
         dashes="---|" * len(GPUS),
         sheet="\n".join(

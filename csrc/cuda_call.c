@@ -60,6 +60,34 @@ workspace(const rap_place *place, int64_t bytes, int device, rap_array *view,
     return ok;
 }
 
+/* An array in host memory is copied when the call is queued: into a graph that is being
+ * captured would go the pointer, to be read at every replay. */
+static bool
+can_be_captured(const rap_binding *binding, rap_cuda_call *call, void *args, rap_error *err)
+{
+    const rap_argument *host = NULL;
+    bool captures = false;
+
+    for (int i = 0; i < binding->count; i++) {
+        const rap_argument *a = &binding->arguments[i];
+        const rap_array *view = rap_view(a, args);
+
+        if ((a->kind & RAP_SMALL) && view->data != NULL && view->device == 0) {
+            host = a;
+        }
+    }
+    if (host == NULL) {
+        return true;
+    }
+    return rap_cuda_captures(call, &captures, err)
+           && (!captures
+               || rap_fail(
+                   err, RAP_EINPUT,
+                   "%s is in host memory, which a CUDA graph that is being captured "
+                   "would read again at every replay: put it on the device first",
+                   host->name));
+}
+
 static bool
 run(const rap_state *state, const rap_binding *binding, const rap_place *place,
     const rap_array *space, void *args, rap_error *err)
@@ -77,6 +105,7 @@ run(const rap_state *state, const rap_binding *binding, const rap_place *place,
         ok = view->device == 0 || rap_cuda_holds(&call, view, a->name, err);
     }
     ok = ok && rap_cuda_holds(&call, space, "workspace", err)
+         && can_be_captured(binding, &call, args, err)
          && binding->device(args, &call, space->data, err);
     rap_cuda_leave(&call);
     return ok;

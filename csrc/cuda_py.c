@@ -122,7 +122,9 @@ typedef struct {
 
 static const char block_name[] = "rap.device_block";
 
-/* What cannot be freed any more (a context that died, a fork) is left to the driver. */
+/* What cannot be freed any more (a context that died, a fork) is left to the driver. The
+ * stream may be gone before its memory: then the legacy stream frees, which waits for all
+ * that was queued on streams that block. */
 static void
 free_block(PyObject *capsule)
 {
@@ -133,7 +135,9 @@ free_block(PyObject *capsule)
     if (rap_cuda_enter(rap_state_of(block->module)->cuda, block->ordinal,
                        (void *)block->stream, &call, &err))
     {
-        call.api->memory_free(block->pointer, call.stream);
+        if (call.api->memory_free(block->pointer, call.stream) != 0 && block->stream != 0) {
+            call.api->memory_free(block->pointer, NULL);
+        }
     }
     rap_cuda_leave(&call);
     Py_DECREF(block->module);
@@ -228,8 +232,7 @@ rap_py_cuda_wait(PyObject *module, PyObject *args)
     if (rap_cuda_enter(rap_state_of(module)->cuda, ordinal, (void *)(intptr_t)stream, &call,
                        &err))
     {
-        rap_cuda_ok(call.api, call.api->stream_wait(call.stream), "waiting for the device",
-                    &err);
+        rap_cuda_wait(&call, &err);
     }
     rap_cuda_leave(&call);
     PyEval_RestoreThread(saved);

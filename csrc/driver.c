@@ -20,6 +20,7 @@ enum { /* CUresult */
        UNSUPPORTED_PTX = 222,
        INVALID_HANDLE = 400,
        CONTEXT_IS_DESTROYED = 709,
+       STREAM_CAPTURE_IMPLICIT = 906,
 };
 enum { POINTER_MEMORY_TYPE = 2, POINTER_DEVICE = 9 }; /* CUpointer_attribute */
 enum { MEMORY_TYPE_DEVICE = 2 };
@@ -80,6 +81,8 @@ static const symbol symbols[] = {
     {"cuMemcpyHtoDAsync", "cuMemcpyHtoDAsync_v2", offsetof(rap_cuda_api, upload), false},
     {"cuMemcpyDtoHAsync", "cuMemcpyDtoHAsync_v2", offsetof(rap_cuda_api, download), false},
     {"cuStreamSynchronize", "cuStreamSynchronize", offsetof(rap_cuda_api, stream_wait),
+     false},
+    {"cuStreamIsCapturing", "cuStreamIsCapturing", offsetof(rap_cuda_api, stream_captures),
      false},
 };
 
@@ -301,6 +304,40 @@ rap_cuda_leave(rap_cuda_call *call)
     call->bound = call->retained = false;
 }
 
+/* --- graphs -------------------------------------------------------------------------- */
+
+bool
+rap_cuda_captures(rap_cuda_call *call, bool *captures, rap_error *err)
+{
+    int status = 0; /* CU_STREAM_CAPTURE_STATUS_NONE */
+    const int result = call->api->stream_captures(call->stream, &status);
+
+    /* the legacy stream cannot be asked while another one records */
+    *captures = status != 0 || result == STREAM_CAPTURE_IMPLICIT;
+    return result == STREAM_CAPTURE_IMPLICIT
+           || rap_cuda_ok(call->api, result, "asking whether a graph is recorded", err);
+}
+
+bool
+rap_cuda_may_wait(rap_cuda_call *call, rap_error *err)
+{
+    bool captures;
+
+    return rap_cuda_captures(call, &captures, err)
+           && (!captures
+               || rap_fail(err, RAP_EINPUT,
+                           "this needs an answer of the device, which a CUDA graph that is "
+                           "being captured cannot give: call it outside of the capture"));
+}
+
+bool
+rap_cuda_wait(rap_cuda_call *call, rap_error *err)
+{
+    return rap_cuda_may_wait(call, err)
+           && rap_cuda_ok(call->api, call->api->stream_wait(call->stream),
+                          "waiting for the device", err);
+}
+
 /* --- kernels ------------------------------------------------------------------------- */
 
 static void *
@@ -365,6 +402,7 @@ load_module(rap_cuda_call *call, const char *kernels, void **module, rap_error *
 {
     const rap_fatbin *fatbin = rap_fatbins;
     int result, version = 0;
+    bool captures;
 
     *module = find_loaded(call, kernels);
     if (*module != NULL) {
@@ -375,6 +413,16 @@ load_module(rap_cuda_call *call, const char *kernels, void **module, rap_error *
     }
     if (fatbin->kernels == NULL) {
         return rap_fail(err, RAP_ECONFIG, "no CUDA kernels of %s in this build", kernels);
+    }
+    if (!rap_cuda_captures(call, &captures, err)) {
+        return false;
+    }
+    if (captures) {
+        return rap_fail(
+            err, RAP_EINPUT,
+            "the kernels of %s are not loaded yet, which cannot be done while a "
+            "CUDA graph is being captured: call once before the capture",
+            kernels);
     }
     result = call->api->module_load(module, fatbin->image);
     if (result == INVALID_IMAGE || result == NO_BINARY_FOR_GPU || result == UNSUPPORTED_PTX)
@@ -448,12 +496,12 @@ rap_cuda_download(rap_cuda_call *call, void *to, const void *from, int64_t bytes
                   rap_error *err)
 {
     return bytes == 0
-           || (rap_cuda_ok(
+           || (rap_cuda_may_wait(call, err)
+               && rap_cuda_ok(
                    call->api,
                    call->api->download(to, (uintptr_t)from, (size_t)bytes, call->stream),
                    "copying from the device", err)
-               && rap_cuda_ok(call->api, call->api->stream_wait(call->stream),
-                              "waiting for the device", err));
+               && rap_cuda_wait(call, err));
 }
 
 int64_t

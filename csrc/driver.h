@@ -46,6 +46,7 @@ typedef struct {
     int (*upload)(uint64_t to, const void *from, size_t bytes, void *stream);
     int (*download)(void *to, uint64_t from, size_t bytes, void *stream);
     int (*stream_wait)(void *stream);
+    int (*stream_captures)(void *stream, int *status);
 } rap_cuda_api;
 
 /* One call on one device. Filled by rap_cuda_enter. */
@@ -77,6 +78,15 @@ bool rap_cuda_ok(const rap_cuda_api *api, int result, const char *what, rap_erro
 /* One launch of a kernel of a module, one-dimensional, its parameter struct by value. */
 bool rap_cuda_launch(rap_cuda_call *call, const char *kernels, const char *kernel,
                      int64_t blocks, int threads, void *params, rap_error *err);
+
+/* Whether the call's stream records a CUDA graph. Then nothing may wait, and what is copied
+ * from host memory would be read again at every replay. */
+bool rap_cuda_captures(rap_cuda_call *call, bool *captures, rap_error *err);
+
+/* An error inside a capture, which then can go on; asked before anything is queued. */
+bool rap_cuda_may_wait(rap_cuda_call *call, rap_error *err);
+
+bool rap_cuda_wait(rap_cuda_call *call, rap_error *err);
 
 /* Queued; `from` may be reused at once. */
 bool rap_cuda_upload(rap_cuda_call *call, void *to, const void *from, int64_t bytes,

@@ -15,6 +15,7 @@ import math
 import os
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -51,6 +52,25 @@ _DLPACK_KINDS = {"i": 0, "u": 1, "f": 2, "b": 6}
 def kernels() -> tuple[str, ...]:
     """Kernel modules of which this build has device code; none with RAP_CUDA=off."""
     return () if os.environ.get("RAP_CUDA") == "off" else _C.CUDA_KERNELS
+
+
+INSTALL = (
+    "install a wheel of rap-select that has them, or CUDA's nvcc 12.4 or newer and then: "
+    "RAP_CUDA=on pip install --force-reinstall --no-binary rap-select rap-select"
+)
+"""What to do about a build without device code."""
+
+
+@lru_cache(maxsize=1)
+def _warn_of_host() -> None:
+    """Once a process: device arrays meet a build without device code."""
+    warnings.warn(
+        "rap computes on the CPU what lies on a CUDA device, after a copy: this build has "
+        f"no CUDA kernels ({_C.cuda_info()['made']}); {INSTALL}. RAP_CUDA=off says that "
+        "this is meant",
+        RuntimeWarning,
+        stacklevel=4,
+    )
 
 
 def _dense(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
@@ -186,6 +206,8 @@ class Place:
     stream: int
     empty: Callable[[tuple[int, ...], np.dtype], Any]
     answer: ClassVar[None] = None
+    scratch: ClassVar[int] = 320 << 20
+    """Bytes that linear_cde takes unless told: 256 rows of both branches, V = 152,064."""
 
     def array(self, name: str, x: Any, contiguous: bool = False) -> Any:
         """Of floats; a torch tensor is copied only if its last dimension (or all, if
@@ -279,11 +301,16 @@ def place_of(kernel: str, **arrays: Any) -> Place | None:
     """Where a kernel module (cde, ace or drm) runs for these arrays: None is the host.
 
     Raises RapInputError if they are on different devices. Where this build has no device
-    code of the module, torch tensors are copied to the host (None).
+    code of the module, torch tensors are copied to the host (None): a RuntimeWarning says
+    so once, unless RAP_CUDA=off.
     """
     given = [(name, x) for name, x in arrays.items() if x is not None]
     devices = [device_of(x) for _, x in given]
-    if all(device is None for device in devices) or kernel not in kernels():
+    if all(device is None for device in devices):
+        return None
+    if kernel not in kernels():
+        if os.environ.get("RAP_CUDA") != "off":
+            _warn_of_host()
         return None
     for (name, _), device in zip(given, devices, strict=True):
         if device != devices[0]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import importlib.metadata
 import os
 import platform
 
 from . import _C
-from .cuda import open_cublaslt
+from .cuda import INSTALL, open_cublaslt
 from .errors import RapConfigError
 from .ops import default_threads
 
@@ -33,11 +34,19 @@ def _version_text(number: int) -> str:
     return f"{number // 1000}.{number % 1000 // 10}"
 
 
+def _has_gpu() -> bool:
+    """Whether the system shows an NVIDIA GPU, without asking its driver."""
+    return any(map(glob.glob, ("/proc/driver/nvidia/gpus/*", "/dev/nvidia[0-9]*")))
+
+
 def _gpu() -> str:
     """One sentence: what CUDA would compute with, or why it cannot."""
     cuda = _C.cuda_info()
     if cuda["error"]:
-        return f"arrays are computed on the CPU: {cuda['error']}"
+        advice = ""
+        if not cuda["kernels"] and _has_gpu():
+            advice = f". This machine has a GPU: {INSTALL}"
+        return f"arrays are computed on the CPU: {cuda['error']}{advice}"
     try:
         blas = f"cuBLASLt {open_cublaslt()}"
     except RapConfigError as error:

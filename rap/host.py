@@ -202,6 +202,8 @@ class Host:
     device; None: it is NumPy's already."""
 
     __slots__ = ("answer",)
+    scratch: ClassVar[int] = 64 << 20
+    """Bytes that linear_cde takes unless told."""
     empty: ClassVar[Any] = staticmethod(np.empty)
 
     def __init__(self, answer: Callable[[np.ndarray], Any] | None = None) -> None:

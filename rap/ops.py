@@ -11,11 +11,12 @@ The GIL is released; Ctrl-C is obeyed inside long calls; the bits do not depend 
 A call runs where its arrays are. On a CUDA device (torch, CuPy, any DLPack producer) it is
 queued on the producer's current stream and does not synchronise, except ``drm`` (its length
 depends on the data) and ``ace`` for offsets that are on the device: the host plans by them.
-On a device ``threads`` and ``memory`` are ignored. Non-torch arrays on a device: integers
-must be int64, scores and weights contiguous float32 or float64. Targets, offsets and
-weights of cde that are on the device are not checked: what is out of range makes NaN. In a
-build without device code of a kernel, or with RAP_CUDA=off, a torch tensor elsewhere is
-copied to the host.
+On a device ``threads`` is ignored. Non-torch arrays on a device: integers must be int64,
+scores and weights contiguous float32 or float64. Targets, offsets and weights of cde that
+are on the device are not checked: what is out of range makes NaN. In a build without device
+code of a kernel, or with RAP_CUDA=off, a torch tensor elsewhere is copied to the host
+(without device code a RuntimeWarning says so, once). While a CUDA graph is being captured,
+arrays in host memory and calls that must wait for the device are refused.
 """
 
 from __future__ import annotations
@@ -182,15 +183,18 @@ def linear_cde(
     targets: Any = None,
     weights: Any = None,
     cu_seqlens: Any = None,
-    memory: int = 64 << 20,
+    memory: int | None = None,
     threads: int | None = None,
 ) -> CdeResult:
-    """``cde`` from hidden states and the language-model head; [T, V] is never held.
+    """``cde`` from hidden states and the language-model head; [T, V] is never held whole.
 
     hidden1, hidden0: [T, E]; weight: [V, E]; bias: [V]; any of float32, bfloat16, float16.
     logits = softcap * tanh(scale * (hidden @ weight.T + bias) / softcap); ``scale`` None
     is 1 (Granite: 1 / logits_scaling; Cohere: logit_scale), ``softcap`` None is none
-    (Gemma: final_logit_softcapping). memory: bytes of scratch, about.
+    (Gemma: final_logit_softcapping). ``want`` that reads one branch only (``logp1``,
+    ``entropy1``) multiplies that branch only. memory: bytes of scratch, about, mostly for
+    float32 logits of some rows: 64 MiB by default on the host, where only ``js`` and ``tv``
+    keep logits, 320 MiB on a device, where rows of both branches are multiplied at once.
 
     Other arguments, results and errors as ``cde``; inputs, ``weight`` too, are read
     detached: no gradient flows through the result. Source: METHOD.md section 1.
@@ -198,7 +202,7 @@ def linear_cde(
     if softcap is not None and not softcap > 0:
         raise RapConfigError(f"softcap = {softcap!r}: expected None or a number > 0")
     wanted = _wanted(want, targets)
-    memory = integer("memory", memory, 0)
+    memory = None if memory is None else integer("memory", memory, 0)
     arrays = {"hidden1": hidden1, "hidden0": hidden0, "weight": weight, "bias": bias}
     place = _place("cde", hidden1, **arrays)
     place.open_blas()
@@ -213,7 +217,7 @@ def linear_cde(
             out,
             1.0 if scale is None else float(scale),
             0.0 if softcap is None else float(softcap),
-            memory,
+            place.scratch if memory is None else memory,
             wanted[1],
             place.where(threads, _bytes(weight) * _rows(hidden1)),
         )

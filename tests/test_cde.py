@@ -297,10 +297,26 @@ def test_linear_equals_cde_of_the_logits_and_threads_and_memory_change_no_bit(rn
     w = rng.normal(size=(2000, 64)).astype(np.float32)
     one = rap.linear_cde(h1, h0, w, threads=1)
     np.testing.assert_allclose(one.kl, rap.cde(h1 @ w.T, h0 @ w.T).kl, rtol=1e-4)
-    for options in ({"threads": 2}, {"threads": 7}, {"memory": 1}, {"memory": 1 << 30}):
-        other = rap.linear_cde(h1, h0, w, **options)
-        assert one.kl.tobytes() == other.kl.tobytes()
-        assert one.js.tobytes() == other.js.tobytes()
+    # all logits kept; products twice; blocks of 20 rows, the last of 10
+    for memory in (1 << 30, 1, 4 * 480 * 64 + 20 * 8 * 2016):
+        for threads in (1, 2, 7):
+            other = rap.linear_cde(h1, h0, w, threads=threads, memory=memory)
+            for name in ("kl", "js", "tv", "entropy0"):
+                assert getattr(one, name).tobytes() == getattr(other, name).tobytes()
+
+
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
+def test_what_reads_one_branch_multiplies_that_branch(isa, rng):
+    """The other one may be anything; the bits are those of both branches' call."""
+    h1, h0 = (rng.normal(size=(9, 64)).astype(np.float32) for _ in range(2))
+    w, ids = rng.normal(size=(1300, 64)).astype(np.float32), np.arange(9)
+    both = rap.linear_cde(h1, h1, w, targets=ids)
+    bad = np.full_like(h0, np.nan)
+    for want, pair in ((("logp1", "entropy1"), (h1, bad)), (("logp0",), (bad, h1))):
+        got = rap.linear_cde(*pair, w, want=want, targets=ids, softcap=None)
+        for name in want:
+            assert getattr(got, name).tobytes() == getattr(both, name).tobytes(), name
+    assert np.isnan(rap.linear_cde(h1, bad, w, want="kl").kl).all()
 
 
 def test_linear_rejects_what_does_not_fit(rng):

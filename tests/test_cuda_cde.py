@@ -7,6 +7,7 @@ computation in the same dtype.
 from __future__ import annotations
 
 import math
+import subprocess
 
 import numpy as np
 import pytest
@@ -19,6 +20,19 @@ from rap import ops, reference
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="needs gcc")
 
+TWINS = """
+#include <stdio.h>
+#include "emulator.h"
+int
+main(void)
+{
+    for (int i = 0; i < 60000; i++) {
+        const float x = -130.0f + i * 0.0022f, p = rap_emu_ex2(-120.0f + i * 0.002f);
+        printf("%a %a %a %a\\n", x, rap_emu_ex2(x), p, rap_emu_lg2(p));
+    }
+    return 0;
+}
+"""
 SHAPES = [(9, 1), (5, 31), (4, 33), (3, 2049), (2, 7001), (2, 16389)]
 
 
@@ -50,7 +64,11 @@ def test_error_is_at_most_four_times_the_naive_one(dtype, kind, rng):
         checks_cde.masked,
         checks_cde.late_peak,
         checks_cde.any_size,
-        checks_cde.chunks,
+        checks_cde.mapped,
+        checks_cde.halves,
+        checks_cde.offset,
+        checks_cde.bad_logits,
+        checks_cde.rising,
         checks_cde.unaligned,
         checks_cde.packed,
         checks_cde.packed_races,
@@ -61,6 +79,46 @@ def test_error_is_at_most_four_times_the_naive_one(dtype, kind, rng):
 )
 def test_holds(check):
     check()
+
+
+@pytest.mark.parametrize("bias", ["1", "-1"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_error_holds_at_the_worst_the_approximations_may_do(
+    dtype, bias, rng, monkeypatch
+):
+    """ex2 2 ulp and lg2 2^-22 up or down everywhere, which no sum averages out."""
+    monkeypatch.setenv("RAP_EMU_BIAS", bias)
+    for kind in ("apart", "near", "peaked"):
+        for rows, vocab in ((3, 2049), (2, 16389)):
+            l1, l0 = (
+                torch.from_numpy(x).to(DTYPES[dtype])
+                for x in logits(rng, rows, vocab, kind)
+            )
+            targets = torch.from_numpy(rng.integers(0, vocab, rows))
+            check(cde(l1, l0, targets=targets), l1, l0, targets, (rows, vocab, kind))
+
+
+def test_the_twins_of_the_approximations_stay_within_what_is_stated(tmp_path):
+    """2^x within 2 ulp and log2 x within 2^-22 of max(1, |log2 x|), against float64; and
+    they do go that far."""
+    source = tmp_path / "twins.c"
+    source.write_text(TWINS)
+    program = tmp_path / "twins"
+    subprocess.run(
+        [build.compiler(), "-std=gnu11", "-O2", f"-I{build.HERE}", source,
+         build.HERE / "approx.c", "-o", program, "-lm"],
+        check=True,
+    )  # fmt: skip
+    out = subprocess.run([program], capture_output=True, text=True, check=True).stdout
+    x, ex2, log, lg2 = np.array(
+        [[float.fromhex(n) for n in line.split()] for line in out.splitlines()]
+    ).T
+    right = np.exp2(x)
+    ulp = np.abs(ex2 - right) / np.spacing(right.astype(np.float32)).astype(float)
+    assert 1.5 < ulp[x >= -125.5].max() <= 2.5  # half an ulp to the nearest float32
+    assert (ex2[x < -126] == 0).all()
+    error = np.abs(lg2 - np.log2(log)) / np.maximum(1, np.abs(np.log2(log)))
+    assert 0.9 * 2**-22 < error.max() <= 1.2 * 2**-22
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -92,19 +150,16 @@ def test_two_dtypes_in_one_call(rng):
 
 
 @pytest.mark.parametrize("block", [32, 64, 256])
-def test_chunks_of_any_width_give_what_whole_rows_give(block, rng):
-    """From hidden states, the products as a float32 matrix product leaves them."""
+def test_blocks_of_any_size_give_what_whole_rows_give(block, rng):
+    """From hidden states, the products as a float32 matrix product leaves them; rows of
+    products that do and do not begin on 16 bytes."""
     h1, h0 = (rng.normal(size=(4, 24)).astype(np.float32) for _ in range(2))
     w = rng.normal(size=(901, 24)).astype(np.float32)
-    truth = reference.linear_cde(h1, h0, w, softcap=9.0, targets=[0, 900, 5, 6])
-    for chunk in (128, 400, 4096):
+    targets = [0, 900, 5, 6]
+    truth = reference.linear_cde(h1, h0, w, softcap=9.0, targets=targets)
+    for ld in (960, 901):
         got = linear_cde(
-            h1 @ w.T,
-            h0 @ w.T,
-            softcap=9.0,
-            targets=[0, 900, 5, 6],
-            chunk=chunk,
-            block=block,
+            h1 @ w.T, h0 @ w.T, softcap=9.0, targets=targets, ld=ld, block=block
         )
         for name, value in truth.items():
             np.testing.assert_allclose(got[name], value, rtol=1e-5, atol=2e-6, err_msg=name)

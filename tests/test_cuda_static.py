@@ -16,6 +16,7 @@ from cuda_emulator.ace import AceLinearParams, AceOptions, AceParams, first_key
 from cuda_emulator.cde import CdeParams, MapParams, MeansParams
 from cuda_emulator.drm import DrmParams, digits
 from cuda_emulator.emulator import F32, F64, Pointer
+from cuda_emulator.gemm import StackParams
 from test_cuda_widen import WidenParams
 
 # reduce over logits, scores or samples: their loads decide the time
@@ -30,12 +31,15 @@ STREAMING = (
     "rap_drm_digit",
     "rap_drm_gather",
     "rap_widen",
+    "rap_stack",
 )
 # sum float64 numbers: three a row of a sample, ten a row of a sample, D + 1 a tile of 32
 # rows, the log-sum-exp of each row beside its D dimensions
 DOUBLES_ALLOWED = ("rap_ace_finish", "rap_cde_means", "rap_ace_suffix", "rap_ace_tiles")
 MOST_SPILLS = 0
 LEAST_WARPS = 24  # of 48 or 64 an SM holds
+LEAST_WARPS_75 = 16  # of 32: two blocks of the sort have the shared memory
+MOST_PER_PAIR = 20.0  # beyond about 30 the issue slots decide, not memory
 MOST_SHARED = 48 * 1024  # more must be asked for with cuFuncSetAttribute
 
 
@@ -61,7 +65,9 @@ def test_gates(measured):
     for name, gate in kernels.items():
         assert gate.spills <= MOST_SPILLS, name
         assert gate.shared <= MOST_SHARED, name
-        assert gate.warps >= LEAST_WARPS, name
+        assert gate.warps >= (LEAST_WARPS_75 if arch == 75 else LEAST_WARPS), name
+        assert (gate.per_pair > 0) == (name == gates.PAIR_KERNEL), name
+        assert gate.per_pair <= MOST_PER_PAIR, name
         assert name not in STREAMING or gate.loads128 > 0, name
         assert name in DOUBLES_ALLOWED or gate.doubles_in_loops == 0, name
         assert gate.params == expected[name]["params"], name
@@ -73,10 +79,14 @@ def test_gates(measured):
 
 def test_the_table_is_within_the_gates():
     """Also where there is no nvcc."""
-    for kernels in gates.read_table()["kernels"].values():
+    table = gates.read_table()["kernels"]
+    assert set(table) == {f"sm_{arch}" for arch in gates.ARCHITECTURES}
+    for arch, kernels in table.items():
         assert len(kernels) == len(KERNEL_PARAMS)
+        least = LEAST_WARPS_75 if arch == "sm_75" else LEAST_WARPS
         for name, gate in kernels.items():
-            assert gate["spills"] == 0 and gate["warps"] >= LEAST_WARPS
+            assert gate["spills"] == 0 and gate["warps"] >= least
+            assert gate["per_pair"] <= MOST_PER_PAIR, name
             assert gate["params"] == ctypes.sizeof(KERNEL_PARAMS[name]), name
 
 
@@ -130,12 +140,14 @@ HEADERS = {
     AceLinearParams: ("ace/ace_linear_cuda.h", "rap_ace_linear_cuda"),
     DrmParams: ("drm/drm_cuda.h", "rap_drm_cuda"),
     WidenParams: ("gemm/gemm_widen_cuda.h", "rap_widen_cuda"),
+    StackParams: ("gemm/gemm_widen_cuda.h", "rap_stack_cuda"),
 }
 KERNEL_PARAMS = {
     "rap_cde_rows": CdeParams,
     "rap_cde_map": MapParams,
     "rap_cde_means": MeansParams,
     "rap_widen": WidenParams,
+    "rap_stack": StackParams,
     **{f"rap_ace_{n}": AceParams for n in ("start", "lse", "fold", "stats", "columns")},
     "rap_ace_finish": AceParams,
     **{f"rap_ace_{n}": AceLinearParams for n in ("tiles", "suffix", "linear")},

@@ -7,7 +7,7 @@ import ctypes
 import numpy as np
 import pytest
 import torch
-from cuda_emulator import build
+from cuda_emulator import build, checks_gemm
 from cuda_emulator.emulator import Device, Params, Pointer, dtype_code
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="needs gcc")
@@ -47,3 +47,7 @@ def test_rows_that_start_anywhere(dtype, columns, rng):
     x = torch.from_numpy(rng.normal(size=(9, 13))).to(dtype)
     got = widen(x, columns, variant="asan")
     np.testing.assert_array_equal(got, x[:, :columns].float().numpy())
+
+
+def test_rows_of_two_matrices_as_one():
+    checks_gemm.stacked()

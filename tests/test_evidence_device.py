@@ -1,7 +1,7 @@
 """A model on a CUDA device: what its scoring hands to the kernels lies there too.
 
 No GPU: tensors of a subclass that says it is on one. The kernels themselves on a device:
-tests/test_cuda_*.py; scoring on a real one: benchmarks/gpu_check.py.
+tests/test_cuda_*.py; scoring on a real one: benchmarks/gpu_check.
 """
 
 from __future__ import annotations

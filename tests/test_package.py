@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
+
+import pytest
 
 import rap
+from rap import _C, cuda, environment
 
 WITHOUT_TORCH = """
 import sys
@@ -40,3 +44,46 @@ def test_kernels_and_names_without_torch():
 
 def test_unknown_names_are_attribute_errors():
     assert not hasattr(rap, "scores_of")
+
+
+class OnDevice:
+    """All that is asked of an array before it is read."""
+
+    def __dlpack_device__(self):
+        return 2, 0
+
+
+@pytest.fixture
+def no_kernels(monkeypatch):
+    monkeypatch.setattr(_C, "CUDA_KERNELS", ())
+    monkeypatch.setattr(
+        _C, "cuda_info", lambda: {"made": "nvcc was not found when it was built",
+                                  "error": "no CUDA kernels in this build: nvcc was not "
+                                  "found when it was built", "kernels": []},
+    )  # fmt: skip
+    cuda._warn_of_host.cache_clear()
+    yield
+    cuda._warn_of_host.cache_clear()
+
+
+def test_a_build_without_kernels_says_once_that_it_computes_on_the_host(no_kernels):
+    with pytest.warns(RuntimeWarning, match="no CUDA kernels .nvcc was not found") as said:
+        for kernel in ("cde", "ace", "cde"):
+            assert cuda.place_of(kernel, logits1=OnDevice(), logits0=OnDevice()) is None
+    (warning,) = said
+    assert "RAP_CUDA=on pip install" in str(warning.message)
+
+
+def test_nothing_is_said_where_the_host_is_meant(no_kernels, monkeypatch):
+    monkeypatch.setenv("RAP_CUDA", "off")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert cuda.place_of("cde", logits1=OnDevice(), logits0=OnDevice()) is None
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_info_says_what_a_build_without_kernels_needs(no_kernels, monkeypatch, gpu):
+    monkeypatch.setattr(environment, "_has_gpu", lambda: gpu)
+    text = rap.info()["gpu"]
+    assert text.startswith("arrays are computed on the CPU: no CUDA kernels in this build")
+    assert ("This machine has a GPU: install a wheel" in text) == gpu

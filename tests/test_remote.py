@@ -18,6 +18,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from rap.cli.commands import main
 from rap.errors import RapInputError
 from rap.samples import remote
+from rap.samples.images import read_bytes
+from rap.samples.sample import BadSample, Sample
 from rap.samples.sampleset import open_samples
 from rap.scores.match import describe, reopen
 
@@ -105,6 +107,51 @@ def test_here_needs_no_network(tmp_path: Path) -> None:
         assert samples.ids == [row["id"] for row in ROWS]
         assert samples[3].images[0].path == str(tmp_path / "a.png")  # type: ignore[union-attr]
     memory.rm("/x", recursive=True)
+
+
+def test_images_beside_the_file_are_fetched_when_they_are_read(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(remote, "_FOLDERS", {})
+    system = Elsewhere()
+    names = ("i/0.png", "i/1.png", "i/none.png", "../secret.png")
+    rows = [row | {"image": name} for row, name in zip(ROWS, names, strict=False)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    system.pipe_file("/b/set/d.jsonl", lines.encode())
+    for name in ("/b/set/i/0.png", "/b/set/i/1.png", "/b/secret.png"):
+        system.pipe_file(name, PNG + name.encode())
+    with caplog.at_level(logging.WARNING, "rap"):
+        samples = open_samples("elsewhere://b/set/d.jsonl", allow_network=True)
+        assert Elsewhere.fetched == ["/b/set/d.jsonl"]  # no image yet
+        found = [s for s in samples if isinstance(s, Sample)]
+        assert [s.id for s in found] == ["s0", "s1", "s2"]  # the last leads out of it
+        for _ in range(2):  # once each
+            for k in range(2):
+                own = PNG + f"/b/set/i/{k}.png".encode()
+                assert read_bytes(found[k].images[0]) == own
+    assert Elsewhere.fetched[1:] == ["/b/set/i/0.png", "/b/set/i/1.png"]
+    told = [r.getMessage() for r in caplog.records if "images are" in r.getMessage()]
+    assert told == [
+        "network: images are fetched from elsewhere:///b/set when they are read"
+    ]
+    with pytest.raises(BadSample, match="no such file"):
+        read_bytes(found[2].images[0])
+    monkeypatch.setattr(Elsewhere, "isfile", lambda self, path: 1 / 0)
+    with pytest.raises(BadSample, match="division by zero") as bad:
+        read_bytes(found[2].images[0])
+    assert bad.value.code == "image_unreadable"
+    # another process fetches nothing that nobody allowed it to
+    allowed = remote.folders()
+    monkeypatch.setattr(remote, "_FOLDERS", {})
+    path = found[0].images[0].path
+    assert path is not None
+    Path(path).unlink()
+    with pytest.raises(BadSample, match="no such file"):
+        read_bytes(found[0].images[0])
+    remote.allow(allowed)
+    assert not remote.fetch_image(str(tmp_path / "x.png"))  # of no such folder
+    monkeypatch.delattr(Elsewhere, "isfile")
+    assert read_bytes(found[0].images[0]).endswith(b"/b/set/i/0.png")
 
 
 def test_what_is_not_there_is_refused() -> None:

@@ -10,7 +10,9 @@ import math
 import re
 import threading
 import time
+from collections import Counter
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -1070,3 +1072,22 @@ def test_select_is_score_and_choose(tiny, tmp_path):
     with pytest.raises(RapConfigError, match="budget"):
         rap.select(*tiny, rows, budget=7.0, store=tmp_path / "new")
     assert not (tmp_path / "new").exists()  # refused before the model ran
+
+
+def test_a_run_that_finds_all_done_reads_each_file_once(tiny, tmp_path, monkeypatch):
+    options = {"store": tmp_path, "evidence": "rollouts", "shard_size": 4, "m1": 2, "m0": 2}
+    options |= {"allow_degenerate": True, "sampling": {"max_new_tokens": 3}}
+    first = score(*tiny, make_rows(10), **options)
+    read: Counter[str] = Counter()
+    opened = Path.read_bytes
+
+    def noted(self: Path) -> bytes:
+        if self.suffix == ".parquet":
+            read[self.name] += 1
+        return opened(self)
+
+    monkeypatch.setattr(Path, "read_bytes", noted)
+    again = score(*tiny, make_rows(10), **options)
+    assert again.table.equals(first.table)
+    names = [f"{kind}-0000{k}.parquet" for kind in ("scores", "rollouts") for k in range(3)]
+    assert read == dict.fromkeys(names, 1)

@@ -58,6 +58,23 @@ enum {
 #define RAP_CDE_NEEDS_ENTROPY \
     (RAP_CDE_BIT(RAP_CDE_ENTROPY1) | RAP_CDE_BIT(RAP_CDE_ENTROPY0))
 
+/* Whether an answer that is wanted reads branch 1 or 0, and how many branches are read: at
+ * least one. */
+static inline bool
+rap_cde_reads(unsigned want, int branch)
+{
+    const unsigned of1 = RAP_CDE_BIT(RAP_CDE_ENTROPY1) | RAP_CDE_BIT(RAP_CDE_LOGP1);
+    const unsigned of0 = RAP_CDE_BIT(RAP_CDE_ENTROPY0) | RAP_CDE_BIT(RAP_CDE_LOGP0);
+
+    return (want & ~(branch == 1 ? of0 : of1)) != 0;
+}
+
+static inline int
+rap_cde_branches(unsigned want)
+{
+    return rap_cde_reads(want, 1) && rap_cde_reads(want, 0) ? 2 : 1;
+}
+
 typedef struct rap_cde_state {
     double m1, m0; /* references; -inf before a finite logit */
     double z1, z0, s1, s0, u1, u0, b;
@@ -83,7 +100,7 @@ typedef struct {
     rap_array out;              /* float64 [OUTPUTS, T] */
     double scale;               /* logits = softcap tanh(scale (h W^T + bias) / softcap) */
     double softcap;             /* 0: none */
-    int64_t memory; /* bytes of scratch, at most (one panel a thread at least) */
+    int64_t memory; /* bytes of float32 logits kept at a time, about: a row at least */
     unsigned want;
 } rap_linear_cde_args;
 

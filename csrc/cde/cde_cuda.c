@@ -35,12 +35,8 @@ rap_cde_device(void *args, rap_cuda_call *call, void *workspace, rap_error *err)
         .dtype1 = (int32_t)a->logits1.dtype,
         .dtype0 = (int32_t)a->logits0.dtype,
         .want = a->want,
-        .steps = RAP_CDE_CUDA_START | RAP_CDE_CUDA_SWEEP | RAP_CDE_CUDA_FINISH,
     };
 
-    if (a->want & RAP_CDE_NEEDS_MIX) {
-        p.steps |= RAP_CDE_CUDA_MIX;
-    }
     if (rows == 0) {
         return true;
     }

@@ -1,170 +1,59 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The order of cde_kernel.h on a GPU: a warp is what a CPU thread is there. It reads a tile
- * once with the reference it has, and again only when an exponent rises too far above it.
- * Terms of a tile are summed in float32, 64 a lane; tiles in float64; lanes by a fixed
- * tree, warps in their order. e x = 0 where e = 0 is a select here, so -inf needs no path
- * of its own: beyond a row everything is -inf and adds nothing.
+ * rap_cde_rows: logits [T, V] of both branches -> answers [OUTPUTS, T], a block a row;
+ * formulas: cde.h. float32, bfloat16 or float16, last dimension contiguous, V >= 1.
+ * One sweep over the row (cde_sweep_device.h, also for the precision), a second for js and
+ * tv; nothing is kept between launches.
+ *
+ * rap_cde_map: products -> logits in place; rap_cde_means: answers -> means of samples.
  */
 #include "../cuda/device.h"
 
-#include "cde_cuda.h"
 #include "cde_math.h"
+#include "cde_sweep_device.h"
 
-#define LANE_STEP (8 * RAP_WARP) /* logits a warp reads at a time */
-
-/* Logits are taken from their references at a thousandth of their size: differences and
- * sums of a tile then stay finite for every finite float32, and no bit is lost. */
-#define SMALL 0x1p-10f
-#define LOG2E_OF_SMALL (RAP_LOG2E / SMALL)
+/* Exponents of probabilities, at least: what is smaller adds less than 1e-33 to js. */
+#define LEAST_LOG2_P -120.0f
 
 typedef struct {
     rap_cde_state part[RAP_CDE_CUDA_THREADS / RAP_WARP];
     rap_cde_state row;
+    cde_norm norm1, norm0;
+    double js[RAP_CDE_CUDA_THREADS / RAP_WARP], tv[RAP_CDE_CUDA_THREADS / RAP_WARP];
 } cde_shared;
 
-/* One row of one branch. */
-typedef struct {
-    const void *data;
-    int dtype;
-    bool wide;
-} cde_row;
+/* --- the row's sums --------------------------------------------------------------------- */
 
-typedef struct {
-    float z1, z0, s1, s0, u1, u0, b, top;
-} cde_sums;
+static_assert(offsetof(rap_cde_state, b) == (2 + B) * sizeof(double), "in their order");
 
-RAP_HD cde_row
-cde_row_at(const void *data, int dtype, int64_t stride, int64_t row)
-{
-    const int64_t size = dtype == RAP_F32 ? 4 : 2;
-    cde_row r;
-
-    r.data = (const char *)data + row * stride * size;
-    r.dtype = dtype;
-    r.wide = rap_aligned(r.data);
-    return r;
-}
-
+/* The warp's part, a lane each sum, in shared memory. */
 RAP_HD void
-cde_load8(const rap_cde_cuda *p, const cde_row *r, int64_t at, float *x)
+cde_put(cde_shared *sh, const cde_part *part)
 {
-    rap_load8(r->data, r->dtype, at, p->columns, r->wide, -INFINITY, x);
-}
+    double *to = (double *)&sh->part[rap_warp()];
 
-RAP_HD float
-cde_times(float e, float x)
-{
-    return e == 0 ? 0 : e * x; /* 0 inf = 0; NaN stays */
-}
-
-/* h1, h0: logits less their references, times SMALL. */
-RAP_HD void
-cde_add(cde_sums *sum, float h1, float h0, const bool hellinger, float least)
-{
-    const float x1 = h1 * LOG2E_OF_SMALL, x0 = h0 * LOG2E_OF_SMALL, d = h1 - h0;
-    const float e1 = rap_exp2f(x1, least), e0 = rap_exp2f(x0, least);
-
-    sum->top = rap_larger(sum->top, rap_larger(x1, x0));
-    sum->z1 += e1;
-    sum->z0 += e0;
-    sum->s1 += cde_times(e1, d);
-    sum->s0 += cde_times(e0, d);
-    sum->u1 += cde_times(e1, h1);
-    sum->u0 += cde_times(e0, h0);
-    if (hellinger) {
-        sum->b += rap_exp2f(0.5f * (x1 + x0), least);
+    if (rap_lane() == 0) {
+        to[0] = part->m1;
+        to[1] = part->m0;
+    }
+    if (rap_lane() % 4 == 0 && cde_which() <= B) {
+        to[2 + cde_which()] = part->sum;
     }
 }
 
-/* This lane's sums of a tile, x taken from the references of `st`; s and u times SMALL, in
- * nats. */
-RAP_HD cde_sums
-cde_tile(const rap_cde_cuda *p, const cde_row *r1, const cde_row *r0, int64_t tile,
-         const rap_cde_state *st)
-{
-    const float m1 = SMALL * (float)rap_cde_base(st->m1);
-    const float m0 = SMALL * (float)rap_cde_base(st->m0);
-    const float least = rap_exp2f_least();
-    const bool hellinger = p->want & RAP_CDE_BIT(RAP_CDE_HELLINGER2);
-    cde_sums sum = {0, 0, 0, 0, 0, 0, 0, -INFINITY};
-
-#pragma unroll 1
-    for (int c = 0; c < RAP_CDE_CUDA_TILE; c += LANE_STEP) {
-        const int64_t at = tile + c + 8 * rap_lane();
-        float l1[8], l0[8];
-
-        cde_load8(p, r1, at, l1);
-        cde_load8(p, r0, at, l0);
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-            cde_add(&sum, RAP_FMA(l1[i], SMALL, -m1), RAP_FMA(l0[i], SMALL, -m0), hellinger,
-                    least);
-        }
-    }
-    sum.top = rap_warp_max(sum.top);
-    return sum;
-}
-
-/* The largest logit of a tile, known to the whole warp. */
-RAP_HD float
-cde_tile_max(const rap_cde_cuda *p, const cde_row *r, int64_t tile)
-{
-    float m = -INFINITY;
-
-#pragma unroll 1
-    for (int c = 0; c < RAP_CDE_CUDA_TILE; c += LANE_STEP) {
-        float x[8];
-
-        cde_load8(p, r, tile + c + 8 * rap_lane(), x);
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-            m = rap_larger(m, x[i]);
-        }
-    }
-    return rap_warp_max(m);
-}
-
-/* This lane's part of the row, in its warp's references. */
+/* The warps' parts, a lane each, in the references of the row; the first warp. */
 RAP_HD void
-cde_sweep_lane(const rap_cde_cuda *p, const cde_row *r1, const cde_row *r0,
-               rap_cde_state *st)
+cde_merge(const cde_shared *sh, rap_cde_state *st)
 {
-    const int64_t step = (int64_t)RAP_CDE_CUDA_TILE * (rap_threads() / RAP_WARP);
-    const double unit = LOG2E_OF_SMALL;
-
     rap_cde_clear(st);
-    for (int64_t tile = (int64_t)RAP_CDE_CUDA_TILE * rap_warp(); tile < p->columns;
-         tile += step)
-    {
-        bool known = st->m1 != -INFINITY && st->m0 != -INFINITY;
-        cde_sums add = {0, 0, 0, 0, 0, 0, 0, 0};
+    if (rap_lane() < rap_threads() / RAP_WARP) {
+        const rap_cde_state *part = &sh->part[rap_lane()];
 
-        for (int attempt = known ? 0 : 1; attempt < 2; attempt++) {
-            if (attempt == 1) {
-                const double m1 = cde_tile_max(p, r1, tile);
-                const double m0 = cde_tile_max(p, r0, tile);
-
-                rap_cde_raise(st, fmax(st->m1, m1), fmax(st->m0, m0));
-            }
-            add = cde_tile(p, r1, r0, tile, st);
-            if (add.top < RAP_CDE_HEADROOM) {
-                break;
-            }
-        }
-        st->z1 += add.z1;
-        st->z0 += add.z0;
-        st->s1 += add.s1 * unit;
-        st->s0 += add.s0 * unit;
-        st->u1 += add.u1 * unit;
-        st->u0 += add.u0 * unit;
-        st->b += add.b;
+        st->m1 = part->m1;
+        st->m0 = part->m0;
+        rap_cde_add(st, part);
     }
-}
-
-RAP_HD void
-cde_sum_lanes(rap_cde_state *st)
-{
+    rap_cde_raise(st, rap_warp_max_f64(st->m1), rap_warp_max_f64(st->m0));
     st->z1 = rap_warp_sum(st->z1);
     st->z0 = rap_warp_sum(st->z0);
     st->s1 = rap_warp_sum(st->s1);
@@ -175,129 +64,174 @@ cde_sum_lanes(rap_cde_state *st)
 }
 
 RAP_HD void
-cde_targets(const rap_cde_cuda *p, const cde_row *r1, const cde_row *r0, int64_t row,
-            rap_cde_state *st)
+cde_targets(const rap_cde_cuda *p, const cde_pair *x, int64_t row, rap_cde_state *st)
 {
     int64_t at;
 
     if (p->targets == NULL) {
         return;
     }
-    at = p->targets[row * p->target_stride] - p->begin;
+    at = p->targets[row * p->target_stride];
     if (at >= 0 && at < p->columns) {
-        st->target1 = rap_load1(r1->data, r1->dtype, at);
-        st->target0 = rap_load1(r0->data, r0->dtype, at);
+        st->target1 = rap_load1(x->l1, p->dtype1, at);
+        st->target0 = rap_load1(x->l0, p->dtype0, at);
     }
 }
 
 /* Leaves the row's sums in sh->row. */
 RAP_HD void
-cde_sweep_row(const rap_cde_cuda *p, const cde_row *r1, const cde_row *r0, int64_t row,
-              cde_shared *sh)
+cde_sweep_row(const rap_cde_cuda *p, const cde_pair *x, int64_t row, cde_shared *sh)
 {
+    cde_part part;
     rap_cde_state st;
 
-    cde_sweep_lane(p, r1, r0, &st);
-    cde_sum_lanes(&st);
-    if (rap_lane() == 0) {
-        sh->part[rap_warp()] = st;
-    }
+    cde_sweep_warp(p, x, &part);
+    cde_put(sh, &part);
     rap_sync();
-    if (rap_thread() == 0) {
-        for (int w = 0; w < rap_threads() / RAP_WARP; w++) {
-            rap_cde_merge(&sh->row, &sh->part[w]);
+    if (rap_warp() == 0) {
+        cde_merge(sh, &st);
+        if (rap_lane() == 0) {
+            cde_targets(p, x, row, &st);
+            sh->row = st;
+            sh->norm1 = cde_norm_of(st.m1, st.z1);
+            sh->norm0 = cde_norm_of(st.m0, st.z0);
         }
-        cde_targets(p, r1, r0, row, &sh->row);
     }
     rap_sync();
 }
+
+/* --- the second sweep: js and tv ------------------------------------------------------ */
 
 typedef struct {
-    float m1, m0, ln_z1, ln_z0;
-} cde_scale;
+    float js, tv;
+} cde_mixed;
 
 RAP_HD void
-cde_mix_add(const cde_scale *k, float l1, float l0, float least, float *js, float *tv)
+cde_mix_add(cde_mixed *sum, const cde_norm *k1, const cde_norm *k0, float l1, float l0)
 {
-    const float a1 = RAP_FMA(l1 - k->m1, RAP_LOG2E, -k->ln_z1);
-    const float a0 = RAP_FMA(l0 - k->m0, RAP_LOG2E, -k->ln_z0);
-    const float p1 = rap_exp2f(a1, least), p0 = rap_exp2f(a0, least);
-    const float ln_mix = rap_log2f(0.5f * (p1 + p0));
+    const float x1 = RAP_FMA(l1, RAP_LOG2E, -k1->m2) - k1->log2_z;
+    const float x0 = RAP_FMA(l0, RAP_LOG2E, -k0->m2) - k0->log2_z;
+    const float a1 = fmaxf(x1, LEAST_LOG2_P), a0 = fmaxf(x0, LEAST_LOG2_P);
+    const float p1 = rap_ex2(a1), p0 = rap_ex2(a0);
+    const float log_mix = rap_lg2(0.5f * (p1 + p0));
 
-    *tv += fabsf(p1 - p0);
-    *js += cde_times(p1, a1 - ln_mix);
-    *js += cde_times(p0, a0 - ln_mix);
+    sum->tv += fabsf(p1 - p0);
+    sum->js = RAP_FMA(p1, a1 - log_mix, sum->js);
+    sum->js = RAP_FMA(p0, a0 - log_mix, sum->js);
 }
 
-/* js and tv of these columns added to sh->row, whose sums are complete. */
-RAP_HD void
-cde_mix_row(const rap_cde_cuda *p, const cde_row *r1, const cde_row *r0, cde_shared *sh)
+RAP_HD cde_mixed
+cde_mix_chunks(const cde_pair *x, const cde_norm *k1, const cde_norm *k0, int64_t at,
+               int count, const int dtype)
 {
-    const int64_t step = (int64_t)LANE_STEP * (rap_threads() / RAP_WARP);
-    const float least = rap_exp2f_least();
-    double js = 0, tv = 0;
-    cde_scale k;
+    const char *at1 = cde_lane_at(x->l1, at, dtype), *at0 = cde_lane_at(x->l0, at, dtype);
+    cde_mixed sum = {0, 0};
 
-    k.m1 = (float)sh->row.m1;
-    k.m0 = (float)sh->row.m0;
-    k.ln_z1 = (float)log2(sh->row.z1);
-    k.ln_z0 = (float)log2(sh->row.z0);
-    for (int64_t c = (int64_t)LANE_STEP * rap_warp() + 8 * rap_lane(); c < p->columns;
-         c += 8 * step)
-    {
-        float js_tile = 0, tv_tile = 0;
+#pragma unroll 1
+    for (int n = count * (CHUNK / cde_step(dtype)); n > 0; n--) {
+        float l1[16], l0[16];
 
-        for (int t = 0; t < 8; t++) { /* 64 logits a lane, as in the sweep */
-            float l1[8], l0[8];
-
-            cde_load8(p, r1, c + t * step, l1);
-            cde_load8(p, r0, c + t * step, l0);
+        cde_load(&at1, &at0, dtype, l1, l0);
 #pragma unroll
-            for (int i = 0; i < 8; i++) {
-                cde_mix_add(&k, l1[i], l0[i], least, &js_tile, &tv_tile);
-            }
+        for (int i = 0; i < cde_step(dtype) / RAP_WARP; i++) {
+            cde_mix_add(&sum, k1, k0, l1[i], l0[i]);
         }
-        js += js_tile;
-        tv += tv_tile;
     }
+    return sum;
+}
+
+RAP_HD cde_mixed
+cde_mix_typed(const rap_cde_cuda *p, const cde_pair *x, const cde_norm *k1,
+              const cde_norm *k0, int64_t at, int count)
+{
+    switch (p->dtype1) {
+    case RAP_F32:
+        return cde_mix_chunks(x, k1, k0, at, count, RAP_F32);
+    case RAP_F16:
+        return cde_mix_chunks(x, k1, k0, at, count, RAP_F16);
+    default:
+        return cde_mix_chunks(x, k1, k0, at, count, RAP_BF16);
+    }
+}
+
+/* Pairs [from, to), any logits. */
+RAP_HD cde_mixed
+cde_mix_carefully(const rap_cde_cuda *p, const cde_pair *x, const cde_norm *k1,
+                  const cde_norm *k0, int64_t from, int64_t to)
+{
+    const float least = rap_exp2f_least();
+    cde_mixed sum = {0, 0};
+
+#pragma unroll 1
+    for (int64_t i = from + rap_lane(); i < to; i += RAP_WARP) {
+        const float h1 = cde_from(k1, rap_load1(x->l1, p->dtype1, i));
+        const float h0 = cde_from(k0, rap_load1(x->l0, p->dtype0, i));
+        const float a1 = RAP_FMA(h1, LOG2E_OF_SMALL, -k1->log2_z);
+        const float a0 = RAP_FMA(h0, LOG2E_OF_SMALL, -k0->log2_z);
+        const float p1 = rap_exp2f(a1, least), p0 = rap_exp2f(a0, least);
+        const float log_mix = rap_log2f(0.5f * (p1 + p0));
+
+        sum.tv += fabsf(p1 - p0);
+        sum.js += cde_times(p1, a1 - log_mix) + cde_times(p0, a0 - log_mix);
+    }
+    return sum;
+}
+
+/* This lane's part, tile by tile as in the first sweep; a row whose references are not
+ * common is taken carefully as a whole. */
+RAP_HD void
+cde_mix_lane(const rap_cde_cuda *p, const cde_pair *x, const cde_shared *sh, double *js,
+             double *tv)
+{
+    const int64_t step = rap_threads() / RAP_WARP, each = TILE / CHUNK;
+    const cde_norm k1 = sh->norm1, k0 = sh->norm0;
+    const bool common = rap_cde_is_common(sh->row.m1, sh->row.m0);
+    const int64_t chunks = common ? x->chunks : 0;
+    const int64_t head = common ? x->head : p->columns;
+    cde_mixed sum;
+
+    for (int64_t tile = rap_warp(); tile * each < chunks; tile += step) {
+        sum = cde_mix_typed(p, x, &k1, &k0, head + tile * TILE,
+                            (int)RAP_MIN(each, chunks - tile * each));
+        *js += sum.js;
+        *tv += sum.tv;
+    }
+#pragma unroll 1
+    for (int end = 0; end < 2; end++) {
+        const int64_t to = end ? p->columns : head;
+        int64_t at = (end ? head + chunks * CHUNK : 0) + TILE * (step - 1 - rap_warp());
+
+        for (; at < to; at += TILE * step) {
+            sum = cde_mix_carefully(p, x, &k1, &k0, at, RAP_MIN(at + TILE, to));
+            *js += sum.js;
+            *tv += sum.tv;
+        }
+    }
+}
+
+/* js and tv of the row, whose sums are complete, added to sh->row. */
+RAP_HD void
+cde_mix_row(const rap_cde_cuda *p, const cde_pair *x, cde_shared *sh)
+{
+    double js = 0, tv = 0;
+
+    cde_mix_lane(p, x, sh, &js, &tv);
     js = rap_warp_sum(js);
     tv = rap_warp_sum(tv);
     if (rap_lane() == 0) {
-        sh->part[rap_warp()].js = js;
-        sh->part[rap_warp()].tv = tv;
+        sh->js[rap_warp()] = js;
+        sh->tv[rap_warp()] = tv;
     }
     rap_sync();
-    for (int w = 0; rap_thread() == 0 && w < rap_threads() / RAP_WARP; w++) {
-        sh->row.js += 0.5 * sh->part[w].js;
-        sh->row.tv += 0.5 * sh->part[w].tv;
-    }
-}
-
-/* Before or between launches the row's sums lie in `state`. */
-RAP_HD void
-cde_open(const rap_cde_cuda *p, int64_t row, cde_shared *sh)
-{
     if (rap_thread() == 0) {
-        if (p->steps & RAP_CDE_CUDA_START) {
-            rap_cde_clear(&sh->row);
+        /* the fast form passes over a NaN; the first sweep's sums do not */
+        js = tv = 0 * (sh->row.z1 + sh->row.z0);
+        for (int w = 0; w < rap_threads() / RAP_WARP; w++) {
+            js += sh->js[w];
+            tv += sh->tv[w];
         }
-        else {
-            sh->row = p->state[row];
-        }
-    }
-    rap_sync(); /* and thread 0 has done with the row before */
-}
-
-RAP_HD void
-cde_close(const rap_cde_cuda *p, int64_t row, cde_shared *sh)
-{
-    if (rap_thread() == 0) {
-        if (p->steps & RAP_CDE_CUDA_FINISH) {
-            rap_cde_answer(&sh->row, p->want, p->out + row, p->out_stride);
-        }
-        else {
-            p->state[row] = sh->row;
-        }
+        sh->row.js = 0.5 * js;
+        sh->row.tv = 0.5 * tv;
     }
 }
 
@@ -306,17 +240,15 @@ RAP_KERNEL(rap_cde_rows, rap_cde_cuda, RAP_CDE_CUDA_THREADS, 3)
     RAP_SMEM(cde_shared, sh);
 
     for (int64_t row = rap_block(); row < p.rows; row += rap_blocks()) {
-        const cde_row r1 = cde_row_at(p.l1, p.dtype1, p.stride1, row);
-        const cde_row r0 = cde_row_at(p.l0, p.dtype0, p.stride0, row);
+        const cde_pair x = cde_pair_at(&p, row);
 
-        cde_open(&p, row, sh);
-        if (p.steps & RAP_CDE_CUDA_SWEEP) {
-            cde_sweep_row(&p, &r1, &r0, row, sh);
+        cde_sweep_row(&p, &x, row, sh);
+        if (p.want & RAP_CDE_NEEDS_MIX) {
+            cde_mix_row(&p, &x, sh);
         }
-        if (p.steps & RAP_CDE_CUDA_MIX) {
-            cde_mix_row(&p, &r1, &r0, sh);
+        if (rap_thread() == 0) {
+            rap_cde_answer(&sh->row, p.want, p.out + row, p.out_stride);
         }
-        cde_close(&p, row, sh);
     }
 }
 

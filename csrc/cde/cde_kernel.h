@@ -66,47 +66,17 @@ cde_plain(const void *x, int64_t n, rap_dtype dtype)
 }
 
 /* Exponents are in units of log2: x = (l - m) RAP_LOG2E. With a fused multiply-add that is
- * l RAP_LOG2E - m2 with one rounding, where m2 = m RAP_LOG2E must be a float or it would
- * shift every x: references are rounded to such m. Without one, m is a float and l - m
- * comes first, exact near the maximum. */
+ * l RAP_LOG2E - m2 (cde_math.h). Without one, m is a float and l - m comes first, exact near
+ * the maximum. */
 #ifdef RAP_NO_FMA
 #define CDE_EXPONENT(l, dtype, m) (((l) * CDE_FACTOR(dtype) - (m)) * RAP_LOG2E)
+#define CDE_REFERENCE(most) (most)
+#define CDE_BASE(m) ((float)(m))
 #else
 #define CDE_EXPONENT(l, dtype, m2) RAP_FMA((l), CDE_FACTOR(dtype) * RAP_LOG2E, -(m2))
+#define CDE_REFERENCE(most) rap_cde_reference(most)
+#define CDE_BASE(m) rap_cde_base2(m)
 #endif
-
-#define CDE_COMMON 1e6
-
-/* The reference for logits up to `most`. */
-static double
-cde_reference(double most)
-{
-#ifdef RAP_NO_FMA
-    return most;
-#else
-    return fabs(most) < CDE_COMMON ? (float)(most * (double)RAP_LOG2E) / (double)RAP_LOG2E
-                                   : most;
-#endif
-}
-
-/* False before a branch has met a finite logit (m = -inf), and where logits are so large that
- * rounding a reference would move it away from the maximum: cde_block_exact serves there. */
-static bool
-cde_ready(const rap_cde_state *st)
-{
-    return fabs(st->m1) < CDE_COMMON && fabs(st->m0) < CDE_COMMON;
-}
-
-/* What CDE_EXPONENT takes. */
-static float
-cde_base(double m)
-{
-#ifdef RAP_NO_FMA
-    return (float)m;
-#else
-    return (float)(m * (double)RAP_LOG2E);
-#endif
-}
 
 static inline __attribute__((always_inline)) float
 cde_block(const void *restrict l1, const void *restrict l0, const rap_dtype dtype,
@@ -149,7 +119,7 @@ cde_block_wanted(const void *l1, const void *l0, const rap_dtype dtype, int64_t 
 {
     const bool entropy = want & RAP_CDE_NEEDS_ENTROPY;
     const bool hellinger = want & RAP_CDE_BIT(RAP_CDE_HELLINGER2);
-    const float m1 = cde_base(st->m1), m0 = cde_base(st->m0);
+    const float m1 = CDE_BASE(st->m1), m0 = CDE_BASE(st->m0);
 
     if (entropy && hellinger) {
         return cde_block(l1, l0, dtype, n, m1, m0, add, true, true);
@@ -220,17 +190,18 @@ cde_sweep_piece(const void *l1, const void *l0, rap_dtype dtype, int64_t n, unsi
     float a[RAP_PIECE], b[RAP_PIECE];
     rap_cde_state add;
 
-    if (!(cde_ready(st)
+    if (!(rap_cde_is_common(st->m1, st->m0)
           && cde_block_typed(l1, l0, dtype, n, want, st, &add) < RAP_CDE_HEADROOM
           && cde_plain(l1, n, dtype) && cde_plain(l0, n, dtype)))
     {
         widen(l1, dtype, n, a);
         widen(l0, dtype, n, b);
-        rap_cde_raise(st, cde_reference(fmax(st->m1, cde_max(a, n))),
-                      cde_reference(fmax(st->m0, cde_max(b, n))));
+        rap_cde_raise(st, CDE_REFERENCE(fmax(st->m1, cde_max(a, n))),
+                      CDE_REFERENCE(fmax(st->m0, cde_max(b, n))));
         cde_block_typed(a, b, RAP_F32, n, want, st, &add);
     }
-    if (!cde_ready(st) || !isfinite(add.s1 + add.s0 + add.u1 + add.u0)) {
+    if (!rap_cde_is_common(st->m1, st->m0) || !isfinite(add.s1 + add.s0 + add.u1 + add.u0))
+    {
         widen(l1, dtype, n, a);
         widen(l0, dtype, n, b);
         cde_block_exact(a, b, n, st, &add);

@@ -3,11 +3,13 @@
  * From hidden states: the head is taken RAP_LINEAR_CHUNK vocabulary rows at a time,
  * widened and packed once for both branches, multiplied with a block of rows of
  * [hidden1; hidden0], and the products are swept into the rows' states while they are
- * in cache. [T, V] never exists. js and tv need the log-sum-exps first and cost a
- * second round of products.
+ * in cache. js and tv need the log-sum-exps first: for a second sweep the float32 logits of
+ * as many rows as fit in `memory` are kept, block by block of rows; where those are too few
+ * to be worth packing the head for, the products are made a second time. What reads one
+ * branch only (its log-probabilities, its entropy) multiplies that one.
  *
  * The chunk is fixed, so the bits depend neither on threads nor on `memory`; `memory`
- * and the threads only set how many rows a task takes.
+ * and the threads only set how many rows a task and a block take.
  */
 #include <math.h>
 
@@ -18,6 +20,8 @@
 
 #define RAP_LINEAR_CHUNK (5 * RAP_GEMM_COLUMNS)
 #define RAP_LINEAR_ROWS 96 /* rows a task, at most: both branches' products stay in L2 */
+#define RAP_LINEAR_KEPT \
+    16 /* rows a block, at least: packing costs about ten rows' products */
 
 typedef struct {
     const rap_linear_cde_args *args;
@@ -29,9 +33,13 @@ typedef struct {
     int64_t scratch_size;  /* floats a worker */
     int64_t rows;          /* rows a task */
     int64_t begin, n;      /* this chunk */
-    int64_t panels;        /* packed by one task each */
-    bool pairs;            /* the product takes bfloat16 as it lies: 32 bits hold two */
-    int64_t depth;         /* E; of pairs, half of it */
+    int64_t first, tokens; /* rows of this block */
+    float *logits;         /* [branches][block rows][ld], or NULL: not kept */
+    int64_t block_rows, ld;
+    int branches;
+    int64_t panels; /* packed by one task each */
+    bool pairs;     /* the product takes bfloat16 as it lies: 32 bits hold two */
+    int64_t depth;  /* E; of pairs, half of it */
     int pass;
 } linear_ctx;
 
@@ -112,7 +120,9 @@ sweep_row(const linear_ctx *ctx, int64_t row, float *l1, float *l0)
     rap_cde_state *state = &ctx->states[row];
 
     kernels->cde_map(l1, ctx->n, ctx->bias, (float)a->scale, (float)a->softcap);
-    kernels->cde_map(l0, ctx->n, ctx->bias, (float)a->scale, (float)a->softcap);
+    if (l0 != l1) {
+        kernels->cde_map(l0, ctx->n, ctx->bias, (float)a->scale, (float)a->softcap);
+    }
     if (ctx->pass == 1) {
         kernels->cde_mix(l1, l0, RAP_F32, ctx->n, a->want, state);
         return;
@@ -129,29 +139,60 @@ sweep_row(const linear_ctx *ctx, int64_t row, float *l1, float *l0)
     kernels->cde_sweep(l1, l0, RAP_F32, ctx->n, a->want, state);
 }
 
+/* Where a branch's products of a task go, whose rows begin at `at` in the block: among the
+ * kept logits, or in the worker's scratch. */
+static float *
+products_at(const linear_ctx *ctx, int branch, int64_t at, int64_t rows, int worker)
+{
+    if (ctx->logits == NULL) {
+        return ctx->scratch + worker * ctx->scratch_size + branch * rows * RAP_LINEAR_CHUNK;
+    }
+    return ctx->logits + (branch * ctx->block_rows + at) * ctx->ld + ctx->begin;
+}
+
+/* Of one branch the other's part is played by it too: nobody reads what comes of that. */
 static void
 rows_task(void *arg, int64_t task, int worker)
 {
     const linear_ctx *ctx = arg;
     const rap_linear_cde_args *a = ctx->args;
     const rap_kernels *kernels = ctx->exec->kernels;
-    const int64_t row = task * ctx->rows;
-    const int64_t n = RAP_MIN(ctx->rows, a->hidden1.shape[0] - row);
-    float *products = ctx->scratch + worker * ctx->scratch_size;
-    float *buffer = products + 2 * ctx->rows * RAP_LINEAR_CHUNK;
+    const int64_t at = task * ctx->rows, row = ctx->first + at;
+    const int64_t n = RAP_MIN(ctx->rows, ctx->tokens - at);
+    float *buffer =
+        ctx->scratch + worker * ctx->scratch_size + 2 * ctx->rows * RAP_LINEAR_CHUNK;
+    const int64_t ldc = ctx->logits == NULL ? RAP_LINEAR_CHUNK : ctx->ld;
+    float *products[2];
 
-    for (int branch = 0; branch < 2; branch++) {
+    for (int branch = 0; branch < ctx->branches; branch++) {
+        const bool first = branch == 0 && rap_cde_reads(a->want, 1);
         int64_t ld;
         const float *h =
-            hidden_rows(ctx, branch == 0 ? &a->hidden1 : &a->hidden0, row, n, buffer, &ld);
+            hidden_rows(ctx, first ? &a->hidden1 : &a->hidden0, row, n, buffer, &ld);
 
+        products[branch] = products_at(ctx, branch, at, n, worker);
         rap_gemm(kernels, ctx->pairs ? kernels->gemm_panel_bf16 : kernels->gemm_panel, h,
-                 ld, n, ctx->packed, ctx->n, ctx->depth,
-                 products + branch * n * RAP_LINEAR_CHUNK, RAP_LINEAR_CHUNK);
+                 ld, n, ctx->packed, ctx->n, ctx->depth, products[branch], ldc);
     }
     for (int64_t i = 0; i < n; i++) {
-        sweep_row(ctx, row + i, products + i * RAP_LINEAR_CHUNK,
-                  products + (n + i) * RAP_LINEAR_CHUNK);
+        sweep_row(ctx, row + i, products[0] + i * ldc,
+                  products[ctx->branches - 1] + i * ldc);
+    }
+}
+
+/* js and tv of one row of the block from its kept logits, in the chunks of the first sweep. */
+static void
+mix_task(void *arg, int64_t at, int worker)
+{
+    const linear_ctx *ctx = arg;
+    const int64_t vocab = ctx->args->weight.shape[0];
+    const float *l1 = ctx->logits + at * ctx->ld, *l0 = l1 + ctx->block_rows * ctx->ld;
+
+    (void)worker;
+    for (int64_t begin = 0; begin < vocab; begin += RAP_LINEAR_CHUNK) {
+        ctx->exec->kernels->cde_mix(l1 + begin, l0 + begin, RAP_F32,
+                                    RAP_MIN(RAP_LINEAR_CHUNK, vocab - begin),
+                                    ctx->args->want, &ctx->states[ctx->first + at]);
     }
 }
 
@@ -160,7 +201,7 @@ run_chunks(linear_ctx *ctx, rap_error *err)
 {
     const rap_linear_cde_args *a = ctx->args;
     const int64_t vocab = a->weight.shape[0];
-    const int64_t tasks = rap_ceil_div(a->hidden1.shape[0], ctx->rows);
+    const int64_t tasks = rap_ceil_div(ctx->tokens, ctx->rows);
 
     for (ctx->begin = 0; ctx->begin < vocab; ctx->begin += RAP_LINEAR_CHUNK) {
         ctx->n = RAP_MIN(RAP_LINEAR_CHUNK, vocab - ctx->begin);
@@ -182,52 +223,98 @@ run_chunks(linear_ctx *ctx, rap_error *err)
     return true;
 }
 
-/* Rows a task: few enough that every thread has one and scratch fits in `memory`. */
+/* Rows of logits that are kept at a time: none if nothing reads them again, or if they are
+ * few. Room for whole panels behind the last column. */
 static int64_t
-rows_per_task(const rap_linear_cde_args *a, const rap_exec *exec)
+kept_rows(const linear_ctx *ctx)
 {
-    const int64_t depth = a->weight.shape[1];
-    const int64_t row_bytes = 4 * (2 * RAP_LINEAR_CHUNK + depth) * exec->threads;
-    const int64_t left = RAP_MAX(a->memory, 0) - 4 * RAP_LINEAR_CHUNK * depth;
-    int64_t rows =
-        RAP_MIN(RAP_LINEAR_ROWS, rap_ceil_div(a->hidden1.shape[0], exec->threads));
+    const rap_linear_cde_args *a = ctx->args;
+    const int64_t tokens = a->hidden1.shape[0];
+    const int64_t left = RAP_MAX(a->memory, 0) - 4 * RAP_LINEAR_CHUNK * a->weight.shape[1];
+    const int64_t fit = RAP_MAX(0, left) / (4 * ctx->branches * ctx->ld);
 
-    return RAP_MAX(1, RAP_MIN(rows, left / row_bytes));
+    if (!(a->want & RAP_CDE_NEEDS_MIX) || fit < RAP_MIN(tokens, RAP_LINEAR_KEPT)) {
+        return 0;
+    }
+    return RAP_MIN(fit, tokens);
+}
+
+/* Rows a task: few enough that every thread has one and, unless logits are kept, scratch
+ * fits in `memory`. */
+static int64_t
+rows_per_task(const linear_ctx *ctx)
+{
+    const rap_linear_cde_args *a = ctx->args;
+    const int64_t depth = a->weight.shape[1], threads = ctx->exec->threads;
+    const int64_t row_bytes = 4 * (2 * RAP_LINEAR_CHUNK + depth) * threads;
+    const int64_t left = RAP_MAX(a->memory, 0) - 4 * RAP_LINEAR_CHUNK * depth;
+    const int64_t rows = RAP_MIN(RAP_LINEAR_ROWS, rap_ceil_div(ctx->block_rows, threads));
+
+    return RAP_MAX(1, ctx->ld > 0 ? rows : RAP_MIN(rows, left / row_bytes));
+}
+
+/* How the rows are cut up, and the memory for it. */
+static bool
+prepare(linear_ctx *ctx, rap_error *err)
+{
+    const rap_linear_cde_args *a = ctx->args;
+    const int64_t depth = a->weight.shape[1], tokens = a->hidden1.shape[0];
+    const int64_t workers = RAP_MIN(ctx->exec->threads, RAP_MAX_THREADS);
+    int64_t kept;
+
+    ctx->branches = rap_cde_branches(a->want);
+    ctx->ld = rap_ceil_div(a->weight.shape[0], RAP_GEMM_COLUMNS) * RAP_GEMM_COLUMNS;
+    kept = kept_rows(ctx);
+    ctx->ld = kept > 0 ? ctx->ld : 0;
+    ctx->block_rows = kept > 0 ? kept : tokens;
+    ctx->rows = rows_per_task(ctx);
+    ctx->scratch_size = RAP_MAX(ctx->rows * (2 * RAP_LINEAR_CHUNK + depth),
+                                ctx->exec->kernels->gemm_nr * depth);
+    ctx->scratch = rap_alloc(4 * workers * ctx->scratch_size, err);
+    ctx->packed = rap_alloc(4 * RAP_LINEAR_CHUNK * depth, err);
+    ctx->states = rap_alloc(tokens * (int64_t)sizeof(rap_cde_state), err);
+    ctx->bias = a->bias.data != NULL ? rap_alloc(4 * RAP_LINEAR_CHUNK, err) : NULL;
+    ctx->logits = kept > 0 ? rap_alloc(4 * ctx->branches * kept * ctx->ld, err) : NULL;
+    return err->status == RAP_OK;
+}
+
+/* Rows [first, first + tokens). */
+static bool
+run_block(linear_ctx *ctx, rap_error *err)
+{
+    const bool mix = ctx->args->want & RAP_CDE_NEEDS_MIX;
+    const int passes = mix && ctx->logits == NULL ? 2 : 1;
+    bool ok = true;
+
+    for (ctx->pass = 0; ok && ctx->pass < passes; ctx->pass++) {
+        ok = run_chunks(ctx, err);
+    }
+    return ok
+           && (!mix || ctx->logits == NULL
+               || rap_parallel(ctx->exec, ctx->tokens, mix_task, ctx, err));
 }
 
 bool
 rap_linear_cde_cpu(void *args, rap_exec *exec, rap_error *err)
 {
     const rap_linear_cde_args *a = args;
-    const int64_t depth = a->weight.shape[1], tokens = a->hidden1.shape[0];
-    const int nr = exec->kernels->gemm_nr;
-    linear_ctx ctx = {.args = a, .exec = exec, .rows = rows_per_task(a, exec)};
-    int64_t workers = RAP_MIN(exec->threads, RAP_MAX_THREADS);
-    bool ok = false;
+    const int64_t tokens = a->hidden1.shape[0];
+    linear_ctx ctx = {.args = a, .exec = exec};
+    bool ok = prepare(&ctx, err);
 
-    ctx.scratch_size = RAP_MAX(ctx.rows * (2 * RAP_LINEAR_CHUNK + depth), nr * depth);
-    ctx.scratch = rap_alloc(4 * workers * ctx.scratch_size, err);
-    ctx.packed = rap_alloc(4 * RAP_LINEAR_CHUNK * depth, err);
-    ctx.states = rap_alloc(tokens * (int64_t)sizeof(rap_cde_state), err);
-    ctx.bias = a->bias.data != NULL ? rap_alloc(4 * RAP_LINEAR_CHUNK, err) : NULL;
-    if (err->status != RAP_OK) {
-        goto done;
-    }
-    choose_product(&ctx);
-    for (int64_t t = 0; t < tokens; t++) {
+    for (int64_t t = 0; ok && t < tokens; t++) {
         rap_cde_clear(&ctx.states[t]);
     }
-    for (ctx.pass = 0; ctx.pass < (a->want & RAP_CDE_NEEDS_MIX ? 2 : 1); ctx.pass++) {
-        if (tokens > 0 && !run_chunks(&ctx, err)) {
-            goto done;
-        }
+    choose_product(&ctx);
+    for (; ok && ctx.first < tokens; ctx.first += ctx.block_rows) {
+        ctx.tokens = RAP_MIN(ctx.block_rows, tokens - ctx.first);
+        ok = run_block(&ctx, err);
     }
-    for (int64_t t = 0; t < tokens; t++) {
+    for (int64_t t = 0; ok && t < tokens; t++) {
         rap_cde_answer(&ctx.states[t], a->want, (double *)a->out.data + t,
                        a->out.stride[0]);
     }
-    ok = true;
-done:
+    rap_free(ctx.logits);
     rap_free(ctx.bias);
     rap_free(ctx.states);
     rap_free(ctx.packed);

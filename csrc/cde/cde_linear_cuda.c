@@ -1,11 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * From hidden states on a CUDA device: for each block of token rows, chunks of the head are
- * multiplied with both branches (gemm_cuda.h) and swept into the rows' states while they
- * are in L2; js and tv need the log-sum-exps first and cost a second round of products.
- * Blocks and chunks are fixed, so the bits depend on the shapes alone.
+ * From hidden states on a CUDA device. For each block of token rows: the rows of both
+ * branches become one matrix (rap_stack), one product with the whole head leaves their
+ * float32 logits (gemm_cuda.h), bias, scale and softcap are put on if there are any
+ * (rap_cde_map), and rap_cde_rows makes the answers, js and tv too. A block has as many rows
+ * as have their logits in `memory` bytes. What reads one branch only (its log-probabilities,
+ * its entropy) multiplies that one.
  *
- * Workspace: [cuBLASLt's | products and states (cde_cuda.h) | targets from the host].
+ * Launches a block: 3, or 4 with a map; of one branch one less. The bits depend on the shapes,
+ * on `memory` and on the library.
+ *
+ * Workspace: [cuBLASLt's | stacked rows | logits | targets from the host].
  */
 #include "../driver.h"
 #include "../gemm/gemm_cuda.h"
@@ -15,25 +20,34 @@
 typedef struct {
     const rap_linear_cde_args *a;
     rap_cuda_call *call;
-    char *blas_workspace;
-    float *products1, *products0;
-    rap_cde_state *states;
+    void *blas_workspace, *stacked;
+    float *logits; /* [branches * rows, ld] */
     const int64_t *targets;
-    int64_t target_stride;
+    int64_t ld;
+    int branches;
 } linear_run;
 
-static int64_t
-block_rows(const rap_linear_cde_args *a)
-{
-    return RAP_MIN(a->hidden1.shape[0], RAP_CDE_CUDA_ROWS);
-}
+/* Where the parts of the workspace begin, and where the last ends. */
+typedef struct {
+    int64_t stacked, logits, targets, end, rows; /* rows: a block */
+} linear_layout;
 
-static int64_t
-states_end(const rap_linear_cde_args *a)
+static linear_layout
+layout_of(const rap_linear_cde_args *a)
 {
-    const int64_t bytes = RAP_BLAS_WORKSPACE + rap_cde_cuda_workspace(block_rows(a));
+    const int64_t vocab = a->weight.shape[0], depth = a->weight.shape[1];
+    const int branches = rap_cde_branches(a->want);
+    linear_layout at;
 
-    return rap_ceil_div(bytes, 256) * 256;
+    at.rows = rap_cde_cuda_rows(a->hidden1.shape[0], vocab, branches, a->memory);
+    at.stacked = RAP_BLAS_WORKSPACE;
+    at.logits = at.stacked;
+    if (branches == 2) {
+        at.logits += rap_stack_bytes(a->hidden1.dtype, a->hidden0.dtype, at.rows, depth);
+    }
+    at.targets = at.logits + 4 * branches * at.rows * rap_cde_cuda_ld(vocab);
+    at.end = at.targets + rap_cuda_small_bytes(&a->targets);
+    return at;
 }
 
 int64_t
@@ -41,7 +55,7 @@ rap_linear_cde_device_bytes(const void *args)
 {
     const rap_linear_cde_args *a = args;
 
-    return a->hidden1.shape[0] == 0 ? 0 : states_end(a) + rap_cuda_small_bytes(&a->targets);
+    return a->hidden1.shape[0] == 0 ? 0 : layout_of(a).end;
 }
 
 static rap_operand
@@ -54,100 +68,89 @@ rows_of(const rap_array *x, int64_t row, int64_t rows)
                          .ld = x->stride[0]};
 }
 
-/* logits of rows [row, row + rows) and vocabulary [begin, begin + n) of one branch */
+/* The rows that are multiplied: of the one branch that is read, or both stacked. */
 static bool
-multiply(const linear_run *run, const rap_array *hidden, float *products, int64_t row,
-         int64_t rows, int64_t begin, int64_t n, rap_error *err)
+operand(const linear_run *run, int64_t row, int64_t rows, rap_operand *x, rap_error *err)
 {
     const rap_linear_cde_args *a = run->a;
-    const rap_array *bias = &a->bias;
-    const rap_product product = {
-        .a = rows_of(hidden, row, rows),
-        .b = rows_of(&a->weight, begin, n),
-        .c = products,
-        .ldc = RAP_CDE_CUDA_COLUMNS,
-        .depth = a->weight.shape[1],
-        .batch = 1,
-        .workspace = run->blas_workspace,
-    };
-    rap_cde_map_cuda map = {
-        .products = products,
-        .bias_stride = bias->stride[0],
-        .stride = RAP_CDE_CUDA_COLUMNS,
-        .rows = rows,
-        .columns = n,
-        .scale = (float)a->scale,
-        .softcap = (float)a->softcap,
-        .bias_dtype = (int32_t)bias->dtype,
-    };
+    const rap_operand first = rows_of(&a->hidden1, row, rows);
+    const rap_operand second = rows_of(&a->hidden0, row, rows);
 
-    if (bias->data != NULL) {
-        map.bias = (const char *)bias->data
-                   + begin * bias->stride[0] * (int64_t)rap_dtype_size(bias->dtype);
+    if (run->branches == 2) {
+        return rap_stack_device(run->call, &first, &second, a->weight.shape[1],
+                                run->stacked, x, err);
     }
-    if (!rap_product_device(run->call, &product, err)) {
-        return false;
-    }
-    return (map.bias == NULL && map.scale == 1 && map.softcap == 0)
-           || rap_cuda_launch(run->call, "cde", "rap_cde_map",
-                              rap_cde_map_cuda_grid(rows, n), RAP_CDE_CUDA_THREADS, &map,
-                              err);
+    *x = rap_cde_reads(a->want, 1) ? first : second;
+    return true;
 }
 
-/* One chunk of the vocabulary; steps: what becomes of it. */
+/* products -> logits, in place */
 static bool
-chunk(const linear_run *run, int64_t row, int64_t rows, int64_t begin, uint32_t steps,
-      rap_error *err)
+map(const linear_run *run, int64_t rows, rap_error *err)
 {
     const rap_linear_cde_args *a = run->a;
-    const int64_t n = RAP_MIN(RAP_CDE_CUDA_COLUMNS, a->weight.shape[0] - begin);
+    rap_cde_map_cuda p = {
+        .products = run->logits,
+        .bias = a->bias.data,
+        .stride = run->ld,
+        .bias_stride = a->bias.stride[0],
+        .rows = rows,
+        .columns = a->weight.shape[0],
+        .scale = (float)a->scale,
+        .softcap = (float)a->softcap,
+        .bias_dtype = (int32_t)a->bias.dtype,
+    };
+
+    return (p.bias == NULL && p.scale == 1 && p.softcap == 0)
+           || rap_cuda_launch(run->call, "cde", "rap_cde_map",
+                              rap_cde_map_cuda_grid(rows, p.columns), RAP_CDE_CUDA_THREADS,
+                              &p, err);
+}
+
+/* Of one branch the other's part is played by it too: nobody reads what comes of that. */
+static bool
+answers(const linear_run *run, int64_t row, int64_t rows, rap_error *err)
+{
+    const rap_linear_cde_args *a = run->a;
+    const int64_t target_stride = a->targets.stride[0];
     rap_cde_cuda p = {
-        .l1 = run->products1,
-        .l0 = run->products0,
-        .state = run->states,
+        .l1 = run->logits,
+        .l0 = run->logits + (run->branches - 1) * rows * run->ld,
         .out = (double *)a->out.data + row,
-        .stride1 = RAP_CDE_CUDA_COLUMNS,
-        .stride0 = RAP_CDE_CUDA_COLUMNS,
-        .target_stride = run->target_stride,
+        .stride1 = run->ld,
+        .stride0 = run->ld,
+        .target_stride = target_stride,
         .out_stride = a->out.stride[0],
         .rows = rows,
-        .columns = n,
-        .begin = begin,
+        .columns = a->weight.shape[0],
         .dtype1 = RAP_F32,
         .dtype0 = RAP_F32,
         .want = a->want,
-        .steps = steps,
     };
 
     if (run->targets != NULL) {
-        p.targets = run->targets + row * run->target_stride;
+        p.targets = run->targets + row * target_stride;
     }
-    return multiply(run, &a->hidden1, run->products1, row, rows, begin, n, err)
-           && multiply(run, &a->hidden0, run->products0, row, rows, begin, n, err)
-           && rap_cuda_launch(run->call, "cde", "rap_cde_rows", rap_cde_cuda_grid(rows),
-                              RAP_CDE_CUDA_THREADS, &p, err);
+    return rap_cuda_launch(run->call, "cde", "rap_cde_rows", rap_cde_cuda_grid(rows),
+                           RAP_CDE_CUDA_THREADS, &p, err);
 }
 
 static bool
 block(const linear_run *run, int64_t row, int64_t rows, rap_error *err)
 {
     const rap_linear_cde_args *a = run->a;
-    const int passes = a->want & RAP_CDE_NEEDS_MIX ? 2 : 1;
-    bool ok = true;
+    rap_product product = {
+        .b = rows_of(&a->weight, 0, a->weight.shape[0]),
+        .c = run->logits,
+        .ldc = run->ld,
+        .depth = a->weight.shape[1],
+        .batch = 1,
+        .workspace = run->blas_workspace,
+    };
 
-    for (int pass = 0; pass < passes; pass++) {
-        for (int64_t begin = 0; ok && begin < a->weight.shape[0];
-             begin += RAP_CDE_CUDA_COLUMNS)
-        {
-            const bool last = begin + RAP_CDE_CUDA_COLUMNS >= a->weight.shape[0];
-            uint32_t steps = pass == 0 ? RAP_CDE_CUDA_SWEEP : RAP_CDE_CUDA_MIX;
-
-            steps |= pass == 0 && begin == 0 ? RAP_CDE_CUDA_START : 0;
-            steps |= pass == passes - 1 && last ? RAP_CDE_CUDA_FINISH : 0;
-            ok = chunk(run, row, rows, begin, steps, err);
-        }
-    }
-    return ok;
+    return operand(run, row, rows, &product.a, err)
+           && rap_product_device(run->call, &product, err)
+           && map(run, run->branches * rows, err) && answers(run, row, rows, err);
 }
 
 bool
@@ -155,24 +158,23 @@ rap_linear_cde_device(void *args, rap_cuda_call *call, void *workspace, rap_erro
 {
     const rap_linear_cde_args *a = args;
     const int64_t tokens = a->hidden1.shape[0];
-    char *products = (char *)workspace + RAP_BLAS_WORKSPACE;
-    char *products0 = products + rap_cde_cuda_products_bytes(block_rows(a));
-    char *space = (char *)workspace + states_end(a);
+    const linear_layout at = layout_of(a);
+    char *space = (char *)workspace + at.targets;
     const void *targets = NULL;
     linear_run run = {
         .a = a,
         .call = call,
         .blas_workspace = workspace,
-        .products1 = (float *)products,
-        .products0 = (float *)products0,
-        .states = (rap_cde_state *)(products0 + rap_cde_cuda_products_bytes(block_rows(a))),
-        .target_stride = a->targets.stride[0],
+        .stacked = (char *)workspace + at.stacked,
+        .logits = (float *)((char *)workspace + at.logits),
+        .ld = rap_cde_cuda_ld(a->weight.shape[0]),
+        .branches = rap_cde_branches(a->want),
     };
     bool ok = tokens == 0 || rap_cuda_small(call, &a->targets, &space, &targets, err);
 
     run.targets = targets;
-    for (int64_t row = 0; ok && row < tokens; row += RAP_CDE_CUDA_ROWS) {
-        ok = block(&run, row, RAP_MIN(RAP_CDE_CUDA_ROWS, tokens - row), err);
+    for (int64_t row = 0; ok && row < tokens; row += at.rows) {
+        ok = block(&run, row, RAP_MIN(at.rows, tokens - row), err);
     }
     return ok;
 }

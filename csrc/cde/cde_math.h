@@ -30,6 +30,34 @@ rap_cde_base(double m)
     return m == -INFINITY ? 0 : m;
 }
 
+/* x = l RAP_LOG2E - m2 is one fused multiply-add with one rounding where m2 = m RAP_LOG2E is
+ * a float: references are rounded to such m. Beyond RAP_CDE_COMMON that would move them away
+ * from the maximum. */
+#define RAP_CDE_COMMON 1e6
+
+/* The reference for logits up to `most`. */
+RAP_HD double
+rap_cde_reference(double most)
+{
+    return fabs(most) < RAP_CDE_COMMON
+               ? (float)(most * (double)RAP_LOG2E) / (double)RAP_LOG2E
+               : most;
+}
+
+/* m2 of a reference. */
+RAP_HD float
+rap_cde_base2(double m)
+{
+    return (float)(m * (double)RAP_LOG2E);
+}
+
+/* False before a branch has met a finite logit (m = -inf), and where logits are large. */
+RAP_HD bool
+rap_cde_is_common(double m1, double m0)
+{
+    return fabs(m1) < RAP_CDE_COMMON && fabs(m0) < RAP_CDE_COMMON;
+}
+
 /* Moves the sums to new references; a branch without a finite logit has sums of 0. */
 RAP_HD void
 rap_cde_raise(rap_cde_state *st, double m1, double m0)

@@ -16,6 +16,9 @@
  *   rap_last_block(ticket)          thread 0, after a barrier: true in the block that comes
  *                                   last, which then sees what all others wrote before
  *   rap_load128(at), rap_store128(at, x)   16 bytes at an aligned address
+ *   rap_ex2(x)                      2^x within 2 ulp, 0 below -126, NaN stays: one instruction
+ *   rap_lg2(x)                      log2 x within 2^-22 max(1, |log2 x|) for normal x > 0: one
+ *   rap_half(h)                     a float16, exactly
  */
 #ifndef RAP_CUDA_DEVICE_H
 #define RAP_CUDA_DEVICE_H
@@ -145,6 +148,41 @@ rap_store128(float *at, const float *x)
     *(float4 *)at = make_float4(x[0], x[1], x[2], x[3]);
 }
 
+RAP_HD void
+rap_store_u128(void *at, rap_u128 x)
+{
+    *(uint4 *)at = x;
+}
+
+/* PTX ISA: at most 2 ulp of 2^x; subnormal x and answers count as 0. */
+RAP_HD float
+rap_ex2(float x)
+{
+    float y;
+
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+/* PTX ISA: absolute error at most 2^-22 for x in (1/2, 2), relative 2^-22 elsewhere. */
+RAP_HD float
+rap_lg2(float x)
+{
+    float y;
+
+    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+RAP_HD float
+rap_half(uint16_t h)
+{
+    float y;
+
+    asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(h));
+    return y;
+}
+
 #else
 #include "emulator.h"
 #endif
@@ -162,22 +200,49 @@ rap_load1(const void *data, int dtype, int64_t at)
         return ((const float *)data)[at];
     }
     return dtype == RAP_BF16 ? rap_bf16_to_f32(((const uint16_t *)data)[at])
-                             : rap_f16_to_f32(((const uint16_t *)data)[at]);
+                             : rap_half(((const uint16_t *)data)[at]);
 }
 
 RAP_HD void
 rap_widen2(uint32_t pair, int dtype, float *x)
 {
-    const uint16_t low = (uint16_t)(pair & 0xffffu), high = (uint16_t)(pair >> 16);
-
-    x[0] = dtype == RAP_BF16 ? rap_bf16_to_f32(low) : rap_f16_to_f32(low);
-    x[1] = dtype == RAP_BF16 ? rap_bf16_to_f32(high) : rap_f16_to_f32(high);
+    if (dtype == RAP_BF16) {
+        x[0] = rap_from_bits(pair << 16);
+        x[1] = rap_from_bits(pair & 0xffff0000u);
+    }
+    else {
+        x[0] = rap_half((uint16_t)(pair & 0xffffu));
+        x[1] = rap_half((uint16_t)(pair >> 16));
+    }
 }
 
 RAP_HD bool
 rap_aligned(const void *at)
 {
     return ((uintptr_t)at & 15u) == 0;
+}
+
+/* Elements [at, at + 8), which begin on a 16-byte boundary. */
+RAP_HD void
+rap_load8_whole(const void *row, int dtype, int64_t at, float *x)
+{
+    if (dtype == RAP_F32) {
+        const float *from = (const float *)row + at;
+        rap_u128 a = rap_load128(from), b = rap_load128(from + 4);
+
+        x[0] = rap_from_bits(a.x), x[1] = rap_from_bits(a.y);
+        x[2] = rap_from_bits(a.z), x[3] = rap_from_bits(a.w);
+        x[4] = rap_from_bits(b.x), x[5] = rap_from_bits(b.y);
+        x[6] = rap_from_bits(b.z), x[7] = rap_from_bits(b.w);
+    }
+    else {
+        rap_u128 a = rap_load128((const uint16_t *)row + at);
+
+        rap_widen2(a.x, dtype, x);
+        rap_widen2(a.y, dtype, x + 2);
+        rap_widen2(a.z, dtype, x + 4);
+        rap_widen2(a.w, dtype, x + 6);
+    }
 }
 
 /* Elements [at, at + 8) of a row of n; what lies beyond the row becomes `beyond`. `wide`:
@@ -192,24 +257,7 @@ rap_load8(const void *row, int dtype, int64_t at, int64_t n, bool wide, float be
         }
         return;
     }
-    if (dtype == RAP_F32) {
-        const float *from = (const float *)row + at;
-        rap_u128 a = rap_load128(from), b = rap_load128(from + 4);
-
-        x[0] = rap_from_bits(a.x), x[1] = rap_from_bits(a.y);
-        x[2] = rap_from_bits(a.z), x[3] = rap_from_bits(a.w);
-        x[4] = rap_from_bits(b.x), x[5] = rap_from_bits(b.y);
-        x[6] = rap_from_bits(b.z), x[7] = rap_from_bits(b.w);
-        return;
-    }
-    {
-        rap_u128 a = rap_load128((const uint16_t *)row + at);
-
-        rap_widen2(a.x, dtype, x);
-        rap_widen2(a.y, dtype, x + 2);
-        rap_widen2(a.z, dtype, x + 4);
-        rap_widen2(a.w, dtype, x + 6);
-    }
+    rap_load8_whole(row, dtype, at, x);
 }
 
 RAP_HD double
@@ -258,6 +306,15 @@ rap_warp_max(float x)
 {
     for (int step = RAP_WARP / 2; step > 0; step /= 2) {
         x = rap_larger(x, rap_shfl_xor_f32(x, step));
+    }
+    return x;
+}
+
+RAP_HD double
+rap_warp_max_f64(double x)
+{
+    for (int step = RAP_WARP / 2; step > 0; step /= 2) {
+        x = fmax(x, rap_shfl_xor_f64(x, step));
     }
     return x;
 }

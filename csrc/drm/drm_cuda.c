@@ -118,7 +118,9 @@ rap_drm_device(void *args, rap_cuda_call *call, void *workspace, rap_error *err)
     if (is_empty(a)) {
         return true;
     }
-    if (!rap_cuda_small(call, &a->eligible, &space, &eligible, err)) {
+    if (!rap_cuda_may_wait(call, err)
+        || !rap_cuda_small(call, &a->eligible, &space, &eligible, err))
+    {
         return false;
     }
     p.eligible = eligible;

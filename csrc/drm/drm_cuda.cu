@@ -97,11 +97,8 @@ RAP_KERNEL(rap_drm_start, rap_drm_cuda, RAP_DRM_CUDA_THREADS, 4)
 {
     const int64_t first = (int64_t)rap_block() * rap_threads() + rap_thread();
     const int64_t step = (int64_t)rap_blocks() * rap_threads();
-    const rap_drm_cuda_item none = {0, 0, 0}; /* behind every candidate */
+    const rap_drm_cuda_item none = {0, 0, 0};
 
-    for (int64_t i = first; i < p.padded; i += step) {
-        p.items[i] = none;
-    }
     for (int64_t i = first; i < RAP_DRM_CUDA_DIGITS; i += step) {
         p.state->count[i] = 0;
     }
@@ -260,8 +257,9 @@ RAP_KERNEL(rap_drm_digit, rap_drm_cuda, RAP_DRM_CUDA_THREADS, 4)
 
 /* --- what was chosen ------------------------------------------------------------------ */
 
+/* `found`: as many as were counted; more are met only if the scores changed since. */
 RAP_HD void
-drm_take(const rap_drm_cuda *p, const rap_drm_cuda_item *key, bool chosen)
+drm_take(const rap_drm_cuda *p, const rap_drm_cuda_item *key, bool chosen, int64_t found)
 {
     const uint32_t lanes = rap_ballot(chosen);
     const uint32_t before = lanes & ((1u << rap_lane()) - 1);
@@ -271,7 +269,7 @@ drm_take(const rap_drm_cuda *p, const rap_drm_cuda_item *key, bool chosen)
         place = rap_atomic_add_u64(&p->state->gathered, (uint64_t)rap_popcount(lanes));
     }
     place = rap_shfl_u64(place, 0) + (uint64_t)rap_popcount(before);
-    if (chosen && place < (uint64_t)p->padded) { /* scores changed since: no overrun */
+    if (chosen && place < (uint64_t)found) {
         p->items[place] = *key;
     }
 }
@@ -279,15 +277,23 @@ drm_take(const rap_drm_cuda *p, const rap_drm_cuda_item *key, bool chosen)
 RAP_KERNEL(rap_drm_gather, rap_drm_cuda, RAP_DRM_CUDA_THREADS, 4)
 {
     const rap_drm_cuda_item threshold = p.state->threshold;
-    const int64_t batch = 4 * rap_threads(), step = batch * rap_blocks();
+    const rap_drm_cuda_item none = {0, 0, 0}; /* behind every candidate */
+    const int64_t found = p.state->found, each = rap_threads();
+    const int64_t batch = 4 * each, step = batch * rap_blocks();
 
+    for (int64_t i = found + each * rap_block() + rap_thread(); i < p.padded;
+         i += each * rap_blocks())
+    {
+        p.items[i] = none; /* up to whole tiles */
+    }
     for (int64_t at = batch * rap_block(); at < p.n; at += step) {
         drm_sample s[4];
 
         drm_samples(&p, at + 4 * rap_thread(), s);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            drm_take(&p, &s[i].key, s[i].candidate && !drm_before(&threshold, &s[i].key));
+            drm_take(&p, &s[i].key, s[i].candidate && !drm_before(&threshold, &s[i].key),
+                     found);
         }
     }
 }

@@ -11,7 +11,6 @@
 #include <string.h>
 
 #include "../status.h"
-#include "gemm_widen_cuda.h"
 
 /* What we need of cublasLt.h and library_types.h; tests/test_cuda_blas.py compares these
  * with the real header and calls the real library. */
@@ -96,12 +95,28 @@ typedef struct {
     void *handle;
 } blas_handle;
 
+/* All that cuBLASLt's choice depends on; compared byte by byte. */
+typedef struct {
+    void *context;
+    uint64_t context_id;
+    int64_t m, n, k, ld_a, ld_b, ld_c, stride_a, stride_b, stride_c, batch;
+    uint32_t alignment_a, alignment_b, alignment_c;
+    int32_t dtype;
+} blas_shape;
+
+typedef struct {
+    blas_shape shape;
+    blas_algo algo;
+} blas_choice;
+
 struct rap_blas {
     pthread_mutex_t mutex;
     void *library;
     blas_api api;
     blas_handle *handles; /* one a context */
     int64_t count, room_for;
+    blas_choice choices[RAP_BLAS_CHOICES]; /* a ring */
+    int64_t chosen;                        /* ever */
 };
 
 /* --- the library --------------------------------------------------------------------- */
@@ -278,15 +293,63 @@ make_layout(const blas_api *api, void **layout, int type, int64_t rows, int64_t 
                       "batch stride", err);
 }
 
+static blas_shape
+shape_of(const rap_cuda_call *call, const rap_product *p)
+{
+    const size_t size = rap_dtype_size(p->a.dtype);
+    blas_shape shape;
+
+    memset(&shape, 0, sizeof(shape));
+    shape.context = call->context;
+    shape.context_id = call->context_id;
+    shape.m = p->a.rows;
+    shape.n = p->b.rows;
+    shape.k = p->depth;
+    shape.ld_a = p->a.ld;
+    shape.ld_b = p->b.ld;
+    shape.ld_c = p->ldc;
+    shape.stride_a = p->a.batch_stride;
+    shape.stride_b = p->b.batch_stride;
+    shape.stride_c = p->c_stride;
+    shape.batch = p->batch;
+    shape.alignment_a = alignment(p->a.data, p->a.batch_stride, size);
+    shape.alignment_b = alignment(p->b.data, p->b.batch_stride, size);
+    shape.alignment_c = alignment(p->c, p->c_stride, sizeof(float));
+    shape.dtype = (int32_t)p->a.dtype;
+    return shape;
+}
+
 static bool
-make_preference(const blas_api *api, void **pref, const rap_product *p, rap_error *err)
+find_choice(rap_blas *blas, const blas_shape *shape, blas_algo *algo)
+{
+    bool found = false;
+
+    pthread_mutex_lock(&blas->mutex);
+    for (int64_t i = 0; !found && i < RAP_MIN(blas->chosen, RAP_BLAS_CHOICES); i++) {
+        if (memcmp(&blas->choices[i].shape, shape, sizeof(*shape)) == 0) {
+            *algo = blas->choices[i].algo;
+            found = true;
+        }
+    }
+    pthread_mutex_unlock(&blas->mutex);
+    return found;
+}
+
+static void
+keep_choice(rap_blas *blas, const blas_shape *shape, const blas_algo *algo)
+{
+    pthread_mutex_lock(&blas->mutex);
+    blas->choices[blas->chosen++ % RAP_BLAS_CHOICES] = (blas_choice){*shape, *algo};
+    pthread_mutex_unlock(&blas->mutex);
+}
+
+static bool
+make_preference(const blas_api *api, void **pref, const blas_shape *shape, rap_error *err)
 {
     const uint64_t workspace = RAP_BLAS_WORKSPACE;
     const uint32_t scheme = REDUCTION_COMPUTE_TYPE | REDUCTION_OUTPUT_TYPE;
-    const size_t size = rap_dtype_size(p->a.dtype);
-    const uint32_t first = alignment(p->b.data, p->b.batch_stride, size);
-    const uint32_t second = alignment(p->a.data, p->a.batch_stride, size);
-    const uint32_t answer = alignment(p->c, p->c_stride, sizeof(float));
+    const uint32_t first = shape->alignment_b, second = shape->alignment_a;
+    const uint32_t answer = shape->alignment_c;
     const struct {
         int attribute;
         const void *value;
@@ -321,8 +384,7 @@ make_plan(const blas_api *api, const rap_product *p, blas_plan *plan, rap_error 
            && make_layout(api, &plan->b, type, p->depth, p->a.rows, p->a.ld, p->batch,
                           p->a.batch_stride, err)
            && make_layout(api, &plan->c, R_32F, p->b.rows, p->a.rows, p->ldc, p->batch,
-                          p->c_stride, err)
-           && make_preference(api, &plan->pref, p, err);
+                          p->c_stride, err);
 }
 
 static void
@@ -343,114 +405,54 @@ free_plan(const blas_api *api, blas_plan *plan)
     }
 }
 
-/* One dtype for both operands. *refused: the library has no way to do it. */
+/* How to multiply: as the last time for this shape, or as the library says now. *refused: it
+ * has no way to do it. */
 static bool
-multiply(rap_cuda_call *call, const rap_product *p, bool *refused, rap_error *err)
+choose(rap_cuda_call *call, void *handle, const rap_product *p, blas_plan *plan,
+       blas_algo *algo, bool *refused, rap_error *err)
+{
+    rap_blas *blas = call->blas;
+    const blas_shape shape = shape_of(call, p);
+    blas_heuristic found = {0};
+    int count = 0, status;
+
+    *refused = false;
+    if (find_choice(blas, &shape, algo)) {
+        return true;
+    }
+    if (!make_preference(&blas->api, &plan->pref, &shape, err)) {
+        return false;
+    }
+    status = blas->api.heuristic(handle, plan->desc, plan->a, plan->b, plan->c, plan->c,
+                                 plan->pref, 1, &found, &count);
+    *refused =
+        status == STATUS_NOT_SUPPORTED || (status == 0 && (count < 1 || found.state != 0));
+    if (*refused || !blas_ok(status, "choosing a way to multiply", err)) {
+        return *refused;
+    }
+    *algo = found.algo;
+    keep_choice(blas, &shape, algo);
+    return true;
+}
+
+bool
+rap_blas_multiply(rap_cuda_call *call, const rap_product *p, bool *refused, rap_error *err)
 {
     const blas_api *api = &((rap_blas *)call->blas)->api;
     const float one = 1, zero = 0;
     blas_plan plan = {0};
-    blas_heuristic found = {0};
+    blas_algo algo = {{0}};
     void *handle = NULL;
-    int count = 0, status;
-    bool ok = handle_of(call, &handle, err) && make_plan(api, p, &plan, err);
+    int status;
+    bool ok = handle_of(call, &handle, err) && make_plan(api, p, &plan, err)
+              && choose(call, handle, p, &plan, &algo, refused, err);
 
-    if (ok) {
-        status = api->heuristic(handle, plan.desc, plan.a, plan.b, plan.c, plan.c,
-                                plan.pref, 1, &found, &count);
-        *refused = status == STATUS_NOT_SUPPORTED
-                   || (status == 0 && (count < 1 || found.state != 0));
-        ok = *refused || blas_ok(status, "choosing a way to multiply", err);
-    }
     if (ok && !*refused) {
         status = api->matmul(handle, plan.desc, &one, p->b.data, plan.a, p->a.data, plan.b,
-                             &zero, p->c, plan.c, p->c, plan.c, &found.algo, p->workspace,
+                             &zero, p->c, plan.c, p->c, plan.c, &algo, p->workspace,
                              (size_t)RAP_BLAS_WORKSPACE, call->stream);
         ok = blas_ok(status, "multiplying", err);
     }
     free_plan(api, &plan);
     return ok;
-}
-
-/* --- float32 copies of operands ------------------------------------------------------ */
-
-/* Rows of one matrix, or of each of a batch, as dense float32 at `to`. */
-static bool
-widen(rap_cuda_call *call, rap_operand *x, int64_t depth, int64_t batch, float *to,
-      rap_error *err)
-{
-    const int64_t copies = x->batch_stride == 0 ? 1 : batch;
-    bool ok = true;
-
-    for (int64_t i = 0; ok && i < copies; i++) {
-        rap_widen_cuda p = {
-            .src = (const char *)x->data
-                   + i * x->batch_stride * (int64_t)rap_dtype_size(x->dtype),
-            .dst = to + i * x->rows * depth,
-            .stride = x->ld,
-            .rows = x->rows,
-            .columns = depth,
-            .dtype = (int32_t)x->dtype,
-        };
-
-        ok = rap_cuda_launch(call, "gemm", "rap_widen", rap_widen_cuda_grid(x->rows, depth),
-                             RAP_WIDEN_CUDA_THREADS, &p, err);
-    }
-    *x = (rap_operand){.data = to,
-                       .dtype = RAP_F32,
-                       .rows = x->rows,
-                       .ld = depth,
-                       .batch_stride = x->batch_stride == 0 ? 0 : x->rows * depth};
-    return ok;
-}
-
-static int64_t
-elements(const rap_operand *x, int64_t depth, int64_t batch)
-{
-    return x->rows * depth * (x->batch_stride == 0 ? 1 : batch);
-}
-
-/* Memory of the stream's pool: given back in the stream's order. */
-static bool
-multiply_widened(rap_cuda_call *call, rap_product p, rap_error *err)
-{
-    const int64_t a = rap_ceil_div(elements(&p.a, p.depth, p.batch), 64) * 64;
-    const int64_t b = elements(&p.b, p.depth, p.batch);
-    uint64_t pointer = 0;
-    bool refused = false;
-    bool ok = rap_cuda_ok(
-        call->api, call->api->memory_alloc(&pointer, (size_t)(4 * (a + b)), call->stream),
-        "allocating float32 copies", err);
-
-    if (!ok) {
-        return false;
-    }
-    ok = widen(call, &p.a, p.depth, p.batch, (float *)pointer, err)
-         && widen(call, &p.b, p.depth, p.batch, (float *)pointer + a, err)
-         && multiply(call, &p, &refused, err);
-    call->api->memory_free(pointer, call->stream);
-    return ok
-           && (!refused
-               || rap_fail(err, RAP_EDEVICE, "cuBLASLt cannot multiply float32 here"));
-}
-
-/* Rows that overlap or run backwards are not for cuBLASLt; of one row the distance to the
- * next says nothing. */
-static bool
-is_plain(rap_operand *x, int64_t depth)
-{
-    x->ld = x->rows <= 1 ? depth : x->ld;
-    return x->ld >= depth;
-}
-
-bool
-rap_product_device(rap_cuda_call *call, const rap_product *product, rap_error *err)
-{
-    rap_product p = *product;
-    bool plain_a = is_plain(&p.a, p.depth), plain_b = is_plain(&p.b, p.depth);
-    bool refused = !plain_a || !plain_b || p.a.dtype != p.b.dtype;
-
-    return rap_blas_open(call->blas, NULL, NULL, err)
-           && (refused || multiply(call, &p, &refused, err))
-           && (!refused || multiply_widened(call, p, err));
 }

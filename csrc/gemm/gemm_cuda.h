@@ -8,7 +8,11 @@
  * and the library alone.
  *
  * cuBLASLt multiplies one dtype by itself: operands of two dtypes, or a layout it refuses,
- * are widened to float32 first (gemm_cuda.cu) in memory of the stream's pool.
+ * are widened to float32 first (gemm_cuda.cu) in memory of the stream's pool, B some rows at
+ * a time.
+ *
+ * Which of its ways cuBLASLt takes is asked once for a shape: RAP_BLAS_CHOICES answers are
+ * kept.
  */
 #ifndef RAP_GEMM_CUDA_H
 #define RAP_GEMM_CUDA_H
@@ -16,6 +20,9 @@
 #include "../driver.h"
 
 #define RAP_BLAS_WORKSPACE (INT64_C(32) << 20) /* bytes: what NVIDIA advises for Hopper */
+#define RAP_BLAS_CHOICES 64
+#define RAP_BLAS_WIDENED \
+    (INT64_C(64) << 20) /* bytes of a float32 copy of rows of B, about */
 
 typedef struct {
     const void *data;
@@ -41,6 +48,17 @@ void rap_blas_free(rap_blas *blas);
  * (130100) in *version. Once loaded it stays. */
 bool rap_blas_open(rap_blas *blas, const char *path, int64_t *version, rap_error *err);
 
+/* One dtype for both operands, or *refused: the library has no way to do it (gemm_cuda.c);
+ * any operands (gemm_product_cuda.c). */
+bool rap_blas_multiply(rap_cuda_call *call, const rap_product *product, bool *refused,
+                       rap_error *err);
 bool rap_product_device(rap_cuda_call *call, const rap_product *product, rap_error *err);
+
+/* Rows of `first`, then of `second` (as many), into `to` (rows of *ld elements, a multiple of
+ * 64, at most 4 bytes each): one operand in *stacked. */
+bool rap_stack_device(rap_cuda_call *call, const rap_operand *first,
+                      const rap_operand *second, int64_t depth, void *to,
+                      rap_operand *stacked, rap_error *err);
+int64_t rap_stack_bytes(rap_dtype first, rap_dtype second, int64_t rows, int64_t depth);
 
 #endif

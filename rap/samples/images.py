@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import RapInputError, install
+from .remote import fetch_image
 from .sample import BadSample
 
 if TYPE_CHECKING:
@@ -71,7 +72,8 @@ def load_images(
     min_side: least length of the smaller side, in pixels.
     Raises ``BadSample`` with stage ``image``: image_missing, not_regular_file,
     image_unreadable, image_format, image_truncated, image_too_large, image_too_small.
-    Reads no URL, opens nothing but regular files, may be called from several threads.
+    Reads no URL, opens nothing but regular files, may be called from several threads. What
+    is missing beside a data set that was fetched is fetched, too (``remote``).
     """
     pixels, hashes = [], []
     for ref in images:
@@ -89,6 +91,8 @@ def read_bytes(ref: ImageRef) -> bytes:
         raise BadSample("image", "image_missing", "neither bytes nor a path")
     name = repr(ref.path[-200:])
     try:
+        if not os.path.lexists(ref.path):
+            fetch_image(ref.path)
         # Looked at before it is opened: opening a FIFO waits, a device may act.
         _require_regular(os.lstat(ref.path), name)
         # The path was resolved; a link that stands there now was put there since.
@@ -104,7 +108,8 @@ def read_bytes(ref: ImageRef) -> bytes:
     except FileNotFoundError:
         raise BadSample("image", "image_missing", f"{name}: no such file") from None
     except OSError as error:
-        raise BadSample("image", "image_unreadable", f"{name}: {error.strerror}") from None
+        reason = error.strerror or error
+        raise BadSample("image", "image_unreadable", f"{name}: {reason}") from None
 
 
 def _require_regular(info: os.stat_result, name: str) -> None:

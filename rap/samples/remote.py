@@ -8,8 +8,9 @@ where.
                       a data set of the hub, where no such folder is on this machine
 
 ``file://`` and ``memory://`` are on this machine. A copy is kept under what fsspec says of
-the file (its ETag, size or time): one that changed is fetched again. Images that rows name
-by a path are not fetched: they must lie in the rows, or under ``root``.
+the file (its ETag, size or time): one that changed is fetched again. An image that a row
+names by a relative path is fetched when it is read, from beside the file that names it and
+from nowhere else (``fetch_image``): never by an URL, and not where a ``root`` is given.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,47 @@ _URL = re.compile(r"(?P<protocol>[a-z][a-z0-9+.\-]+)://.", re.IGNORECASE)
 _NAME = r"[A-Za-z0-9][\w.\-]*"
 _HUB = re.compile(rf"(?P<name>{_NAME}/{_NAME})(?::(?P<split>[\w.\-]+))?")
 _ENDINGS = (".parquet", ".jsonl", ".json", ".jsonl.gz", ".json.gz", ".csv", ".tsv")
+
+
+_FOLDERS: dict[str, str] = {}
+"""{folder of copies: URL of the folder that they are of}, of data sets that were opened
+with ``allow_network`` in this process."""
+_told: set[str] = set()
+
+
+def folders() -> dict[str, str]:
+    """The folders from which images may be fetched, for ``allow`` in another process."""
+    return dict(_FOLDERS)
+
+
+def allow(found: Mapping[str, str]) -> None:
+    """Images in these folders may be fetched in this process, too."""
+    _FOLDERS.update(found)
+
+
+def fetch_image(path: str) -> bool:
+    """Fetch an image of a data set that was fetched, by the path where its copy is missing;
+    False for any other path, or where there is no such file.
+
+    Raises ``OSError`` where it cannot be had."""
+    folder = next((f for f in _FOLDERS if path.startswith(f + os.sep)), None)
+    if folder is None:
+        return False
+    import fsspec  # type: ignore[import-untyped]
+
+    base = name = _FOLDERS[folder]
+    try:
+        system, at = fsspec.core.url_to_fs(base)
+        name = "/".join((at.rstrip("/"), *Path(path).relative_to(folder).parts))
+        if not system.isfile(name):
+            return False
+        if base not in _told and not set(_protocols(system)) & set(HERE):
+            _told.add(base)
+            log.warning("network: images are fetched from %s when they are read", base)
+        _copy(system, name, Path(path))
+    except Exception as error:  # whatever a file system raises
+        raise OSError(f"{name}: {first_line(error)}") from error
+    return True
 
 
 def is_url(source: object) -> bool:
@@ -97,7 +139,7 @@ def _from_hub(source: str) -> Any:
 def _from_url(source: str) -> Path:
     if lacking := missing("fsspec"):
         raise RapInputError(f"data set {source}: needs {lacking[0]}: {install('hf')}")
-    import fsspec  # type: ignore[import-untyped]
+    import fsspec
 
     try:
         system, path = fsspec.core.url_to_fs(source)
@@ -105,6 +147,8 @@ def _from_url(source: str) -> Path:
             return Path(path)
         names = _files(system, path)
         folder = _cached(system, source, names)
+        beside = names[0].rpartition("/")[0]
+        allow({os.path.realpath(folder): system.unstrip_protocol(beside)})
     except RapInputError:
         raise
     except Exception as error:  # whatever a file system raises, a missing package included
@@ -147,13 +191,19 @@ def _cached(system: Any, source: str, names: Sequence[str]) -> Path:
             *(source, len(lacking), "s" * (len(lacking) > 1), size / 1e6, folder),
         )
     for name in lacking:
-        partial = folder / f".{Path(name).name}.{secrets.token_hex(4)}.tmp"
-        try:
-            system.get_file(name, str(partial))
-            partial.replace(folder / Path(name).name)
-        finally:
-            partial.unlink(missing_ok=True)
+        _copy(system, name, folder / Path(name).name)
     return folder
+
+
+def _copy(system: Any, name: str, to: Path) -> None:
+    """Fetch a file, whole or not at all."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    partial = to.with_name(f".{to.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        system.get_file(name, str(partial))
+        partial.replace(to)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def cache_folder() -> Path:

@@ -43,6 +43,7 @@ from .prompts import more_of_a_chat
 from .remote import fetched, is_hub_name, is_url
 from .sample import Bad, BadSample, Sample
 from .sources import (
+    ArrowRows,
     Rows,
     all_to_python,
     datasets_library,
@@ -463,11 +464,15 @@ def _counted(
 
 def _cells(rows: Rows, names: Sequence[str | None], most: int) -> Iterator[tuple[Any, Any]]:
     """The values of two columns in ``most`` rows, evenly spread, or in all."""
+    columns = outer_columns(rows.columns, names)
+    places = np.linspace(0, len(rows) - 1, most).astype(np.int64)
+    each: Iterable[Any]
     if len(rows) <= most:
-        each: Iterable[Any] = rows.each(outer_columns(rows.columns, names))
+        each = rows.each(columns)
+    elif isinstance(rows, ArrowRows):
+        each = rows.some(places, columns)
     else:
-        places = np.linspace(0, len(rows) - 1, most).astype(np.int64).tolist()
-        each = (row_or_bad(rows, i) for i in places)
+        each = (row_or_bad(rows, i) for i in places.tolist())
     for row in each:
         if not isinstance(row, BadSample):
             yield cell(row, names[0]), cell(row, names[1])

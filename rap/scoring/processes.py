@@ -24,7 +24,7 @@ import signal
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ..config import ScoreConfig
 from ..errors import RapConfigError, first_line
 from ..model.counterfactual import WITH_PARTNER
+from ..samples.remote import allow, folders
 from ..samples.sample import Bad, Sample
 from ..samples.sampleset import SampleSet
 from .jobs import Job
@@ -207,7 +208,7 @@ class Processes:
             self._workers,
             mp_context=multiprocessing.get_context("spawn"),
             initializer=_begin,
-            initargs=(self._pickled,),
+            initargs=(self._pickled, folders()),
         )
         try:
             with _without_main():  # a pool starts a process for each call that has none
@@ -266,14 +267,15 @@ _work: tuple[Preparer | None, ScoreConfig, bool] | None = None
 """In a process: what it prepares with."""
 
 
-def _begin(pickled: bytes) -> None:
-    """The first thing that a process does."""
+def _begin(pickled: bytes, fetched: Mapping[str, str]) -> None:
+    """The first thing that a process does. ``fetched``: ``remote.folders``."""
     global _work
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     import torch
 
     torch.set_num_threads(1)
+    allow(fetched)
     _work = pickle.loads(pickled)
 
 

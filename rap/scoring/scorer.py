@@ -266,16 +266,23 @@ class Scorer:
         return traces
 
     def head(
-        self, jobs: list[Job], with_image: dict[int, Trace], without: dict[int, Trace]
+        self,
+        jobs: list[Job],
+        with_image: dict[int, Trace],
+        without: dict[int, Trace] | None = None,
     ) -> dict[int, dict[str, Any]]:
-        """Divergences and log-probabilities through the language-model head, by id(job).
+        """Divergences and log-probabilities through the language-model head, by id(job);
+        of one branch (``without`` None) its log-probabilities, which multiply that one.
 
         ``"1"`` and ``"0"`` hold (mean log p, number of tokens) of the response.
         """
         live = [job for job in jobs if job.alive]
+        other = with_image if without is None else without
+        names = ("logp1",) if without is None else _HEAD
 
         def run(part: Sequence[Job]) -> list[list[float]]:
-            return self._rows([(with_image[id(job)], without[id(job)]) for job in part])
+            pairs = [(with_image[id(job)], other[id(job)]) for job in part]
+            return self._rows(pairs, names)
 
         found: dict[int, dict[str, Any]] = {}
         with self.watch.span("kernels"):
@@ -284,17 +291,20 @@ class Scorer:
             if isinstance(result, Failure):
                 job.quarantine("model", result.code, f"head: {result.message}")
                 continue
-            row = dict(zip(_HEAD, result, strict=True))
+            row = dict(zip(names, result, strict=True))
             bad = [name for name, x in row.items() if not math.isfinite(x)]
             if bad:
                 job.quarantine("model", "nonfinite", f"{bad[0]} is not finite (head)")
                 continue
             n = len(with_image[id(job)].response_ids)
-            found[id(job)] = row | {"1": (row["logp1"], n), "0": (row["logp0"], n)}
+            sums = {name[-1]: (row[name], n) for name in ("logp1", "logp0") if name in row}
+            found[id(job)] = row | sums
         return found
 
-    def _rows(self, pairs: list[tuple[Trace, Trace]]) -> list[list[float]]:
-        """What the head gives for each pair: the numbers of `_HEAD`."""
+    def _rows(
+        self, pairs: list[tuple[Trace, Trace]], names: Sequence[str]
+    ) -> list[list[float]]:
+        """What the head gives for each pair: the numbers ``names``."""
         import torch
 
         device = pairs[0][0].hidden.device
@@ -309,12 +319,13 @@ class Scorer:
                 bias=head.bias,
                 scale=head.scale,
                 softcap=head.softcap,
+                want=names,
                 targets=torch.cat([a.response_ids for a, _ in pairs]).to(device),
                 cu_seqlens=sizes.cumsum(0).to(device),
                 memory=self.config.linear_memory,
             )
         # one copy, one wait for a device
-        return torch.stack([getattr(result, name).double() for name in _HEAD]).T.tolist()
+        return torch.stack([getattr(result, name).double() for name in names]).T.tolist()
 
     def psi(self, jobs: list[Job], traces: dict[int, Trace]) -> None:
         """Attention confidence of the with-image response; METHOD.md section 2."""

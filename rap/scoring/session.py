@@ -24,6 +24,7 @@ from ..model.counterfactual import WITH_PARTNER
 from ..model.loading import opened
 from ..rewards.checker import Checker, make_checker
 from ..samples.index import open_kept
+from ..samples.remote import is_url
 from ..samples.sampleset import SampleSet, open_samples
 from ..scores.judge import MIN_SEEN
 from ..scores.match import describe
@@ -253,6 +254,8 @@ def kept_samples(
     no row is read, and a worker compares those that it scores. None where nothing is
     planned, or where this is another data set, or an object in memory."""
     if not (has_plan(store) or has_plan(store / FOLDER)):
+        return None
+    if is_url(dataset):  # whether it may be fetched is for ``open_samples`` to say
         return None
     return open_kept(store / INDEX, dataset, root, columns)
 

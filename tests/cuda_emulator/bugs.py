@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import checks_ace, checks_cde, checks_drm, checks_host
+from . import checks_ace, checks_cde, checks_drm, checks_gemm, checks_host
 from .build import Mutation
 
 
@@ -30,27 +30,33 @@ def _bug(number, what, file, before, after, caught_by) -> Bug:
 ACE = "ace/ace_cuda.cu"
 ACE_LINEAR = "ace/ace_linear_cuda.cu"
 CDE = "cde/cde_cuda.cu"
+SWEEP = "cde/cde_sweep_device.h"
+CDE_MATH = "cde/cde_math.h"
+GEMM = "gemm/gemm_cuda.cu"
 DRM = "drm/drm_cuda.cu"
 ACE_MATH = "ace/ace_math.h"
 DRM_MATH = "drm/drm_math.h"
 DEVICE = "cuda/device.h"
 
 BUGS = (
-    _bug(1, "no barrier before thread 0 merges the warps", CDE,
-         "        sh->part[rap_warp()] = st;\n    }\n    rap_sync();\n",
-         "        sh->part[rap_warp()] = st;\n    }\n", checks_cde.races),
+    _bug(1, "no barrier before the first warp merges the others", CDE,
+         "    cde_put(sh, &part);\n    rap_sync();\n", "    cde_put(sh, &part);\n",
+         checks_cde.races),
     _bug(2, "the same, seen by its answers under random schedules", CDE,
-         "        sh->part[rap_warp()] = st;\n    }\n    rap_sync();\n",
-         "        sh->part[rap_warp()] = st;\n    }\n", checks_cde.schedules),
+         "    cde_put(sh, &part);\n    rap_sync();\n", "    cde_put(sh, &part);\n",
+         checks_cde.schedules),
     _bug(3, "no barrier before js and tv of the warps are added", CDE,
-         "        sh->part[rap_warp()].tv = tv;\n    }\n    rap_sync();\n",
-         "        sh->part[rap_warp()].tv = tv;\n    }\n", checks_cde.races),
-    _bug(4, "no barrier between a row and the next", CDE,
-         "    rap_sync(); /* and thread 0 has done with the row before */\n", "",
+         "        sh->tv[rap_warp()] = tv;\n    }\n    rap_sync();\n",
+         "        sh->tv[rap_warp()] = tv;\n    }\n", checks_cde.races),
+    _bug(4, "no barrier between a row's sums and its second sweep", CDE,
+         "            sh->norm0 = cde_norm_of(st.m0, st.z0);\n        }\n    }\n"
+         "    rap_sync();\n",
+         "            sh->norm0 = cde_norm_of(st.m0, st.z0);\n        }\n    }\n",
          checks_cde.races),
     _bug(5, "a barrier that one warp does not reach", CDE,
-         "        cde_targets(p, r1, r0, row, &sh->row);\n    }\n    rap_sync();\n",
-         "        cde_targets(p, r1, r0, row, &sh->row);\n    }\n"
+         "            sh->norm0 = cde_norm_of(st.m0, st.z0);\n        }\n    }\n"
+         "    rap_sync();\n",
+         "            sh->norm0 = cde_norm_of(st.m0, st.z0);\n        }\n    }\n"
          "    if (rap_warp() == 0) {\n        rap_sync();\n    }\n",
          checks_cde.schedules),
     _bug(6, "a shuffle that one lane leaves out", DEVICE,
@@ -63,29 +69,77 @@ BUGS = (
          checks_cde.values),
     _bug(8, "no bound check at the end of a row", DEVICE,
          "x[i] = at + i < n ? rap_load1(row, dtype, at + i) : beyond;",
-         "x[i] = rap_load1(row, dtype, at + i);", checks_cde.unaligned),
-    _bug(9, "128-bit loads from rows that are not aligned", CDE,
-         "    r.wide = rap_aligned(r.data);\n", "    r.wide = true;\n",
-         checks_cde.unaligned),
-    _bug(10, "what lies beyond a row counts as a logit", CDE,
-         "p->columns, r->wide, -INFINITY, x)", "p->columns, r->wide, 0.0f, x)",
-         checks_cde.values),
-    _bug(11, "0 times infinity", CDE,
+         "x[i] = rap_load1(row, dtype, at + i);", checks_ace.linear_bounds),
+    _bug(9, "128-bit loads from rows that are not aligned", SWEEP,
+         "    return (int64_t)((0 - (uintptr_t)at) & 15u) / cde_size(dtype);",
+         "    (void)at, (void)dtype;\n    return 0;", checks_cde.unaligned),
+    _bug(10, "a chunk that the row does not fill", SWEEP,
+         "(int32_t)((p->columns - x.head) / CHUNK);",
+         "(int32_t)((p->columns - x.head + CHUNK - 1) / CHUNK);", checks_cde.unaligned),
+    _bug(11, "0 times infinity", SWEEP,
          "return e == 0 ? 0 : e * x;", "return e * x;", checks_cde.masked),
-    _bug(12, "the references do not follow the maximum", CDE,
-         "if (add.top < RAP_CDE_HEADROOM) {", "if (true) {", checks_cde.late_peak),
-    _bug(13, "targets counted from the chunk, not from the vocabulary", CDE,
-         "p->targets[row * p->target_stride] - p->begin;",
-         "p->targets[row * p->target_stride];", checks_cde.chunks),
+    _bug(12, "the references do not follow the maximum", SWEEP,
+         "return rap_all(sum->top < RAP_CDE_HEADROOM);", "(void)sum;\n    return true;",
+         checks_cde.late_peak),
+    _bug(13, "one branch's logit of the target for both", CDE,
+         "st->target0 = rap_load1(x->l0, p->dtype0, at);",
+         "st->target0 = rap_load1(x->l1, p->dtype0, at);", checks_cde.values),
     _bug(14, "the bias of the first column for all", CDE,
-         "column * p->bias_stride)", "0)", checks_cde.chunks),
+         "column * p->bias_stride)", "0)", checks_cde.mapped),
     _bug(15, "a row of weight 0 is asked what it holds", CDE,
          "        if (w != 0) {\n", "        if (true) {\n", checks_cde.packed),
     _bug(16, "offsets that nobody checked are believed", CDE,
          "const int64_t stop = inside ? end : begin;", "const int64_t stop = end;",
          checks_cde.packed),
-    _bug(17, "differences of logits that overflow", CDE,
-         "#define SMALL 0x1p-10f", "#define SMALL 1.0f", checks_cde.any_size),
+    _bug(17, "differences of logits that overflow", SWEEP,
+         "#define SMALL 0x1p-14f", "#define SMALL 1.0f", checks_cde.any_size),
+    _bug(18, "log2 of a mixture that has no mass", CDE,
+         "a0 = fmaxf(x0, LEAST_LOG2_P);", "a0 = x0;", checks_cde.masked),
+    _bug(19, "the second sweep passes over a NaN", CDE,
+         "        js = tv = 0 * (sh->row.z1 + sh->row.z0);\n", "        js = tv = 0;\n",
+         checks_cde.bad_logits),
+    _bug(31, "pairs before the first 16-byte boundary forgotten", SWEEP,
+         "    for (int end = 0; end < 2; end++) {",
+         "    for (int end = 1; end < 2; end++) {",
+         checks_cde.unaligned),
+    _bug(32, "two groups of lanes give away the same sums", SWEEP,
+         "rap_shfl_xor_f32(upper ? low : high, bit);",
+         "rap_shfl_xor_f32(upper ? high : low, bit);", checks_cde.values),
+    _bug(33, "a raised reference moves the sums of branch 0 by those of branch 1", SWEEP,
+         "rap_shfl_f64(st->sum, 4 * (which & 1));", "rap_shfl_f64(st->sum, 0);",
+         checks_cde.rising),
+    _bug(34, "a reference that is no float in units of log2", CDE_MATH,
+         "? (float)(most * (double)RAP_LOG2E) / (double)RAP_LOG2E", "? most",
+         checks_cde.offset),
+    _bug(35, "logits of any size in the fast form", CDE_MATH,
+         "    return fabs(m1) < RAP_CDE_COMMON && fabs(m0) < RAP_CDE_COMMON;",
+         "    return fabs(m1) < INFINITY && fabs(m0) < INFINITY;", checks_cde.any_size),
+    _bug(36, "branches of two dtypes read as one", SWEEP,
+         "p->dtype1 != p->dtype0 || head", "head", checks_cde.halves),
+    _bug(37, "sums of the careful form in the units of the fast one", SWEEP,
+         "right ? 1 : LOG2E_OF_SMALL", "1", checks_cde.masked),
+    _bug(38, "the second matrix begins one row late", GEMM,
+         "second ? to_row - p.rows : to_row;", "second ? to_row - p.rows + 1 : to_row;",
+         checks_gemm.stacked),
+    _bug(39, "rows of two dtypes stacked as they are", GEMM,
+         "raw = p.dtype1 == p.dtype0;", "raw = true;", checks_gemm.stacked),
+    _bug(80, "128-bit copies from rows that are not aligned", GEMM,
+         "    if (rap_aligned(src)) {", "    if (true) {", checks_gemm.stacked),
+    _bug(81, "what lies behind the chosen is sorted with them", DRM,
+         "        p.items[i] = none; /* up to whole tiles */\n", "        (void)none;\n",
+         checks_drm.exact),
+    _bug(82, "the second half of a chunk read twice", SWEEP,
+         "rap_load8_whole(*at0, dtype, CHUNK / 2, l0 + 8);",
+         "rap_load8_whole(*at0, dtype, 0, l0 + 8);", checks_cde.halves),
+    _bug(83, "every second half chunk of float32 left out", SWEEP,
+         "return dtype == RAP_F32 ? CHUNK / 2 : CHUNK;", "(void)dtype;\n    return CHUNK;",
+         checks_cde.values),
+    _bug(84, "lanes read a place too far", SWEEP,
+         "return row + (at + 8 * rap_lane()) * cde_size(dtype);",
+         "return row + (at + 8 * rap_lane() + 8) * cde_size(dtype);", checks_cde.unaligned),
+    _bug(85, "the first sample's maximum taken for the tile's", SWEEP,
+         "            cde_follow(p, x, at, to, st);\n",
+         "            cde_follow(p, x, at, at + CHUNK, st);\n", checks_cde.late_peak),
     _bug(20, "a block's counts and its ticket without a barrier between", DRM,
          "    rap_sync();\n    if (rap_thread() == 0) {\n        sh->last",
          "    if (rap_thread() == 0) {\n        sh->last", checks_drm.races),
@@ -173,10 +227,12 @@ BUGS = (
 
 DRIVER = "csrc/driver.c"
 BLAS = "csrc/gemm/gemm_cuda.c"
+PRODUCT = "csrc/gemm/gemm_product_cuda.c"
 LINEAR = "csrc/cde/cde_linear_cuda.c"
 ACE_HOST = "csrc/ace/ace_cuda.c"
 DRM_HOST = "csrc/drm/drm_cuda.c"
 CUDA_PY = "csrc/cuda_py.c"
+CALL = "csrc/cuda_call.c"
 ARRAY = "csrc/array.c"
 
 HOST_BUGS = (
@@ -214,9 +270,9 @@ HOST_BUGS = (
          "    return (uint32_t)(bits & (~bits + 1));\n",
          "    (void)bits;\n    return 256;\n",
          checks_host.products),
-    _bug(111, "rows that overlap given to cuBLASLt", BLAS,
+    _bug(111, "rows that overlap given to cuBLASLt", PRODUCT,
          "    return x->ld >= depth;", "    return true;", checks_host.products),
-    _bug(112, "float32 copies given back before the products ran", BLAS,
+    _bug(112, "float32 copies given back before the products ran", PRODUCT,
          "call->api->memory_free(pointer, call->stream);",
          "call->api->memory_free(pointer, NULL);", checks_host.products),
     _bug(113, "memory given back before the stream ran", CUDA_PY,
@@ -251,7 +307,10 @@ HOST_BUGS = (
          "RAP_CDE_CUDA_THREADS, &p, err);", "2 * RAP_CDE_CUDA_THREADS, &p, err);",
          checks_host.memory),
     _bug(125, "the parameters of another kernel", LINEAR,
-         "RAP_CDE_CUDA_THREADS, &map,", "RAP_CDE_CUDA_THREADS, (void *)&product,",
+         "rap_cde_map_cuda_grid(rows, p.columns), RAP_CDE_CUDA_THREADS,\n"
+         "                              &p, err);",
+         "rap_cde_map_cuda_grid(rows, p.columns), RAP_CDE_CUDA_THREADS,\n"
+         "                              (void *)a, err);",
          checks_host.products),
     _bug(126, "a kernel looked for in another module's code", LINEAR,
          'rap_cuda_launch(run->call, "cde", "rap_cde_map",',
@@ -292,4 +351,55 @@ HOST_BUGS = (
          "        return None if x is None else own(small(name, x, np.int64))\n",
          "        return None if x is None else small(name, x, np.int64)\n",
          checks_host.offsets_that_change),
+    _bug(140, "ways to multiply kept whatever the rows", BLAS,
+         "    shape.m = p->a.rows;\n", "", checks_host.shapes_of_products),
+    _bug(141, "ways to multiply kept whatever the distance of rows", BLAS,
+         "    shape.ld_b = p->b.ld;\n", "", checks_host.shapes_of_products),
+    _bug(142, "ways to multiply kept whatever the alignment", BLAS,
+         "    shape.alignment_b = alignment(p->b.data, p->b.batch_stride, size);\n",
+         "    shape.alignment_b = 256;\n", checks_host.shapes_of_products),
+    _bug(143, "ways to multiply kept whatever the dtype", BLAS,
+         "    shape.dtype = (int32_t)p->a.dtype;\n", "", checks_host.shapes_of_products),
+    _bug(144, "ways to multiply of another device", BLAS,
+         "    shape.context = call->context;\n    shape.context_id = call->context_id;\n",
+         "", checks_host.contexts),
+    _bug(145, "more ways to multiply kept than there is room for", BLAS,
+         "blas->choices[blas->chosen++ % RAP_BLAS_CHOICES]",
+         "blas->choices[blas->chosen++]",
+         checks_host.shapes_of_products),
+    _bug(146, "cuBLASLt asked again for every product", BLAS,
+         "    if (find_choice(blas, &shape, algo)) {", "    if (false) {",
+         checks_host.blocks),
+    _bug(147, "every part of a widened head in the first columns", PRODUCT,
+         "    p.c += begin;\n", "", checks_host.shapes_of_products),
+    _bug(148, "one branch's logits for both", LINEAR,
+         "run->logits + (run->branches - 1) * rows * run->ld", "run->logits",
+         checks_host.blocks),
+    _bug(149, "always the first branch", LINEAR,
+         "rap_cde_reads(a->want, 1) ? first : second;", "first;", checks_host.one_branch),
+    _bug(150, "the first block's targets for all", LINEAR,
+         "run->targets + row * target_stride;", "run->targets;", checks_host.blocks),
+    _bug(151, "every block's answers in the first rows", LINEAR,
+         "(double *)a->out.data + row,", "(double *)a->out.data,", checks_host.blocks),
+    _bug(152, "softcap for one branch only", LINEAR,
+         "map(run, run->branches * rows, err)", "map(run, rows, err)", checks_host.blocks),
+    _bug(153, "all rows in one block whatever the memory", LINEAR,
+         "vocab, branches, a->memory);", "vocab, branches, INT64_MAX);",
+         checks_host.blocks),
+    _bug(154, "both branches multiplied where one is read", LINEAR,
+         "        .branches = rap_cde_branches(a->want),", "        .branches = 2,",
+         checks_host.one_branch),
+    _bug(155, "host memory copied into a graph", CALL,
+         "    if (host == NULL) {", "    if (true) {", checks_host.graphs),
+    _bug(156, "a graph that is being captured is waited for", DRIVER,
+         "           && (!captures\n"
+         "               || rap_fail(err, RAP_EINPUT,\n"
+         '                           "this needs an answer',
+         "           && (true\n"
+         "               || rap_fail(err, RAP_EINPUT,\n"
+         '                           "this needs an answer', checks_host.graphs),
+    _bug(157, "kernels loaded while a graph is captured", DRIVER,
+         "    if (captures) {\n", "    if (false) {\n", checks_host.graphs),
+    _bug(158, "memory of a stream that is gone is kept for good", CUDA_PY,
+         "!= 0 && block->stream != 0) {", "!= 0 && false) {", checks_host.gone_stream),
 )  # fmt: skip

@@ -121,6 +121,7 @@ def _build(folder: Path, variant: str, mutation: Mutation | None) -> None:
         _run(cc, *COMMON, *flags, f"-I{HERE}", "-x", "c", "-c", unit, "-o", objects[-1])
     for name, extra in (
         ("fiber.c", ["-DRAP_TSAN"] if variant == "tsan" else []),
+        ("approx.c", []),
         ("table.c", []),
         ("runner.c", flags),
     ):

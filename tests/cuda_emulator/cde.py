@@ -12,17 +12,15 @@ from rap import ops
 
 from .emulator import F32, Device, Params, Pointer, dtype_code
 
-START, SWEEP, MIX, FINISH = 1, 2, 4, 8
-STATE_BYTES = 104
 _i64, _i32, _u32, _f32 = ctypes.c_int64, ctypes.c_int32, ctypes.c_uint32, ctypes.c_float
 
 
 class CdeParams(Params):
     _fields_ = [
-        ("l1", Pointer), ("l0", Pointer), ("targets", Pointer), ("state", Pointer),
-        ("out", Pointer), ("stride1", _i64), ("stride0", _i64), ("target_stride", _i64),
-        ("out_stride", _i64), ("rows", _i64), ("columns", _i64), ("begin", _i64),
-        ("dtype1", _i32), ("dtype0", _i32), ("want", _u32), ("steps", _u32),
+        ("l1", Pointer), ("l0", Pointer), ("targets", Pointer), ("out", Pointer),
+        ("stride1", _i64), ("stride0", _i64), ("target_stride", _i64),
+        ("out_stride", _i64), ("rows", _i64), ("columns", _i64),
+        ("dtype1", _i32), ("dtype0", _i32), ("want", _u32), ("unused", _u32),
     ]  # fmt: skip
 
 
@@ -62,14 +60,11 @@ def cde(
     device = Device()
     rows, vocab = l1.shape
     out = device.empty((len(ops.CDE_OUTPUTS), rows), np.float64)
-    steps = START | SWEEP | FINISH
-    if {"js", "tv"} & {ops.CDE_OUTPUTS[row] for row in wanted}:
-        steps |= MIX
     params = CdeParams(
         l1=device.put(l1), l0=device.put(l0), out=out, stride1=vocab, stride0=vocab,
         targets=device.put(None if targets is None else np.asarray(targets, np.int64)),
         target_stride=1, out_stride=rows, rows=rows, columns=vocab,
-        dtype1=dtype_code(l1), dtype0=dtype_code(l0), want=mask, steps=steps,
+        dtype1=dtype_code(l1), dtype0=dtype_code(l0), want=mask,
     )  # fmt: skip
     device.launch("rap_cde_rows", params, grid or rows, block)
     device.run(**run)
@@ -85,45 +80,34 @@ def linear_cde(
     softcap: float = 0.0,
     targets: Any = None,
     want: Sequence[str] | None = None,
-    chunk: int = 4096,
+    ld: int | None = None,
     block: int = 256,
     **run: Any,
 ) -> dict[str, np.ndarray]:
-    """From hidden @ weight.T in float32 (what cuBLASLt leaves), chunk by chunk."""
+    """From hidden @ weight.T in float32 (what cuBLASLt leaves): one block of rows, both
+    branches in one buffer of rows of ``ld`` floats."""
     wanted, mask = ops._wanted(want, targets)
     device = Device()
     rows, vocab = products1.shape
+    ld = ld or -(-vocab // 64) * 64
+    both = np.full((2 * rows, ld), np.nan, np.float32)  # workspace as it comes
+    both[:rows, :vocab], both[rows:, :vocab] = products1, products0
+    products = device.put(both)
     out = device.empty((len(ops.CDE_OUTPUTS), rows), np.float64)
-    state = device.empty(rows * STATE_BYTES, np.uint8)
-    ids = device.put(None if targets is None else np.asarray(targets, np.int64))
-    passes = [SWEEP]
-    if {"js", "tv"} & {ops.CDE_OUTPUTS[row] for row in wanted}:
-        passes.append(MIX)
-    for step in passes:
-        for begin in range(0, vocab, chunk):
-            columns = min(chunk, vocab - begin)
-            last = step == passes[-1] and begin + columns == vocab
-            params = CdeParams(
-                out=out, state=state, targets=ids, target_stride=1, out_stride=rows,
-                stride1=chunk, stride0=chunk, rows=rows, columns=columns, begin=begin,
-                dtype1=F32, dtype0=F32, want=mask,
-                steps=step | (START if step == SWEEP and begin == 0 else 0)
-                | (FINISH if last else 0),
-            )  # fmt: skip
-            for name, whole in (("l1", products1), ("l0", products0)):
-                part = np.full((rows, chunk), np.nan, np.float32)  # workspace as it comes
-                part[:, :columns] = whole[:, begin : begin + columns]
-                setattr(params, name, Pointer(device.put(part)))
-                if bias is None and scale == 1 and not softcap:
-                    continue
-                shift = 0 if bias is None else device.put(bias[begin : begin + columns])
-                change = MapParams(
-                    products=getattr(params, name).value, bias=shift, stride=chunk,
-                    bias_stride=1, rows=rows, columns=columns, scale=scale,
-                    softcap=softcap, bias_dtype=0 if bias is None else dtype_code(bias),
-                )  # fmt: skip
-                device.launch("rap_cde_map", change, 2, block)
-            device.launch("rap_cde_rows", params, rows, block)
+    if bias is not None or scale != 1 or softcap:
+        change = MapParams(
+            products=products, bias=device.put(bias), stride=ld, bias_stride=1,
+            rows=2 * rows, columns=vocab, scale=scale, softcap=softcap,
+            bias_dtype=0 if bias is None else dtype_code(bias),
+        )  # fmt: skip
+        device.launch("rap_cde_map", change, 2, block)
+    params = CdeParams(
+        l1=products, l0=products + 4 * rows * ld, out=out, stride1=ld, stride0=ld,
+        targets=device.put(None if targets is None else np.asarray(targets, np.int64)),
+        target_stride=1, out_stride=rows, rows=rows, columns=vocab, dtype1=F32, dtype0=F32,
+        want=mask,
+    )  # fmt: skip
+    device.launch("rap_cde_rows", params, rows, block)
     device.run(**run)
     return _answer(device.get(out), wanted)
 

@@ -106,6 +106,13 @@ for i in range(2):
         same(rap.linear_cde(a, b, head, softcap=3.0, targets=[1, 2, 3]), want, 1e-3)
         for array in (a, b):
             array.inner.pointer -= 4 * at
+odd = rng.normal(size=(21, 38)).astype(np.float32)  # rows of the head on odd addresses
+head = late(odd, s)
+head.inner.strides, head.shape = (38, 1), (21, 37)
+head.inner.pointer += 4
+want = rap.linear_cde(wide[:, :37], wide[::-1][:, :37], odd[:, 1:])
+same(rap.linear_cde(a, b, head), want, 1e-3)
+head.inner.pointer -= 4
 half = InterfaceArray(w.astype(np.float16), s)
 want = rap.linear_cde(wide[:, :37], wide[::-1][:, :37], w.astype(np.float16), want="kl")
 for i in range(5):
@@ -113,7 +120,110 @@ for i in range(5):
 flat = FakeArray(np.lib.stride_tricks.as_strided(wide, (3, 37), (8, 4)))
 over = np.lib.stride_tricks.as_strided(wide, (3, 37), (8, 4))
 same(rap.linear_cde(flat, flat, FakeArray(w)), rap.linear_cde(over, over, w), 1e-3)
+for want in ("entropy1", "entropy0"):  # of one branch: multiplied where it lies
+    close(getattr(rap.linear_cde(flat, flat, FakeArray(w), want=want), want).numpy(),
+          getattr(rap.linear_cde(over, over, w, want=want), want), rtol=1e-3)
 del a, b, array, head, half, flat
+nothing_left()
+""",
+        mutation,
+    )
+
+
+BLOCKS = """
+blas = ctypes.CDLL(os.environ["RAP_LIBCUBLASLT"])
+blas.rap_fake_blas_count.restype = ctypes.c_long
+
+def now():
+    asked = (b"products", b"questions")
+    return np.array([count("launches"), *map(blas.rap_fake_blas_count, asked)])
+
+def counted(call):
+    before = now()
+    result = call()
+    return result, now() - before
+
+h1, h0 = (rng.normal(size=(150, 9)).astype(np.float32) for _ in range(2))
+w = rng.normal(size=(77, 9)).astype(np.float32)
+row = 4 * 128  # bytes of the logits of a row: 77 floats, up to whole 256 bytes
+ids = np.arange(150) % 77
+"""
+
+
+def blocks(mutation: Mutation | None = None) -> None:
+    """linear_cde by blocks of rows: what a call launches, multiplies and asks cuBLASLt."""
+    _run(
+        BLOCKS
+        + """
+a, b, head = FakeArray(h1), FakeArray(h0), FakeArray(w)
+want = rap.linear_cde(h1, h0, w, targets=ids)
+for rows, blocks in ((150, 1), (1000, 1), (100, 2), (64, 3), (70, 3)):
+    for again in range(2):
+        got, (launches, products, questions) = counted(lambda: rap.linear_cde(
+            a, b, head, targets=ids, memory=2 * rows * row))
+        same(got, want)
+        assert launches == 2 * blocks and products == blocks, (rows, launches, products)
+        assert questions == 0 if again else questions <= 2, (rows, questions)
+got, (launches, products, questions) = counted(
+    lambda: rap.linear_cde(a, b, head, softcap=3.0, memory=0 * row + 2 * 64 * row))
+same(got, rap.linear_cde(h1, h0, w, softcap=3.0))
+assert (launches, products, questions) == (9, 3, 0), (launches, products, questions)
+assert rap.linear_cde(a, b, head, memory=0, want="kl").kl.numpy().shape == (150,)
+del a, b, head, got
+nothing_left()
+""",
+        mutation,
+    )
+
+
+def shapes_of_products(mutation: Mutation | None = None) -> None:
+    """Ways to multiply are kept for their own shape: depth, width, rows, distances, dtype,
+    alignment; on more shapes than are kept."""
+    _run(
+        BLOCKS
+        + """
+def agrees(n, vocab, depth, skip=0, wide=0, dtype=np.float32, other=None):
+    x1, x0, head = (rng.normal(size=(k, depth + wide + skip)) * 4 / depth**0.5
+                    for k in (n, n, vocab))
+    x1, x0, head = x1.astype(dtype), x0.astype(dtype), head.astype(other or dtype)
+    parts = [x[:, skip:skip + depth] for x in (x1, x0, head)]
+    got = rap.linear_cde(*map(FakeArray, parts), want="js")
+    close(got.js.numpy(), rap.linear_cde(*parts, want="js").js, rtol=2e-2, atol=1e-5)
+
+for i in range(2):
+    for n in (3, 4):
+        for vocab in (5, 70):
+            for depth in (8, 16):
+                agrees(n, vocab, depth)
+    agrees(4, 70, 16, wide=8)
+    agrees(4, 70, 16, skip=1)
+    agrees(4, 70, 16, dtype=np.float16)
+for n in range(1, 80):
+    agrees(n, 3, 2)
+agrees(1, 3, 2)
+agrees(1, 100, 1 << 18, dtype=np.float16, other=np.float32)  # widened 64 rows at a time
+nothing_left()
+""",
+        mutation,
+    )
+
+
+def one_branch(mutation: Mutation | None = None) -> None:
+    """Log-probabilities of one branch: its rows alone are multiplied, no other is read."""
+    _run(
+        BLOCKS
+        + """
+bad, head = np.full_like(h0, np.nan), FakeArray(w)
+full = rap.linear_cde(h1, h0, w, targets=ids)
+for name, pair in (("logp1", (h1, bad)), ("entropy1", (h1, bad)), ("logp0", (bad, h0)),
+                   ("entropy0", (bad, h0))):
+    a, b = map(FakeArray, pair)
+    got, (launches, products, _) = counted(lambda: rap.linear_cde(
+        a, b, head, targets=ids, want=(name,), memory=80 * row))
+    close(getattr(got, name).numpy(), getattr(full, name), rtol=1e-4, atol=1e-5)
+    assert (launches, products) == (2, 2), (launches, products)
+assert np.isnan(rap.linear_cde(FakeArray(h1), FakeArray(bad), head).kl.numpy()).all()
+del a, b, head, got
 nothing_left()
 """,
         mutation,
@@ -394,6 +504,62 @@ nothing_left()
         _run(code.replace("{own}", str(own)).replace("{kind}", kind), mutation)
 
 
+def graphs(mutation: Mutation | None = None) -> None:
+    """Inside a capture: queued and right at every replay, or refused by a sentence before
+    anything is queued; the capture goes on."""
+    code = (
+        ROUTES
+        + """
+a, b, w, d = (OnDevice.of(v) for v in (x, y, y[:, :130].copy(), x[0].copy()))
+ids = OnDevice.of(np.array([1, 2, 3]))
+rap.linear_cde(a, b, w).kl, rap.cde(a, b, cu_seqlens=[0, 1, 3])
+FAKE.rap_fake_capture(STREAM)
+refused(rap.RapInputError, "targets is in host memory", rap.cde, a, b, targets=[1, 2, 3])
+refused(rap.RapInputError, "targets is in host memory", rap.linear_cde, a, b, w,
+        targets=[0, 1, 2])
+before = count("launches")
+refused(rap.RapInputError, "needs an answer of the device", rap.drm, d, 3)
+refused(rap.RapInputError, "not loaded yet", rap.ace, OnDevice.of(x[None].copy()),
+        OnDevice.of(y[None].copy()), response_start=1)
+assert count("launches") == before
+rows = rap.cde(a, b)
+at = made[-1]
+linear = rap.linear_cde(a, b, w, want="js")
+other = next(m for m in reversed(made) if m.shape == at.shape)
+refused(rap.RapInputError, "cu_seqlens is in host memory", rap.cde, a, b,
+        cu_seqlens=[0, 1, 3])
+FAKE.rap_fake_capture(None)
+for first in (x, y[::-1].copy(), x):
+    FAKE.rap_fake_write(a.fake.base, first.ctypes.data, first.nbytes)
+    FAKE.rap_fake_replay()
+    want = rap.cde(first, y)
+    close(values(at)[0], want.kl, rtol=1e-4)
+    close(values(other)[3], rap.linear_cde(first, y, y[:, :130]).js, rtol=1e-3)
+del a, b, w, d, ids, rows, at, linear, other, made[:]
+nothing_left()
+"""
+    )
+    _run(code.replace("{own}", "True").replace("{kind}", "OnDevice"), mutation)
+
+
+def gone_stream(mutation: Mutation | None = None) -> None:
+    """An answer that outlives its stream gives its memory back all the same."""
+    _run(
+        """
+s = FAKE.rap_fake_stream(0)
+a, b = (InterfaceArray(v, s) for v in (x, y))
+got = rap.cde(a, b)
+close(got.kl.numpy(), truth.kl, rtol=1e-4)
+rap.cuda.release()
+a.inner.freed_on = b.inner.freed_on = 1
+FAKE.rap_fake_lose_stream(s)
+del a, b, got
+nothing_left()
+""",
+        mutation,
+    )
+
+
 def exchange_table(mutation: Mutation | None = None) -> None:
     """DLPack's table of C functions waits for nothing: only a producer that works on the
     call's own stream is taken at its word, the others are asked by __dlpack__(stream)."""
@@ -527,6 +693,11 @@ nothing_left()
 CHECKS = (
     streams,
     products,
+    blocks,
+    shapes_of_products,
+    one_branch,
+    graphs,
+    gone_stream,
     attention,
     selection,
     scores_that_change,

@@ -189,4 +189,37 @@ rap_store128(float *at, const float *x)
     *(rap_f128 *)at = four;
 }
 
+RAP_HD void
+rap_store_u128(void *at, rap_u128 x)
+{
+    if ((uintptr_t)at % 16 != 0) {
+        rap_emu_misaligned(at);
+    }
+    *(rap_u128 *)at = x;
+}
+
+/* The approximations of device.h, as far from the truth as they may be, by how the bits of x
+ * fall out: approx.c. */
+float rap_emu_ex2(float x);
+float rap_emu_lg2(float x);
+float rap_emu_half(uint16_t h);
+
+RAP_HD float
+rap_ex2(float x)
+{
+    return rap_emu_ex2(x);
+}
+
+RAP_HD float
+rap_lg2(float x)
+{
+    return rap_emu_lg2(x);
+}
+
+RAP_HD float
+rap_half(uint16_t h)
+{
+    return rap_emu_half(h);
+}
+
 #endif

@@ -22,13 +22,14 @@ from pathlib import Path
 
 from . import build
 
-ARCHITECTURES = (80, 86, 89, 90, 100, 120)
+ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 TABLE = build.HERE / "gates.json"
 THREADS = 256
 NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false", f"-I{build.CSRC}"]
 # threads and blocks an SM, registers an SM, KiB of shared memory an SM and a block, SMs:
 # NVIDIA CUDA programming guide, table of technical specifications
 SM = {
+    75: (1024, 64, 64, 40),
     80: (2048, 164, 163, 108),
     86: (1536, 100, 99, 84),
     89: (1536, 100, 99, 128),
@@ -52,6 +53,9 @@ class Gate:
     """128-bit loads from global memory in the code."""
     doubles_in_loops: int
     """float64 instructions in innermost loops that read global memory."""
+    per_pair: float
+    """Instructions a pair of logits in the costliest loop that takes them 16 bytes at a
+    time; 0 of a kernel without one."""
     warps: int
     """Warps an SM holds at the block size in use, by cuda_occupancy.h."""
 
@@ -211,6 +215,22 @@ def _doubles_in_loops(code: list[tuple[int, str]]) -> int:
     return sum(bool(_DOUBLE.search(text)) for loop in reading for text in loop)
 
 
+PAIR_KERNEL = "rap_cde_rows"
+
+
+def pair_loops(code: list[tuple[int, str]]) -> list[float]:
+    """Instructions a pair of each loop over pairs of logits, overhead included. A pair
+    takes two powers of 2, three with hellinger2; a turn takes eight pairs or sixteen."""
+    found = []
+    for loop in innermost_loops(code):
+        wide = any("LDG" in text and ".128" in text for text in loop)
+        powers = sum("MUFU.EX2" in text for text in loop)
+        pairs = [n for n in (8, 16) if powers in (2 * n, 3 * n)]
+        if wide and pairs:
+            found.append(len(loop) / pairs[0])
+    return found
+
+
 def _param_sizes(elf: str) -> dict[str, int]:
     """One struct by value: EIATTR_KPARAM_INFO."""
     found = {}
@@ -297,7 +317,11 @@ def measure(arch: int) -> dict[str, Gate]:
             for name, resources in _resources(done.stderr).items():
                 code = functions[name]
                 loads = sum("LDG" in text and ".128" in text for _, text in code)
-                found[name] = (*resources, params[name], loads, _doubles_in_loops(code))
+                pairs = pair_loops(code) if name == PAIR_KERNEL else []
+                found[name] = (
+                    *resources, params[name], loads, _doubles_in_loops(code),
+                    round(max(pairs, default=0), 2),
+                )  # fmt: skip
     held = warps([(arch, x[0], x[2]) for x in found.values()])
     return {
         name: Gate(*x, warps=w) for (name, x), w in zip(found.items(), held, strict=True)

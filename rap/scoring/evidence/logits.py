@@ -58,7 +58,7 @@ class Logits(Evidence):
         for batch in scorer.batches(jobs):
             scorer.compare_arms(batch)
             traces = scorer.forward(batch, "answer", attention=False)
-            logp = scorer.head(batch, traces, traces)
+            logp = scorer.head(batch, traces)
             for job in batch:
                 if job.alive:
                     put_answer(job, "1", logp[id(job)]["1"])

@@ -16,6 +16,7 @@ FAKE.rap_fake_release.argtypes = [ctypes.c_uint64, ctypes.c_void_p]
 FAKE.rap_fake_write.argtypes = [ctypes.c_uint64, ctypes.c_void_p, ctypes.c_size_t]
 FAKE.rap_fake_read.argtypes = [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_size_t]
 FAKE.rap_fake_stream.restype = ctypes.c_void_p
+FAKE.rap_fake_lose_stream.argtypes = FAKE.rap_fake_capture.argtypes = [ctypes.c_void_p]
 FAKE.rap_fake_pin.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 FAKE.rap_fake_count.restype = ctypes.c_long
 FAKE.rap_fake_problem.restype = ctypes.c_char_p

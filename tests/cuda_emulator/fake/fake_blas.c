@@ -3,7 +3,8 @@
  * A libcublasLt for tests: column-major products by their definition, done late on the
  * fake device's streams. It writes over the whole workspace, reads descriptors only through
  * what was set, takes alignment as it was told, and now and then has no way to multiply
- * (RAP_FAKE_BLAS_REFUSE=n: every nth question).
+ * (RAP_FAKE_BLAS_REFUSE=n: every nth question). A way to multiply is for the shape that was
+ * asked about and for no other.
  */
 #include <dlfcn.h>
 #include <stdint.h>
@@ -69,6 +70,36 @@ static unsigned long long
 current_context(void)
 {
     return ((unsigned long long (*)(void))fake_cuda("rap_fake_context"))();
+}
+
+static long questions, products;
+
+/* "questions" or "products" so far. */
+RAP_FAKE_PUBLIC long
+rap_fake_blas_count(const char *what)
+{
+    return strcmp(what, "questions") == 0 ? questions : products;
+}
+
+static uint64_t
+mixed(uint64_t hash, uint64_t x)
+{
+    return (hash ^ x) * 0x100000001B3u;
+}
+
+/* Of all that a way to multiply depends on. */
+static uint64_t
+shape_of(const layout *a, const layout *b, const layout *c)
+{
+    const layout *const all[] = {a, b, c};
+    uint64_t hash = current_context();
+
+    for (int i = 0; i < 3; i++) {
+        hash = mixed(mixed(mixed(hash, all[i]->rows), all[i]->cols), (uint64_t)all[i]->ld);
+        hash = mixed(mixed(hash, (uint64_t)all[i]->stride), (uint64_t)all[i]->batch);
+        hash = mixed(hash, (uint64_t)all[i]->type);
+    }
+    return hash;
 }
 
 /* A handle is its context's. */
@@ -204,6 +235,7 @@ cublasLtMatmulAlgoGetHeuristic(void *handle, void *d, void *a, void *b, void *c,
     const pref *p = of;
 
     *count = 0;
+    questions++;
     if (handle == NULL || most < 1 || !fits(d, a, b, c) || e != c) {
         return INVALID_VALUE;
     }
@@ -215,6 +247,7 @@ cublasLtMatmulAlgoGetHeuristic(void *handle, void *d, void *a, void *b, void *c,
         found->algo[i] = p->align[i];
     }
     found->algo[4] = p->scheme;
+    found->algo[5] = shape_of(a, b, c);
     found->workspace = p->workspace;
     *count = 1;
     return OK;
@@ -309,7 +342,8 @@ cublasLtMatmul(void *handle, void *d, const void *alpha, const void *a, void *a_
     if (handle == NULL || *(unsigned long long *)handle != current_context()
         || *(const float *)alpha != 1 || *(const float *)beta != 0 || c != out
         || c_layout != out_layout || !is_aligned(a, algo[0]) || !is_aligned(b, algo[1])
-        || !is_aligned(out, algo[2]) || (algo[4] & 1) != 0 || !is_aligned(workspace, 256))
+        || !is_aligned(out, algo[2]) || (algo[4] & 1) != 0 || !is_aligned(workspace, 256)
+        || algo[5] != shape_of(a_layout, b_layout, c_layout))
     {
         return INVALID_VALUE;
     }
@@ -318,5 +352,6 @@ cublasLtMatmul(void *handle, void *d, const void *alpha, const void *a, void *a_
         *(desc *)d, *(layout *)a_layout, *(layout *)b_layout, *(layout *)c_layout, a, b,
         out,        workspace,           workspace_bytes};
     queue(stream, p);
+    products++;
     return OK;
 }

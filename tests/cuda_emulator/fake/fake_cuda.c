@@ -12,6 +12,8 @@
  *   arch kernel parameter-bytes most-threads shared-bytes" each. An image is loaded as for a
  *   device of RAP_FAKE_ARCH (86) and a driver of RAP_FAKE_DRIVER (13000), and has the
  *   kernels that the list says and no others.
+ * - A stream can record a graph (rap_fake_capture, rap_fake_replay): what it would copy from
+ *   host memory is read again at every replay, and nothing may wait for it.
  * - Any entry point can be made to fail (rap_fake_fail) or be missing (RAP_FAKE_MISSING).
  *
  * Kinder than a real one: the primary context outlives its last release, and a kernel that
@@ -20,6 +22,7 @@
 #include "fake_cuda.h"
 
 #include <dlfcn.h>
+#include <malloc.h>
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -45,6 +48,8 @@ enum {
     NOT_FOUND = 500,
     LAUNCH_FAILED = 719,
     CONTEXT_IS_DESTROYED = 709,
+    CAPTURE_UNSUPPORTED = 900,
+    CAPTURE_IMPLICIT = 906,
 };
 
 typedef struct {
@@ -106,7 +111,9 @@ static int block_count;
 static context primary[DEVICES];
 static unsigned long long last_id;
 static _Thread_local context *current;
-static op *queue; /* oldest first */
+static op *queue;       /* oldest first */
+static void *capturing; /* the stream whose work goes into `graph` instead */
+static op *graph;
 static stream streams[64];
 static int stream_count;
 static uint64_t random_state = 1;
@@ -352,7 +359,7 @@ drain(const void *wanted, bool all)
 static void
 enqueue(op *o)
 {
-    op **at = &queue;
+    op **at = capturing != NULL && o->stream == capturing ? &graph : &queue;
 
     while (*at != NULL) {
         at = &(*at)->next;
@@ -720,6 +727,9 @@ cuModuleLoadData(void **at, const void *image)
     int arch;
 
     ENTER("cuModuleLoadData", true)
+    if (capturing != NULL) {
+        return CAPTURE_UNSUPPORTED;
+    }
     if (*(const uint32_t *)image != 0xBA55ED50u) {
         return INVALID_IMAGE;
     }
@@ -829,6 +839,9 @@ API
 cuMemFreeAsync(uint64_t pointer, void *on)
 {
     ENTER("cuMemFreeAsync", true)
+    if (!stream_is_known(on, current->device)) {
+        return INVALID_HANDLE;
+    }
     rap_fake_release(pointer, on);
     return 0;
 }
@@ -853,7 +866,9 @@ cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *on)
         return INVALID_VALUE;
     }
     o = new_op(on, run_upload);
-    if ((const char *)from >= pinned && (const char *)from < pinned_end) {
+    if (((const char *)from >= pinned && (const char *)from < pinned_end)
+        || (capturing != NULL && on == capturing))
+    {
         o->host_at = (void *)from;
     }
     else {
@@ -891,11 +906,23 @@ API
 cuStreamSynchronize(void *on)
 {
     ENTER("cuStreamSynchronize", true)
+    if (capturing != NULL && on == capturing) {
+        complain("waited for", "a graph that is being captured");
+        return CAPTURE_UNSUPPORTED;
+    }
     waits++;
     pthread_mutex_lock(&mutex);
     drain(on, false);
     pthread_mutex_unlock(&mutex);
     return sticky;
+}
+
+API
+cuStreamIsCapturing(void *on, int *status)
+{
+    ENTER("cuStreamIsCapturing", true)
+    *status = capturing != NULL && on == capturing;
+    return capturing != NULL && is_legacy(on) ? CAPTURE_IMPLICIT : 0;
 }
 
 #ifndef RAP_FAKE_OLD /* a driver from before cuGetProcAddress */
@@ -929,6 +956,7 @@ cuGetProcAddress_v2(const char *name, void **at, int version, uint64_t flags, in
         {"cuMemcpyHtoDAsync", (void *)cuMemcpyHtoDAsync_v2},
         {"cuMemcpyDtoHAsync", (void *)cuMemcpyDtoHAsync_v2},
         {"cuStreamSynchronize", (void *)cuStreamSynchronize},
+        {"cuStreamIsCapturing", (void *)cuStreamIsCapturing},
     };
     const char *missing = getenv("RAP_FAKE_MISSING");
 
@@ -1002,6 +1030,47 @@ rap_fake_stream(int device)
 {
     streams[stream_count].device = device;
     return &streams[stream_count++];
+}
+
+RAP_FAKE_PUBLIC void
+rap_fake_lose_stream(void *on)
+{
+    pthread_mutex_lock(&mutex);
+    drain(on, false);
+    ((stream *)on)->device = -1;
+    pthread_mutex_unlock(&mutex);
+}
+
+RAP_FAKE_PUBLIC void
+rap_fake_capture(void *on)
+{
+    pthread_mutex_lock(&mutex);
+    capturing = on;
+    pthread_mutex_unlock(&mutex);
+}
+
+static void *
+copy_of(void *block)
+{
+    const size_t bytes = block != NULL ? malloc_usable_size(block) : 0;
+
+    return block != NULL ? memcpy(malloc(bytes), block, bytes) : NULL;
+}
+
+RAP_FAKE_PUBLIC void
+rap_fake_replay(void)
+{
+    pthread_mutex_lock(&mutex);
+    for (const op *o = graph; o != NULL; o = o->next) {
+        op *again = new_op(o->stream, o->run);
+
+        *again = *o;
+        again->next = NULL;
+        again->copy = copy_of(o->copy);
+        again->host_at = o->run == run_call ? copy_of(o->host_at) : o->host_at;
+        enqueue(again);
+    }
+    pthread_mutex_unlock(&mutex);
 }
 
 RAP_FAKE_PUBLIC void

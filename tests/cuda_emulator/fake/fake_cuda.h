@@ -19,6 +19,11 @@ RAP_FAKE_PUBLIC int rap_fake_write(uint64_t to, const void *from, size_t bytes);
 RAP_FAKE_PUBLIC int rap_fake_read(void *to, uint64_t from, size_t bytes);
 /* Non-blocking. */
 RAP_FAKE_PUBLIC void *rap_fake_stream(int device);
+/* The stream is destroyed: its handle is no stream any more. */
+RAP_FAKE_PUBLIC void rap_fake_lose_stream(void *stream);
+/* From now on the work of this stream goes into a graph; NULL: the graph is complete. */
+RAP_FAKE_PUBLIC void rap_fake_capture(void *stream);
+RAP_FAKE_PUBLIC void rap_fake_replay(void);
 /* Host memory that is pinned from now on: uploads read it late. */
 RAP_FAKE_PUBLIC void rap_fake_pin(const void *from, size_t bytes);
 /* Of the context that is current; 0: none. */
