@@ -227,24 +227,10 @@ NOTES = (
     "that rollouts have sampled under the same seeds (330 of 330 that a cascade sampled "
     "itself had the same tokens).",
     "Features and form of the prior, the pilot's share and looks, the bill and "
-    "`cascade_sure` were set on seeds 0 (demo) and 101 to 103 (both models), most of it "
-    "in simulations over their stored completions. Seeds 201 to 203 were scored "
-    "afterwards. Their first reading, with the selection of that day (rollouts ranked "
-    "by D, psi limited by Tukey's fence below a gap), was a miss: cognitive share demo "
-    "0.839, 0.946, 0.989 against 0.931, 0.957, 0.935 of rollouts (means 0.925, 0.941), "
-    "second 0.860, 0.914, 0.979 against 0.892, 0.968, 0.946 (0.918, 0.935). Of demo 201 "
-    "the fence had dropped cognitive samples. Another branch, independently, put the "
-    "limit of psi into the middle of the gap and ranks rollouts by the posterior; the "
-    "table reads the same scores with that. Nothing of the cascade was changed in "
-    "between but for one case: samples that the evidence does not tell apart are now "
-    "drawn as far as the bill goes.",
-    "With it the cascade is level with rollouts in the mean of each model, the fresh "
-    "worlds among them, at a fifth of the completions, but not on every world: it is "
-    "below on demo 103 and 202 by one or two of 93 samples, and on second 201 by four, "
-    "which are language priors and wrong references that were right once in few "
-    "completions. Over the six fresh worlds the difference is +0.009 +- 0.015 (standard "
-    "error): neither better nor worse. Since the goal was every world, the default "
-    "evidence stays `logits`.",
+    "`cascade_sure` were set on the first form of the demo world (until 29 November 2026, "
+    "commit e83ce8e), where the cascade was level with rollouts in the mean of each model, "
+    "not on every world. The worlds below are of another form: readings are wrong, not "
+    "sums, and three of four language priors are half-known. Nothing was set on them.",
     "AUROC, rank: of the order of the rule, where what it bars (never solved, "
     "attention-biased) comes last and samples with D <= 0 before; AUROC, keep: of the "
     "keep-probability alone, by which the cascade is above rollouts on every world. The "
