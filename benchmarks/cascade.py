@@ -72,7 +72,7 @@ class World:
     split: str
 
 
-SEEDS = (301, 302, 303)
+SEEDS = (301, 302)
 """Scored once, after the last change to the cascade."""
 WORLDS = {model: tuple(World(s, 600, "test") for s in SEEDS) for model in MODELS}
 TRUTH = 16

@@ -117,7 +117,7 @@ def rows_of(work: Path, model: str, of: World) -> Iterator[dict[str, Any]]:
 
 NOTE = (
     "Written by `python -m benchmarks.selection_quality --learn`; a row a world is in "
-    "`selection_learn.csv`. Demo worlds, both models, seeds 301 to 303 (600 samples of "
+    "`selection_learn.csv`. Demo worlds, both models, seeds 301 and 302 (600 samples of "
     "split test, on which nothing was set: the rule was designed on an earlier form of the "
     "world); mean ± standard deviation over worlds. Cognitive: share of the kept samples "
     "planted as such (the pool has about 0.18). Mixed: share whose five completions with "
