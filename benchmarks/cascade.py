@@ -224,17 +224,18 @@ NOTES = (
     "9.3 % kept, defaults. Completions: share of the 10 a sample that rollouts ask for, "
     "graded ones, the pilot's among them; the cascade reads p(answer) with two forwards "
     "and psi with one, counted under forwards. With --replay the completions are those "
-    "that rollouts have sampled under the same seeds (330 of 330 that a cascade sampled "
-    "itself had the same tokens).",
+    "that rollouts have sampled under the same seeds (on the first "
+    "form of the world 330 of 330 that a cascade sampled itself had the same tokens).",
     "Features and form of the prior, the pilot's share and looks, the bill and "
     "`cascade_sure` were set on the first form of the demo world (until 29 November 2026, "
     "commit e83ce8e), where the cascade was level with rollouts in the mean of each model, "
     "not on every world. The worlds below are of another form: readings are wrong, not "
-    "sums, and three of four language priors are half-known. Nothing was set on them, and on all four "
-    "the cascade keeps more cognitive samples than rollouts at a fifth of the completions: "
-    "its prior from p(answer) tells language priors from chance, which five completions an "
-    "arm do not, and its keep-probability is calibrated better. Four worlds of 600 samples: "
-    "one sample is 1.8 points. p(answer) is of direct answers that these models were taught.",
+    "sums, and three of four language priors are half-known. Nothing was set on them, and "
+    "on all four the cascade keeps more cognitive samples than rollouts at a fifth of the "
+    "completions, and its keep-probability is calibrated better (probably because p(answer) "
+    "tells language priors from chance, which five completions an arm do not; not taken "
+    "apart). Four worlds of 600 samples: a kept sample is 1.8 points. p(answer) is of direct "
+    "answers that these models were taught.",
     "AUROC, rank: of the order of the rule, where what it bars (never solved, "
     "attention-biased) comes last and samples with D <= 0 before; AUROC, keep: of the "
     "keep-probability alone, by which the cascade is above rollouts on every world. The "
