@@ -232,10 +232,10 @@ NOTES = (
     "not on every world. The worlds below are of another form: readings are wrong, not "
     "sums, and three of four language priors are half-known. Nothing was set on them, and "
     "on all four the cascade keeps more cognitive samples than rollouts at a fifth of the "
-    "completions, and its keep-probability is calibrated better (probably because p(answer) "
-    "tells language priors from chance, which five completions an arm do not; not taken "
-    "apart). Four worlds of 600 samples: a kept sample is 1.8 points. p(answer) is of direct "
-    "answers that these models were taught.",
+    "completions, and its keep-probability is calibrated better (probably because "
+    "p(answer) tells language priors from chance, which five completions an arm do not; "
+    "not taken apart). Four worlds of 600 samples: a kept sample is 1.8 points. p(answer) "
+    "is of direct answers that these models were taught.",
     "AUROC, rank: of the order of the rule, where what it bars (never solved, "
     "attention-biased) comes last and samples with D <= 0 before; AUROC, keep: of the "
     "keep-probability alone, by which the cascade is above rollouts on every world. The "
