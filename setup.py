@@ -61,6 +61,7 @@ if os.environ.get("RAP_DEBUG") == "1":
 CUDA_BUILD = ROOT / "build" / "cuda"
 OLDEST_NVCC = 12040
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
+TENSOR_CORES = 80  # the least whose PTX holds what later devices multiply with
 NVCC = ["-std=c++17", "-O3", "-fmad=false", "-Icsrc", "-Xfatbin", "-compress-all"]
 
 
@@ -113,7 +114,8 @@ def with_includes(sources: list[Path]) -> list[Path]:
 def compile_fatbins(nvcc: str, archs: list[int], sources: list[Path]) -> None:
     """One call of nvcc for all modules and architectures; nothing if nothing changed."""
     codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
-    codes.append(f"-gencode=arch=compute_{archs[0]},code=compute_{archs[0]}")
+    ptx = min((a for a in archs if a >= TENSOR_CORES), default=archs[0])
+    codes.append(f"-gencode=arch=compute_{ptx},code=compute_{ptx}")
     flags = [*NVCC, *codes]
     text = b"\0".join(p.read_bytes() for p in with_includes(sources))
     stamp = hashlib.sha256(repr((nvcc, flags, sources)).encode() + text).hexdigest()

@@ -12,6 +12,7 @@ warps, which flatters them.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -47,6 +48,12 @@ class Gpu:
         beside them, which then count for nothing)."""
         return self.lanes * self.clock
 
+    @property
+    def special(self) -> float:
+        """Exponentials of the special function units: 16 an SM and cycle; an SM has 64
+        float32 lanes (A100) or 128."""
+        return self.issue * 16 / (64 if self.arch == 80 else 128)
+
 
 GPUS = (
     Gpu("A100 80 GB SXM", 80, 2.039e12, 5.0e12, 108 * 64, 1.41e9, 312e12),
@@ -65,6 +72,16 @@ _SWEEP = "cde_add(&s, RAP_FMA(a[i], RAP_LOG2E, -m1), RAP_FMA(b[i], RAP_LOG2E, -m
 _FOUR = "rap_u128 a = rap_load128(in + N); float x[4]; " + "".join(
     f"x[{i}] = rap_exp2f(RAP_FMA(m1, rap_from_bits(a.{lane}), -m0), least); "
     for i, lane in enumerate("xyzw")
+)
+# scores are in registers already: the loads of the pieces are taken off below
+_FUSED = "rap_u128 a = rap_load128(in + N); float x[4]; " + "".join(
+    f"x[{i}] = rap_from_bits(a.{lane}); " for i, lane in enumerate("xyzw")
+)
+_FUSED_LSE = "for (int i = 0; i < 4; i++) { s.top = fmaxf(s.top, x[i]); " + (
+    "s.z1 += rap_ex2(RAP_FMA(m1, x[i], -m0)); }"
+)
+_FUSED_WEIGHT = "for (int i = 0; i < 4; i++) " + (
+    "s.z1 = RAP_FMA(s0, rap_ex2(RAP_FMA(m1, x[i], -m0)), s.z1);"
 )
 _WIDE = "float x[8]; wide(in + N, x); for (int i = 0; i < 8; i++) "
 _QUERY = _WIDE + "ace_pair_add(&v[i], x[i]);"
@@ -93,6 +110,8 @@ PROBES = {
         1,
         "rap_add_exact(&s.z1, &s.z0, rap_logf(((const float *)in)[32 * N]));",
     ),
+    "ace term, fused log-sum-exp": ("ace_tensor", 4, _FUSED + _FUSED_LSE),
+    "ace term, fused weight": ("ace_tensor", 4, _FUSED + _FUSED_WEIGHT),
     "ace dimension of a query, added": ("ace_linear", 8, _QUERY),
     "ace dimension of a key, multiplied": ("ace_linear", 8, _KEY),
 }
@@ -128,6 +147,7 @@ MODULES = {
         " + mix.js + mix.tv",
     ),
     "ace": ("ace/ace_cuda.cu", "probe_sums", "", ""),
+    "ace_tensor": ("ace/ace_tensor_cuda.cu", "probe_sums", "", ""),
     "ace_linear": (
         "ace/ace_linear_cuda.cu",
         "probe_sums",
@@ -171,8 +191,38 @@ def _length(module: str, code: str, pieces: int, arch: int) -> int:
     return end + 1
 
 
+def _slice(arch: int) -> float:
+    """Instructions a score for sixteen of its dimensions: the loop with the products in the
+    kernel itself, 32 by 64 scores a warp."""
+    from tests.cuda_emulator import gates
+
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        source = ROOT / "csrc" / "ace" / "ace_tensor_cuda.cu"
+        subprocess.run(
+            [str(gates.nvcc()), *gates.NVCC_FLAGS, "-w", f"-arch=sm_{arch}", "-cubin",
+             str(source), "-o", str(cubin)],
+            check=True,
+        )  # fmt: skip
+        sass = subprocess.run(
+            [str(gates.cuobjdump()), "-sass", str(cubin)],
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+    code = gates._functions(sass)["rap_fused_fold_bf16"]
+    (loop,) = (x for x in gates.innermost_loops(code) if any("HMMA" in i for i in x))
+    return len(loop) / 64
+
+
 def count() -> dict[str, dict[str, float]]:
     """{probe: {sm: instructions an element}}; -fmad=false as built."""
+    counted = _count_probes()
+    counted["ace score, sixteen dimensions"] = {
+        f"sm_{gpu.arch}": _slice(gpu.arch) for gpu in GPUS
+    }
+    return counted
+
+
+def _count_probes() -> dict[str, dict[str, float]]:
     return {
         name: {
             f"sm_{gpu.arch}": (
@@ -195,7 +245,9 @@ LAUNCH = 2e-6
 @dataclass(frozen=True, slots=True)
 class Cost:
     """Bytes moved to or from memory, instructions over all lanes, FLOP of products, bytes
-    that only L2 sees; kernels launched; the share of the device's warps that have work."""
+    that only L2 sees; kernels launched; the share of the device's warps that have work;
+    exponentials of the special function units; ``fused``: one kernel multiplies and
+    reduces, warps beside each other."""
 
     bytes: float
     instructions: float = 0
@@ -205,10 +257,13 @@ class Cost:
     busy: float = 1.0
     after: Cost | None = None
     """What runs before it: the two do not overlap."""
+    special: float = 0
+    fused: bool = False
 
     def seconds(self, gpu: Gpu) -> float:
-        """Products before reductions, memory and cache under both."""
-        compute = self.instructions / gpu.issue + self.product / gpu.tensor
+        """Products before reductions unless fused, memory and cache under both."""
+        parts = self.instructions / gpu.issue, self.product / gpu.tensor
+        compute = max(*parts, self.special / gpu.special) if self.fused else sum(parts)
         least = max(self.bytes / gpu.memory, self.cache / gpu.cache, compute)
         before = self.after.seconds(gpu) if self.after else 0.0
         return before + least / self.busy + self.launches * LAUNCH
@@ -229,7 +284,9 @@ ROWS = 512  # response tokens of a batch
 TILE = 2048  # pairs a warp takes at a time
 SCRATCH = 320 << 20  # bytes of float32 logits at a time
 LENGTH, RESPONSE = 4096, 1024  # of one long sample
+LONG, LONG_RESPONSE = 32_768, 28_672
 ACE_BLOCK = 24  # MiB of scores that stay in L2
+ACE_ROWS, ACE_COLUMNS = 64, 128  # of a tile of the fused form
 
 
 def cde(m: Shape, size: int, counts: Counts, gpu: Gpu, *, mix: bool) -> Cost:
@@ -291,15 +348,50 @@ def cce(m: Shape) -> Cost:
     return Cost(2 * m.vocab * m.hidden * 2, 0, 2 * 2 * ROWS * m.vocab * m.hidden)
 
 
-def ace(m: Shape, counts: Counts, gpu: Gpu) -> Cost:
-    """Head mean without statistics: scores are made, summed and folded inside L2."""
+def ace_scores(m: Shape, length: int, response: int) -> Cost:
+    """The form that stood here for 16-bit numbers too, and stands for float32: a score is
+    written, read for its log-sum-exp and read to be folded, all inside L2."""
+    terms = m.heads * response * (length - response / 2)
+    traffic = 2 * (m.heads * response + m.kv_heads * length) * m.dim
+    return Cost(traffic, 0, 2 * terms * m.dim, 16 * terms)  # launches: below
+
+
+def ace_score_launches(m: Shape, length: int, response: int) -> int:
+    """Blocks of rows: a product a key head, four kernels; csrc/ace/ace_cuda.h."""
+    line = -(-length // 32) * 32
+    rows = max(8, min(512, ACE_BLOCK * 2**18 // (m.heads * line) // 8 * 8))
+    return 2 + math.ceil(response / rows) * (m.kv_heads + 4)
+
+
+def ace_tiles(length: int, response: int) -> int:
+    """Tiles of rows and columns of one pass, causal."""
+    start = length - response
+    ends = range(start + ACE_ROWS, length + ACE_ROWS, ACE_ROWS)
+    return sum(math.ceil(min(end, length) / ACE_COLUMNS) for end in ends)
+
+
+def ace(
+    m: Shape, counts: Counts, gpu: Gpu, length: int, response: int, passes: int
+) -> Cost:
+    """Head mean without statistics, on tensor cores. Memory is read once where queries and
+    keys fit L2; through L2 every tile reads the queries of its rows for all heads and, up
+    to 128 dimensions, the keys of its columns once a key head, else once a query head."""
     key = f"sm_{gpu.arch}"
-    terms = m.heads * RESPONSE * (LENGTH - RESPONSE / 2)
-    each = counts["ace term, log-sum-exp"][key] + counts["ace term, folded"][key]
+    tiles = ace_tiles(length, response)
+    terms = tiles * ACE_ROWS * ACE_COLUMNS * m.heads
+    each = counts["ace term, fused weight"][key]
+    each += counts["ace term, fused log-sum-exp"][key] if passes == 2 else 0
+    products = passes * m.dim / 16 * counts["ace score, sixteen dimensions"][key]
     rest = counts["ace weight, column"][key] / m.heads
-    traffic = 2 * (m.heads * RESPONSE + m.kv_heads * LENGTH) * m.dim
-    scores = terms * 4 * 3  # written, read twice
-    return Cost(traffic, terms * (each + rest), 2 * terms * m.dim, scores)
+    keys = m.kv_heads if m.dim <= 128 else m.heads
+    through = tiles * 2 * m.dim * (ACE_ROWS * m.heads + ACE_COLUMNS * keys)
+    traffic = 2 * (m.heads * response + m.kv_heads * length) * m.dim
+    sms = gpu.lanes // (64 if gpu.arch == 80 else 128)
+    return Cost(
+        traffic, terms * (each + products + rest), passes * 2 * terms * m.dim,
+        passes * through, special=passes * terms, fused=True, launches=passes + 2,
+        busy=tiles / (sms * math.ceil(tiles / sms)),
+    )  # fmt: skip
 
 
 def ace_linear(m: Shape, counts: Counts, gpu: Gpu) -> Cost:
@@ -379,7 +471,7 @@ def _line(
 
 CDE_LEFT = "ends of rows, first chunk read twice, merging warps"
 LINEAR_LEFT = "stacking the rows, how far the product is from its roof, ends of rows"
-ACE_LEFT = "launches, waves and idle warps of the path through L2"
+ACE_LEFT = "statistics; parts of rows and columns; mma.sync below the datasheet's rate"
 ACE_LINEAR_LEFT = "five launches"
 DRM_LEFT = "one wait; serial scans of a digit, about 5 us each"
 
@@ -404,9 +496,10 @@ def rows(counts: Counts) -> list[str]:
         lines.append(_line("linear_cde, everything", shape, ours, liger, LINEAR_LEFT))
     for m in MODELS:
         shape = f"{m.name}: H={m.heads} L={LENGTH} R={RESPONSE} D={m.dim} bfloat16"
-        ours = [ace(m, counts, g) for g in GPUS]
-        rivals = {"torch eager": [eager_attention(m)] * three}
-        lines.append(_line("ace, head mean, no statistics", shape, ours, rivals, ACE_LEFT))
+        for passes, what in ((2, "no statistics"), (1, "given log-sum-exps")):
+            ours = [ace(m, counts, g, LENGTH, RESPONSE, passes) for g in GPUS]
+            rivals = {"torch eager": [eager_attention(m)] * three}
+            lines.append(_line(f"ace, head mean, {what}", shape, ours, rivals, ACE_LEFT))
         ours = [ace_linear(m, counts, g) for g in GPUS]
         what = "ace, each head, given log-sum-exps"
         lines.append(_line(what, shape, ours, rivals, ACE_LINEAR_LEFT))
@@ -416,6 +509,31 @@ def rows(counts: Counts) -> list[str]:
             rivals = {"torch.topk": [topk(n)] * three, "CUB sort": [cub_sort(n)] * three}
             what = "drm top 9 %, many ties" if ties else "drm top 9 %, no ties"
             lines.append(_line(what, f"N={n:.0e} float32", ours, rivals, DRM_LEFT))
+    return lines
+
+
+def ace_lines(counts: Counts) -> list[str]:
+    """Before and after of the fused form, on the H200."""
+    lines, gpu = [], GPUS[1]
+    for m, (length, response) in itertools.product(
+        (MODELS[1], MODELS[3]), ((LENGTH, RESPONSE), (LONG, LONG_RESPONSE))
+    ):
+        old = ace_scores(m, length, response)
+        new = [ace(m, counts, gpu, length, response, passes) for passes in (2, 1)]
+        cells = [
+            f"{m.name}: L={length} R={response}",
+            f"{ace_score_launches(m, length, response):,}",
+            "4 / 3",
+            f"{2 * old.bytes / 1e6:.3g}",
+            f"{old.cache / 1e6:,.0f}",
+            " / ".join(f"{x.cache / 1e6:,.0f}" for x in new),
+            " / ".join(f"{x.cache / (2 * old.bytes):.0f}x" for x in new),
+            f"{_time(old.cache / gpu.cache)}",
+            " / ".join(_time(x.cache / gpu.cache) for x in new),
+            " / ".join(_time(x.product / gpu.tensor) for x in new),
+            " / ".join(_time(x.instructions / gpu.issue) for x in new),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
@@ -476,6 +594,16 @@ Counted by the emulator's drivers or in the machine code of sm_90, by arithmetic
 | rows off 16-byte boundaries | 2 bytes a load | 16 bytes a load after at most 7 pairs |
 | warps' parts merged | one after the other, 390 float64 instructions each | side by side |
 | drm, k=9e6: items cleared before | 216 MB by 8 blocks | the padding alone, by all blocks |
+## ACE by head mean, before and after the fused form (H200 SXM)
+
+Before: the form with scores in L2, which float32 still takes. After: two passes / one, with
+log-sum-exps given. MB through L2, against q and k read twice; then the time of L2, of the
+tensor cores at their datasheet rate, and of the issue slots alone: the largest decides.
+
+| shape | launches before | after | q and k twice, MB | L2 before, MB | after, MB \
+| of twice q and k | L2 before | after | tensor cores | issue |
+|---|---|---|---|---|---|---|---|---|---|---|
+{ace}
 
 ## What the page says
 
@@ -490,6 +618,18 @@ Counted by the emulator's drivers or in the machine code of sm_90, by arithmetic
   of one float32 carries 12 bytes through a radix sort. Where k is a large part of a large
   N the sort decides, and we should lose to torch.topk, which answers an easier question.
   A bitonic sort stood here first; this page is why it does not now.
+- The fused form of ace is measured against every byte its tiles read through L2. Its rows
+  leave out: the parts of log-sum-exps, columns and rows (under 4 % of those bytes), the
+  sums of a tile's rows and its largest weights (`stats`: about as many instructions as the
+  columns), and that mma.sync reaches about 0.6 of an H200's wgmma rate (remembered).
+  Blocks: 12 warps an SM on sm_80, sm_90 and sm_100 (168 registers a thread), 8 on the
+  others (48 KiB a block).
+- Reading q and k twice cannot be had through L2 by blocks that share nothing: a block that
+  holds A weights in its registers reads at least 4 D sqrt(Hq Hkv / A) bytes a weight, for
+  A = 32,768 (128 KiB of an SM's 256), 28 and 4 heads and D = 128 30 bytes: 110 MB a pass
+  at L=4096 R=1024 against 23 MB for q and k twice; ours, A = 8,192, 72 bytes. Memory is
+  read once where q and k fit L2. Clusters that share tiles (sm_90) would divide the rest by
+  their size.
 - The linear form of ace takes less than its five launches, a few microseconds each, which
   the page leaves out: with short responses they decide.
 """
@@ -517,6 +657,7 @@ def render(recorded: dict) -> str:
             for name, x in counts.items()
         ),
         rows="\n".join(rows(counts)),
+        ace="\n".join(ace_lines(counts)),
     )
 
 

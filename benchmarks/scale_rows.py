@@ -32,8 +32,8 @@ def make_scores(path: Path, n: int) -> None:
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    from rap.scores.columns import nulls
     from rap.scores.files import ROW_GROUP, write_parts
-    from rap.scores.reader import nulls
     from rap.scores.scores import CHECKED
     from rap.scores.table import SCHEMA_VERSION, SCORE_SCHEMA
 

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rap.scoring.scorer import TOGETHER
+
 SAMPLES = 50_000
 
 # One sample: an 800 x 600 image is 29 x 21 tokens of 28 x 28 pixels.
@@ -55,6 +57,9 @@ def image_seconds(calls: int, images: int) -> float:
 
 STEP = 0.025
 """Seconds a decoding step of transformers, whatever the rows: 1,290 launches."""
+LOOKS = (M - 1) + M
+"""Times that a cascade asks the samples of a group of batches, one after the other, at
+most: two completions with the image, then one, and one without it."""
 ENGINE_STEP = 0.0085
 ENGINE_ROWS = 256
 """A serving engine: 15.2 GB of weights and the KV of 256 rows at 70 % of 4.3 TB/s."""
@@ -151,6 +156,14 @@ def works(images: float, again: float, padded: float, share: float) -> list[Work
             again * ROLLOUTS + both,
             2 * M,
             engine,
+            padded,
+        ),
+        Work(
+            f"cascade ({share:.0%} of 5 + 5), transformers, batch 64",
+            images,
+            again * (ANSWERS + RESPONSE),
+            drawn,
+            STEP * LOOKS / (TOGETHER["cascade"] * 64 * drawn),
             padded,
         ),
         Work(

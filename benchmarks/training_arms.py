@@ -63,8 +63,9 @@ def _best(score: np.ndarray, usable: np.ndarray, k: int, seed: int) -> np.ndarra
 
 
 def choose(scores: rap.Scores, budget: float, **settings: object) -> Selection:
-    """``rap.choose``; what it warns of is in the selection."""
-    return rap.choose(scores, budget=budget, **settings)
+    """``rap.choose``; what it warns of is in the selection. Attention-biased samples are
+    dropped, as they were by default when the arms were planned."""
+    return rap.choose(scores, budget=budget, **({"biased": "drop"} | settings))
 
 
 def random(scores: rap.Scores, budget: float, seed: int) -> np.ndarray:

@@ -36,6 +36,7 @@ ColumnsName = Literal["response", "prompt", "all"]
 RuleName = Literal["budget", "learn", "paper"]
 OrderName = Literal["gain", "learnable", "posterior"]
 LikelihoodName = Literal["product", "mean"]
+BiasedName = Literal["report", "drop"]
 
 EVIDENCE: tuple[str, ...] = get_args(EvidenceName)
 GRADED: tuple[EvidenceName, ...] = ("rollouts", "cascade")
@@ -178,8 +179,8 @@ class ScoreConfig:
         default=0.19,
     )
     cascade_pilot: Annotated[Number, Ge(0), Le(1)] = setting(
-        "Evidence cascade: share of the samples that get completions whatever their "
-        "p(answer), from which is learned what it says.",
+        "Evidence cascade: share of the samples that are scored first and get completions "
+        "whatever their p(answer), from which is learned what it says.",
         default=0.08,
     )
     cascade_sure: Annotated[Number, Gt(0.5), Lt(1)] = setting(
@@ -199,6 +200,13 @@ class ScoreConfig:
         default=8192,
         speed=True,
         none="batch_size decides alone, 8 if it is not given",
+    )
+    compile_decode: bool = setting(
+        "Whether completions of the local model are sampled with a cache of fixed size and "
+        "a compiled forward. The same tokens on a CPU; it never ran on a GPU, so it is off "
+        "unless asked for. Minutes pass until it is compiled.",
+        default=False,
+        speed=True,
     )
     workers: Annotated[int, Ge(0)] = setting(
         "Threads or processes that decode and preprocess images ahead of the model.",
@@ -255,13 +263,15 @@ class ScoreConfig:
 
     def fingerprint(self) -> dict[str, object]:
         """The fields that change a score; those that only change speed are left out, and
-        those of the cascade where it is not used."""
+        those of the cascade where it is not used. Stores of its earlier form, which decided
+        in two passes over the pool, are others."""
         out = {f.name for f in dataclasses.fields(self) if f.metadata["speed"]}
         if self.system_prompt is None:  # stores from before there was one go on
             out.add("system_prompt")
         if self.evidence != "cascade":
             out |= {"cascade_completions", "cascade_pilot", "cascade_sure"}
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in out}
+        more = {"cascade": "rounds"} if self.evidence == "cascade" else {}
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in out} | more
 
 
 class ScoreOptions(TypedDict, total=False):
@@ -283,6 +293,7 @@ class ScoreOptions(TypedDict, total=False):
     cascade_sure: float
     batch_size: int | None
     batch_tokens: int | None
+    compile_decode: bool
     workers: int
     prepare: PrepareName | None
     prefetch: int
@@ -354,9 +365,16 @@ class ChooseConfig:
         "0.01 nats for a divergence",
     )
     lambda_a: Annotated[Number, Gt(0)] | None = setting(
-        "Drop a sample as attention-biased if psi is above this.",
+        "A sample is attention-biased if psi is above this.",
         default=None,
         none="rule paper: 0.1; rules budget and learn: calibrated on the scores",
+    )
+    biased: BiasedName | None = setting(
+        "What becomes of a sample whose psi is above lambda_a: report counts it and keeps "
+        "it like any other, drop bars it (rule learn: from all but its guard).",
+        default=None,
+        none="drop with rule paper, or where lambda_a or guard_attention is given, else "
+        "report",
     )
     replace: bool = setting(
         "Replace trivial samples by the hardest ones that can be solved (DRM).",
@@ -404,7 +422,7 @@ class ChooseConfig:
         "Rule learn: share of the kept samples for attention-biased ones with mixed "
         "outcomes; what fills an unfilled budget may hold more.",
         default=None,
-        none=str(DEFAULT_GUARD),
+        none=f"{DEFAULT_GUARD} if biased is drop, else 0",
     )
     guard_hurt: Annotated[Number, Ge(0), Le(1)] | None = setting(
         "Rule learn: share of the kept samples for those that the image hurts, with mixed "
@@ -434,7 +452,7 @@ class ChooseConfig:
             raise RapConfigError(
                 f"coverage_by = {self.coverage_by!r}: expected None with coverage=False"
             )
-        guards = [DEFAULT_GUARD if g is None else g for g in self.guards]
+        guards = self.shares
         if sum(guards) > 1:
             raise RapConfigError(
                 f"guard_attention = {guards[0]} and guard_hurt = {guards[1]}: their sum is "
@@ -445,6 +463,26 @@ class ChooseConfig:
     def guards(self) -> tuple[float | None, float | None]:
         """``guard_attention``, ``guard_hurt``."""
         return self.guard_attention, self.guard_hurt
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """``guards``, the defaults put in."""
+        attention, hurt = self.guards
+        usual = DEFAULT_GUARD if self.drops_biased else 0.0
+        return (
+            usual if attention is None else attention,
+            DEFAULT_GUARD if hurt is None else hurt,
+        )
+
+    @property
+    def drops_biased(self) -> bool:
+        """What ``biased`` amounts to. psi was not shown to find misled answers of a real
+        language model (benchmarks/results/natural_attention.md): nothing is dropped
+        unasked."""
+        if self.biased is not None:
+            return self.biased == "drop"
+        asked = self.lambda_a is not None or bool(self.guard_attention)
+        return asked or self.rule == "paper"
 
     def as_json(self) -> dict[str, Any]:
         """All fields, but for those that only another rule has a use for."""
@@ -466,6 +504,7 @@ class ChooseOptions(TypedDict, total=False):
     budget: float | None
     lambda_c: float | None
     lambda_a: float | None
+    biased: BiasedName | None
     replace: bool
     readmit_hurt: bool | None
     order: OrderName | None

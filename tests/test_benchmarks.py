@@ -187,7 +187,8 @@ def test_the_estimate_of_hours_is_its_formula():
     assert 13 < logits < 17 and 26 < rollouts < 32
     ours = scoring_estimate.works(images=1.0, again=1.0, padded=1.0, share=0.2)
     assert all(w.hours < logits for w in ours if w.name.startswith("logits"))
-    assert [w.completions for w in ours] == [1, 1, 10, 10, 2, 2]
+    assert [w.completions for w in ours] == [1, 1, 10, 10, 2, 2, 2]
+    assert [w.images for w in ours] == [1, 1, 1, 2, 1, 2, 2]
     # one call a layer: 37 us for each of 1,257 launches, but no faster than its FLOP
     assert scoring_estimate.image_seconds(10_784, 8) == pytest.approx(0.055)
     assert scoring_estimate.image_seconds(32, 8) == pytest.approx(3.3e12 / (0.4 * 790e12))

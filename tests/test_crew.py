@@ -7,8 +7,10 @@ import dataclasses
 import json
 import logging
 import math
+import os
 import pickle
 import random
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -60,7 +62,8 @@ class Played:
 
     ``deaths``: the share of questions at which a worker dies. ``deadly``: {what it is
     asked, or a shard: what it dies of or raises}. ``room``: workers that are ever started.
-    ``taken``: shards that another run has claimed, so many times each."""
+    ``taken``: shards that another run has claimed, so many times each. ``rounds``: passes
+    before the last."""
 
     def __init__(self, seed: int = 0, *, deaths: float = 0.0, room: int = 99) -> None:
         self.random, self.deaths, self.place_for = random.Random(seed), deaths, room
@@ -75,6 +78,7 @@ class Played:
         self.tickets: dict[int, tuple[Worker, str, tuple[Any, ...]]] = {}
         self.sealed = 0
         self.most_bad = 1
+        self.rounds = 0
 
     def start(self, number: int) -> Worker:
         self.workers.append(Worker(number, len(self.workers) + 1))
@@ -116,8 +120,8 @@ class Played:
     def _open(self, worker: Worker) -> None:
         pass
 
-    def _begin(self, worker: Worker, last: bool) -> Begun:
-        self.stores[worker] = self.whole if last else self.first
+    def _begin(self, worker: Worker, number: int) -> Begun:
+        self.stores[worker] = self.whole if number == self.rounds else self.first
         return self._begun(worker, False)
 
     def _begun(self, worker: Worker, sealed: bool) -> Begun:
@@ -166,6 +170,7 @@ def test_every_shard_is_scored_once_and_the_store_sealed_once(workers: int) -> N
 @pytest.mark.parametrize("seed", range(40))
 def test_workers_that_die_at_any_moment_cost_only_their_shards(seed: int) -> None:
     cluster = Played(seed, deaths=0.15)
+    cluster.rounds = 1
     crew = crew_of(cluster, 3, max_restarts=50, max_shard_failures=50)
     crew.fill(False, False)
     crew.fill(True, False)
@@ -638,3 +643,20 @@ def test_options_are_the_fields() -> None:
 
 def test_no_ray_is_imported_without_the_executor() -> None:
     assert raycluster.__dict__.get("ray") is None
+
+
+def test_a_cluster_of_our_own_says_its_mode(monkeypatch) -> None:
+    """Ray warns where nobody says it; what the user or a running Ray says stays."""
+    monkeypatch.delenv(raycluster.AUTH_MODE, raising=False)
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
+
+    def mode(wanted: str) -> str | None:
+        with raycluster._mode_said(wanted):
+            return os.environ.get(raycluster.AUTH_MODE)
+
+    assert mode("local") == "token" and mode("10.0.0.7:6379") is None
+    assert raycluster.AUTH_MODE not in os.environ
+    monkeypatch.setitem(sys.modules, "ray", raycluster)
+    assert mode("local") is None
+    monkeypatch.setenv(raycluster.AUTH_MODE, "disabled")
+    assert mode("local") == "disabled" and mode("auto") == "disabled"

@@ -13,6 +13,7 @@ import subprocess
 import pytest
 from cuda_emulator import build, gates
 from cuda_emulator.ace import AceLinearParams, AceOptions, AceParams, first_key
+from cuda_emulator.ace_tensor import AceTensorParams, chunks_of
 from cuda_emulator.cde import CdeParams, MapParams, MeansParams
 from cuda_emulator.drm import DrmParams, digits
 from cuda_emulator.emulator import F32, F64, Pointer
@@ -28,19 +29,36 @@ STREAMING = (
     "rap_ace_stats",
     "rap_ace_tiles",
     "rap_ace_linear",
+    *gates.TENSOR,
     "rap_drm_digit",
     "rap_drm_gather",
     "rap_widen",
     "rap_stack",
 )
 # sum float64 numbers: three a row of a sample, ten a row of a sample, D + 1 a tile of 32
-# rows, the log-sum-exp of each row beside its D dimensions
-DOUBLES_ALLOWED = ("rap_ace_finish", "rap_cde_means", "rap_ace_suffix", "rap_ace_tiles")
+# rows, the log-sum-exp of each row beside its D dimensions; parts of a row and of a column
+DOUBLES_ALLOWED = ("rap_ace_finish", "rap_cde_means", "rap_ace_suffix", "rap_ace_tiles",
+                   "rap_fused_reference", "rap_fused_finish")  # fmt: skip
 MOST_SPILLS = 0
 LEAST_WARPS = 24  # of 48 or 64 an SM holds
 LEAST_WARPS_75 = 16  # of 32: two blocks of the sort have the shared memory
 MOST_PER_PAIR = 20.0  # beyond about 30 the issue slots decide, not memory
+# two a scheduler, each with 64 weights and 64 scores a lane in registers: one multiplies
+# while the other takes exponentials
+LEAST_TENSOR_WARPS = 8
+LEAST_PRODUCTS = 16  # 32 by 64 scores a warp: 16 instructions for sixteen dimensions
 MOST_SHARED = 48 * 1024  # more must be asked for with cuFuncSetAttribute
+
+
+def runs(name: str, arch: int) -> bool:
+    """Before sm_80 the kernels on tensor cores are a trap that nobody launches."""
+    return arch >= 80 or name not in gates.TENSOR
+
+
+def least_warps(name: str, arch: int) -> int:
+    if name in gates.TENSOR:
+        return LEAST_TENSOR_WARPS if runs(name, arch) else 0
+    return LEAST_WARPS_75 if arch == 75 else LEAST_WARPS
 
 
 @pytest.fixture(scope="module", params=gates.ARCHITECTURES, ids="sm_{}".format)
@@ -65,10 +83,13 @@ def test_gates(measured):
     for name, gate in kernels.items():
         assert gate.spills <= MOST_SPILLS, name
         assert gate.shared <= MOST_SHARED, name
-        assert gate.warps >= (LEAST_WARPS_75 if arch == 75 else LEAST_WARPS), name
+        assert gate.warps >= least_warps(name, arch), name
+        if name in gates.TENSOR and runs(name, arch):
+            assert gate.products >= LEAST_PRODUCTS, name
         assert (gate.per_pair > 0) == (name == gates.PAIR_KERNEL), name
         assert gate.per_pair <= MOST_PER_PAIR, name
-        assert name not in STREAMING or gate.loads128 > 0, name
+        if name in STREAMING and runs(name, arch):
+            assert gate.loads128 > 0, name
         assert name in DOUBLES_ALLOWED or gate.doubles_in_loops == 0, name
         assert gate.params == expected[name]["params"], name
         if table["nvcc"] == gates.nvcc_version():  # another compiler, other registers
@@ -83,8 +104,8 @@ def test_the_table_is_within_the_gates():
     assert set(table) == {f"sm_{arch}" for arch in gates.ARCHITECTURES}
     for arch, kernels in table.items():
         assert len(kernels) == len(KERNEL_PARAMS)
-        least = LEAST_WARPS_75 if arch == "sm_75" else LEAST_WARPS
         for name, gate in kernels.items():
+            least = least_warps(name, int(arch.removeprefix("sm_")))
             assert gate["spills"] == 0 and gate["warps"] >= least
             assert gate["per_pair"] <= MOST_PER_PAIR, name
             assert gate["params"] == ctypes.sizeof(KERNEL_PARAMS[name]), name
@@ -96,7 +117,8 @@ def test_the_roofline_page_is_what_its_script_writes():
     recorded = json.loads(roofline.COUNTS.read_text())
     assert roofline.PAGE.read_text() == roofline.render(recorded)
     assert "prediction" in roofline.PAGE.read_text().splitlines()[2]
-    assert set(recorded["instructions"]) == set(roofline.PROBES)
+    counted = {*roofline.PROBES, "ace score, sixteen dimensions"}
+    assert set(recorded["instructions"]) == counted
 
 
 LOOPS = """
@@ -138,6 +160,7 @@ HEADERS = {
     AceParams: ("ace/ace_cuda.h", "rap_ace_cuda"),
     AceOptions: ("ace/ace_math.h", "rap_ace_options"),
     AceLinearParams: ("ace/ace_linear_cuda.h", "rap_ace_linear_cuda"),
+    AceTensorParams: ("ace/ace_tensor_cuda.h", "rap_ace_tensor_cuda"),
     DrmParams: ("drm/drm_cuda.h", "rap_drm_cuda"),
     WidenParams: ("gemm/gemm_widen_cuda.h", "rap_widen_cuda"),
     StackParams: ("gemm/gemm_widen_cuda.h", "rap_stack_cuda"),
@@ -151,6 +174,8 @@ KERNEL_PARAMS = {
     **{f"rap_ace_{n}": AceParams for n in ("start", "lse", "fold", "stats", "columns")},
     "rap_ace_finish": AceParams,
     **{f"rap_ace_{n}": AceLinearParams for n in ("tiles", "suffix", "linear")},
+    **{name: AceTensorParams for name in gates.TENSOR},
+    **{f"rap_fused_{n}": AceTensorParams for n in ("reference", "finish")},
     **{f"rap_drm_{n}": DrmParams for n in ("start", "digit", "gather", "answer")},
     "rap_drm_sort_tile": DrmParams,
     "rap_drm_merge": DrmParams,
@@ -221,3 +246,16 @@ def test_first_keys_are_those_of_the_header(tmp_path):
         )
         want += [str(first_key(p, row)) for row in range(31, 100, 23)]
     assert program(tmp_path, "\n".join(lines)).splitlines() == want
+
+
+def test_shares_of_columns_are_those_of_the_header(tmp_path):
+    sizes = [(1, 1), (64, 100), (1024, 4096), (28_672, 32_768), (200_000, 200_000)]
+    out = program(
+        tmp_path,
+        "\n".join(
+            f'printf("%d\\n", (int)rap_ace_tensor_chunks({rows}, {length}));'
+            for rows, length in sizes
+        ),
+    )
+    assert out.splitlines() == [str(chunks_of(*size)) for size in sizes]
+    assert chunks_of(1024, 4096) == 32 and chunks_of(28_672, 32_768) == 4

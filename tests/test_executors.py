@@ -547,7 +547,9 @@ def test_env_needs_a_rank_and_a_folder(tiny, nursery, tmp_path, monkeypatch) -> 
         run_here(tiny, nursery, tmp_path / "s", executor="env")
     with pytest.raises(RapConfigError, match="executor 'env' needs a folder"):
         run_here(tiny, nursery, None, executor="env", shard="0/1")
-    with pytest.raises(RapConfigError, match="steal = False: evidence 'cascade' needs"):
+    with pytest.raises(
+        RapConfigError, match="steal = False: evidence 'cascade' scores its rounds"
+    ):
         more = {"executor": "env", "shard": "0/2", "steal": False}
         run_here(tiny, nursery, tmp_path / "s", evidence="cascade", **more)
     with pytest.raises(RapConfigError, match="steal = False: rap.select needs all scores"):

@@ -75,3 +75,9 @@ def test_the_build_needs_no_pyproject(monkeypatch, tmp_path):
     (tmp_path / "setup.py").write_text("raise SystemExit('nvcc: no such thing')")
     with pytest.raises(RuntimeError, match="no such thing"):
         build.build()
+
+
+def test_the_limits_of_the_sections_add_up_to_less_than_the_whole():
+    from benchmarks.gpu_check import __main__ as program
+
+    assert sum(limit for _, limit in program.SECTIONS.values()) <= program.WHOLE < 570

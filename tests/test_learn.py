@@ -360,7 +360,13 @@ def test_groups_of_a_column_have_budgets_of_their_own() -> None:
     rows = [row(2, 5, 0, 5, source="ab"[i % 2]) for i in range(20)]
     selection = choose(scores_of(rows), rule="learn", budget=0.2, by="source")
     assert [g["kept"] for g in selection.settings["groups"]] == [2, 2]
-    assert "source = a: 2 of 10" in selection.summary()
+    said = selection.summary()
+    assert "source = a: 2 of 10" in said
+    told = [g["learned"] for g in selection.settings["groups"]]
+    mixed, main = (sum(one[name] for one in told) for name in ("mixed", "main"))
+    assert f"mixed outcomes: {mixed} samples; the main part keeps {main}" in said
+    targets = sum(one["guard"]["hurt"]["target"] for one in told)
+    assert f"guard, hurt by the image: 0 of {targets}" in said and "coverage" in said
 
 
 # ---------------------------------------------------------------- states and clusters

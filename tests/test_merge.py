@@ -113,7 +113,9 @@ def test_stores_of_different_runs(tmp_path: Path, other: dict, says: str) -> Non
 def test_a_cascade_cannot_be_scored_apart(tmp_path: Path) -> None:
     fingerprint = {"config": {"evidence": "cascade"}}
     parts = [part(tmp_path / str(i), (i,), fingerprint=fingerprint) for i in range(2)]
-    with pytest.raises(RapConfigError, match="evidence 'cascade' settles its first pass"):
+    with pytest.raises(
+        RapConfigError, match="evidence 'cascade' scores samples by what others"
+    ):
         merge(parts, tmp_path / "c")
 
 

@@ -30,7 +30,7 @@ from rap.rewards.checker import make_checker
 from rap.samples.sample import Sample
 from rap.samples.sampleset import open_samples
 from rap.scoring import filling
-from rap.scoring.jobs import Outlook
+from rap.scoring.asking import Asking, Floor
 from rap.scoring.prepare import prepare_job
 from rap.scoring.scorer import Scorer
 
@@ -276,8 +276,8 @@ def scored(evidence: str, n: int = 24, **settings):
     engine = TransformersEngine(EngineConfig(), driver)
     scorer = Scorer(driver, config, checker, True, engine)
     jobs = [prepare_job(samples, driver, config, i) for i in range(n)]
-    for job in jobs if evidence == "cascade" else ():  # its second pass, all are asked
-        job.outlook, job.answer, job.blind_answer = Outlook((0, 0), (0, 0), 0.0), None, None
+    for job in jobs if evidence == "cascade" else ():  # all are asked
+        job.asking = Asking(config, Floor(0.0, 0.0, 0.0))
     prompts = sum(j.image.n_prompt + j.blind.n_prompt for j in jobs)
     answers = sum(len(j.answer) - j.image.n_prompt for j in jobs if j.answer)
     lengths: list[int] = []
@@ -308,7 +308,7 @@ def test_images_and_prompts_are_read_once(evidence):
 
 
 def test_completions_one_by_one_read_no_prompt_again():
-    """The cascade's second pass asks for one completion at a time."""
+    """The cascade reads an answer, then asks for one completion at a time."""
     driver, jobs, distinct = scored("cascade", m1=6, m0=6)
     assert len({job.row["m1"] for job in jobs}) > 1
     assert driver.counts.images_encoded == len(jobs)

@@ -227,7 +227,7 @@ def test_answer_evidence_and_attention():
         }
         for i in range(40)
     ]
-    chosen = selection(rows=rows, budget=0.1)
+    chosen = selection(rows=rows, budget=0.1, biased="drop")
     assert chosen.counts()["dropped_attention_biased"] == 1
     page = Page(render(chosen))
     assert "most attended token: therefore" in page.text

@@ -323,3 +323,83 @@ def test_the_fence_of_float32_is_that_of_float64() -> None:
             q1, q3 = np.percentile(ordered, [25, 75])
             wanted = q3 + 1.5 * (q3 - q1)
         assert fence(psi) == fence(psi.astype(np.float64)) == wanted
+
+
+def test_what_was_checked_when_it_was_saved_is_not_checked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Scores(world(300))
+    made.save(tmp_path / "s.parquet")
+    table = made.table.set_column(0, "id", pa.array(["twice"] * 300))
+    scores.write_saved(tmp_path / "old.parquet", table, {}, "scores")
+    with pytest.raises(RapInputError, match="'twice' appears twice"):
+        Scores.load(tmp_path / "old.parquet")
+    with monkeypatch.context() as patch:
+        patch.setattr(scores, "hash64", None)
+        again = Scores.load(tmp_path / "s.parquet")
+    assert again.table.equals(made.table)
+
+
+def test_a_column_that_is_the_same_throughout_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the file's statistics, a row group at a time; floats have none that tell."""
+    monkeypatch.setattr("rap.scores.files.ROW_GROUP", 4)
+    columns = {
+        "n": pa.array([5] * 4 + [5, 5, 5, 6] + [None] * 4, pa.int16()),
+        "t": pa.array(["scored"] * 4 + ["scored", None, "scored", "scored"] + ["x"] * 4),
+        "f": pa.array([0.0, -0.0, 0.0, -0.0, 1, 1, np.nan, 1, 2, 2, 2, 2], pa.float32()),
+        "long": pa.array(["l" * 100] * 12),
+    }
+    table = pa.table(columns)
+    write_parquet(tmp_path / "t.parquet", table, {"schema_version": 1})
+    reader = FileReader(tmp_path / "t.parquet", lambda t: t)
+    read: list[list[str]] = []
+    own = FileReader._batches_of
+
+    def noted(self, file, group, names, size):  # type: ignore[no-untyped-def]
+        read.append(names)
+        return own(self, file, group, names, size)
+
+    monkeypatch.setattr(FileReader, "_batches_of", noted)
+    assert str(reader.read().to_pylist()) == str(table.to_pylist())  # NaN, -0.0 too
+    assert read == [["f", "long"], ["n", "t", "f", "long"], ["f", "long"]]
+    read.clear()
+    rows = np.array([9, 8, 9])
+    assert reader.take(rows, ["n", "t", "f"]).equals(
+        table.select(["n", "t", "f"]).take(rows)
+    )
+    assert read == [["f"]]  # of the one row group that has them
+    found = pa.concat_tables(reader.different(["n", "t"]))
+    assert (
+        found.to_pylist() == table.select(["n", "t"]).take([0, 4, 5, 6, 7, 8]).to_pylist()
+    )
+
+
+def test_a_store_takes_rows_of_their_shards_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Scores.load(make_store(tmp_path / "store"))
+    table = made.table
+    opened: list[str] = []
+    own = reader.ShardReader._shard
+
+    def noted(self, k, names):  # type: ignore[no-untyped-def]
+        opened.append(k)
+        return own(self, k, names)
+
+    monkeypatch.setattr(reader.ShardReader, "_shard", noted)
+    monkeypatch.setattr("rap.scores.shards.verified", None)  # every byte was, once
+    rows = np.array([41, 3, 40])
+    assert made.reader.take(rows, ["id", "c1"]).equals(
+        table.select(["id", "c1"]).take(rows)
+    )
+    assert opened == [0, 5]
+    k = tmp_path / "store" / "scores-00005.parquet"
+    monkeypatch.undo()
+    k.write_bytes(k.read_bytes())  # another time: verified anew
+    assert made.reader.take(rows).num_rows == 3
+    ScoreStore.load(tmp_path / "store")
+    k.write_bytes((tmp_path / "store" / "scores-00004.parquet").read_bytes())
+    with pytest.raises(RapStoreError, match=r"holds score shard 4|changed since"):
+        made.reader.take(rows)

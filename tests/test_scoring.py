@@ -537,21 +537,26 @@ def test_too_many_bad_samples_stop_the_run_and_keep_the_shards(tiny, tmp_path):
 
 
 def test_too_many_bad_samples_lose_no_row(tiny, tmp_path):
-    """Rows of the shard in progress, and those of a shard whose end is the last straw."""
+    """Rows of the shard in progress, and those of a shard whose end is the last straw. Of a
+    shard the bad ones come first; 20 have to be seen."""
     rows = make_rows(24)
     for i in (0, 10, 11, 23):
         rows[i]["image"] = {"bytes": b"<html>", "path": None}
     options = {"batch_size": 4, "max_bad_fraction": 0.15}
-    for shard_size, kept in ((24, 24), (12, 24), (50, 24)):
+    for shard_size, kept in ((24, 20), (12, 21), (50, 20)):
         options |= {"store": tmp_path / f"{shard_size}", "shard_size": shard_size}
-        with pytest.raises(RapInputError, match="4 of 24"):
+        with pytest.raises(RapInputError, match=f"4 of 24 .*{kept} seen"):
             score(*tiny, rows, **options)
         assert ScoreStore.load(options["store"]).n_kept() == kept
-    # stopped in the middle, after the first batch that shows 20 samples
+    options |= {"store": tmp_path / "end", "shard_size": 20}
+    with pytest.raises(RapInputError, match="4 of 20 .*20 seen"):
+        score(*tiny, rows[:12] + rows[-8:], **options)
+    assert ScoreStore.load(options["store"]).missing() == []
+    # stopped in the middle, after the first batch that shows 20 samples: the bad come first
     options |= {"store": tmp_path / "middle", "max_bad_fraction": 0.05, "shard_size": 30}
-    with pytest.raises(RapInputError, match="3 of 24 .*23 seen"):
+    with pytest.raises(RapInputError, match="4 of 24 .*20 seen"):
         score(*tiny, rows, **options)
-    assert ScoreStore.load(tmp_path / "middle").n_kept() == 23
+    assert ScoreStore.load(tmp_path / "middle").n_kept() == 20
     assert len(score(*tiny, rows, **options | {"max_bad_fraction": 1.0})) == 24
 
 
@@ -887,7 +892,8 @@ def test_every_ace_option_reaches_the_kernel(tiny, monkeypatch, changed):
     ace = AceConfig(**changed)
     table = score(*tiny, rows, evidence="logits", ace=ace, batch_size=1).table
     assert len(seen) == 3
-    for row, t in zip(table.to_pylist(), seen, strict=True):
+    scored = sorted(table.to_pylist(), key=lambda row: (-row["n_prompt"], row["index"]))
+    for row, t in zip(scored, seen, strict=True):
         assert t.special_mask[t.n_prompt :].any(), "the case needs a special token"
         truth = reference.ace(
             t.q,

@@ -221,8 +221,14 @@ def oracle(table: list[dict], config: ChooseConfig, reached: Counter) -> list[st
     else:
         floor = max(0.0, floor or 0.0)
 
+    drops = (
+        config.biased == "drop"
+        or config.biased is None
+        and (config.rule == "paper" or config.lambda_a is not None)
+    )
+
     def psi_state(r: Row) -> str:
-        if not measured:
+        if not measured or not drops:
             return "skipped"
         if r.psi is None:
             return "missing"
@@ -403,6 +409,7 @@ def choices(draw: st.DrawFn) -> dict:
         "rule": rule,
         "lambda_c": lambda_c,
         "lambda_a": draw(st.one_of(st.none(), st.none(), st.floats(0.01, 3))),
+        "biased": draw(st.sampled_from([None, "drop", "drop", "report"])),
         "replace": draw(st.booleans()),
         "readmit_hurt": draw(st.sampled_from([None, False, True])),
         "trivial": draw(st.sampled_from([0.0, 0.2, 0.25])),
@@ -703,7 +710,7 @@ def test_attention_is_calibrated_by_thefence() -> None:
     usual = np.linspace(-3, -1, 98).astype(np.float32)
     rows = [row(3, 5, 1, 5, log_psi=float(v)) for v in usual]
     rows += [row(3, 5, 1, 5, log_psi=1.5), row(3, 5, 1, 5, log_psi=-INF)]
-    selection = choose(scores_of(rows), budget=1)
+    selection = choose(scores_of(rows), budget=1, biased="drop")
     # 1.5 stands apart: the limit is in the middle between it and what is usual.
     found = selection.settings["found"]
     assert found["log_lambda_a"] == (1.5 - 1) / 2
@@ -721,7 +728,7 @@ def test_captured_samples_are_dropped_however_many(captured: int) -> None:
     usual = np.linspace(-3.3, -1.9, 60)
     psi = [*usual, *np.linspace(-0.4, 0.3, captured)]
     rows = [row(3, 5, 0, 5, log_psi=float(p)) for p in psi]
-    told = reasons(choose(scores_of(rows), budget=1.0))
+    told = reasons(choose(scores_of(rows), budget=1.0, biased="drop"))
     assert told == ["kept_cognitive"] * 60 + ["dropped_attention_biased"] * captured
 
 
@@ -766,10 +773,33 @@ def test_unmeasured_attention() -> None:
     assert len(selection) == 10
     assert any("no attention was measured" in w for w in selection.warnings)
     rows = [row(3, 5, 0, 5, log_psi=-1.0), row(4, 5, 0, 5), row(1, 5, 1, 5)]
-    assert reasons(choose(scores_of(rows), budget=1)) == [
+    assert reasons(choose(scores_of(rows), budget=1, biased="drop")) == [
         "kept_cognitive",
         "quarantined_psi_missing",
         "dropped_language_prior",
+    ]
+
+
+@pytest.mark.parametrize("rule", ["budget", "learn"])
+def test_attention_is_reported_and_drops_nothing_unasked(rule: str) -> None:
+    """No psi was shown to find bad samples of a real language model."""
+    rows = [row(3, 5, 0, 5, log_psi=-2 + i / 100) for i in range(60)]
+    rows += [row(3, 5, 0, 5, log_psi=2.0) for _ in range(4)] + [row(3, 5, 0, 5)]
+    chosen = choose(scores_of(rows), rule=rule, budget=1.0)
+    assert reasons(chosen) == ["kept_cognitive"] * 65
+    found = chosen.settings["found"]
+    assert (found["psi_above"], found["biased"]) == (4, "report")
+    assert "in 4 samples" in chosen.summary() and "reported only" in chosen.summary()
+    asked = choose(scores_of(rows), rule=rule, budget=0.9, biased="drop")
+    assert asked.settings["found"]["biased"] == "drop" and "psi <= " in asked.summary()
+    barred = [r for r in reasons(asked)[60:64] if r == "dropped_attention_biased"]
+    # rule learn: its guard has room for floor(0.1 * 58) = 5 of them
+    assert len(barred) == (4 if rule == "budget" else 0)
+    given = choose(scores_of(rows), rule=rule, budget=0.9, lambda_a=1.0)
+    assert reasons(given) == reasons(asked)
+    one = {"lambda_a": 1.0, "biased": "report"}
+    assert choose(scores_of(rows), rule=rule, budget=1.0, **one).indices.tolist() == [
+        *range(65)
     ]
 
 

@@ -324,7 +324,36 @@ def attention(
     if known:
         found = rated(psi[at], hurt)
         lines.append(f"AUROC of psi for them: {found['auroc']:.2f}.")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *longer()])
+
+
+def longer() -> list[str]:
+    """What ``flip_table`` found on longer answers of the same model; nothing without it."""
+    path = RESULTS / "natural_attention.csv"
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["class"] == "sentence"]
+
+    def top(*, psi: bool, chosen: bool) -> str:
+        of = [
+            row
+            for row in rows
+            if row["form"].startswith("psi") == psi
+            and (not psi or chosen == bool(row["chosen"]))
+        ]
+        best = max(of, key=lambda row: float(row["auroc"]))
+        low, high = (f"{float(best[k]):.2f}" for k in ("low", "high"))
+        return f"{float(best['auroc']):.2f} [{low}, {high}] ({best['form']})"
+
+    return [
+        "Longer answers (`natural_attention.md`), class: the answer changes when the "
+        "sentence before the question is taken out. AUROC on the second half: psi fixed on "
+        f"the first half at best {top(psi=True, chosen=True)}, picked afterwards "
+        f"{top(psi=True, chosen=False)}, masses and rivals "
+        f"{top(psi=False, chosen=False)}. psi as it is by default does not find what "
+        "misleads this model."
+    ]
 
 
 def write_csv(

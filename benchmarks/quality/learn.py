@@ -1,6 +1,6 @@
 """Rule ``learn`` on demo worlds: what it keeps, by evidence, guard and coverage.
 
-Worlds and stores are those of `benchmarks.cascade` (``--work``); what is missing is scored.
+Stores are kept under ``--work`` as by `benchmarks.cascade`; what is missing is scored.
 Stores of an older version hold no hidden states of the
 prompts: those of the store of evidence ``answer`` are joined by row.
 """
@@ -26,11 +26,13 @@ from rap.demo import world
 from rap.scores.scores import Scores
 from rap.scores.states import COLUMN
 
-from ..cascade import WORLDS, World, measure, ordered
+from ..cascade import MODELS, World, measure, ordered
 from ..metrics import auroc, spread
 
 EVIDENCE = ("answer", "logits", "cascade", "rollouts")
 BUDGETS = (0.093, 0.2)
+WORLDS = {model: tuple(World(s, 600, "test") for s in (301, 302)) for model in MODELS}
+"""On which nothing was set."""
 NO_GUARD = {"guard_attention": 0.0, "guard_hurt": 0.0}
 RULES: dict[str, dict[str, Any]] = {
     "budget": {},

@@ -25,7 +25,8 @@
  * L x L nor rows x L x H ever exists and each score is computed once. Given row
  * log-sum-exps, single heads need no scores at all: sum_i ln A_ij is linear,
  *   scale k_j . (sum_{i in I(j)} q_i) - sum_{i in I(j)} lse_i, O(L D)
- * (ace_linear_cpu.c and ace_linear_cuda.cu).
+ * (ace_linear_cpu.c and ace_linear_cuda.cu). On CUDA devices from sm_80 on, head mean and
+ * maximum of 16-bit queries and keys never write a score (ace_tensor_cuda.cu).
  *
  * Precision: scores and weights float32; sums over rows float64. A head-mean weight below
  * 2^-126 counts as 2^-126 (ln = -87.3): log psi stays finite where float32 attention would

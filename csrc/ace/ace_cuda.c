@@ -5,12 +5,15 @@
  */
 #include "ace_cuda.h"
 #include "ace_linear_cuda.h"
+#include "ace_tensor_cuda.h"
 
 #include <math.h>
 
 #include "../driver.h"
 #include "../gemm/gemm_cuda.h"
 #include "ace_math.h"
+
+enum { COMPUTE_CAPABILITY_MAJOR = 75 }; /* CUdevice_attribute */
 
 /* Bytes of each part of the workspace; the largest sample decides. */
 typedef struct {
@@ -22,6 +25,7 @@ typedef struct {
     rap_cuda_call *call;
     void *blas_workspace;
     double *tiles; /* of the linear form */
+    char *tensor;  /* what the form on tensor cores needs; NULL: scores are multiplied */
     rap_ace_cuda p;
 } ace_run;
 
@@ -99,10 +103,11 @@ rap_ace_device_bytes(const void *args)
 {
     const rap_ace_args *a = args;
     const ace_space s = space_of(a);
+    const int64_t scores = s.blas + s.scores + s.weights + s.reference + s.total + s.tiles;
+    const int64_t tensor = rap_ace_is_tensor(a) ? rap_ace_tensor_bytes(a) : 0;
 
-    return s.blas + s.sums + s.stats + s.scores + s.weights + s.reference + s.total
-           + s.tiles + rap_cuda_small_bytes(&a->column_mask)
-           + rap_cuda_small_bytes(&a->image_mask);
+    return s.sums + s.stats + RAP_MAX(scores, tensor) /* the device is not known yet */
+           + rap_cuda_small_bytes(&a->column_mask) + rap_cuda_small_bytes(&a->image_mask);
 }
 
 static bool
@@ -257,6 +262,9 @@ sample(ace_run *run, int64_t s, rap_error *err)
     p->begin = rap_i64_at(&run->a->cu_seqlens, s);
     p->length = sample_length(run->a, s);
     p->start = rap_i64_at(&run->a->response_start, s);
+    if (run->tensor != NULL) {
+        return rap_ace_tensor(run->a, run->call, p, run->tensor, err);
+    }
     if (p->start < p->length) {
         ok = is_linear(run->a) ? linear(run, err) : blocks(run, err);
     }
@@ -284,7 +292,7 @@ options(const rap_ace_args *a, rap_ace_cuda *p)
     p->fields = (int32_t)fields_of(a);
 }
 
-/* Parts of the workspace, in the order of ace_space; masks last. */
+/* Parts of the workspace: sums, masks, then what one of the forms needs. */
 static bool
 lay_out(ace_run *run, char *at, rap_error *err)
 {
@@ -293,30 +301,47 @@ lay_out(ace_run *run, char *at, rap_error *err)
     rap_ace_cuda *p = &run->p;
     bool ok;
 
-    run->blas_workspace = at, at += s.blas;
     p->sums = (double *)at, at += s.sums;
     p->stats = (double *)at, at += s.stats;
+    ok = rap_cuda_small(run->call, &run->a->column_mask, &at, &column_mask, err)
+         && rap_cuda_small(run->call, &run->a->image_mask, &at, &image_mask, err);
+    run->tensor = run->tensor != NULL ? at : NULL;
+    run->blas_workspace = at, at += s.blas;
     p->scores = (float *)at, at += s.scores;
     p->weights = s.weights > 0 ? (float *)at : p->scores, at += s.weights;
     p->reference = (float *)at, at += s.reference;
     p->total = (float *)at, at += s.total;
-    run->tiles = (double *)at, at += s.tiles;
-    ok = rap_cuda_small(run->call, &run->a->column_mask, &at, &column_mask, err)
-         && rap_cuda_small(run->call, &run->a->image_mask, &at, &image_mask, err);
+    run->tiles = (double *)at;
     p->column_mask = column_mask;
     p->image_mask = image_mask;
     return ok;
+}
+
+/* Whether the device multiplies bfloat16 on tensor cores: sm_80 and later. */
+static bool
+has_tensor_cores(rap_cuda_call *call, bool *has, rap_error *err)
+{
+    int major = 0;
+    const int result =
+        call->api->device_attribute(&major, COMPUTE_CAPABILITY_MAJOR, call->device);
+
+    *has = major >= 8;
+    return rap_cuda_ok(call->api, result, "asking for the device's capability", err);
 }
 
 bool
 rap_ace_device(void *args, rap_cuda_call *call, void *workspace, rap_error *err)
 {
     ace_run run = {.a = args, .call = call};
-    bool ok;
+    bool ok = true, tensor = rap_ace_is_tensor(args);
 
     options(args, &run.p);
-    ok = lay_out(&run, workspace, err);
-    if (ok && run.p.total_length > 0) {
+    if (tensor) {
+        ok = has_tensor_cores(call, &tensor, err);
+    }
+    run.tensor = tensor ? workspace : NULL;
+    ok = ok && lay_out(&run, workspace, err);
+    if (ok && !tensor && run.p.total_length > 0) {
         ok = launch(&run, "rap_ace_start", rap_ace_cuda_start_grid(&run.p), err);
     }
     for (int64_t s = 0; ok && s < run.p.samples; s++) {

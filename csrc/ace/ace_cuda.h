@@ -12,7 +12,8 @@
  *   rap_ace_finish                      for each sample
  *
  * Single heads whose log-sum-exps are given need no scores: ace_linear_cuda.h stands between
- * rap_ace_start and rap_ace_finish.
+ * rap_ace_start and rap_ace_finish. Head mean and maximum of 16-bit numbers on tensor cores
+ * have launches of their own: ace_tensor_cuda.h.
  *
  * A block's scores stay in L2 and neither L x L nor all rows at once ever exist. Columns are
  * added block after block, so the bits depend on the shapes alone.

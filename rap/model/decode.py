@@ -27,6 +27,7 @@ from .batching import Prepared, Trace, by_length
 from .capture import Capture, UnsupportedModelError, capturing, keep_hidden, unchanged
 from .kept import GROWING, Prefilled
 from .probe import close
+from .static import Grown, Pool, Tokens, rows_for
 from .weights import input_device, is_fsdp2
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Runner(Protocol):
     counts: Counts
     lock: threading.RLock
     merges: bool
+    pool: Pool
 
     @property
     def parts(self) -> Parts: ...
@@ -60,6 +62,8 @@ class Runner(Protocol):
     def call(
         self, inputs: Mapping[str, Any], *, use_cache: bool, count: bool = True
     ) -> Any: ...
+
+    def step(self, inputs: Mapping[str, Any]) -> Any: ...
 
 
 class Sampler(Protocol):
@@ -128,17 +132,19 @@ def positions(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.T
 
 
 @contextmanager
-def running(driver: Runner) -> Iterator[SimpleNamespace]:
+def running(driver: Runner, *, watched: bool = True) -> Iterator[SimpleNamespace]:
     """Around forwards: no gradients, evaluation mode, the model left as it was. Its
-    ``hidden`` is that of the last forward."""
+    ``hidden`` is that of the last forward, if it is ``watched``: by hooks, which a compiled
+    forward would have to be compiled with each time."""
     seen = SimpleNamespace(hidden=None, first=None)
     with ExitStack() as stack:
         stack.enter_context(driver.lock)
         stack.enter_context(torch.no_grad())
         stack.enter_context(unchanged(driver.model))
-        hook = driver.parts.decoder.register_forward_hook(keep_hidden(seen))
-        stack.callback(hook.remove)
-        stack.callback(states.watch(driver.parts.first, seen).remove)
+        if watched:
+            hook = driver.parts.decoder.register_forward_hook(keep_hidden(seen))
+            stack.callback(hook.remove)
+            stack.callback(states.watch(driver.parts.first, seen).remove)
         driver.model.eval()
         yield seen
 
@@ -226,10 +232,9 @@ def complete(
     nothing. Call it inside ``running``."""
     assert state.logits is not None  # prompts() looked
     device = state.mask.device
-    place = torch.tensor(rows, device=device)
-    cache = fork(state.cache, rows, len(state.ids))
-    mask, following = state.mask[place], state.following[place]
+    tokens = _begun(driver, state, rows, limit)
     scores = state.logits[torch.tensor(rows, device=state.logits.device)]
+    place = torch.tensor(rows, device=device)
     ids = state.input_ids[place] if sampler.reads_ids else None
     held = torch.arange(len(rows), device=device)
     ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
@@ -245,25 +250,26 @@ def complete(
         alive = len(going)
         if not alive or step + 1 == limit:
             break
-        if alive <= _DROP * len(held):
-            cache.batch_select_indices(torch.tensor(going))
+        if alive <= _DROP * len(held) and tokens.keep(going):
             keep = torch.tensor(going, device=device)
-            mask, following, held = mask[keep], following[keep], held[keep]
-            token, ended = token[keep], ended[keep]
+            held, token, ended = held[keep], token[keep], ended[keep]
             ids = None if ids is None else ids[keep]
             sampler.keep(going)
-        mask = torch.cat([mask, mask.new_ones(len(held), 1)], dim=1)
         ids = None if ids is None else torch.cat([ids, token[:, None]], dim=1)
-        inputs = {
-            "input_ids": token[:, None],
-            "attention_mask": mask,
-            "position_ids": following[:, None],
-            "past_key_values": cache,
-        }
-        output = driver.call(inputs, use_cache=True)
-        scores = output.logits[:, -1].float()
-        following = following + 1
+        scores = tokens.advance(driver.step, token)
     return _table(steps, len(rows))
+
+
+def _begun(driver: Runner, state: Prefilled, rows: Sequence[int], limit: int) -> Tokens:
+    """Completions of these rows, of which nothing was sampled yet."""
+    fixed = driver.config.compile_decode and state.whole
+    wanted = rows_for(rows) if fixed else list(rows)
+    place = torch.tensor(wanted, device=state.mask.device)
+    cache = fork(state.cache, wanted, len(state.ids))
+    mask, following = state.mask[place], state.following[place]
+    if fixed:
+        return driver.pool.begin(cache, mask, following, len(rows), limit)
+    return Grown(cache, mask, following)
 
 
 def _table(

@@ -26,12 +26,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
 
 from ..config import ScoreConfig
 from ..errors import RapModelError, first_line
 from ..samples.sample import BadSample
 from ..stopwatch import IDLE, Stopwatch
-from . import decode, packing, states, vision
+from . import decode, packing, states, static, vision
 from .batching import (
     Prepared,
     Trace,
@@ -113,6 +114,10 @@ class ModelDriver(Preparer):
         """Configs of vision towers that attend to all windows and images at once."""
         self.stage: Stage | None = None
         """Where pixels are sent ahead of their forward; None: nowhere."""
+        self.pool = static.Pool()
+        """Caches of ``step`` where it is compiled."""
+        self._compiled: Any = None
+        """The forward of ``step``; False: it cannot be compiled."""
         self._parts: Parts | None = None
         self._head: Head | None = None
 
@@ -200,6 +205,23 @@ class ModelDriver(Preparer):
         with vision.given(self.model, inputs) as taken:
             return self.model(**taken, **options)
 
+    def step(self, inputs: Mapping[str, Any]) -> Any:
+        """One decoding step, compiled where ``compile_decode`` is set. What cannot be
+        compiled steps as it is from then on, and the log says why."""
+        if not self.config.compile_decode or self._compiled is False:
+            return self.call(inputs, use_cache=True)
+        if self._compiled is None:
+            self._compiled = static.COMPILER(self.model.forward)
+        options = {"logits_to_keep": 1} if self._keeps_logits else {}
+        try:
+            output = self._compiled(**inputs, use_cache=True, return_dict=True, **options)
+        except (TorchDynamoException, BackendCompilerFailed) as error:
+            log.warning("completions are sampled uncompiled: %s", first_line(error))
+            self._compiled = False
+            return self.call(inputs, use_cache=True)
+        self.counts.forwards += 1
+        return output
+
     @property
     def _keeps_logits(self) -> bool:
         return "logits_to_keep" in inspect.signature(self.model.forward).parameters
@@ -222,6 +244,22 @@ class ModelDriver(Preparer):
             if self._unshared:
                 log.info("every completion reads its own prompt: %s", self._unshared)
         return self._unshared
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether responses go on from any prompt that was read once."""
+        return not self.unshared and self.merges
+
+    def read(self, batch: Sequence[Prepared]) -> None:
+        """Read these prompts and keep them, for completions and responses that follow. What
+        does not fit into memory, or fails, is read with what follows it."""
+        try:
+            with decode.running(self) as seen:
+                decode.prompts(self, batch, seen)
+        except torch.AcceleratorError:
+            raise
+        except (torch.OutOfMemoryError, RuntimeError, ValueError, IndexError) as error:
+            log.info("prompts are not read beforehand: %s", first_line(error))
 
     @contextlib.contextmanager
     def _uncounted(self) -> Iterator[None]:

@@ -128,6 +128,18 @@ class Preparer:
         """Tokens of ``text`` as they stand, no special tokens added. Thread-safe."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def image_tokens(self, sizes: Sequence[tuple[int, int]]) -> int | None:
+        """Tokens that images of these sizes (width, height) become, as the processor says
+        it for servers that plan ahead: None if it never does, 0 where it refuses them."""
+        count = getattr(self.processor, "_get_num_multimodal_tokens", None)
+        if count is None or not sizes:
+            return None if count is None else 0
+        try:
+            found = count(image_sizes=[(height, width) for width, height in sizes])
+            return int(sum(found["num_image_tokens"]))
+        except (*REFUSALS, AttributeError):
+            return 0
+
     def _prepared(
         self,
         inputs: Mapping[str, torch.Tensor],

@@ -132,6 +132,7 @@ def generate(
             state, places = decode.prompts(driver, distinct, seen)
             place = dict(zip(map(id, distinct), places, strict=True))
             which = [place[id(prepared)] for prepared in rows]
+        with decode.running(driver, watched=False):
             sampler = _sampler(driver, state.mask[which], row_seeds, sampling, ends, greedy)
             tokens, logp, finite = decode.complete(
                 driver, state, which, sampler, ends, sampling.max_new_tokens

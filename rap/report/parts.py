@@ -74,7 +74,9 @@ class Reason:
 def reasons_of(selection: Selected) -> list[Reason]:
     counts = selection.counts()
     text = dict(EXPLANATION)
-    if selection.settings["found"]["lambda_a"] is not None:  # else nobody looked
+    found = selection.settings["found"]
+    dropped = found.get("biased") != "report"
+    if found["lambda_a"] is not None and dropped:  # else none was barred
         text["kept_cognitive"] += " No single token holds the attention."
     shown = [(c, k) for c, k in counts.items() if k or c in ALWAYS_SHOWN]
     most = max((k for _, k in shown), default=1) or 1

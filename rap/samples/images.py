@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 MAX_FILE_BYTES = 256 << 20
+HEAD_BYTES = 1 << 18
+"""Of a file, in which its size stands; an EXIF block before it has at most 2^16."""
 
 _SIGNATURES = (
     (b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -83,8 +85,27 @@ def load_images(
     return pixels, hashes
 
 
-def read_bytes(ref: ImageRef) -> bytes:
-    """The encoded bytes of an image. Raises ``BadSample``."""
+def image_size(ref: ImageRef) -> tuple[int, int]:
+    """(width, height) as the head of the file says, before it is turned upright. Raises
+    ``BadSample`` where it does not."""
+    data = read_bytes(ref, HEAD_BYTES)
+    kind = sniff(data)
+    if kind not in FORMATS:
+        raise BadSample("image", "image_format", f"{kind}; allowed: {', '.join(FORMATS)}")
+    if kind == "WEBP" and len(data) == HEAD_BYTES:  # its plugin wants all of it
+        data = read_bytes(ref)
+    try:
+        with _open(data, kind) as image:
+            return image.size
+    except (MemoryError, RapInputError):
+        raise
+    except Exception as error:  # plugins raise OSError, SyntaxError, struct.error, ...
+        message = f"damaged or cut {kind}: {error}"[:200]
+        raise BadSample("image", "image_truncated", message) from None
+
+
+def read_bytes(ref: ImageRef, most: int = -1) -> bytes:
+    """The encoded bytes of an image, of a file the first ``most``. Raises ``BadSample``."""
     if ref.data is not None:
         return ref.data
     if ref.path is None:
@@ -104,7 +125,7 @@ def read_bytes(ref: ImageRef) -> bytes:
                 raise BadSample(
                     "image", "image_too_large", f"{name}: a file of {info.st_size} bytes"
                 )
-            return file.read()
+            return file.read(most)
     except FileNotFoundError:
         raise BadSample("image", "image_missing", f"{name}: no such file") from None
     except OSError as error:

@@ -346,6 +346,16 @@ class SampleSet(Sequence["Sample | Bad"]):
                 part = all_to_python(part)
             yield [None if isinstance(r, BadSample) else cell(r, name) for r in part]
 
+    def texts(self, name: str, rows: range) -> pa.ChunkedArray | None:
+        """A column in these rows, where Arrow has it as text; else None."""
+        found: list[pa.Array] = []
+        for part in self._rows.parts([name], rows.start, rows.stop):
+            column = column_of(part, name) if isinstance(part, pa.Table) else None
+            if column is None or not pa.types.is_string(column.type):
+                return None
+            found += column.chunks
+        return pa.chunked_array(found, pa.string())
+
     @cached_property
     def dataset(self) -> datasets.Dataset | None:
         """The rows as a ``datasets.Dataset``, original columns untouched; built on first

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import Enum
 from fractions import Fraction
+from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +15,8 @@ from ..config import is_number
 from ..errors import RapConfigError
 from ..settings import to_python
 
+BATCH = 2**17
+"""Rows of a batch unless asked otherwise."""
 EXACT_BELOW = 2**26
 """Denominators up to which two different quotients differ as float64."""
 
@@ -123,3 +127,35 @@ def quotient_key(x: np.ndarray, number: np.ndarray, scale: np.ndarray) -> np.nda
     rank = np.empty(len(unique))
     rank[sorted(range(len(exact)), key=exact.__getitem__)] = np.arange(len(exact))
     return np.where(np.isnan(x), np.nan, rank[inverse.reshape(-1)])
+
+
+# ---------------------------------------------------------------- one value throughout
+
+
+class Null(Enum):
+    """No value, where None means that it is not known."""
+
+    NULL = "null"
+
+
+NULL = Null.NULL
+Constant = int | str | Null
+
+
+def nulls(n: int, kind: pa.DataType) -> pa.Array:
+    """``n`` nulls; those of one type share their memory."""
+    return repeated(NULL, kind, n)
+
+
+def repeated(value: Constant, kind: pa.DataType, n: int) -> pa.Array:
+    """``n`` times the same; equal ones share their memory."""
+    return _repeated(value, kind, n) if n > BATCH else _batch_of(value, kind).slice(0, n)
+
+
+def _repeated(value: Constant, kind: pa.DataType, n: int) -> pa.Array:
+    return pa.nulls(n, kind) if value is NULL else pa.repeat(pa.scalar(value, kind), n)
+
+
+@lru_cache(maxsize=256)
+def _batch_of(value: Constant, kind: pa.DataType) -> pa.Array:
+    return _repeated(value, kind, BATCH)

@@ -67,6 +67,11 @@ def in_words(line: str) -> str:
     """A line of ``differences`` for people: two hashes say nothing to them."""
     line = line.removeprefix("fingerprint.")
     name, _, rest = line.partition(": ")
+    if name == "config.cascade":
+        return (
+            "evidence: cascade scores every sample in one round now, and "
+            "in two passes over the pool in the store"
+        )
     if name == "engine":  # one of them has none: the model that scores
         return line.replace("absent", '"transformers"')
     return (

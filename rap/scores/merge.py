@@ -89,7 +89,7 @@ def _require_same(first: ScoreStore, part: ScoreStore) -> None:
     """Raises ``RapConfigError`` for a store of another run."""
     if part.fingerprint.get("config", {}).get("evidence") == "cascade":
         raise RapConfigError(
-            f"{part.path}: evidence 'cascade' settles its first pass over the whole pool: "
+            f"{part.path}: evidence 'cascade' scores samples by what others have shown: "
             "its parts cannot be scored apart"
         )
     lines = other_run(_header(first), _header(part))

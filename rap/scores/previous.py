@@ -38,6 +38,7 @@ from .files import (
     verified,
     write_atomic,
 )
+from .prior import FEATURES
 from .table import ROLLOUT_SCHEMA, SCORE_SCHEMA, filled
 
 _GENERATION = re.compile(r"\d+")
@@ -257,17 +258,13 @@ def _look(shard: _Shard, find: Find) -> tuple[Sequence[int], list[bool]]:
         "image_sha256",
         "status",
         "stage",
-        "decided_by",
-        *("c1", "m1", "c0", "m0"),
+        "code",
+        *("c1", "m1", "c0", "m0", "n_drawn"),
+        *FEATURES,
     ]
     rows = shard.scores.select(names).to_pylist()
     found = find(rows, shard.rows.get("inputs"))
-    # What a first stage decided is in its own store: nobody asks for it here.
-    asked = [
-        row["sample_sha256"] is not None and row["decided_by"] not in ("answer", "pilot")
-        for row in rows
-    ]
-    return found, asked
+    return found, [row["sample_sha256"] is not None for row in rows]
 
 
 def _take(shard: _Shard, places: Sequence[int]) -> list[Kept]:

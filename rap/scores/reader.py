@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from enum import Enum
-from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,26 +21,15 @@ import pyarrow.parquet as pq
 
 from ..errors import RapStoreError
 from ..samples.text import taken
+from .columns import BATCH, NULL, Constant, repeated
 from .files import store_error, verified_in_place
 
 if TYPE_CHECKING:
     from .shards import Shards
 
-BATCH = 2**17
-"""Rows of a batch unless asked otherwise."""
-
 SHORT = 64
 """Letters of a text that is looked for as the only one of a row group."""
 
-
-class Null(Enum):
-    """No value, where None means that it is not known."""
-
-    NULL = "null"
-
-
-NULL = Null.NULL
-Constant = int | str | Null
 
 Shape = Callable[[pa.Table], pa.Table]
 """A table as a file has it -> as it is read: columns put in order, added and cast."""
@@ -68,6 +56,10 @@ class Reader:
 
     def _batches(self, names: list[str], size: int) -> Iterator[pa.Table]:
         raise NotImplementedError
+
+    def different(self, names: Sequence[str]) -> Iterator[pa.Table]:
+        """As ``batches``, but rows that are known to be the same may stand there once."""
+        return self.batches(names)
 
     def read(self, names: Sequence[str] | None = None) -> pa.Table:
         """As ``batches``, at once."""
@@ -167,6 +159,14 @@ class FileReader(Reader):
 
     def _batches(self, names: list[str], size: int) -> Iterator[pa.Table]:
         return sized(self._pieces(names, size), size)
+
+    def different(self, names: Sequence[str]) -> Iterator[pa.Table]:
+        with self._open() as file:
+            for group in range(file.num_row_groups):
+                facts = file.metadata.row_group(group)
+                all_same = all(self._throughout(facts, n) is not None for n in names)
+                tables = self._group(file, group, list(names), 1 if all_same else BATCH)
+                yield from islice(tables, 1) if all_same else tables
 
     def _pieces(self, names: list[str], size: int) -> Iterator[pa.Table]:
         with self._open() as file:
@@ -309,25 +309,6 @@ class Without(Reader):
 
 def as_reader(table: pa.Table | Reader) -> Reader:
     return table if isinstance(table, Reader) else TableReader(table)
-
-
-def nulls(n: int, kind: pa.DataType) -> pa.Array:
-    """``n`` nulls; those of one type share their memory."""
-    return repeated(NULL, kind, n)
-
-
-def repeated(value: Constant, kind: pa.DataType, n: int) -> pa.Array:
-    """``n`` times the same; equal ones share their memory."""
-    return _repeated(value, kind, n) if n > BATCH else _batch_of(value, kind).slice(0, n)
-
-
-def _repeated(value: Constant, kind: pa.DataType, n: int) -> pa.Array:
-    return pa.nulls(n, kind) if value is NULL else pa.repeat(pa.scalar(value, kind), n)
-
-
-@lru_cache(maxsize=256)
-def _batch_of(value: Constant, kind: pa.DataType) -> pa.Array:
-    return _repeated(value, kind, BATCH)
 
 
 def _has_exact_limits(kind: pa.DataType) -> bool:

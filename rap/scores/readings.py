@@ -8,9 +8,9 @@ from fractions import Fraction
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .columns import EXACT_BELOW
+from .columns import BATCH, EXACT_BELOW
 from .evidence import Evidence, Kind, kind_named, kinds_of, read_evidence
-from .reader import BATCH, Reader
+from .reader import Reader
 from .table import SCORE_SCHEMA, VOLATILE_COLUMNS
 
 EVIDENCE_COLUMNS = (
@@ -31,7 +31,7 @@ EVIDENCE_COLUMNS = (
 def kind_of_rows(reader: Reader) -> Kind:
     """As ``evidence.kind_of``, of all rows."""
     names: dict[str, None] = {}
-    for batch in reader.batches(["status", "evidence"]):
+    for batch in reader.different(["status", "evidence"]):
         names.update(dict.fromkeys(kinds_of(batch)))
     return kind_named(list(names))
 
@@ -43,7 +43,7 @@ def batch_size(reader: Reader, kind: Kind) -> int:
     if not kind.by_row:
         return max(reader.num_rows, 1)
     most = dict.fromkeys(("m1", "m0"), 0)
-    for batch in reader.batches(list(most)):
+    for batch in reader.different(list(most)):
         for name in most:
             most[name] = max(most[name], pc.max(batch[name]).as_py() or 0)
     small = most["m1"] * most["m1"] * max(most["m0"], 1) <= EXACT_BELOW

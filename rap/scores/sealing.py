@@ -17,10 +17,15 @@ from .store import ScoreStore
 
 
 def seal(
-    folder: Path, plan: ShardPlan, config: ScoreConfig, allow_degenerate: bool
+    folder: Path,
+    plan: ShardPlan,
+    config: ScoreConfig,
+    allow_degenerate: bool,
+    *,
+    judged: bool = True,
 ) -> bool:
-    """Verify every byte of a store, judge it as a whole, and seal it; False if shards are
-    missing. The caller holds `SEAL`.
+    """Verify every byte of a store, judge it as a whole (``judged``), and seal it; False if
+    shards are missing. The caller holds `SEAL`.
 
     Raises ``RapInputError``, ``RapModelError`` as `rap.score` does."""
     with ScoreStore.open(
@@ -33,8 +38,9 @@ def seal(
     ) as shards:
         if shards.missing():
             return False
-        with verdict_kept(folder):
-            judge_whole(shards, config, allow_degenerate)
+        if judged:
+            with verdict_kept(folder):
+                judge_whole(shards, config, allow_degenerate)
         plan.seal(folder, shards.drawn())
     return True
 

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from ..errors import RapStoreError
+from .columns import nulls
 from .files import check_version, decoded, decoded_columns, store_error, verified
 from .fingerprint import other_run
 from .profile import read_profile
@@ -29,7 +30,7 @@ REFUSED = "refused.json"
 
 @dataclass(frozen=True, slots=True)
 class Partial:
-    """The first rows of a shard, as ``ScoreStore.write_partial`` was given them."""
+    """Some rows of a shard, as ``ScoreStore.write_partial`` was given them."""
 
     scores: pa.Table
     rollouts: pa.Table | None
@@ -190,9 +191,8 @@ class Shards:
             return None
         data, note, _ = self._verified_shard(path, k, "partial shard")
         table = _filled(path, decoded(path, data), PARTIAL_SCHEMA)
-        wanted = list(self.shard_range(k))
-        if table["index"].to_pylist() != wanted[: table.num_rows]:
-            raise RapStoreError(f"{path}: holds other rows than the first of its shard")
+        if not is_some_of(table["index"].to_pylist(), self.shard_range(k)):
+            raise RapStoreError(f"{path}: holds other rows than those of its shard")
         flat = pa.concat_arrays(table["rollouts"].chunks).flatten()
         rollouts = pa.Table.from_struct_array(flat).cast(ROLLOUT_SCHEMA)
         scores = table.drop_columns(["rollouts"])
@@ -257,8 +257,11 @@ def columns_of(path: Path, data: bytes | Path, names: Sequence[str]) -> pa.Table
     try:
         if lost:
             raise KeyError(", ".join(lost))
+        # most columns of most shards are null: these share their memory
         columns = [
-            read[name].cast(kind) if name in there else pa.nulls(n, kind)
+            read[name].cast(kind)
+            if name in there and read[name].null_count < n
+            else nulls(n, kind)
             for name, kind in kinds.items()
         ]
     except (KeyError, pa.ArrowException) as error:
@@ -266,6 +269,12 @@ def columns_of(path: Path, data: bytes | Path, names: Sequence[str]) -> pa.Table
             error
         )
     return pa.table(columns, names=list(names))
+
+
+def is_some_of(index: Sequence[int], wanted: range) -> bool:
+    """Whether these are rows of a shard, ascending."""
+    ascending = all(a < b for a, b in zip(index, index[1:], strict=False))
+    return ascending and all(i in wanted for i in index)
 
 
 def read_refusal(store: Path) -> str | None:

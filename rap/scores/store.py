@@ -6,7 +6,7 @@ A folder::
     lock                    held (POSIX record lock) while a process may write
     rollouts-00000.parquet  ROLLOUT_SCHEMA: every completion of shard 0 (if any were made)
     scores-00000.parquet    SCORE_SCHEMA: samples 0 .. shard_size - 1
-    partial-00001.parquet   the first rows of a shard in progress, with their rollouts
+    partial-00001.parquet   some rows of a shard in progress, with their rollouts
     refused.json            why the last run did not end well (``judge``), if so
     profile.json            where the time of its profiled runs went (``profile``), if any
     previous/               what was scored before the data set changed (``previous``)

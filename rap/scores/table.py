@@ -64,7 +64,7 @@ SCORE_SCHEMA = pa.schema(
         ("code", pa.string()),
         ("message", pa.string()),
         ("evidence", pa.string()),
-        # cascade: the stage that decided it, answer | image | text
+        # cascade: the stage that decided it, answer | pilot | image | text
         ("decided_by", pa.string()),
         # rollouts
         ("c1", pa.int16()),  # accepted with the image

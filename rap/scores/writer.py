@@ -21,7 +21,7 @@ from .drawn import Drawn
 from .files import OtherVersionError, store_error, write_parquet
 from .fingerprint import other_run
 from .previous import DATA, Kept, Previous, Reuse
-from .shards import PARTIAL_SCHEMA, Partial, Shards
+from .shards import PARTIAL_SCHEMA, Partial, Shards, is_some_of
 from .table import ROLLOUT_SCHEMA, SCHEMA_VERSION, SCORE_SCHEMA
 
 _NO_ROLLOUTS = pa.array([], pa.struct(list(ROLLOUT_SCHEMA)))
@@ -96,14 +96,14 @@ class ShardWriter(Shards):
         tally: Mapping[str, int] | None = None,
         rows: Mapping[str, list[Any]] | None = None,
     ) -> None:
-        """Keep the first rows of shard ``k``, which is not whole yet; replaces what was
-        kept of it before. Arguments and errors as for ``write``, but ``scores`` may end
-        early, and ``rollouts`` must be in the order of the rows."""
-        wanted = list(self._writable(k))
+        """Keep some rows of shard ``k``, which is not whole yet; replaces what was kept of
+        it before. Arguments and errors as for ``write``, but rows may be missing, and
+        ``rollouts`` must be in the order of the rows."""
+        wanted = self._writable(k)
         scores = scores.cast(SCORE_SCHEMA)
         index = scores["index"].to_pylist()
-        if self.is_whole(k) or not index or index != wanted[: len(index)]:
-            raise ValueError(f"shard {k}: not the first rows of a shard in progress")
+        if self.is_whole(k) or not index or not is_some_of(index, wanted):
+            raise ValueError(f"shard {k}: not rows of a shard in progress")
         rollouts = ROLLOUT_SCHEMA.empty_table() if rollouts is None else rollouts
         rollouts = rollouts.cast(ROLLOUT_SCHEMA).combine_chunks()
         of = rollouts["index"].to_numpy()

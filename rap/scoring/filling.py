@@ -17,11 +17,13 @@ from ..samples.sample import Sample
 from ..samples.sampleset import SampleSet
 from ..scores.judge import COLUMNS, MIN_SEEN, Judge
 from ..scores.previous import Kept
+from ..scores.shards import Partial
 from ..scores.store import ScoreStore
 from ..scores.table import ROLLOUT_SCHEMA, table_from_rows
 from ..scores.writer import ShardWriter
 from .evidence import EVIDENCE
-from .jobs import COST, Job, ahead
+from .jobs import Job, ahead
+from .ordering import longest_first
 from .plan import Plan
 from .processes import Preparation
 from .profiling import count_asked
@@ -53,19 +55,24 @@ def score_batch(scorer: Scorer, jobs: list[Job]) -> None:
 
 @dataclass(slots=True)
 class _Part:
-    """A shard in progress. ``jobs[:whole]`` are whole batches, the rest may be half done;
-    ``kept`` of them lie in the store; ``earlier`` is what other runs have tallied."""
+    """A shard in progress. ``done``: {sample: its job} of whole batches, ``kept`` of which
+    lie in the store; ``todo``: the samples that are to be scored, in that order;
+    ``earlier``: what other runs have tallied."""
 
     k: int
-    size: int
-    jobs: list[Job] = field(default_factory=list)
-    whole: int = 0
+    done: dict[int, Job] = field(default_factory=dict)
     kept: int = 0
+    todo: list[int] = field(default_factory=list)
     earlier: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def jobs(self) -> list[Job]:
+        """Those of ``done``, in data-set order."""
+        return [self.done[i] for i in sorted(self.done)]
 
     def tables(self) -> tuple[pa.Table, pa.Table | None]:
         """(scores, rollouts or None) of the whole batches."""
-        done = self.jobs[: self.whole]
+        done = self.jobs
         rollouts = [rollout for job in done for rollout in job.rollouts]
         return (
             table_from_rows([rounded(job.row) for job in done]),
@@ -74,7 +81,7 @@ class _Part:
 
     def tally(self) -> dict[str, int]:
         """Groups of completions sampled, and how many of them were degenerate."""
-        done = self.jobs[: self.whole]
+        done = self.jobs
         return {
             "groups": self.earlier["groups"] + sum(j.groups for j in done),
             "degenerate": self.earlier["degenerate"]
@@ -83,7 +90,7 @@ class _Part:
 
     def rows(self) -> dict[str, list[Any]]:
         """What ``ScoreStore.write`` is to note of each row, where there is something."""
-        done = self.jobs[: self.whole]
+        done = self.jobs
         lists: dict[str, list[Any]] = {
             "inputs": [job.inputs for job in done],
             "groups": [[job.groups, job.degenerate_groups] for job in done],
@@ -97,9 +104,10 @@ class _Part:
 
 class Run:
     """One pass of `score`: its shards, and what was bad so far. ``more``: columns that a
-    score may depend on besides what a sample is. ``plan``: of a second pass, what the first
-    one settled. ``least``: see `Judge`. ``verify``: is called with the number of a shard
-    before its samples are read, and raises if they are not what they were."""
+    score may depend on besides what a sample is. ``plan``: of a cascade, what its round
+    decides by. ``pool``: samples of all passes, where these are a part of them, which is
+    not judged alone. ``least``: see `Judge`. ``verify``: is called with the number of a
+    shard before its samples are read, and raises if they are not what they were."""
 
     def __init__(
         self,
@@ -110,10 +118,12 @@ class Run:
         more: Collection[str] = (),
         plan: Plan | None = None,
         *,
+        pool: int | None = None,
         least: int = MIN_SEEN,
         verify: Callable[[int], None] | None = None,
     ) -> None:
         self.samples = samples
+        self.judged = pool is None
         self.more = more
         self.plan = plan
         self.driver = driver
@@ -122,7 +132,9 @@ class Run:
             samples, driver, config, asked=not scorer.engine_is_local
         )
         self.scorer = scorer
-        self.judge = Judge(len(samples), config, scorer.allow_degenerate, least)
+        self.judge = Judge(pool or len(samples), config, scorer.allow_degenerate, least)
+        if plan is not None:
+            scorer.count_groups(*plan.groups)
         self.verify = verify
         self.written = time.monotonic()
 
@@ -136,8 +148,9 @@ class Run:
                 self.run(shards, iter(shards.missing()), bar)
         finally:
             self.close()
-        self.scorer.check_degenerate(final=True)
-        self.judge.stop(final=True)
+        if self.judged:
+            self.scorer.check_degenerate(final=True)
+            self.judge.stop(final=True)
 
     def close(self) -> None:
         """End the processes that prepare samples, if there are any."""
@@ -157,11 +170,9 @@ class Run:
             if k is None:
                 return False
             part = self._begin(shards, k)
-            bar.advance(part.whole, self.judge.bad.total())
+            bar.advance(len(part.done), self.judge.bad.total())
             parts.append(part)
-            rest = shards.shard_range(k)[part.whole :]
-            new = (i for i in rest if not shards.reusable(i) and not self._settled(i))
-            waiting.extend(new)
+            waiting.extend(part.todo)
             return True
 
         def indices() -> Iterator[int]:
@@ -198,19 +209,29 @@ class Run:
                     self.driver.send_ahead(prepared)
             return job
 
-    def _next(self, jobs: Iterator[Job], begun: Mapping[str, Any]) -> Job:
-        """The next prepared job, waited for."""
+    def _next(self, jobs: Iterator[Job]) -> Job:
+        """The next prepared job, waited for, with what else it is scored from."""
         with self.scorer.watch.span("prepare"):
-            return self._new(next(jobs), begun)
+            job = next(jobs)
+            if self.more and job.sample is not None:
+                job.inputs = inputs_sha256(job.sample, self.more)
+            job.asking = None if self.plan is None else self.plan.asking
+            return job
 
     def _begin(self, shards: ShardWriter, k: int) -> _Part:
         """Shard k with what an earlier run has kept of it."""
         if self.verify is not None:
             self.verify(k)
-        part = _Part(k, len(shards.shard_range(k)))
-        kept = shards.partial(k)
-        if kept is None:
-            return part
+        part, kept = _Part(k), shards.partial(k)
+        if kept is not None:
+            self._take(part, kept)
+        rest = (i for i in shards.shard_range(k) if i not in part.done)
+        new = [i for i in rest if not shards.reusable(i) and not self._settled(i)]
+        part.todo = longest_first(self.samples, self.driver, new)
+        return part
+
+    def _take(self, part: _Part, kept: Partial) -> None:
+        """What an earlier run has kept of a shard."""
         rollouts: dict[int, list[dict[str, Any]]] = {}
         if kept.rollouts is not None:
             for rollout in kept.rollouts.to_pylist():
@@ -226,41 +247,30 @@ class Run:
             job.groups, job.degenerate_groups = drawn, degenerate
             # the jobs have it
             part.earlier.subtract({"groups": drawn, "degenerate": degenerate})
-            part.jobs.append(job)
-        part.whole = part.kept = len(part.jobs)
+            part.done[row["index"]] = job
+        part.kept = len(part.done)
         self._count((job.row for job in part.jobs), kept.tally)
-        return part
 
     def _shard(
         self, shards: ShardWriter, part: _Part, jobs: Iterator[Job], bar: Bar
     ) -> None:
         """Score what a shard still lacks, batch by batch, and write it."""
+        self._add(part, self._known(shards, part), bar)
+        new: list[Job] = []
         batch: list[Job] = []
-        rest = shards.shard_range(part.k)[part.whole :]
-        kept = shards.reused(i for i in rest if not self._settled(i))
-        begun = {} if self.plan is None else self.plan.begun(rest)
-        for i in rest:
-            if self._settled(i):
-                job = self._first(i, begun.pop(i))
-            elif i in kept:
-                job = self._again(i, kept.pop(i))
-            else:
-                job = self._next(jobs, begun.pop(i, {}))
-            part.jobs.append(job)
-            if job.alive and not job.reused:
-                batch.append(job)
-            last = len(part.jobs) == part.size
+        for number, i in enumerate(part.todo, start=1):
+            job = self._next(jobs)
+            assert job.row["index"] == i  # they are prepared in this order
+            new.append(job)
+            batch += [job] if job.alive else []
+            last = number == len(part.todo)
             if batch and (self.scorer.is_full(batch) or last):
                 score_batch(self.scorer, batch)
                 batch = []
             if batch:
                 continue
-            new = part.jobs[part.whole :]
-            part.whole = len(part.jobs)
-            self._count(job.row for job in new)
-            fresh = sum(not j.reused or self._settled(j.row["index"]) for j in new)
-            self.scorer.watch.count("samples", fresh)
-            bar.advance(len(new), self.judge.bad.total())
+            self._add(part, new, bar)
+            new = []
             if not last:
                 self.judge.stop(final=False)
                 if time.monotonic() - self.written >= PARTIAL_SECONDS:
@@ -270,27 +280,32 @@ class Run:
             shards.write(part.k, scores, rollouts, tally=part.tally(), rows=part.rows())
         self.written = time.monotonic()
 
+    def _known(self, shards: ShardWriter, part: _Part) -> list[Job]:
+        """The samples of a shard that need no model: scored in a round before, or for an
+        older data set."""
+        wanted, todo = shards.shard_range(part.k), set(part.todo)
+        rest = [i for i in wanted if i not in part.done and i not in todo]
+        kept = shards.reused(i for i in rest if not self._settled(i))
+        begun = {} if self.plan is None else self.plan.begun(wanted)
+        return [
+            self._again(i, kept[i]) if i in kept else self._before(i, begun[i])
+            for i in rest
+        ]
+
+    def _add(self, part: _Part, new: list[Job], bar: Bar) -> None:
+        """These are scored."""
+        part.done |= {job.row["index"]: job for job in new}
+        self._count(job.row for job in new)
+        self.scorer.watch.count("samples", sum(not job.reused for job in new))
+        bar.advance(len(new), self.judge.bad.total())
+
     def _settled(self, i: int) -> bool:
         return self.plan is not None and self.plan.settled(i)
 
-    def _new(self, job: Job, begun: Mapping[str, Any]) -> Job:
-        """A job that is to be scored, with what else it is scored from, and what the first
-        pass has found."""
-        if self.more and job.sample is not None:
-            job.inputs = inputs_sha256(job.sample, self.more)
-        if job.alive:
-            job.row = dict(begun) | job.row | {k: begun[k] for k in COST if k in begun}
-            if self.plan is not None:
-                job.outlook = self.plan.outlook(job.row["index"])
-                job.rollouts = self.plan.rollouts(job.row["index"])
-        else:
-            job.row |= {k: begun[k] for k in COST if k in begun}
-        return job
-
-    def _first(self, i: int, row: dict[str, Any]) -> Job:
-        """Sample ``i``, on which the first pass has the last word."""
+    def _before(self, i: int, row: dict[str, Any]) -> Job:
+        """Sample ``i``, scored in a round before."""
         job = Job(row | {"source": group_of(self.samples, i)}, reused=True)
-        job.rollouts = [] if self.plan is None else self.plan.rollouts(i)
+        job.rollouts = [] if self.plan is None else list(self.plan.rollouts(i))
         item = self.samples[i] if self.more else None
         if isinstance(item, Sample):
             job.inputs = inputs_sha256(item, self.more)
@@ -311,12 +326,12 @@ class Run:
             shards.write_partial(
                 part.k, scores, rollouts, tally=part.tally(), rows=part.rows()
             )
-        part.kept = part.whole
+        part.kept = len(part.done)
         self.written = time.monotonic()
 
     def _keep_after(self, shards: ShardWriter, part: _Part, error: BaseException) -> None:
         """The run ends with ``error``: what it has scored of its shard stays."""
-        if part.whole == part.kept or shards.is_whole(part.k):
+        if len(part.done) == part.kept or shards.is_whole(part.k):
             return
         try:
             self._keep(shards, part)

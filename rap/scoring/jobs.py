@@ -19,6 +19,7 @@ from ..scores.table import QUARANTINED, SCORED
 if TYPE_CHECKING:
     from ..engines import Said
     from ..model.driver import ModelDriver, Prepared
+    from .asking import Asking
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -29,17 +30,6 @@ SOLUTION_COLUMNS = ("response", "solution", "rationale", "explanation")
 
 COST = ("forwards", "generated_tokens", "seconds", "n_drawn", "n_cut")
 """Columns of what a sample has cost, kept also where it is quarantined."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outlook:
-    """What a cascade's plan says of a sample: the priors of its pass rates with and without
-    the image, (a, b) in steps of ``scores.posterior.Prior``, and the keep-probability below
-    which it is not asked any more."""
-
-    one: tuple[int, int]
-    zero: tuple[int, int]
-    floor: float
 
 
 @dataclass(slots=True)
@@ -56,8 +46,8 @@ class Job:
     """The answer with the image (evidence ``logits``: for the difficulty)."""
     blind_answer: Prepared | None = None
     """The same without it."""
-    outlook: Outlook | None = None
-    """Evidence ``cascade``: what the plan says of it; None in the first pass."""
+    asking: Asking | None = None
+    """Evidence ``cascade``: what its round decides by."""
     asked: dict[str, tuple[Said, ...]] = field(default_factory=dict)
     """The prompt turn by turn, ``image`` and ``blind``, for an engine that is asked."""
     rollouts: list[dict[str, Any]] = field(default_factory=list)
@@ -67,7 +57,7 @@ class Job:
     inputs: str = ""
     """``reuse.inputs_sha256`` of what else the score is made from."""
     reused: bool = False
-    """Not scored by this pass: for an older data set, or by the first pass."""
+    """Not scored by this pass: for an older data set, or in a round before."""
     read: list[tuple[bool, bool, list[int]]] = field(default_factory=list)
     """In a profiled run, what the model read for it: (without the image?, any image
     tokens?, tokens)."""

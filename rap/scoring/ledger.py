@@ -12,7 +12,10 @@ from ..config import TRAIN_GROUP
 from ..scores.drawn import Drawn
 from ..scores.table import SCORED
 
-BILLED = ["status", "code", "forwards", "generated_tokens", "seconds", "decided_by"]
+BILLED = [
+    *("status", "code", "forwards", "generated_tokens", "seconds", "decided_by"),
+    "log_psi",
+]
 """The columns of the score table that are read here."""
 
 
@@ -39,7 +42,7 @@ def ledger(
     of one epoch with groups of `TRAIN_GROUP` over every sample, and their tokens if as long
     as this run's mean completion with the image (None if it sampled none).
     ``stages``: what each stage of a cascade cost, see ``bill_stages``; only with ``first``,
-    the table of its first stage.
+    the table of its first round.
     """
     total = {
         name: pc.sum(table[name]).as_py() or 0
@@ -68,34 +71,31 @@ def ledger(
 def bill_stages(
     table: pa.Table, drawn: Drawn, first: pa.Table
 ) -> dict[str, dict[str, int | float]]:
-    """What each stage of a cascade cost.
+    """What each stage of a cascade cost. ``first``: the table of its first round.
 
     ``samples``: that it was asked about; ``decided``: those it has the last word on
-    (``decided_by``). ``answer``: forwards over the whole pool, and seconds of its pass, the
-    pilot's completions included. ``image``, ``text``: completions with and without the
-    image, ``pilot``'s among them, and their tokens as they are stored. ``psi``: forwards.
-    ``seconds`` of the second pass: ``completions_seconds``.
+    (``decided_by``). ``answer``: the forwards of p(answer). ``image``, ``text``:
+    completions with and without the image, ``pilot``'s among them, and their tokens as
+    they are stored. ``psi``: forwards.
     """
 
-    def total(of: pa.Table, name: str) -> float:
+    def total(of: pa.Table, name: str) -> int:
         return pc.sum(of[name]).as_py() or 0
-
-    def traced(of: pa.Table) -> int:
-        return len(of) - of["log_psi"].null_count
 
     counted = pc.value_counts(table["decided_by"]).to_pylist()
     decided = Counter({c["values"]: c["counts"] for c in counted})
+    traced = len(table) - table["log_psi"].null_count
+    pilot = first.filter(pc.equal(first["decided_by"], "pilot"))
     stages: dict[str, dict[str, int | float]] = {
         "answer": {
-            "samples": first.num_rows,
+            "samples": len(table),
             "decided": decided["answer"],
-            "forwards": total(first, "forwards") - traced(first),
-            "seconds": total(first, "seconds"),
+            "forwards": total(table, "forwards") - traced,
         },
         "pilot": {
-            "samples": int(pc.sum(pc.greater(first["m1"], 0)).as_py() or 0),
+            "samples": len(pilot),
             "decided": decided["pilot"],
-            "rollouts": int(total(first, "n_drawn")),
+            "rollouts": total(pilot, "n_drawn"),
         },
     }
     for stage, own in (("image", drawn.image), ("text", drawn.text)):
@@ -105,8 +105,5 @@ def bill_stages(
             "rollouts": own.rollouts,
             "tokens": own.tokens,
         }
-    stages["psi"] = {
-        "forwards": total(table, "forwards") - total(first, "forwards") + traced(first),
-        "completions_seconds": max(0.0, total(table, "seconds") - total(first, "seconds")),
-    }
+    stages["psi"] = {"forwards": traced}
     return stages

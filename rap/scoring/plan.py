@@ -1,22 +1,28 @@
-"""The cascade's plan: what is asked of which sample, worked out once for a pool.
+"""The cascade's rounds: which samples are scored when, and what decides each of them.
 
-A pass over the whole pool scores stage 1 into a store of its own, ``stage1`` in the store's
-folder, which is resumed, verified and reused as any. The plan is a pure function of that
-finished store: priors of both pass rates, from the answers of all samples and the
-completions of the pilot (``rap.scores.prior``), and the floor (``rap.scoring.asking``). So
-it is the same after every restart and in every process. The second pass fills the store
-itself, whose rows begin with those of stage 1; what it does with a sample depends on the
-plan and on that sample alone.
+The first round is the pilot, a share of the samples that is told by their ids; what follows
+is scored in one more round, or, of pools so small that a pilot foresees their bill too
+badly, in several, each with three times as many samples as were scored before it. A sample
+is scored in one round alone, from its own images and prompts, read once.
 
-What stands in the store when a run goes on was filled by a plan, too: shards that this plan
-would have filled otherwise (stage 1 was scored again, since an image changed, say) are
+A round before the last fills a store of its own, ``round-0``, ``round-1`` in the store's
+folder, which is resumed, verified and reused as any. The last fills the store itself,
+which takes the rows of the others over. What a round decides by (``asking.Asking``) is a
+pure function of the finished stores of the rounds before it: priors of both pass rates,
+fitted to their completions (``rap.scores.prior``), and the floor that keeps the bill, what
+they have spent taken off. So it is the same after every restart and in every process.
+
+What stands in a store when a run goes on was filled by a plan, too: shards that this plan
+would have filled otherwise (the pilot was scored again, since an image changed, say) are
 scored again (``redo_changed``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,165 +30,167 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..config import ScoreConfig
+from ..samples.part import Part
+from ..samples.sampleset import SampleSet
 from ..scores.columns import as_fraction, floats, integers, mask_of
-from ..scores.posterior import Arm, Prior
 from ..scores.prior import FEATURES, WITH_IMAGE, WITHOUT, features, fit, predict
 from ..scores.store import ScoreStore
-from ..scores.table import QUARANTINED, SCORED
-from .asking import FIRST_LOOK, Rule, draw_by_bill, looks
-from .jobs import Outlook
+from ..scores.table import ROLLOUT_SCHEMA, SCORED
+from .asking import Asking, Rule, floor_by_bill, share_of
 
-FOLDER = "stage1"
-"""The store of stage 1, in the folder of the store."""
+FIRST = 0.08
+"""Share of the first round where there is no pilot."""
+GROWTH = 3
+"""A round ends with so many times the samples that were scored before it."""
+LAST = 0.75
+"""No round but the last ends with a larger share of the samples."""
+ENOUGH = 4000
+"""Samples by which a bill is foreseen within a 30th."""
 
 _COUNTS = ("c1", "m1", "c0", "m0")
-_SAME = ("id", "status", "stage", "code", "sample_sha256", *FEATURES)
+_SAME = ("id", "status", "stage", "code", "sample_sha256", *FEATURES, *_COUNTS)
+
+
+def folder_of(number: int) -> str:
+    """The store of a round before the last, in the folder of the store."""
+    return f"round-{number}"
+
+
+def shares(n: int, pilot: float) -> list[float]:
+    """The share of ``n`` samples with which each round before the last ends."""
+    found = [pilot or FIRST]
+    while found[-1] * GROWTH < LAST and found[-1] * n < ENOUGH:
+        found.append(found[-1] * GROWTH)
+    return found
+
+
+def rounds_of(samples: SampleSet, config: ScoreConfig) -> tuple[Part, ...]:
+    """The samples of each round before the last; none is empty."""
+    place = np.array([share_of(config.seed, name, "pilot") for name in samples.ids])
+    ends = [0.0, *shares(len(samples), config.cascade_pilot)]
+    found = (
+        np.flatnonzero((place >= start) & (place < end))
+        for start, end in zip(ends, ends[1:], strict=False)
+    )
+    return tuple(Part(samples, places) for places in found if len(places))
+
+
+@dataclass(frozen=True)
+class Round:
+    """A finished round. ``places``: int64 [k], its samples in the data set; ``rows``: their
+    scores, ``completions``: those behind them; ``tally``: groups of completions."""
+
+    places: np.ndarray
+    rows: pa.Table
+    completions: pa.Table
+    tally: Mapping[str, int] = field(default_factory=dict)
+
+    @cached_property
+    def index(self) -> np.ndarray:
+        """int64, ascending: the row of each completion."""
+        return self.completions["index"].to_numpy()
+
+    @classmethod
+    def of(cls, part: Part, shards: ScoreStore) -> Round:
+        """Of its store."""
+        said, tally = shards.completions(), Counter[str]()
+        for k in shards.finished():
+            tally.update(shards.tally(k))
+        none = ROLLOUT_SCHEMA.empty_table()
+        return cls(part.places, shards.read(), none if said is None else said.read(), tally)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """``rows``: the finished table of stage 1, n samples. ``one``, ``zero``: their priors.
-    ``rule``: how they are asked. ``drawn``: bool [n], the samples that go on to stage 3.
-    ``completions``: {sample: its rows} of the pilot."""
+    """``asking``: what the round decides by. ``done``: the rounds that it takes over; those
+    before it where it is the last."""
 
-    rows: pa.Table
-    one: Prior
-    zero: Prior
-    rule: Rule
-    drawn: np.ndarray
-    completions: Mapping[int, list[dict[str, Any]]]
+    asking: Asking
+    done: tuple[Round, ...] = ()
 
     def settled(self, i: int) -> bool:
-        """Stage 1 has the last word on sample ``i``, or it is quarantined."""
-        return not self.drawn[i]
-
-    def outlook(self, i: int) -> Outlook:
-        """What stage 3 is told of sample ``i``."""
-        one, zero = ((int(p.a_steps[i]), int(p.b_steps[i])) for p in (self.one, self.zero))
-        return Outlook(one, zero, self.rule.floor)
+        """Sample ``i`` was scored in a round before."""
+        return self._place(i) is not None
 
     def begun(self, wanted: range) -> dict[int, dict[str, Any]]:
-        """{sample: its row so far}: as stage 1 left it."""
-        rows = self.rows.slice(wanted.start, len(wanted)).to_pylist()
+        """{sample: its row} of those that were scored before. The pilot's samples that the
+        last floor draws count as decided by their completions: they stand for others."""
         found = {}
-        for i, row in zip(wanted, rows, strict=True):
-            kept = {k: v for k, v in row.items() if v is not None} | {"index": i}
-            if kept["status"] == SCORED and self.settled(i):
-                kept["decided_by"] = "pilot" if row["m1"] else "answer"
-            found[i] = kept
+        for done in self.done:
+            first, last = np.searchsorted(done.places, [wanted.start, wanted.stop])
+            rows = done.rows.slice(first, last - first).to_pylist()
+            pilot = [row for row in rows if row["decided_by"] == "pilot"]
+            for row, drawn in zip(pilot, self._drawn(pilot), strict=True):
+                row["decided_by"] = "text" if drawn else "pilot"
+            for i, row in zip(done.places[first:last].tolist(), rows, strict=True):
+                found[i] = {k: v for k, v in row.items() if v is not None} | {"index": i}
         return found
 
-    def rollouts(self, i: int) -> list[dict[str, Any]]:
-        """The completions of sample ``i`` that the pilot sampled, in the order sampled."""
-        return [rollout | {"index": i} for rollout in self.completions.get(i, ())]
+    def rollouts(self, i: int) -> Iterator[dict[str, Any]]:
+        """The completions of sample ``i`` that were sampled before, in their order."""
+        at = self._place(i)
+        if at is not None:
+            done, k = at
+            first, last = np.searchsorted(done.index, [k, k + 1])
+            for rollout in done.completions.slice(first, last - first).to_pylist():
+                yield rollout | {"index": i}
+
+    @property
+    def groups(self) -> tuple[int, int]:
+        """(groups of completions, degenerate ones) of the rounds before."""
+        names = ("groups", "degenerate")
+        a, b = (sum(d.tally.get(name, 0) for d in self.done) for name in names)
+        return a, b
 
     def accepts(self, i: int, row: Mapping[str, Any]) -> bool:
-        """Whether a row of an older data set is what this plan would score again."""
-        if self.settled(i) or row["decided_by"] in (None, "answer", "pilot"):
-            return False
-        return self.leads_to(i, row)
+        """Whether a row, of an older data set or plan, is what this one would lead to."""
+        at = self._place(i)
+        if at is not None:
+            done, k = at
+            first = done.rows.slice(k, 1).to_pylist()[0]
+            return all(row.get(name) == first[name] for name in _SAME)
+        return row["status"] != SCORED or self.asking.leads_to(row)
 
-    def leads_to(self, i: int, row: Mapping[str, Any]) -> bool:
-        """Whether stage 3 may end in these counts: it would have asked for each completion
-        but the last, and for no other after it."""
-        rows = np.array([i])
-        one, zero = self.one.take(rows), self.zero.take(rows)
-        c1, m1, c0, m0 = (row[name] or 0 for name in _COUNTS)
+    def _drawn(self, rows: Sequence[Mapping[str, Any]]) -> list[bool]:
+        if not rows:
+            return []
+        found = self.asking.drawn([row["id"] for row in rows], *self.asking.priors(rows))
+        return list(found.tolist())
 
-        def asks(right: int, seen: int, c: int, m: int) -> bool:
-            arms = (_one(right, seen, one), _one(c, m, zero))
-            going = self.rule.worth(*arms)
-            if 0 < right < seen:
-                going &= self.rule.unsettled(*arms) & (m < self.rule.m0)
-            else:
-                going &= seen < self.rule.m1
-            return bool(going[0])
-
-        seen, right = self._pilot(i, "m1"), self._pilot(i, "c1")
-        base = (self._pilot(i, "c0"), self._pilot(i, "m0"))
-        if seen > m1 or base[1] > m0:
-            return False
-        for look in looks(self.rule.m1, FIRST_LOOK, seen):
-            if look.start >= m1 or 0 < right < seen:
-                break
-            if not asks(right, seen, *base):
-                return False
-            # alike so far: the last look alone can differ
-            seen = look.stop
-            right = c1 if seen >= m1 else (seen if c1 >= seen else 0)
-        if (right, seen) != (c1, m1):
-            return False
-        going = {base[0]}
-        for m in range(base[1], m0):
-            going = {c + more for c in going if asks(c1, m1, c, m) for more in (0, 1)}
-        return c0 in going and not asks(c1, m1, c0, m0)
-
-    def _pilot(self, i: int, name: str) -> int:
-        return self.rows[name][i].as_py() or 0
+    def _place(self, i: int) -> tuple[Round, int] | None:
+        for done in self.done:
+            k = int(np.searchsorted(done.places, i))
+            if k < len(done.places) and done.places[k] == i:
+                return done, k
+        return None
 
 
-def _one(c: int, m: int, prior: Prior) -> Arm:
-    return Arm(np.array([c]), np.array([m]), prior)
-
-
-def make_plan(rows: pa.Table, completions: pa.Table | None, config: ScoreConfig) -> Plan:
-    """``rows``: the finished table of stage 1; ``completions``: those of the pilot."""
-    scored = mask_of(pc.equal(rows["status"], SCORED))
-    c1, m1, c0, m0 = (np.where(scored, integers(rows[name]), 0) for name in _COUNTS)
-    z = features(
-        {n: np.where(scored, floats(rows[n]), np.nan).astype(float) for n in FEATURES}
-    )
-    one = predict(fit(z, c1, m1, WITH_IMAGE), z)
-    zero = predict(fit(z, c0, m0, WITHOUT), z)
-    rule = Rule(config.m1, config.m0, config.cascade_sure, 0.0)
-    here = np.flatnonzero(scored)
-    asked = (m1 + m0)[here]
-    pilot = [(int(i), int(asked[i])) for i in np.flatnonzero(asked)]
+def make_plan(done: Sequence[Round], n: int, config: ScoreConfig) -> Plan:
+    """What the round after these decides by, of a pool of ``n`` samples."""
+    if not done:
+        return Plan(Asking(config))
+    rows = pa.concat_tables([d.rows for d in done])
+    rows = rows.filter(mask_of(pc.equal(rows["status"], SCORED)))
+    c1, m1, c0, m0 = (integers(rows[name]) for name in _COUNTS)
+    z = features({name: floats(rows[name]) for name in FEATURES})
+    found = fit(z, c1, m1, WITH_IMAGE), fit(z, c0, m0, WITHOUT)
+    seen = sum(len(d.places) for d in done)
+    usable = rows.num_rows / seen
     share = as_fraction("cascade_completions", config.cascade_completions)
-    bill = float(share * (config.m1 + config.m0) * len(here))
-    floor, above = draw_by_bill(one.take(here), zero.take(here), pilot, bill, rule)
-    drawn = np.zeros(rows.num_rows, bool)
-    drawn[here[above]] = True
-    rule = Rule(config.m1, config.m0, config.cascade_sure, floor)
-    return Plan(rows, one, zero, rule, drawn, _by_sample(completions))
-
-
-def _by_sample(completions: pa.Table | None) -> dict[int, list[dict[str, Any]]]:
-    found: dict[int, list[dict[str, Any]]] = {}
-    for rollout in [] if completions is None else completions.to_pylist():
-        found.setdefault(rollout["index"], []).append(rollout)
-    return found
+    bill = float(share) * (config.m1 + config.m0) * usable * n
+    rule = Rule(config.m1, config.m0, config.cascade_sure, 0.0)
+    one, zero = predict(found[0], z), predict(found[1], z)
+    spent = float((m1 + m0).sum())
+    floor = floor_by_bill(one, zero, spent, usable * (n - seen), bill, rule)
+    return Plan(Asking(config, floor, *found), tuple(done))
 
 
 def redo_changed(shards: ScoreStore, plan: Plan) -> None:
     """Have shards scored again that were filled by another plan."""
+    names = [*_SAME, "index", "n_drawn"]
     for k in sorted({*shards.finished(), *shards.parts()}):
         part = shards.partial(k)
         table = shards.read_shard(k) if part is None else part.scores
-        rows = table.select([*_SAME, *_COUNTS, "index", "decided_by"]).to_pylist()
-        if not all(_follows(row, first, plan) for row, first in _with_first(rows, plan)):
+        rows = table.select(names).to_pylist()
+        if not all(plan.accepts(row["index"], row) for row in rows):
             shards.redo(k)
-
-
-def _with_first(
-    rows: list[dict[str, Any]], plan: Plan
-) -> Iterable[tuple[dict[str, Any], dict[str, Any]]]:
-    first = plan.rows.select([*_SAME, *_COUNTS])
-    taken = first.take(pa.array([r["index"] for r in rows]))
-    return zip(rows, taken.to_pylist(), strict=True)
-
-
-def _follows(row: Mapping[str, Any], first: Mapping[str, Any], plan: Plan) -> bool:
-    """Whether the second pass would fill ``row`` as it stands."""
-    if plan.settled(row["index"]):
-        decided: str | None = "pilot" if first["m1"] else "answer"
-        if first["status"] != SCORED:
-            decided = None
-        same = all(row[k] == first[k] for k in (*_SAME, *_COUNTS))
-        return row["decided_by"] == decided and same
-    if row["status"] == QUARANTINED:  # in stage 3: its scores are dropped
-        return row["sample_sha256"] in (None, first["sample_sha256"])
-    names = ("id", "sample_sha256", *FEATURES)
-    if row["decided_by"] in ("answer", "pilot"):
-        return False
-    return all(row[k] == first[k] for k in names) and plan.leads_to(row["index"], row)

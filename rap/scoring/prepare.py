@@ -10,6 +10,7 @@ from ..config import ScoreConfig
 from ..errors import RapInputError
 from ..model.counterfactual import WITH_PARTNER, counterfactual_images
 from ..model.rollouts import row_seed
+from ..samples.part import in_whole
 from ..samples.sample import Bad, BadSample, sample_sha256
 from ..samples.sampleset import SampleSet, load_images
 from ..scores.table import SCORED
@@ -60,7 +61,7 @@ def prepare_job(
             images,
             config.counterfactual,
             seed=row_seed(config.seed, sample.id, config.counterfactual, 0),
-            partner=_partner_images(samples, config, i),
+            partner=_partner_images(*in_whole(samples, i), config),
         )
         if asked:
             job.asked = prompts(shown, images, other, config)
@@ -82,7 +83,7 @@ def partners(samples: SampleSet, config: ScoreConfig, i: int) -> Iterator[int]:
         yield (i + 1 + (start + step) % (n - 1)) % n
 
 
-def _partner_images(samples: SampleSet, config: ScoreConfig, i: int) -> list[Image] | None:
+def _partner_images(samples: SampleSet, i: int, config: ScoreConfig) -> list[Image] | None:
     """Images of another sample, for ``shuffle``: chosen by hash, the next one if bad."""
     if config.counterfactual not in WITH_PARTNER:
         return None

@@ -27,12 +27,13 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from ..config import ScoreConfig
 from ..errors import RapConfigError, first_line
 from ..model.counterfactual import WITH_PARTNER
+from ..samples.part import in_whole
 from ..samples.remote import allow, folders
 from ..samples.sample import Bad, Sample
 from ..samples.sampleset import SampleSet
@@ -142,6 +143,9 @@ class Rows:
 
     n: int
     rows: dict[int, Sample | Bad]
+    whole: Rows | None = None
+    """Of a part of a data set: rows of the whole, and where in it these are."""
+    places: Mapping[int, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.n
@@ -154,10 +158,13 @@ class Rows:
 
 def rows_of(samples: SampleSet, config: ScoreConfig, i: int) -> Rows:
     """Sample i, and the first whose image may stand in for its own."""
-    wanted = [i]
-    if config.counterfactual in WITH_PARTNER and len(samples) > 1:
-        wanted += [next(partners(samples, config, i))]
-    return Rows(len(samples), {k: samples[k] for k in wanted})
+    alone = Rows(len(samples), {i: samples[i]})
+    whole, place = in_whole(samples, i)
+    if config.counterfactual not in WITH_PARTNER or len(whole) < 2:
+        return alone
+    wanted = (place, next(partners(whole, config, place)))
+    both = Rows(len(whole), {k: whole[k] for k in wanted})
+    return both if whole is samples else replace(alone, whole=both, places={i: place})
 
 
 # ---- here ---------------------------------------------------------------------------

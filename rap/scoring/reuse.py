@@ -97,8 +97,9 @@ def _to_score(shards: ScoreStore) -> list[int]:
     todo: list[int] = []
     for k in shards.missing():
         part = shards.partial(k)
-        kept = 0 if part is None else part.scores.num_rows
-        todo += [i for i in shards.shard_range(k)[kept:] if not shards.reusable(i)]
+        kept = set() if part is None else set(part.scores["index"].to_pylist())
+        rest = (i for i in shards.shard_range(k) if i not in kept)
+        todo += [i for i in rest if not shards.reusable(i)]
     return todo
 
 
@@ -106,10 +107,22 @@ def put_in_groups(shards: ScoreStore, samples: SampleSet) -> None:
     """The group decides no score: it follows the data set as it is now."""
     for k in shards.finished():
         table = shards.read_shard(k)
+        if _stand_there(samples, shards.shard_range(k), table["source"]):
+            continue
         groups = [group_of(samples, i) for i in table["index"].to_pylist()]
         if groups != table["source"].to_pylist():
             at = table.schema.get_field_index("source")
             shards.replace(k, table.set_column(at, "source", pa.array(groups, pa.string())))
+
+
+def _stand_there(samples: SampleSet, rows: range, groups: pa.ChunkedArray) -> bool:
+    """Whether the column of the groups holds just these texts, so that no row need be
+    looked at: one that cannot be used has none."""
+    name = samples.columns["source"]
+    if name is None:
+        return groups.null_count == len(groups)
+    found = samples.texts(name, rows)
+    return found is not None and found.null_count == 0 and found.equals(groups)
 
 
 def group_of(samples: SampleSet, i: int) -> str | None:

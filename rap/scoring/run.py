@@ -10,17 +10,19 @@ What is durable. A shard is written when it is whole. Of the shard in progress t
 so far are kept whenever the run ends in order (Ctrl-C, an error, too many bad samples) and
 every `filling.PARTIAL_SECONDS` besides, so that kill -9 loses half a minute at most.
 
-What is guaranteed. Shards are fixed ranges of rows and batches never span them, so an
-interrupted run redoes the same batches: on one machine, with one batch size, the table
-comes out byte for byte (`table.VOLATILE_COLUMNS` aside) whatever the number of workers,
-kills and restarts. Another batch size pads a sample differently, and a matrix product of
-another shape rounds differently; scores are therefore stored with 12 significant bits
-(`scoring.rounding.significant`), far coarser than that noise in float32 and far finer than
-the scores' own uncertainty. What remains is a value within the noise of a rounding border
-(one in some thousand: measured 1 of 12,000): it moves by one step, at most 4.9e-4 of
-itself, and the selection moves only if the sample at the cut is among them. In bfloat16
-and float16 the noise is as large as the rounding step: compare runs of one batch size
-there. A batch halved for lack of memory counts as one of another size.
+What is guaranteed. Shards are fixed ranges of rows and batches never span them; within one
+the longest prompts come first (``scoring.ordering``), so that little is padded, and rows
+are stored in data-set order. An interrupted run redoes the same batches: on one machine,
+with one batch size, the table comes out byte for byte (`table.VOLATILE_COLUMNS` aside)
+whatever the number of workers, kills and restarts. Another batch size pads a sample
+differently, and a matrix product of another shape rounds differently; scores are
+therefore stored with 12 significant bits (`scoring.rounding.significant`), far coarser
+than that noise in float32 and far finer than the scores' own uncertainty. What remains is a
+value within the noise of a rounding border (one in some thousand: measured 1 of 12,000): it
+moves by one step, at most 4.9e-4 of itself, and the selection moves only if the sample at
+the cut is among them. In bfloat16 and float16 the noise is as large as the rounding step:
+compare runs of one batch size there. A batch halved for lack of memory counts as one of
+another size.
 """
 
 from __future__ import annotations
@@ -258,7 +260,7 @@ def plan(
     Optional: the first process of executor ``env`` does it where nobody has. The arguments
     are those of `score`. A store that is there goes on, as `score` does it: changed images,
     a changed data set and quarantined samples are looked for here. Of a cascade the first
-    pass is planned.
+    round is planned.
 
     Returns
     -------
@@ -289,7 +291,7 @@ def plan_by(recipe: Recipe, store: str | os.PathLike[str]) -> ShardPlan:
     """As `plan`."""
     recipe.check()
     with recipe.open(Path(store)) as session:
-        by = session.first_pass() or session.last_pass()
+        by = session.pass_of(0)
         with Claims(by.folder) as claims:
             while not claims.take(PLAN):
                 require_idle(by.folder, claims)

@@ -38,6 +38,10 @@ if TYPE_CHECKING:
 MIN_GROUPS = 8
 """Groups of completions seen before a run is given up as degenerate."""
 
+TOGETHER = {"cascade": 3}
+"""Batches that are scored together: the cascade samples completions of less than half of
+their samples."""
+
 DIVERGENCES = tuple(name for name in ops.CDE_OUTPUTS if name in SCORE_SCHEMA.names)
 """Columns that compare one response with and without the image."""
 _HEAD = (*DIVERGENCES, "logp1", "logp0")
@@ -66,6 +70,7 @@ class Scorer:
         least_groups: int = MIN_GROUPS,
     ) -> None:
         self.least_groups = least_groups
+        self.together = TOGETHER.get(config.evidence, 1)
         self._driver = driver
         self.watch = watch
         self.engine = engine
@@ -91,12 +96,14 @@ class Scorer:
     @property
     def window(self) -> int:
         """Samples that keep the engine busy, at least."""
-        return self.engine.window
+        window = self.engine.window
+        return window if window == 1 else window * self.together
 
     def is_full(self, jobs: Sequence[Job]) -> bool:
-        """Whether so many jobs are to be scored together: a batch, or as many as keep an
-        engine busy. Forwards take `batches` of them."""
-        return len(jobs) >= self.window and self._is_batch(jobs)
+        """Whether so many jobs are to be scored together: a batch, or `together` of them,
+        or as many as keep an engine busy. Forwards take `batches` of them."""
+        n, tokens = len(jobs) // self.together, tokens_of(jobs) // self.together
+        return len(jobs) >= self.window and self.config.batch_is_full(n, tokens)
 
     def _is_batch(self, jobs: Sequence[Job]) -> bool:
         return self.config.batch_is_full(len(jobs), tokens_of(jobs))
@@ -151,6 +158,17 @@ class Scorer:
                 setattr(job, arm, self.driver.with_response(getattr(job, arm), ids))
         except BadSample as bad:
             job.quarantine("model", bad.code, bad.message)
+
+    def read(self, jobs: Sequence[Job], which: str) -> None:
+        """Read the prompts ``job.image`` or ``job.blind`` now, if what follows (answers,
+        completions of the local model) can go on from them all."""
+        live = [job for job in jobs if job.alive]
+        if not live or not self.engine_is_local or not self.driver.goes_on:
+            return
+        for job in live:
+            note(self.watch, job, which, getattr(job, which))
+        with self.watch.span("prefill"):
+            self.driver.read([getattr(job, which) for job in live])
 
     def generate(
         self, jobs: list[Job], arm: str, numbers: range, *, greedy: bool = False

@@ -2,7 +2,8 @@
 
 ``Recipe`` is what `rap.score` was asked for, and can be sent to another process where its
 parts can be (paths, not loaded models); ``Recipe.open`` makes a ``Session`` of it there.
-A run has one pass over the pool, the cascade two, each with a store of its own (``Pass``).
+A run has one pass over the pool; the cascade has one for each of its rounds, each with a
+store of its own (``Pass``).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from ..model.counterfactual import WITH_PARTNER
 from ..model.loading import opened
 from ..rewards.checker import Checker, make_checker
 from ..samples.index import open_kept
+from ..samples.part import Part
 from ..samples.remote import is_url
 from ..samples.sampleset import SampleSet, open_samples
 from ..scores.judge import MIN_SEEN
@@ -38,7 +40,7 @@ from .again import redo_changed_images, redo_quarantined
 from .engine import provenance, running
 from .evidence import EVIDENCE
 from .filling import Run
-from .plan import FOLDER, Plan, make_plan, redo_changed
+from .plan import Plan, Round, folder_of, make_plan, redo_changed, rounds_of
 from .profiling import stopwatch
 from .reuse import look_back, put_in_groups, reuse_of
 from .scorer import MIN_GROUPS, Scorer
@@ -111,29 +113,39 @@ class Recipe:
             running(self.engine, driver, recipe.config) as engine,
         ):
             known = None if driver is None else driver.identity()
+            staged = EVIDENCE[recipe.config.evidence].staged
             yield Session(
-                *(recipe, store, samples, driver, engine, watch, checker, size), known
+                *(recipe, store, samples, driver, engine, watch, checker, size),
+                *(known, rounds_of(samples, recipe.config) if staged else ()),
             )
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """What one pass over the pool is scored by, and the folder of its store. ``more``: as
-    from ``_inputs``; ``made_by``: the engine of its completions, as from ``provenance``;
-    ``plan``: what a pass before it has settled."""
+    """What one pass is scored by, its samples and the folder of its store. ``pool``: how
+    many samples all passes have; ``last``: it fills the store itself; ``more``: as from
+    ``_inputs``; ``made_by``: the engine of its completions, as from ``provenance``;
+    ``plan``: what the passes before it have settled."""
 
     folder: Path
+    samples: SampleSet
     config: ScoreConfig
     checker: Checker | None
+    pool: int
     more: Collection[str] = ()
     made_by: Mapping[str, object] | None = None
     plan: Plan | None = None
+
+    @property
+    def last(self) -> bool:
+        return not isinstance(self.samples, Part)
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
     """A process that scores; see the module's docstring. ``path``: of the store;
-    ``identity``: of the model, which takes a while to work out."""
+    ``identity``: of the model, which takes a while to work out; ``rounds``: the samples of
+    each pass but the last."""
 
     recipe: Recipe
     path: Path
@@ -144,27 +156,42 @@ class Session:
     checker: Checker | None
     shard_size: int
     identity: Mapping[str, object] | None
+    rounds: tuple[Part, ...] = ()
+
+    @property
+    def n_passes(self) -> int:
+        return len(self.rounds) + 1
 
     @property
     def config(self) -> ScoreConfig:
         return self.recipe.config
 
-    def first_pass(self) -> Pass | None:
-        """The pass of the stage that comes first, if any does."""
-        if not EVIDENCE[self.config.evidence].staged:
-            return None
-        return dataclasses.replace(self.last_pass(), folder=self.path / FOLDER)
+    def pass_of(self, number: int) -> Pass:
+        """A pass by its number, from 0; the stores of those before it are finished."""
+        if not self.rounds:
+            return self.last_pass()
+        done = [
+            Round.of(part, ScoreStore.load(self.path / folder_of(k)))
+            for k, part in enumerate(self.rounds[:number])
+        ]
+        plan, last = make_plan(done, len(self.samples), self.config), self.last_pass()
+        if number == len(self.rounds):
+            return dataclasses.replace(last, plan=plan)
+        return dataclasses.replace(
+            last,
+            folder=self.path / folder_of(number),
+            samples=self.rounds[number],
+            plan=dataclasses.replace(plan, done=()),
+        )
 
-    def last_pass(self, plan: Plan | None = None) -> Pass:
-        """The pass that fills the store; ``plan``: as from ``settled``."""
+    def last_pass(self) -> Pass:
+        """The pass that fills the store, as far as it can be known before the others."""
         more = _inputs(self.config, self.samples, self.recipe.reward is not None)
-        made_by = provenance(self.recipe.engine, self.engine, self.driver)
-        return Pass(self.path, self.config, self.checker, more, made_by, plan)
-
-    def settled(self, first: ScoreStore) -> Plan:
-        """What follows from the finished store of the first pass."""
-        pilot = first.completions()
-        return make_plan(first.read(), None if pilot is None else pilot.read(), self.config)
+        return Pass(
+            *(self.path, self.samples, self.config, self.checker, len(self.samples)),
+            more=more,
+            made_by=provenance(self.recipe.engine, self.engine, self.driver),
+        )
 
     def fingerprint(self, by: Pass, dataset: str | None) -> dict[str, Any]:
         """All that a score of a pass depends on; a store refuses another one, naming the
@@ -175,7 +202,7 @@ class Session:
             "model": self.identity,
             "config": by.config.fingerprint(),
             "checker": None if by.checker is None else by.checker.name,
-            "dataset": dataset or self.samples.content_hash(by.more),
+            "dataset": dataset or by.samples.content_hash(by.more),
             "rap_version": version("rap-select") or "not installed",
             "schema_version": SCHEMA_VERSION,
             **made_by,
@@ -187,9 +214,9 @@ class Session:
             return ScoreStore.open(
                 by.folder,
                 self.fingerprint(by, None),
-                len(self.samples),
+                len(by.samples),
                 self.shard_size,
-                data=describe(self.samples),
+                data=describe(by.samples),
                 reuse=self.reuse(by),
                 shared=shared,
             )
@@ -201,10 +228,10 @@ class Session:
             if self.recipe.retry_quarantined:
                 redo_quarantined(shards)
             if self.recipe.verify_images:
-                redo_changed_images(shards, self.samples, by.config)
+                redo_changed_images(shards, by.samples, by.config)
             if by.plan is not None:
                 redo_changed(shards, by.plan)
-            put_in_groups(shards, self.samples)
+            put_in_groups(shards, by.samples)
             reuse = self.reuse(by)
             if reuse is not None:
                 look_back(shards, reuse, None if by.plan is None else by.plan.settled)
@@ -225,7 +252,8 @@ class Session:
             least_groups=of * MIN_GROUPS,
         )
         return Run(
-            *(self.samples, self.driver, by.config, scorer, by.more, by.plan),
+            *(by.samples, self.driver, by.config, scorer, by.more, by.plan),
+            pool=None if by.last else by.pool,
             least=of * MIN_SEEN,
             verify=verify,
         )
@@ -235,7 +263,7 @@ class Session:
         if by.config.counterfactual in WITH_PARTNER:
             return None
         return reuse_of(
-            self.samples,
+            by.samples,
             by.more,
             files=self.recipe.verify_images,
             retry=self.recipe.retry_quarantined,
@@ -253,7 +281,7 @@ def kept_samples(
     """The data set that was planned for ``store``, opened with what is kept of it there:
     no row is read, and a worker compares those that it scores. None where nothing is
     planned, or where this is another data set, or an object in memory."""
-    if not (has_plan(store) or has_plan(store / FOLDER)):
+    if not (has_plan(store) or has_plan(store / folder_of(0))):
         return None
     if is_url(dataset):  # whether it may be fetched is for ``open_samples`` to say
         return None

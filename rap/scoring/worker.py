@@ -52,11 +52,15 @@ def coordinate(session: Session, by: Pass, claims: Claims) -> ShardPlan:
     made = _index(session, by)
     with session.open(by, shared=True) as shards:
         session.look_over(shards, by)
+        hashes = made.shards
+        if not by.last:
+            ranges = map(shards.shard_range, range(shards.n_shards))
+            hashes = tuple(by.samples.shard_hashes(list(ranges), by.more))
         plan = make_plan(
             {name: getattr(shards, name) for name in ("n_samples", "shard_size")}
             | {"fingerprint": shards.fingerprint},
             shards.data,
-            made.shards,
+            hashes,
         )
         plan.write(by.folder)
     return plan
@@ -101,7 +105,7 @@ def _disagreements(
     plan: ShardPlan, session: Session, by: Pass, dataset: str | None
 ) -> list[str]:
     ours = {
-        "n_samples": len(session.samples),
+        "n_samples": len(by.samples),
         "shard_size": session.shard_size,
         "fingerprint": session.fingerprint(by, dataset),
     }
@@ -178,7 +182,7 @@ class Worker:
         others are at. Raises what `rap.score` does; what was scored stays."""
         if self.plan.sealed is not None:
             return
-        n, missing = len(self.session.samples), set(self.store.missing())
+        n, missing = len(self.by.samples), set(self.store.missing())
         done = n - sum(len(self.store.shard_range(k)) for k in missing)
         claimed = (k for k in numbers if k in missing and self.store.claim(k, over=True))
         with Bar(n, done, progress, after) as bar:
@@ -198,8 +202,9 @@ class Worker:
             try:
                 if self._is_sealed():
                     break
-                recipe = self.session.recipe
-                seal(self.by.folder, self.plan, self.by.config, recipe.allow_degenerate)
+                degenerate = self.session.recipe.allow_degenerate
+                by = self.by  # a part of the pool is not judged alone
+                seal(by.folder, self.plan, by.config, degenerate, judged=by.last)
                 self.store.clear_previous()
             finally:
                 self.claims.release(SEAL)
@@ -209,7 +214,7 @@ class Worker:
 
     def _verify(self, k: int) -> None:
         """Raises ``RapConfigError`` if the samples of a shard are not those of the plan."""
-        wanted, samples = self.store.shard_range(k), self.session.samples
+        wanted, samples = self.store.shard_range(k), self.by.samples
         if not samples.has_rows(wanted, self.plan.shards[k], self.by.more):
             raise RapConfigError(
                 f"{self.by.folder}: {self.who}: dataset: the samples {wanted.start} to "

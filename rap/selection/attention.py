@@ -36,6 +36,11 @@ class Attention:
     found: dict[str, Any]
     warnings: list[str]
 
+    def reported(self) -> Attention:
+        """The same where psi decides nothing: every sample passes."""
+        every = np.ones_like(self.passes)
+        return Attention(every, ~every, self.found | {"biased": "report"}, self.warnings)
+
 
 def judge_attention(
     log_psi: np.ndarray,
@@ -56,6 +61,8 @@ def judge_attention(
         "lambda_a_origin": "attention not measured",
         "psi_measured": int(measured.sum()),
         "psi_too_short": 0,
+        "psi_above": 0,
+        "biased": "drop",
     }
     none = np.zeros(len(log_psi), dtype=bool)
     if not measured.any():
@@ -71,6 +78,7 @@ def judge_attention(
         found |= {"log_lambda_a": limit.log, "lambda_a": math.exp(limit.log)}
     passes = log_psi <= _at_most(math.inf if limit.log is None else limit.log)
     biased = measured & ~passes
+    found["psi_above"] = int(biased.sum())
     if unread is not None:
         passes |= unread & ~measured
     if 2 * found["psi_too_short"] > found["psi_measured"]:

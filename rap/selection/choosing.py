@@ -75,7 +75,13 @@ def choose(
     ``exp(logp_mean)``, for p(answer), here and in D. With logits and no reference answer
     Diff is unknown: no sample is then trivial or unsolved, and there is no replacement.
 
-    **psi** (ACE, section 2): keep only if psi <= lambda_a, compared as logarithms.
+    **psi** (ACE, section 2): its limit is lambda_a, compared as logarithms.
+    ``biased="drop"`` keeps a sample only if psi <= lambda_a; ``"report"`` counts the
+    others in ``found["psi_above"]``, and psi decides nothing. None is drop (rule paper, or
+    where ``lambda_a`` or ``guard_attention`` is given) or else report: on a real model no
+    form of psi, fixed on one half of the samples, told on the other which answers change
+    when a sentence is taken out (benchmarks/results/natural_attention.md, AUROC 0.60, 95 %
+    interval 0.46 to 0.73). What follows on psi is of ``"drop"``.
     ``log_psi`` -inf is a response too short for ACE: it passes, and is counted in
     ``found["psi_too_short"]``. Null in all rows: attention was not measured and ACE is
     skipped (said in ``found["lambda_a_origin"]``). Null in some rows only: those cannot
@@ -227,6 +233,8 @@ def _attention(
         unread=judged.has(VALID) if rule.by_value else judged.unread,
         times=judged.psi_times,
     )
+    if not config.drops_biased:
+        attention = attention.reported()
     judged.log_psi = np.empty(0, np.float32)
     for flag, mask in ((PASSES, attention.passes), (BIASED, attention.biased)):
         judged.flags |= mask.view(np.uint8) * np.uint8(flag)

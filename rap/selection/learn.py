@@ -2,7 +2,8 @@
 
 1. Mixed: valid samples with ``value > 0`` (``rap.scores.learning``).
 2. Guards: floor(guard_attention k) of the k samples to keep are the best mixed ones with
-   psi above its limit, floor(guard_hurt k) the best mixed ones of the others with D < 0.
+   psi above its limit (``biased="drop"``; else psi decides nothing), floor(guard_hurt k)
+   the best mixed ones of the others with D < 0.
 3. Main part: mixed, D above the threshold, psi not above its limit; the best of them fill
    what is left, by value, or with coverage by what each adds to ``coverage.reward``.
 4. Fill: if fewer than k are found, the mixed samples that are left, then the others that
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ..config import DEFAULT_GUARD, ChooseConfig
+from ..config import ChooseConfig
 from ..samples.text import counted
 from ..scores.columns import as_fraction
 from ..scores.scores import Scores
@@ -74,8 +75,7 @@ class Learner:
         strata = _strata(usable & (value > 0), flags)
         free = usable.copy()
         guards, told = [], {}
-        for name, share in zip(strata.guards, config.guards, strict=True):
-            share = DEFAULT_GUARD if share is None else share
+        for name, share in zip(strata.guards, config.shares, strict=True):
             many = math.floor(as_fraction(f"guard_{name}", share) * target)
             own = np.flatnonzero(strata.guards[name])
             guards.append(own[top(value[own], many)])

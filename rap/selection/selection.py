@@ -186,7 +186,12 @@ def _threshold_lines(
     if found.get("order") not in (None, "gain"):
         text = texts.get("ranking") or "D times what is left to learn"
         lines.append(f"ranked by {text} (order={found['order']!r}, column rank_key)")
-    if found["lambda_a"] is None:
+    if found["lambda_a"] is not None and found.get("biased") == "report":
+        lines.append(
+            f"psi > {found['lambda_a']:.6g} in {found['psi_above']} samples "
+            f"({found['lambda_a_origin']}), reported only: biased='drop' drops them"
+        )
+    elif found["lambda_a"] is None:
         lines.append(f"psi: no limit ({found['lambda_a_origin']})")
     else:
         lines.append(f"psi <= {found['lambda_a']:.6g} ({found['lambda_a_origin']})")

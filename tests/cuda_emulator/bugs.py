@@ -1,7 +1,7 @@
 """One seeded bug each, and the check that must catch it (tests/test_cuda_bugs.py).
 
 A bug is a change of one text in a copy of the source. Numbers below 100: device code, from
-100 on: the host's, C and Python.
+100 on: the host's, C and Python, from 200 on: device code on tensor cores.
 """
 
 from __future__ import annotations
@@ -9,7 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import checks_ace, checks_cde, checks_drm, checks_gemm, checks_host
+from . import (
+    checks_ace,
+    checks_ace_tensor,
+    checks_cde,
+    checks_drm,
+    checks_gemm,
+    checks_host,
+)
 from .build import Mutation
 
 
@@ -28,7 +35,12 @@ def _bug(number, what, file, before, after, caught_by) -> Bug:
 
 
 ACE = "ace/ace_cuda.cu"
+ACE_DEVICE = "ace/ace_device.h"
 ACE_LINEAR = "ace/ace_linear_cuda.cu"
+ACE_TENSOR = "ace/ace_tensor_cuda.cu"
+ACE_TILE = "ace/ace_tile_device.h"
+ACE_GIVES = "ace/ace_gives_device.h"
+ACE_PARTS = "ace/ace_parts_device.h"
 CDE = "cde/cde_cuda.cu"
 SWEEP = "cde/cde_sweep_device.h"
 CDE_MATH = "cde/cde_math.h"
@@ -180,7 +192,7 @@ BUGS = (
     _bug(43, "no barrier between clearing a digit's counts and counting", ACE,
          "        sh->count[i] = 0;\n    }\n    rap_sync();\n",
          "        sh->count[i] = 0;\n    }\n", checks_ace.races),
-    _bug(44, "one thread of each warp leaves its best where another looks", ACE,
+    _bug(44, "one thread of each warp leaves its best where another looks", ACE_DEVICE,
          "    sh->best[rap_thread()] = best;\n", "    sh->best[rap_warp()] = best;\n",
          checks_ace.races),
     _bug(45, "the sum of a block read before every warp has written", DEVICE,
@@ -191,7 +203,7 @@ BUGS = (
     _bug(47, "the image mask of the first sample for all", ACE,
          "p->image_mask + p->begin + p->key;", "p->image_mask + p->key;",
          checks_ace.packed),
-    _bug(48, "the column mask is not asked", ACE,
+    _bug(48, "the column mask is not asked", ACE_DEVICE,
          "p->column_mask != NULL && p->column_mask", "false && p->column_mask",
          checks_ace.values),
     _bug(49, "one reference for all rows of a head", ACE,
@@ -223,6 +235,122 @@ BUGS = (
     _bug(58, "the log-sum-exps of a window that has ended", ACE_LINEAR,
          "ace_lse_at(p, w->head, row) - ace_lse_at(p, w->head, row + p->window);",
          "ace_lse_at(p, w->head, row);", checks_ace.linear_form),
+    _bug(201, "the left fragment in the order of the right one", ACE_TILE,
+         "ace_warp_row() + lane % 16, 2 * slice + lane / 16)",
+         "ace_warp_row() + lane / 16 * 8 + lane % 8, 2 * slice + lane / 8 % 2)",
+         checks_ace_tensor.values),
+    _bug(202, "the right fragment in the order of the left one", ACE_TILE,
+         "ace_warp_column() + lane / 16 * 8 + lane % 8, 2 * slice + lane / 8 % 2);",
+         "ace_warp_column() + lane % 16, 2 * slice + lane / 16);",
+         checks_ace_tensor.values),
+    _bug(203, "columns of the product's fragment side by side", ACE_TILE,
+         "block * 8 + 2 * (rap_lane() % 4) + i % 2;",
+         "block * 8 + rap_lane() % 4 + i % 2 * 4;", checks_ace_tensor.values),
+    _bug(204, "rows of the product's fragment two by two", ACE_TILE,
+         "return ace_warp_row() + i * 8 + rap_lane() / 4;",
+         "return ace_warp_row() + i + rap_lane() / 4 * 4;", checks_ace_tensor.values),
+    _bug(205, "the second block of columns takes half of the first", ACE_TILE,
+         "rap_mma(s[m][n + 1], a[m], b + 2, dtype);",
+         "rap_mma(s[m][n + 1], a[m], b + 1, dtype);", checks_ace_tensor.values),
+    _bug(206, "float16 read as bfloat16", ACE_TENSOR,
+         "ace_fold(&p, RAP_F16, sh);", "ace_fold(&p, RAP_BF16, sh);",
+         checks_ace_tensor.values),
+    _bug(207, "units read where they were not put", ACE_GIVES,
+         "to[row * COLUMNS + ((n * 8) ^ row)", "to[row * COLUMNS + n * 8",
+         checks_ace_tensor.values),
+    _bug(208, "the diagonal one key too far", ACE_TILE,
+         "const int64_t hi = i + 1 - at->column;", "const int64_t hi = i + 2 - at->column;",
+         checks_ace_tensor.values),
+    _bug(209, "the key window one key too wide", ACE_TILE,
+         "rap_ace_first_seen(&p->a.o, i) - at->column;",
+         "rap_ace_first_seen(&p->a.o, i) - at->column - 1;", checks_ace_tensor.windows),
+    _bug(210, "rows beyond the last are fetched", ACE_TILE,
+         "at->rows, ROWS, left", "ROWS, ROWS, left", checks_ace_tensor.bounds),
+    _bug(211, "columns beyond the last are fetched", ACE_TILE,
+         "at->columns, COLUMNS, left", "COLUMNS, COLUMNS, left", checks_ace_tensor.bounds),
+    _bug(212, "a whole unit of the last dimensions", ACE_TILE,
+         "const int n = RAP_MAX(0, RAP_MIN(8, left - unit * 8));",
+         "const int n = left > unit * 8 ? 8 : 0;", checks_ace_tensor.bounds),
+    _bug(213, "the last dimensions are not multiplied", ACE_TILE,
+         "p->dim - step->deep * DEPTH) + 15) / 16;", "p->dim - step->deep * DEPTH)) / 16;",
+         checks_ace_tensor.deep),
+    _bug(214, "nobody waits for what was fetched", ACE_TILE,
+         "        rap_fetch_wait();\n", "", checks_ace_tensor.values),
+    _bug(215, "what others fetched is not waited for", ACE_TILE,
+         "        rap_sync(); /* all has arrived, and the step before has been read */\n",
+         "",
+         checks_ace_tensor.races),
+    _bug(216, "the next step's queries in the place of this one's", ACE_TILE,
+         "(uint32_t)step->deep)\n                 & 1u);",
+         "(uint32_t)step->deep)\n                 & 0u);", checks_ace_tensor.values),
+    _bug(217, "the next head's keys in the place of this one's", ACE_TILE,
+         "return p->dim <= DEPTH ? step->key_head & 1 : step->deep;",
+         "return p->dim <= DEPTH ? 0 : step->deep;", checks_ace_tensor.values),
+    _bug(218, "weights put where a step is still read", ACE_TENSOR,
+         "            rap_sync(); /* the last step has been read: its place is taken */\n",
+         "",
+         checks_ace_tensor.races),
+    _bug(219, "weights read before all are there", ACE_TENSOR,
+         "            ace_keep_tile(w, sh->out.w);\n            rap_sync();\n",
+         "            ace_keep_tile(w, sh->out.w);\n", checks_ace_tensor.races),
+    _bug(220, "the next tile fetched while this one is read", ACE_TILE,
+         "    rap_sync(); /* the tile before has been read */\n", "",
+         checks_ace_tensor.races),
+    _bug(221, "references of the key head", ACE_TENSOR,
+         "p->a.reference + (int64_t)step.head * p->a.rows",
+         "p->a.reference + (int64_t)step.key_head * p->a.rows", checks_ace_tensor.values),
+    _bug(222, "one query head too many to a key head", ACE_TILE,
+         "step->sharer + 1 == p->group ? 0", "step->sharer == p->group ? 0",
+         checks_ace_tensor.values),
+    _bug(223, "the mean over heads divided by the heads of a key head", ACE_TENSOR,
+         "rap_ace_rest(&a->o, ref.z, a->hq);", "rap_ace_rest(&a->o, ref.z, p.group);",
+         checks_ace_tensor.values),
+    _bug(224, "the maximum over heads without their sums", ACE_TENSOR,
+         "rap_ace_larger(w[m][n][i], z - rest[row]);", "rap_ace_larger(w[m][n][i], z);",
+         checks_ace_tensor.values),
+    _bug(225, "the image mask of the first sample for all", ACE_GIVES,
+         "p->a.image_mask + p->a.begin + at->column;", "p->a.image_mask + at->column;",
+         checks_ace_tensor.packed),
+    _bug(226, "log-sum-exps of the first sample for all", ACE_TENSOR,
+         "(a->begin + a->start + row) * a->lse_stride[1];",
+         "(a->start + row) * a->lse_stride[1];", checks_ace_tensor.given),
+    _bug(227, "two warps leave their sums in one place", ACE_TENSOR,
+         "2 * x.chunk + rap_warp() / 2, step.head,", "2 * x.chunk, step.head,",
+         checks_ace_tensor.values),
+    _bug(228, "sums that do not follow the maximum", ACE_TENSOR,
+         "before == shift ? 1 : ace_exp2_whole(before - shift);", "1;",
+         checks_ace_tensor.shares),
+    _bug(229, "each column tile of a share begins anew", ACE_TENSOR,
+         "const bool old = !fresh && row < at->rows;", "const bool old = false;",
+         checks_ace_tensor.shares),
+    _bug(230, "a reference that is no whole number", ACE_TENSOR,
+         "fmaxf(before, ceilf(p->a.scale2 * largest));",
+         "fmaxf(before, p->a.scale2 * largest);", checks_ace_tensor.shares),
+    _bug(231, "a share without tiles leaves nothing", ACE_TENSOR,
+         "            ace_no_part(p, &x);\n", "", checks_ace_tensor.shares),
+    _bug(232, "the same of its rows", ACE_TENSOR,
+         "            ace_gives_nothing(p, &x);\n", "", checks_ace_tensor.shares),
+    _bug(233, "all rows of a tile count for a column", ACE_GIVES,
+         "        RAP_MIN(at->row + at->rows, "
+         "rap_ace_last_row(&a->o, a->length, a->start, j));",
+         "        at->row + at->rows;", checks_ace_tensor.windows),
+    _bug(234, "the last tile of rows is left out", ACE_PARTS,
+         "t <= (last - 1 - a->start) / ROWS; t++)",
+         "t < (last - 1 - a->start) / ROWS; t++)",
+         checks_ace_tensor.values),
+    _bug(235, "any weight of the list makes room", ACE_GIVES,
+         "place = here < smallest ? i : place;", "place = i;", checks_ace_tensor.values),
+    _bug(236, "ties for the largest weights counted in full", ACE_PARTS,
+         "(double)(p->a.o.top - above) *", "(double)p->a.o.top *",
+         checks_ace_tensor.values),
+    _bug(237, "sums of rows from the first on", ACE_PARTS,
+         "p->totals[last - a->start] - p->totals[first - a->start];",
+         "p->totals[last - a->start];", checks_ace_tensor.windows),
+    _bug(238, "the first block answers, not the last", ACE_TENSOR,
+         "sh->last = rap_last_block(p.ticket);", "sh->last = rap_block() == 0;",
+         checks_ace_tensor.races),
+    _bug(239, "nobody sets the ticket back", ACE_TENSOR,
+         "        *p.ticket = 0;\n", "", checks_ace_tensor.values),
 )  # fmt: skip
 
 DRIVER = "csrc/driver.c"
@@ -230,6 +358,7 @@ BLAS = "csrc/gemm/gemm_cuda.c"
 PRODUCT = "csrc/gemm/gemm_product_cuda.c"
 LINEAR = "csrc/cde/cde_linear_cuda.c"
 ACE_HOST = "csrc/ace/ace_cuda.c"
+ACE_TENSOR_HOST = "csrc/ace/ace_tensor_cuda.c"
 DRM_HOST = "csrc/drm/drm_cuda.c"
 CUDA_PY = "csrc/cuda_py.c"
 CALL = "csrc/cuda_call.c"
@@ -318,8 +447,8 @@ HOST_BUGS = (
     _bug(127, "parts of the workspace that are not aligned for 128-bit loads", ACE_HOST,
          "    return rap_ceil_div(bytes, 256) * 256;\n", "    return bytes + 4;\n",
          checks_host.attention),
-    _bug(128, "workspace without the last part", ACE_HOST,
-         "s.weights + s.reference + s.total\n", "s.weights + s.reference\n",
+    _bug(128, "workspace without the rows' references", ACE_HOST,
+         "s.weights + s.reference + s.total", "s.weights + s.total",
          checks_host.attention),
     _bug(129, "no workspace for cuBLASLt", ACE_HOST,
          "{.blas = RAP_BLAS_WORKSPACE};", "{.blas = 0};",
@@ -402,4 +531,19 @@ HOST_BUGS = (
          "    if (captures) {\n", "    if (false) {\n", checks_host.graphs),
     _bug(158, "memory of a stream that is gone is kept for good", CUDA_PY,
          "!= 0 && block->stream != 0) {", "!= 0 && false) {", checks_host.gone_stream),
+    _bug(160, "rows said to begin at 16-byte boundaries", ACE_TENSOR_HOST,
+         "    *wide = (uintptr_t)data % 16 == 0 &&", "    *wide = true ||",
+         checks_host.tensor),
+    _bug(161, "rows of the first sample for all", ACE_TENSOR_HOST,
+         "(const char *)x->data + 2 * row * x->stride[1];",
+         "(const char *)x->data + 0 * row;",
+         checks_host.tensor),
+    _bug(162, "two parts of the workspace in one place", ACE_TENSOR_HOST,
+         "t.row_sums = (double *)at, at += s.row_sums;", "t.row_sums = (double *)at;",
+         checks_host.tensor),
+    _bug(163, "the kernel of the other 16-bit numbers", ACE_TENSOR_HOST,
+         'bf16 ? "rap_fused_fold_bf16"', '!bf16 ? "rap_fused_fold_bf16"',
+         checks_host.tensor),
+    _bug(164, "as many query heads as key heads", ACE_TENSOR_HOST,
+         "(a->q.shape[0] / a->k.shape[0]);", "1;", checks_host.tensor),
 )  # fmt: skip

@@ -28,6 +28,7 @@ KERNELS = (
     "cde/cde_cuda.cu",
     "ace/ace_cuda.cu",
     "ace/ace_linear_cuda.cu",
+    "ace/ace_tensor_cuda.cu",
     "drm/drm_cuda.cu",
     "gemm/gemm_cuda.cu",
 )
@@ -107,6 +108,23 @@ def _mutate(folder: Path, mutation: Mutation | None) -> Path:
     return copy
 
 
+def _includes(path: Path, found: set[Path] | None = None) -> set[Path]:
+    """The file and what it includes of csrc, at any depth."""
+    found = set() if found is None else found
+    if path.is_file() and path not in found:
+        found.add(path)
+        for name in re.findall(r'^\s*#include "([^"]+)"', path.read_text(), re.M):
+            _includes((path.parent / name).resolve(), found)
+    return found
+
+
+def _unchanged(unit: Path, variant: str, mutation: Mutation | None) -> Path | None:
+    """The object of a unit that does not see the bug, from the build without."""
+    if mutation is None or CSRC / mutation.file in _includes(unit):
+        return None
+    return folder(variant) / f"{unit.stem}.o"
+
+
 def _build(folder: Path, variant: str, mutation: Mutation | None) -> None:
     cc, flags = compiler(), SANITIZE[variant]
     csrc = _mutate(folder, mutation)
@@ -117,8 +135,10 @@ def _build(folder: Path, variant: str, mutation: Mutation | None) -> None:
     (folder / "entries.h").write_text("".join(f"ENTRY({name})\n" for name in names))
     objects = []
     for unit in units:
-        objects.append(folder / f"{unit.stem}.o")
-        _run(cc, *COMMON, *flags, f"-I{HERE}", "-x", "c", "-c", unit, "-o", objects[-1])
+        made = _unchanged(CSRC / unit.relative_to(csrc), variant, mutation)
+        objects.append(made or folder / f"{unit.stem}.o")
+        if made is None:
+            _run(cc, *COMMON, *flags, f"-I{HERE}", "-x", "c", "-c", unit, "-o", objects[-1])
     for name, extra in (
         ("fiber.c", ["-DRAP_TSAN"] if variant == "tsan" else []),
         ("approx.c", []),

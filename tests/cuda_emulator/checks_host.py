@@ -251,6 +251,39 @@ nothing_left()
     )
 
 
+def tensor(mutation: Mutation | None = None) -> None:
+    """ace of 16-bit numbers: grouped heads, packed samples, masks from the host, rows that
+    are aligned and that are not; three launches with log-sum-exps given, else four."""
+    _run(
+        """
+wide = rng.normal(size=(6, 33, 21)).astype(np.float16)
+mask = rng.random(33) < 0.7
+s = FAKE.rap_fake_stream(0)
+for heads, dim, first in (("mean", 8, 0), ("max", 8, 0), ("mean", 11, 3)):
+    q, k = wide[:4, :, first:first + dim], wide[4:, :, first:first + dim]
+    if dim == 8:
+        q, k = np.ascontiguousarray(q), np.ascontiguousarray(k)
+    a, b = (late(q, s), late(k, s)) if dim == 8 else (FakeArray(q), FakeArray(k))
+    options = dict(response_start=[4, 5], cu_seqlens=[0, 20, 33], heads=heads, min_rows=2,
+                   column_mask=mask, image_mask=~mask)
+    before = count("launches")
+    got = rap.ace(a, b, **options)
+    assert count("launches") - before == 2 * 4
+    FAKE.rap_fake_read(None, 0, 0)
+    same(got, rap.ace(q, k, **options))
+    lse = np.zeros((4, 33), np.float32)
+    before = count("launches")
+    got = rap.ace(a, b, lse=FakeArray(lse), **options)
+    assert count("launches") - before == 2 * 3
+    FAKE.rap_fake_read(None, 0, 0)
+    same(got, rap.ace(q, k, lse=lse, **options))
+del got, a, b
+nothing_left()
+""",
+        mutation,
+    )
+
+
 def selection(mutation: Mutation | None = None) -> None:
     """drm waits for its stream, and for nothing less."""
     _run(
@@ -699,6 +732,7 @@ CHECKS = (
     graphs,
     gone_stream,
     attention,
+    tensor,
     selection,
     scores_that_change,
     contexts,

@@ -45,6 +45,24 @@ void *rap_emu_smem(size_t size); /* of this block, filled with 0xFF */
 void rap_emu_sync(void);
 uint64_t rap_emu_exchange(uint64_t bits, int lane);
 uint32_t rap_emu_vote(bool x);
+
+/* What a warp's lanes hand in, by lane; to be read before the next wait. */
+#define RAP_EMU_WORDS 6
+const uint32_t (*rap_emu_gather(const uint32_t *own))[RAP_EMU_WORDS];
+
+/* Copies to shared memory that this thread has asked for and not waited for. */
+#define RAP_EMU_FETCHES 64
+typedef struct {
+    int count;
+    struct {
+        void *to;
+        const void *from;
+        int bytes;
+    } fetch[RAP_EMU_FETCHES];
+} rap_emu_fetches;
+rap_emu_fetches *rap_emu_fetches_here(void);
+_Noreturn void rap_emu_bad_fetch(int count, int bytes);
+
 _Noreturn void rap_emu_misaligned(const void *at); /* as the device: the end */
 
 #define RAP_HD static inline

@@ -51,6 +51,7 @@ typedef struct {
 typedef struct {
     meeting meet;
     uint64_t slot[2][LANES];
+    uint32_t words[2][LANES][RAP_EMU_WORDS];
 } warp;
 
 /* Each has memory of its own until the grid has ended: in memory used again, a block would
@@ -73,6 +74,7 @@ typedef struct {
     fiber_state state;
     char *stack;
     void *tsan;
+    rap_emu_fetches fetches;
 } fiber;
 
 typedef struct {
@@ -208,6 +210,28 @@ rap_emu_exchange(uint64_t bits, int lane)
     return w->slot[side][lane % LANES];
 }
 
+const uint32_t (*rap_emu_gather(const uint32_t *own)) [RAP_EMU_WORDS] {
+    warp *w = this_warp();
+    const unsigned side = w->meet.round & 1;
+    const int lane = it.here->place.thread % LANES;
+
+    memcpy(w->words[side][lane], own, sizeof(w->words[side][lane]));
+    meet(&w->meet, it.here - lane, AT_SHUFFLE);
+    return (const uint32_t (*)[RAP_EMU_WORDS])w->words[side];
+}
+
+rap_emu_fetches *rap_emu_fetches_here(void)
+{
+    return &it.here->fetches;
+}
+
+_Noreturn void
+rap_emu_bad_fetch(int count, int bytes)
+{
+    fprintf(stderr, "a fetch of %d bytes beside %d others\n", bytes, count);
+    abort();
+}
+
 _Noreturn void
 rap_emu_misaligned(const void *at)
 {
@@ -249,6 +273,7 @@ start_thread(fiber *f, int number)
 {
     f->place.thread = number;
     f->state = READY;
+    f->fetches.count = 0;
     f->tsan = __tsan_create_fiber(0);
     getcontext(&f->context);
     f->context.uc_stack.ss_sp = f->stack;

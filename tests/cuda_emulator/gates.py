@@ -25,6 +25,11 @@ from . import build
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 TABLE = build.HERE / "gates.json"
 THREADS = 256
+TENSOR_THREADS = 128
+TENSOR = tuple(
+    f"rap_fused_{part}_{kind}" for part in ("lse", "fold") for kind in ("bf16", "f16")
+)
+"""Kernels on tensor cores: TENSOR_THREADS a block."""
 NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false", f"-I{build.CSRC}"]
 # threads and blocks an SM, registers an SM, KiB of shared memory an SM and a block, SMs:
 # NVIDIA CUDA programming guide, table of technical specifications
@@ -56,6 +61,8 @@ class Gate:
     per_pair: float
     """Instructions a pair of logits in the costliest loop that takes them 16 bytes at a
     time; 0 of a kernel without one."""
+    products: int
+    """Instructions of the tensor cores in the code."""
     warps: int
     """Warps an SM holds at the block size in use, by cuda_occupancy.h."""
 
@@ -280,9 +287,9 @@ main(void)
 """
 
 
-def warps(rows: list[tuple[int, int, int]]) -> list[int]:
-    """Warps an SM for each (architecture, registers, shared bytes) at THREADS a block."""
-    lines = [" ".join(map(str, (a, *SM[a], THREADS, r, s))) for a, r, s in rows]
+def warps(rows: list[tuple[int, int, int, int]]) -> list[int]:
+    """Warps an SM for each (architecture, threads a block, registers, shared bytes)."""
+    lines = [" ".join(map(str, (a, *SM[a], *rest))) for a, *rest in rows]
     with tempfile.TemporaryDirectory() as folder:
         source, program = Path(folder) / "occupancy.c", Path(folder) / "occupancy"
         source.write_text(OCCUPANCY)
@@ -321,8 +328,14 @@ def measure(arch: int) -> dict[str, Gate]:
                 found[name] = (
                     *resources, params[name], loads, _doubles_in_loops(code),
                     round(max(pairs, default=0), 2),
+                    sum("HMMA" in text for _, text in code),
                 )  # fmt: skip
-    held = warps([(arch, x[0], x[2]) for x in found.values()])
+    held = warps(
+        [
+            (arch, TENSOR_THREADS if name in TENSOR else THREADS, x[0], x[2])
+            for name, x in found.items()
+        ]
+    )
     return {
         name: Gate(*x, warps=w) for (name, x), w in zip(found.items(), held, strict=True)
     }

@@ -37,7 +37,7 @@ class Evidence:
     columns: tuple[str, ...]
     """Columns of the score table that it fills, besides those that every row has."""
     staged: bool = False
-    """Whether a pass over the whole pool comes first, into a store of its own; see
+    """Whether a part of the samples is scored first, into a store of its own; see
     ``rap.scoring.plan``."""
     data_columns: tuple[str, ...] = ()
     """Columns of the data set that its scores depend on, besides those with a role."""

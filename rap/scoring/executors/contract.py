@@ -6,8 +6,8 @@ processes that share a store are ``worker.Worker``s: ``run_shards`` of any of th
 the shards it is told, and ``finish`` seals. ``through`` leads either through the passes.
 
     with recipe.open(store) as session:
-        rows = None                               # cascade: the finished first pass
-        with Worker(session, session.last_pass(), rank=3) as worker:
+        by = session.pass_of(0)                   # a cascade has several
+        with Worker(session, by, rank=3) as worker:
             worker.run_shards([7, 12])            # what it can claim of these
             worker.finish()                       # False: others are still at work
 """
@@ -31,7 +31,7 @@ from ...scores.shardplan import read_plan
 from ...scores.store import ScoreStore
 from ...scores.table import SCORE_SCHEMA
 from ..ledger import BILLED
-from ..plan import FOLDER
+from ..plan import folder_of
 from ..profiling import profiled
 from ..session import Pass, Recipe, Session
 
@@ -39,7 +39,7 @@ from ..session import Pass, Recipe, Session
 @dataclass(frozen=True, slots=True)
 class Scored:
     """What a run has left. ``table``: its scores, in data-set order. ``billed``: their
-    columns ``ledger.BILLED``. ``first``: the table of the pass before, if there was one.
+    columns ``ledger.BILLED``. ``first``: the table of a cascade's first round.
     ``part``: "i/n" where these are the shards of one process only."""
 
     samples: SampleSet
@@ -67,12 +67,8 @@ class Executor(Protocol):
 def through(session: Session, fill: Callable[[Pass], None]) -> None:
     """Lead a process that shares its stores through the passes: ``fill`` returns when the
     store of a pass is sealed."""
-    first = session.first_pass()
-    if first is not None:
-        fill(first)
-        session.watch.counts.pop("samples", None)  # the pass to come counts them
-    settled = None if first is None else session.settled(ScoreStore.load(first.folder))
-    fill(session.last_pass(settled))
+    for number in range(session.n_passes):
+        fill(session.pass_of(number))
 
 
 def profiled_beside_others(
@@ -104,5 +100,10 @@ def read_sealed(samples: SampleSet, store: Path, cascade: bool) -> Scored:
         shards.data,
         Drawn() if plan is None else plan.drawn,
         StoredCompletions(store, digests) if digests else None,
-        ScoreStore.load(store / FOLDER).read() if cascade else None,
+        read_pilot(store, cascade=cascade),
     )
+
+
+def read_pilot(store: Path, *, cascade: bool) -> pa.Table | None:
+    """The scores of a cascade's first round; None of other evidence."""
+    return ScoreStore.load(store / folder_of(0)).read() if cascade else None

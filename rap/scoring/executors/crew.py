@@ -236,7 +236,7 @@ class Crew:
         if not member.opened:
             return ("open",)
         if member.begun != self._passes:
-            return "begin", self._last
+            return "begin", self._passes - 1
         ready = sum(m.begun == self._passes for m in self.members)
         self._going = self._going or ready >= min(self.least, len(self.members))
         work = self._work

@@ -45,8 +45,8 @@ class EnvExecutor:
         cascade = EVIDENCE[recipe.config.evidence].staged
         if cascade and not self.config.steal:
             raise RapConfigError(
-                f"steal = False: evidence {recipe.config.evidence!r} needs the whole pool "
-                "in one store before its second pass"
+                f"steal = False: evidence {recipe.config.evidence!r} scores its rounds one "
+                "after the other, all of them in one store"
             )
         if isinstance(recipe.model, (str, os.PathLike)):
             loading = {"device": device_here(self.config.shard), **recipe.loading}

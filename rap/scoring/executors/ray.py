@@ -28,7 +28,7 @@ from ...scores.claims import Claims, require_idle
 from ...scores.owner import Owner, me
 from ...scores.shardplan import DRIVER_FOLDER
 from ..evidence import EVIDENCE
-from ..plan import FOLDER as FIRST
+from ..plan import folder_of, rounds_of
 from ..session import Recipe
 from .contract import Scored, read_sealed
 from .crew import Crew
@@ -62,23 +62,24 @@ class RayExecutor:
                     require_idle(store / DRIVER_FOLDER, claims)  # raises if its owner lives
                 order = make_order(recipe, samples, store, workers, config.lease, gpus)
                 cluster = RayCluster(ray, order, cpus=config.cpus_per_worker, gpus=gpus)
-                self._lead(Crew(cluster, workers, config), claims, recipe, store, cascade)
+                rounds = len(rounds_of(samples, recipe.config)) if cascade else 0
+                self._lead(Crew(cluster, workers, config), claims, recipe, store, rounds)
         return read_sealed(samples, store, cascade)
 
     def _lead(
-        self, crew: Crew, claims: Claims, recipe: Recipe, store: Path, cascade: bool
+        self, crew: Crew, claims: Claims, recipe: Recipe, store: Path, rounds: int
     ) -> None:
         """Have all passes scored; no worker is left afterwards, however this ends."""
         try:
-            for last in (False, True) if cascade else (True,):
-                crew.fill(last, recipe.progress)
+            for number in range(rounds + 1):
+                crew.fill(number == rounds, recipe.progress)
         except KeyboardInterrupt:
             log.warning("stopping: what was scored is kept; Ctrl-C again stops at once")
             raise
         finally:
             claims.release(DRIVER)  # which the workers see after their batch
             crew.stop(GRACE)
-            for folder in (store, store / FIRST):
+            for folder in (store, *(store / folder_of(k) for k in range(rounds))):
                 bury(folder, crew.dead, self.config.lease)
             shutil.rmtree(store / DRIVER_FOLDER, ignore_errors=True)
 

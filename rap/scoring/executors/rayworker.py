@@ -20,7 +20,6 @@ from ...scores.claims import FOLDER as CLAIMS
 from ...scores.claims import Claim
 from ...scores.owner import Owner, me
 from ...scores.shardplan import DRIVER_FOLDER
-from ...scores.store import ScoreStore
 from ..session import Recipe, Session, kept_samples
 from ..worker import Worker
 from .contract import profiled_beside_others
@@ -88,16 +87,12 @@ class RayWorker:
         self._stack.callback(self._leave)
         self._session = session
 
-    def begin(self, last: bool) -> Begun:
-        """Go to a pass: the ``last``, or the one before. Raises what `Worker` does."""
+    def begin(self, number: int) -> Begun:
+        """Go to a pass; those before it are sealed. Raises what `Worker` does."""
         session = self._session
         assert session is not None
         self._leave()
-        by = first = session.first_pass()
-        if last or by is None:
-            session.watch.counts.pop("samples", None)  # this pass counts them
-            store = None if first is None else ScoreStore.load(first.folder)
-            by = session.last_pass(None if store is None else session.settled(store))
+        by = session.pass_of(number)
         self._worker = Worker(
             session, by, rank=self.number, of=self.order.of, lease=self.order.lease
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from types import MappingProxyType
 
-from ...config import DEFAULT_BUDGET, DEFAULT_GUARD, ChooseConfig
+from ...config import DEFAULT_BUDGET, ChooseConfig
 from ...errors import RapConfigError
 from ...scores.columns import as_fraction
 from ...scores.evidence import KINDS, Evidence
@@ -27,8 +27,8 @@ class Learn(Rule):
 
     def describe(self, config: ChooseConfig | None = None) -> str:
         share = "a share" if config is None else f"{100 * self.share(config):.4g} %"
-        given = (None, None) if config is None else config.guards
-        guards = [100 * (DEFAULT_GUARD if g is None else g) for g in given]
+        shares = ChooseConfig(rule="learn").shares if config is None else config.shares
+        guards = [100 * share for share in shares]
         covers = config is None or config.coverage is not False
         return (
             f"keeps {share} of the samples with mixed outcomes, by p1 (1 \u2212 p1) times "
