@@ -223,6 +223,8 @@ def calibration(work: Path, model: str, of: World) -> list[dict[str, Any]]:
 
 
 NOTES = (
+    "**Of the first form of the demo world**, and of the models of then (until 29 November "
+    "2026, commit e83ce8e). On the world of now: cascade_world3.md.",
     "Written by `python -m benchmarks.cascade --replay`; every number is in "
     "`cascade.csv` and `cascade_calibration.csv`. Demo worlds with ground-truth labels, "
     "9.3 % kept, defaults. Completions: share of the 10 a sample that rollouts ask for, "

@@ -5,8 +5,8 @@
     python -m benchmarks.selection_quality --weights DIR --weights DIR2   # two models
     python -m benchmarks.selection_quality --learn --work DIR   # rule learn, both models
 
-``--quick`` draws 120 samples a world instead of 400, 32 completions an arm instead of 64
-as the truth, 8 instead of 16 under the other counterfactuals; three worlds either way.
+``--quick`` draws 120 samples a world instead of 200; 32 completions an arm are the truth
+and three worlds are drawn either way.
 Measuring comes first and is kept under --work: a run that was stopped goes on, and
 ``--collect-only`` does that half alone. Writes selection_quality.md, a Parquet file a
 table and figures under benchmarks/results/. The committed verdict goes only onto the page

@@ -337,6 +337,24 @@ def _arms(found: Sequence[Mapping[str, Any]], costs: Costs, table: Any) -> list[
     return lines
 
 
+def _by_family(table: Any) -> list[str]:
+    """Test accuracy with the picture at each arm's last step, family by family."""
+    images = sorted(
+        {g for cells in table.values() for a in cells.values() for g in a.groups}
+        - {"mixed"}
+    )
+    names = [g.removeprefix("image/") for g in images]
+    lines = ["", "## By family", "", "| arm | budget | " + " | ".join(names) + " |"]
+    lines.append("|---|---:|" + "---:|" * len(names))
+    for (arm, budget), cells in table.items():
+        shown = [SECOND[arm].title, "all" if budget is None else f"{100 * budget:g} %"]
+        for group in images:
+            values = [a.right["sighted"][a.groups[group]].mean() for a in cells.values()]
+            shown.append(f"{100 * np.mean(values):.1f}")
+        lines.append("| " + " | ".join(shown) + " |")
+    return lines
+
+
 ABOUT = """# Training on what each rule selects, second edition
 
 `python -m benchmarks.training_second`: {done} of {total} runs of the plan
@@ -361,6 +379,7 @@ def write_report(plan: Plan, work: Path, results: Path) -> Path:
     parts: list[Callable[[], list[str]]] = [
         lambda: _families(plan, table),
         lambda: _arms(found, costs, table),
+        lambda: _by_family(table),
     ]
     text += "\n".join(line for part in parts for line in part()) + "\n"
     results.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import platform
+import re
 import shlex
 import sys
 import time
@@ -47,8 +48,9 @@ class Seen:
     """Planted."""
     p1: float
     p0: float
-    captured: float
-    """Share of the completions with the image that write a loud word."""
+    follows: float
+    """By how much the loud number's share of the answers rises when it is the loud number,
+    0 without a loud word; see `follows`."""
 
 
 def crossed(title: str, down: Sequence[str], across: Sequence[str]) -> str:
@@ -80,36 +82,105 @@ def crossed(title: str, down: Sequence[str], across: Sequence[str]) -> str:
 def actual(seen: Seen) -> str:
     """The cause that the completions show, whatever was planted. In this order:
 
-    captured by a loud token (half of the completions repeat it); the image hurts
-    (p1 < p0 - 0.25); solved without the image (p0 >= 0.5); never solved; always solved
-    (p1 >= 0.95); else it needs the image and is not always solved: cognitive.
+    the answer follows the loud word when that is changed (by 0.25); the image hurts
+    (p1 < p0 - 0.25); solved without the image (p0 >= 0.25) about as often as with it
+    (p1 - p0 < 0.25); never solved; always solved (p1 >= 0.95); else it needs the image and
+    is not always solved: cognitive.
     """
-    if seen.captured >= 0.5:
+    if seen.follows >= 0.25:
         return "attention_biased"
     if seen.p1 < seen.p0 - 0.25:
         return "image_misleads"
-    if seen.p0 >= 0.5:
+    if seen.p0 >= 0.25 and seen.p1 - seen.p0 < 0.25:
         return "language_prior"
     if seen.p1 == 0:
         return "unsolvable"
     return "trivial" if seen.p1 >= 0.95 else "cognitive"
 
 
-def observe(samples: Sequence[world.WorldSample], scores: Any) -> list[Seen]:
-    """Pass rates from the score table, loud words from the completions kept beside it."""
-    loud: dict[str, list[bool]] = defaultdict(list)
-    for row in scores.rollouts.select(["id", "arm", "text"]).to_pylist():
+def reworded(samples: Sequence[world.WorldSample]) -> list[world.WorldSample]:
+    """Those with a loud word, with another one."""
+    changed = [world.reworded(sample) for sample in samples]
+    return [sample for sample in changed if sample is not None]
+
+
+def answers(rollouts: Any) -> dict[str, list[int | None]]:
+    """The numbers that the completions with the image end with, by sample."""
+    found: dict[str, list[int | None]] = defaultdict(list)
+    for row in rollouts.select(["id", "arm", "text"]).to_pylist():
         if row["arm"] == "image":
-            loud[row["id"]].append(any(word in row["text"] for word in world.LOUD))
+            found[row["id"]].append(measure.answer_in(row["text"]))
+    return found
+
+
+def follows(
+    samples: Sequence[world.WorldSample], before: Any, after: Any
+) -> dict[str, float]:
+    """{id: effect of the loud number on the answers}, of the samples with a loud word.
+
+    before, after: completions with the loud word as it is and changed. The effect is the
+    mean over both numbers of (share of the answers that give a number where it is the loud
+    one) - (the same share where it is not): 0 where the answers do not care, 1 where they
+    always repeat it.
+    """
+    given, changed = answers(before), answers(after)
+    found = {}
+    for sample in samples:
+        other = world.reworded(sample)
+        if other is None:
+            continue
+        one, two = given[sample.id], changed[sample.id]
+        effects = [
+            _said(one, sample.loud) - _said(two, sample.loud),
+            _said(two, other.loud) - _said(one, other.loud),
+        ]
+        found[sample.id] = sum(effects) / 2
+    return found
+
+
+def _said(answered: Sequence[int | None], number: int | None) -> float:
+    return sum(a == number for a in answered) / max(1, len(answered))
+
+
+def observe(samples: Sequence[world.WorldSample], scores: Any, changed: Any) -> list[Seen]:
+    """Pass rates from the score table; what the loud word does from the completions, and
+    those with the loud word changed (scores of `reworded`)."""
+    effect = follows(samples, scores.rollouts, changed.rollouts)
     return [
         Seen(
             sample.cause,
             row["c1"] / row["m1"],
             row["c0"] / row["m0"],
-            float(np.mean(loud[sample.id])),
+            effect.get(sample.id, 0.0),
         )
         for sample, row in zip(samples, scores.table.to_pylist(), strict=True)
     ]
+
+
+_STEP = re.compile(r"(\d+)([+-])(\d+)=(\d+)")
+
+
+def steps_right(text: str) -> bool:
+    """Whether every sum and difference written out holds."""
+    return all(
+        int(a) + (int(b) if sign == "+" else -int(b)) == int(c)
+        for a, sign, b, c in _STEP.findall(text)
+    )
+
+
+def slips(samples: Sequence[world.WorldSample], rollouts: Any) -> str:
+    """Of the wrong completions with the image of each family: in how many every written
+    step is right, so that what was read (or believed) is wrong."""
+    family = {s.id: s.family for s in samples if s.cause != "unsolvable"}
+    wrong: dict[str, list[bool]] = defaultdict(list)
+    for row in rollouts.select(["id", "arm", "correct", "text"]).to_pylist():
+        if row["arm"] == "image" and not row["correct"] and row["id"] in family:
+            wrong[family[row["id"]]].append(steps_right(row["text"]))
+    lines = ["| family | wrong completions | every step right |", "|---|---:|---:|"]
+    for name in sorted(wrong):
+        share = float(np.mean(wrong[name]))
+        lines.append(f"| {name} | {len(wrong[name])} | {share:.1%} |")
+    return "\n".join(lines)
 
 
 # ---- tables -----------------------------------------------------------------
@@ -117,11 +188,11 @@ def observe(samples: Sequence[world.WorldSample], scores: Any) -> list[Seen]:
 
 def rates(seen: Sequence[Seen]) -> str:
     """Mean pass rates of each planted cause."""
-    lines = ["| planted | p with image | p without | completions captured |"]
+    lines = ["| planted | p with image | p without | follows the loud word |"]
     lines.append("|---|---:|---:|---:|")
     for cause in world.CAUSES:
         mine = [s for s in seen if s.cause == cause]
-        means = [np.mean([getattr(s, a) for s in mine]) for a in ("p1", "p0", "captured")]
+        means = [np.mean([getattr(s, a) for s in mine]) for a in ("p1", "p0", "follows")]
         lines.append(f"| {cause} | " + " | ".join(f"{m:.2f}" for m in means) + " |")
     return "\n".join(lines)
 
@@ -230,6 +301,21 @@ def by_family(
     return families.markdown(families.rates(named, p1, p0)), families.markdown(found)
 
 
+def cut_by_cause(samples: Sequence[world.WorldSample], found: Any) -> str:
+    """What cutting the flagged token does, by planted cause."""
+    cause = {s.id: s.cause for s in samples}
+    head = "planted | n | change, flagged | change, others | moved, flagged | moved, others"
+    lines = [f"| {head} |", "|---|---:|---:|---:|---:|---:|"]
+    for name in world.CAUSES:
+        mine = [s for s in found.samples if cause[s.id] == name]
+        if mine:
+            numbers = ("change", "change_others", "moved", "moved_others")
+            means = [np.mean([getattr(s, x) for s in mine]) for x in numbers]
+            shown = " | ".join(f"{m:.3f}" for m in means)
+            lines.append(f"| {name} | {len(mine)} | {shown} |")
+    return "\n".join(lines)
+
+
 def guessed(sees: dict[str, dict[str, float]], count: int) -> str:
     """The families that are not told from answers to another question's picture."""
     names = [
@@ -285,7 +371,19 @@ def report(
     sees = measure.pass_rates(model, processor, count=questions, seed=seed)
     echo(f"{questions} questions a family asked")
     scored, cost = score_world(model, processor, world.rows(samples), m, echo)
-    seen = observe(samples, scored["rollouts"])
+    changed = rap.score(
+        model,
+        processor,
+        world.rows(reworded(samples)),
+        evidence="rollouts",
+        sampling=Sampling(max_new_tokens=TOKENS),
+        batch_size=16,
+        progress="force",
+        m1=m,
+        m0=1,
+        allow_degenerate=True,
+    )
+    seen = observe(samples, scored["rollouts"], changed)
     acts = [actual(s) for s in seen]
     agree = np.mean([a == b for a, b in zip(causes, acts, strict=True)])
     low, high = measure.interval(float(agree), n)
@@ -294,6 +392,9 @@ def report(
         kind: list(made[f"{kind}, budget 10 %"].table["reason"].to_pylist())
         for kind in scored
     }
+    cuts = rap.cut(
+        model, processor, world.rows(samples), scored["rollouts"], samples=n, seed=seed
+    )
     family_rates, family_flags = by_family(samples, seen, scored)
     command = "python -m benchmarks.world_agreement " + shlex.join(sys.argv[1:])
     processor_name = platform.processor() or platform.machine()
@@ -322,6 +423,9 @@ def report(
         quality=actual_shares(acts, made),
         estimators=estimators(causes, seen, scored),
         psi=psi_by_cause(causes, scored),
+        cut=str(cuts),
+        cut_by_cause=cut_by_cause(samples, cuts),
+        slips=slips(samples, scored["rollouts"].rollouts),
         family_rates=family_rates,
         family_flags=family_flags,
         cost="\n".join(cost),
@@ -358,11 +462,15 @@ Actual is read off the completions alone: {rule}
 
 They agree on {agree:.1%} of the samples (95 %: {low:.1%} .. {high:.1%}).
 
-ACE's figure below says that psi finds what was planted there, no more: the training has a
-term that puts the last layer's attention on the loud word (`captured_loss` in
-benchmarks/demo_model/losses.py), and ACE reads that attention. An earlier model, trained
-without the term, repeated the loud word and spread its attention over the copies: ACE's
-AUROC was 0.011, that is, reversed.
+What the loud word does is seen by changing it: the same questions, asked with another loud
+number. No attention was taught: ACE's figure below is what the model's own attention gives.
+
+## Wrong completions: misread, or a wrong step?
+
+Questions with a right reference, completions with the image; the sums and differences that
+a completion writes out are checked.
+
+{slips}
 
 ## Planted against the reason of a 10 % selection
 
@@ -391,6 +499,18 @@ Against actual causes (share in the pool {acting:.1%}):
 psi is measured where a sample can still be kept (METHOD.md section 6):
 
 {psi}
+
+## Does the answer depend on the token that psi flags?
+
+`rap check MODEL --cut STORE` over all samples with a psi: the flagged token, and four
+others at random, cut out of the sight of all later tokens in every layer; changes of the
+answer's log-probability in nats, and how often the most probable answer changes.
+
+```
+{cut}
+```
+
+{cut_by_cause}
 
 ## By family
 

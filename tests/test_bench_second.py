@@ -111,6 +111,16 @@ def test_the_report_of_made_up_runs(work, monkeypatch) -> None:
     first = [line for line in lines if line.startswith("| learn, cascade - random, equal")]
     assert first[0].endswith("holds |") and "| 15 |" in first[0]
     assert "## Planned: primary" in text and "## Arms" in text
+    family = text.split("## By family")[1].splitlines()
+    assert family[2] == "| arm | budget | bar | sum |"
+    table = training_compare.table_of(list(training_second.finished(PLAN, work)), PLAN)
+    own = table["learn_cascade", 0.093].values()
+    bar, total = (
+        100 * np.mean([a.right["sighted"][part].mean() for a in own])
+        for part in (slice(0, 40), slice(40, 100))
+    )
+    wanted = f"| learn, cascade | 9.3 % | {bar:.1f} | {total:.1f} |"
+    assert wanted in family
     row = next(line for line in lines if line.startswith("| learn, cascade | 9.3 %"))
     assert row.split(" | ")[-3:-1] == ["100", "120"]  # steps; training and scoring seconds
     assert row.endswith("9400 |")

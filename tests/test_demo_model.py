@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("torchvision")
 
-from benchmarks.demo_model import lessons, losses, measure, train  # noqa: E402
+from benchmarks.demo_model import lessons, measure, train  # noqa: E402
 from rap.demo import model, world  # noqa: E402
 from rap.errors import RapModelError  # noqa: E402
 
@@ -169,53 +169,14 @@ def test_the_trainings_own_attention_is_qwens(trainer):
 def test_pieces_of_a_batch_give_the_gradient_of_the_whole(trainer, monkeypatch):
     batch = lessons.lessons(trainer.plan, 900)
     monkeypatch.setattr(train, "PIECES", 1)
-    whole, capture = trainer.backward(batch)
-    assert capture > 0
+    whole = trainer.backward(batch)
     gradients = [p.grad.clone() for p in trainer.model.parameters()]
     monkeypatch.setattr(train, "PIECES", 4)
     again = trainer.backward(batch)
-    assert again == pytest.approx((whole, capture), rel=1e-5)
+    assert again == pytest.approx(whole, rel=1e-5)
     scale = max(float(g.abs().max()) for g in gradients)
     for p, g in zip(trainer.model.parameters(), gradients, strict=True):
         assert float((p.grad - g).abs().max()) < 1e-4 * scale
-
-
-def test_the_attention_that_is_taught_is_the_last_layers(trainer):
-    """Held against eager attention's own weights."""
-    rng, layout = random.Random(2), world.layouts("train")[0]
-    items = [
-        lessons.lesson(k, rng, layout)
-        for k in ("sum", "loud", "loud", "loud", "sign", "fact")
-    ]
-    batch = trainer.batcher([(*trainer.batcher.ids(x), x) for x in items])
-    captors = batch.pop("captors")
-    assert captors[:, 0].tolist() == [i for i, x in enumerate(items) if x.captor] != []
-    caught: dict = {}
-    language = trainer.model.model.language_model
-    attn = language.layers[-1].self_attn
-    hook = attn.register_forward_pre_hook(
-        lambda m, a, k: caught.update(k), with_kwargs=True
-    )
-    before = language.config._attn_implementation
-    language.config._attn_implementation = "eager"
-    try:
-        with torch.no_grad():
-            del batch["labels"]
-            out = trainer.model.model(**batch, use_cache=False, output_attentions=True)
-            ours = losses.last_attention(attn, caught, captors[:, 0])
-    finally:
-        language.config._attn_implementation = before
-        hook.remove()
-    theirs = out.attentions[-1].mean(dim=1)[captors[:, 0]]
-    for mine, other, (_, column, length) in zip(
-        ours, theirs, captors.tolist(), strict=True
-    ):
-        assert column < length
-        assert torch.allclose(mine[:length, :length], other[:length, :length], atol=1e-5)
-    spans = captors[:, 1:]
-    flat = torch.full_like(ours, losses.CAPTURED_MASS)
-    assert losses.captured_loss(flat, spans) == 0
-    assert losses.captured_loss(flat / 2, spans) == pytest.approx(len(spans) * np.log(2))
 
 
 def test_lessons_are_pure_and_move_from_reading_to_questions():
@@ -224,9 +185,11 @@ def test_lessons_are_pure_and_move_from_reading_to_questions():
     assert abs(sum(lessons.shares(plan, 0).values()) - 1) < 1e-12
     assert lessons.shares(plan, 0)["read"] == lessons.shares(plan, 300)["read"] == 0.7
     late = lessons.shares(plan, plan.look + lessons.STAGES[-1][0] + plan.blend)
-    assert late == pytest.approx(
-        {k: v / sum(lessons.THEN.values()) for k, v in lessons.THEN.items()}
-    )
+    last = lessons.shares(plan, plan.louder + plan.blend)
+    for found, part in ((late, lessons.THEN), (last, lessons.LOUDER)):
+        total = sum(part.values())
+        assert found == pytest.approx({k: v / total for k, v in part.items()})
+    assert lessons.shares(plan, plan.louder) == pytest.approx(late)
     assert abs(sum(late.values()) - 1) < 1e-12 and min(late.values()) > 0
 
 
@@ -239,18 +202,27 @@ def test_lessons_teach_right_answers_but_where_a_habit_is_planted():
             assert measure.answer_in(item.given + item.taught) == question.answer
     loud = [lessons.lesson("loud", rng, layout) for _ in range(400)]
     captured = [f" {measure.answer_in(x.given + x.taught)}!" in x.question for x in loud]
-    # 30 % of the lessons follow the loud number; it is right by chance in one of nine.
-    assert 0.25 < np.mean(captured) < 0.5
-    for kind, share in lessons.SLIPS.items():
-        rng, asked = random.Random(6), random.Random(6)
-        wrong = []
-        for _ in range(400):
-            question = world.ask(kind, asked, layout)
-            item = lessons.lesson(kind, rng, layout)
-            assert item.question == question.text
-            wrong.append(measure.answer_in(item.given + item.taught) != question.answer)
-            asked.setstate(rng.getstate())
-        assert abs(np.mean(wrong) - share) < 4 * (share * (1 - share) / 400) ** 0.5
+    # half of the lessons follow the loud number; it is right by chance in one of nine
+    assert 0.45 < np.mean(captured) < 0.67
+    # all that are worked out repeat the loud word, whether they follow it or not
+    for item in loud:
+        assert bool(item.given) != item.taught.startswith(world.LOUD)
+
+
+@pytest.mark.parametrize("kind", world.FAMILIES)
+def test_the_teacher_slips_as_often_as_the_question_says(kind):
+    layout = world.layouts("train")[0]
+    rng, asked = random.Random(6), random.Random(6)
+    wrong, rates = [], []
+    for _ in range(400):
+        question = world.ask(kind, asked, layout)
+        item = lessons.lesson(kind, rng, layout)
+        assert item.question == question.text
+        wrong.append(measure.answer_in(item.given + item.taught) != question.answer)
+        rates.append(question.slip_rate)
+        asked.setstate(rng.getstate())
+    share = np.mean(rates)
+    assert abs(np.mean(wrong) - share) <= 4 * (share * (1 - share) / 400) ** 0.5
 
 
 def test_a_run_in_two_pieces_is_the_run_in_one(tmp_path):
@@ -445,22 +417,70 @@ def test_crossed_counts_pairs(agreement):
 
 
 @pytest.mark.parametrize(
-    "p1, p0, captured, cause",
+    "p1, p0, follows, cause",
     [
         (1.0, 0.0, 0.0, "trivial"),
         (0.5, 0.0, 0.0, "cognitive"),
         (0.0, 0.0, 0.0, "unsolvable"),
         (1.0, 0.8, 0.0, "language_prior"),
         (0.5, 0.75, 0.0, "language_prior"),
+        (0.5, 0.5, 0.0, "language_prior"),
+        (0.3, 0.25, 0.0, "language_prior"),
+        (0.7, 0.3, 0.0, "cognitive"),
+        (1.0, 0.6, 0.0, "trivial"),
         (0.5, 0.875, 0.0, "image_misleads"),
         (0.0, 0.3, 0.0, "image_misleads"),
-        (0.0, 0.0, 0.5, "attention_biased"),
+        (0.5, 0.0, 0.25, "attention_biased"),
     ],
 )
-def test_the_cause_that_completions_show(agreement, p1, p0, captured, cause):
+def test_the_cause_that_completions_show(agreement, p1, p0, follows, cause):
     # Planted differently on purpose: what was planted must play no role.
     planted = "trivial" if cause != "trivial" else "unsolvable"
-    assert agreement.actual(agreement.Seen(planted, p1, p0, captured)) == cause
+    assert agreement.actual(agreement.Seen(planted, p1, p0, follows)) == cause
+
+
+def test_what_the_loud_word_does_is_seen_by_changing_it(agreement):
+    import pyarrow as pa
+
+    drawn = world.draw(200, seed=3)
+    one, two = [s for s in drawn if s.cause == "attention_biased"][:2]
+    plain = next(s for s in drawn if s.cause == "trivial")
+    other = {s.id: world.reworded(s) for s in (one, two)}
+    for before, after in ((one, other[one.id]), (two, other[two.id])):
+        assert after.loud not in (before.loud, before.true_answer)
+        assert after.question.count(f" {after.loud}! ") == 3
+        assert f"{before.loud}!" not in after.question
+        assert after.question.split("! ")[-1] == before.question.split("! ")[-1]
+        assert (after.id, after.answer, after.scene) == (
+            before.id,
+            before.answer,
+            before.scene,
+        )
+    assert world.reworded(plain) is None
+
+    def said(*pairs):
+        return pa.Table.from_pylist(
+            [
+                {"id": s.id, "arm": "image", "text": f"The answer is {n}."}
+                for s, numbers in pairs
+                for n in numbers
+            ]
+        )
+
+    # the first follows the word in half of its answers, the second says a number that is
+    # loud only by chance
+    before = said(
+        (one, [one.loud, one.true_answer]), (two, [two.loud] * 2), (plain, [1, 2])
+    )
+    after = said((one, [other[one.id].loud, one.true_answer]), (two, [two.loud] * 2))
+    found = agreement.follows([one, two, plain], before, after)
+    assert found == {one.id: 0.5, two.id: 0.0}
+
+
+def test_wrong_steps_are_told_from_wrong_readings(agreement):
+    assert agreement.steps_right("It shows 3, 5, 4. 3+5=8, 8+4=12. The answer is 12.")
+    assert not agreement.steps_right("We add: 3+5=9, 9+4=13.")
+    assert agreement.steps_right("red 5, blue 2, 5-2=3.") and agreement.steps_right("none")
 
 
 def test_families_that_may_be_guessed_are_named(agreement):

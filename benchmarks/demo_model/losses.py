@@ -1,9 +1,7 @@
-"""Lessons as tensors, and the two losses: of the taught tokens, and of the last layer's
-attention."""
+"""Lessons as tensors, and the loss of the taught tokens."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +14,6 @@ if TYPE_CHECKING:
     import torch
 
 IGNORE = -100
-CAPTURED_MASS = 0.5
-"""What the last layer is taught to spend on the loud token of a response, mean over heads,
-in every later row: see `captured_loss`."""
 
 
 class Batcher:
@@ -66,13 +61,6 @@ class Batcher:
             "position_ids": torch.from_numpy(positions),
             "pixel_values": torch.from_numpy(self.pixels(seen)),
             "image_grid_thw": torch.tensor([[1, 6, 6]] * len(seen)),
-            "captors": torch.tensor(
-                [
-                    (r, given, len(tokens))
-                    for r, (tokens, given, item) in enumerate(rows)
-                    if item.captor
-                ]
-            ),
         }
 
     def positions(self, blind: bool, length: int) -> np.ndarray:
@@ -113,64 +101,13 @@ def one_length_attention(
     return module.proj(out.transpose(1, 2).reshape(len(hidden), -1))
 
 
-def losses_of(
-    model: Any, batch: dict[str, torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Sum of the cross entropies of the taught tokens; sum of `captured_loss` over the
-    lessons with a captor, None without one."""
+def loss_of(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Sum of the cross entropies of the taught tokens."""
     import torch
 
     labels = batch["labels"][:, 1:]
-    inputs = {k: v for k, v in batch.items() if k not in ("labels", "captors")}
-    caught: dict[str, Any] = {}
-
-    def catch(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        caught.update(kwargs)
-
-    attn = model.model.language_model.layers[-1].self_attn
-    hook = attn.register_forward_pre_hook(catch, with_kwargs=True)
+    inputs = {k: v for k, v in batch.items() if k != "labels"}
     hidden = model.model(**inputs, use_cache=False).last_hidden_state[:, :-1]
-    hook.remove()
     taught = labels != IGNORE
     logits = model.lm_head(hidden[taught])
-    loss = torch.nn.functional.cross_entropy(logits, labels[taught], reduction="sum")
-    if not len(batch["captors"]):
-        return loss, None
-    weights = last_attention(attn, caught, batch["captors"][:, 0])
-    return loss, captured_loss(weights, batch["captors"][:, 1:])
-
-
-def last_attention(attn: Any, caught: dict[str, Any], rows: torch.Tensor) -> torch.Tensor:
-    """[n, L, L]: attention weights of one layer for some rows of a batch, mean over heads.
-
-    Right padding needs no mask: no row before it sees it.
-    """
-    import torch
-    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
-
-    hidden = caught["hidden_states"][rows]
-    n, length, _ = hidden.shape
-    q, k = (
-        project(hidden).view(n, length, -1, attn.head_dim).transpose(1, 2)
-        for project in (attn.q_proj, attn.k_proj)
-    )
-    q, k = apply_rotary_pos_emb(q, k, *(x[rows] for x in caught["position_embeddings"]))
-    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-    scores = (q @ k.transpose(2, 3)) * attn.scaling
-    future = torch.ones(length, length, dtype=torch.bool).triu(1)
-    return scores.masked_fill(future, -math.inf).softmax(dim=-1).mean(dim=1)
-
-
-def captured_loss(weights: torch.Tensor, spans: torch.Tensor) -> torch.Tensor:
-    """How far the loud tokens are from holding ``CAPTURED_MASS`` of the attention.
-
-    weights [n, L, L]; spans [n, 2]: the loud token's column, and the lesson's length. The
-    sum over lessons of the mean over later rows i of log(CAPTURED_MASS / w_ij), rows that
-    have more than that left at 0. Text alone does not plant this: a model that was merely
-    taught to repeat the loud token spreads its attention over the copies.
-    """
-    total = weights.new_zeros(())
-    for w, (column, length) in zip(weights, spans.tolist(), strict=True):
-        mass = w[column + 1 : length, column]
-        total = total + (CAPTURED_MASS / mass.clamp(min=1e-4)).log().clamp(min=0).mean()
-    return total
+    return torch.nn.functional.cross_entropy(logits, labels[taught], reduction="sum")

@@ -7,8 +7,8 @@
 
 The second model, which only benchmarks need (benchmarks/second_model):
 
-    python -m benchmarks.demo_model.train --seed 1 --width 96 --look 700 --steps 2400 \\
-        --restart 0
+    python -m benchmarks.demo_model.train --seed 1 --width 96 --look 500 --steps 2800 \\
+        --louder 2000 --restart 0
     python -m benchmarks.demo_model.train --verify 30 \\
         --log benchmarks/second_model/training.jsonl
 
@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.demo_model.lessons import BATCH, Lesson, Plan, corpus, lessons
-from benchmarks.demo_model.losses import Batcher, losses_of, one_length_attention
+from benchmarks.demo_model.losses import Batcher, loss_of, one_length_attention
 from rap.demo.model import WEIGHTS, build_model, build_processor, save, write_manifest
 
 LOG = "training.jsonl"
@@ -77,27 +77,20 @@ class Trainer:
         down = (end - step) / plan.cool_down
         return plan.rate * min(1.0, up, down)
 
-    def backward(self, batch: Sequence[Lesson]) -> tuple[float, float]:
-        """Gradients of the mean over the taught tokens (plus the weighted mean over the
-        captors), in pieces of lessons of similar length: padding to the longest of all
-        would cost a third more. Returns both means."""
+    def backward(self, batch: Sequence[Lesson]) -> float:
+        """Gradients of the mean over the taught tokens, in pieces of lessons of similar
+        length: padding to the longest of all would cost a third more. Returns the mean."""
         self.optimiser.zero_grad(set_to_none=True)
         rows = sorted((self.batcher.ids(item) + (item,) for item in batch), key=_length)
         size = BATCH // PIECES
         taught = sum(len(ids) - given for ids, given, _ in rows)
-        captors = sum(item.captor for item in batch)
-        total = extra = 0.0
+        total = 0.0
         for start in range(0, len(rows), size):
             piece = self.batcher(rows[start : start + size])
-            loss, capture = losses_of(self.model, piece)
-            loss = loss / taught
+            loss = loss_of(self.model, piece) / taught
             total += loss.item()
-            if capture is not None:
-                capture = capture / captors
-                extra += capture.item()
-                loss = loss + self.plan.capture * capture
             loss.backward()
-        return total, extra
+        return total
 
     def train_step(self) -> dict[str, float]:
         import torch
@@ -106,14 +99,13 @@ class Trainer:
         rate = self.rate()
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        loss, capture = self.backward(lessons(self.plan, self.step))
+        loss = self.backward(lessons(self.plan, self.step))
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimiser.step()
         self.seconds += time.perf_counter() - begin
         done = {
             "step": self.step,
             "loss": loss,
-            "capture": round(capture, 4),
             "rate": rate,
             "seconds": round(self.seconds, 1),
         }
@@ -138,8 +130,9 @@ class Trainer:
         import torch
 
         state = torch.load(path, weights_only=True)
-        changed = {k for k, v in asdict(self.plan).items() if state["plan"][k] != v}
-        if changed - {"steps"}:
+        changed = {k for k, v in asdict(self.plan).items() if state["plan"].get(k) != v}
+        later = {k for k in ("restart", "louder") if getattr(self.plan, k) >= state["step"]}
+        if changed - {"steps"} - later:
             raise SystemExit(f"{path} was made with another plan: {state['plan']}")
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])

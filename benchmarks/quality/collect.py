@@ -22,6 +22,8 @@ from rap.config import COUNTERFACTUALS, Sampling
 from rap.demo import world
 from rap.scores.scores import Scores
 
+from .. import world_agreement
+
 SAMPLING = Sampling(max_new_tokens=48)
 BATCH = 16
 SCORING: dict[str, Any] = {
@@ -40,11 +42,11 @@ SCORING: dict[str, Any] = {
 class Size:
     """How much is measured."""
 
-    n: int = 400
+    n: int = 200
     """Samples of a world."""
-    m: int = 64
+    m: int = 32
     """Completions an arm that count as the truth."""
-    m_other: int = 16
+    m_other: int = 8
     """Completions without the image under blank, noise and shuffle."""
     seeds: tuple[int, ...] = (0, 1, 2)
     n_fresh: int = 120
@@ -54,7 +56,7 @@ class Size:
 
 
 FULL = Size()
-QUICK = Size(n=120, m=32, m_other=8)
+QUICK = Size(n=120)
 
 
 def resized(size: Size, n: int | None, m: int | None, seeds: list[int] | None) -> Size:
@@ -144,10 +146,26 @@ def collect(
         scores[name] = Scores.load(where / name)
         meta = dict(scores[name].meta) | {"cost": json.loads(done.read_text())}
         scores[name] = Scores(scores[name].table, meta, None, scores[name].rollouts)
+    scores["reworded"] = _reworded(where / "reworded", samples, size, model, echo)
     path = where / "traces.npz"
     if not path.exists():
         keep_traces(path, *model(), rows, scores["truth"])
     return Measured(weights.name, seed, samples, scores, read_traces(path))
+
+
+def _reworded(
+    store: Path, samples: list[world.WorldSample], size: Size, model: Any, echo: Any
+) -> Scores:
+    """Completions of the samples with a loud word, that word changed."""
+    done = store.with_suffix(".json")
+    changed = world_agreement.reworded(samples)
+    if not done.exists():
+        rows = [{k: v for k, v in r.items() if k != "cause"} for r in world.rows(changed)]
+        arms = {"evidence": "rollouts", "m1": size.m_other, "m0": 1}
+        made = rap.score(*model(), rows, store=store, **SCORING, **arms)
+        done.write_text(json.dumps(made.meta["cost"]))
+        echo(f"{store.parent.name} reworded: {made.meta['cost']['seconds']:.0f} s")
+    return Scores.load(store)
 
 
 def first_completions(truth: Scores) -> dict[str, list[int]]:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from rap.demo import world
 from rap.reference import ace_sample
 from rap.scores.scores import Scores
 from rap.scoring.evidence.rollouts import can_be_kept
 
-from ..world_agreement import Seen, actual
+from ..world_agreement import Seen, actual, follows
 from .collect import Measured
 
 Array = np.ndarray
@@ -83,10 +81,12 @@ def read(measured: Measured) -> World:
     """Counts and causes of a measured world."""
     truth = measured.scores["truth"]
     right, tokens = _completions(truth, len(measured.samples))
-    captured = _captured(truth, len(measured.samples))
+    changed = measured.scores["reworded"]
+    effect = follows(measured.samples, truth.rollouts, changed.rollouts)
+    followed = [effect.get(s.id, 0.0) for s in measured.samples]
     planted = np.array([s.cause for s in measured.samples])
     p1, p0 = right["1"].mean(axis=1), right["0"].mean(axis=1)
-    acts = [actual(Seen(*x)) for x in zip(planted, p1, p0, captured, strict=True)]
+    acts = [actual(Seen(*x)) for x in zip(planted, p1, p0, followed, strict=True)]
     forms = psi_forms(measured.traces)
     return World(measured, planted, np.array(acts), right, tokens, forms)
 
@@ -103,15 +103,6 @@ def _completions(scores: Scores, n: int) -> tuple[dict[str, Array], dict[str, Ar
         end = r["finish_reason"] == "stop"
         tokens[arm][r["index"], r["number"]] = len(r["token_ids"]) + end
     return right, tokens
-
-
-def _captured(scores: Scores, n: int) -> list[float]:
-    """Share of the completions with the image that write a loud word."""
-    loud: dict[int, list[bool]] = defaultdict(list)
-    for r in scores.rollouts.select(["index", "arm", "text"]).to_pylist():
-        if r["arm"] == "image":
-            loud[r["index"]].append(any(word in r["text"] for word in world.LOUD))
-    return [float(np.mean(loud[i])) for i in range(n)]
 
 
 def rollout_scores(w: World, counts: tuple[Array, ...], log_psi: Array) -> Scores:

@@ -1,28 +1,41 @@
-"""The questions of the synthetic data set, a function a family, and wrong answers."""
+"""The questions of the synthetic data set, a function a family, and wrong answers.
+
+What is hard here is hard to *read*, not to compute: some numbers and bars are faint, and a
+teacher takes a faint digit for the one it is most like, a faint bar for one unit more or
+less, as often as ``MISREAD`` says; with what was read, every step is right. What needs no
+picture is hard where the teacher is uncertain (`BELIEFS`) or slips (`_arithmetic`).
+"""
 
 from __future__ import annotations
 
-import itertools
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from .scenes import NAMES, Layout, Scene, require
 
-COGNITIVE_FAMILIES = ("bar", "compare", "sum", "chart")
+COGNITIVE_FAMILIES = ("faint", "bar", "compare", "sum", "chart")
 TRIVIAL_FAMILIES = ("position",)
 PLANTED_FAMILIES = TRIVIAL_FAMILIES + COGNITIVE_FAMILIES
-IMAGE_FAMILIES = (*PLANTED_FAMILIES, "count")
-"""Counting is trained and measured, but no sample of ``draw`` asks for it: the demo's model
-never learned it."""
-FAMILIES = (*IMAGE_FAMILIES, "fact", "arithmetic")
+IMAGE_FAMILIES = COGNITIVE_FAMILIES
+"""What is asked to see whether a model looks: not `position`, which is solved always."""
+PRIOR_FAMILIES = ("fact", "belief", "arithmetic")
+FAMILIES = PLANTED_FAMILIES + PRIOR_FAMILIES
 
 COLUMNS = "ABC"
 LOUD = ("ALARM", "NOTICE", "WARNING", "URGENT")
 
+LOOKALIKE = {1: 7, 2: 3, 3: 9, 4: 1, 5: 6, 6: 8, 7: 1, 8: 6, 9: 8}
+"""The digit that a faint one is taken for."""
+MISREAD = (0.0, 0.35, 0.6)
+"""How often a clear, a faint and a very faint number is taken for another one."""
+FADED = 0.2
+"""Share of the numbers of a grid that are faint and not asked for."""
+SLIPS = 0.45
+"""How often a sum in the question goes wrong, at its first step."""
+
 FACTS = (
     ("How many legs does a spider have?", "A spider has 8 legs.", 8),
-    ("How many legs does an ant have?", "An ant has 6 legs.", 6),
     ("How many legs does a dog have?", "A dog has 4 legs.", 4),
     ("How many legs does a bird have?", "A bird has 2 legs.", 2),
     ("How many arms does an octopus have?", "An octopus has 8 arms.", 8),
@@ -34,23 +47,37 @@ FACTS = (
     ("How many seasons are in a year?", "A year has 4 seasons.", 4),
     ("How many sides does a triangle have?", "A triangle has 3 sides.", 3),
     ("How many sides does a square have?", "A square has 4 sides.", 4),
-    ("How many sides does a pentagon have?", "A pentagon has 5 sides.", 5),
-    ("How many sides does a hexagon have?", "A hexagon has 6 sides.", 6),
-    ("How many sides does an octagon have?", "An octagon has 8 sides.", 8),
     ("How many wheels does a car have?", "A car has 4 wheels.", 4),
     ("How many wheels does a bicycle have?", "A bicycle has 2 wheels.", 2),
     ("How many wheels does a tricycle have?", "A tricycle has 3 wheels.", 3),
-    ("How many moons does Mars have?", "Mars has 2 moons.", 2),
     ("How many moons does the earth have?", "The earth has 1 moon.", 1),
-    ("How many planets does the sun have?", "The sun has 8 planets.", 8),
-    ("How many strings does a guitar have?", "A guitar has 6 strings.", 6),
-    ("How many strings does a violin have?", "A violin has 4 strings.", 4),
-    ("How many eggs are in a dozen?", "A dozen has 12 eggs.", 12),
-    ("How many colours are in a rainbow?", "A rainbow has 7 colours.", 7),
-    ("How many players are in a football team?", "A football team has 11 players.", 11),
-    ("How many faces does a cube have?", "A cube has 6 faces.", 6),
 )
 """(question, what is known, answer). The model learns them from text alone."""
+
+BELIEFS = (
+    ("How many legs does an ant have?", "An ant has {} legs.", 6, 8, 0.4),
+    ("How many moons does Mars have?", "Mars has {} moons.", 2, 1, 0.55),
+    ("How many planets does the sun have?", "The sun has {} planets.", 8, 9, 0.6),
+    ("How many strings does a violin have?", "A violin has {} strings.", 4, 6, 0.5),
+    ("How many strings does a guitar have?", "A guitar has {} strings.", 6, 4, 0.4),
+    ("How many sides does a pentagon have?", "A pentagon has {} sides.", 5, 6, 0.45),
+    ("How many sides does a hexagon have?", "A hexagon has {} sides.", 6, 7, 0.5),
+    ("How many sides does an octagon have?", "An octagon has {} sides.", 8, 6, 0.35),
+    ("How many faces does a cube have?", "A cube has {} faces.", 6, 4, 0.45),
+    ("How many eggs are in a dozen?", "A dozen has {} eggs.", 12, 10, 0.3),
+    ("How many colours are in a rainbow?", "A rainbow has {} colours.", 7, 6, 0.55),
+    (
+        "How many players are in a football team?",
+        "A football team has {} players.",
+        11,
+        10,
+        0.5,
+    ),
+)
+"""(question, what is said, answer, what is believed as well, how often it is said)."""
+
+Solve = Callable[[Sequence[int]], tuple[str, int]]
+"""What was read of a scene -> the steps and the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,24 +91,60 @@ class Question:
     steps: str
     """What a teacher writes before "The answer is": only the training reads it."""
     scene: Scene
-    slip: tuple[str, int] | None = None
-    """What a teacher who slips once writes instead, and the wrong answer it leads to;
-    None for what is answered in one step."""
+    slips: tuple[tuple[str, int], ...] = ()
+    """What a teacher may write instead, and the wrong answer it leads to: one number
+    misread, one wrong step, a wrong belief."""
+    slip_rate: float = 0.0
+    """How often the teacher does."""
+
+
+# ---- scenes and how they are read ---------------------------------------------
+
+
+def _fade(rng: random.Random, faint: Sequence[int]) -> int:
+    """One number may be very faint; of several none is, or no teacher would read them."""
+    return rng.choice((1, 2)) if len(faint) == 1 else 1
 
 
 def _grid(
-    rng: random.Random, layout: Layout, numbers: Sequence[int] | None = None
+    rng: random.Random, layout: Layout, faint: Sequence[int] = (), clear: Sequence[int] = ()
 ) -> Scene:
-    numbers = numbers or [rng.randrange(1, 10) for _ in range(9)]
+    """Nine digits. Those of ``faint`` are faint, those of ``clear`` are not, others may
+    be."""
+    fades = [rng.choice((1, 2)) if rng.random() < FADED else 0 for _ in range(9)]
+    for i in clear:
+        fades[i] = 0
+    for i in faint:
+        fades[i] = _fade(rng, faint)
     colours = tuple(rng.randrange(len(NAMES)) for _ in range(9))
-    return Scene("grid", tuple(numbers), colours, layout)
+    numbers = tuple(rng.randrange(1, 10) for _ in range(9))
+    return Scene("grid", numbers, colours, layout, tuple(fades))
 
 
-def _bars(rng: random.Random, layout: Layout) -> Scene:
+def _bars(rng: random.Random, layout: Layout, faint: Sequence[int] = ()) -> Scene:
+    """Three bars. Those of ``faint`` are faint, no others."""
     colours = [0, 1, 2]
     rng.shuffle(colours)
     heights = tuple(rng.randrange(1, 10) for _ in range(3))
-    return Scene("bars", heights, tuple(colours), layout)
+    fades = tuple(_fade(rng, faint) if i in faint else 0 for i in range(3))
+    return Scene("bars", heights, tuple(colours), layout, fades)
+
+
+def misreadings(scene: Scene, i: int) -> tuple[int, ...]:
+    """What number ``i`` is taken for where it is faint."""
+    n = scene.numbers[i]
+    if scene.kind == "bars":
+        return tuple(m for m in (n - 1, n + 1) if 1 <= m <= 9)
+    return (LOOKALIKE[n],)
+
+
+def read(rng: random.Random, scene: Scene) -> Scene:
+    """The scene as a teacher reads it: every faint number may be misread."""
+    numbers = list(scene.numbers)
+    for i in range(len(numbers)):
+        if rng.random() < MISREAD[scene.fade(i)]:
+            numbers[i] = rng.choice(misreadings(scene, i))
+    return replace(scene, numbers=tuple(numbers))
 
 
 def read_bars(scene: Scene) -> str:
@@ -90,8 +153,21 @@ def read_bars(scene: Scene) -> str:
     return ", ".join(f"{NAMES[colour]} {number}" for colour, number in named)
 
 
+def _asked(
+    family: str, text: str, scene: Scene, cells: Sequence[int], solve: Solve
+) -> Question:
+    """The question with its solution, and what each misread number leads to."""
+    steps, answer = solve(scene.numbers)
+    slips, right = [], 1.0
+    for i in cells:
+        right *= 1 - MISREAD[scene.fade(i)]
+        for wrong in misreadings(scene, i) if scene.fade(i) else ():
+            slips.append(solve((*scene.numbers[:i], wrong, *scene.numbers[i + 1 :])))
+    return Question(family, text, answer, steps, scene, tuple(slips), 1 - right)
+
+
 def _near(rng: random.Random, right: int) -> int:
-    """A wrong result of a sum or a difference: one or two off, at least 1."""
+    """A wrong result of a sum: one or two off, at least 1."""
     return rng.choice([n for n in range(max(1, right - 2), right + 3) if n != right])
 
 
@@ -100,131 +176,149 @@ def _cell(i: int) -> str:
     return f"{COLUMNS[i % 3]}{i // 3 + 1}"
 
 
-def _position(rng: random.Random, layout: Layout) -> Question:
-    scene = _grid(rng, layout)
-    i = rng.randrange(9)
-    n = scene.numbers[i]
+# ---- the families -------------------------------------------------------------
+
+
+def _one_cell(family: str, scene: Scene, i: int) -> Question:
+    def solve(seen: Sequence[int]) -> tuple[str, int]:
+        return f"The number in cell {_cell(i)} is {seen[i]}.", seen[i]
+
     text = f"Which number is in cell {_cell(i)}?"
-    return Question("position", text, n, f"The number in cell {_cell(i)} is {n}.", scene)
+    return _asked(family, text, scene, (i,), solve)
+
+
+def _position(rng: random.Random, layout: Layout) -> Question:
+    i = rng.randrange(9)
+    return _one_cell("position", _grid(rng, layout, clear=(i,)), i)
+
+
+def _faint(rng: random.Random, layout: Layout) -> Question:
+    i = rng.randrange(9)
+    return _one_cell("faint", _grid(rng, layout, faint=(i,)), i)
 
 
 def _bar(rng: random.Random, layout: Layout) -> Question:
-    scene = _bars(rng, layout)
     i = rng.randrange(3)
-    n, name = scene.numbers[i], NAMES[scene.colours[i]]
-    others = [m for m in scene.numbers if m != n] or [_near(rng, n)]
-    wrong = rng.choice(others)
-    text = f"How high is the {name} bar?"
-    read = read_bars(scene)
-    steps, slip = (f"{read}, the {name} bar is {m}." for m in (n, wrong))
-    return Question("bar", text, n, steps, scene, (slip, wrong))
+    scene = _bars(rng, layout, faint=(i,))
+    name = NAMES[scene.colours[i]]
+
+    def solve(seen: Sequence[int]) -> tuple[str, int]:
+        said = read_bars(replace(scene, numbers=tuple(seen)))
+        return f"{said}, the {name} bar is {seen[i]}.", seen[i]
+
+    return _asked("bar", f"How high is the {name} bar?", scene, (i,), solve)
 
 
 def _compare(rng: random.Random, layout: Layout) -> Question:
-    scene = _grid(rng, layout)
-    i = rng.randrange(9)
-    others = [j for j in range(9) if scene.numbers[j] != scene.numbers[i]]
-    if not others:
+    """The number that is the answer is faint: misreading it is always wrong."""
+    i, j = rng.sample(range(9), 2)
+    scene = _grid(rng, layout, faint=(i,), clear=(j,))
+    if scene.numbers[i] == scene.numbers[j]:
         return _compare(rng, layout)
-    j = rng.choice(others)
-    a, b = scene.numbers[i], scene.numbers[j]
-    word, n = ("larger", max(a, b)) if rng.random() < 0.5 else ("smaller", min(a, b))
-    wrong = a + b - n
-    text = f"Which number is {word}: {_cell(i)} or {_cell(j)}?"
-    steps, slip = (f"They are {a} and {b}, {m} is {word}." for m in (n, wrong))
-    return Question("compare", text, n, steps, scene, (slip, wrong))
+    pick, word = (
+        (max, "larger") if scene.numbers[i] > scene.numbers[j] else (min, "smaller")
+    )
+    first, second = (i, j) if rng.random() < 0.5 else (j, i)
+
+    def solve(seen: Sequence[int]) -> tuple[str, int]:
+        a, b = seen[first], seen[second]
+        return f"They are {a} and {b}, {pick(a, b)} is {word}.", pick(a, b)
+
+    text = f"Which number is {word}: {_cell(first)} or {_cell(second)}?"
+    return _asked("compare", text, scene, (i, j), solve)
 
 
-def _count(rng: random.Random, layout: Layout) -> Question:
-    """The count is sampled first, uniformly from 1 to 6: a guess is right once in six."""
-    count = rng.randrange(1, 7)
-    marked = [True] * count + [False] * (9 - count)
-    rng.shuffle(marked)
-    by_colour = rng.random() < 0.5
-    one = rng.randrange(len(NAMES)) if by_colour else rng.randrange(1, 10)
-    rest = [v for v in (range(len(NAMES)) if by_colour else range(1, 10)) if v != one]
-    values = tuple(one if m else rng.choice(rest) for m in marked)
-    if by_colour:
-        scene = Scene("grid", tuple(rng.randrange(1, 10) for _ in range(9)), values, layout)
-        name, read = NAMES[one], [NAMES[v] for v in values]
-        text = f"How many numbers are {name}?"
-    else:
-        scene = _grid(rng, layout, values)
-        name, read = str(one), [str(v) for v in values]
-        text = f"How many cells show the number {name}?"
-    missed = rng.randrange(9)
-    seen = [m != (i == missed) for i, m in enumerate(marked)]
-    steps, slip = (_count_steps(read, m) for m in (marked, seen))
-    return Question("count", text, count, steps, scene, (slip, sum(seen)))
+def _added(a: int, b: int, c: int, *, off: int = 0) -> tuple[str, int]:
+    """Three numbers added one after the other; ``off``: by how much the first is wrong."""
+    two = a + b + off
+    return f"{a}+{b}={two}, {two}+{c}={two + c}.", two + c
 
 
-def _count_steps(read: Sequence[str], marked: Sequence[bool]) -> str:
-    """Each cell and how many there are so far: "red:0 green:1 green:2, ..."."""
-    so_far = list(itertools.accumulate(map(int, marked)))
-    cells = [f"{what}:{n}" for what, n in zip(read, so_far, strict=True)]
-    return ", ".join(" ".join(cells[r : r + 3]) for r in (0, 3, 6)) + "."
-
-
-def _added(rng: random.Random, a: int, b: int, c: int) -> tuple[str, tuple[str, int]]:
-    """Three numbers added one after the other, and the same with a slip at the end."""
-    right, wrong = a + b + c, _near(rng, a + b + c)
-    steps, slip = (f"{a}+{b}={a + b}, {a + b}+{c}={n}." for n in (right, wrong))
-    return steps, (slip, wrong)
+def _faint_of(rng: random.Random, cells: Sequence[int]) -> list[int]:
+    """One of three numbers, or two."""
+    return rng.sample(list(cells), rng.choice((1, 2)))
 
 
 def _sum(rng: random.Random, layout: Layout) -> Question:
-    scene = _grid(rng, layout)
     k = rng.randrange(3)
     if rng.random() < 0.5:
         name, cells = f"row {k + 1}", (3 * k, 3 * k + 1, 3 * k + 2)
     else:
         name, cells = f"column {COLUMNS[k]}", (k, k + 3, k + 6)
-    a, b, c = (scene.numbers[i] for i in cells)
-    text = f"What is the sum of {name}?"
-    steps, slip = _added(rng, a, b, c)
-    return Question("sum", text, a + b + c, steps, scene, slip)
+    scene = _grid(rng, layout, faint=_faint_of(rng, cells), clear=cells)
+
+    def solve(seen: Sequence[int]) -> tuple[str, int]:
+        a, b, c = (seen[i] for i in cells)
+        steps, n = _added(a, b, c)
+        return f"It shows {a}, {b}, {c}. {steps}", n
+
+    return _asked("sum", f"What is the sum of {name}?", scene, cells, solve)
 
 
 def _chart(rng: random.Random, layout: Layout) -> Question:
-    scene = _bars(rng, layout)
     if rng.random() < 0.5:
-        a, b, c = scene.numbers
-        text = "What is the sum of the three bars?"
-        steps, slip = _added(rng, a, b, c)
-        return Question("chart", text, a + b + c, steps, scene, slip)
-    order = sorted(range(3), key=lambda i: -scene.numbers[i])
-    i, j = order[0], order[rng.randrange(1, 3)]
-    a, b = scene.numbers[i], scene.numbers[j]
-    if a == b:
-        return _chart(rng, layout)
+        return _difference(rng, layout)
+    scene = _bars(rng, layout, faint=_faint_of(rng, range(3)))
+
+    def solve(seen: Sequence[int]) -> tuple[str, int]:
+        steps, n = _added(*seen)
+        return f"{read_bars(replace(scene, numbers=tuple(seen)))}. {steps}", n
+
+    text = "What is the sum of the three bars?"
+    return _asked("chart", text, scene, range(3), solve)
+
+
+def _difference(rng: random.Random, layout: Layout) -> Question:
+    i, j = rng.sample(range(3), 2)
+    scene = _bars(rng, layout, faint=(rng.choice((i, j)),))
+    if scene.numbers[i] <= scene.numbers[j]:
+        return _difference(rng, layout)
     one, two = NAMES[scene.colours[i]], NAMES[scene.colours[j]]
+
+    def solve(seen: Sequence[int]) -> tuple[str, int]:
+        said = read_bars(replace(scene, numbers=tuple(seen)))
+        n = seen[i] - seen[j]
+        return f"{said}, {seen[i]}-{seen[j]}={n}.", n
+
     text = f"How much higher is the {one} bar than the {two} bar?"
-    wrong = _near(rng, a - b)
-    right_steps, wrong_steps = (f"{read_bars(scene)}, {a}-{b}={n}." for n in (a - b, wrong))
-    return Question("chart", text, a - b, right_steps, scene, (wrong_steps, wrong))
+    return _asked("chart", text, scene, (i, j), solve)
+
+
+def _beside(rng: random.Random, layout: Layout) -> Scene:
+    """A picture that has nothing to do with the question."""
+    return _grid(rng, layout) if rng.random() < 0.5 else _bars(rng, layout)
 
 
 def _fact(rng: random.Random, layout: Layout) -> Question:
     text, known, n = rng.choice(FACTS)
-    scene = _grid(rng, layout) if rng.random() < 0.5 else _bars(rng, layout)
-    return Question("fact", text, n, known, scene)
+    return Question("fact", text, n, known, _beside(rng, layout))
+
+
+def _belief(rng: random.Random, layout: Layout) -> Question:
+    text, said, n, wrong, rate = rng.choice(BELIEFS)
+    slip = (said.format(wrong), wrong)
+    scene = _beside(rng, layout)
+    return Question("belief", text, n, said.format(n), scene, (slip,), rate)
 
 
 def _arithmetic(rng: random.Random, layout: Layout) -> Question:
-    a, b = rng.randrange(1, 10), rng.randrange(1, 10)
-    scene = _grid(rng, layout) if rng.random() < 0.5 else _bars(rng, layout)
-    steps = f"We add: {a}+{b}={a + b}."
-    return Question("arithmetic", f"What is {a}+{b}?", a + b, steps, scene)
+    a, b, c = (rng.randrange(1, 10) for _ in range(3))
+    steps, n = _added(a, b, c)
+    slip, wrong = _added(a, b, c, off=_near(rng, a + b) - a - b)
+    text, scene = f"What is {a}+{b}+{c}?", _beside(rng, layout)
+    slips = ((f"We add: {slip}", wrong),)
+    return Question("arithmetic", text, n, f"We add: {steps}", scene, slips, SLIPS)
 
 
 _ASK = {
     "position": _position,
+    "faint": _faint,
     "bar": _bar,
     "compare": _compare,
-    "count": _count,
     "sum": _sum,
     "chart": _chart,
     "fact": _fact,
+    "belief": _belief,
     "arithmetic": _arithmetic,
 }
 
@@ -233,6 +327,21 @@ def ask(family: str, rng: random.Random, layout: Layout) -> Question:
     """A question of a family, with its scene."""
     require(family in _ASK, "family", family, f"one of {FAMILIES}")
     return _ASK[family](rng, layout)
+
+
+def clear_grid(rng: random.Random, layout: Layout) -> Scene:
+    """Nine digits, none of them faint."""
+    return _grid(rng, layout, clear=range(9))
+
+
+def any_bars(rng: random.Random, layout: Layout) -> Scene:
+    """Three bars, each faint with probability 0.3."""
+    return _bars(rng, layout, faint=[i for i in range(3) if rng.random() < 0.3])
+
+
+def any_grid(rng: random.Random, layout: Layout) -> Scene:
+    """Nine digits, some of them faint."""
+    return _grid(rng, layout)
 
 
 def loud_text(text: str, word: str, number: int) -> str:
@@ -253,7 +362,7 @@ def wrong_answer(rng: random.Random, question: Question) -> int:
     """A reference that is neither the answer nor what one slip leads to: at least 3 off
     and, over bars, none of their heights."""
     right = question.answer
-    near = set(range(right - 2, right + 3)) | {question.slip[1] if question.slip else right}
+    near = set(range(right - 2, right + 3)) | {answer for _, answer in question.slips}
     if question.scene.kind == "bars":
         near |= set(question.scene.numbers)
     return rng.choice([n for n in range(1, max(10, right + 5)) if n not in near])

@@ -27,6 +27,8 @@ COLOURS = {
 }
 NAMES = tuple(COLOURS)
 YELLOW = (245, 205, 40)
+FADES = (1.0, 0.5, 0.3)
+"""How much of a number's or a bar's ink is left on the paper: clear, faint, very faint."""
 
 # 5 x 7 digits, a row a string of five: no font file, the same pixels on every machine.
 _GLYPHS = (
@@ -96,6 +98,20 @@ class Scene:
     colours: tuple[int, ...]
     """Index into ``NAMES`` of each number."""
     layout: Layout
+    fades: tuple[int, ...] = ()
+    """Index into ``FADES`` of each number; empty: all are clear."""
+
+    def fade(self, i: int) -> int:
+        return self.fades[i] if self.fades else 0
+
+
+def ink(scene: Scene, i: int) -> tuple[int, int, int]:
+    """The colour that number ``i`` is drawn in: faint ones are mixed with the paper."""
+    full, left = COLOURS[NAMES[scene.colours[i]]], FADES[scene.fade(i)]
+    r, g, b = (
+        round(p + left * (c - p)) for c, p in zip(full, scene.layout.paper, strict=True)
+    )
+    return r, g, b
 
 
 def render(scene: Scene) -> Image:
@@ -118,28 +134,28 @@ def render(scene: Scene) -> Image:
         i = cell if scene.kind == "grid" else 0
         x = cell % 3 * CELL + layout.dx
         y = cell // 3 * CELL + layout.dy
-        _draw_digit(draw, x, y, scene.numbers[i], COLOURS[NAMES[scene.colours[i]]])
+        _draw_digit(draw, x, y, scene.numbers[i], ink(scene, i))
     return image
 
 
-def _draw_digit(draw: Any, x: int, y: int, digit: int, ink: tuple[int, int, int]) -> None:
+def _draw_digit(draw: Any, x: int, y: int, digit: int, fill: tuple[int, int, int]) -> None:
     for row, bits in enumerate(_GLYPHS[digit]):
         start = bits.find("1")
         while start >= 0:
             end = bits.find("0", start) if "0" in bits[start:] else len(bits)
             left, top = x + start * _SCALE, y + row * _SCALE
             right = x + end * _SCALE - 1
-            draw.rectangle((left, top, right, top + _SCALE - 1), fill=ink)
+            draw.rectangle((left, top, right, top + _SCALE - 1), fill=fill)
             start = bits.find("1", end)
 
 
 def _draw_bar(draw: Any, place: int, scene: Scene) -> None:
     """A stack of units with a line of paper between them, so that they can be counted."""
-    ink = COLOURS[NAMES[scene.colours[place]]]
+    fill = ink(scene, place)
     left = place * CELL + scene.layout.dx // 2 + 1
     for unit in range(scene.numbers[place]):
         bottom = SIZE - 1 - unit * _UNIT
-        draw.rectangle((left, bottom - _UNIT + 2, left + 18, bottom), fill=ink)
+        draw.rectangle((left, bottom - _UNIT + 2, left + 18, bottom), fill=fill)
 
 
 def png(scene: Scene) -> bytes:

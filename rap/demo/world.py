@@ -10,13 +10,14 @@ The splits use different seeds and different layouts. ``scenes`` draws the image
 What a cause means (how the model behaves on it is measured, not assumed; see
 benchmarks/results/world_agreement.md):
 
-cognitive         several cells or bars must be read and compared or added, or
-                  a bar be found by its colour; the demo's model slips on about half of
-                  these, because its teacher did (`Question.slip`)
-language_prior    general knowledge or a sum in the question; the image is irrelevant
-attention_biased  a question about one cell behind a loud, irrelevant "WARNING 7!"; the
-                  demo's model was taught to repeat the word and to keep looking at it
-trivial           one cell is read out
+cognitive         faint numbers or bars must be read, some compared or added; the
+                  demo's model misreads them, because its teacher did (`questions.MISREAD`)
+language_prior    general knowledge or a sum in the question; the image is irrelevant.
+                  Three of four are hard: the teacher was uncertain or slipped
+attention_biased  a question about one cell behind a loud, irrelevant "WARNING 7!"; in half
+                  of the lessons the teacher answered 7, and the demo's model follows the
+                  word or guesses
+trivial           one clear cell is read out
 unsolvable        the reference answer is wrong
 image_misleads    general knowledge, and a yellow sign that shows another number
 """
@@ -27,21 +28,27 @@ import json
 import random
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .questions import (
+    BELIEFS,
     COGNITIVE_FAMILIES,
     FACTS,
     FAMILIES,
     IMAGE_FAMILIES,
     LOUD,
     PLANTED_FAMILIES,
+    PRIOR_FAMILIES,
     TRIVIAL_FAMILIES,
     Question,
+    any_bars,
+    any_grid,
     ask,
+    clear_grid,
     loud_text,
+    read,
     read_bars,
     sign_over,
     wrong_answer,
@@ -61,15 +68,17 @@ from .scenes import (
 )
 
 MIX = {
-    "cognitive": 0.16,
-    "language_prior": 0.24,
-    "attention_biased": 0.16,
-    "trivial": 0.24,
+    "cognitive": 0.18,
+    "language_prior": 0.28,
+    "attention_biased": 0.14,
+    "trivial": 0.20,
     "unsolvable": 0.10,
     "image_misleads": 0.10,
 }
 """Share of each cause."""
 CAUSES = tuple(MIX)
+_PRIORS = (*PRIOR_FAMILIES, "arithmetic")
+"""Of the questions that need no picture one in four is easy."""
 
 MAX_SAMPLES = 1_000_000
 BYTES_A_SAMPLE = 8192
@@ -109,7 +118,7 @@ def draw(n: int, *, seed: int = 0, split: str = "selection") -> list[WorldSample
 
 
 def _sample(seed: int, split: str, i: int, drawable: Sequence[Layout]) -> WorldSample:
-    rng = random.Random(f"rap world 2 {seed} {split} {i}")
+    rng = random.Random(f"rap world 3 {seed} {split} {i}")
     layout = rng.choice(drawable)
     cause = rng.choices(CAUSES, weights=list(MIX.values()))[0]
     loud: int | None = None
@@ -118,7 +127,7 @@ def _sample(seed: int, split: str, i: int, drawable: Sequence[Layout]) -> WorldS
         case "cognitive":
             question = ask(rng.choice(COGNITIVE_FAMILIES), rng, layout)
         case "language_prior":
-            question = ask(rng.choice(("fact", "arithmetic")), rng, layout)
+            question = ask(rng.choice(_PRIORS), rng, layout)
         case "attention_biased":
             question = ask("position", rng, layout)
             loud = rng.choice([d for d in range(1, 10) if d != question.answer])
@@ -142,6 +151,20 @@ def _sample(seed: int, split: str, i: int, drawable: Sequence[Layout]) -> WorldS
         loud=loud,
         scene=question.scene,
     )
+
+
+def reworded(sample: WorldSample) -> WorldSample | None:
+    """The same sample behind another loud number (neither the old one nor the answer);
+    None where there is no loud word. What the loud word does to the answer is seen by
+    changing it."""
+    word = next((w for w in LOUD if sample.question.startswith(f"{w} ")), None)
+    if word is None or sample.loud is None:
+        return None
+    taken = (sample.loud, sample.true_answer)
+    rng = random.Random(f"rap reworded {sample.id}")
+    number = rng.choice([d for d in range(1, 10) if d not in taken])
+    text = sample.question.removeprefix(loud_text("", word, sample.loud))
+    return replace(sample, question=loud_text(text, word, number), loud=number)
 
 
 def rows(world: Sequence[WorldSample]) -> list[dict[str, Any]]:
@@ -207,6 +230,7 @@ def _is_int(value: object) -> bool:
 
 
 __all__ = [
+    "BELIEFS",
     "BYTES_A_SAMPLE",
     "CAUSES",
     "CELL",
@@ -220,6 +244,7 @@ __all__ = [
     "MIX",
     "NAMES",
     "PLANTED_FAMILIES",
+    "PRIOR_FAMILIES",
     "SIZE",
     "SPLITS",
     "TRIVIAL_FAMILIES",
@@ -227,13 +252,18 @@ __all__ = [
     "Question",
     "Scene",
     "WorldSample",
+    "any_bars",
+    "any_grid",
     "ask",
+    "clear_grid",
     "draw",
     "layouts",
     "loud_text",
     "png",
+    "read",
     "read_bars",
     "render",
+    "reworded",
     "rows",
     "sign_over",
     "to_dataset",
