@@ -265,7 +265,7 @@ READ = """What it says, read off the tables by hand:
   `budget` and `learn` have for it is a smaller share of D <= 0: 61 and 62 % against 71 %
   (MathVista), 20 and 27 % against 31 % (MATH-V; its one text setting judges both halves,
   so its column D < 0 is not independent, nor is the rules' better overlap).
-- No rule is stable when half of the models is exchanged: overlaps of 0.08 to 0.19 at 9.3 %
+- No rule is stable when half of the models is exchanged: overlaps of 0.07 to 0.19 at 9.3 %
   where chance is 0.05. A choice of questions is one model's.
 - Thresholds on D find little: the authors' script keeps 23 and 41 questions, the paper's
   36 and 10."""

@@ -433,7 +433,7 @@ READ = """What it says, read off the tables by hand:
   what the model sees, not on where it looked.
 - Seen before the forms were settled: the attention forms were written before any number,
   those over the prompt's columns after the answers (not the table) of the first 24
-  samples, and the table was printed once at 72 samples, before the rest were drawn."""
+  samples, and the table was printed once at 72 samples, while the rest were drawn."""
 """Changed by hand when the tables change."""
 
 
