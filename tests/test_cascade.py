@@ -923,8 +923,10 @@ def test_rollouts_have_a_keep_probability_too():
 def test_samples_that_no_attention_was_read_of_are_not_missing_a_psi():
     rows = [by_text(2, 4, 0, 2)] * 3 + [by_answer(0.6, 0.1), by_text(2, 4, 0, 1)]
     rows[4] = rows[4] | {"log_psi": None}  # mixed, and yet not read
-    reasons = choose(table_of(rows), budget=1.0).table["reason"].to_pylist()
-    assert reasons == ["kept_cognitive"] * 4 + ["quarantined_psi_missing"]
+    barred = choose(table_of(rows), budget=1.0, biased="drop").table["reason"].to_pylist()
+    assert barred == ["kept_cognitive"] * 4 + ["quarantined_psi_missing"]
+    reported = choose(table_of(rows), budget=1.0).table["reason"].to_pylist()
+    assert reported == ["kept_cognitive"] * 5  # psi decides nothing
 
 
 # ---- what went ----------------------------------------------------------------------
