@@ -187,7 +187,7 @@ def agrees(n, vocab, depth, skip=0, wide=0, dtype=np.float32, other=None):
                     for k in (n, n, vocab))
     x1, x0, head = x1.astype(dtype), x0.astype(dtype), head.astype(other or dtype)
     parts = [x[:, skip:skip + depth] for x in (x1, x0, head)]
-    there = [FakeArray(x) for x in (x1, x0, head)]  # whole, so that a part begins off 16 bytes
+    there = [FakeArray(x) for x in (x1, x0, head)]  # whole: parts begin off 16 bytes
     for x in there:
         x.pointer += skip * x.dtype.itemsize
         x.shape = (x.shape[0], depth)
