@@ -171,6 +171,18 @@ def test_scores_that_have_nothing_to_cut(scored, tmp_path):
         rap.cut(model, processor, other, scores)
 
 
+def test_a_prompt_that_was_scored_otherwise_is_refused(scored, monkeypatch):
+    model, processor, path, store = scored
+    scores = rap.Scores.load(store)
+    rows = causal._rows(scores)
+    longer = [row | {"n_prompt": row["n_prompt"] + 1} for row in rows]
+    with pytest.raises(RapConfigError, match="seed = -1"):
+        rap.cut(model, processor, path, scores, seed=-1)
+    monkeypatch.setattr(causal, "_rows", lambda _: longer)
+    with pytest.raises(RapInputError, match="tokens here, .* another processor"):
+        rap.cut(model, processor, path, scores)
+
+
 def test_a_model_that_cannot_be_driven_is_refused(scored):
     _, processor, path, store = scored
     with pytest.raises(RapModelError):

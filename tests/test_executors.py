@@ -42,6 +42,7 @@ from rap.scoring import filling
 from rap.scoring.executors import EXECUTORS
 from rap.scoring.executors.env import order, own
 from rap.scoring.executors.ranks import Rank, find_device, find_rank
+from rap.scoring.plan import rounds_of
 from rap.scoring.run import plan, score, select
 
 KILLS = int(os.environ.get("RAP_KILLS", "5"))
@@ -443,6 +444,38 @@ def test_a_data_set_that_changed_between_two_runs(tiny, nursery, tmp_path, caplo
     assert differ == ["s20"]
     fresh = run_here(tiny, nursery, tmp_path / "fresh", changed)
     assert scores.table["sample_sha256"].equals(fresh.table["sample_sha256"])
+
+
+def test_a_cascade_s_later_rounds_are_planned_anew(tiny, nursery, tmp_path) -> None:
+    """Changed data are found where the first round has none of them, and the last is in
+    progress."""
+    rows = make_rows(nursery.folder)
+    store, env = tmp_path / "store", {"executor": "env", "shard": "0/1"}
+    whole = run_here(tiny, nursery, store, evidence="cascade", **env)
+    config = ScoreConfig(evidence="cascade")
+    first = {int(i) for part in rounds_of(open_samples(rows, root=nursery.folder), config)
+             for i in part.places}  # fmt: skip
+    status = whole.table["status"].to_pylist()
+    (at, *_) = (i for i, s in enumerate(status) if i not in first and s == "scored")
+    sealed = json.loads((store / "plan.json").read_text())
+    (store / "plan.json").write_text(json.dumps(sealed | {"sealed": None}))
+    lost = 5 if at // 4 != 5 else 4
+    for name in ("scores", "rollouts"):
+        (store / f"{name}-{lost:05d}.parquet").unlink(missing_ok=True)
+    changed = [*rows[:at], rows[at] | {"question": "Another one?"}, *rows[at + 1 :]]
+    plan_here(tiny, nursery, store, changed, evidence="cascade")
+    scores = run_here(tiny, nursery, store, changed, evidence="cascade", **env)
+    fresh = run_here(tiny, nursery, tmp_path / "fresh", changed, evidence="cascade")
+    assert scores.table["sample_sha256"].equals(fresh.table["sample_sha256"])
+    assert scores.table["p_answer1"].equals(fresh.table["p_answer1"])
+
+
+def test_a_cascade_of_one_sample(tiny, nursery, tmp_path) -> None:
+    """Whether or not its id falls to a round."""
+    rows = make_rows(nursery.folder)
+    for i in range(8):
+        scores = run_here(tiny, nursery, tmp_path / str(i), [rows[i]], evidence="cascade")
+        assert scores.table["status"].to_pylist() == ["scored"]
 
 
 def lines_of(rows: list[dict]) -> bytes:

@@ -167,6 +167,8 @@ def cut(
     for name, value in (("samples", samples), ("others", others)):
         if value < 1:
             raise RapConfigError(f"{name} = {value}: expected at least 1")
+    if seed < 0:
+        raise RapConfigError(f"seed = {seed}: expected an integer >= 0")
     rows = _rows(scores)
     said = _responses(scores, {row["id"] for row in rows})
     from ..model.capture import UnsupportedModelError, unsupported
@@ -184,6 +186,13 @@ def cut(
         if job.image is None or row["id"] not in said:
             skipped += 1
             continue
+        if row["n_prompt"] not in (None, job.image.n_prompt):
+            raise RapInputError(
+                f"sample {row['id']!r}: its prompt has {job.image.n_prompt} tokens here, "
+                f"{row['n_prompt']} where it was scored: another processor, "
+                "prompt_template or system_prompt; only stores with the default prompt can "
+                "be cut"
+            )
         prepared = driver.with_response(job.image, said[row["id"]])
         assert job.sample is not None  # it has an image prompt
         rng = random.Random(f"rap cut {seed} {row['id']}")

@@ -65,14 +65,16 @@ def shares(n: int, pilot: float) -> list[float]:
 
 
 def rounds_of(samples: SampleSet, config: ScoreConfig) -> tuple[Part, ...]:
-    """The samples of each round before the last; none is empty."""
+    """The samples of each round before the last: at least one, none is empty."""
     place = np.array([share_of(config.seed, name, "pilot") for name in samples.ids])
     ends = [0.0, *shares(len(samples), config.cascade_pilot)]
     found = (
         np.flatnonzero((place >= start) & (place < end))
         for start, end in zip(ends, ends[1:], strict=False)
     )
-    return tuple(Part(samples, places) for places in found if len(places))
+    rounds = tuple(Part(samples, places) for places in found if len(places))
+    # of very few samples none may fall to a round: the nearest is the first
+    return rounds or (Part(samples, np.array([np.argmin(place)])),)
 
 
 @dataclass(frozen=True)
