@@ -357,7 +357,7 @@ def ace_scores(m: Shape, length: int, response: int) -> Cost:
 
 
 def ace_score_launches(m: Shape, length: int, response: int) -> int:
-    """Blocks of rows: a product a key head, four kernels; csrc/ace/ace_cuda.h."""
+    """Blocks of rows: a product a key head, four kernels; csrc/ace/ace_launch_cuda.h."""
     line = -(-length // 32) * 32
     rows = max(8, min(512, ACE_BLOCK * 2**18 // (m.heads * line) // 8 * 8))
     return 2 + math.ceil(response / rows) * (m.kv_heads + 4)

@@ -7,7 +7,7 @@
 #define RAP_ACE_DEVICE_H
 
 #include "../cuda/device.h"
-#include "ace_cuda.h"
+#include "ace_launch_cuda.h"
 #include "ace_math.h"
 
 /* --- weights: w for the head mean, log2 w otherwise ------------------------------------ */

@@ -2,7 +2,7 @@
  *
  * What ace_cuda.c hands to the kernels of ace_linear_cuda.cu: the linear form of ace.h for
  * single heads whose row log-sum-exps are given, O(L D). One struct by value; for each
- * sample, on one stream, between rap_ace_start and rap_ace_finish of ace_cuda.h:
+ * sample, on one stream, between rap_ace_start and rap_ace_finish of ace_launch_cuda.h:
  *
  *   rap_ace_tiles     sums of q over the rows of each tile
  *   rap_ace_suffix    sums over the tile and all after it

@@ -20,7 +20,7 @@
 #ifndef RAP_ACE_TENSOR_CUDA_H
 #define RAP_ACE_TENSOR_CUDA_H
 
-#include "ace_cuda.h"
+#include "ace_launch_cuda.h"
 #include "ace_math.h"
 
 #define RAP_ACE_TENSOR_THREADS 128
