@@ -31,11 +31,11 @@ from rap.cli.commands import main
 from rap.config import ExecutorConfig, ExecutorName, ExecutorOptions, ScoreConfig
 from rap.demo.model import WEIGHTS
 from rap.errors import RapConfigError, RapInputError, RapStoreError
-from rap.samples import jsonlines
+from rap.samples import index, jsonlines
 from rap.samples.jsonlines import JsonlRows
 from rap.samples.sampleset import open_samples
 from rap.scores.sealing import finish
-from rap.scores.shardplan import NAME, read_plan
+from rap.scores.shardplan import INDEX, NAME, read_plan
 from rap.scores.store import ScoreStore
 from rap.scores.table import VOLATILE_COLUMNS
 from rap.scoring import filling
@@ -446,24 +446,54 @@ def test_a_data_set_that_changed_between_two_runs(tiny, nursery, tmp_path, caplo
     assert scores.table["sample_sha256"].equals(fresh.table["sample_sha256"])
 
 
-def test_a_cascade_s_later_rounds_are_planned_anew(tiny, nursery, tmp_path) -> None:
+def unfinish(store: Path, lost: int) -> None:
+    """The sealed store as a worker leaves it that is killed before its last shard."""
+    sealed = json.loads((store / "plan.json").read_text())
+    (store / "plan.json").write_text(json.dumps(sealed | {"sealed": None}))
+    for name in ("scores", "rollouts"):
+        (store / f"{name}-{lost:05d}.parquet").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("kept_index", [False, True])
+def test_rows_that_changed_in_a_finished_shard(tiny, nursery, tmp_path, kept_index) -> None:
+    """A worker that goes on has none of them to score, and is refused all the same, also
+    where another process has looked through the rows since."""
+    store, data = tmp_path / "store", tmp_path / "rows.jsonl"
+    rows, env = make_rows(nursery.folder), {"executor": "env", "shard": "0/1"}
+    data.write_bytes(lines_of(rows))
+    run_here(tiny, nursery, store, data, **env)
+    unfinish(store, 5)
+    changed = [rows[0] | {"question": "Another one?"}, *rows[1:]]
+    data.write_bytes(lines_of(changed))
+    if kept_index:
+        samples = open_samples(data, root=nursery.folder)
+        index.save(samples, index.build(samples, 4), store / INDEX)
+    with pytest.raises(RapConfigError, match="rank 0.* dataset: "):
+        run_here(tiny, nursery, store, data, **env)
+    plan_here(tiny, nursery, store, data)
+    scores = run_here(tiny, nursery, store, data, **env)
+    fresh = run_here(tiny, nursery, tmp_path / "fresh", data)
+    assert scores.table["sample_sha256"].equals(fresh.table["sample_sha256"])
+
+
+@pytest.mark.parametrize("planned", [False, True])
+def test_a_cascade_s_later_rounds_are_planned_anew(
+    tiny, nursery, tmp_path, planned
+) -> None:
     """Changed data are found where the first round has none of them, and the last is in
     progress."""
     rows = make_rows(nursery.folder)
     store, env = tmp_path / "store", {"executor": "env", "shard": "0/1"}
     whole = run_here(tiny, nursery, store, evidence="cascade", **env)
     config = ScoreConfig(evidence="cascade")
-    first = {int(i) for part in rounds_of(open_samples(rows, root=nursery.folder), config)
-             for i in part.places}  # fmt: skip
+    rounds = rounds_of(open_samples(rows, root=nursery.folder), config)
+    early = {int(i) for part in rounds for i in part.places}
     status = whole.table["status"].to_pylist()
-    (at, *_) = (i for i, s in enumerate(status) if i not in first and s == "scored")
-    sealed = json.loads((store / "plan.json").read_text())
-    (store / "plan.json").write_text(json.dumps(sealed | {"sealed": None}))
-    lost = 5 if at // 4 != 5 else 4
-    for name in ("scores", "rollouts"):
-        (store / f"{name}-{lost:05d}.parquet").unlink(missing_ok=True)
+    (at, *_) = (i for i, s in enumerate(status) if i not in early and s == "scored")
+    unfinish(store, 5 if at // 4 != 5 else 4)
     changed = [*rows[:at], rows[at] | {"question": "Another one?"}, *rows[at + 1 :]]
-    plan_here(tiny, nursery, store, changed, evidence="cascade")
+    if planned:
+        plan_here(tiny, nursery, store, changed, evidence="cascade")
     scores = run_here(tiny, nursery, store, changed, evidence="cascade", **env)
     fresh = run_here(tiny, nursery, tmp_path / "fresh", changed, evidence="cascade")
     assert scores.table["sample_sha256"].equals(fresh.table["sample_sha256"])

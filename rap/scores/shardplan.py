@@ -129,9 +129,18 @@ def have_alone(store: Path) -> None:
         with Claims(driver) as claims:
             require_idle(driver, claims)
         shutil.rmtree(driver, ignore_errors=True)
-    path = store / NAME
-    if not path.exists() and not (store / FOLDER).exists():
+    if not has_plan(store) and not (store / FOLDER).exists():
         return
+    forget_plan(store)
+    for name in (FOLDER, INDEX):
+        shutil.rmtree(store / name, ignore_errors=True)
+
+
+def forget_plan(store: Path) -> None:
+    """Take the plan away, so that the next worker looks the store over and plans anew.
+
+    Raises ``RapStoreError`` if a worker lives; the plan is still there then."""
+    path = store / NAME
     with Claims(store) as claims:
         require_idle(store, claims)
         try:
@@ -145,8 +154,6 @@ def have_alone(store: Path) -> None:
             if text is not None:
                 write_atomic(path, lambda file: file.write(text))
             raise
-    for name in (FOLDER, INDEX):
-        shutil.rmtree(store / name, ignore_errors=True)
 
 
 def has_plan(store: Path) -> bool:

@@ -291,7 +291,6 @@ def plan_by(recipe: Recipe, store: str | os.PathLike[str]) -> ShardPlan:
     """As `plan`."""
     recipe.check()
     with recipe.open(Path(store)) as session:
-        session.forget_later_plans()
         by = session.pass_of(0)
         with Claims(by.folder) as claims:
             while not claims.take(PLAN):

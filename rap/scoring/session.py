@@ -31,7 +31,7 @@ from ..samples.sampleset import SampleSet, open_samples
 from ..scores.judge import MIN_SEEN
 from ..scores.match import describe
 from ..scores.previous import Reuse
-from ..scores.shardplan import INDEX, has_plan, have_alone, shard_size_for
+from ..scores.shardplan import INDEX, forget_plan, has_plan, shard_size_for
 from ..scores.shards import read_header
 from ..scores.store import ScoreStore
 from ..scores.table import SCHEMA_VERSION
@@ -184,13 +184,13 @@ class Session:
             plan=dataclasses.replace(plan, done=()),
         )
 
-    def forget_later_plans(self) -> None:
-        """Take away the plans of all passes but the first, so that each is looked over
-        again, by what the first finds. Raises ``RapStoreError`` if workers are at work."""
-        if self.rounds:
+    def forget_plans_after(self, by: Pass) -> None:
+        """Where the first pass is planned anew, the others have to be, too: their plans are
+        of the data set that was. Raises ``RapStoreError`` if workers are at work there."""
+        if self.rounds and by.folder == self.path / folder_of(0):
             later = (self.path / folder_of(k) for k in range(1, len(self.rounds)))
-            for folder in (*later, self.path):
-                have_alone(folder)
+            for folder in filter(has_plan, (*later, self.path)):
+                forget_plan(folder)
 
     def last_pass(self) -> Pass:
         """The pass that fills the store, as far as it can be known before the others."""

@@ -49,6 +49,7 @@ def coordinate(session: Session, by: Pass, claims: Claims) -> ShardPlan:
     Raises ``RapStoreError`` if workers are at work on it, and what ``ScoreStore.open``
     does."""
     require_idle(by.folder, claims)
+    session.forget_plans_after(by)
     made = _index(session, by)
     with session.open(by, shared=True) as shards:
         session.look_over(shards, by)
@@ -92,8 +93,10 @@ def _index(session: Session, by: Pass) -> index.Index:
 
 def require_agreement(plan: ShardPlan, session: Session, by: Pass, who: str) -> None:
     """Raises ``RapConfigError`` that names every field in which this process is not of the
-    run that was planned. The data set's rows are compared a shard at a time."""
-    lines = _disagreements(plan, session, by, str(plan.fingerprint.get("dataset")))
+    run that was planned. Rows that this process has looked through itself are compared a
+    shard at a time."""
+    theirs = str(plan.fingerprint.get("dataset"))
+    lines = _disagreements(plan, session, by, None if session.samples.is_known else theirs)
     if lines:
         raise RapConfigError(
             f"{by.folder}: {who} is not of the run that was planned here: "
@@ -142,6 +145,9 @@ class Worker:
             self.claims = stack.enter_context(Claims(by.folder, rank=rank, lease=lease))
             self.plan = self._await_plan()
             self.store = JoinedStore(by.folder, self.plan, self.claims)
+            if self.plan.sealed is None and not session.samples.is_known:
+                for k in self.store.finished():  # scored by the rows of the plan: no others
+                    self._verify(k)
             if self.plan.sealed is None and (reuse := session.reuse(by)) is not None:
                 self.store.look_back(reuse)
             if self.plan.sealed is not None and session.recipe.retry_quarantined:
