@@ -162,9 +162,26 @@ def _piece(code: str, number: int) -> str:
     return re.sub(r"\bN\b", str(number), code)
 
 
+def _machine_code(source: Path, arch: int) -> dict[str, list[tuple[int, str]]]:
+    """{kernel: its instructions} of a source, compiled for one architecture."""
+    from tests.cuda_emulator import gates
+
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        subprocess.run(
+            [str(gates.nvcc()), *gates.NVCC_FLAGS, "-w", f"-arch=sm_{arch}", "-cubin",
+             str(source), "-o", str(cubin)],
+            check=True,
+        )  # fmt: skip
+        sass = subprocess.run(
+            [str(gates.cuobjdump()), "-sass", str(cubin)],
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+    return gates._functions(sass)
+
+
 def _length(module: str, code: str, pieces: int, arch: int) -> int:
     """Instructions of a kernel of so many pieces, one after the other."""
-    from tests.cuda_emulator import gates
 
     source, sums, extra, use = MODULES[module]
     text = PROBE.format(
@@ -175,18 +192,9 @@ def _length(module: str, code: str, pieces: int, arch: int) -> int:
         pieces="\n".join("{" + _piece(code, i) + "}" for i in range(pieces)),
     )
     with tempfile.TemporaryDirectory() as folder:
-        source, cubin = Path(folder) / "probe.cu", Path(folder) / "probe.cubin"
+        source = Path(folder) / "probe.cu"
         source.write_text(text)
-        subprocess.run(
-            [str(gates.nvcc()), *gates.NVCC_FLAGS, "-w", f"-arch=sm_{arch}", "-cubin",
-             str(source), "-o", str(cubin)],
-            check=True,
-        )  # fmt: skip
-        sass = subprocess.run(
-            [str(gates.cuobjdump()), "-sass", str(cubin)],
-            capture_output=True, text=True, check=True,
-        ).stdout  # fmt: skip
-    code = gates._functions(sass)["probe"]
+        code = _machine_code(source, arch)["probe"]
     end = next(i for i, (_, instruction) in enumerate(code) if "EXIT" in instruction)
     return end + 1
 
@@ -196,19 +204,8 @@ def _slice(arch: int) -> float:
     kernel itself, 32 by 64 scores a warp."""
     from tests.cuda_emulator import gates
 
-    with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder) / "kernel.cubin"
-        source = ROOT / "csrc" / "ace" / "ace_tensor_cuda.cu"
-        subprocess.run(
-            [str(gates.nvcc()), *gates.NVCC_FLAGS, "-w", f"-arch=sm_{arch}", "-cubin",
-             str(source), "-o", str(cubin)],
-            check=True,
-        )  # fmt: skip
-        sass = subprocess.run(
-            [str(gates.cuobjdump()), "-sass", str(cubin)],
-            capture_output=True, text=True, check=True,
-        ).stdout  # fmt: skip
-    code = gates._functions(sass)["rap_fused_fold_bf16"]
+    source = ROOT / "csrc" / "ace" / "ace_tensor_cuda.cu"
+    code = _machine_code(source, arch)["rap_fused_fold_bf16"]
     (loop,) = (x for x in gates.innermost_loops(code) if any("HMMA" in i for i in x))
     return len(loop) / 64
 

@@ -452,6 +452,11 @@ class ChooseConfig:
             raise RapConfigError(
                 f"coverage_by = {self.coverage_by!r}: expected None with coverage=False"
             )
+        if self.biased == "report" and self.guard_attention:
+            raise RapConfigError(
+                f"guard_attention = {self.guard_attention}: its samples are told by psi, "
+                "which decides nothing with biased='report'"
+            )
         guards = self.shares
         if sum(guards) > 1:
             raise RapConfigError(

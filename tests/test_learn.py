@@ -341,6 +341,7 @@ def test_coverage_spreads_the_budget_over_groups() -> None:
     "options",
     [
         {"guard_hurt": 0.6, "guard_attention": 0.5},
+        {"biased": "report", "guard_attention": 0.1},
         {"guard_hurt": 1.5},
         {"coverage": False, "coverage_by": "source"},
         {"coverage_by": "nowhere"},

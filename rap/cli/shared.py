@@ -10,6 +10,7 @@ import click
 
 from ..config import ScoreConfig
 from ..errors import RapStoreError
+from ..samples.text import counted
 from .fields import Command, field_options, group, option
 from .options import (
     CONFIG_OPTION,
@@ -79,10 +80,15 @@ def plan(
     if as_json:
         print_json(found)
         return
+    shards = counted(len(made.shards), "shard")
     click.echo(
-        f"{made.n_samples} samples in {len(made.shards)} shards of {made.shard_size} are "
-        f"planned in {store}"
+        f"{counted(made.n_samples, 'sample')} in {shards} of up to {made.shard_size} planned "
+        f"in {store}"
     )
+    if made.n_samples < len(samples):
+        click.echo(
+            "the first round; each later one is planned when the one before is scored"
+        )
 
 
 @click.command(cls=Command)

@@ -60,7 +60,10 @@ def finish(
     folder = Path(store)
     plan = read_plan(folder)
     if plan is None:
-        raise RapStoreError(f"{folder}: no store that was planned for many processes")
+        raise RapStoreError(
+            f"{folder}: no store that was planned for many processes, or a cascade in an "
+            "early round: the command that scores it goes on"
+        )
     if plan.sealed is not None:
         return True
     config = limits(plan.fingerprint, max_bad_fraction)
