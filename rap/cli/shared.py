@@ -80,11 +80,8 @@ def plan(
     if as_json:
         print_json(found)
         return
-    shards = counted(len(made.shards), "shard")
-    click.echo(
-        f"{counted(made.n_samples, 'sample')} in {shards} of up to {made.shard_size} planned "
-        f"in {store}"
-    )
+    planned = f"{counted(made.n_samples, 'sample')} in {counted(len(made.shards), 'shard')}"
+    click.echo(f"{planned} of up to {made.shard_size} planned in {store}")
     if made.n_samples < len(samples):
         click.echo(
             "the first round; each later one is planned when the one before is scored"
