@@ -170,7 +170,7 @@ def run_python(code: str, *args: str, **env: str) -> subprocess.CompletedProcess
         capture_output=True,
         text=True,
         env=os.environ | env,
-        timeout=300,
+        timeout=1500,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done
@@ -190,7 +190,7 @@ def test_fault_41_a_kernel_whose_memory_is_refused(tmp_path: Path) -> None:
     source, shim = tmp_path / "shim.c", tmp_path / "shim.so"
     source.write_text(SHIM)
     built = ["gcc", "-shared", "-fPIC", "-O1", "-o", str(shim), str(source), "-ldl"]
-    subprocess.run(built, check=True, timeout=120)
+    subprocess.run(built, check=True, timeout=600)
     done = run_python(SWEEP, str(shim), LD_PRELOAD=str(shim))
     counts = {}
     for line in done.stdout.splitlines():
@@ -274,7 +274,7 @@ def comma_locale(folder: Path) -> str:
     made = subprocess.run(
         ["localedef", "-i", "de_DE", "-f", "UTF-8", str(folder / "de_DE.UTF-8")],
         capture_output=True,
-        timeout=120,
+        timeout=600,
     )
     if made.returncode > 1:  # 1: made, with warnings
         pytest.skip("no sources of the locale de_DE here")
