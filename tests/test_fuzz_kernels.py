@@ -103,7 +103,8 @@ def compare_cde(got: Any, truth: dict, plain: dict, largest: float, want: Any) -
         if value is None or (want is not None and name not in want):
             assert value is None and (want is not None or name.startswith("logp")), name
             continue
-        close(value, truth[name], plain[name], largest, name)
+        sums = 2 if name == "jeffreys" else 1
+        close(value, truth[name], plain[name], sums * largest, name)
 
 
 def wanted(draw: Any, targeted: bool) -> list[str] | None:
@@ -140,7 +141,8 @@ def test_fault_57_any_cde() -> None:
         truth = reference.cde(l1.double(), l0.double(), **options)
         plain = plain_cde(l1.float(), l0.float(), targets, weights, cu)
         finite = [x[torch.isfinite(x)].abs() for x in (l1.float(), l0.float())]
-        largest = max((float(x.max()) for x in finite if x.numel()), default=0.0)
+        # what is rounded on the way is a difference of the branches
+        largest = sum(float(x.max()) for x in finite if x.numel())
         compare_cde(got, truth, plain, largest, want)
 
     fuzz(check, share=SHARE, data=st.data())
@@ -202,7 +204,7 @@ def test_fault_57_any_linear_cde() -> None:
         plain = plain_cde(l1, l0, targets, None, cu)
         # a sum of E products: its error is that of the largest sum of their sizes
         sizes = [(h.double().abs() @ w.double().abs().T) for h in (h1, h0)]
-        most = max((float(x.max()) for x in sizes if x.numel()), default=0.0)
+        most = sum(float(x.max()) for x in sizes if x.numel())
         most = (most + float(0 if bias is None else bias.abs().max())) * abs(
             1.0 if scale is None else scale
         )
