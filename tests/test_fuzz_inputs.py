@@ -29,8 +29,8 @@ from test_store import FINGERPRINT, SIZE, N, files, fill
 import rap
 from rap.engines import http, wire
 from rap.errors import RapError
-from rap.samples import Bad, BadSample, ImageRef, Sample, load_images, open_samples
-from rap.samples.images import decode, image_size
+from rap.samples import Bad, BadSample, ImageRef, Sample, open_samples
+from rap.samples.images import decode, image_size, load_images
 from rap.scores.scores import Scores
 from rap.scores.store import ScoreStore
 
