@@ -437,20 +437,16 @@ def check_answer(data: bytes) -> None:
             answer = http.read(http.Reply(status, text), "http://h/v1/chat/completions")
         except (http.Trouble, http.Refused, RapError):
             continue
-        for call in (
-            lambda: wire.token_logps(answer),
-            lambda: wire.prompt_ids(answer),
-            lambda: wire.prompt_tokens(answer),
-            lambda: completions_are_sane(wire.completions(answer, [1, 2], None)),
-        ):
+        calls = (wire.token_logps, wire.prompt_ids, wire.prompt_tokens, sane_completions)
+        for call in calls:
             try:
-                call()
+                call(answer)
             except wire.MalformedAnswer as bad:
                 assert str(bad)
 
 
-def completions_are_sane(found: list[Any]) -> None:
-    for one in found:
+def sane_completions(answer: Mapping[str, Any]) -> None:
+    for one in wire.completions(answer, [1, 2], None):
         assert isinstance(one.text, str) and one.finish_reason in ("stop", "length")
         assert one.token_ids is None or all(type(i) is int for i in one.token_ids)
         assert math.isnan(one.logp) or one.logp <= 1e-3 * max(1, one.n_sampled)

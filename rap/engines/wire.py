@@ -197,7 +197,9 @@ def error_message(text: str) -> str:
         if isinstance(answer, dict) and name in answer:
             answer = answer[name]
     said = answer if isinstance(answer, str) else json.dumps(answer)
-    return " ".join(said.split())[:300] or "no reason given"
+    line = " ".join(said[:1000].split())[:300]
+    # it is printed: no sequence of a terminal, nothing that turns the text around
+    return "".join(c if c.isprintable() else "?" for c in line) or "no reason given"
 
 
 def completions(
