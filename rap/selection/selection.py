@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from ..errors import RapInputError
+from ..errors import RapInputError, RapStoreError
 from ..scores.columns import floats
 from ..scores.scores import read_saved
 from ..scores.selected import ALWAYS_SHOWN, Selected
