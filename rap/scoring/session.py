@@ -197,7 +197,9 @@ class Session:
                 forget_plan(folder)
             header = read_header(folder / "store.json")
             if self.recipe.retry_quarantined and header is not None:
-                known = (header[name] for name in ("fingerprint", "n_samples", "shard_size"))
+                known = (
+                    header[name] for name in ("fingerprint", "n_samples", "shard_size")
+                )
                 data = header.get("data")
                 with ScoreStore.open(folder, *known, data=data, shared=True) as shards:
                     redo_quarantined(shards)
