@@ -71,18 +71,23 @@ class Learner:
         assert self.judged.key is not None
         config = self.judged.reading.config
         value, flags = self.judged.key[rows], self.judged.flags[rows]
+        assert self.judged.harm is not None
+        harm = self.judged.harm[rows]
         usable = (flags & (VALID | UNSOLVED) == VALID) & ~np.isnan(value)
-        strata = _strata(usable & (value > 0), flags)
+        strata = _strata(usable & (value > 0), usable & (harm > 0), flags)
+        worth = {"attention": value, "hurt": harm}
         free = usable.copy()
         guards, told = [], {}
         for name, share in zip(strata.guards, config.shares, strict=True):
             many = math.floor(as_fraction(f"guard_{name}", share) * target)
             own = np.flatnonzero(strata.guards[name])
-            guards.append(own[top(value[own], many)])
+            adds = self._adds(worth[name][own], rows, own, self.cover)
+            guards.append(own[top(adds, many)])
             told[name] = {"target": many, "candidates": len(own), "kept": len(guards[-1])}
         guard = np.concatenate(guards)
         candidates = np.flatnonzero(strata.main)
-        adds = self._adds(value[candidates], rows, candidates)
+        cover = self.cover if config.coverage else None
+        adds = self._adds(value[candidates], rows, candidates, cover)
         main = candidates[top(adds, target - len(guard))]
         free[guard] = free[main] = False
         rest = np.flatnonzero(free)
@@ -114,12 +119,16 @@ class Learner:
         )
 
     def _adds(
-        self, value: np.ndarray, rows: np.ndarray | slice, candidates: np.ndarray
+        self,
+        value: np.ndarray,
+        rows: np.ndarray | slice,
+        candidates: np.ndarray,
+        cover: Groups | None,
     ) -> np.ndarray:
         """What the candidates are ranked by."""
-        if self.cover is None:
+        if cover is None:
             return value
-        return marginal(value, self.cover.code[rows][candidates])
+        return marginal(value, cover.code[rows][candidates])
 
     def _covered(
         self,
@@ -159,10 +168,11 @@ class _Strata:
     guards: dict[str, np.ndarray]
 
 
-def _strata(mixed: np.ndarray, flags: np.ndarray) -> _Strata:
-    biased, above = mixed & (flags & BIASED != 0), flags & ABOVE != 0
+def _strata(mixed: np.ndarray, harmed: np.ndarray, flags: np.ndarray) -> _Strata:
+    above, captured = flags & ABOVE != 0, flags & BIASED != 0
+    biased = mixed & captured
     usual = mixed & ~biased
-    hurt = usual & ~above & (flags & NEGATIVE != 0)
+    hurt = harmed & ~captured & ~above & (flags & NEGATIVE != 0)
     return _Strata(usual & above, {"attention": biased, "hurt": hurt})
 
 
