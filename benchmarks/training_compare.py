@@ -67,7 +67,7 @@ def planned(plan: Plan) -> dict[str, list[Test]]:
         arm = f"learn_{evidence}"
         parts += [
             Test(arm, f"{arm}_no_guard", budget, "mixed"),
-            Test(arm, f"{arm}_no_coverage", budget, "sighted"),
+            Test(arm, f"{arm}_coverage", budget, "sighted"),
         ]
     parts += [
         Test("learn_cascade", "rap", narrow, "mixed"),
