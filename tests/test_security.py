@@ -2,7 +2,8 @@
 
 Every way in (JSON Lines, JSON, CSV, Parquet, data sets saved by `datasets`, lists,
 rollouts, selection folders, stores, models, servers, and the reader of a report) is given
-bombs, paths that lead out, links, pipes, and URLs. No test here may reach a network: `no_network`.
+bombs, paths that lead out, links, pipes, and URLs. No test here may reach a network:
+`no_network`.
 """
 
 from __future__ import annotations
