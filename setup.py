@@ -7,7 +7,9 @@ the CPU only, and rap.info() says so.
 Switches, read from the environment:
   RAP_CUDA=auto    device code if nvcc is found (default); on: must be found; off: none
   RAP_CUDA_ARCHITECTURES=90   for these GPUs only ("80 90"); PTX of the first for later ones
-  RAP_SANITIZE=1   AddressSanitizer and UBSan, -O1 -g (run under LD_PRELOAD of libasan)
+  RAP_SANITIZE=1   AddressSanitizer and UBSan, -O1 -g (run under LD_PRELOAD of libasan);
+                   thread: ThreadSanitizer (libtsan)
+  RAP_COVERAGE=1   counts of executed lines for gcov, -O1
   RAP_DEBUG=1      -O0 -g with assertions
 """
 
@@ -19,12 +21,20 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 
 import numpy
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+
+if sysconfig.get_config_var("Py_GIL_DISABLED"):
+    raise SystemExit(
+        f"rap-select: this Python {sys.version.split()[0]} is free-threaded (PEP 703), for "
+        "which rap._C cannot be built: it uses the stable ABI (abi3), and a free-threaded "
+        "Python has none before 3.15 (PEP 803). Use the build of Python with the GIL"
+    )
 
 ROOT = Path(__file__).resolve().parent
 SOURCES = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.c"))
@@ -49,10 +59,16 @@ COMPILE = [
 ]
 LINK = ["-lm", "-lpthread", "-ldl"]
 
-if os.environ.get("RAP_SANITIZE") == "1":
-    sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+SANITIZERS = {
+    "1": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
+    "thread": ["-fsanitize=thread"],
+}
+if sanitize := SANITIZERS.get(os.environ.get("RAP_SANITIZE", "")):
     COMPILE += ["-O1", "-g", *sanitize]
     LINK += sanitize
+if os.environ.get("RAP_COVERAGE") == "1":
+    COMPILE += ["-O1", "--coverage", "-fprofile-update=atomic"]
+    LINK += ["--coverage"]
 if os.environ.get("RAP_DEBUG") == "1":
     COMPILE += ["-O0", "-g", "-UNDEBUG"]
 

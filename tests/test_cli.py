@@ -690,14 +690,14 @@ def stop(process: subprocess.Popen, folder: Path, number: int) -> tuple[int, str
 
     Whole shards are counted: a partial one of the run before goes away at the start.
     """
-    limit = time.monotonic() + 120
+    limit = time.monotonic() + 900
     before = shards(folder)
     while shards(folder) <= before:
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < limit, "no shard within two minutes"
+        assert time.monotonic() < limit, "no shard within 15 minutes"
         time.sleep(0.005)
     process.send_signal(number)
-    _, text = process.communicate(timeout=60)
+    _, text = process.communicate(timeout=600)
     return process.returncode, text
 
 
@@ -761,6 +761,6 @@ main()
 def test_a_reader_that_goes_away_is_no_fault(tmp_path):
     process = start("select", "--rollouts", ROLLOUTS, "--json")
     process.stdout.close()
-    process.wait(60)
+    process.wait(600)
     assert "Traceback" not in process.stderr.read()
     process.stderr.close()

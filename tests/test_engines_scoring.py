@@ -159,7 +159,7 @@ def test_the_same_server_gives_the_same_table_again():
 
 
 def test_so_many_requests_are_in_flight_whatever_the_batch_size():
-    together = threading.Barrier(8, timeout=120)
+    together = threading.Barrier(8, timeout=900)
 
     def wait(server, count, body):
         if number_of(body) >= 0 and number_of(body) < 16:

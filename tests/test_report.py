@@ -443,7 +443,7 @@ def big_selection(n: int):
 
 def test_fault_46_a_million_rows_give_a_page_of_the_same_size():
     small, big = big_selection(1_000), big_selection(1_000_000)
-    start = time.perf_counter()
+    start = time.process_time()
     tracemalloc.start()
     try:
         text = render(big)
@@ -452,7 +452,7 @@ def test_fault_46_a_million_rows_give_a_page_of_the_same_size():
         tracemalloc.stop()
     assert len(text) < 1.2 * len(render(small)) < 200_000
     assert peak < 250e6  # some arrays of 10^6 numbers, no object per row
-    assert time.perf_counter() - start < 30
+    assert time.process_time() - start < 30
     assert "50,000 of 1,000,000 samples kept" in text
 
 

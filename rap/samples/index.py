@@ -192,7 +192,7 @@ def _read(folder: Path) -> dict[str, Any] | None:
     try:
         found = json.loads((folder / "index.json").read_bytes())
         return found if found["version"] == VERSION else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

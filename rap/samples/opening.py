@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import os
-import shutil
 import stat
 import tempfile
 import zlib
@@ -152,14 +151,29 @@ _OTHER_FILES = (
 )
 
 
+_UNPACKED_TIMES, _UNPACKED_BYTES = 200, 64 << 20
+"""A gzip file that unpacks to more than 200 times its size, and to more than 64 MiB, is a
+bomb: gzip gets to 1,032, texts of real data sets to a few tens."""
+
+
 def _open_gzip(path: Path, keep: Sequence[str]) -> Rows:
-    """A file compressed with gzip, unpacked into a temporary one."""
+    """A file compressed with gzip, unpacked into a temporary one. Raises
+    ``RapInputError`` for one that unpacks to far more than data does."""
+    most = max(_UNPACKED_BYTES, _UNPACKED_TIMES * path.stat().st_size)
     try:
         with (
             gzip.open(path) as packed,
             tempfile.NamedTemporaryFile(prefix="rap-", suffix=".data") as file,
         ):
-            shutil.copyfileobj(packed, file)
+            left = most
+            while piece := packed.read(min(1 << 20, left + 1)):
+                left -= len(piece)
+                if left < 0:
+                    raise RapInputError(
+                        f"data set {path}: unpacks to over {most} bytes, which is over "
+                        f"{_UNPACKED_TIMES} times its size; unpack it first if that is meant"
+                    )
+                file.write(piece)
             file.flush()
             rows = _open_file(
                 Path(file.name), keep, path

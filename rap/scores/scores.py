@@ -490,4 +490,6 @@ def read_saved(path: Path, kind: str, shape: Shape) -> FileReader:
     reader = FileReader(path, shape)
     if reader.note.get("kind") != kind:
         raise RapStoreError(f"{path}: holds {reader.note.get('kind')!r}, not {kind}")
+    if not isinstance(reader.note.get("meta"), dict):
+        raise RapStoreError(f"{path}: no {kind} of this project: it says nothing of itself")
     return reader

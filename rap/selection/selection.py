@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from ..errors import RapInputError
+from ..errors import RapInputError, RapStoreError
 from ..scores.columns import floats
 from ..scores.scores import read_saved
 from ..scores.selected import ALWAYS_SHOWN, Selected
@@ -229,4 +229,12 @@ def load(folder: str | os.PathLike[str], dataset: Any = None) -> Selection:
     """
     path = Path(folder) / "selection.parquet"
     reader = read_saved(path, "selection", lambda table: with_new(table, _SAVED))
-    return Selection(reader, reader.note["meta"], dataset)
+    settings = reader.note["meta"]
+    lacking = [name for name, kind in _SETTINGS if not isinstance(settings.get(name), kind)]
+    if lacking:
+        raise RapStoreError(f"{path}: no selection of this project: no {lacking[0]}")
+    return Selection(reader, settings, dataset)
+
+
+_SETTINGS = (("choose", dict), ("found", dict), ("warnings", list))
+"""What every selection says of itself."""
