@@ -1,0 +1,11 @@
+"""All mutants, in the order in which they are run."""
+
+from __future__ import annotations
+
+from ..mutant import Mutant
+from .ace import ACE
+from .arrays import ARRAYS
+from .cde import CDE
+from .drm import DRM
+
+MUTANTS: tuple[Mutant, ...] = (*ACE, *CDE, *DRM, *ARRAYS)

@@ -1,0 +1,135 @@
+"""A copy of the tree to put mutations in, and its extension, built a file at a time."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy
+
+ROOT = Path(__file__).resolve().parents[2]
+WORK = ROOT / "build" / "mutants"
+TREE = WORK / "tree"
+OBJECTS = WORK / "objects"
+EXTENSION = TREE / "rap" / "_C.abi3.so"
+
+NO_DEVICE_CODE = """\
+#include "cuda/fatbin.h"
+const rap_fatbin rap_fatbins[] = {{NULL, NULL, NULL}};
+const char rap_fatbin_made[] = "built with RAP_CUDA=off";
+const int rap_fatbin_toolkit = 0;
+"""
+
+
+def make_copy() -> None:
+    """The files that git knows, as they lie in the checkout; what is the same is left."""
+    names = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, check=True, text=True,
+    ).stdout.split("\0")  # fmt: skip
+    wanted = {name for name in names if name and (ROOT / name).is_file()}
+    for path in TREE.rglob("*"):
+        name = str(path.relative_to(TREE))
+        if path.is_file() and path != EXTENSION and name not in wanted:
+            path.unlink()
+    for name in wanted:
+        source, copy = ROOT / name, TREE / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if not copy.is_file() or copy.read_bytes() != source.read_bytes():
+            shutil.copyfile(source, copy)
+    shared = TREE.parent / "shared"  # as beside the checkout
+    if not shared.exists() and (ROOT.parent / "shared").is_dir():
+        shared.symlink_to((ROOT.parent / "shared").resolve())
+
+
+@contextlib.contextmanager
+def changed(file: str, old: str, new: str) -> Iterator[None]:
+    """The copy with one text in place of another. A compiled Python file is told from a
+    newer one by seconds and size only: it goes, too."""
+    path = TREE / file
+    text = path.read_text()
+    assert text.count(old) == 1, f"{file} has {text.count(old)} times {old!r}"
+    compiled = Path(importlib.util.cache_from_source(str(path)))
+    path.write_text(text.replace(old, new))
+    compiled.unlink(missing_ok=True)
+    try:
+        yield
+    finally:
+        path.write_text(text)
+        compiled.unlink(missing_ok=True)
+
+
+# --- the extension --------------------------------------------------------------------
+
+
+def _constant(name: str) -> list[str]:
+    """A list of setup.py, which cannot be imported without building."""
+    for node in ast.parse((ROOT / "setup.py").read_text()).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == name:
+            return ast.literal_eval(node.value)
+    raise LookupError(name)
+
+
+def _flags() -> list[str]:
+    include = [str(TREE / "csrc"), numpy.get_include(), sysconfig.get_path("include")]
+    api = "-DPy_LIMITED_API=0x030B0000"
+    return [*_constant("COMPILE"), api, "-fPIC", *(f"-I{path}" for path in include)]
+
+
+def _sources() -> dict[Path, Path]:
+    """{source: its object}"""
+    found = {}
+    for path in sorted((TREE / "csrc").rglob("*.c")):
+        found[path] = OBJECTS / (str(path.relative_to(TREE)).replace("/", "-") + ".o")
+    return found
+
+
+def _reads(obj: Path) -> set[Path]:
+    """The files that an object was compiled from."""
+    text = obj.with_suffix(".d").read_text().replace("\\\n", " ").split(":", 1)[1]
+    return {Path(name) for name in text.split()}
+
+
+def _stale(obj: Path) -> bool:
+    if not obj.is_file() or not obj.with_suffix(".d").is_file():
+        return True
+    made = obj.stat().st_mtime_ns
+    return any(not p.is_file() or p.stat().st_mtime_ns > made for p in _reads(obj))
+
+
+def _compile(source: Path, obj: Path) -> None:
+    command = ["cc", *_flags(), "-MMD", "-c", str(source), "-o", str(obj)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        obj.unlink(missing_ok=True)
+        raise BuildError(done.stderr)
+
+
+class BuildError(Exception):
+    """The mutant is no program."""
+
+
+def build() -> None:
+    """The extension of the copy, for the CPU: what is older than its files is made."""
+    OBJECTS.mkdir(parents=True, exist_ok=True)
+    table = OBJECTS / "fatbins_none.c"
+    if not table.is_file():
+        table.write_text(NO_DEVICE_CODE)
+    objects = _sources() | {table: OBJECTS / "fatbins_none.o"}
+    stale = [source for source, obj in objects.items() if _stale(obj)]
+    for source in stale:
+        _compile(source, objects[source])
+    if stale or not EXTENSION.is_file():
+        made = EXTENSION.with_suffix(".new")
+        subprocess.run(
+            ["cc", "-shared", *map(str, objects.values()), *_constant("LINK"), "-o", made],
+            check=True,
+        )
+        os.replace(made, EXTENSION)  # a loaded one is never written into
