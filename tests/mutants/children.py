@@ -13,17 +13,20 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .tree import ROOT, TREE, WORK
 
-LIBRARIES = (
-    "numpy pyarrow pyarrow.parquet pyarrow.compute torch PIL.Image pytest hypothesis click "
-    "click.testing pydantic jinja2 datasets transformers "
-    "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl math_verify ml_dtypes tqdm"
-)
+FOR_KERNELS = "numpy torch pytest hypothesis ml_dtypes".split()
+FOR_ALL = [
+    *FOR_KERNELS,
+    *"pyarrow pyarrow.parquet pyarrow.compute PIL.Image click click.testing".split(),
+    *"pydantic jinja2 datasets transformers tqdm math_verify".split(),
+    "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
+]
 CPU_SECONDS = 400
 WALL_SECONDS = 1500
 
@@ -53,9 +56,9 @@ class _Recorder:
             self.path.write_text(f"{report.nodeid} (cannot be read)")
 
 
-def prepare() -> None:
+def prepare(names: Sequence[str]) -> None:
     """Import what is slow to import. Raises if rap came with it."""
-    for name in LIBRARIES.split():
+    for name in names:
         importlib.import_module(name)
     import torch
 
@@ -76,6 +79,7 @@ def _child(tests: list[str], failed: Path, log: Path) -> int:
     import pytest
 
     options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=short"]
+    options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # imported before
     return int(pytest.main([*options, *tests], plugins=[_Recorder(failed)]))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import time
@@ -47,14 +48,10 @@ def attempt(mutant: Mutant) -> dict[str, Any]:
     in_c = mutant.file.startswith("csrc/")
     try:
         with tree.changed(mutant.file, mutant.old, mutant.new):
-            if in_c:
-                tree.build()
-            ended = children.run(mutant.tests)
+            with tree.built_with(mutant.file) if in_c else contextlib.nullcontext():
+                ended = children.run(mutant.tests)
     except tree.BuildError as error:
         return result | {"outcome": f"error: {error}"[:500], "test": "", "seconds": 0}
-    finally:
-        if in_c:
-            tree.build()
     return result | {
         "outcome": outcome(ended),
         "test": ended.test,
@@ -101,9 +98,11 @@ def main() -> None:
     os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     tree.make_copy()
     tree.build()
-    children.prepare()
+    mutants = chosen(asked.only, asked.again)
+    kernels = all(mutant.file.startswith("csrc/") for mutant in mutants)
+    children.prepare(children.FOR_KERNELS if kernels else children.FOR_ALL)
     baselines = Baselines()
-    for mutant in chosen(asked.only, asked.again):
+    for mutant in mutants:
         if time.monotonic() > end:
             print("time is up: run it again to go on", flush=True)
             break

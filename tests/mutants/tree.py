@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,7 +56,7 @@ def changed(file: str, old: str, new: str) -> Iterator[None]:
     """The copy with one text in place of another. A compiled Python file is told from a
     newer one by seconds and size only: it goes, too."""
     path = TREE / file
-    text = path.read_text()
+    text, seen = path.read_text(), path.stat()
     assert text.count(old) == 1, f"{file} has {text.count(old)} times {old!r}"
     compiled = Path(importlib.util.cache_from_source(str(path)))
     path.write_text(text.replace(old, new))
@@ -63,6 +65,7 @@ def changed(file: str, old: str, new: str) -> Iterator[None]:
         yield
     finally:
         path.write_text(text)
+        os.utime(path, ns=(seen.st_atime_ns, seen.st_mtime_ns))  # objects stay newer
         compiled.unlink(missing_ok=True)
 
 
@@ -116,20 +119,63 @@ class BuildError(Exception):
     """The mutant is no program."""
 
 
+def _objects() -> dict[Path, Path]:
+    return _sources() | {OBJECTS / "fatbins_none.c": OBJECTS / "fatbins_none.o"}
+
+
+def _link() -> None:
+    made = EXTENSION.with_suffix(".new")
+    objects = map(str, _objects().values())
+    command = ["cc", "-shared", *objects, *_constant("LINK"), "-o", str(made)]
+    subprocess.run(command, check=True)
+    os.replace(made, EXTENSION)  # a loaded one is never written into
+
+
 def build() -> None:
     """The extension of the copy, for the CPU: what is older than its files is made."""
     OBJECTS.mkdir(parents=True, exist_ok=True)
-    table = OBJECTS / "fatbins_none.c"
-    if not table.is_file():
-        table.write_text(NO_DEVICE_CODE)
-    objects = _sources() | {table: OBJECTS / "fatbins_none.o"}
-    stale = [source for source, obj in objects.items() if _stale(obj)]
-    for source in stale:
-        _compile(source, objects[source])
+    if not (OBJECTS / "fatbins_none.c").is_file():
+        (OBJECTS / "fatbins_none.c").write_text(NO_DEVICE_CODE)
+    stale = {source: obj for source, obj in _objects().items() if _stale(obj)}
+    for source, obj in stale.items():
+        _compile(source, obj)
     if stale or not EXTENSION.is_file():
-        made = EXTENSION.with_suffix(".new")
-        subprocess.run(
-            ["cc", "-shared", *map(str, objects.values()), *_constant("LINK"), "-o", made],
-            check=True,
-        )
-        os.replace(made, EXTENSION)  # a loaded one is never written into
+        _link()
+
+
+@contextlib.contextmanager
+def built_with(file: str) -> Iterator[None]:
+    """The extension with a changed source. Of the tables of instruction sets only the best
+    that runs here is made again: a loop is the same text in each. Raises ``BuildError``."""
+    here = rap_isa()
+    changed_objects = {
+        source: obj
+        for source, obj in _objects().items()
+        if TREE / file in _reads(obj)
+        and (not source.stem.startswith("kernels_") or source.stem == f"kernels_{here}")
+    }
+    kept = {obj: obj.with_suffix(".kept") for obj in changed_objects.values()}
+    shutil.copyfile(EXTENSION, EXTENSION.with_suffix(".kept"))
+    for obj, copy in kept.items():
+        os.replace(obj, copy)
+    try:
+        for source, obj in changed_objects.items():
+            _compile(source, obj)
+        _link()
+        yield
+    finally:
+        for obj, copy in kept.items():
+            os.replace(copy, obj)
+        os.replace(EXTENSION.with_suffix(".kept"), EXTENSION)
+
+
+@functools.cache
+def rap_isa() -> str:
+    """The instruction set that the extension takes here. Asked in another process: this one
+    must not load it."""
+    code = "from rap import _C; print(_C.isa())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=TREE, capture_output=True, check=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(TREE)},
+    )  # fmt: skip
+    return done.stdout.strip().removesuffix("_bf16")
