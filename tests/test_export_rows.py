@@ -190,6 +190,14 @@ def test_verls_reward_log_goes_along_where_its_index_is_the_id(tmp_path):
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_a_form_that_is_not_there_cannot_be_kept(tmp_path):
+    """--filter on rows of another trainer's form."""
+    selection = select(write(tmp_path, "trl"))
+    with pytest.raises(RapInputError, match="does not have the form that verl reads"):
+        selection.export("verl", tmp_path / "out", filter=True)
+    assert not (tmp_path / "out").exists()
+
+
 def test_rewriting_can_be_asked_for(tmp_path, form):
     file = write(tmp_path / "data", form)
     selection = select(file)

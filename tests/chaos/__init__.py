@@ -15,5 +15,5 @@ by the clock, or its store lies on a small tmpfs. Then the same command runs und
 
 What must hold: no finished shard is lost or changed; an older result stays until the new
 one is whole; an error has the package's own type; the last run succeeds and leaves the
-files of an undisturbed run, byte for byte, and no others. The log is a line of JSON a trial.
+files of an undisturbed run, byte for byte, and no others. The log: a line of JSON a trial.
 """

@@ -13,6 +13,7 @@ import resource
 import signal
 import sys
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ import rap.demo.tiny
 import rap.report.page
 import rap.rewards.checker
 from rap.cli.shell import Terminated, on_sigterm
-from rap.samples.sample import Bad
+from rap.samples.images import read_bytes
+from rap.samples.sample import Bad, sample_sha256
 from rap.scoring import filling
 from rap.scoring.jobs import Job
 from rap.scoring.scorer import Scorer
@@ -81,7 +83,9 @@ class Canned:
             job = Job({**row, "status": "scored"}, sample)
             job.quarantine("image", "image_missing", "not there")
             return job
-        row |= {"image_sha256": f"{i:064x}", "sample_sha256": f"{i + 7:064x}"}
+        images = [sha256(read_bytes(ref)).hexdigest() for ref in sample.images]
+        row |= {"image_sha256": ",".join(images)}
+        row |= {"sample_sha256": sample_sha256(sample, images)}
         return Job({**row, "status": "scored", "source": sample.source}, sample)
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 HERE = Path(__file__).resolve().parent
@@ -154,13 +156,13 @@ def digests(folder: Path, skip: Sequence[str] = ("lock",)) -> dict[str, str]:
         name = str(path.relative_to(folder))
         if name in skip or name.startswith("index/"):
             continue
-        if path.suffix == ".parquet":
-            table = pq.read_table(path)
-            if "seconds" in table.column_names:
-                table = table.drop_columns(["seconds"])
-            data = repr(table.to_pydict()).encode()
-        else:
-            data = path.read_bytes()
+        data = path.read_bytes()
+        with contextlib.suppress(pa.ArrowException):  # half written: its bytes
+            if path.suffix == ".parquet":
+                table = pq.read_table(pa.BufferReader(data))
+                if "seconds" in table.column_names:
+                    table = table.drop_columns(["seconds"])
+                data = repr(table.to_pydict()).encode()
         found[name] = hashlib.sha256(data).hexdigest()
     return found
 
@@ -447,7 +449,7 @@ class Chaos:
         """What an earlier command of other settings has left there."""
         words = self._words(command, _out(folder, command))
         other = {
-            "choose": ["--budget", "0.2"], "export": ["--add", "reason"],
+            "choose": ["--budget", "0.2"], "export": ["--system-prompt", "before"],
             "report": ["--title", "before"], "reselect": ["--keep", "0.9", "--size", "3"],
         }[command]  # fmt: skip
         self.nursery.whole(self._shell([*words, *other], folder))

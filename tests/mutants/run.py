@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from . import children, table, tree
@@ -76,11 +76,20 @@ class Baselines:
         self.passed.update(new)
 
 
+def as_wanted(mutant: Mutant, result: Mapping[str, Any] | None) -> bool:
+    """Killed, or, where that cannot be, alive. What is not is run again: its tests may be
+    others by now."""
+    wanted = "lives" if mutant.equivalent else "killed"
+    return result is not None and result["outcome"].startswith(wanted)
+
+
 def chosen(only: Sequence[str], again: Sequence[str]) -> list[Mutant]:
     done = known()
     found = [m for m in MUTANTS if m.name.startswith(tuple([*only, *again]) or "")]
     force = tuple(again) or ("\0",)
-    return [m for m in found if m.name.startswith(force) or m.key not in done]
+    return [
+        m for m in found if m.name.startswith(force) or not as_wanted(m, done.get(m.key))
+    ]
 
 
 def main() -> None:
@@ -110,8 +119,7 @@ def main() -> None:
             baselines.require(mutant.tests)
         result = attempt(mutant)
         keep(result)
-        wanted = "lives" if mutant.equivalent else "killed"
-        mark = "" if result["outcome"].startswith(wanted) else "   <-- look here"
+        mark = "" if as_wanted(mutant, result) else "   <-- look here"
         print(f"{mutant.name}: {result['outcome']} ({result['seconds']} s, "
               f"{result['test']}){mark}", flush=True)  # fmt: skip
     table.write(MUTANTS, known())

@@ -97,7 +97,7 @@ def _sources() -> dict[Path, Path]:
 def _reads(obj: Path) -> set[Path]:
     """The files that an object was compiled from."""
     text = obj.with_suffix(".d").read_text().replace("\\\n", " ").split(":", 1)[1]
-    return {Path(name) for name in text.split()}
+    return {Path(os.path.normpath(name)) for name in text.split()}
 
 
 def _stale(obj: Path) -> bool:

@@ -7,5 +7,16 @@ from .ace import ACE
 from .arrays import ARRAYS
 from .cde import CDE
 from .drm import DRM
+from .rules import RULES
+from .stores import STORES
+from .training import TRAINING
 
-MUTANTS: tuple[Mutant, ...] = (*ACE, *CDE, *DRM, *ARRAYS)
+MUTANTS: tuple[Mutant, ...] = (
+    *ACE,
+    *CDE,
+    *DRM,
+    *ARRAYS,
+    *RULES,
+    *STORES,
+    *TRAINING,
+)
