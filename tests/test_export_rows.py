@@ -190,14 +190,6 @@ def test_verls_reward_log_goes_along_where_its_index_is_the_id(tmp_path):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_form_that_is_not_there_cannot_be_kept(tmp_path):
-    """--filter on rows of another trainer's form."""
-    selection = select(write(tmp_path, "trl"))
-    with pytest.raises(RapInputError, match="does not have the form that verl reads"):
-        selection.export("verl", tmp_path / "out", filter=True)
-    assert not (tmp_path / "out").exists()
-
-
 def test_rewriting_can_be_asked_for(tmp_path, form):
     file = write(tmp_path / "data", form)
     selection = select(file)
@@ -325,6 +317,14 @@ def test_lines_to_parquet_and_parquet_to_lines(tmp_path):
         for i, row in enumerate(odd):
             row["x"] = i if i % 2 else str(i)
         select(odd).export("parquet", tmp_path / "c")
+
+
+def test_a_form_that_is_not_there_cannot_be_kept(tmp_path):
+    """--filter on rows of another trainer's form."""
+    selection = select(write(tmp_path, "trl"))
+    with pytest.raises(RapInputError, match="does not have the form that verl reads"):
+        selection.export("verl", tmp_path / "out", filter=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_nothing_outside_of_the_export_is_written(tmp_path):
