@@ -123,6 +123,10 @@ class Nursery:
     def run(self, order: dict[str, Any]) -> Run:
         return self.end(self.start(order))
 
+    def warm(self, orders: Sequence[dict[str, Any]]) -> None:
+        self._say({"warm": orders})
+        assert self._line() == "warm"
+
     def whole(self, order: dict[str, Any]) -> Run:
         """A run that nothing harms. Raises ``Broken`` where it does not succeed."""
         done = self.run(order)
@@ -149,8 +153,10 @@ class Nursery:
 # ---------------------------------------------------------------- what is compared
 
 
-def digests(folder: Path, skip: Sequence[str] = ("lock",)) -> dict[str, str]:
-    """{file: digest}; of tables without their clock readings."""
+def digests(
+    folder: Path, skip: Sequence[str] = ("lock",), *, clocks: bool = False
+) -> dict[str, str]:
+    """{file: digest}; with ``clocks`` of tables without their clock readings."""
     found = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = str(path.relative_to(folder))
@@ -158,22 +164,20 @@ def digests(folder: Path, skip: Sequence[str] = ("lock",)) -> dict[str, str]:
             continue
         data = path.read_bytes()
         with contextlib.suppress(pa.ArrowException):  # half written: its bytes
-            if path.suffix == ".parquet":
+            if clocks and path.suffix == ".parquet":
                 table = pq.read_table(pa.BufferReader(data))
-                if "seconds" in table.column_names:
-                    table = table.drop_columns(["seconds"])
-                data = repr(table.to_pydict()).encode()
+                data = repr(table.drop_columns(["seconds"]).to_pydict()).encode()
         found[name] = hashlib.sha256(data).hexdigest()
     return found
 
 
-def finished(store: Path) -> dict[str, str]:
+def finished(store: Path, *, clocks: bool = False) -> dict[str, str]:
     """Of the shards that are there: what was acknowledged."""
     if not store.is_dir():
         return {}
     return {
         name: digest
-        for name, digest in digests(store).items()
+        for name, digest in digests(store, clocks=clocks).items()
         if name.split("/")[-1].startswith(("scores-", "rollouts-"))
         and f"scores-{name[-13:]}" in os.listdir(store)
         and "/" not in name
@@ -222,6 +226,22 @@ class Chaos:
         self.wanted: dict[str, Whole] = {}
         self.mounts = _can_mount(folder)
         self.scored: Path | None = None
+        self._warm()
+
+    def _warm(self) -> None:
+        """One run of each command, so that the later ones import nothing."""
+        place = self.folder / "warm"
+        kinds = ("score answer", "score rollouts")
+        orders = [self._order(place / kind, kind) for kind in kinds]
+        orders.append(self._order(place / "env", "env", 0))
+        self.scored = place
+        orders[0]["store"] = str(place / "store")
+        for command in ("choose", "choose", "export", "report", "reselect"):
+            out = place / "selection" if len(orders) == 3 else _out(place, command)
+            orders.append(self._shell(self._words(command, out), place))
+        self.scored = None
+        said = {"said": str(self.folder / "warm.txt")}
+        self.nursery.warm([order | said for order in orders])
 
     def trial(self, number: int, seed: int) -> dict[str, Any]:
         """The record of one trial."""
@@ -263,7 +283,11 @@ class Chaos:
             store = self.folder / f"whole {command}"
             begun = time.monotonic()
             done = self.nursery.whole(self._order(store, command))
-            self.wanted[command] = (digests(store), done.kinds, time.monotonic() - begun)
+            self.wanted[command] = (
+                digests(store, clocks=command == "real"),
+                done.kinds,
+                time.monotonic() - begun,
+            )
         return self.wanted[command]
 
     def _harm(self, chance: random.Random, calls: Sequence[int]) -> Harm:
@@ -312,7 +336,7 @@ class Chaos:
         )
         store = folder / "store"
         for _ in range(chance.randint(1, 3)):
-            before = finished(store)
+            before = finished(store, clocks=command == "real")
             if command == "env":
                 orders = [self._order(store, command, rank) for rank in range(2)]
                 hit = chance.choice(([0], [1], [0, 1]))
@@ -331,13 +355,13 @@ class Chaos:
                 runs = self._harmed(orders, harms, chance, seconds, record)
                 if any(run.code == 0 for run in runs):
                     break
-            after = finished(store)
+            after = finished(store, clocks=command == "real")
             lost = {name for name in before if after.get(name) != before[name]}
             if lost:
                 raise Broken(f"acknowledged and lost: {sorted(lost)}")
         by_env = command == "env" and chance.random() < 0.5
         self.nursery.whole(self._order(store, command, 0 if by_env else None))
-        found = digests(store)
+        found = digests(store, clocks=command == "real")
         others = ("plan.json", "profile.json")
         if command == "env":
             found = {k: v for k, v in found.items() if k not in others}

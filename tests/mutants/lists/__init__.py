@@ -1,6 +1,9 @@
-"""All mutants, in the order in which they are run."""
+"""All mutants, in the order in which they are run: of each list in turn, so that a run that
+is cut has seen all parts of the code."""
 
 from __future__ import annotations
+
+from itertools import chain, zip_longest
 
 from ..mutant import Mutant
 from .ace import ACE
@@ -11,12 +14,7 @@ from .rules import RULES
 from .stores import STORES
 from .training import TRAINING
 
-MUTANTS: tuple[Mutant, ...] = (
-    *ACE,
-    *CDE,
-    *DRM,
-    *ARRAYS,
-    *RULES,
-    *STORES,
-    *TRAINING,
+_LISTS = (RULES, STORES, TRAINING, ACE, CDE, DRM, ARRAYS)
+MUTANTS: tuple[Mutant, ...] = tuple(
+    mutant for mutant in chain.from_iterable(zip_longest(*_LISTS)) if mutant is not None
 )
