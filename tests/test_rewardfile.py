@@ -14,7 +14,7 @@ from test_cli import refused, run
 
 import rap
 from rap.demo import published
-from rap.errors import RapConfigError, RapInputError
+from rap.errors import RapConfigError, RapInputError, RapStoreError
 from rap.selection.reselection import pass_counts
 from rap.trl.rewardfile import read_visits
 from rap.trl.rewardlog import Outcome, RewardLog
@@ -124,6 +124,18 @@ def rewards(folder: Path, selection: rap.Selection, trivial: int) -> Path:
         for k in range(8)
     ]
     return jsonl(folder / "rewards.jsonl", rows)
+
+
+def test_a_line_that_is_half_written_is_an_error(tmp_path, monkeypatch):
+    """A disk that takes a part of a line: the trainer is told, the next line is whole."""
+    log, write = RewardLog(tmp_path / "rewards.jsonl"), os.write
+    log.start()
+    monkeypatch.setattr(os, "write", lambda file, data: write(file, data[: len(data) // 2]))
+    with pytest.raises(RapStoreError, match="only a part was written"):
+        log.append(1, {"a": Outcome.of([1.0])})
+    monkeypatch.undo()
+    log.append(2, {"b": Outcome.of([1.0, 0.0])})
+    assert read_visits([log.path]) == [("b", 1, 2)]
 
 
 def test_shell_selects_again_phase_by_phase(saved, tmp_path):

@@ -253,12 +253,20 @@ def refuse_another(folder: Path, selection: Selection, *, beside: bool = False) 
     if there is not None:
         if there.ids == selection.ids and there.settings == selection.settings:
             return
-    elif beside or not folder.is_dir() or not any(folder.iterdir()):
+    elif beside or not folder.is_dir() or _is_empty(folder):
         return  # what is no folder is refused when it is written
     what = "something else" if there is None else "another selection"
     raise RapConfigError(
         f"--out {folder}: holds {what}, which would be lost; --force replaces it"
     )
+
+
+def _is_empty(folder: Path) -> bool:
+    """Nothing lies there, or what a killed run began to write."""
+    from ..scores.owner import tmps_of
+
+    names = os.listdir(folder)
+    return set(names) == set(tmps_of("selection.parquet", names))
 
 
 def refuse_chosen(folder: Path | None, force: bool, config: ChooseConfig) -> None:

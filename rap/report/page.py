@@ -25,7 +25,7 @@ from ..environment import version
 from ..errors import RapConfigError, RapInputError, install
 from ..scores.bill import cost
 from ..scores.completions import Completions, HeldCompletions
-from ..scores.files import write_atomic
+from ..scores.files import write_result
 from ..scores.fingerprint import other_run
 from ..scores.profile import Profile, read_profile
 from ..scores.stages import stages_of
@@ -89,7 +89,7 @@ def write_report(
         train_group=train_group,
     )
     path = Path(path)
-    write_atomic(path, lambda file: file.write(text.encode()))
+    write_result(path, lambda file: file.write(text.encode()))
     return path
 
 

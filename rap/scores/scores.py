@@ -22,7 +22,7 @@ from ..samples.sampleset import SampleSet, open_samples
 from ..samples.text import as_strings, flat, hash64, repeated, taken
 from .columns import as_fraction, integers
 from .completions import Completions, ReadCompletions, StoredCompletions
-from .files import ROW_GROUP, write_parts
+from .files import ROW_GROUP, clear_leftovers, write_parts
 from .match import TEXT_COLUMN, describe, identities, reopen, rows_of_all
 from .reader import (
     FileReader,
@@ -481,6 +481,7 @@ def write_saved(
     note = {"kind": kind, "schema_version": SCHEMA_VERSION, "meta": meta}
     note |= {CHECKED: True} if checked else {}
     reader = as_reader(table)
+    clear_leftovers(path)
     write_parts(path, reader.schema, reader.batches(size=ROW_GROUP), note)
 
 

@@ -27,7 +27,7 @@ from ..model.loading import load_model
 from ..model.prompt import require_processor
 from ..samples.remote import is_hub_name, is_url
 from ..samples.sampleset import SampleSet, open_samples
-from ..scores.files import make_folder, write_atomic
+from ..scores.files import make_folder, write_result
 from ..settings import Ge, near, setting, settings
 from .data import prepare
 from .reselect import Reselect
@@ -123,7 +123,7 @@ def train(
         "model": str(out / "model"),
     }
     text = json.dumps(summary, indent=1).encode() + b"\n"
-    write_atomic(out / "summary.json", lambda file: file.write(text))
+    write_result(out / "summary.json", lambda file: file.write(text))
     return summary
 
 
