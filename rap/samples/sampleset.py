@@ -33,14 +33,17 @@ import pyarrow.compute as pc
 
 from ..errors import RapInputError
 from .answers import read_answer
+from .cells import cell
+from .choicecells import counted_from
 from .content import Content
 from .hfdata import build_dataset, stream_dataset
 from .ids import Ids, read_ids, same_ids
 from .jsonlines import JsonlRows
 from .opening import open_rows
-from .parsing import CANDIDATES, cell, counted_from, detect_columns, parse_row
+from .parsing import parse_row
 from .prompts import more_of_a_chat
 from .remote import fetched, is_hub_name, is_url
+from .roles import CANDIDATES, detect_columns
 from .sample import Bad, BadSample, Sample
 from .sources import (
     ArrowRows,
