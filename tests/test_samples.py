@@ -27,8 +27,9 @@ import rap.samples.jsonlines
 import rap.samples.parquet
 from rap.errors import RapInputError
 from rap.samples.choices import resolve_choice
-from rap.samples.parsing import detect_columns, parse_row
+from rap.samples.parsing import parse_row
 from rap.samples.prompts import strip_image_tags
+from rap.samples.roles import detect_columns
 from rap.samples.sample import Bad, BadSample, ImageRef, Sample, sample_sha256
 from rap.samples.sampleset import SampleSet, load_images, open_samples
 from rap.samples.strictjson import strict_json

@@ -10,7 +10,7 @@ from ..errors import RapInputError
 from .cells import kind_of, scalar_text, whole
 from .choices import letter, letter_index, resolve_choice, unlabelled
 from .listtext import list_in_text
-from .prompts import strip_image_tags
+from .prompts import named_images, strip_image_tags
 from .sample import BadSample, clean
 
 
@@ -48,7 +48,9 @@ def is_lettered(labels: Sequence[str]) -> bool:
     return list(labels) == [letter(k) for k in range(len(labels))]
 
 
-def counted_from(cells: Iterable[tuple[Any, Any]], column: str) -> int | None:
+def counted_from(
+    cells: Iterable[tuple[Any, Any]], column: str, *, is_index: bool = False
+) -> int | None:
     """0 or 1 where the answers of a whole column are places of choices, counted from it;
     None where they are texts or letters.
 
@@ -56,7 +58,9 @@ def counted_from(cells: Iterable[tuple[Any, Any]], column: str) -> int | None:
     them are texts or letters. Read as
     the choices' own texts, as places from 0 and as places from 1, the reading that fits
     the most rows counts. Raises ``RapInputError`` where two readings fit as many rows and
-    differ (integers given as text are then read as the choices' texts).
+    differ (integers given as text are then read as the choices' texts). ``is_index``: the
+    column's name says that it holds places, which then are counted from 0 where nothing
+    else decides.
     """
     fits = {"text": 0, 0: 0, 1: 0}
     differ: dict[int, bool] = {0: False, 1: False}
@@ -90,6 +94,8 @@ def counted_from(cells: Iterable[tuple[Any, Any]], column: str) -> int | None:
         return None
     best = max(fits.values())
     likely = [reading for reading, count in fits.items() if count == best > 0]
+    if is_index and 0 in likely:
+        return 0
     if "text" in likely:
         other = [k for k in (0, 1) if k in likely and differ[k]]
         if not other or not typed:
@@ -106,13 +112,16 @@ def counted_from(cells: Iterable[tuple[Any, Any]], column: str) -> int | None:
     )
 
 
-def read_choices(value: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def read_choices(
+    value: Any, *, several_images: bool = False
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(choices as texts, their own numbers or letters where they bring some).
 
     A mapping label -> text, a list of ``{label, text}``, a struct of the lists ``label``
     and ``text``, and a list written as text (as in MMMU) are understood. Labels inside
     the texts ("A. 12 cm") are taken away; a choice that is only an image tag becomes its
-    letter. Raises ``BadSample``.
+    letter, or with ``several_images`` the name of its image ("image 2"). Raises
+    ``BadSample``.
     """
     if isinstance(value, str):
         value = list_in_text(value)
@@ -136,7 +145,9 @@ def read_choices(value: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
             raise BadSample(
                 "data", "bad_answer", f"choice {k} is {kind_of(item)}, not text"
             )
-        text, _ = strip_image_tags(clean(text, f"choice {k}"))
+        text = clean(text, f"choice {k}")
+        text = named_images(text) if several_images else text
+        text, _ = strip_image_tags(text)
         out.append(text or letter(k))
     try:
         texts, own = unlabelled(out)

@@ -7,6 +7,7 @@ raises ``BadSample``, which ``rap.samples`` turns into a ``Bad``.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,9 +15,19 @@ from typing import Any
 from .answers import listed, read_answer
 from .cells import cell, image_cell, kind_of, scalar_text
 from .choicecells import by_own_label, is_lettered, place_of, read_choices
-from .imagecells import read_image_cell
-from .prompts import last_reply, messages_of, place_images, read_turns, strip_image_tags
-from .sample import BadSample, Sample, Turn, clean
+from .forms import is_box
+from .imagecells import count_images, read_image_cell
+from .prompts import (
+    NO_VIDEOS,
+    VIDEO_COLUMNS,
+    last_reply,
+    messages_of,
+    place_images,
+    read_turns,
+    strip_image_tags,
+)
+from .roles import PROMPT_CANDIDATES
+from .sample import TEXT_ONLY, BadSample, Sample, Turn, clean
 
 ANNOTATORS = 10  # answers to one question, from which on single opinions do not count
 
@@ -35,22 +46,21 @@ def parse_row(
     path (links resolved) or None, where no path is allowed; ``counted``: the column of the
     answer holds the right choice's place, counted from this number. Raises
     ``BadSample``."""
+    _refuse_videos(row)
     turns, question = _turns(cell(row, columns["question"]))
-    choices, labels = read_choices(cell(row, columns["choices"]))
-    answer = _answer(cell(row, columns["answer"]))
-    if choices and counted is not None:
-        answer = choices[place_of(answer, choices, labels, counted)]
-    elif labels and not is_lettered(labels):
-        answer = by_own_label(answer, choices, labels)
+    if not columns.keys().isdisjoint(PROMPT_CANDIDATES):
+        turns, question = _with_beside(turns, question, row, columns)
+    choices, labels = _choices(row, columns)
+    answer = _resolved(_answer(cell(row, columns["answer"])), choices, labels, counted)
     try:
         read_answer(answer, choices)
     except ValueError as error:
         raise BadSample("data", "bad_answer", str(error)) from None
     source = cell(row, columns["source"])
     images = read_image_cell(image_cell(row, columns["images"]), root)
-    if not images:
-        raise BadSample("data", "image_count", "the row has no image")
     turns, question = place_images(turns, question, len(images))
+    if not images:
+        raise BadSample("data", TEXT_ONLY, "the row has no image")
     hidden = {*image_columns, *(columns["images"] or "").split(","), columns["images"]}
     return Sample(
         index=index,
@@ -63,6 +73,92 @@ def parse_row(
         extra={k: v for k, v in row.items() if k not in hidden},
         turns=turns,
     )
+
+
+def answer_of_row(
+    row: Mapping[str, Any], columns: Mapping[str, str | None], counted: int | None
+) -> tuple[str, tuple[str, ...]]:
+    """(answer, choices) of a row; nothing else of it need be there. Raises
+    ``BadSample``."""
+    choices, labels = read_choices(cell(row, columns["choices"]))
+    answer = _answer(cell(row, columns["answer"]))
+    return _resolved(answer, choices, labels, counted), choices
+
+
+def _resolved(
+    answer: str, choices: Sequence[str], labels: Sequence[str], counted: int | None
+) -> str:
+    """A place among the choices, or a label of their own, as the choice's text."""
+    if choices and counted is not None:
+        return choices[place_of(answer, choices, labels, counted)]
+    if labels and not is_lettered(labels):
+        return by_own_label(answer, choices, labels)
+    return answer
+
+
+def _refuse_videos(row: Mapping[str, Any]) -> None:
+    for name in VIDEO_COLUMNS:
+        if name in row and _is_there(row[name]):
+            raise BadSample("data", "video", f"{name}: the row has a video; {NO_VIDEOS}")
+
+
+def _is_there(value: Any) -> bool:
+    """Whether a cell, which Arrow may have filled up with None, holds anything."""
+    if isinstance(value, Mapping):
+        return any(map(_is_there, value.values()))
+    if isinstance(value, (list, tuple)):
+        return any(map(_is_there, value))
+    return bool(value) if isinstance(value, (str, bool)) else value is not None
+
+
+def _choices(
+    row: Mapping[str, Any], columns: Mapping[str, str | None]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(choices, their labels). Images that they name are counted first."""
+    value = cell(row, columns["choices"])
+    several = "<image" in str(value).lower() and (
+        count_images(image_cell(row, columns["images"])) > 1
+    )
+    return read_choices(value, several_images=several)
+
+
+def _with_beside(
+    turns: tuple[Turn, ...],
+    question: str,
+    row: Mapping[str, Any],
+    columns: Mapping[str, str | None],
+) -> tuple[tuple[Turn, ...], str]:
+    """The prompt with what stands beside it in columns of its own: the rest of an
+    instruction, earlier turns, the system prompt."""
+    rest = _text_beside(row, columns, "input")
+    question = f"{question}\n{rest}" if rest else question
+    pairs = cell(row, columns.get("history")) or ()
+    if not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in pairs):
+        raise BadSample("data", "bad_answer", "history is no list of pairs of texts")
+    earlier: list[Turn] = []
+    for asked, said in pairs:
+        earlier += [("user", clean(str(asked), "history"))]
+        earlier += [("assistant", clean(str(said), "history"))]
+    turns = (*earlier, *turns)
+    system = _text_beside(row, columns, "system")
+    if not system:
+        return turns, question
+    if any(role == "system" for role, _ in turns):
+        raise BadSample(
+            "data", "system_turn", "a system turn in the chat and another in its column"
+        )
+    return (("system", system), *turns), question
+
+
+def _text_beside(
+    row: Mapping[str, Any], columns: Mapping[str, str | None], role: str
+) -> str:
+    value = cell(row, columns.get(role))
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise BadSample("data", "bad_answer", f"{role} is {kind_of(value)}, not text")
+    return clean(value, role).strip()
 
 
 def _turns(value: Any) -> tuple[tuple[Turn, ...], str]:
@@ -82,13 +178,23 @@ def _answer(value: Any) -> str:
     if messages is not None:
         value = last_reply(messages)
     if isinstance(value, (list, tuple)):
-        value = listed(_accepted(value)) if value else None
+        value = _listed(value) if value else None
+    elif isinstance(value, Mapping) and "bbox" in str([*value]).lower():
+        value = json.dumps(value, default=str)
     text = scalar_text(value)
     if text is None:
         raise BadSample("data", "bad_answer", f"answer is {kind_of(value)}, not text")
     if not clean(text, "answer").strip():
         raise BadSample("data", "bad_answer", "answer is empty")
     return text.strip()
+
+
+def _listed(values: Sequence[Any]) -> str:
+    """A list as text: of accepted answers, or a box of four numbers."""
+    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
+    if numbers and is_box(json.dumps(list(values))):
+        return json.dumps(list(values))
+    return listed(_accepted(values))
 
 
 def _accepted(values: Sequence[Any]) -> list[str]:

@@ -9,7 +9,14 @@ from typing import Any
 
 from ..errors import RapInputError
 from .cells import cell
-from .prompts import images_in, last_reply, messages_of
+from .prompts import (
+    NO_VIDEOS,
+    VIDEO_COLUMNS,
+    has_videos,
+    images_in,
+    last_reply,
+    messages_of,
+)
 
 # `question` comes before `prompt`: a prompt often holds a trainer's instructions too,
 # and ScoreConfig.prompt_template writes ours.
@@ -22,8 +29,10 @@ CANDIDATES: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "question_id",
             "sample_id",
             "problem_id",
+            "questionId",
             "pid",
             "uid",
+            "sample_index",
         ),
         "question": (
             "question",
@@ -32,6 +41,8 @@ CANDIDATES: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "query",
             "messages",
             "conversations",
+            "message",
+            "conversation",
             "instruction",
             "extra_info.question",
         ),
@@ -48,6 +59,10 @@ CANDIDATES: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "multiple_choice_answer",
             "answers",
             "direct_answers",
+            "response",
+            "output",
+            "completion",
+            "bbox",
         ),
         "choices": ("choices", "options"),
         "images": (
@@ -72,6 +87,21 @@ INDEX_CANDIDATES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 """Roles that take the place of ``answer``: a column that holds the right choice's place,
 counted from 0 or from 1. They are among the columns only where one is played."""
 
+PROMPT_CANDIDATES: Mapping[str, tuple[frozenset[str], str]] = MappingProxyType(
+    {
+        "system": (
+            frozenset(
+                "messages conversations message conversation instruction query".split()
+            ),
+            "system",
+        ),
+        "input": (frozenset(["instruction"]), "input"),
+        "history": (frozenset(["instruction", "query"]), "history"),
+    }
+)
+"""Roles of what stands in columns of its own in the rows of LLaMA-Factory and ms-swift:
+{role: (columns of the question that it goes with, its column)}. The system prompt; what
+follows the instruction; earlier turns as pairs. Among the columns only where played."""
 REQUIRED = ("question", "answer", "images")
 
 OPTION_STEM = re.compile(
@@ -107,16 +137,19 @@ def detect_columns(
             typed = [name for name in usable if name in image_columns]
             unnamed = [] if typed else [n for n in available if n in image_columns]
             usable = typed or unnamed or usable
+        if role == "images":
+            usable = _seen(usable, first)
         found[role] = usable[0] if usable else None
     if found["images"] is None or found["images"] in unnamed:
         found["images"] = _spread(available, IMAGE_STEM, "01") or found["images"]
+    found["images"] = found["images"] or _inside(first, CANDIDATES["images"])
     if found["images"] in unnamed and len(unnamed) > 1 and "images" not in given:
         raise RapInputError(
             f"several columns hold images: {', '.join(unnamed)}. Name the one to use, or "
             'several by commas, with columns={"images": "..."} (--columns images=...)'
         )
     found["choices"] = found["choices"] or _spread(available, OPTION_STEM, "aA01")
-    roles = (*CANDIDATES, *INDEX_CANDIDATES)
+    roles = (*CANDIDATES, *INDEX_CANDIDATES, *PROMPT_CANDIDATES)
     for role, name in given.items():
         if role not in roles:
             raise RapInputError(f"columns: no role {role!r}; roles are {', '.join(roles)}")
@@ -131,14 +164,57 @@ def detect_columns(
         found[role] = name
     _find_index(found, given, available)
     _find_in_chat(found, first)
+    _find_beside(found, given, first)
     for role in REQUIRED:
         if found[role] is None:
+            videos = _videos(found, first) if role == "images" else ""
             raise RapInputError(
-                f"no column for {role} found; there are: {there}. Name it with "
+                f"no column for {role} found; {videos}there are: {there}. Name it with "
                 f'columns={{"{role}": "..."}} (--columns {role}=...; looked for '
                 f"{', '.join(CANDIDATES[role])})"
             )
     return found
+
+
+def _seen(usable: list[str], first: Mapping[str, Any]) -> list[str]:
+    """Columns of images, the one first that holds an image where others hold its path."""
+    whole = [name for name in usable if isinstance(cell(first, name), (bytes, Mapping))]
+    whole += [
+        name
+        for name in usable
+        if type(cell(first, name)).__module__.partition(".")[0] in ("PIL", "numpy", "torch")
+    ]
+    paths = usable and isinstance(cell(first, usable[0]), str)
+    return [*whole, *usable] if paths and whole else usable
+
+
+def _inside(first: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    """The first field of a column that has one of these names: media.image."""
+    for outer, value in first.items():
+        if isinstance(value, Mapping):
+            inner = next((name for name in names if value.get(name) is not None), None)
+            if inner is not None:
+                return f"{outer}.{inner}"
+    return None
+
+
+def _find_beside(
+    found: dict[str, str | None], given: Mapping[str, str], first: Mapping[str, Any]
+) -> None:
+    """The system prompt, the rest of an instruction, earlier turns: in their columns."""
+    for role, (questions, name) in PROMPT_CANDIDATES.items():
+        value = first.get(name)
+        kind = (list, tuple) if role == "history" else str
+        if role not in given and found["question"] in questions and isinstance(value, kind):
+            found[role] = name
+
+
+def _videos(found: Mapping[str, str | None], first: Mapping[str, Any]) -> str:
+    """Where the videos are, for a data set without images; "" for none."""
+    name = next((name for name in VIDEO_COLUMNS if first.get(name)), None)
+    if name is None and has_videos(messages_of(cell(first, found["question"])) or ()):
+        name = found["question"]
+    return "" if name is None else f"column {name!r} holds videos; {NO_VIDEOS}; "
 
 
 def _find_index(
