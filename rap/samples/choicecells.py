@@ -94,8 +94,8 @@ def counted_from(
         return None
     best = max(fits.values())
     likely = [reading for reading, count in fits.items() if count == best > 0]
-    if is_index and 0 in likely:
-        return 0
+    if is_index and likely != ["text"]:
+        return min(start for start in likely if isinstance(start, int)) if likely else None
     if "text" in likely:
         other = [k for k in (0, 1) if k in likely and differ[k]]
         if not other or not typed:

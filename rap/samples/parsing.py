@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .answers import listed, read_answer
+from .answers import listed, quoted_list, read_answer
 from .cells import cell, image_cell, kind_of, scalar_text
 from .choicecells import by_own_label, is_lettered, place_of, read_choices
 from .forms import is_box
@@ -179,6 +179,8 @@ def _answer(value: Any) -> str:
         value = last_reply(messages)
     if isinstance(value, (list, tuple)):
         value = _listed(value) if value else None
+    elif isinstance(value, str) and len(items := quoted_list(value) or ()) >= ANNOTATORS:
+        value = _listed(items)
     elif isinstance(value, Mapping) and "bbox" in str([*value]).lower():
         value = json.dumps(value, default=str)
     text = scalar_text(value)

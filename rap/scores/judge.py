@@ -90,6 +90,10 @@ class Judge:
         One bad sample never stops a run, however small the data set.
         """
         n, bad = self.n - self.text_only, self.bad.total()
+        if not n:
+            raise RapInputError(
+                f"{self.n} of {self.n} rows have no image: there is nothing to score"
+            )
         limit = self.config.max_bad_fraction
         allowed_bad = max(1, math.floor(as_fraction("max_bad_fraction", limit) * n))
         if bad <= allowed_bad and not (final and bad == n):
