@@ -316,7 +316,7 @@ def test_files_that_are_no_data_set_are_refused(tmp_path):
 
 
 def test_streaming_dataset_is_refused():
-    with pytest.raises(RapInputError, match="without streaming"):
+    with pytest.raises(RapInputError, match="limit=1000"):
         open_samples(image_dataset().to_iterable_dataset())
 
 
@@ -376,8 +376,8 @@ def test_image_tags_are_stripped(text, stripped, placeholders):
 
 
 def test_fault_11_image_count():
-    assert code(row(image=None)) == "image_count"
-    assert code(row(image=[])) == "image_count"
+    assert code(row(image=None)) == "text_only"
+    assert code(row(image=[])) == "text_only"
     assert code(row(question="<image><image>What?")) == "image_count"
     assert code(row(question="<image>What?", image=[PNG, PNG])) == "image_count"
     two = second(row(question="<image> and <image>?", image=[PNG, PNG]))
@@ -627,7 +627,7 @@ def test_fault_18_empty_and_all_bad(tmp_path):
         open_samples(tmp_path / "empty.jsonl")
     rows = [row(answer=""), row(answer=None), row(image=None)]
     with pytest.raises(
-        RapInputError, match=r"0 of 3 rows can be used: 2 bad_answer .*1 image_count"
+        RapInputError, match=r"0 of 3 rows can be used: 2 bad_answer .*1 text_only"
     ):
         open_samples(rows)
     with pytest.raises(RapInputError, match="none of 2 rows can be read"):

@@ -183,7 +183,9 @@ def _open_arrow(path: Path, kind: str) -> Rows:
         opened = pa.ipc.open_file(mapped) if whole else pa.ipc.open_stream(mapped)
         return ArrowRows(opened.read_all(), kind)
     except (pa.ArrowException, OSError) as error:
-        raise RapInputError(f"data set {path}: a damaged Arrow file: {error}") from None
+        raise RapInputError(
+            f"data set {path}: an Arrow file that is damaged: {error}"
+        ) from None
 
 
 _OTHER_FILES = (

@@ -102,12 +102,11 @@ def _refuse_videos(row: Mapping[str, Any]) -> None:
             raise BadSample("data", "video", f"{name}: the row has a video; {NO_VIDEOS}")
 
 
-def _is_there(value: Any) -> bool:
+def _is_there(value: Any, depth: int = 4) -> bool:
     """Whether a cell, which Arrow may have filled up with None, holds anything."""
-    if isinstance(value, Mapping):
-        return any(map(_is_there, value.values()))
-    if isinstance(value, (list, tuple)):
-        return any(map(_is_there, value))
+    inner = value.values() if isinstance(value, Mapping) else value
+    if depth and isinstance(value, (Mapping, list, tuple)):
+        return any(_is_there(item, depth - 1) for item in inner)
     return bool(value) if isinstance(value, (str, bool)) else value is not None
 
 
@@ -116,10 +115,22 @@ def _choices(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(choices, their labels). Images that they name are counted first."""
     value = cell(row, columns["choices"])
-    several = "<image" in str(value).lower() and (
+    several = _names_images(value) and (
         count_images(image_cell(row, columns["images"])) > 1
     )
     return read_choices(value, several_images=several)
+
+
+def _names_images(choices: Any) -> bool:
+    """Whether a text in a cell of choices has an image tag."""
+    items = [*choices.values()] if isinstance(choices, Mapping) else choices
+    items = items if isinstance(items, (list, tuple)) else [items]
+    texts = (
+        t
+        for item in items
+        for t in (item.values() if isinstance(item, Mapping) else [item])
+    )
+    return any(isinstance(text, str) and "<image" in text.lower() for text in texts)
 
 
 def _with_beside(
@@ -181,14 +192,21 @@ def _answer(value: Any) -> str:
         value = _listed(value) if value else None
     elif isinstance(value, str) and len(items := quoted_list(value) or ()) >= ANNOTATORS:
         value = _listed(items)
-    elif isinstance(value, Mapping) and "bbox" in str([*value]).lower():
-        value = json.dumps(value, default=str)
+    elif isinstance(value, Mapping):
+        value = _named_box(value)
     text = scalar_text(value)
     if text is None:
         raise BadSample("data", "bad_answer", f"answer is {kind_of(value)}, not text")
     if not clean(text, "answer").strip():
         raise BadSample("data", "bad_answer", "answer is empty")
     return text.strip()
+
+
+def _named_box(value: Mapping[str, Any]) -> Any:
+    """An object that names a box, as text; anything else as it is."""
+    name = next((n for n in ("bbox_2d", "bbox") if isinstance(value.get(n), list)), None)
+    numbers = name is not None and all(isinstance(v, (int, float)) for v in value[name])
+    return json.dumps({name: value[name]}) if numbers else value
 
 
 def _listed(values: Sequence[Any]) -> str:
