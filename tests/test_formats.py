@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from click.testing import CliRunner
@@ -210,6 +211,15 @@ def test_streams_without_a_limit_are_refused_with_the_way_out() -> None:
     with pytest.raises(RapInputError, match="limit=1000"):
         open_samples(rows)
     assert len(open_samples(rows, limit=2)) == 2
+
+
+def test_a_loader_of_batches_is_refused_with_the_way_out() -> None:
+    rows = [{"question": "q?", "answer": "3", "image": png()} for _ in range(3)]
+    loader = torch.utils.data.DataLoader(rows, batch_size=2)
+    with pytest.raises(RapInputError, match="pass its data set"):
+        open_samples(loader, limit=2)
+    batches = pa.Table.from_pylist(rows).to_reader()
+    assert len(open_samples(batches, limit=2)) == 2
 
 
 @pytest.mark.parametrize("limit", [0, -1, True, 2.5])

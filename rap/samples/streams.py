@@ -6,6 +6,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from ..errors import RapInputError, first_line
 from .sources import Part, Rows, datasets_library
 
@@ -19,7 +21,8 @@ def is_stream(source: object) -> bool:
     """Whether rows can be had one after the other only: an ``IterableDataset`` of
     `datasets` or torch, a generator."""
     by_number = hasattr(source, "__getitem__") and hasattr(source, "__len__")
-    return hasattr(source, "__iter__") and not by_number and not isinstance(source, str)
+    other = isinstance(source, (str, pa.RecordBatchReader, Mapping))
+    return hasattr(source, "__iter__") and not by_number and not other
 
 
 def first_of_stream(source: Any, limit: int) -> Any:
@@ -27,6 +30,10 @@ def first_of_stream(source: Any, limit: int) -> Any:
     where they are known, else a list. Images of `datasets` are not decoded.
 
     Raises ``RapInputError`` if the stream fails."""
+    if hasattr(source, "batch_size") and hasattr(source, "dataset"):
+        raise RapInputError(
+            f"{type(source).__name__} gives batches, not rows; pass its data set: .dataset"
+        )
     features = getattr(source, "features", None)
     if hasattr(source, "decode"):
         source = source.decode(False)
