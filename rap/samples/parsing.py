@@ -204,9 +204,11 @@ def _answer(value: Any) -> str:
 
 def _named_box(value: Mapping[str, Any]) -> Any:
     """An object that names a box, as text; anything else as it is."""
-    name = next((n for n in ("bbox_2d", "bbox") if isinstance(value.get(n), list)), None)
-    numbers = name is not None and all(isinstance(v, (int, float)) for v in value[name])
-    return json.dumps({name: value[name]}) if numbers else value
+    for name in ("bbox_2d", "bbox"):
+        box = value.get(name)
+        if isinstance(box, list) and all(isinstance(x, (int, float)) for x in box):
+            return json.dumps({name: box})
+    return value
 
 
 def _listed(values: Sequence[Any]) -> str:
