@@ -29,6 +29,7 @@ from rap.scores.table import table_from_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = (
+    "inspect",
     "check",
     "score",
     "choose",

@@ -38,7 +38,7 @@ from .mathematics import (
 )
 from .numbers import digits_for_words, ordinal_as_number, quantity, same_quantity
 from .prose import formulas_in, said_quantity
-from .ranges import same_form
+from .ranges import as_ratio, same_form
 from .units import trailing_unit
 from .words import (
     after_correction,
@@ -51,7 +51,7 @@ from .words import (
 )
 
 LONGEST_SENTENCE = 4000  # characters of a sentence, its end, that are searched
-RULE_VERSION = 3  # raise it when a grade can change: it is part of the fingerprint
+RULE_VERSION = 4  # raise it when a grade can change: it is part of the fingerprint
 
 __all__ = ["final_answer", "grade", "marked_answers", "name", "named_choice", "quantity"]
 
@@ -524,8 +524,8 @@ def same_answer(reference: str, final: str, *, search: bool) -> bool:
     """
     reference, final = tidy(reference), tidy(final)
     if re.fullmatch(r"\d+\s*:\s*\d+", reference):
-        final = re.sub(r"(?<=\d)\s+to\s+(?=\d)", ":", final)
-    if not final:
+        final = as_ratio(final)
+    if not final or _of_others(reference, final):
         return False
     if _same(reference, final):
         return True
@@ -553,6 +553,12 @@ def same_answer(reference: str, final: str, *, search: bool) -> bool:
     if gold is None and re.fullmatch(r"[A-Za-z ]+", reference):
         return search and gives(final, reference)
     return _as_formula(reference, final, search)
+
+
+def _of_others(reference: str, final: str) -> bool:
+    """Whether two equations name different unknowns: y = 5 is not x = 5."""
+    (name, _), (other, _) = split_equation(reference), split_equation(final)
+    return len(name) == len(other) == 1 and name.casefold() != other.casefold()
 
 
 def _as_formula(reference: str, final: str, search: bool) -> bool:

@@ -407,7 +407,7 @@ def _of_dataset(scores: Scores, name: str) -> pa.Array | None:
     if isinstance(data, SampleSet):
         return _of_samples(data, name, rows)
     if hasattr(data, "row"):
-        from ..samples.parsing import cell
+        from ..samples.cells import cell
 
         values = (None if i < 0 else cell(data.row(i), name) for i in rows.tolist())
         return flat(_one_type(name, [values]))
