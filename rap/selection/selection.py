@@ -113,11 +113,21 @@ class Selection(Selected):
 
         return export(self, to, path, **options)
 
-    def report(self, path: str | os.PathLike[str], **options: Any) -> Any:
-        """Write one self-contained HTML page; see ``rap.report.write_report``."""
+    def report(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        compare: Selected | str | os.PathLike[str] | None = None,
+        **options: Any,
+    ) -> Path:
+        """Write one self-contained HTML page, to be read in a browser; see
+        ``rap.report.write_report``. ``compare``: another selection of the same data, or
+        its folder."""
         from ..report.page import write_report
 
-        return write_report(self, path, **options)
+        if isinstance(compare, (str, os.PathLike)):
+            compare = load(compare)
+        return write_report(self, path, compare=compare, **options)
 
     def plot(self) -> Figure:
         """A matplotlib figure: histograms of D, difficulty and log psi, kept samples
