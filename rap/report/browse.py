@@ -99,16 +99,17 @@ def browsed(
 
 def listed(selection: Selected, most: int) -> np.ndarray:
     """int64, ascending: the rows of the table to list: all, or the kept ones (the strongest
-    half of ``most``, where they are more) and others evenly spread over the data set."""
+    half of ``most``, where they are more and there are others) and others evenly spread
+    over the data set."""
     n = selection.reader.num_rows
     if n <= most:
         return np.arange(n)
-    kept = np.flatnonzero(selection.kept)
-    if len(kept) > most // 2:
-        kept = strongest(selection.reader, kept)[: most - most // 2]
-    rest = np.setdiff1d(np.arange(n), kept, assume_unique=True)
-    some = rest[np.linspace(0, len(rest) - 1, most - len(kept)).astype(np.int64)]
-    return np.sort(np.concatenate([kept, some]))
+    kept, others = np.flatnonzero(selection.kept), np.flatnonzero(~selection.kept)
+    share = max(most - most // 2, most - len(others))
+    if len(kept) > share:
+        kept = strongest(selection.reader, kept)[:share]
+    some = np.linspace(0, len(others) - 1, most - len(kept)).astype(np.int64)
+    return np.sort(np.concatenate([kept, others[some]]))
 
 
 def columns_of(
