@@ -10,18 +10,16 @@ leaves this machine: no path, no model, no score of a sample that was not kept.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ..errors import RapConfigError, RapError, RapInputError, first_line, require_extra
 from ..samples.images import read_bytes
 from ..samples.sample import Bad, BadSample
-from ..scores.match import is_sample
 
 if TYPE_CHECKING:
     import datasets
@@ -126,9 +124,8 @@ def _rows(selection: Selected, add: Sequence[str]) -> datasets.Dataset:
 
     samples, at = selection.require_samples(), selection.rows
     given = samples.take(at)
-    features = dict(given.features)
-    role = samples.columns["image"]
-    gone = [n for n, f in features.items() if n in (role, IMAGES) or _is_image(f)]
+    role = samples.columns["images"]
+    gone = [n for n, f in given.features.items() if n in (role, IMAGES) or _is_image(f)]
     bare = given.remove_columns(gone)
     table = selection.of_kept(add).rename_columns([f"rap_{name}" for name in add])
     beside = datasets.Dataset(datasets.table.InMemoryTable(table))
@@ -138,7 +135,7 @@ def _rows(selection: Selected, add: Sequence[str]) -> datasets.Dataset:
             f"the data set has a column {min(clash)} already: name others with add="
         )
     made = {**bare.features, IMAGES: datasets.List(datasets.Image()), **beside.features}
-    judged = selection.reader.take(np.flatnonzero(selection.kept)).to_pylist()
+    judged = selection.of_kept(["id", "image_sha256"]).to_pylist()
 
     def rows() -> Iterator[Mapping[str, Any]]:
         for k, i in enumerate(at.tolist()):
@@ -155,15 +152,18 @@ def _is_image(feature: Any) -> bool:
 
 
 def _images(sample: Sample | Bad, row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Encoded bytes of each image, those that were scored."""
-    if isinstance(sample, Bad) or not is_sample(row, sample, files=True):
-        raise RapInputError(
-            f"sample {row['id']!r} is not there as it was scored: its image is another"
-        )
+    """Encoded bytes of each image, those that were scored, as far as that is known."""
+    name = f"sample {row['id']!r}"
+    if isinstance(sample, Bad):
+        raise RapInputError(f"{name}: {sample.code}: {sample.message}")
     try:
-        return [{"bytes": read_bytes(ref), "path": None} for ref in sample.images]
+        found = [read_bytes(ref) for ref in sample.images]
     except BadSample as bad:
-        raise RapInputError(f"sample {row['id']!r}: {bad.code}: {bad.message}") from bad
+        raise RapInputError(f"{name}: {bad.code}: {bad.message}") from bad
+    hashed = ",".join(hashlib.sha256(data).hexdigest() for data in found)
+    if row["image_sha256"] not in (None, hashed):
+        raise RapInputError(f"{name} is not there as it was scored: its image is another")
+    return [{"bytes": data, "path": None} for data in found]
 
 
 # ---------------------------------------------------------------- the card

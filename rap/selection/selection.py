@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 
-from ..errors import RapConfigError, RapInputError, RapStoreError
+from ..errors import RapConfigError, RapInputError, RapStoreError, require_extra
 from ..scores.columns import floats
 from ..scores.display import bars, card, frame_of
 from ..scores.scores import read_saved
@@ -161,34 +160,13 @@ class Selection(Selected):
         return write_report(self, path, compare=compare, **options)
 
     def plot(self) -> Figure:
-        """A matplotlib figure: histograms of D, difficulty and log psi, kept samples
-        over all, thresholds as lines. Needs the extra ``report`` (matplotlib)."""
-        from matplotlib.figure import Figure
+        """A matplotlib figure: histograms of D, difficulty and log psi, kept samples over
+        all, thresholds as lines; a notebook shows it. Raises ``RapConfigError`` without
+        matplotlib (extra ``report``)."""
+        require_extra("plot", "report", "matplotlib")
+        from ..report.plot import plot
 
-        found = self.settings["found"]
-        panels = [
-            ("D", "D: what the image changes", found["lambda_c"]),
-            ("difficulty", "difficulty", None),
-            ("log_psi", "log psi: attention on one token", found["log_lambda_a"]),
-        ]
-        figure = Figure(figsize=(11, 3), layout="constrained")
-        for axes, (name, title, line) in zip(
-            figure.subplots(1, len(panels)), panels, strict=True
-        ):
-            values = floats(self.reader.read([name])[name])
-            usable = np.isfinite(values)
-            axes.set(title=title, ylabel="samples")
-            if not usable.any():
-                axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes)
-                continue
-            bins = np.histogram_bin_edges(values[usable], bins=40)
-            axes.hist(values[usable], bins=bins, color="0.8", label="all")
-            axes.hist(values[usable & self.kept], bins=bins, color="C0", label="kept")
-            axes.set_yscale("symlog")
-            if line is not None:
-                axes.axvline(line, color="C3", linestyle="--", label="threshold")
-            axes.legend()
-        return figure
+        return plot(self)
 
     def _repr_html_(self) -> str:
         """Counts per reason and, where images are at hand, a few thumbnails."""
