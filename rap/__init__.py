@@ -116,7 +116,10 @@ def _when_used(name: str) -> Any:
             return found
     # these need torch and transformers, which the kernels do without
     if name not in _HEAVY:
-        raise AttributeError(f"module 'rap' has no attribute {name!r}")
+        from .settings import near
+
+        meant = "" if name.startswith("_") else near(name, __all__)
+        raise AttributeError(f"module 'rap' has no attribute {name!r}{meant}")
     if lacking := missing("torch", "transformers"):
         return _missing(name, " and ".join(lacking))
     return getattr(import_module(_HEAVY[name], __name__), name)

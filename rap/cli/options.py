@@ -232,7 +232,8 @@ SCORE_OPTIONS = _both(
         option(
             "--progress/--no-progress",
             default=None,
-            help="Progress bar.  [default: when stderr is a terminal]",
+            help="Progress: a bar on a terminal, else a line every half minute.  "
+            "[default: on; --progress: the bar anywhere]",
         ),
         option(
             "--profile",

@@ -199,6 +199,33 @@ def groups_of(selection: Selected) -> dict[str, Any] | None:
     return {"by": by, "rows": rows, "more": len(groups) - len(rows)}
 
 
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """Two selections. ``moves``: (reason there, reason here, samples), ``more``: others."""
+
+    here: int
+    there: int
+    both: int
+    jaccard: float
+    moves: list[tuple[str, str, int]]
+    more: int
+    unknown: tuple[int, int]
+
+
+def compared(selection: Selected, other: Selected) -> Compared:
+    found = selection.compare(other)
+    moves = [(visible(a, 80), visible(b, 80), n) for (a, b), n in found.moved.items()]
+    return Compared(
+        here=found.kept,
+        there=found.kept_other,
+        both=found.overlap,
+        jaccard=found.jaccard,
+        moves=moves[:MAX_REASONS],
+        more=len(moves[MAX_REASONS:]),
+        unknown=found.unknown,
+    )
+
+
 def details_of(settings: Mapping[str, Any]) -> str:
     shown = {k: v for k, v in settings.items() if k not in ("warnings", "groups")}
     return visible(json.dumps(shown, indent=2, default=str), SETTINGS)

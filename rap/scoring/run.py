@@ -140,8 +140,8 @@ def score(
         signature. For evidence ``rollouts`` and ``cascade`` only: the others grade no
         completion.
     progress
-        True shows a bar where someone watches (a terminal, a notebook), ``"force"``
-        always.
+        True shows a bar where someone watches (a terminal, a notebook), else a line every
+        half minute, for the log of a job; ``"force"`` is always the bar; False is neither.
     allow_degenerate
         Go on although most groups of completions are identical, or the model gives the
         reference answers no probability.
