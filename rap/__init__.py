@@ -56,7 +56,7 @@ _FROM = {
 alone takes no time, and Ctrl-C on the way into the shell meets ``rap.__main__``."""
 _MODULES = {
     *("config", "cuda", "divergences", "environment", "host", "ops", "reference"),
-    *("samples", "scores", "selection", "settings"),
+    *("samples", "scores", "selection", "settings", "torchops"),
 }
 """Parts of the package that need not be imported by name."""
 _HEAVY = {

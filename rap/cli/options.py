@@ -148,6 +148,18 @@ _loading = (
     option("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, ..."),
     _dtype,
     option("--attn-implementation", metavar="NAME", help="As in transformers, e.g. eager."),
+    option(
+        "--device-map",
+        metavar="NAME",
+        help="Split the model by its layers over the GPUs, as in transformers, e.g. auto "
+        "(needs accelerate).",
+    ),
+    option(
+        "--quantize",
+        type=click.Choice(["4bit", "8bit"]),
+        help="Weights in 4 or 8 bits while they are loaded (needs bitsandbytes).",
+    ),
+    option("--revision", metavar="NAME", help="Of a hub name: branch, tag or commit."),
     *_trust,
 )
 LOADING_OPTIONS = group("Model", *_loading)

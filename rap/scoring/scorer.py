@@ -342,6 +342,7 @@ class Scorer:
                 want=names,
                 targets=torch.cat([a.response_ids for a, _ in pairs]).to(device),
                 cu_seqlens=sizes.cumsum(0).to(device),
+                ignore_index=None,
                 memory=self.config.linear_memory,
             )
         # one copy, one wait for a device
