@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 
@@ -9,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import metrics, selection_quality
+from benchmarks import cascade, metrics, selection_quality
 from benchmarks.quality import collect, tables
 
 
@@ -134,6 +135,49 @@ def test_reliability_by_hand():
     assert whole["excess"] == pytest.approx(1.3025 / 4, abs=1e-4)
     assert whole["brier"] == pytest.approx(1.5525 / 4, abs=1e-4)
     assert rows[0]["excess"] == 0 and rows[1]["said"] == pytest.approx(2.05 / 3, abs=1e-4)
+    # bins of 1 and 3 samples say 0 and 2.05 / 3 of 0 and 0.5 / 3; the truths vary by 3 / 64
+    assert whole["miscalibration"] == pytest.approx(0.75 * (1.55 / 3) ** 2, abs=1e-4)
+    parts = 0.25 * 0.125**2 + 0.75 * (0.5 / 3 - 0.125) ** 2
+    assert whole["resolution"] == pytest.approx(parts, abs=1e-4)
+    assert whole["constant"] == pytest.approx(3 / 64, abs=1e-4)
+    assert "resolution" not in rows[0]
+
+
+def decision(kept, share=0.19):
+    """Rows of a cascade table: {(model, seed): cognitive by rollouts, cascade, logits}."""
+    names = ("rollouts", "cascade", "logits")
+    return [
+        {"model": m, "seed": s, "evidence": e, "cognitive": c, "kept": 55}
+        | {"kept_cognitive": c / 55, "share": share if e == "cascade" else 1.0}
+        for (m, s), counts in kept.items()
+        for e, c in zip(names, counts, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changed", "share", "wanted"),
+    [
+        ({}, 0.19, (True, True, True, True, True)),
+        ({("a", 1): (50, 49, 40)}, 0.19, (True, True, True, True, False)),  # one is a tie
+        ({("a", 1): (50, 48, 40)}, 0.19, (False, True, True, True, False)),
+        (
+            {("a", 1): (50, 49, 40), ("a", 2): (50, 49, 4)},
+            0.2,
+            (True, False, True, True, False),
+        ),
+        ({("b", 1): (40, 45, 45)}, 0.19, (True, True, False, True, True)),
+        ({}, 0.2001, (True, True, True, False, True)),
+    ],
+)
+def test_the_default_is_decided_as_planned(changed, share, wanted):
+    kept = {("a", 1): (50, 51, 40), ("a", 2): (50, 53, 40), ("b", 1): (50, 50, 49)}
+    if len(changed) > 1:
+        kept.pop(("b", 1))
+    found = cascade.verdict(decision(kept | changed, share))
+    assert dataclasses.astuple(found) == wanted
+    assert found.default == all(wanted[:4])
+    page = "\n".join(cascade.decision_lines(decision(kept | changed, share)))
+    assert ("the default is the cascade" in " ".join(page.split())) == found.default
 
 
 def test_another_model_or_world_never_meets_old_scores(tmp_path):
