@@ -49,10 +49,14 @@ import numpy as np
 import pyarrow as pa
 
 import rap
-from rap.config import GRADED, Sampling
+from rap.config import GRADED, TRAIN_GROUP, Sampling
 from rap.demo import world
 from rap.engines.contract import Completion, Generated, Request
 from rap.engines.transformers import TransformersEngine
+from rap.scores.columns import floats
+from rap.scores.evidence import counts_of
+from rap.scores.posterior import Arm, keep_probability
+from rap.scores.prior import FEATURES, WITH_IMAGE, WITHOUT, features, fit, predict
 from rap.scores.scores import Scores
 
 from .metrics import auroc, jaccard, reliability, teaches
@@ -95,6 +99,8 @@ TRUTH = 64
 """Completions an arm that count as the truth, on the first world of each model."""
 BINS = 10
 """Of keep-probabilities."""
+INFORMED = "cascade, prior fitted to the truth"
+"""A name for what `informed` says."""
 
 
 def measure(
@@ -227,13 +233,29 @@ def calibration(work: Path, model: str, of: World) -> list[dict[str, Any]]:
     """
     truth = measure(work, model, of, "rollouts", m=TRUTH)
     c1, c0 = (truth.table[n].to_numpy() / TRUTH for n in ("c1", "c0"))
-    rows: list[dict[str, Any]] = []
+    said = {}
     for name in ("rollouts", "cascade"):
-        table = rap.choose(measure(work, model, of, name), budget=BUDGET).table
-        keep = table["keep_probability"].to_numpy(zero_copy_only=False).astype(float)
+        scores = measure(work, model, of, name)
+        keep = rap.choose(scores, budget=BUDGET).table["keep_probability"]
+        said[name] = keep.to_numpy(zero_copy_only=False).astype(float)
+    said[INFORMED] = informed(scores, truth)
+    rows: list[dict[str, Any]] = []
+    for name, keep in said.items():
         of_whom = {"model": model, "seed": of.seed, "evidence": name}
         rows += [of_whom | row for row in reliability(keep, teaches(c1, c0), BINS)]
     return rows
+
+
+def informed(scores: Scores, truth: Scores) -> np.ndarray:
+    """float64 [n]: keep-probabilities of a cascade's own completions whose prior is fitted
+    to those of ``truth`` instead: what they are still off by is nothing that another
+    scale of the prior could mend, its features do not tell it."""
+    z = features({name: floats(scores.table[name]) for name in FEATURES})
+    c1, m1, c0, m0 = counts_of(scores.table)
+    true = counts_of(truth.table)
+    one = predict(fit(z, true[0], true[1], WITH_IMAGE), z)
+    zero = predict(fit(z, true[2], true[3], WITHOUT), z)
+    return keep_probability(Arm(c1, m1, one), Arm(c0, m0, zero), 0.0, TRAIN_GROUP)
 
 
 NOTES = (
@@ -410,7 +432,7 @@ def calibration_lines(held: list[dict[str, Any]]) -> list[str]:
         f"| {r['model']} | {r['seed']} | {r['evidence']} | {r['bin']} | {r['samples']} | "
         f"{r['said']:.2f} | {r['truth']:.2f} |"
         for r in held
-        if r["bin"] != "all"
+        if r["bin"] != "all" and r["evidence"] != INFORMED
     ]
     return lines
 

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 import rap
+from benchmarks.cascade import INFORMED, informed
 from benchmarks.metrics import rated, reliability, teaches
 from rap.config import RuleName, Sampling
 from rap.demo.natural import world
@@ -204,10 +205,13 @@ def held_against(truth: rap.Scores, scored: dict[str, rap.Scores]) -> list[dict[
     one row an evidence and bin, as ``benchmarks.cascade.calibration``."""
     c1, c0 = (np.asarray(truth.column(n).to_pylist(), float) / M for n in ("c1", "c0"))
     of_event = teaches(c1, c0)
-    rows: list[dict[str, Any]] = []
+    said = {}
     for name in ("rollouts", "cascade"):
-        chosen = rap.choose(scored[name], budget=BUDGETS[0]).table["keep_probability"]
-        keep = chosen.to_numpy(zero_copy_only=False).astype(float)
+        keep = rap.choose(scored[name], budget=BUDGETS[0]).table["keep_probability"]
+        said[name] = keep.to_numpy(zero_copy_only=False).astype(float)
+    said[INFORMED] = informed(scored["cascade"], truth)
+    rows: list[dict[str, Any]] = []
+    for name, keep in said.items():
         rows += [{"evidence": name} | row for row in reliability(keep, of_event)]
     always = np.full(len(of_event), of_event.mean())
     whole = reliability(always, of_event)[0]
@@ -222,22 +226,32 @@ def calibration(held: list[dict[str, Any]]) -> str:
         "event: the image helps and 8 completions hold both right and wrong ones. Excess: "
         "mean squared distance of what is said to what the truth says, the part of the "
         "Brier score that a perfect forecast has not.\n",
-        "| evidence | samples | said | truth | Brier | excess |",
-        "|---|---:|---:|---:|---:|---:|",
+        "| evidence | samples | said | truth | Brier | excess | miscalibration | "
+        "resolution |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     lines += [
         f"| {r['evidence']} | {r['samples']} | {r['said']:.3f} | {r['truth']:.3f} | "
-        f"{r['brier']:.4f} | {r['excess']:.4f} |"
+        f"{r['brier']:.4f} | {r['excess']:.4f} | {r['miscalibration']:.4f} | "
+        f"{r['resolution']:.4f} |"
         for r in held
         if r["bin"] == "all"
     ]
     by = {r["evidence"]: r for r in held if r["bin"] == "all"}
     off = {name: r["said"] - r["truth"] for name, r in by.items()}
+    ours, best = by["cascade"], by[INFORMED]
     lines.append(
         f"\nIn the mean rollouts say {off['rollouts']:+.3f} against the truth (their prior "
         "of a pass rate is uniform, so that five equal outcomes leave much open), the "
-        f"cascade {off['cascade']:+.3f} (a prior from p(answer), which this model gives to "
-        "the right wording only; most samples are judged by it alone)."
+        f"cascade {off['cascade']:+.3f}. The excess is miscalibration, less resolution, "
+        f"plus the variance of the truth, {ours['constant']:.4f}, up to the spread in a bin "
+        "(Murphy, J. Applied Meteorology 12 (1973), 595-600). Only the miscalibration, "
+        f"{ours['miscalibration']:.4f} of the cascade's {ours['excess']:.4f}, could be "
+        "mended by another scale (isotonic regression, Platt's); the rest is what it "
+        "cannot tell apart. Fitted to all the completions of the truth instead of its own, the "
+        f"same prior leaves {best['excess']:.4f}: p(answer), divergence and entropies say "
+        "so little here of whether this model answers right, and most samples are judged "
+        "by them alone."
     )
     lines += [
         "\nBy what is said (reliability; `natural_calibration.png`):\n",
@@ -248,7 +262,7 @@ def calibration(held: list[dict[str, Any]]) -> str:
         f"| {r['evidence']} | {r['bin']} | {r['samples']} | {r['said']:.2f} | "
         f"{r['truth']:.2f} |"
         for r in held
-        if r["bin"] != "all"
+        if r["bin"] != "all" and r["evidence"] != INFORMED
     ]
     return "\n".join(lines)
 
