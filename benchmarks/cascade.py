@@ -95,7 +95,7 @@ SEEDS = (311, 312, 313)
 """Nothing was set on these worlds, and no sample of them was seen before the plan."""
 WORLDS = {model: tuple(World(s, 600, "test") for s in SEEDS) for model in MODELS}
 EVIDENCE = ("rollouts", "cascade", "logits")
-TRUTH = 64
+TRUTH = 32
 """Completions an arm that count as the truth, on the first world of each model."""
 BINS = 10
 """Of keep-probabilities."""

@@ -929,6 +929,17 @@ def test_samples_that_no_attention_was_read_of_are_not_missing_a_psi():
     assert reported == ["kept_cognitive"] * 5  # psi decides nothing
 
 
+def test_a_small_pool_is_named():
+    """64 samples hold their bill as a rule, fewer do not."""
+    for n, said in ((3, True), (63, True), (64, False)):
+        found = choose(table_of([by_text(2, 4, 0, 2)] * n), budget=0.5)
+        assert any(f"cascade of {n} samples" in text for text in found.warnings) == said
+    rows = [{"c1": 3, "m1": 5, "c0": 0, "m0": 5, "evidence": "rollouts"}]
+    assert not any(
+        "fewer than" in text for text in choose(table_of(rows), budget=1).warnings
+    )
+
+
 # ---- what went ----------------------------------------------------------------------
 
 

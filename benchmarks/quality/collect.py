@@ -234,6 +234,7 @@ FRESH_PLAN: dict[str, dict[str, Any]] = {
     "rollouts M=5": {"evidence": "rollouts", "m1": 5, "m0": 5},
     "logits": {"evidence": "logits"},
     "answer": {"evidence": "answer"},
+    "cascade": {"evidence": "cascade"},
 }
 
 
