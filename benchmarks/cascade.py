@@ -13,8 +13,8 @@ Both evidences sample with the same seeds, so the completions of the cascade are
 those of rollouts: what differs is how many are asked for. With ``--replay`` they are looked
 up there instead of sampled again.
 
-On the first world of each model keep-probabilities are held against `TRUTH` completions an
-arm.
+On another world of each model, `CALIBRATED`, keep-probabilities are held against `TRUTH`
+completions an arm.
 
 **The plan, written before any of these worlds was scored** (29 November 2026). K(evidence)
 is the number of cognitive samples among the 55 kept (9.3 % of 600, rule ``budget``, all
@@ -95,8 +95,10 @@ SEEDS = (311, 312, 313)
 """Nothing was set on these worlds, and no sample of them was seen before the plan."""
 WORLDS = {model: tuple(World(s, 600, "test") for s in SEEDS) for model in MODELS}
 EVIDENCE = ("rollouts", "cascade", "logits")
-TRUTH = 32
-"""Completions an arm that count as the truth, on the first world of each model."""
+CALIBRATED = World(301, 600, "test")
+"""Scored in an earlier form of the cascade, too; nothing was set on it."""
+TRUTH = 16
+"""Completions an arm that count as the truth, on `CALIBRATED`."""
 BINS = 10
 """Of keep-probabilities."""
 INFORMED = "cascade, prior fitted to the truth"
@@ -224,24 +226,28 @@ def rows_of(
     return [row_of(model, of, name, scores, full) for name, scores in scored.items()]
 
 
-def calibration(work: Path, model: str, of: World) -> list[dict[str, Any]]:
+def calibration(work: Path, model: str, replay: bool) -> list[dict[str, Any]]:
     """Keep-probabilities of both evidences against what `TRUTH` completions an arm say: one
     row an evidence and bin, and one with bin "all".
 
     Of a sample with pass rates p1, p0 there the event has the probability
     ``metrics.teaches``.
     """
-    truth = measure(work, model, of, "rollouts", m=TRUTH)
+    truth = measure(work, model, CALIBRATED, "rollouts", m=TRUTH)
     c1, c0 = (truth.table[n].to_numpy() / TRUTH for n in ("c1", "c0"))
-    said = {}
-    for name in ("rollouts", "cascade"):
-        scores = measure(work, model, of, name)
-        keep = rap.choose(scores, budget=BUDGET).table["keep_probability"]
-        said[name] = keep.to_numpy(zero_copy_only=False).astype(float)
-    said[INFORMED] = informed(scores, truth)
+    scored = {
+        name: measure(work, model, CALIBRATED, name, replay=replay and name == "cascade")
+        for name in ("rollouts", "cascade")
+    }
+    chosen = {name: rap.choose(s, budget=BUDGET).table for name, s in scored.items()}
+    said = {
+        name: table["keep_probability"].to_numpy(zero_copy_only=False).astype(float)
+        for name, table in chosen.items()
+    }
+    said[INFORMED] = informed(scored["cascade"], truth)
     rows: list[dict[str, Any]] = []
     for name, keep in said.items():
-        of_whom = {"model": model, "seed": of.seed, "evidence": name}
+        of_whom = {"model": model, "seed": CALIBRATED.seed, "evidence": name}
         rows += [of_whom | row for row in reliability(keep, teaches(c1, c0), BINS)]
     return rows
 
@@ -455,8 +461,8 @@ def main() -> None:
     whole = given.model is None and given.seeds is None
     held = [
         row
-        for model, worlds in WORLDS.items()
-        for row in (calibration(given.work, model, worlds[0]) if whole else ())
+        for model in MODELS
+        for row in (calibration(given.work, model, given.replay) if whole else ())
     ]
     text = report(rows, held)
     print(text)
