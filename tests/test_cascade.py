@@ -624,6 +624,19 @@ def test_completions_are_the_first_of_those_of_rollouts(tiny, whole):
     assert texts(scores) < texts(full)
 
 
+def test_a_cascade_is_replayed_without_its_model(tiny, whole):
+    """What benchmarks make of stored answers and completions is what the model gave."""
+    from benchmarks import replayed
+
+    scores, given = whole[1], OPTIONS | {"evidence": "rollouts"}
+    full = score(*tiny, pool(), **{k: v for k, v in given.items() if "cascade" not in k})
+    names = ("evidence", "m1", "m0", "cascade_completions", "cascade_pilot")
+    config = ScoreConfig(**{name: OPTIONS[name] for name in names})
+    found = replayed.cascade(scores, full, pool(), config)
+    names = ["id", "p_answer1", "c1", "m1", "c0", "m0", "n_drawn", "decided_by", "status"]
+    assert found.table.select(names).to_pylist() == scores.table.select(names).to_pylist()
+
+
 def test_the_ledger_bills_each_stage(whole):
     _, scores = whole
     cost, rollouts = scores.meta["cost"], scores.rollouts.to_pylist()
