@@ -5,9 +5,9 @@
     python -m benchmarks.cascade --work DIR --model demo --seeds 311
 
 Demo worlds (``rap.demo.world``) that nothing was set on: seeds 311 to 313 and 321 to 323,
-600 samples each, two models. Stores go on where a killed run stopped, and what is measured already is
-read. Writes ``results/cascade.csv``, ``cascade_calibration.csv`` and ``cascade.md``; with a
-part of the worlds, only prints.
+600 samples each, two models. Stores go on where a killed run stopped, and what is measured
+already is read. Writes ``results/cascade.csv``, ``cascade_calibration.csv`` and
+``cascade.md``; with a part of the worlds, only prints.
 
 Both evidences sample with the same seeds, so the completions of the cascade are a part of
 those of rollouts: what differs is how many are asked for. With ``--replay`` they are looked
@@ -47,6 +47,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import io
 import math
 import textwrap
@@ -328,18 +329,30 @@ def number(x: float, digits: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The plan's four conditions, and the goal that is reported beside them."""
+    """The conditions of both plans, and the goal that is reported beside them."""
 
     ties_or_better: bool
     sums: bool
     above_default: bool
+    bill_each: bool
     bill: bool
     every_world: bool
 
     @property
     def default(self) -> bool:
-        """Whether ``cascade`` becomes the default evidence."""
+        """Whether ``cascade`` becomes the default evidence, by the second plan."""
         return self.ties_or_better and self.sums and self.above_default and self.bill
+
+
+ASKED = (
+    "1. on each world at most one sample fewer than rollouts",
+    "2. as many as rollouts or more, in the sum of each model",
+    "3. on each world more than `logits`",
+    "4, first plan: on each world at most 20 % of the completions",
+    "4, second plan: in the mean at most 20 %, on none more than 22 %",
+    "the goal once written, no allowance: equal or better on each world",
+)
+"""What the fields of `Verdict` say."""
 
 
 def of_evidence(rows: list[dict[str, Any]], name: str, what: str) -> dict[Any, Any]:
@@ -348,68 +361,67 @@ def of_evidence(rows: list[dict[str, Any]], name: str, what: str) -> dict[Any, A
 
 
 def verdict(rows: list[dict[str, Any]]) -> Verdict:
-    """The decision by the plan in the module's docstring."""
+    """What the plans in the module's docstring ask, of the worlds of one plan."""
     kept = {name: of_evidence(rows, name, "cognitive") for name in EVIDENCE}
     less = {k: kept["cascade"][k] - kept["rollouts"][k] for k in kept["cascade"]}
     models = {model for model, _ in less}
+    share = list(of_evidence(rows, "cascade", "share").values())
     return Verdict(
         ties_or_better=all(d >= -1 for d in less.values()),
         sums=all(sum(d for k, d in less.items() if k[0] == m) >= 0 for m in models),
         above_default=all(kept["cascade"][k] > kept["logits"][k] for k in less),
-        bill=all(s <= 0.2 for s in of_evidence(rows, "cascade", "share").values()),
+        bill_each=max(share) <= 0.2,
+        bill=sum(share) / len(share) <= 0.2 and max(share) <= 0.22,
         every_world=all(d >= 0 for d in less.values()),
     )
 
 
 def decision_lines(rows: list[dict[str, Any]]) -> list[str]:
-    """What the plan asked, and what came of it."""
-    found = verdict(rows)
-    kept = {name: of_evidence(rows, name, "cognitive") for name in EVIDENCE}
-    less = np.array([kept["cascade"][k] - kept["rollouts"][k] for k in kept["cascade"]])
-    total = sum(r["kept"] for r in rows if r["evidence"] == "cascade") / len(less)
-    asked = (
-        ("1. on each world at most one sample fewer than rollouts", found.ties_or_better),
-        ("2. as many as rollouts or more, in the sum of each model", found.sums),
-        ("3. on each world more than `logits`", found.above_default),
-        ("4. on each world at most 20 % of the completions", found.bill),
-        (
-            "the goal once written, no allowance: equal or better on each world",
-            found.every_world,
-        ),
-    )
-    error = less.std(ddof=1) / math.sqrt(len(less)) if len(less) > 1 else math.nan
+    """What the plans asked, and what came of it."""
+    first, second = ([r for r in rows if r["seed"] in seeds] for seeds in (FIRST, SEEDS))
+    found = [(seeds, verdict(of)) for seeds, of in ((FIRST, first), (SEEDS, second)) if of]
+    if not second:
+        return []
+    decided = found[-1][1].default
     said = (
-        f"Planned before the worlds were scored (docstring of `benchmarks/cascade.py`): "
-        f"the cascade becomes the default evidence if 1 to 4 hold. They "
-        f"{'do' if found.default else 'do not'}: the default "
-        f"{'is the cascade' if found.default else 'stays `logits`'}. Cascade less "
-        f"rollouts, cognitive share kept, mean of {len(less)} worlds and standard error: "
-        f"{less.mean() / total:+.3f} +- {error / total:.3f}."
+        "Planned twice, each time before the worlds were scored (docstring of "
+        "`benchmarks/cascade.py`, which says why); the second plan decides, on seeds "
+        f"{SEEDS[0]} to {SEEDS[-1]}: 1, 2, 3 and its 4 {'' if decided else 'do not '}hold, "
+        f"so the default {'is the cascade' if decided else 'stays `logits`'}. {gain(rows)}"
     )
+    heads = (f"seeds {seeds[0]} to {seeds[-1]}" for seeds, _ in found)
+    lines = ["## Is it the default?", "", textwrap.fill(said, 98), ""]
+    lines += ["| asked | " + " | ".join(heads) + " |", "|---|" + "---|" * len(found)]
+    answers = [dataclasses.astuple(v) for _, v in found]
+    for what, *oks in zip(ASKED, *answers, strict=True):
+        cells = " | ".join("yes" if ok else "**no**" for ok in oks)
+        lines.append(f"| {what} | {cells} |")
+    return [*lines, "", *means(rows)]
+
+
+def gain(rows: list[dict[str, Any]]) -> str:
+    """Cognitive share kept and bill, over all worlds of both plans."""
+    kept = [of_evidence(rows, e, "kept_cognitive") for e in ("cascade", "rollouts")]
+    less = np.array([kept[0][k] - kept[1][k] for k in kept[0]])
+    bill = np.array(list(of_evidence(rows, "cascade", "share").values()))
+    error = less.std(ddof=1) / math.sqrt(len(less)) if len(less) > 1 else math.nan
+    return (
+        f"Cascade less rollouts, cognitive share kept, mean of all {len(less)} worlds and "
+        f"standard error: {less.mean():+.3f} +- {error:.3f}. Its bill there: mean "
+        f"{bill.mean():.1%}, {bill.min():.1%} to {bill.max():.1%}."
+    )
+
+
+def means(rows: list[dict[str, Any]]) -> list[str]:
+    """Means over the worlds of a model."""
     lines = [
-        "## Is it the default?",
-        "",
-        textwrap.fill(said, 98),
-        "",
-        "| asked | |",
-        "|---|---|",
-    ]
-    lines += [f"| {what} | {'yes' if ok else '**no**'} |" for what, ok in asked]
-    lines += [
-        "",
         "| model | cognitive kept, rollouts | cascade | logits |",
         "|---|---:|---:|---:|",
     ]
-    for model in dict.fromkeys(m for m, _ in kept["cascade"]):
+    for model in dict.fromkeys(r["model"] for r in rows):
+        of = [r for r in rows if r["model"] == model]
         shares = (
-            np.mean(
-                [
-                    r["kept_cognitive"]
-                    for r in rows
-                    if (r["model"], r["evidence"]) == (model, e)
-                ]
-            )
-            for e in EVIDENCE
+            np.mean(list(of_evidence(of, e, "kept_cognitive").values())) for e in EVIDENCE
         )
         lines.append(f"| {model} | " + " | ".join(f"{x:.3f}" for x in shares) + " |")
     return lines

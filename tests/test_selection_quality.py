@@ -144,40 +144,45 @@ def test_reliability_by_hand():
 
 
 def decision(kept, share=0.19):
-    """Rows of a cascade table: {(model, seed): cognitive by rollouts, cascade, logits}."""
-    names = ("rollouts", "cascade", "logits")
-    return [
-        {"model": m, "seed": s, "evidence": e, "cognitive": c, "kept": 55}
-        | {"kept_cognitive": c / 55, "share": share if e == "cascade" else 1.0}
-        for (m, s), counts in kept.items()
-        for e, c in zip(names, counts, strict=True)
-    ]
+    """Rows of a cascade table: {(model, world): cognitive by rollouts, cascade, logits};
+    the bill is ``share``, a mean that the first world exceeds by 0.02."""
+    names, rows = ("rollouts", "cascade", "logits"), []
+    for i, ((model, k), counts) in enumerate(kept.items()):
+        for name, c in zip(names, counts, strict=True):
+            bill = share + (0.02 if i == 0 else -0.02 / (len(kept) - 1))
+            rows.append(
+                {"model": model, "seed": cascade.SEEDS[k], "evidence": name}
+                | {"cognitive": c, "kept": 55, "kept_cognitive": c / 55, "share": bill}
+            )
+    return rows
 
 
 @pytest.mark.parametrize(
     ("changed", "share", "wanted"),
     [
-        ({}, 0.19, (True, True, True, True, True)),
-        ({("a", 1): (50, 49, 40)}, 0.19, (True, True, True, True, False)),  # one is a tie
-        ({("a", 1): (50, 48, 40)}, 0.19, (False, True, True, True, False)),
+        ({}, 0.179, (True, True, True, True, True, True)),
+        ({}, 0.19, (True, True, True, False, True, True)),
+        ({}, 0.1999, (True, True, True, False, True, True)),
+        ({}, 0.2001, (True, True, True, False, False, True)),
+        ({("a", 1): (50, 49, 40)}, 0.17, (True, True, True, True, True, False)),  # a tie
+        ({("a", 1): (50, 48, 40)}, 0.17, (False, False, True, True, True, False)),
         (
-            {("a", 1): (50, 49, 40), ("a", 2): (50, 49, 4)},
-            0.2,
-            (True, False, True, True, False),
+            {("a", 0): (50, 49, 4), ("a", 1): (50, 50, 4)},
+            0.17,
+            (True, False, True, True, True, False),
         ),
-        ({("b", 1): (40, 45, 45)}, 0.19, (True, True, False, True, True)),
-        ({}, 0.2001, (True, True, True, False, True)),
+        ({("b", 1): (40, 45, 45)}, 0.17, (True, True, False, True, True, True)),
     ],
 )
 def test_the_default_is_decided_as_planned(changed, share, wanted):
-    kept = {("a", 1): (50, 51, 40), ("a", 2): (50, 53, 40), ("b", 1): (50, 50, 49)}
-    if len(changed) > 1:
-        kept.pop(("b", 1))
-    found = cascade.verdict(decision(kept | changed, share))
+    kept = {("a", 0): (50, 51, 40), ("a", 1): (50, 53, 40), ("b", 1): (50, 50, 49)}
+    rows = decision(kept | changed, share)
+    found = cascade.verdict(rows)
     assert dataclasses.astuple(found) == wanted
-    assert found.default == all(wanted[:4])
-    page = "\n".join(cascade.decision_lines(decision(kept | changed, share)))
-    assert ("the default is the cascade" in " ".join(page.split())) == found.default
+    assert found.default == all((*wanted[:3], wanted[4]))
+    page = " ".join(" ".join(cascade.decision_lines(rows)).split())
+    assert ("the default is the cascade" in page) == found.default
+    assert ("the default stays `logits`" in page) != found.default
 
 
 def test_another_model_or_world_never_meets_old_scores(tmp_path):

@@ -1,7 +1,7 @@
 """Rule ``learn`` on demo worlds: what it keeps, by evidence, guard and coverage.
 
-Worlds and stores are those of `benchmarks.cascade` (``--work``); what is missing is scored.
-Stores of an older version hold no hidden states of the prompts: those of the store of
+Worlds (`SEEDS`) and stores are those of `benchmarks.cascade` (``--work``); what is missing
+is scored. Stores of an older version hold no hidden states of the prompts: those of the store of
 evidence ``answer`` are joined by row.
 """
 
@@ -173,6 +173,7 @@ def run(args: argparse.Namespace) -> Path:
         row
         for model, worlds in WORLDS.items()
         for of in worlds
+        if of.seed in SEEDS
         for row in rows_of(args.work, model, of)
     ]
     return write(rows, args.out)
