@@ -1,8 +1,8 @@
 """Rule ``learn`` on demo worlds: what it keeps, by evidence, guard and coverage.
 
 Worlds (`SEEDS`) and stores are those of `benchmarks.cascade` (``--work``); what is missing
-is scored. Stores of an older version hold no hidden states of the prompts: those of the store of
-evidence ``answer`` are joined by row.
+is scored. Stores of an older version hold no hidden states of the prompts: those of the
+store of evidence ``answer`` are joined by row.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def rows_of(work: Path, model: str, of: World) -> Iterator[dict[str, Any]]:
 NOTE = (
     "Written by `python -m benchmarks.selection_quality --learn`; a row a world is in "
     "`selection_learn.csv`. Demo worlds, both models, seeds "
-    f"{SEEDS[0]} to {SEEDS[-1]} (600 samples of split test, on which nothing was set: the "
+    f"{' and '.join(map(str, SEEDS))} (600 samples of split test, on which nothing was set: the "
     "rule was designed on an earlier form of the world); mean ± standard deviation over "
     "worlds. Cognitive: share of the kept samples "
     "planted as such (the pool has about 0.18). Mixed: share whose five completions with "
