@@ -118,14 +118,14 @@ def rows_of(work: Path, model: str, of: World) -> Iterator[dict[str, Any]]:
 NOTE = (
     "Written by `python -m benchmarks.selection_quality --learn`; a row a world is in "
     "`selection_learn.csv`. Demo worlds, both models, seeds "
-    f"{' and '.join(map(str, SEEDS))} (600 samples of split test, on which nothing was set: the "
-    "rule was designed on an earlier form of the world); mean ± standard deviation over "
-    "worlds. Cognitive: share of the kept samples "
-    "planted as such (the pool has about 0.18). Mixed: share whose five completions with "
-    "the image (evidence rollouts) are neither all right nor all wrong. Evenness: entropy "
-    "of the question families kept, 1 is even. AUROC: of the ranking, for cognitive, "
-    "barred samples last. Counts of the other causes are means. This says what is "
-    "selected, not whether it trains."
+    f"{' and '.join(map(str, SEEDS))} (600 samples of split test, on which nothing was "
+    "set: the rule was designed on an earlier form of the world); mean ± standard "
+    "deviation over worlds. Cognitive: share of the kept samples planted as such (the pool "
+    "has about 0.18). Mixed: share whose five completions with the image (evidence "
+    "rollouts) are neither all right nor all wrong. Evenness: entropy of the question "
+    "families kept, 1 is even. AUROC: of the ranking, for cognitive, barred samples last. "
+    "Counts of the other causes are means. This says what is selected, not whether it "
+    "trains."
 )
 
 
