@@ -10,8 +10,9 @@ already is read. Writes ``results/cascade.csv``, ``cascade_calibration.csv`` and
 ``cascade.md``; with a part of the worlds, only prints.
 
 Both evidences sample with the same seeds, so the completions of the cascade are a part of
-those of rollouts: what differs is how many are asked for. With ``--replay`` they are looked
-up there instead of sampled again.
+those of rollouts: what differs is how many are asked for. With ``--replay`` a cascade that
+has no store is made of the stores of rollouts and ``answer`` (`benchmarks.replayed`): the
+same completions, asked for by the same rules, only psi is not read.
 
 On another world of each model, `CALIBRATED`, keep-probabilities are held against `TRUTH`
 completions an arm.
@@ -53,20 +54,15 @@ import io
 import math
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 import rap
 from rap.config import GRADED, TRAIN_GROUP, Sampling
 from rap.demo import world
-from rap.engines.contract import Completion, Generated, Request
-from rap.engines.transformers import TransformersEngine
 from rap.scores.columns import floats
 from rap.scores.evidence import counts_of
 from rap.scores.posterior import Arm, keep_probability
@@ -131,54 +127,24 @@ def measure(
     replay: bool = False,
     m: int | None = None,
 ) -> Scores:
-    """The scores of a world; only what its store lacks is scored. ``replay``: completions
-    are those of the same names that rollouts have sampled there. ``m``: so many an arm."""
+    """The scores of a world; only what its store lacks is scored. ``replay``: a cascade
+    that has no store is made of evidence answer and rollouts there. ``m``: so many
+    completions an arm."""
     from rap.demo.model import load_demo_model
 
     scoring = SCORING if m is None else SCORING | {"m1": m, "m0": m}
     name = evidence if m is None else f"{evidence}-m{m}"
     store = work / f"{model}-{of.seed}-n{of.n}-{name}"
     if not (store / "done").exists():
-        known = measure(work, model, of, "rollouts").rollouts if replay else None
         samples = world.draw(of.n, seed=of.seed, split=of.split)
         rows = [{k: v for k, v in r.items() if k != "cause"} for r in world.rows(samples)]
+        if replay and evidence == "cascade":
+            parts = (measure(work, model, of, e) for e in ("answer", "rollouts"))
+            return cascade_of(*parts, rows)
         loaded = load_demo_model(MODELS[model])
-        with replayed(known) if known is not None else nullcontext():
-            rap.score(*loaded, rows, store=store, evidence=evidence, **scoring)
+        rap.score(*loaded, rows, store=store, evidence=evidence, **scoring)
         (store / "done").touch()
     return Scores.load(store)
-
-
-@contextmanager
-def replayed(known: pa.Table) -> Iterator[None]:
-    """Inside, completions are looked up by their seeds, which have names. A seed that is
-    not there is sampled."""
-    columns = ("seed", "token_ids", "text", "finish_reason")
-    rows = zip(*(known[name].to_pylist() for name in columns), strict=True)
-    drawn = {seed: said for seed, *said in rows}
-    sample = TransformersEngine.generate
-
-    def generate(
-        engine: TransformersEngine, requests: Iterable[Request]
-    ) -> Iterator[tuple[Request, Generated]]:
-        for request in requests:
-            if not all(seed in drawn for seed in request.seeds):
-                yield from sample(engine, [request])
-                continue
-            said = [completion(seed, *drawn[seed]) for seed in request.seeds]
-            yield request, Generated(tuple(said))
-
-    TransformersEngine.generate = generate  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        TransformersEngine.generate = sample  # type: ignore[method-assign]
-
-
-def completion(seed: int, ids: list[int], text: str, reason: str) -> Completion:
-    """As it was sampled, but for its likelihood, which is not kept."""
-    n = len(ids) + (reason == "stop")
-    return Completion(tuple(ids), text, reason, seed, n, math.nan)
 
 
 def ordered(selection: Any) -> np.ndarray:
@@ -236,9 +202,7 @@ def rows_of(
     work: Path, model: str, of: World, *, replay: bool = False
 ) -> list[dict[str, Any]]:
     """Each evidence on one world."""
-    scored = {
-        e: measure(work, model, of, e, replay=replay and e == "cascade") for e in EVIDENCE
-    }
+    scored = {e: measure(work, model, of, e, replay=replay) for e in EVIDENCE}
     full = rap.choose(scored["rollouts"], budget=BUDGET)
     return [row_of(model, of, name, scores, full) for name, scores in scored.items()]
 
@@ -253,10 +217,10 @@ def calibration(work: Path, model: str) -> list[dict[str, Any]]:
     """
     truth = measure(work, model, CALIBRATED, "rollouts", m=TRUTH)
     c1, c0 = (truth.table[n].to_numpy() / TRUTH for n in ("c1", "c0"))
-    rollouts, answer = (measure(work, model, CALIBRATED, e) for e in ("rollouts", "answer"))
-    samples = world.draw(CALIBRATED.n, seed=CALIBRATED.seed, split=CALIBRATED.split)
-    cascade = cascade_of(answer, rollouts, world.rows(samples))
-    scored = {"rollouts": rollouts, "cascade": cascade}
+    scored = {
+        name: measure(work, model, CALIBRATED, name, replay=name == "cascade")
+        for name in ("rollouts", "cascade")
+    }
     chosen = {name: rap.choose(s, budget=BUDGET).table for name, s in scored.items()}
     said = {
         name: table["keep_probability"].to_numpy(zero_copy_only=False).astype(float)
@@ -288,8 +252,9 @@ NOTES = (
     "each, on which nothing was set; 9.3 % kept (55: a sample is 1.8 points), defaults. "
     "Completions: share of the 10 a sample that rollouts ask for, graded ones, the pilot's "
     "among them (logits: one greedy completion a sample, ungraded); forwards are counted "
-    "apart. With --replay the completions are those that rollouts have sampled under the "
-    "same seeds.",
+    "apart. Seeds of the first plan: the cascade ran, its completions looked up where "
+    "rollouts had sampled them under the same seeds; of the second plan and of 301: made "
+    "of the stores of rollouts and answer, without the forward that reads psi.",
     "AUROC, rank: of the order of the rule, where what it bars (never solved) comes last "
     "and samples with D <= 0 before; AUROC, keep: of the keep-probability alone. The rank "
     "of the cascade is lower since a cognitive sample none of whose few completions is "

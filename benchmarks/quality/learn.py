@@ -97,7 +97,8 @@ def rows_of(work: Path, model: str, of: World) -> Iterator[dict[str, Any]]:
     c1, m1 = (truth[name].to_numpy() for name in ("c1", "m1"))
     mixed = (c1 > 0) & (c1 < m1)
     for evidence in EVIDENCE:
-        scores = with_states(measure(work, model, of, evidence), states)
+        scores = measure(work, model, of, evidence, replay=evidence == "cascade")
+        scores = with_states(scores, states)
         for budget in BUDGETS:
             about = {"model": model, "seed": of.seed, "evidence": evidence}
             for name, options in RULES.items():
