@@ -4,8 +4,8 @@
     RAP_FUZZ_SECONDS=60 pytest tests/test_fuzz_kernels.py tests/test_fuzz_inputs.py
 
 Without ``RAP_FUZZ_SECONDS`` the examples are the same in every run (`EXAMPLES` a test). A
-check of bytes leaves those that fail in ``build/fuzz``: put into ``tests/data/fuzz`` they are
-tried in every run (``test_fuzz_inputs.py``).
+check of bytes leaves those that fail in ``build/fuzz``: put into ``tests/data/fuzz`` they
+are tried in every run (``test_fuzz_inputs.py``).
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Whatever a file holds: it is read right, or refused by one of rap's own errors, or the row
-is quarantined. Bytes are damaged, rows and answers are drawn.
+"""Whatever a file holds: it is read right, or refused by one of rap's own errors, or the
+row is quarantined. Bytes are damaged, rows and answers are drawn.
 
 Bytes that were once read wrongly lie in ``tests/data/fuzz`` and are tried in every run.
 """
@@ -59,7 +59,8 @@ def image_bytes(kind: str = "PNG", mode: str = "RGB", size: int = 24) -> bytes:
 
 ROWS = [
     {"id": "a", "question": "How many?", "answer": "3", "choices": None, "image": "x.png"},
-    {"id": "b", "question": "Which?", "answer": "B", "choices": ["1", "2"], "image": "x.png"},
+    {"id": "b", "question": "Which?", "answer": "B", "choices": ["1", "2"],
+     "image": "x.png"},
     {"id": "c", "question": "\u00e9\ud83d\ude00".encode("utf-16", "surrogatepass").decode(
         "utf-16"), "answer": "1.5", "choices": [], "image": ["x.png"]},
 ]  # fmt: skip
@@ -185,7 +186,8 @@ ARROW = [
     pa.string(), pa.large_string(), pa.binary(), pa.int8(), pa.uint64(), pa.float16(),
     pa.float64(), pa.bool_(), pa.null(), pa.timestamp("us"), pa.date32(),
     pa.decimal128(10, 2), pa.list_(pa.string()), pa.large_list(pa.int32()),
-    pa.list_(pa.list_(pa.string())), pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+    pa.list_(pa.list_(pa.string())),
+    pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
     pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
     pa.dictionary(pa.int32(), pa.string()), pa.map_(pa.string(), pa.int32()),
     pa.struct([("role", pa.string()), ("content", pa.string())]), pa.duration("s"),
@@ -217,11 +219,15 @@ def of_type(rng: np.random.Generator, kind: pa.DataType, n: int) -> pa.Array:
     words = ["A", "x.png", "3", "", "../x", "http://x", "\u202e", "[1, 2]", "12 cm"]
     texts = [words[i] for i in rng.integers(0, len(words), n)]
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return pa.array([None if m else t for m, t in zip(missing, texts, strict=True)], kind)
+        return pa.array(
+            [None if m else t for m, t in zip(missing, texts, strict=True)], kind
+        )
     if pa.types.is_binary(kind):
         some = [image_bytes(), b"", b"\xff\xd8\xff", b"text"]
         found = [some[i] for i in rng.integers(0, len(some), n)]
-        return pa.array([None if m else b for m, b in zip(missing, found, strict=True)], kind)
+        return pa.array(
+            [None if m else b for m, b in zip(missing, found, strict=True)], kind
+        )
     small = pa.array(rng.integers(0, 3, n), mask=missing)
     if pa.types.is_float16(kind):
         return pa.array(rng.integers(0, 3, n).astype(np.float16), mask=missing)

@@ -200,7 +200,9 @@ def test_fault_57_any_linear_cde() -> None:
         truth = reference.linear_cde(
             h1.double(), h0.double(), w.double(), bias=double, **options
         )
-        l1, l0 = (plain_logits(h.float(), w.float(), bias, scale, softcap) for h in (h1, h0))
+        l1, l0 = (
+            plain_logits(h.float(), w.float(), bias, scale, softcap) for h in (h1, h0)
+        )
         plain = plain_cde(l1, l0, targets, None, cu)
         # a sum of E products: its error is that of the largest sum of their sizes
         sizes = [(h.double().abs() @ w.double().abs().T) for h in (h1, h0)]

@@ -1,8 +1,9 @@
-"""The threat model of ``.github/docs/security.md``, tried: each of its claims names its test.
+"""The threat model of ``.github/docs/security.md``, tried: each claim there names its test.
 
-Every way in (JSON Lines, JSON, CSV, Parquet, data sets saved by `datasets`, lists, rollouts,
-selection folders, stores, models, servers, and the reader of a report) is given bombs, paths
-that lead out, links, pipes, and URLs. No test here may reach a network: `no_network`.
+Every way in (JSON Lines, JSON, CSV, Parquet, data sets saved by `datasets`, lists,
+rollouts, selection folders, stores, models, servers, and the reader of a report) is given
+bombs, paths that lead out, links, pipes, and URLs. No test here may reach a network:
+`no_network`.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def test_every_claim_names_a_test_that_is_there() -> None:
         assert f"def {name}(" in code, (file, name)
 
 
-# ---------------------------------------------------------------- data sets: what a row names
+# ---------------------------------------------------------------- what a row names
 
 
 def as_jsonl(rows: list[dict], folder: Path) -> Path:
@@ -310,7 +311,7 @@ def test_nothing_in_a_parquet_file_is_unpickled(tmp_path: Path) -> None:
     assert int(re.search(r'"pyarrow>=(\d+)', needed)[1]) >= 15  # type: ignore[index]
 
 
-# ---------------------------------------------------------------- rollouts, stores, selections
+# ---------------------------------------------------------------- stores, selections
 
 ROLLED = [
     {"id": f"s{i}", "with_image": arm, "correct": k < (3 if arm else i % 2)}
@@ -344,7 +345,9 @@ def test_a_selection_that_says_odd_things_of_itself(note: str, chosen: Path) -> 
         rap.load(chosen)
 
 
-def test_nesting_without_end_in_every_json_of_a_folder(chosen: Path, tmp_path: Path) -> None:
+def test_nesting_without_end_in_every_json_of_a_folder(
+    chosen: Path, tmp_path: Path
+) -> None:
     deep = "[" * 200_000
     store = tmp_path / "store"
     with ScoreStore.open(store, {"model": "m"}, 4, 2):
@@ -445,7 +448,9 @@ def test_an_answer_without_end_is_not_held(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_what_a_server_says_moves_no_cursor() -> None:
-    said = error_message(json.dumps({"error": "no\x1b[2J\x1b]0;x\x07\u202e\u200b \x9b1m" * 99}))
+    said = error_message(
+        json.dumps({"error": "no\x1b[2J\x1b]0;x\x07\u202e\u200b \x9b1m" * 99})
+    )
     assert said.isprintable() and said.startswith("no?[2J?]0;x???") and len(said) <= 300
 
 
@@ -500,7 +505,8 @@ def attacks(url: str) -> list[str]:
         f"<style>@import url('{url}/import');body{{background:url('{url}/back')}}</style>",
         f"<iframe src='{url}/frame'></iframe><object data='{url}/object'></object>",
         f"<meta http-equiv=refresh content='0;url={url}/refresh'>",
-        f"<base href='{url}/'><form action='{url}/form'><input autofocus onfocus=\"{run}\">",
+        f"<base href='{url}/'><form action='{url}/form'>"
+        f'<input autofocus onfocus="{run}">',
         f"{{{{ ''.__class__ }}}} {{% include '{url}' %}} javascript:{run}",
     ]
 
@@ -525,7 +531,12 @@ def test_fault_45_a_browser_asks_for_nothing_and_runs_nothing(
         for i, text in enumerate(texts)
     ]  # fmt: skip
     said = [
-        {"id": row["id"], "with_image": arm, "correct": arm and k < 3, "source": row["source"]}
+        {
+            "id": row["id"],
+            "with_image": arm,
+            "correct": arm and k < 3,
+            "source": row["source"],
+        }
         for row in data
         for arm in (True, False)
         for k in range(4)
@@ -556,7 +567,9 @@ def test_an_image_in_a_report_is_encoded_anew(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8), "red").save(tmp_path / "x.png")
     more = b"<script>alert(1)</script>" * 9
     (tmp_path / "x.png").write_bytes((tmp_path / "x.png").read_bytes() + more)
-    rows = [{"id": f"s{i}", "question": "q", "answer": "3", "image": "x.png"} for i in range(6)]
+    rows = [
+        {"id": f"s{i}", "question": "q", "answer": "3", "image": "x.png"} for i in range(6)
+    ]
     scores = Scores.from_rollouts(ROLLED, dataset=open_samples(as_jsonl(rows, tmp_path)))
     text = render(rap.choose(scores, budget=0.5))
     shown = re.findall(r"data:image/webp;base64,([^\"']+)", text)
@@ -576,7 +589,9 @@ def test_no_secret_of_the_environment_is_written(
     for name in names:
         monkeypatch.setenv(name, f"very-secret-{name}")
     Image.new("RGB", (8, 8), "red").save(tmp_path / "x.png")
-    rows = [{"id": f"s{i}", "question": "q", "answer": "3", "image": "x.png"} for i in range(6)]
+    rows = [
+        {"id": f"s{i}", "question": "q", "answer": "3", "image": "x.png"} for i in range(6)
+    ]
     scores = Scores.from_rollouts(ROLLED, dataset=open_samples(as_jsonl(rows, tmp_path)))
     out = tmp_path / "out"
     out.mkdir()

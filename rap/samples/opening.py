@@ -218,8 +218,9 @@ def _open_gzip(path: Path, keep: Sequence[str]) -> Rows:
                 left -= len(piece)
                 if left < 0:
                     raise RapInputError(
-                        f"data set {path}: unpacks to over {most} bytes, which is over "
-                        f"{_UNPACKED_TIMES} times its size; unpack it first if that is meant"
+                        f"data set {path}: unpacks to over {most} bytes, over "
+                        f"{_UNPACKED_TIMES} times its size; unpack it first if that is "
+                        "meant"
                     )
                 file.write(piece)
             file.flush()

@@ -2,10 +2,10 @@
 
     python tests/tools/coverage_c.py build/coverage/tree 95
 
-A line counts as run if it ran in one of the units that it was compiled into (the kernels are
-compiled once for each instruction set). Code of instruction sets that this processor has not
-cannot run and is left out, and so is NVRTC's and nvcc's. Prints a table and the lines that
-did not run; ends with code 1 below the limit, in per cent.
+A line counts as run if it ran in one of the units that it was compiled into (the kernels
+are compiled once for each instruction set). Units for other processors are left out, and
+device code, which gcc does not compile. Prints a table and the lines that did not run; ends
+with code 1 below the limit, in per cent.
 """
 
 from __future__ import annotations

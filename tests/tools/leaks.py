@@ -68,7 +68,9 @@ def main(count: int) -> None:
         for _ in range(count):
             call()
         blocks, kilobytes, files = (b - a for a, b in zip(before, held(), strict=True))
-        print(f"{name:16} {count} calls: {blocks:+} blocks {kilobytes:+} KiB {files:+} files")
+        print(
+            f"{name:16} {count} calls: {blocks:+} blocks {kilobytes:+} KiB {files:+} files"
+        )
         assert blocks < BLOCKS and kilobytes < KILOBYTES and files == 0, name
 
 

@@ -29,9 +29,9 @@ def calls() -> dict[str, Callable[[int], bytes]]:
     return {
         "cde": lambda n: rap.cde(x, y, threads=n).js.tobytes(),
         "linear_cde": lambda n: rap.linear_cde(h, h[::-1], w, threads=n).js.tobytes(),
-        "ace": lambda n: (
-            rap.ace(q, q, response_start=start, cu_seqlens=cu, threads=n).log_psi.tobytes()
-        ),
+        "ace": lambda n: rap.ace(
+            q, q, response_start=start, cu_seqlens=cu, threads=n
+        ).log_psi.tobytes(),
         "drm": lambda n: rap.drm(d, 20_000, gain=gain, threads=n).tobytes(),
     }
 
