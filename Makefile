@@ -19,11 +19,11 @@ PIP := PIP_CONSTRAINT=.ci/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo demo-natural test test-trainers test-engines test-cuda faults lint format sanitize bench bench-quick build wheel clean
+.PHONY: help demo demo-natural test test-trainers test-engines test-cuda faults mutants chaos lint format sanitize bench bench-quick build wheel clean
 
 help:
 	@sed -n 's/^# //p;/^$$/q' Makefile
-	@echo 'also: make test-cuda | test-trainers | test-engines | faults | lint | format | sanitize | bench | bench-quick | wheel | clean'
+	@echo 'also: make test-cuda | test-trainers | test-engines | faults | mutants | chaos | lint | format | sanitize | bench | bench-quick | wheel | clean'
 
 demo: build $(VENV)/demo.done
 	$(VENV)/bin/rap demo --out demo-out
@@ -42,6 +42,16 @@ test-cuda: build $(VENV)/test.done
 faults: build $(VENV)/test.done
 	$(PY) -m pytest $(PYTEST) -k test_fault_ --junitxml=build/faults.xml
 	$(PY) tests/faults.py build/faults.xml
+
+# Mutations of the code, one at a time in a copy of it, each of which some test must see:
+# those without a result (hours at first). What came out is in tests/mutants.md.
+mutants: build $(VENV)/test.done
+	$(PY) -m tests.mutants
+
+# Kills, signals, full disks, lack of memory at random moments of every command; goes on
+# where it stopped. What came out is in tests/chaos.md.
+chaos: build $(VENV)/test.done
+	$(PY) -m tests.chaos --kills 1000 --summary tests/chaos.md
 
 # The exports, read by the trainers' own loaders: an overlay each on the test environment,
 # pinned in .ci/trainers. What came out is in tests/trainers/RESULTS.md.

@@ -15,6 +15,15 @@ from .trials import ROOT, Chaos
 LOG = ROOT / "build" / "chaos" / "log.jsonl"
 
 
+HEAD = """\
+# Chaos
+
+Made by `make chaos` (tests/chaos says what is done and what must hold), seed {seed}. A harm
+counts where it was felt: the process ended by it, or the call that was to fail did.
+
+"""
+
+
 def records(log: Path, seed: int) -> list[dict[str, Any]]:
     if not log.is_file():
         return []
@@ -55,6 +64,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=1e9, help="begin none after that")
     parser.add_argument("--log", type=Path, default=LOG)
+    parser.add_argument("--summary", type=Path, help="write it there, too")
     asked = parser.parse_args()
     asked.log.parent.mkdir(parents=True, exist_ok=True)
     found = records(asked.log, asked.seed)
@@ -72,6 +82,8 @@ def main() -> None:
                 print(json.dumps(record), flush=True)
         chaos.nursery.close()
     print(summary(found))
+    if asked.summary is not None:
+        asked.summary.write_text(HEAD.format(seed=asked.seed) + summary(found))
 
 
 if __name__ == "__main__":
