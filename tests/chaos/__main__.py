@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import tempfile
 import time
@@ -71,13 +72,13 @@ def main() -> None:
     end = time.monotonic() + 60 * asked.minutes
     with tempfile.TemporaryDirectory(prefix="rap-chaos-") as folder:
         chaos = Chaos(Path(folder))
-        number = 1 + max((record["trial"] for record in found), default=-1)
         while felt(found) < asked.kills and time.monotonic() < end:
+            done = {record["trial"] for record in found}
+            number = next(i for i in itertools.count() if i not in done)
             record = chaos.trial(number, asked.seed) | {"seed": asked.seed}
             with open(asked.log, "a") as file:
                 file.write(json.dumps(record) + "\n")
             found.append(record)
-            number += 1
             if not record["ok"]:
                 print(json.dumps(record), flush=True)
         chaos.nursery.close()
