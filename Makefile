@@ -19,14 +19,14 @@ PIP := PIP_CONSTRAINT=.ci/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo demo-natural test test-trainers test-engines test-cuda faults fuzz lint \
+.PHONY: help demo demo-natural test test-trainers test-engines test-cuda faults fuzz mutants chaos lint \
 	format analyze sanitize tsan valgrind leaks coverage coverage-c coverage-rap bench \
 	bench-quick build wheel clean
 
 help:
 	@sed -n 's/^# //p;/^$$/q' Makefile
-	@echo 'also: make test-cuda | test-trainers | test-engines | faults | fuzz | lint | format'
-	@echo '  analyze | sanitize | tsan | valgrind | leaks | coverage | bench | bench-quick'
+	@echo 'also: make test-cuda | test-trainers | test-engines | faults | fuzz | mutants | lint | format'
+	@echo '  chaos | analyze | sanitize | tsan | valgrind | leaks | coverage | bench | bench-quick'
 	@echo '  wheel | clean'
 
 demo: build $(VENV)/demo.done
@@ -55,6 +55,16 @@ FUZZ_SECONDS ?= 600
 fuzz: build $(VENV)/test.done
 	RAP_FUZZ_SECONDS=$(FUZZ_SECONDS) $(PY) -m pytest -q -s tests/test_fuzz_kernels.py \
 		tests/test_fuzz_inputs.py
+
+# Mutations of the code, one at a time in a copy of it, each of which some test must see:
+# those without a result (hours at first). What came out is in tests/mutants.md.
+mutants: build $(VENV)/test.done
+	$(PY) -m tests.mutants
+
+# Kills, signals, full disks, lack of memory at random moments of every command; goes on
+# where it stopped. What came out is in tests/chaos.md.
+chaos: build $(VENV)/test.done
+	$(PY) -m tests.chaos --kills 1000 --summary tests/chaos.md
 
 # The exports, read by the trainers' own loaders: an overlay each on the test environment,
 # pinned in .ci/trainers. What came out is in tests/trainers/RESULTS.md.

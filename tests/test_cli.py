@@ -350,6 +350,16 @@ def test_missing_files_exit_1(tmp_path):
     refused(*score, code=1, says="no such file or folder")
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't start new thread")])
+def test_fault_42_what_the_system_refuses_is_no_fault_of_rap(error, capsys):
+    """Under RLIMIT_AS a thread is refused as often as memory is."""
+    from rap.cli.shell import FAILED, _explain
+
+    assert _explain(error) == FAILED
+    said = capsys.readouterr().err
+    assert "out of memory" in said and "fault in rap" not in said
+
+
 def test_fault_18_empty_and_all_bad_data_sets_exit_1_with_the_counts(tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
     rows = [{"id": i, "question": "q", "answer": "", "image": "x.png"} for i in range(3)]

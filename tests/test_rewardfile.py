@@ -15,6 +15,7 @@ from test_cli import refused, run
 import rap
 from rap.demo import published
 from rap.errors import RapConfigError, RapInputError, RapStoreError
+from rap.scores.owner import tmp_name
 from rap.selection.reselection import pass_counts
 from rap.trl.rewardfile import read_visits
 from rap.trl.rewardlog import Outcome, RewardLog
@@ -200,6 +201,12 @@ def test_shell_keeps_another_selection_that_lies_there(saved, tmp_path):
     refused(*other, "--out", foreign, code=2, says="holds something else")
     refused(*other, "--out", foreign / "notes.txt", code=1, says="notes.txt")
     assert (foreign / "notes.txt").read_text() == "mine"
+    # what a killed run of the same command began to write is nobody's
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    (begun / tmp_name("selection.parquet")).write_text("half")
+    run(*other, "--out", begun)
+    assert rap.load(begun).ids != first.ids
     run(*other, "--out", out, "--force")
     assert rap.load(out).ids != first.ids
     assert {p.name: p.read_bytes() for p in out.iterdir()} != before

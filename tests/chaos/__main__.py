@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import tempfile
 import time
@@ -13,6 +14,15 @@ from typing import Any
 from .trials import ROOT, Chaos
 
 LOG = ROOT / "build" / "chaos" / "log.jsonl"
+
+
+HEAD = """\
+# Chaos
+
+Made by `make chaos` (tests/chaos says what is done and what must hold), seed {seed}. A harm
+counts where it was felt: the process ended by it, or the call that was to fail did.
+
+"""
 
 
 def records(log: Path, seed: int) -> list[dict[str, Any]]:
@@ -55,23 +65,26 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=1e9, help="begin none after that")
     parser.add_argument("--log", type=Path, default=LOG)
+    parser.add_argument("--summary", type=Path, help="write it there, too")
     asked = parser.parse_args()
     asked.log.parent.mkdir(parents=True, exist_ok=True)
     found = records(asked.log, asked.seed)
     end = time.monotonic() + 60 * asked.minutes
     with tempfile.TemporaryDirectory(prefix="rap-chaos-") as folder:
         chaos = Chaos(Path(folder))
-        number = 1 + max((record["trial"] for record in found), default=-1)
         while felt(found) < asked.kills and time.monotonic() < end:
+            done = {record["trial"] for record in found}
+            number = next(i for i in itertools.count() if i not in done)
             record = chaos.trial(number, asked.seed) | {"seed": asked.seed}
             with open(asked.log, "a") as file:
                 file.write(json.dumps(record) + "\n")
             found.append(record)
-            number += 1
             if not record["ok"]:
                 print(json.dumps(record), flush=True)
         chaos.nursery.close()
     print(summary(found))
+    if asked.summary is not None:
+        asked.summary.write_text(HEAD.format(seed=asked.seed) + summary(found))
 
 
 if __name__ == "__main__":

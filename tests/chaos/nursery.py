@@ -82,6 +82,8 @@ class Canned:
     def __call__(self, i: int) -> Job:
         sample = self.samples[i]
         row = {"id": sample.id, "index": i, "evidence": self.evidence, "seconds": 0.0}
+        if not isinstance(sample, Bad):
+            row |= {"source": sample.source}
         if isinstance(sample, Bad) or i == 11:
             job = Job({**row, "status": "scored"}, sample)
             job.quarantine("image", "image_missing", "not there")
@@ -89,7 +91,7 @@ class Canned:
         images = [sha256(read_bytes(ref)).hexdigest() for ref in sample.images]
         row |= {"image_sha256": ",".join(images)}
         row |= {"sample_sha256": sample_sha256(sample, images)}
-        return Job({**row, "status": "scored", "source": sample.source}, sample)
+        return Job({**row, "status": "scored"}, sample)
 
     def close(self) -> None:
         pass

@@ -206,7 +206,8 @@ def judge(run: Run, kind: str, nth: int) -> bool:
         return True
     name = run.error.split(":")[0]
     if how == NO_MEMORY:
-        good = name in (*MEMORY, "RapStoreError") or "memory" in run.error.lower()
+        thread = "can't start new thread" in run.error  # Python's word for it
+        good = name in (*MEMORY, "RapStoreError") or thread
     else:
         good = name == "RapStoreError"
     if not good:
@@ -450,10 +451,12 @@ class Chaos:
         wanted, calls, seconds = self._whole_output(command)
         words = self._words(command, _out(folder, command))
         older: dict[str, str] = {}
+        if command == "export":  # one that came through is not replaced unasked
+            words.append("--force")
         if chance.random() < 0.4:
             record["in_place"] = True
             older = self._older(folder, command)
-            words += [] if command == "report" else ["--force"]
+            words += ["--force"] if command in ("choose", "reselect") else []
         for _ in range(chance.randint(1, 3)):
             order = self._shell(words, folder)
             harm = self._harm(chance, calls)

@@ -28,8 +28,7 @@ DRM = (
         "difficulty > 0 && difficulty < 1 ?",
         "difficulty > 0 && difficulty <= 1 ?",
         CHUNKS,
-        equivalent="asked only of hits, whose bits lie below those of 1, and of samples "
-        "that may mislead: a lower bound that is wrong costs time",
+        equivalent="bucket `buckets` has column -1, as what is no candidate has",
     ),
     Mutant(
         "drm-hits-one",
@@ -37,6 +36,7 @@ DRM = (
         "#define RAP_DRM_ONE_F64 (UINT64_C(0x3ff0) << 48)",
         "#define RAP_DRM_ONE_F64 ((UINT64_C(0x3ff0) << 48) + 1)",
         CHUNKS,
+        equivalent="column_of asks the same of every hit: it has no column",
     ),
     Mutant(
         "drm-hits-one-f32",
@@ -44,6 +44,7 @@ DRM = (
         "#define RAP_DRM_ONE_F32 0x3f800000u",
         "#define RAP_DRM_ONE_F32 0x3f800001u",
         CHUNKS,
+        equivalent="column_of asks the same of every hit: it has no column",
     ),
     Mutant(
         "drm-zero-is-trivial",
@@ -51,6 +52,7 @@ DRM = (
         "return RAP_MAX(bits, 1); /* 0.0 is no candidate */",
         "return bits;",
         CHUNKS,
+        equivalent="column_of asks the same of every hit: it has no column",
     ),
     Mutant("drm-minus-zero-apart", MATH, "bits &= 0 - (uint64_t)(bits != sign);", "", ANY),
     Mutant(
@@ -200,7 +202,6 @@ DRM = (
         "const double fraction = ldexp(1, 64 - ctx->index_bits);",
         "const double fraction = ldexp(1, 60 - ctx->index_bits);",
         CHUNKS,
-        equivalent="a coarser key; what it does not hold is sorted afterwards",
     ),
     Mutant(
         "drm-rest-unbounded",
