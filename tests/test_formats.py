@@ -292,6 +292,16 @@ def test_the_column_decides_its_form_and_says_the_exceptions() -> None:
     assert "the options stand in the questions" in said
 
 
+@pytest.mark.parametrize("n", [1, 99, 150, 2_001, 4_321])
+def test_the_form_is_decided_by_rows_of_the_whole_column(n: int) -> None:
+    answers = ["3"] * (n - n // 2) + ["B"] * (n // 2)
+    table = pa.table({"question": ["q?"] * n, "answer": answers, "image": [png()] * n})
+    forms = open_samples(table).answer_forms
+    assert forms.looked_at == min(n, 2_000)
+    if n > 1:
+        assert forms.counts["letter"] == pytest.approx(forms.looked_at / 2, rel=0.1)
+
+
 def test_what_was_guessed_is_kept_with_the_scores() -> None:
     row = {"query": "q?", "label": 1, "options": ["a", "b"], "image": png()}
     rows = [dict(row, label=k % 2) for k in range(4)]
