@@ -75,7 +75,7 @@ def mathruler(folder: str) -> Callable[[Row], bool]:
 
 
 STRICT = (
-    ("choices", "knows no options: letter and text of one are two things", r"choice|^letter$"),
+    ("choices", "knows no options: letter and text are two things", r"choice|^letter$"),
     ("list", "a list of accepted answers is one text", r"accepted"),
     ("markup", "tags and steps in the reference are not taken away", r"markup"),
     ("letters", "label, cue or order of letters", r"letter"),
@@ -94,7 +94,7 @@ LENIENT = (
     ("unit dropped", "the unit is left out before comparing", r"unit|money|percent"),
     ("unknown dropped", "the name or the relation of an equation is left out", r"equa"),
     ("a part", "one of several values is enough", r"values|set"),
-    ("arithmetic", "a range, date or time is read as a sum or its digits", r"range|date|time"),
+    ("arithmetic", "a range, date or time is a sum or its digits", r"range|date|time"),
     ("unsure", "a thought or one of two answers counts", r"cut|markup"),
     ("other", "parentheses are lost", r""),
 )  # fmt: skip
@@ -164,8 +164,8 @@ def records(folder: Path) -> str:
         ours = sum(w.startswith("ours") for w in why)
         share = 1 - len(others) / len(rows)
         text += (
-            f"| {name} | {field} | {share:.2%} | {ours} ({1 - ours / len(rows):.2%} without "
-            f"the judge's) | {len(others) - ours} |\n"
+            f"| {name} | {field} | {share:.2%} | {ours} ({1 - ours / len(rows):.2%}) "
+            f"| {len(others) - ours} |\n"
         )
         counts = Counter(why)
         listed += f"\n### {name}, {field}\n\n"

@@ -361,10 +361,12 @@ def _find_words(text: str, words: str) -> int | None:
     """Where ``words`` stands in ``text``, not as a part of a word, number or formula."""
     if "\\" in text:
         return None
+    formula = re.search(r"[-+=]", words) is not None
     at = text.find(words)
     while at >= 0:
         before, after = text[max(at - 2, 0) : at], text[at + len(words) :][:2]
-        if not (_joins(before[::-1], words[0]) or _joins(after, words[-1])):
+        longer = formula and (re.search(r"\w[-+]$", before) or re.match(r"[-+]\w", after))
+        if not (longer or _joins(before[::-1], words[0]) or _joins(after, words[-1])):
             return at
         at = text.find(words, at + 1)
     return None
