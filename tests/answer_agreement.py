@@ -26,7 +26,7 @@ from rap.rewards.grading import grade
 
 TABLE = Path(__file__).parent / "data" / "answer_pairs.jsonl"
 PAGE = Path(__file__).parents[1] / ".github" / "docs" / "answers.md"
-SAMPLE = 1500  # rows of each kind of record
+SAMPLE = 1000  # rows of each kind of record
 RECORDS = (
     ("mathvision_records", "answer", ("direct", "cot")),
     ("mathvision_records", "response", ("direct", "cot")),
@@ -192,8 +192,42 @@ def _ours(row: Row, field: str) -> bool:
     return grade(str(row["gold"]), tuple(row["choices"] or ()), row[field] or "")
 
 
+REFUSES = re.compile(
+    r"\b(?:not|n't|cannot|unable|insufficient|invalid|incomplete|depends?|missing|lacks?)\b"
+    r"|no (?:information|image|picture|context)|more (?:information|context|details)",
+    re.IGNORECASE,
+)
+OURS: Mapping[tuple[str, str], str] = {
+    ("mathvista-875", "llavar"): "a count in words is passed over (three ... two ... one)",
+    ("mathvista-632", "bard"): "a number in bold amid a long text is not searched",
+    ("mathvista-438", "llavar"): "the first number counts, ours takes the last",
+    ("mathvista-16", "mplug-owl-7b"): "the first number counts, ours takes the last",
+}
+"""Disagreements that were read and are the built-in grader's."""
+
+
 def judged_otherwise(row: Row, field: str) -> str:
-    raise NotImplementedError
+    """The class of a disagreement. Those of MathVista's judge follow from how it decides:
+    of options it takes the one nearest in spelling to whatever was said."""
+    own = OURS.get((row["id"], row["model"])) if field == "response" else None
+    if own is not None:
+        return f"ours: {own}"
+    text, choices = (row[field] or "").strip(), row["choices"]
+    if row["id"].startswith("mathv-"):
+        if not row["correct"]:
+            return "judge: wants the letter alone; the option's text or value is given, too"
+        return "judge: the answer that was taken out is garbled, or another value passes"
+    if not row["correct"]:
+        return "judge: takes another option, or what a model goes on with after its answer"
+    if not text:
+        return "judge: nothing was said, and the nearest option is taken"
+    if REFUSES.search(text):
+        return "judge: the response refuses or denies, and the nearest option is taken"
+    if choices and set(map(str.lower, choices)) == {"yes", "no"}:
+        return "judge: neither yes nor no is said; what was said may imply it"
+    if choices:
+        return "judge: another option, several or none are said; the nearest is taken"
+    return "ours or theirs: a number amid others, told apart by reading only"
 
 
 # ----------------------------------------------------------------------------- page

@@ -137,6 +137,23 @@ def test_an_image_inside_of_a_column() -> None:
     media = {"width": 3, "image": as_bytes(0)}
     samples = open_samples([{"question": "q?", "answer": "3", "media": media}])
     assert samples.columns["images"] == "media.image" and len(samples[0].images) == 1
+    assert samples[0].extra["media"] == {"width": 3} and samples.content_sha256
+
+
+def test_images_in_a_chat_come_before_fields_of_other_columns() -> None:
+    said = [
+        {"role": "user", "content": [{"type": "image", "image": as_bytes(0)}, QUESTION]}
+    ]
+    row = {"prompt": said, "answer": "3", "extra_info": {"image": "elsewhere.png"}}
+    assert open_samples([row]).columns["images"] == "prompt"
+
+
+def test_columns_known_from_a_store_get_no_new_role() -> None:
+    row = {"instruction": "q?", "output": "3", "images": [png()], "system": "A."}
+    scored = dict.fromkeys(("id", "choices", "source"), "")
+    scored |= {"question": "instruction", "answer": "output", "images": "images"}
+    assert open_samples([row], columns=scored)[0].turns == ()
+    assert open_samples([row])[0].turns == (("system", "A."),)
 
 
 # ------------------------------------------------------------------ what is no image
@@ -152,6 +169,7 @@ def test_rows_without_an_image_are_text_rows_and_no_fault() -> None:
     ]
 
 
+QUESTION = {"type": "text", "text": "q?"}
 VIDEOS: list[dict[str, Any]] = [
     {"videos": ["v.mp4"], "images": []},
     {"video": "v.mp4", "images": [png()]},
