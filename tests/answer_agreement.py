@@ -152,9 +152,13 @@ def _code(text: str) -> str:
 def records(folder: Path) -> str:
     text = (
         f"\n## Published judges\n\n{SAMPLE} rows of each kind, drawn with seed 1; random "
-        "guesses left out. Classes below.\n\n"
-        "| records | compared | as the judge | of our own doing | the judge's |\n"
-        "|---|---|---|---|---|\n"
+        "guesses left out. All disagreements were read once; classes are found by rule, and "
+        "those that are the built-in grader's fault are named in the script. MATH-V's judge "
+        "wants the bare letter; MathVista's takes the option nearest in spelling to "
+        "whatever was said, refusals and silence included. Ours is strict on purpose: a "
+        "yes or no that is only implied is none.\n\n"
+        "| records | compared | as the judge | our faults | strict | the judge's |\n"
+        "|---|---|---|---|---|---|\n"
     )
     listed = ""
     for name, field, prompts in RECORDS:
@@ -162,10 +166,11 @@ def records(folder: Path) -> str:
         others = [row for row in rows if _ours(row, field) != row["correct"]]
         why = [judged_otherwise(row, field) for row in others]
         ours = sum(w.startswith("ours") for w in why)
+        strict = sum(w.startswith("strict") for w in why)
         share = 1 - len(others) / len(rows)
         text += (
             f"| {name} | {field} | {share:.2%} | {ours} ({1 - ours / len(rows):.2%}) "
-            f"| {len(others) - ours} |\n"
+            f"| {strict} | {len(others) - ours - strict} |\n"
         )
         counts = Counter(why)
         listed += f"\n### {name}, {field}\n\n"
@@ -200,6 +205,8 @@ REFUSES = re.compile(
 OURS: Mapping[tuple[str, str], str] = {
     ("mathvista-875", "llavar"): "a count in words is passed over (three ... two ... one)",
     ("mathvista-632", "bard"): "a number in bold amid a long text is not searched",
+    ("mathvista-584", "llavar"): "a comparison names two options: none is taken",
+    ("mathvista-890", "llama-adapter-v2-7b"): "a comparison names two options",
     ("mathvista-438", "llavar"): "the first number counts, ours takes the last",
     ("mathvista-16", "mplug-owl-7b"): "the first number counts, ours takes the last",
 }
@@ -221,10 +228,11 @@ def judged_otherwise(row: Row, field: str) -> str:
         return "judge: takes another option, or what a model goes on with after its answer"
     if not text:
         return "judge: nothing was said, and the nearest option is taken"
-    if REFUSES.search(text):
+    polar = choices and set(map(str.lower, choices)) == {"yes", "no"}
+    if REFUSES.search(text) and not (polar and len(text) < 80):
         return "judge: the response refuses or denies, and the nearest option is taken"
-    if choices and set(map(str.lower, choices)) == {"yes", "no"}:
-        return "judge: neither yes nor no is said; what was said may imply it"
+    if polar:
+        return "strict: neither yes nor no is said; what was said may imply it"
     if choices:
         return "judge: another option, several or none are said; the nearest is taken"
     return "ours or theirs: a number amid others, told apart by reading only"
