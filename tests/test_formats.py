@@ -137,6 +137,23 @@ def test_an_image_inside_of_a_column() -> None:
     media = {"width": 3, "image": as_bytes(0)}
     samples = open_samples([{"question": "q?", "answer": "3", "media": media}])
     assert samples.columns["images"] == "media.image" and len(samples[0].images) == 1
+    assert samples[0].extra["media"] == {"width": 3} and samples.content_sha256
+
+
+def test_images_in_a_chat_come_before_fields_of_other_columns() -> None:
+    said = [
+        {"role": "user", "content": [{"type": "image", "image": as_bytes(0)}, QUESTION]}
+    ]
+    row = {"prompt": said, "answer": "3", "extra_info": {"image": "elsewhere.png"}}
+    assert open_samples([row]).columns["images"] == "prompt"
+
+
+def test_columns_known_from_a_store_get_no_new_role() -> None:
+    row = {"instruction": "q?", "output": "3", "images": [png()], "system": "A."}
+    scored = dict.fromkeys(("id", "choices", "source"), "")
+    scored |= {"question": "instruction", "answer": "output", "images": "images"}
+    assert open_samples([row], columns=scored)[0].turns == ()
+    assert open_samples([row])[0].turns == (("system", "A."),)
 
 
 # ------------------------------------------------------------------ what is no image
@@ -152,6 +169,7 @@ def test_rows_without_an_image_are_text_rows_and_no_fault() -> None:
     ]
 
 
+QUESTION = {"type": "text", "text": "q?"}
 VIDEOS: list[dict[str, Any]] = [
     {"videos": ["v.mp4"], "images": []},
     {"video": "v.mp4", "images": [png()]},
@@ -290,6 +308,16 @@ def test_the_column_decides_its_form_and_says_the_exceptions() -> None:
     said = samples.describe()
     assert "form of the answers: letter (90.0 %), number (10.0 %), by 20 rows" in said
     assert "the options stand in the questions" in said
+
+
+@pytest.mark.parametrize("n", [1, 99, 150, 2_001, 4_321])
+def test_the_form_is_decided_by_rows_of_the_whole_column(n: int) -> None:
+    answers = ["3"] * (n - n // 2) + ["B"] * (n // 2)
+    table = pa.table({"question": ["q?"] * n, "answer": answers, "image": [png()] * n})
+    forms = open_samples(table).answer_forms
+    assert forms.looked_at == min(n, 2_000)
+    if n > 1:
+        assert forms.counts["letter"] == pytest.approx(forms.looked_at / 2, rel=0.1)
 
 
 def test_what_was_guessed_is_kept_with_the_scores() -> None:

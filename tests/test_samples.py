@@ -782,6 +782,7 @@ def test_any_row_becomes_a_sample_or_bad(tmp_path_factory, changes):
             "image_missing",
             "image_unreadable",
             "path_outside_root",
+            "text_only",
             "url_refused",
         }
         bad.message.encode()

@@ -42,7 +42,7 @@ def _ends(match: re.Match[str]) -> Range | None:
 
 
 def as_ratio(text: str) -> str:
-    """ "2 to 3", and "2/3" where it is all, as 2:3."""
+    """ "2 to 3", and 2/3 where it is all, as 2:3."""
     whole = re.fullmatch(
         r"\$?\s*(?:(\d+)\s*/\s*(\d+)|\\frac\s*\{(\d+)\}\s*\{(\d+)\})\s*\$?\.?", text
     )

@@ -61,7 +61,6 @@ def parse_row(
     turns, question = place_images(turns, question, len(images))
     if not images:
         raise BadSample("data", TEXT_ONLY, "the row has no image")
-    hidden = {*image_columns, *(columns["images"] or "").split(","), columns["images"]}
     return Sample(
         index=index,
         id=id,
@@ -70,9 +69,21 @@ def parse_row(
         choices=choices,
         images=images,
         source=None if source is None else clean(str(source), "source"),
-        extra={k: v for k, v in row.items() if k not in hidden},
+        extra=_extra(row, columns["images"] or "", image_columns),
         turns=turns,
     )
+
+
+def _extra(
+    row: Mapping[str, Any], images: str, image_columns: frozenset[str]
+) -> dict[str, object]:
+    """The row without its images, which are in the column or columns ``images``."""
+    hidden = {*image_columns, *images.split(","), images}
+    found = {k: v for k, v in row.items() if k not in hidden}
+    outer, _, inner = images.partition(".")
+    if images not in row and isinstance(found.get(outer), Mapping):
+        found[outer] = {k: v for k, v in row[outer].items() if k != inner}
+    return found
 
 
 def answer_of_row(

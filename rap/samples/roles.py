@@ -142,7 +142,6 @@ def detect_columns(
         found[role] = usable[0] if usable else None
     if found["images"] is None or found["images"] in unnamed:
         found["images"] = _spread(available, IMAGE_STEM, "01") or found["images"]
-    found["images"] = found["images"] or _inside(first, CANDIDATES["images"])
     if found["images"] in unnamed and len(unnamed) > 1 and "images" not in given:
         raise RapInputError(
             f"several columns hold images: {', '.join(unnamed)}. Name the one to use, or "
@@ -164,7 +163,9 @@ def detect_columns(
         found[role] = name
     _find_index(found, given, available)
     _find_in_chat(found, first)
-    _find_beside(found, given, first)
+    found["images"] = found["images"] or _inside(first, CANDIDATES["images"])
+    if not given.keys() >= CANDIDATES.keys():  # else all is known, as it was when scored
+        _find_beside(found, given, first)
     for role in REQUIRED:
         if found[role] is None:
             videos = _videos(found, first) if role == "images" else ""

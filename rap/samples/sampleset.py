@@ -209,8 +209,9 @@ class SampleSet(Sequence["Sample | Bad"]):
         starts = np.unique(np.linspace(0, n - size, PIECES).astype(np.int64))
         read = 0
         for start in starts.tolist():
-            start = max(start, read)
-            read = start + size
+            start, read = max(start, read), max(start, read) + size
+            if start >= n:
+                return
             for part in self._rows.parts(names, start, min(read, n)):
                 rows = all_to_python(part) if isinstance(part, pa.Table) else part
                 for row in rows:

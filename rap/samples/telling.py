@@ -8,7 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from .answers import read_answer
-from .forms import LETTERS
+from .forms import LETTERS, Forms
 from .sample import Bad, Sample
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def text_of(found: Mapping[str, Any]) -> str:
         lines.append(
             f"  answers are places of the choices, counted from {guess['counted_from']}"
         )
-    lines.append(f"  form of the answers: {_forms_text(guess['answers'])}")
+    lines.append(f"  form of the answers: {Forms(guess['answers']['counts'])}")
     lines += [f"  note: {note}" for note in found["notes"]]
     lines.append(f"  images inside {found['root'] or '(no folder: bytes only)'}")
     for code, (count, message) in found["unusable"].items():
@@ -107,12 +107,6 @@ def text_of(found: Mapping[str, Any]) -> str:
     for sample in found["samples"]:
         lines += _sample_lines(sample)
     return "\n".join(lines)
-
-
-def _forms_text(answers: Mapping[str, Any]) -> str:
-    from .forms import Forms
-
-    return str(Forms(answers["counts"]))
 
 
 def _sample_lines(sample: Mapping[str, Any]) -> list[str]:
