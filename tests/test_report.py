@@ -619,7 +619,7 @@ def big_selection(n: int):
 
 def test_fault_46_a_million_rows_give_a_page_of_the_same_size():
     small, big = big_selection(1_000), big_selection(1_000_000)
-    start = time.perf_counter()
+    start = time.process_time()
     tracemalloc.start()
     try:
         text = render(big)
@@ -629,7 +629,7 @@ def test_fault_46_a_million_rows_give_a_page_of_the_same_size():
     assert len(text) < 3_000_000  # 50,000 of them can be browsed
     assert len(render(big, browse=0)) < 1.2 * len(render(small, browse=0)) < 200_000
     assert peak < 250e6  # some arrays of 10^6 numbers, no object per row
-    assert time.perf_counter() - start < 30
+    assert time.process_time() - start < 30
     assert "50,000 of 1,000,000 samples kept" in text
 
 
