@@ -19,15 +19,15 @@ PIP := PIP_CONSTRAINT=.ci/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo demo-natural test test-trainers test-engines test-cuda faults fuzz mutants chaos lint \
-	format analyze sanitize tsan valgrind leaks coverage coverage-c coverage-rap bench \
-	bench-quick build wheel clean
+.PHONY: help demo demo-natural docs test test-trainers test-engines test-cuda faults fuzz \
+	mutants chaos lint format analyze sanitize tsan valgrind leaks coverage coverage-c \
+	coverage-rap bench bench-quick build wheel clean
 
 help:
 	@sed -n 's/^# //p;/^$$/q' Makefile
-	@echo 'also: make test-cuda | test-trainers | test-engines | faults | fuzz | mutants | lint | format'
-	@echo '  chaos | analyze | sanitize | tsan | valgrind | leaks | coverage | bench | bench-quick'
-	@echo '  wheel | clean'
+	@echo 'also: make docs | test-cuda | test-trainers | test-engines | faults | lint | format'
+	@echo '  fuzz | mutants | chaos | analyze | sanitize | tsan | valgrind | leaks | coverage'
+	@echo '  bench | bench-quick | wheel | clean'
 
 demo: build $(VENV)/demo.done
 	$(VENV)/bin/rap demo --out demo-out
@@ -103,6 +103,12 @@ $(ENGINES)/transformers-serve.done: .ci/engines/transformers-serve.txt | $(VENV)
 	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(PY) -m pip install --quiet --progress-bar off \
 		--no-deps --target $(ENGINES)/transformers-serve --requirement $<
 	@touch $@
+
+# The site, build/docs/index.html: pages of .github/docs, docstrings, settings, help of the
+# shell, README, method, results, notebooks. Every link inside is checked.
+docs: build $(VENV)/docs.done
+	PYTHONPATH=.github NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet \
+		--config-file .github/mkdocs.yml
 
 # Form, spelling, layers, types. Types are checked against the libraries' own, so that these
 # must be installed; tests/typing/checks.py shows that planted errors are found.
@@ -241,6 +247,10 @@ $(VENV)/test.done: pyproject.toml .ci/constraints.txt | build
 
 $(VENV)/lint.done: pyproject.toml .ci/constraints.txt | build
 	@$(PIP) --editable '.[lint]'
+	@touch $@
+
+$(VENV)/docs.done: pyproject.toml .ci/constraints.txt | build
+	@$(PIP) --editable '.[docs]'
 	@touch $@
 
 $(VENV)/wheel.done: pyproject.toml .ci/constraints.txt | $(VENV)/made

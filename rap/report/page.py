@@ -88,6 +88,14 @@ def write_report(
     no sense), ``RapInputError`` (the data set cannot be opened, the store is of other
     scores), ``RapStoreError``.
     """
+    path = Path(path)
+    if path.suffix.lower() in (".pdf", ".png", ".md", ".ipynb", ".json"):
+        raise RapConfigError(
+            f"report {path}: the page is HTML: give a name like report.html (a browser "
+            "prints it as PDF)"
+        )
+    if path.is_dir():
+        raise RapConfigError(f"report {path}: is a folder: give a file in it")
     text = render(
         selection,
         dataset=dataset,
@@ -99,7 +107,6 @@ def write_report(
         compare=compare,
         browse=browse,
     )
-    path = Path(path)
     write_result(path, lambda file: file.write(text.encode()))
     return path
 

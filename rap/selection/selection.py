@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from ..errors import RapConfigError, RapInputError, RapStoreError, require_extra
+from ..errors import RapInputError, RapStoreError, require_extra
 from ..scores.columns import floats
 from ..scores.display import bars, card, frame_of
 from ..scores.scores import read_saved
@@ -148,13 +148,6 @@ class Selection(Selected):
         its folder."""
         from ..report.page import write_report
 
-        if Path(path).suffix.lower() in (".pdf", ".png", ".md", ".ipynb", ".json"):
-            raise RapConfigError(
-                f"report {path}: the page is HTML: give a name like report.html (a browser "
-                "prints it as PDF)"
-            )
-        if Path(path).is_dir():
-            raise RapConfigError(f"report {path}: is a folder: give a file in it")
         if isinstance(compare, (str, os.PathLike)):
             compare = load(compare)
         return write_report(self, path, compare=compare, **options)
