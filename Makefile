@@ -19,11 +19,11 @@ PIP := PIP_CONSTRAINT=.ci/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo demo-natural test test-trainers test-engines test-cuda faults lint format sanitize bench bench-quick build wheel clean
+.PHONY: help demo demo-natural test test-trainers test-engines test-cuda test-lowest test-pythons faults lint format sanitize bench bench-quick build wheel clean
 
 help:
 	@sed -n 's/^# //p;/^$$/q' Makefile
-	@echo 'also: make test-cuda | test-trainers | test-engines | faults | lint | format | sanitize | bench | bench-quick | wheel | clean'
+	@echo 'also: make test-cuda | test-trainers | test-engines | test-lowest | test-pythons | faults | lint | format | sanitize | bench | bench-quick | wheel | clean'
 
 demo: build $(VENV)/demo.done
 	$(VENV)/bin/rap demo --out demo-out
@@ -79,6 +79,23 @@ $(ENGINES)/transformers-serve.done: .ci/engines/transformers-serve.txt | $(VENV)
 	@rm -rf $(ENGINES)/transformers-serve
 	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(PY) -m pip install --quiet --progress-bar off \
 		--no-deps --target $(ENGINES)/transformers-serve --requirement $<
+	@touch $@
+
+# The lowest version of everything that pyproject.toml asks for: the base install, and with
+# torch, transformers, datasets (3 GB; LOWEST=base leaves these out).
+LOWEST ?= base hf
+
+test-lowest: build $(VENV)/uv.done
+	.ci/lowest $(VENV) $(LOWEST)
+
+# The wheel in dist/ (make wheel) under every Python that is here, base install.
+PYTHONS ?= python3.11 python3.12 python3.13 python3.14
+
+test-pythons: $(VENV)/uv.done
+	.ci/pythons $(VENV) dist $(PYTHONS)
+
+$(VENV)/uv.done: | $(VENV)/made
+	@$(PIP) 'uv>=0.9'
 	@touch $@
 
 # Form, spelling, layers, types. Types are checked against the libraries' own, so that these
@@ -163,4 +180,4 @@ $(VENV)/wheel.done: pyproject.toml .ci/constraints.txt | $(VENV)/made
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-trainers $(VENV)-engines build dist demo-out rap/*.so *.egg-info
+	rm -rf $(VENV) $(VENV)-trainers $(VENV)-engines $(VENV)-lowest $(VENV)-pythons build dist demo-out rap/*.so *.egg-info
