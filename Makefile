@@ -135,10 +135,10 @@ bench-quick: build $(VENV)/test.done
 
 # dist/*.whl: one wheel for every Python from 3.11 on, with the CUDA kernels of all
 # architectures (nvcc 12.4 or newer; RAP_CUDA=off leaves them out). auditwheel names the
-# oldest glibc that it runs on, this machine's at most; abi3audit checks the limited API.
+# oldest glibc that it runs on: 2.17 (csrc/glibc.h); abi3audit checks the limited API.
 wheel: $(VENV)/wheel.done
-	rm -rf build/wheel
-	RAP_CUDA=$${RAP_CUDA:-on} $(PIP:install=wheel) --no-deps --wheel-dir build/wheel .
+	rm -rf build/wheel build/lib.* build/temp.* dist
+	RAP_PORTABLE=1 RAP_CUDA=$${RAP_CUDA:-on} $(PIP:install=wheel) --no-deps --wheel-dir build/wheel .
 	PATH="$(abspath $(VENV))/bin:$$PATH" auditwheel repair --wheel-dir dist build/wheel/*.whl
 	$(VENV)/bin/abi3audit --strict --verbose dist/*.whl
 

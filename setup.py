@@ -9,12 +9,14 @@ Switches, read from the environment:
   RAP_CUDA_ARCHITECTURES=90   for these GPUs only ("80 90"); PTX of the first for later ones
   RAP_SANITIZE=1   AddressSanitizer and UBSan, -O1 -g (run under LD_PRELOAD of libasan)
   RAP_DEBUG=1      -O0 -g with assertions
+  RAP_PORTABLE=1   for a wheel: symbols of old versions of glibc (csrc/glibc.h), x86_64
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -55,6 +57,10 @@ if os.environ.get("RAP_SANITIZE") == "1":
     LINK += sanitize
 if os.environ.get("RAP_DEBUG") == "1":
     COMPILE += ["-O0", "-g", "-UNDEBUG"]
+if os.environ.get("RAP_PORTABLE") == "1" and platform.machine() == "x86_64":
+    COMPILE += ["-include", "csrc/glibc.h"]
+    # where an older glibc has them; by name of the file, as newer ones have nothing to link
+    LINK += ["-Wl,--no-as-needed", "-l:libpthread.so.0", "-l:libdl.so.2", "-Wl,--as-needed"]
 
 # --- device code ------------------------------------------------------------------------
 
