@@ -18,6 +18,8 @@ PIP := PIP_CONSTRAINT=.ci/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
 # nothing here asks the hub: models and data come along
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
+# uv trusts whom the system trusts, as pip does
+export UV_NATIVE_TLS := 1
 
 .PHONY: help demo demo-natural test test-trainers test-engines test-cuda test-lowest test-pythons faults lint format sanitize bench bench-quick build wheel clean
 

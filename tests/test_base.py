@@ -1,5 +1,5 @@
 """The base install: NumPy, Arrow, click and pydantic, no torch; nothing else is imported
-here. ``make test-lowest`` and ``make test-pythons`` run it in environments of just these."""
+here. ``make test-lowest`` and ``make test-pythons`` run it where there is nothing else."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_kernels_agree_with_their_specification(rng):
 
 
 def rollouts(n: int = 60) -> pa.Table:
-    """Eight graded completions a sample, solved more often with the image by every second."""
+    """Eight graded completions a sample; every second needs its image."""
     rows = [
         {"id": f"s{i}", "with_image": image, "correct": (i * 7 + j * 3) % 8 < right}
         for i in range(n)
