@@ -144,7 +144,7 @@ def written_out(driver: Any, samples: SampleSet, n: int) -> list[dict[str, Any]]
             found.append({"id": sample.id, "error": f"{sample.code}: {sample.message}"})
             continue
         try:
-            images, _ = load_images(sample)
+            images, _ = load_images(sample, max_pixels=driver.config.max_image_pixels)
             for given_images in (images, None):
                 made = driver.prepare(sample, given_images)
                 found.append(
