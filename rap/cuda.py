@@ -274,8 +274,10 @@ class Place:
             w = torch.ones(total, dtype=torch.float64)
         elif device_of(weights_) is None:
             w = torch.from_numpy(weights(weights_, total))
-        else:
+        elif is_torch(weights_):
             w = self.scores("weights", weights_)
+        else:
+            w = torch.from_dlpack(weights_)
         device = torch.device("cuda", self.device)
         ignored = torch.as_tensor(ignored, device=device)
         return w.to(device).masked_fill(ignored, 0.0)

@@ -136,10 +136,12 @@ def linear_cde(
     place.open_blas()
     with place.held(*arrays.values(), targets, *means[:2]):
         ids, ignored = _targets(place, targets, lead, means.ignore_index)
-        hidden = [_merged(place.array(n, arrays[n])) for n in ("hidden1", "hidden0")]
-        out = place.empty((len(CDE_OUTPUTS), _rows(hidden[0])), FLOAT64)
+        h1 = _merged(place.array("hidden1", arrays["hidden1"]))
+        h0 = _merged(place.array("hidden0", arrays["hidden0"]))
+        out = place.empty((len(CDE_OUTPUTS), _rows(h1)), FLOAT64)
         _C.linear_cde(
-            *hidden,
+            h1,
+            h0,
             place.array("weight", arrays["weight"]),
             place.array("bias", arrays["bias"], contiguous=True),
             ids,

@@ -146,8 +146,7 @@ def cde(
         return _cde_result(planned, torchops.cde(*given))
     wanted = _wanted(want, targets)
     values = kernels.cde(logits1, logits0, targets, means, wanted, threads)
-    values = _without_gradient("cde", values, logits1, logits0)
-    return _cde_result(wanted, values)
+    return _cde_result(wanted, _without_gradient("cde", values, logits1, logits0))
 
 
 def linear_cde(
@@ -185,8 +184,8 @@ def linear_cde(
         from . import torchops
 
         planned = kernels.plan(kernels.names(want), targets is not None)
-        given = options, targets, means, planned[1], threads
-        return _cde_result(planned, torchops.linear_cde(*arrays, *given))
+        found = torchops.linear_cde(*arrays, options, targets, means, planned[1], threads)
+        return _cde_result(planned, found)
     wanted = _wanted(want, targets)
     values = kernels.linear_cde(*arrays, options, targets, means, wanted, threads)
     return _cde_result(wanted, _without_gradient("linear_cde", values, *arrays))

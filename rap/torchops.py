@@ -144,6 +144,15 @@ def _(
     return hidden1.new_empty((want.bit_count(), *shape), dtype=torch.float64)
 
 
+def _options(numbers: Sequence[float], flags: Sequence[int]) -> AceOptions:
+    least, window, key_window, heads, columns, top, *switches = flags
+    renormalise, normalise, stats = map(bool, switches)
+    return AceOptions(
+        *(numbers[0], numbers[1], least, window, key_window, heads, columns, top),
+        *(renormalise, normalise, stats),
+    )
+
+
 @torch.library.custom_op("rap::ace", mutates_args=())
 def ace_op(
     q: Tensor,
@@ -161,7 +170,7 @@ def ace_op(
     log_psi_columns [L]). numbers, flags: the fields of ``kernels.AceOptions``, scale and
     sigma, and the rest. response_start: int64 [S]."""
     masks = column_mask, image_mask
-    options = AceOptions(*numbers, *flags)
+    options = _options(numbers, flags)
     with torch.no_grad():
         return kernels.ace(q, k, response_start, cu_seqlens, masks, lse, options, threads)
 
@@ -180,13 +189,12 @@ def _(
     threads: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     samples = 1 if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    each = AceOptions(*numbers, *flags).heads == kernels.HEADS["each"]
+    each = _options(numbers, flags).heads == kernels.HEADS["each"]
     heads = (q.shape[0],) if each else ()
-    wide = {"dtype": torch.float64}
     return (
-        q.new_empty((4, samples, *heads), **wide),
+        q.new_empty((4, samples, *heads), dtype=torch.float64),
         q.new_empty((samples, *heads), dtype=torch.int64),
-        q.new_empty((*heads, q.shape[1]), **wide),
+        q.new_empty((*heads, q.shape[1]), dtype=torch.float64),
     )
 
 

@@ -598,6 +598,32 @@ def test_check_prints_how_a_model_is_read_or_why_it_is_refused(tiny, tmp_path):
     assert all(found[k] == v for k, v in refused.items() if k not in ("ok", "reason"))
 
 
+def test_check_writes_out_the_prompts_that_are_scored(tiny, tmp_path):
+    file = data(tmp_path / "d", 4)
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows[1]["question"] = "What?<|im_end|>"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ("check", tiny, "--device", "cpu", "--data", file, "--write-out", 2)
+    text = run(*words, "--system-prompt", "Be brief.").stdout
+    assert "--- s0, with the image, " in text and "--- s0, without the image, " in text
+    assert text.count("Be brief.") == 2 and text.count("Colour 0?") == 2
+    assert "Colour 2?" not in text  # two samples were asked for
+    first, second = text.split("--- s0, ")[1:]
+    assert first.count("<|image_pad|>") == 1 and "<|image_pad|>" not in second
+    assert "--- s1: bad_text: the text holds '<|im_end|>'" in text
+    found = json.loads(run(*words, "--json").stdout)["prompts"]
+    assert [(p["id"], p.get("with_image")) for p in found] == [
+        ("s0", True),
+        ("s0", False),
+        ("s1", None),
+    ]
+    assert found[0]["tokens"] > found[1]["tokens"] > 0
+    wrong = ("check", tiny, "--device", "cpu", "--write-out", 2)
+    assert "--write-out needs --data" in run(*wrong, code=2).stderr
+    wrong = ("check", tiny, "--device", "cpu", "--system-prompt", "x")
+    assert "without --write-out" in run(*wrong, code=2).stderr
+
+
 def test_retry_scores_quarantined_samples_again_and_changed_images_are_found(
     tiny, tmp_path
 ):

@@ -83,6 +83,9 @@ def recipe_of(samples: SampleSet, model: str | None, options: Mapping[str, Any])
     engine = engine_config(options)
     require_judge(config.evidence, options["reward"])
     require_engine(engine, config.evidence, model is not None)
+    from ..scoring.tracking import tracked
+
+    reported = tracked(options["report_to"], executor_config(options), "a folder")
     reward = load_reward(options["reward"])
     click.echo(samples.describe(), err=True)
     shown = options["progress"]
@@ -101,6 +104,7 @@ def recipe_of(samples: SampleSet, model: str | None, options: Mapping[str, Any])
         retry_quarantined=options["retry"],
         profile=options["profile"],
         loading=loading(options),
+        report_to=reported,
     )
 
 

@@ -30,6 +30,7 @@ from .profiling import count_asked
 from .reuse import group_of, inputs_sha256
 from .rounding import rounded
 from .scorer import Scorer
+from .tracking import Report
 
 if TYPE_CHECKING:
     from ..model.driver import ModelDriver
@@ -136,6 +137,7 @@ class Run:
         if plan is not None:
             scorer.count_groups(*plan.groups)
         self.verify = verify
+        self.report: Report | None = None
         self.written = time.monotonic()
 
     def fill(self, shards: ScoreStore, progress: bool | str) -> None:
@@ -278,6 +280,8 @@ class Run:
         with self.scorer.watch.span("store"):
             scores, rollouts = part.tables()
             shards.write(part.k, scores, rollouts, tally=part.tally(), rows=part.rows())
+        if self.report is not None:
+            self.report(scores, self.judge.seen, self.judge.bad.total())
         self.written = time.monotonic()
 
     def _known(self, shards: ShardWriter, part: _Part) -> list[Job]:

@@ -63,6 +63,7 @@ from .engine import resolve_all
 from .executors import make_executor
 from .ledger import count_rows, ledger
 from .session import Recipe
+from .tracking import tracked
 from .worker import coordinate
 
 
@@ -78,6 +79,7 @@ class RunOptions(TypedDict, total=False):
     verify_images: bool
     retry_quarantined: bool
     profile: bool
+    report_to: str | Sequence[str] | None
     loading: Mapping[str, Any] | None
 
 
@@ -108,6 +110,7 @@ def score(
     verify_images: bool = True,
     retry_quarantined: bool = False,
     profile: bool = False,
+    report_to: str | Sequence[str] | None = None,
     loading: Mapping[str, Any] | None = None,
     preset: PresetName | None = None,
     **overrides: Unpack[ScoringOptions],
@@ -164,6 +167,10 @@ def score(
         the work: ``meta["profile"]``, a `scores.profile.Profile` as plain values. It is
         kept in the store as the sum of its profiled runs, and the report shows it. No
         score depends on it.
+    report_to
+        "tensorboard", "wandb", "trackio" or what else transformers' ``report_to`` knows, or
+        several: gets counts, rate and means after every shard, ``samples`` as the step.
+        TensorBoard's files go to ``runs/`` in the store. Executor local only.
     loading
         Where ``model`` is a folder or hub name, how it is loaded: the keyword arguments of
         `rap.model.loading.load_model`, which may also be given by themselves: ``dtype``,
@@ -210,6 +217,7 @@ def score(
         verify_images=verify_images,
         retry_quarantined=retry_quarantined,
         profile=profile,
+        report_to=tracked(report_to, executor, store),
         loading=loads,
     )
     return score_by(recipe, store, executor, since=wall)
@@ -354,7 +362,8 @@ def select(
         the executor (``executor``, ``shard``, ...) or of ``choose`` (``budget``, ``rule``,
         ``by``, ..., see ``help(rap.ChooseConfig)``), and what `score` takes besides:
         ``store``, ``reward``, ``columns``, ``root``, ``progress``, ``allow_degenerate``,
-        ``verify_images``, ``retry_quarantined``, ``profile``, ``loading`` and its parts
+        ``verify_images``, ``retry_quarantined``, ``profile``, ``report_to``, ``loading``
+        and its parts
         (``dtype``, ``device_map``, ``quantize``, ...), see ``help(rap.score)``.
 
     Returns

@@ -71,6 +71,7 @@ class Recipe:
     retry_quarantined: bool = False
     profile: bool = False
     loading: Mapping[str, Any] = field(default_factory=dict)
+    report_to: tuple[str, ...] = ()
 
     def check(self) -> None:
         """What can be refused before anything is opened. Raises ``RapConfigError``."""
