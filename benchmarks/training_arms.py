@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -131,11 +132,11 @@ def public_script(scores: rap.Scores, budget: float, seed: int) -> np.ndarray:
     return _drawn(np.flatnonzero(c.usable & fits), budget_size(budget, len(scores)), seed)
 
 
-def learner(**options: object) -> Callable[[rap.Scores, float, int], np.ndarray]:
-    """Rule learn with these settings."""
+def learner(**options: Any) -> Callable[[rap.Scores, float, int], np.ndarray]:
+    """Rule learn with these settings; psi drops nothing, which is the default."""
 
     def pick(scores: rap.Scores, budget: float, seed: int) -> np.ndarray:
-        return choose(scores, budget, rule="learn", **options).indices
+        return rap.choose(scores, rule="learn", budget=budget, **options).indices
 
     return pick
 
@@ -178,27 +179,34 @@ ARMS = {
     "dapo": Arm("all data, DAPO refill", None, "nothing", refill=3),
 }
 
-NO_GUARD = {"guard_attention": 0.0, "guard_hurt": 0.0}
+NO_GUARD: dict[str, Any] = {"guard_attention": 0.0, "guard_hurt": 0.0}
+GUARD = 0.3
+"""Share of what the image hurts, as the plan was amended."""
+
+
+def _learners(evidence: str) -> dict[str, Arm]:
+    """Rule learn, without its guard, and with coverage of the main part, too."""
+    forms = {
+        "": ("", learner(guard_hurt=GUARD)),
+        "_no_guard": (", no guard", learner(**NO_GUARD)),
+        "_coverage": (", coverage", learner(guard_hurt=GUARD, coverage=True)),
+    }
+    return {
+        f"learn_{evidence}{name}": Arm(
+            f"learn, {evidence}{title}", pick, "all", evidence=evidence
+        )
+        for name, (title, pick) in forms.items()
+    }
+
+
 SECOND = {
     **{name: ARMS[name] for name in ("full", "dapo", "random", "band", "variance")},
     "public_script": Arm("the authors' public script", public_script, "all"),
     "rap": Arm("RAP, rule budget", full_rap, "all"),
     "rap_no_ace": Arm("RAP, rule budget without ACE", without_ace, "all"),
     "rap_logits": ARMS["rap_logits"],
-    "learn_cascade": Arm("learn, cascade", learner(), "all", evidence="cascade"),
-    "learn_cascade_no_guard": Arm(
-        "learn, cascade, no guard", learner(**NO_GUARD), "all", evidence="cascade"
-    ),
-    "learn_cascade_no_coverage": Arm(
-        "learn, cascade, no coverage", learner(coverage=False), "all", evidence="cascade"
-    ),
-    "learn_answer": Arm("learn, answer", learner(), "all", evidence="answer"),
-    "learn_answer_no_guard": Arm(
-        "learn, answer, no guard", learner(**NO_GUARD), "all", evidence="answer"
-    ),
-    "learn_answer_no_coverage": Arm(
-        "learn, answer, no coverage", learner(coverage=False), "all", evidence="answer"
-    ),
+    **_learners("cascade"),
+    **_learners("answer"),
     "learn_answer_any_sign": Arm(
         "learn, answer, any sign of D",
         learner(lambda_c=-1.0, **NO_GUARD),

@@ -1,6 +1,6 @@
 """Planned comparisons of the second edition, with intervals over pools, seeds, questions.
 
-    python -m benchmarks.training_compare --work out/training2
+(`benchmarks.training_second_page` writes them down.)
 
 A run is an array of 0/1 answers to the test at its last step. Two arms are paired by pool
 and seed (same start, same questions). Interval and p of a difference: hierarchical
@@ -11,9 +11,8 @@ Holm (1979).
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by its path, too
 
 from benchmarks.training_arms import SECOND
-from benchmarks.training_second import Plan, finished, read_costs, read_plan, runs
-
-RESULTS = Path(__file__).parent / "results"
+from benchmarks.training_second import Plan
 
 DRAWS = 4000
 MARGIN = 0.01
@@ -67,7 +64,7 @@ def planned(plan: Plan) -> dict[str, list[Test]]:
         arm = f"learn_{evidence}"
         parts += [
             Test(arm, f"{arm}_no_guard", budget, "mixed"),
-            Test(arm, f"{arm}_no_coverage", budget, "sighted"),
+            Test(arm, f"{arm}_coverage", budget, "sighted"),
         ]
     parts += [
         Test("learn_cascade", "rap", narrow, "mixed"),
@@ -274,128 +271,3 @@ def curve(found: Sequence[Mapping[str, Any]], costs: Costs) -> list[Point]:
 def reached(points: Sequence[Point], target: float) -> Point | None:
     """The first measured point after the start at ``target`` or above."""
     return next((p for p in points if p["step"] and p["accuracy"] >= target), None)
-
-
-# ---------------------------------------------------------------- the page
-
-
-def _percent(row: Mapping[str, Any]) -> str:
-    if "mean" not in row:
-        return "no runs"
-    return f"{100 * row['mean']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
-
-
-HEAD = "comparison | budget | accuracy | margin | runs | points [95 %] | p | Holm | "
-ARMS_HEAD = (
-    "arm | budget | prompts | runs | sighted | mixed | blind | scoring s | training s | "
-    "reached: step | total s | completions"
-)
-
-
-def _families(plan: Plan, table: Any) -> list[str]:
-    lines = []
-    for name, tests in planned(plan).items():
-        lines += ["", f"## Planned: {name}", ""]
-        lines += [f"| {HEAD} |"]
-        lines += ["|---|---:|---|---:|---:|---:|---:|---:|---|"]
-        for row in judge(tests, table):
-            t = row["test"]
-            a, b = (SECOND[x].title for x in (t.ours, t.other))
-            a, b = (a, b) if t.sign > 0 else (b, a)
-            verdict = "holds" if row["holds"] else "not shown"
-            lines.append(
-                f"| {a} - {b} | {100 * t.budget:g} % | {t.what} | {100 * t.margin:g} | "
-                f"{row['cells']} | {_percent(row)} | {row['p']:.4f} | {row['holm']:.4f} | "
-                f"{verdict} |"
-            )
-    return lines
-
-
-def _arms(found: Sequence[Mapping[str, Any]], costs: Costs, table: Any) -> list[str]:
-    lines = ["", "## Arms", ""]
-    lines += [f"| {ARMS_HEAD} |", "|---|---:|" + "---:|" * 10]
-    of_arm: dict[tuple[str, float | None], list[Mapping[str, Any]]] = {}
-    for run in found:
-        of_arm.setdefault((run["arm"], run["budget"]), []).append(run)
-    whole = curve(of_arm.get(("full", None), []), costs)
-    target = whole[-1]["accuracy"] if whole else float("inf")
-    for key, mine in of_arm.items():
-        cells = [SECOND[key[0]].title, "all" if key[1] is None else f"{100 * key[1]:g} %"]
-        cells += [f"{np.mean([r['prompts'] for r in mine]):.0f}", str(len(mine))]
-        for what in ("sighted", "mixed", "blind"):
-            arm = "blind" if what == "blind" else "sighted"
-            values = [
-                weights_of(a.groups, what) @ a.right[arm] for a in table[key].values()
-            ]
-            cells.append(f"{100 * np.mean(values):.1f}")
-        cells.append(f"{np.mean([billed(r, costs)[0] for r in mine]):.0f}")
-        cells.append(f"{np.mean([r['points'][-1]['seconds'] for r in mine]):.0f}")
-        point = reached(curve(mine, costs), target)
-        names = ("step", "seconds", "completions")
-        cells += ["never", "", ""] if point is None else [f"{point[n]:.0f}" for n in names]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
-
-
-def _by_family(table: Any) -> list[str]:
-    """Test accuracy with the picture at each arm's last step, family by family."""
-    images = sorted(
-        {g for cells in table.values() for a in cells.values() for g in a.groups}
-        - {"mixed"}
-    )
-    names = [g.removeprefix("image/") for g in images]
-    lines = ["", "## By family", "", "| arm | budget | " + " | ".join(names) + " |"]
-    lines.append("|---|---:|" + "---:|" * len(names))
-    for (arm, budget), cells in table.items():
-        shown = [SECOND[arm].title, "all" if budget is None else f"{100 * budget:g} %"]
-        for group in images:
-            values = [a.right["sighted"][a.groups[group]].mean() for a in cells.values()]
-            shown.append(f"{100 * np.mean(values):.1f}")
-        lines.append("| " + " | ".join(shown) + " |")
-    return lines
-
-
-ABOUT = """# Training on what each rule selects, second edition
-
-`python -m benchmarks.training_second`: {done} of {total} runs of the plan
-(benchmarks/training_plan.md), which was committed before the first. Pools: worlds {pools}
-of {pool} samples, each scored once; {seeds} training seeds a pool and compared arm. Test
-accuracy at step {steps} (all data: {whole}), paired by pool and seed; intervals: pools,
-seeds and questions drawn again; p: one-sided, corrected by Holm within a family.
-*reached*: where the mean validation curve is at all data's last value. Seconds are CPU time
-of one thread, the scoring billed.
-"""
-
-
-def write_report(plan: Plan, work: Path, results: Path) -> Path:
-    """``training_second.md`` in ``results``."""
-    found = list(finished(plan, work))
-    if not found:
-        raise SystemExit(f"{work}: no run is done")
-    costs, table = read_costs(plan, work), table_of(found, plan)
-    about = {"pools": ", ".join(map(str, plan.pools)), "pool": plan.pool}
-    about |= {"seeds": plan.seeds, "steps": plan.steps, "whole": plan.whole_steps}
-    text = ABOUT.format(done=len(found), total=len(runs(plan)), **about)
-    parts: list[Callable[[], list[str]]] = [
-        lambda: _families(plan, table),
-        lambda: _arms(found, costs, table),
-        lambda: _by_family(table),
-    ]
-    text += "\n".join(line for part in parts for line in part()) + "\n"
-    results.mkdir(parents=True, exist_ok=True)
-    path = results / "training_second.md"
-    path.write_text(text)
-    return path
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.training_compare")
-    parser.add_argument("--work", type=Path, default=Path("out/training2"))
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    args = parser.parse_args(argv)
-    print(write_report(read_plan(args.work), args.work, args.results))
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,7 +1,7 @@
 """The second edition of the training table: three pools, planned comparisons.
 
     python -m benchmarks.training_second --minutes 9    # nine minutes of it; call it again
-    python -m benchmarks.training_compare               # the report of what there is
+    python -m benchmarks.training_second_page           # the report of what there is
     python -m benchmarks.training_second --list         # pieces that are left
 
 The plan is benchmarks/training_plan.md, committed before the first run; the numbers of it

@@ -49,7 +49,10 @@ ORDERS: tuple[str, ...] = get_args(OrderName)
 DEFAULT_BUDGET = 0.09
 """Share that is kept where no budget is given (the paper keeps 9.3 % of its data)."""
 DEFAULT_GUARD = 0.1
-"""Share of the kept samples that rule learn gives to each of its guards."""
+"""Share of the kept samples that rule learn gives to attention-biased ones."""
+DEFAULT_GUARD_HURT = 0.3
+"""The same for those that the image hurts; chosen on one pool of the demo world
+(benchmarks/training_plan.md)."""
 DEFAULT_BATCH = 8
 """Samples a batch where neither their number nor their tokens are limited."""
 MAX_IMAGE_PIXELS = 50_000_000
@@ -436,12 +439,12 @@ class ChooseConfig:
         "Rule learn: share of the kept samples for those that the image hurts, with mixed "
         "outcomes; what fills an unfilled budget may hold more.",
         default=None,
-        none=str(DEFAULT_GUARD),
+        none=str(DEFAULT_GUARD_HURT),
     )
     coverage: bool | None = setting(
         "Rule learn: whether a sample counts less the more of its group is kept.",
         default=None,
-        none="yes",
+        none="in the guards; with coverage_by everywhere",
     )
     coverage_by: str | None = setting(
         "Rule learn: the column whose values are those groups, e.g. source.",
@@ -473,6 +476,11 @@ class ChooseConfig:
             )
 
     @property
+    def covers_main(self) -> bool:
+        """Whether ``coverage`` is over the main part, too."""
+        return self.coverage or (self.coverage is None and self.coverage_by is not None)
+
+    @property
     def guards(self) -> tuple[float | None, float | None]:
         """``guard_attention``, ``guard_hurt``."""
         return self.guard_attention, self.guard_hurt
@@ -484,7 +492,7 @@ class ChooseConfig:
         usual = DEFAULT_GUARD if self.drops_biased else 0.0
         return (
             usual if attention is None else attention,
-            DEFAULT_GUARD if hurt is None else hurt,
+            DEFAULT_GUARD_HURT if hurt is None else hurt,
         )
 
     @property

@@ -319,35 +319,41 @@ def learn(
     above: ArrayLike,
     negative: ArrayLike,
     biased: ArrayLike,
+    harm: ArrayLike,
     guards: tuple[int, int],
     group: ArrayLike | None,
+    covers_main: bool,
     scale: float,
 ) -> dict[str, list[int]]:
     """Rule ``learn`` on n rows: {"guard", "main", "fill"}: indices.
 
     value: float64 [n], above 0 where outcomes are mixed. usable: valid and not unsolved;
     above: D above the threshold; negative: D < 0; biased: psi above its limit; bool [n].
-    guards: how many of the k are for attention-biased and for hurt samples at most. group:
-    what is covered, None: no coverage.
+    harm: float64 [n], p1 (1 - p1) (p0 - p1), at least 0. guards: how many of the k are for
+    attention-biased and for hurt samples at most. group: what is covered, in the guards
+    and with ``covers_main`` in the main part, None: no coverage.
     """
-    s = _float64(value)
+    s, lost = _float64(value), _float64(harm)
     use, up, down, captured = (
         np.asarray(x, bool) for x in (usable, above, negative, biased)
     )
 
-    def best(rows: list[int], many: int) -> list[int]:
-        return sorted(rows, key=lambda i: (-s[i], i))[: max(many, 0)]
+    def best(rows: list[int], many: int, by: Any, covers: bool = False) -> list[int]:
+        if group is None or not covers:
+            return sorted(rows, key=lambda i: (-by[i], i))[: max(many, 0)]
+        found = cover(by[rows], np.asarray(group)[rows], max(many, 0), scale)
+        return [rows[i] for i in found]
 
     mixed = [i for i in range(len(s)) if use[i] and s[i] > 0]
-    guard = best([i for i in mixed if captured[i]], guards[0])
-    hurt = [i for i in mixed if not captured[i] and not up[i] and down[i]]
-    guard += best(hurt, guards[1])
+    guard = best([i for i in mixed if captured[i]], guards[0], s, True)
+    hurt = [
+        i
+        for i in range(len(s))
+        if use[i] and lost[i] > 0 and not captured[i] and not up[i] and down[i]
+    ]
+    guard += best(hurt, guards[1], lost, True)
     rows = [i for i in mixed if not captured[i] and up[i]]
-    if group is None:
-        main = best(rows, k - len(guard))
-    else:
-        main = cover(s[rows], np.asarray(group)[rows], k - len(guard), scale)
-        main = [rows[i] for i in main]
+    main = best(rows, k - len(guard), s, covers_main)
     taken = {*guard, *main}
     rest = [i for i in range(len(s)) if use[i] and not np.isnan(s[i]) and i not in taken]
-    return {"guard": guard, "main": main, "fill": best(rest, k - len(taken))}
+    return {"guard": guard, "main": main, "fill": best(rest, k - len(taken), s)}

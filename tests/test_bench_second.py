@@ -9,7 +9,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from benchmarks import training, training_compare, training_second
+from benchmarks import training, training_compare, training_second, training_second_page
 from benchmarks.training_arms import SECOND
 from benchmarks.training_compare import Test as Planned
 from benchmarks.training_compare import bootstrap, differences, holm, judge, planned
@@ -82,7 +82,7 @@ def made_up(run: Run, sighted: float, mixed: float, steps: int) -> dict:
         found["validation"] = point(rng, 0.4 + (sighted - 0.4) * step / steps, mixed)
         points.append(found)
     points[-1]["test"] = point(rng, sighted, mixed)
-    about = {"prompts": 18, "points": points, "wall": 1.0}
+    about = {"prompts": 18, "points": points, "wall": 1.0, "causes": {"x": 10, "y": 8}}
     return dataclasses.asdict(run) | about
 
 
@@ -106,7 +106,7 @@ def work(tmp_path):
 def test_the_report_of_made_up_runs(work, monkeypatch) -> None:
     monkeypatch.setattr(training_compare, "DRAWS", 200)
     assert training_second.pending(PLAN, work) == []
-    text = training_compare.write_report(PLAN, work, work / "results").read_text()
+    text = training_second_page.write_report(PLAN, work, work / "results").read_text()
     lines = text.splitlines()
     first = [line for line in lines if line.startswith("| learn, cascade - random, equal")]
     assert first[0].endswith("holds |") and "| 15 |" in first[0]
@@ -124,6 +124,19 @@ def test_the_report_of_made_up_runs(work, monkeypatch) -> None:
     row = next(line for line in lines if line.startswith("| learn, cascade | 9.3 %"))
     assert row.split(" | ")[-3:-1] == ["100", "120"]  # steps; training and scoring seconds
     assert row.endswith("9400 |")
+    assert "5 training seeds a pool of every compared arm (of\n5 planned)" in text
+    kept = text.split("## What was selected, by planted cause")[1].splitlines()
+    assert "| learn, cascade | 9.3 % | 10 | 8 |" in kept
+    causes = text.split("## The mixed world by cause")[1].splitlines()
+    assert causes[2] == "| arm | budget | x | y |"
+    x, y = (
+        100 * np.mean([a.right["sighted"][part].mean() for a in own])
+        for part in (slice(100, 130), slice(130, 150))
+    )
+    assert f"| learn, cascade | 9.3 % | {x:.0f} | {y:.0f} |" in causes
+    stored = json.loads((work / "results" / "training_second.json").read_text())
+    assert len(stored["runs"]) == len(runs(PLAN))
+    assert (work / "results" / "training_second.png").stat().st_size > 10_000
 
 
 def test_differences_cover_pools_seeds_and_questions(work) -> None:

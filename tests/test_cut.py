@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -179,8 +180,39 @@ def test_a_prompt_that_was_scored_otherwise_is_refused(scored, monkeypatch):
     with pytest.raises(RapConfigError, match="seed = -1"):
         rap.cut(model, processor, path, scores, seed=-1)
     monkeypatch.setattr(causal, "_rows", lambda _: longer)
-    with pytest.raises(RapInputError, match="tokens here, .* another processor"):
+    with pytest.raises(RapInputError, match="tokens here, .* not the prompt that was"):
         rap.cut(model, processor, path, scores)
+
+
+def test_the_prompts_are_those_of_the_store(scored, tmp_path):
+    """Another template and a system prompt, which the store names, are used again."""
+    model, processor, _, _ = scored
+    path = world.write(world.draw(16, seed=21), tmp_path / "data")
+    asked = {"prompt_template": "Look. {question}{choices}", "system_prompt": "Be short."}
+    scores = rap.score(
+        *(model, processor, path),
+        evidence="rollouts",
+        m1=3,
+        m0=1,
+        sampling=Sampling(max_new_tokens=48),
+        store=tmp_path / "scores",
+        progress=False,
+        **asked,
+    )
+    report = rap.cut(model, processor, path, scores, samples=2)
+    assert report.samples
+    default = dataclasses.replace(scores, meta={})  # says nothing of its prompts
+    with pytest.raises(RapInputError, match="not the prompt that was"):
+        rap.cut(model, processor, path, default, samples=2)
+
+
+def test_another_model_than_the_stores_is_refused(scored):
+    model, processor, path, store = scored
+    other, _ = load_demo_model()
+    with torch.no_grad():
+        next(other.parameters()).view(-1)[0] += 1.0
+    with pytest.raises(RapInputError, match="not of this model: .*weights are others"):
+        rap.cut(other, processor, path, rap.Scores.load(store))
 
 
 def test_a_model_that_cannot_be_driven_is_refused(scored):

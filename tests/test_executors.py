@@ -680,6 +680,25 @@ def test_what_is_to_be_tried_again_is_planned(tiny, nursery, tmp_path, caplog) -
         gone.unlink()
 
 
+def test_every_round_of_a_cascade_is_tried_again(tiny, nursery, tmp_path) -> None:
+    """``plan`` opens the later rounds, too; who scores them then was not asked to."""
+    rows = make_rows(nursery.folder)
+    config = ScoreConfig(evidence="cascade")
+    first, *_ = rounds_of(open_samples(rows, root=nursery.folder), config)
+    at = next(i for i in range(len(rows)) if i not in first.places and i != 11)
+    late = tmp_path / "late.png"
+    rows[at] = rows[at] | {"image": str(late)}
+    env = {"executor": "env", "shard": "0/1", "evidence": "cascade", "root": "/"}
+    store = tmp_path / "store"
+    before = run_here(tiny, nursery, store, rows, **env)
+    assert before.meta["counts"] == {"quarantined_image_missing": 2, "scored": 22}
+    late.write_bytes(Path(rows[10]["image"]).read_bytes())
+    planned = {"evidence": "cascade", "root": "/", "retry_quarantined": True}
+    plan_here(tiny, nursery, store, rows, **planned)
+    scores = run_here(tiny, nursery, store, rows, **env)
+    assert scores.meta["counts"] == {"quarantined_image_missing": 1, "scored": 23}
+
+
 def test_the_size_of_a_shard_is_the_store_s_own(tiny, nursery, tmp_path, monkeypatch):
     """Of a new store it follows the number of samples; 256, as ever, for so few."""
     rows = make_rows(nursery.folder)

@@ -148,18 +148,32 @@ def of_kind(kind: str) -> st.SearchStrategy:
     )
 
 
+def hurt_of(kind: str) -> st.SearchStrategy:
+    """Rows that the image hurts, of several sizes of harm."""
+    psi = {"log_psi": -3.0}
+    right = st.sampled_from([1, 2, 3])
+    if kind == "rollouts":
+        return st.builds(lambda c: row(c, 5, 4, 4, **psi), right)
+    if kind == "cascade":
+        return st.builds(lambda c: cascade(0.2, 0.9, (c, 5, 4, 4), **psi), right)
+    return st.builds(lambda c: answer(c / 5, 0.9, 0.3, **psi), right)
+
+
 @st.composite
 def tables(draw: st.DrawFn) -> list[dict]:
-    kind = of_kind(draw(st.sampled_from(["rollouts", "answer", "logits", "cascade"])))
+    name = draw(st.sampled_from(["rollouts", "answer", "logits", "cascade"]))
+    parts = [of_kind(name)] * 9 + [st.just(BAD)]
+    if name != "logits" and draw(st.booleans()):
+        parts += [hurt_of(name)] * 6
     least = draw(st.sampled_from([1, 25]))
-    rows = st.lists(st.one_of(*[kind] * 9, st.just(BAD)), min_size=least, max_size=40)
+    rows = st.lists(st.one_of(*parts), min_size=least, max_size=40)
     return [dict(r) for r in draw(rows)]
 
 
 @st.composite
 def choices(draw: st.DrawFn) -> dict:
     share = st.sampled_from([None, 0, 0.1, 0.25, 0.5])
-    covers = draw(st.sampled_from([None, False, "source"]))
+    covers = draw(st.sampled_from([None, False, True, "source"]))
     return {
         "rule": "learn",
         "budget": draw(st.sampled_from([0.1, 0.29, 0.5, 1])),
@@ -167,19 +181,22 @@ def choices(draw: st.DrawFn) -> dict:
         "lambda_a": draw(st.sampled_from([0.1, 10])),
         "guard_attention": draw(share),
         "guard_hurt": draw(share),
-        **({"coverage_by": "source"} if covers else {"coverage": covers}),
+        **({"coverage_by": "source"} if covers == "source" else {"coverage": covers}),
     }
 
 
 REACHED = {
     *("main", "guard attention", "guard hurt", "guard without a candidate", "fill mixed"),
-    *("fill others", "coverage matters", "cut", "short"),
+    *("fill others", "coverage matters", "guards covered", "cut", "short"),
     *("rollouts", "answer", "logits", "cascade"),
 }
 
 
-def brute(selection: Selection, config: ChooseConfig, reached: Counter) -> dict:
-    """``reference.learn`` on what the selection's table says of each row."""
+def brute(
+    selection: Selection, config: ChooseConfig, states: np.ndarray, reached: Counter
+) -> dict:
+    """``reference.learn`` on what the selection's table says of each row. ``states``: the
+    cluster of each."""
     table = selection.table
     d, difficulty, value = (
         np.array([np.nan if x is None else x for x in table[name].to_pylist()], float)
@@ -192,17 +209,23 @@ def brute(selection: Selection, config: ChooseConfig, reached: Counter) -> dict:
     if floor is None:
         floor = 0.01 if selection.settings["evidence"] == "logits" else 0.0
     usable = scored & ~np.isnan(value) & ~(difficulty >= 1)
-    shares = [0.1 if g is None else g for g in config.guards]
+    usual = zip(config.guards, (0.1, 0.3), strict=True)
+    shares = [default if given is None else given for given, default in usual]
     many = tuple(math.floor(round(100 * share) * k / 100) for share in shares)
+    harm = np.nan_to_num(difficulty * (1 - difficulty) * np.maximum(-d, 0))
     covers = None
     if config.coverage_by:
         covers = np.array([x or "" for x in table["source"].to_pylist()])
+    elif config.coverage is not False:
+        covers = states
     given = {
         "usable": usable,
         "above": d > floor,
         "negative": d < 0,
         "biased": psi > math.log(config.lambda_a),
+        "harm": harm,
         "guards": many,
+        "covers_main": bool(config.coverage or config.coverage_by),
         "scale": SCALE,
     }
     found = reference.learn(value, k, group=covers, **given)
@@ -215,6 +238,7 @@ def brute(selection: Selection, config: ChooseConfig, reached: Counter) -> dict:
     reached["fill mixed"] += bool((value[found["fill"]] > 0).any())
     reached["fill others"] += bool((value[found["fill"]] < 0).any())
     reached["coverage matters"] += set(found["main"]) != set(plain["main"])
+    reached["guards covered"] += set(found["guard"]) != set(plain["guard"])
     reached["cut"] += bool(usable.sum() > k)
     reached["short"] += bool(usable.sum() < k)
     reached[selection.settings["evidence"]] += 1
@@ -228,11 +252,14 @@ def test_learn_equals_the_brute_force() -> None:
     @settings(max_examples=300, deadline=None, derandomize=True)
     @given(rows=tables(), options=choices())
     def compare(rows: list[dict], options: dict) -> None:
+        states = np.repeat(np.arange(len(rows))[:, None] % 3, WIDTH, axis=1)
+        scores = with_states(rows, states.astype(float))
         try:
-            selection = choose(scores_of(rows), **options)
+            selection = choose(scores, **options)
         except rap.RapInputError:
             return  # no valid row, or none is solved: as for every rule
-        wanted = brute(selection, ChooseConfig(**options), reached)
+        clusters = clusters_of(scores.reader).code
+        wanted = brute(selection, ChooseConfig(**options), clusters, reached)
         told = reasons(selection)
         for part, code in (
             ("main", "kept_cognitive"),
@@ -278,7 +305,8 @@ def test_guards_take_the_best_mixed_samples_of_their_kind() -> None:
     rows += [row(c, 5, 0, 5, log_psi=0.5) for c in (4, 2)]  # 10, 11: biased
     rows += [row(c, 5, 5, 5, log_psi=-3.0) for c in (1, 2)]  # 12, 13: hurt
     rows += [row(5, 5, 5, 5, log_psi=-3.0)] * 6
-    selection = choose(scores_of(rows), rule="learn", budget=0.5, lambda_a=1.0)
+    options = {"rule": "learn", "budget": 0.5, "lambda_a": 1.0, "guard_hurt": 0.1}
+    selection = choose(scores_of(rows), **options)
     assert selection.indices.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 11, 13]
     assert [reasons(selection)[i] for i in (0, 10, 11, 12, 13)] == [
         *("kept_cognitive", "dropped_attention_biased", "kept_guard"),
@@ -296,11 +324,32 @@ def test_guards_take_the_best_mixed_samples_of_their_kind() -> None:
     assert learned(none)["guard"]["hurt"] == {"target": 0, "candidates": 2, "kept": 0}
 
 
+def test_the_guard_knows_harm_from_chance() -> None:
+    """Half-known without the image, half-known with it: D < 0 by one completion says
+    little, however surely p1 (1 - p1) is large; right without and seldom with it does."""
+    rows = [row(2, 5, 0, 5)] * 10 + [row(2, 5, 3, 5)] * 5 + [row(1, 5, 5, 5)] * 5
+    selection = choose(scores_of(rows), rule="learn", budget=0.5, guard_hurt=0.2)
+    told = reasons(selection)
+    assert {i for i, r in enumerate(told) if r == "kept_guard"} == {15, 16}
+
+
+def test_the_guard_takes_samples_that_the_cascade_did_not_ask() -> None:
+    """Where D < 0 is expected no completion is sampled; what is expected then decides."""
+    sure = {"entropy1": 0.5, "entropy0": 0.5}
+    asked = [cascade(0.5, 0.02, (2, 5, 0, 5), **sure)] * 30
+    asked += [cascade(0.15, 0.97, (0, 2, 5, 5), **sure)] * 3  # of the pilot
+    hurt = [cascade(0.15, 0.97, **sure)] * 5
+    selection = choose(scores_of(asked + hurt), rule="learn", budget=0.4, guard_hurt=0.2)
+    assert learned(selection)["guard"]["hurt"]["kept"] == 3
+    told = reasons(selection)
+    assert [i for i, r in enumerate(told) if r == "kept_guard"] == [33, 34, 35]
+
+
 def test_a_guard_without_candidates_gives_its_share_away() -> None:
     rows = [row(2, 5, 0, 5)] * 30
     selection = choose(scores_of(rows), rule="learn", budget=1 / 3)
     assert selection.counts()["kept_cognitive"] == 10
-    assert "guard, hurt by the image: 0 of 1 (0 candidates; its share goes" in (
+    assert "guard, hurt by the image: 0 of 3 (0 candidates; its share goes" in (
         selection.summary()
     )
 
@@ -438,16 +487,21 @@ def test_coverage_goes_by_hidden_states_where_there_are_some(tmp_path) -> None:
     states, place = blobs(60, 3)
     rows = [row(2 if p else 1, 5, 0, 5) for p in place]
     scores = with_states(rows, states)
-    selection = choose(scores, rule="learn", budget=0.2)
+    selection = choose(scores, rule="learn", budget=0.2, coverage=True)
     told = learned(selection)["coverage"]
-    assert told["by"] == "8 clusters of hidden states"
+    assert (told["by"], told["of"]) == ("8 clusters of hidden states", "main")
+    usual = choose(scores, rule="learn", budget=0.2)
+    assert learned(usual)["coverage"]["of"] == "guards" and "in the guards" in (
+        usual.summary()
+    )
+    assert 0 not in place[usual.indices]  # p (1 - p) is less there
     assert set(place[selection.indices]) == {0, 1, 2}
     selection.save(tmp_path)
     again = load(tmp_path)
     assert again.table.equals(selection.table)
     assert again.settings["choose"]["rule"] == "learn"
     first = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    choose(scores, rule="learn", budget=0.2).save(tmp_path)
+    choose(scores, rule="learn", budget=0.2, coverage=True).save(tmp_path)
     assert first == {p.name: p.read_bytes() for p in tmp_path.iterdir()}
 
 

@@ -36,8 +36,8 @@ RULES: dict[str, dict[str, Any]] = {
     "budget": {},
     "learn": {"rule": "learn"},
     "learn, no guard": {"rule": "learn", **NO_GUARD},
-    "learn, no coverage": {"rule": "learn", "coverage": False},
-    "learn, neither": {"rule": "learn", "coverage": False, **NO_GUARD},
+    "learn, no coverage at all": {"rule": "learn", "coverage": False},
+    "learn, coverage of all": {"rule": "learn", "coverage": True},
 }
 CAUSES = ("cognitive", "attention_biased", "image_misleads", "language_prior", "trivial")
 

@@ -60,3 +60,15 @@ def value_of_answers(
     mixed = (value > 0) & ~(moved <= FLOOR)
     value = np.where(mixed, value - UNTRIED * untried, value - SETTLED)
     return np.where(known, value, np.nan)
+
+
+def harm_of(difficulty: np.ndarray, d: np.ndarray) -> np.ndarray:
+    """float64 [n]: p1 (1 - p1) (p0 - p1), 0 where D = p1 - p0 is not below 0 or one of
+    them is not known: what there is to learn, times how much the image takes away.
+
+    A D just below 0 is chance where a model knows half of the answer without the image, and
+    such samples are many: the size of D tells them from those whose image misleads.
+    """
+    with np.errstate(invalid="ignore"):
+        found = difficulty * (1.0 - difficulty) * np.maximum(-d, 0.0)
+    return np.nan_to_num(found, nan=0.0)

@@ -21,6 +21,7 @@ from ..config import ScoreConfig
 from ..errors import RapConfigError, RapInputError
 from ..model.rollouts import IMAGE_ARM
 from ..samples.sampleset import SampleSet, open_samples
+from ..scores.fingerprint import in_words, other_run
 from ..scores.scores import Scores
 from .prepare import prepare_job
 
@@ -160,9 +161,12 @@ def cut(
     answer is where it last names the reference answer, or its last token if it does not.
     Other tokens are of the same part (prompt or response), before the answer, not special.
 
+    Prompts are made as they were for scoring (``prompt_template``, ``system_prompt``).
+
     Raises ``RapConfigError`` for samples or others < 1; ``RapInputError`` if the scores
-    have no psi or no completions, or a sample is not in ``data``; ``RapModelError`` if the
-    model is not supported. Passes ``torch.OutOfMemoryError``.
+    have no psi or no completions, were made with another model or processor, or a sample is
+    not in ``data``; ``RapModelError`` if the model is not supported.
+    Passes ``torch.OutOfMemoryError``.
     """
     for name, value in (("samples", samples), ("others", others)):
         if value < 1:
@@ -174,8 +178,9 @@ def cut(
     from ..model.capture import UnsupportedModelError, unsupported
     from ..model.driver import ModelDriver
 
-    config = ScoreConfig(evidence="rollouts")
+    config = _config(scores)
     driver = ModelDriver(model, processor, config)
+    _require_its_model(driver, scores)
     opened = data if isinstance(data, SampleSet) else open_samples(data)
     found: list[CutSample] = []
     skipped = 0
@@ -189,9 +194,8 @@ def cut(
         if row["n_prompt"] not in (None, job.image.n_prompt):
             raise RapInputError(
                 f"sample {row['id']!r}: its prompt has {job.image.n_prompt} tokens here, "
-                f"{row['n_prompt']} where it was scored: another processor, "
-                "prompt_template or system_prompt; only stores with the default prompt can "
-                "be cut"
+                f"{row['n_prompt']} where it was scored: it is not the prompt that was "
+                "scored"
             )
         prepared = driver.with_response(job.image, said[row["id"]])
         assert job.sample is not None  # it has an image prompt
@@ -210,6 +214,33 @@ def cut(
             "answer"
         )
     return CutReport(tuple(found), skipped, seed)
+
+
+PROMPT = (
+    *("prompt_template", "system_prompt", "counterfactual"),
+    *("max_prompt_tokens", "max_image_pixels"),
+)
+"""Settings of a store that its prompts depend on."""
+
+
+def _config(scores: Scores) -> ScoreConfig:
+    """With the prompts of the store."""
+    stored = scores.meta.get("fingerprint", {}).get("config", {})
+    return ScoreConfig(
+        evidence="rollouts", **{name: stored[name] for name in PROMPT if name in stored}
+    )
+
+
+def _require_its_model(driver: ModelDriver, scores: Scores) -> None:
+    """psi of one model says nothing of another. Scores from elsewhere name none."""
+    stored = scores.meta.get("fingerprint", {}).get("model")
+    if stored is None:
+        return
+    lines = other_run({"model": driver.identity()}, {"model": stored})
+    if lines:
+        raise RapInputError(
+            f"these scores are not of this model: {'; '.join(map(in_words, lines))}"
+        )
 
 
 def _rows(scores: Scores) -> list[dict[str, Any]]:

@@ -186,11 +186,23 @@ class Session:
 
     def forget_plans_after(self, by: Pass) -> None:
         """Where the first pass is planned anew, the others have to be, too: their plans are
-        of the data set that was. Raises ``RapStoreError`` if workers are at work there."""
-        if self.rounds and by.folder == self.path / folder_of(0):
-            later = (self.path / folder_of(k) for k in range(1, len(self.rounds)))
-            for folder in filter(has_plan, (*later, self.path)):
+        of the data set that was. What is to be tried again is looked for in their stores
+        now: who plans them later was not asked to. Raises ``RapStoreError`` if workers are
+        at work there."""
+        if not self.rounds or by.folder != self.path / folder_of(0):
+            return
+        later = (self.path / folder_of(k) for k in range(1, len(self.rounds)))
+        for folder in (*later, self.path):
+            if has_plan(folder):
                 forget_plan(folder)
+            header = read_header(folder / "store.json")
+            if self.recipe.retry_quarantined and header is not None:
+                known = (
+                    header[name] for name in ("fingerprint", "n_samples", "shard_size")
+                )
+                data = header.get("data")
+                with ScoreStore.open(folder, *known, data=data, shared=True) as shards:
+                    redo_quarantined(shards)
 
     def last_pass(self) -> Pass:
         """The pass that fills the store, as far as it can be known before the others."""

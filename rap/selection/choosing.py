@@ -129,11 +129,13 @@ def choose(
     posteriors, V = P(p1 > p0), or P(p1 < p0) where D < 0; else p_answer1 (1 - p_answer1),
     V = 1 where the image moves the prediction by more than 0.01 nats (answer, cascade:
     ``js``; logits: D), else 0. Candidates are mixed (rollouts, cascade: 0 < c1 < m1), with
-    D > lambda_c (0; logits: 0.01) and psi not above lambda_a. ``guard_attention`` and
-    ``guard_hurt`` (0.1 each) of what is kept are the best mixed samples with psi above
-    lambda_a and with D < 0: ``kept_guard``. ``coverage`` (on): candidates are chosen for
-    the sum over groups of log(1 + sum of values / 0.2), greedily; groups are the values of
-    ``coverage_by``, or 8 clusters of the hidden states that `score` kept (without any:
+    D > lambda_c (0; logits: 0.01) and psi not above lambda_a. Of what is kept,
+    ``guard_hurt`` (0.3) are samples with D < 0, by p1 (1 - p1) (p0 - p1), and
+    ``guard_attention`` (0.1; 0 where psi is only reported) mixed ones with psi above
+    lambda_a: ``kept_guard``. ``coverage``: they are chosen for the sum over groups of
+    log(1 + sum of values / 0.2), greedily: in the guards, with True or ``coverage_by`` in
+    the main part, too, with False nowhere. Groups are the values of ``coverage_by``, or 8
+    clusters of the hidden states that `score` kept (without any:
     by value alone). What is then missing is filled with the other mixed samples, and at
     last with those whose outcomes are not mixed, but never with unsolved ones:
     ``kept_replacement``. An unmeasured psi bars nothing here. ``found["learned"]`` and the

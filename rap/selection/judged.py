@@ -26,6 +26,7 @@ from ..scores.evidence import (
     read_evidence,
     usable_rows,
 )
+from ..scores.learning import harm_of
 from ..scores.reader import Reader
 from ..scores.readings import EVIDENCE_COLUMNS, batch_size, kind_of_rows
 from .column import Column
@@ -61,7 +62,8 @@ class Reading:
 class Judged:
     """Arrays are [n]. ``flags``: uint8. ``order``: a key whose order and equality are those
     of D. ``difficulty``: Diff. ``key``: what is ranked by (``order`` itself where that is
-    it; None: nothing is ranked). ``log_psi``: float32, NaN where it was not measured or the
+    it; None: nothing is ranked). ``harm``: of rules that rank by the value,
+    ``learning.harm_of``. ``log_psi``: float32, NaN where it was not measured or the
     row is not valid. ``bad``: quarantine codes of the rows that are not valid, in order.
     ``unread``: bool, valid rows that pass ACE without a psi; None: none.
     ``prior``: of the posterior, in words, if there is one.
@@ -80,6 +82,7 @@ class Judged:
     counted: bool
     drawn: int
     cut: int
+    harm: Column | None = None
     unread: np.ndarray | None = None
     prior: str | None = None
     psi_times: np.ndarray | None = None
@@ -132,6 +135,9 @@ def judge(reader: Reader, reading: Reading, rule: Rule) -> Judged:
         part.put(found.order, evidence.measured.order)
         part.put(found.difficulty, evidence.difficulty)
         _rank(found, part, rule)
+        if rule.by_value:
+            found.harm = Column(n) if found.harm is None else found.harm
+            part.put(found.harm, harm_of(evidence.difficulty, evidence.d))
         # null is NaN here, and no valid row has a NaN of its own
         psi = batch["log_psi"].to_numpy()
         found.log_psi[rows] = np.where(part.valid, psi, np.float32(np.nan))

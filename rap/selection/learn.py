@@ -2,10 +2,11 @@
 
 1. Mixed: valid samples with ``value > 0`` (``rap.scores.learning``).
 2. Guards: floor(guard_attention k) of the k samples to keep are the best mixed ones with
-   psi above its limit (``biased="drop"``; else psi decides nothing), floor(guard_hurt k)
-   the best mixed ones of the others with D < 0.
+   psi above its limit (``biased="drop"``; else psi decides nothing), by value;
+   floor(guard_hurt k) are others with D < 0, by ``learning.harm_of``: known to be mixed, or
+   expected to be (cascade). Both by what each adds to ``coverage.reward``.
 3. Main part: mixed, D above the threshold, psi not above its limit; the best of them fill
-   what is left, by value, or with coverage by what each adds to ``coverage.reward``.
+   what is left, by value; with ``coverage``, too, by what each adds.
 4. Fill: if fewer than k are found, the mixed samples that are left, then the others that
    are valid and not unsolved, by value.
 Ties go by row. METHOD.md section 7.
@@ -68,42 +69,47 @@ class Learner:
 
     def __call__(self, rows: np.ndarray | slice, target: int) -> Picked:
         """``rows`` ascend, or are all. ``target``: samples to keep."""
-        assert self.judged.key is not None
+        assert self.judged.key is not None and self.judged.harm is not None
         config = self.judged.reading.config
-        value, flags = self.judged.key[rows], self.judged.flags[rows]
+        value, harm = self.judged.key[rows], self.judged.harm[rows]
+        flags = self.judged.flags[rows]
         usable = (flags & (VALID | UNSOLVED) == VALID) & ~np.isnan(value)
-        strata = _strata(usable & (value > 0), flags)
-        free = usable.copy()
-        guards, told = [], {}
+        mixed = usable & (value > 0)
+        strata = _strata(mixed, usable & (harm > 0), flags)
+        code = None if self.cover is None else self.cover.code[rows]
+        worth = {"attention": value, "hurt": harm}
+        guards, told = {}, {}
         for name, share in zip(strata.guards, config.shares, strict=True):
             many = math.floor(as_fraction(f"guard_{name}", share) * target)
-            own = np.flatnonzero(strata.guards[name])
-            guards.append(own[top(value[own], many)])
-            told[name] = {"target": many, "candidates": len(own), "kept": len(guards[-1])}
-        guard = np.concatenate(guards)
-        candidates = np.flatnonzero(strata.main)
-        adds = self._adds(value[candidates], rows, candidates)
-        main = candidates[top(adds, target - len(guard))]
-        free[guard] = free[main] = False
-        rest = np.flatnonzero(free)
-        fill = rest[top(value[rest], target - len(guard) - len(main))]
-        mixed = int((value[fill] > 0).sum())
+            part = _Part.of(strata.guards[name], worth[name], many, code)
+            guards[name], have = part, len(part.rows)
+            told[name] = {"target": many, "candidates": have, "kept": len(part.kept)}
+        guard = np.concatenate([part.kept for part in guards.values()])
+        over = code if config.covers_main else None
+        main = _Part.of(strata.main, value, target - len(guard), over)
+        free = usable.copy()
+        free[guard] = free[main.kept] = False
+        fill = _Part.of(free, value, target - len(guard) - len(main.kept), None).kept
+        many = int((value[fill] > 0).sum())
         learned = {
-            "mixed": int(np.count_nonzero(usable & (value > 0))),
-            "main": len(main),
+            "mixed": int(np.count_nonzero(mixed)),
+            "main": len(main.kept),
             "guard": told,
             "filled": {
-                "mixed": mixed,
-                "others": len(fill) - mixed,
+                "mixed": many,
+                "others": len(fill) - many,
                 **{name: int(own[fill].sum()) for name, own in strata.guards.items()},
             },
-            "coverage": self._covered(value, rows, candidates, main),
+            "coverage": self._covered(
+                code, [main] if config.covers_main else [*guards.values()]
+            ),
         }
-        back = [x if isinstance(rows, slice) else rows[x] for x in (main, fill, guard)]
+        places = (main.kept, fill, guard)
+        back = [x if isinstance(rows, slice) else rows[x] for x in places]
         return Picked(
             target,
-            len(candidates),
-            len(main),
+            len(main.rows),
+            len(main.kept),
             None,
             (0, 0),
             0,
@@ -113,42 +119,56 @@ class Learner:
             learned=learned,
         )
 
-    def _adds(
-        self, value: np.ndarray, rows: np.ndarray | slice, candidates: np.ndarray
-    ) -> np.ndarray:
-        """What the candidates are ranked by."""
-        if self.cover is None:
-            return value
-        return marginal(value, self.cover.code[rows][candidates])
-
     def _covered(
-        self,
-        value: np.ndarray,
-        rows: np.ndarray | slice,
-        candidates: np.ndarray,
-        main: np.ndarray,
+        self, code: np.ndarray | None, parts: Sequence[_Part]
     ) -> dict[str, Any] | None:
-        """What coverage did, as JSON holds it."""
-        if self.cover is None:
+        """What coverage did in these parts of a selection, as JSON holds it."""
+        if self.cover is None or code is None:
             return None
-        code, many = self.cover.code[rows], len(self.cover.names)
-        have, kept = (np.bincount(code[x], minlength=many) for x in (candidates, main))
-        order = np.lexsort((-have, -kept))
+        candidates, kept, worth = (
+            np.concatenate(x)
+            for x in zip(*((p.rows, p.kept, p.worth) for p in parts), strict=True)
+        )
+        many = len(self.cover.names)
+        have, took = (np.bincount(code[x], minlength=many) for x in (candidates, kept))
+        order = np.lexsort((-have, -took))
         order = order[have[order] > 0]
         return {
             "by": self.cover.by,
+            "of": "main" if self.judged.reading.config.covers_main else "guards",
             "scale": SCALE,
-            "reward": reward(value[main], code[main]),
+            "reward": reward(worth, code[kept]),
             "n_groups": len(order),
             "groups": [
                 {
                     "group": self.cover.names[g],
                     "candidates": int(have[g]),
-                    "kept": int(kept[g]),
+                    "kept": int(took[g]),
                 }
                 for g in order[:SHOWN].tolist()
             ],
         }
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Of a selection. ``rows``: its candidates; ``kept``: those taken, ascending;
+    ``worth``: float64, what each of these is worth."""
+
+    rows: np.ndarray
+    kept: np.ndarray
+    worth: np.ndarray
+
+    @classmethod
+    def of(
+        cls, among: np.ndarray, worth: np.ndarray, many: int, code: np.ndarray | None
+    ) -> _Part:
+        """The best ``many`` of the rows that are ``among`` (bool [n]); with ``code``, by
+        what each adds to ``coverage.reward``."""
+        rows = np.flatnonzero(among)
+        adds = worth[rows] if code is None else marginal(worth[rows], code[rows])
+        kept = rows[top(adds, many)]
+        return cls(rows, kept, worth[kept])
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,10 +179,11 @@ class _Strata:
     guards: dict[str, np.ndarray]
 
 
-def _strata(mixed: np.ndarray, flags: np.ndarray) -> _Strata:
-    biased, above = mixed & (flags & BIASED != 0), flags & ABOVE != 0
+def _strata(mixed: np.ndarray, harmed: np.ndarray, flags: np.ndarray) -> _Strata:
+    above, captured = flags & ABOVE != 0, flags & BIASED != 0
+    biased = mixed & captured
     usual = mixed & ~biased
-    hurt = usual & ~above & (flags & NEGATIVE != 0)
+    hurt = harmed & ~captured & ~above & (flags & NEGATIVE != 0)
     return _Strata(usual & above, {"attention": biased, "hurt": hurt})
 
 
@@ -179,8 +200,8 @@ def lines_of(learned: Mapping[str, Any]) -> Iterator[str]:
 
 def lines_of_groups(groups: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """As ``lines_of``, of the ``Picked.learned`` of several groups together."""
-    covered = {str(g["coverage"]["by"]) for g in groups if g["coverage"] is not None}
-    told = f"coverage by {', '.join(sorted(covered))}, in each group by itself"
+    covered = {_named(g["coverage"]) for g in groups if g["coverage"] is not None}
+    told = f"{', '.join(sorted(covered))}, in each group by itself"
     yield from _lines_of(_sum(groups), told if covered else _about_coverage(None))
 
 
@@ -221,12 +242,19 @@ def _about_coverage(told: Mapping[str, Any] | None) -> str:
     if told is None:
         return "coverage: none (off, or the scores hold no hidden states of the prompts)"
     if told["n_groups"] < 2:
-        return f"coverage by {told['by']}: {told['n_groups']} group, which changes nothing"
+        many = counted(told["n_groups"], "group")
+        return f"{_named(told)}: {many}, which changes nothing"
     kept = [g["kept"] for g in told["groups"]]
     return (
-        f"coverage by {told['by']}: {told['n_groups']} groups with candidates, "
+        f"{_named(told)}: {told['n_groups']} groups with candidates, "
         f"{min(kept)} to {max(kept)} kept of each"
     )
+
+
+def _named(told: Mapping[str, Any]) -> str:
+    """Selections of before say nothing of ``of``: theirs was of the main part."""
+    of = " in the guards" if told.get("of") == "guards" else ""
+    return f"coverage by {told['by']}{of}"
 
 
 def warnings_of(groups: Sequence[Mapping[str, Any]]) -> list[str]:

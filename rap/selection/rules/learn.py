@@ -29,7 +29,7 @@ class Learn(Rule):
         share = "a share" if config is None else f"{100 * self.share(config):.4g} %"
         shares = ChooseConfig(rule="learn").shares if config is None else config.shares
         guards = [100 * share for share in shares]
-        covers = config is None or config.coverage is not False
+        covers = config is not None and config.covers_main
         return (
             f"keeps {share} of the samples with mixed outcomes, by p1 (1 \u2212 p1) times "
             f"the dependence on the image{', spread over groups' if covers else ''}; "
