@@ -201,8 +201,10 @@ def row_of(model: str, of: World, name: str, scores: Scores, full: Any) -> dict[
 def rows_of(
     work: Path, model: str, of: World, *, replay: bool = False
 ) -> list[dict[str, Any]]:
-    """Each evidence on one world."""
-    scored = {e: measure(work, model, of, e, replay=replay) for e in EVIDENCE}
+    """Each evidence on one world; ``logits`` was not scored on those of the first plan,
+    which its condition 4 had decided."""
+    names = [e for e in EVIDENCE if e != "logits" or of.seed not in FIRST]
+    scored = {e: measure(work, model, of, e, replay=replay) for e in names}
     full = rap.choose(scored["rollouts"], budget=BUDGET)
     return [row_of(model, of, name, scores, full) for name, scores in scored.items()]
 
@@ -301,7 +303,8 @@ class Verdict:
 
     ties_or_better: bool
     sums: bool
-    above_default: bool
+    above_default: bool | None
+    """None: not measured."""
     bill_each: bool
     bill: bool
     every_world: bool
@@ -309,7 +312,7 @@ class Verdict:
     @property
     def default(self) -> bool:
         """Whether ``cascade`` becomes the default evidence, by the second plan."""
-        return self.ties_or_better and self.sums and self.above_default and self.bill
+        return all((self.ties_or_better, self.sums, self.above_default, self.bill))
 
 
 ASKED = (
@@ -337,7 +340,9 @@ def verdict(rows: list[dict[str, Any]]) -> Verdict:
     return Verdict(
         ties_or_better=all(d >= -1 for d in less.values()),
         sums=all(sum(d for k, d in less.items() if k[0] == m) >= 0 for m in models),
-        above_default=all(kept["cascade"][k] > kept["logits"][k] for k in less),
+        above_default=all(kept["cascade"][k] > kept["logits"][k] for k in less)
+        if kept["logits"]
+        else None,
         bill_each=max(share) <= 0.2,
         bill=sum(share) / len(share) <= 0.2 and max(share) <= 0.22,
         every_world=all(d >= 0 for d in less.values()),
@@ -363,7 +368,8 @@ def decision_lines(rows: list[dict[str, Any]]) -> list[str]:
     lines += ["| asked | " + " | ".join(heads) + " |", "|---|" + "---|" * len(found)]
     answers = [dataclasses.astuple(v) for _, v in found]
     for what, *oks in zip(ASKED, *answers, strict=True):
-        cells = " | ".join("yes" if ok else "**no**" for ok in oks)
+        said_of = {True: "yes", False: "**no**", None: "not measured"}
+        cells = " | ".join(said_of[ok] for ok in oks)
         lines.append(f"| {what} | {cells} |")
     return [*lines, "", *means(rows)]
 
@@ -382,7 +388,7 @@ def gain(rows: list[dict[str, Any]]) -> str:
 
 
 def means(rows: list[dict[str, Any]]) -> list[str]:
-    """Means over the worlds of a model."""
+    """Means over the worlds of a model, all that an evidence was measured on."""
     lines = [
         "| model | cognitive kept, rollouts | cascade | logits |",
         "|---|---:|---:|---:|",

@@ -307,7 +307,10 @@ def test_info_as_text_and_json():
         (("report", "x", "--columns", "id=a"), "without a data set: --columns"),
         (("select", "--rollouts", "x", "--columns", "id=a"), "data set: --columns"),
         (
-            ("score", str(MATHVISION), "--model", "m", "--store", "y", "--reward", "a:b"),
+            (
+                *("score", str(MATHVISION), "--model", "m", "--store", "y"),
+                *("--reward", "a:b", "--evidence", "logits"),
+            ),
             "reward: evidence 'logits' grades no completion",
         ),
         (("score", "x", "--store", "y"), "--model"),
@@ -531,7 +534,7 @@ def test_select_with_a_model_leaves_scores_selection_and_report(tiny, tmp_path):
     )
     found = json.loads(run(*command).stdout)
     assert found["samples"] == 20 and sum(found["counts"].values()) == 20
-    assert found["evidence"] == "logits"
+    assert found["evidence"] == "cascade"
     assert len(rap.load(out)) == found["kept"]
     assert "data:image/webp" in page.read_text()
     again = json.loads(run("choose", out / "scores", "--budget", 0.2, "--json").stdout)
@@ -539,6 +542,9 @@ def test_select_with_a_model_leaves_scores_selection_and_report(tiny, tmp_path):
     # another setting on the same store is refused, naming it
     line = refused(*command, "--counterfactual", "blank", code=2, says="counterfactual")
     assert "blank" in line
+    # nor does a store that another default filled go on with this one
+    line = refused(*command, "--evidence", "answer", code=2, says="config.evidence")
+    assert "(evidence='cascade' goes on with it)" in line
 
 
 def test_fault_38_where_nothing_can_be_written_is_found_before_the_model_is_loaded(

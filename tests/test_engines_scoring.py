@@ -247,9 +247,10 @@ def with_model(demo, server: FakeServer, data=None, **given):
 
 def test_one_greedy_completion_of_a_server_scores_as_our_own(demo, capsys):
     """Same prompt, same image, same tokens: evidence logits says the same."""
-    ours = rap.score(*demo, drawn(6), sampling={"max_new_tokens": 48}, progress=False)
+    given = {"evidence": "logits", "sampling": {"max_new_tokens": 48}}
+    ours = rap.score(*demo, drawn(6), progress=False, **given)
     with ModelServer() as server:
-        theirs = with_model(demo, server, batch_size=8, concurrency=3)
+        theirs = with_model(demo, server, batch_size=8, concurrency=3, **given)
         greedy = [b for b in server.bodies if b["temperature"] == 0]
     assert len(greedy) == 6
     line = capsys.readouterr().err
@@ -435,7 +436,7 @@ def test_evidence_logits_needs_token_ids(demo):
 
     with ModelServer(special=lambda *_: without) as server:
         with pytest.raises(RapConfigError, match="returns no token ids"):
-            with_model(demo, server)
+            with_model(demo, server, evidence="logits")
         scores = with_model(demo, server, evidence="rollouts", m1=2, m0=2)
     assert scores.table["log_psi"].null_count == 6
     made = scores.meta["fingerprint"]["engine"]
@@ -716,10 +717,10 @@ def test_the_shell_refuses_half_a_command(file):
     assert result.exit_code == 2 and "give --model, or --engine openai" in result.stderr
     result = CliRunner().invoke(main, [*given, "--engine", "openai"])
     assert result.exit_code == 2 and "needs the address of a server" in result.stderr
-    assert "evidence 'logits' needs forwards" in _logits(given)
+    assert "evidence 'cascade' needs forwards" in _without_model(given)
 
 
-def _logits(given: list[str]) -> str:
+def _without_model(given: list[str]) -> str:
     more = ["--engine", "openai", "--base-url", "http://127.0.0.1:9"]
     result = CliRunner().invoke(main, [*given, *more])
     assert result.exit_code == 2
