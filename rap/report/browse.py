@@ -196,10 +196,11 @@ def _sources(table: pa.Table) -> tuple[list[int], list[str]]:
 
 def _texts(table: pa.Table, share: int) -> dict[str, list[str]]:
     """Why a sample was set aside, and the attended token with the text around it."""
-    none = [None] * table.num_rows
 
     def column(name: str) -> list[str | None]:
-        return table[name].to_pylist() if name in table.column_names else none
+        there = name in table.column_names
+        found: list[str | None] = table[name].to_pylist() if there else []
+        return found or [None] * table.num_rows
 
     pairs = zip(column("stage"), column("message"), strict=True)
     tokens = column("psi_token")
