@@ -152,9 +152,9 @@ def _code(text: str) -> str:
 def records(folder: Path) -> str:
     text = (
         f"\n## Published judges\n\n{SAMPLE} rows of each kind, drawn with seed 1; random "
-        "guesses left out. All disagreements were read once; classes are found by rule, and "
-        "those that are the built-in grader's fault are named in the script. MATH-V's judge "
-        "wants the bare letter; MathVista's takes the option nearest in spelling to "
+        "guesses left out. All disagreements were read once; classes are found by rule, "
+        "and those that are the built-in grader's fault are named in the script. MATH-V's "
+        "judge wants the bare letter; MathVista's takes the option nearest in spelling to "
         "whatever was said, refusals and silence included. Ours is strict on purpose: a "
         "yes or no that is only implied is none.\n\n"
         "| records | compared | as the judge | our faults | strict | the judge's |\n"

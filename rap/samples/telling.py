@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from .answers import read_answer
 from .forms import LETTERS, Forms
 from .sample import Bad, Sample
-
-if TYPE_CHECKING:
-    from .sampleset import SampleSet
+from .sources import Rows
 
 SHOWN = 2
 """Sample rows that are shown."""
@@ -20,7 +18,26 @@ LOOKED_AT = 100
 """First rows, among which usable ones are looked for."""
 
 
-def guessed(samples: SampleSet) -> dict[str, Any]:
+class Told(Protocol):
+    """What of a ``SampleSet`` is told."""
+
+    columns: Mapping[str, str | None]
+    given_columns: Mapping[str, str] | None
+    root: str | None
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def rows(self) -> Rows: ...
+    @property
+    def counted_from(self) -> int | None: ...
+    @property
+    def answer_forms(self) -> Forms: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Sample | Bad: ...
+
+
+def guessed(samples: Told) -> dict[str, Any]:
     """What was guessed and not given, as JSON: ``columns`` that play a role,
     ``counted_from`` (0 or 1 where answers are places of choices), ``answers``, their form
     by column."""
@@ -34,7 +51,7 @@ def guessed(samples: SampleSet) -> dict[str, Any]:
     return {"columns": columns, "counted_from": samples.counted_from, "answers": forms}
 
 
-def told(samples: SampleSet) -> dict[str, Any]:
+def told(samples: Told) -> dict[str, Any]:
     """Everything that ``text_of`` says, as JSON."""
     first = [samples[i] for i in range(min(len(samples), LOOKED_AT))]
     bad = Counter(row.code for row in first if isinstance(row, Bad))
@@ -53,7 +70,7 @@ def told(samples: SampleSet) -> dict[str, Any]:
     }
 
 
-def notes(samples: SampleSet) -> list[str]:
+def notes(samples: Told) -> list[str]:
     """What a user should know before a model runs."""
     forms = samples.answer_forms
     if forms.are_boxes:
@@ -64,7 +81,7 @@ def notes(samples: SampleSet) -> list[str]:
     return found
 
 
-def no_boxes(samples: SampleSet) -> str:
+def no_boxes(samples: Told) -> str:
     """The sentence that refuses answers that are boxes."""
     return (
         f"answers in column {samples.columns['answer']!r} are boxes, which the built-in "
@@ -73,7 +90,7 @@ def no_boxes(samples: SampleSet) -> str:
     )
 
 
-def _shown(samples: SampleSet, sample: Sample) -> dict[str, Any]:
+def _shown(samples: Told, sample: Sample) -> dict[str, Any]:
     reference = read_answer(sample.answer, sample.choices)
     return {
         "row": samples.rows.where(sample.index),
