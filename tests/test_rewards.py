@@ -385,6 +385,24 @@ def check(reward: object, text: str = "3") -> Verdict:
         return checker.check(sample_with({"answer": "3"}), text)
 
 
+@pytest.mark.parametrize(
+    ("answer", "choices", "text", "right"),
+    [
+        ("B", ("4", "12"), "I count them.\nB", False),  # a last line nobody marked
+        ("B", ("4", "12"), "I count them.\nThe answer is (B). And", True),
+        ("B", ("4", "12"), "The answer is (B) or maybe", False),  # a sentence begun
+        ("12", (), "I count them.\n12", False),
+        ("12", (), "12", False),
+        ("12", (), "So \\boxed{12} is", True),
+        ("12", (), "So \\boxed{1", False),
+    ],
+)
+def test_cut_off_responses_count_only_what_they_marked(answer, choices, text, right):
+    assert grade(answer, choices, text, finished=False) is right
+    if not right and "boxed" not in text and "maybe" not in text:
+        assert grade(answer, choices, text) is True
+
+
 def test_reward_function(rewards):
     with make_checker(rewards.right, timeout=20) as checker:
         row = sample_with({"answer": "3"})
