@@ -55,7 +55,7 @@ def test_python_of_the_docs_runs(path, tmp_path):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=1500,
     )
     assert done.returncode == 0, done.stderr[-2000:]
 
@@ -131,7 +131,7 @@ def test_the_site_is_built_without_a_warning(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"]
     command += ["--config-file", str(ROOT / ".github/mkdocs.yml"), "-d", str(tmp_path)]
     done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=280
+        command, env=environment, capture_output=True, text=True, timeout=1500
     )
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "formulas.html").read_text(encoding="utf-8")
