@@ -109,12 +109,14 @@ def reliability(said: Array, truth: Array, bins: int = 10) -> list[dict[str, flo
     of what is said, named by its lower end; NaN forecasts are left out.
 
     ``brier``: of a forecast k its expected Brier score is (k - t)^2 + t (1 - t); ``excess``
-    is the first part, which a perfect forecast has not.
+    is the first part, which a perfect forecast has not. The row "all" has its parts, by
+    the bins, too: ``murphy``.
     """
     known = ~np.isnan(said)
     place = np.minimum((np.nan_to_num(said) * bins).astype(int), bins - 1)
     masks = {f"{i / bins:.1f}": known & (place == i) for i in range(bins)}
     rows: list[dict[str, float | str]] = []
+    parts = murphy(said, truth, list(masks.values()))
     for label, mask in ({"all": known} | masks).items():
         if mask.any():
             excess = (said - truth)[mask] ** 2
@@ -127,8 +129,32 @@ def reliability(said: Array, truth: Array, bins: int = 10) -> list[dict[str, flo
                     "excess": round(float(excess.mean()), 4),
                     "brier": round(float((excess + (truth * (1 - truth))[mask]).mean()), 4),
                 }
+                | {name: part for name, part in parts.items() if label == "all"}
             )
     return rows
+
+
+def murphy(said: Array, truth: Array, bins: Sequence[Array]) -> dict[str, float]:
+    """How far a forecast is from the truth, taken apart over bins, bool [n] each:
+    ``miscalibration``, the mean squared distance of what a bin says to its truth;
+    ``resolution``, that of the bins' truths to the mean of all; ``constant``, the variance
+    of the truth: what the mean, said of all, would be off by.
+
+    excess = miscalibration - resolution + constant, up to the spread of the forecasts
+    within a bin. Murphy, J. Applied Meteorology 12 (1973), 595-600.
+    """
+    filled = [b for b in bins if b.any()]
+    if not filled:
+        return dict.fromkeys(("miscalibration", "resolution", "constant"), float("nan"))
+    weight = np.array([b.sum() for b in filled], float)
+    weight /= weight.sum()
+    at = np.array([said[b].mean() for b in filled])
+    true = np.array([truth[b].mean() for b in filled])
+    return {
+        "miscalibration": round(float(weight @ (at - true) ** 2), 4),
+        "resolution": round(float(weight @ (true - weight @ true) ** 2), 4),
+        "constant": round(float(np.var(truth[np.logical_or.reduce(filled)])), 4),
+    }
 
 
 @dataclass(frozen=True, slots=True)

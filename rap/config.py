@@ -140,7 +140,7 @@ class ScoreConfig:
 
     evidence: EvidenceName = setting(
         "What a sample is scored by; rap.scores.evidence has what each kind says.",
-        default="logits",
+        default="cascade",
     )
     counterfactual: CounterfactualName = setting(
         "What stands for the image in the input without it: nothing, a blank image, noise, "
@@ -275,6 +275,14 @@ class ScoreConfig:
             out |= {"cascade_completions", "cascade_pilot", "cascade_sure"}
         more = {"cascade": "rounds"} if self.evidence == "cascade" else {}
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in out} | more
+
+    @classmethod
+    def of_fingerprint(cls, told: Mapping[str, Any]) -> ScoreConfig:
+        """The settings whose `fingerprint` this is; those it leaves out are the defaults.
+        What is no field (the form of the cascade, settings of earlier versions) is passed
+        over. Raises ``RapConfigError``."""
+        names = {f.name for f in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in told.items() if name in names})
 
 
 class ScoreOptions(TypedDict, total=False):

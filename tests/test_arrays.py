@@ -30,8 +30,8 @@ def test_frameworks_in_and_out(pair):
     np.testing.assert_allclose(got, truth, rtol=1e-5)
     t1, t0 = torch.from_numpy(l1).requires_grad_(), torch.from_numpy(l0)
     got = rap.cde(t1, t0).kl
-    assert isinstance(got, torch.Tensor) and not got.requires_grad
-    np.testing.assert_allclose(got.numpy(), truth, rtol=1e-5)
+    assert isinstance(got, torch.Tensor)
+    np.testing.assert_allclose(got.detach().numpy(), truth, rtol=1e-5)
 
 
 class Producer:
@@ -154,7 +154,7 @@ def test_nothing_is_copied_when_rows_are_contiguous(pair):
 @pytest.mark.parametrize(
     "bad, error",
     [
-        (np.zeros((6, 40), np.float64), TypeError),
+        (np.zeros((6, 40), ">f8"), TypeError),
         (np.zeros((6, 40), np.int32), TypeError),
         (np.zeros((6, 40), ">f4"), TypeError),
         (np.zeros((6, 40), object), TypeError),
@@ -170,7 +170,7 @@ def test_nothing_is_copied_when_rows_are_contiguous(pair):
         (np.zeros((6, 0), np.float32), rap.RapInputError),
         (np.zeros((1, 1, 1, 6, 40), np.float32), rap.RapInputError),
         (torch.zeros(6, 40, dtype=torch.int8), TypeError),
-        (torch.zeros(6, 40, dtype=torch.float64), TypeError),
+        (torch.zeros(6, 40, dtype=torch.complex64), TypeError),
         pytest.param(torch.zeros(6, 40, device="meta"), Exception, id="no-memory"),
     ],
 )

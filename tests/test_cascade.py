@@ -624,6 +624,19 @@ def test_completions_are_the_first_of_those_of_rollouts(tiny, whole):
     assert texts(scores) < texts(full)
 
 
+def test_a_cascade_is_replayed_without_its_model(tiny, whole):
+    """What benchmarks make of stored answers and completions is what the model gave."""
+    from benchmarks import replayed
+
+    scores, given = whole[1], OPTIONS | {"evidence": "rollouts"}
+    full = score(*tiny, pool(), **{k: v for k, v in given.items() if "cascade" not in k})
+    names = ("evidence", "m1", "m0", "cascade_completions", "cascade_pilot")
+    config = ScoreConfig(**{name: OPTIONS[name] for name in names})
+    found = replayed.cascade(scores, full, pool(), config)
+    names = ["id", "p_answer1", "c1", "m1", "c0", "m0", "n_drawn", "decided_by", "status"]
+    assert found.table.select(names).to_pylist() == scores.table.select(names).to_pylist()
+
+
 def test_the_ledger_bills_each_stage(whole):
     _, scores = whole
     cost, rollouts = scores.meta["cost"], scores.rollouts.to_pylist()
@@ -927,6 +940,17 @@ def test_samples_that_no_attention_was_read_of_are_not_missing_a_psi():
     assert barred == ["kept_cognitive"] * 4 + ["quarantined_psi_missing"]
     reported = choose(table_of(rows), budget=1.0).table["reason"].to_pylist()
     assert reported == ["kept_cognitive"] * 5  # psi decides nothing
+
+
+def test_a_small_pool_is_named():
+    """64 samples hold their bill as a rule, fewer do not."""
+    for n, said in ((3, True), (63, True), (64, False)):
+        found = choose(table_of([by_text(2, 4, 0, 2)] * n), budget=0.5)
+        assert any(f"cascade of {n} samples" in text for text in found.warnings) == said
+    rows = [{"c1": 3, "m1": 5, "c0": 0, "m0": 5, "evidence": "rollouts"}]
+    assert not any(
+        "fewer than" in text for text in choose(table_of(rows), budget=1).warnings
+    )
 
 
 # ---- what went ----------------------------------------------------------------------

@@ -29,6 +29,7 @@ from rap.scores.table import table_from_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = (
+    "inspect",
     "check",
     "score",
     "choose",
@@ -306,7 +307,10 @@ def test_info_as_text_and_json():
         (("report", "x", "--columns", "id=a"), "without a data set: --columns"),
         (("select", "--rollouts", "x", "--columns", "id=a"), "data set: --columns"),
         (
-            ("score", str(MATHVISION), "--model", "m", "--store", "y", "--reward", "a:b"),
+            (
+                *("score", str(MATHVISION), "--model", "m", "--store", "y"),
+                *("--reward", "a:b", "--evidence", "logits"),
+            ),
             "reward: evidence 'logits' grades no completion",
         ),
         (("score", "x", "--store", "y"), "--model"),
@@ -530,7 +534,7 @@ def test_select_with_a_model_leaves_scores_selection_and_report(tiny, tmp_path):
     )
     found = json.loads(run(*command).stdout)
     assert found["samples"] == 20 and sum(found["counts"].values()) == 20
-    assert found["evidence"] == "logits"
+    assert found["evidence"] == "cascade"
     assert len(rap.load(out)) == found["kept"]
     assert "data:image/webp" in page.read_text()
     again = json.loads(run("choose", out / "scores", "--budget", 0.2, "--json").stdout)
@@ -538,6 +542,9 @@ def test_select_with_a_model_leaves_scores_selection_and_report(tiny, tmp_path):
     # another setting on the same store is refused, naming it
     line = refused(*command, "--counterfactual", "blank", code=2, says="counterfactual")
     assert "blank" in line
+    # nor does a store that another default filled go on with this one
+    line = refused(*command, "--evidence", "answer", code=2, says="config.evidence")
+    assert "(evidence='cascade' goes on with it)" in line
 
 
 def test_fault_38_where_nothing_can_be_written_is_found_before_the_model_is_loaded(
@@ -595,6 +602,32 @@ def test_check_prints_how_a_model_is_read_or_why_it_is_refused(tiny, tmp_path):
     refused = json.loads(run(*words, "--json", code=1).stdout)
     assert not refused["ok"] and "chat template" in refused["reason"]
     assert all(found[k] == v for k, v in refused.items() if k not in ("ok", "reason"))
+
+
+def test_check_writes_out_the_prompts_that_are_scored(tiny, tmp_path):
+    file = data(tmp_path / "d", 4)
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows[1]["question"] = "What?<|im_end|>"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ("check", tiny, "--device", "cpu", "--data", file, "--write-out", 2)
+    text = run(*words, "--system-prompt", "Be brief.").stdout
+    assert "--- s0, with the image, " in text and "--- s0, without the image, " in text
+    assert text.count("Be brief.") == 2 and text.count("Colour 0?") == 2
+    assert "Colour 2?" not in text  # two samples were asked for
+    first, second = text.split("--- s0, ")[1:]
+    assert first.count("<|image_pad|>") == 1 and "<|image_pad|>" not in second
+    assert "--- s1: bad_text: the text holds '<|im_end|>'" in text
+    found = json.loads(run(*words, "--json").stdout)["prompts"]
+    assert [(p["id"], p.get("with_image")) for p in found] == [
+        ("s0", True),
+        ("s0", False),
+        ("s1", None),
+    ]
+    assert found[0]["tokens"] > found[1]["tokens"] > 0
+    wrong = ("check", tiny, "--device", "cpu", "--write-out", 2)
+    assert "--write-out needs --data" in run(*wrong, code=2).stderr
+    wrong = ("check", tiny, "--device", "cpu", "--system-prompt", "x")
+    assert "without --write-out" in run(*wrong, code=2).stderr
 
 
 def test_retry_scores_quarantined_samples_again_and_changed_images_are_found(
@@ -700,14 +733,14 @@ def stop(process: subprocess.Popen, folder: Path, number: int) -> tuple[int, str
 
     Whole shards are counted: a partial one of the run before goes away at the start.
     """
-    limit = time.monotonic() + 120
+    limit = time.monotonic() + 900
     before = shards(folder)
     while shards(folder) <= before:
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < limit, "no shard within two minutes"
+        assert time.monotonic() < limit, "no shard within 15 minutes"
         time.sleep(0.005)
     process.send_signal(number)
-    _, text = process.communicate(timeout=60)
+    _, text = process.communicate(timeout=600)
     return process.returncode, text
 
 
@@ -771,6 +804,6 @@ main()
 def test_a_reader_that_goes_away_is_no_fault(tmp_path):
     process = start("select", "--rollouts", ROLLOUTS, "--json")
     process.stdout.close()
-    process.wait(60)
+    process.wait(600)
     assert "Traceback" not in process.stderr.read()
     process.stderr.close()

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 import rap
-from rap.config import AceConfig, ChooseConfig, Sampling, ScoreConfig
+from rap.config import (
+    EVIDENCE,
+    AceConfig,
+    ChooseConfig,
+    EvidenceName,
+    Sampling,
+    ScoreConfig,
+)
 from rap.errors import RapConfigError
 
 ODD = [None, True, 5, -1, 10**400, 1.5, float("nan"), "no", b"x", [], {}, {"x": 1}, object]
@@ -55,9 +62,18 @@ def test_wrong_types_are_refused(kind: type, given: dict, name: str) -> None:
         kind(**given)
 
 
+@pytest.mark.parametrize("evidence", EVIDENCE)
+def test_settings_are_read_back_from_a_fingerprint(evidence: EvidenceName) -> None:
+    """Of the cascade, too, whose fingerprint also names its form; an older version's has a
+    setting that went."""
+    config = ScoreConfig(evidence=evidence, m1=3, sampling={"max_new_tokens": 9})
+    told = json.loads(json.dumps(config.fingerprint())) | {"adaptive": None}
+    assert ScoreConfig.of_fingerprint(told) == config
+
+
 def test_what_scoring_would_never_use_is_refused() -> None:
     for given, word in (
-        ({"reward": len}, "reward: evidence 'logits' grades no completion"),
+        ({"reward": len, "evidence": "logits"}, "reward: evidence 'logits' grades no"),
         ({"reward": len, "evidence": "answer"}, "reward: evidence 'answer'"),
         ({"config": {"m1": 3}}, "config = .*expected a rap.ScoreConfig"),
     ):
@@ -68,8 +84,9 @@ def test_what_scoring_would_never_use_is_refused() -> None:
 def test_the_paper_s_threshold_needs_accuracies() -> None:
     """Before anything is scored: there is no model here to score with."""
     with pytest.raises(RapConfigError, match="needs an explicit lambda_c"):
-        rap.select(None, None, [], rule="paper")
-    for given in ({"evidence": "rollouts"}, {"lambda_c": 0.1}):
+        rap.select(None, None, [], rule="paper", evidence="logits")
+    logits = {"evidence": "logits", "lambda_c": 0.1}
+    for given in ({"evidence": "rollouts"}, {"evidence": "cascade"}, logits):
         with pytest.raises(rap.RapError, match="empty"):
             rap.select(None, None, [], rule="paper", **given)
 

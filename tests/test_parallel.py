@@ -22,7 +22,7 @@ def run(code: str, **options) -> subprocess.CompletedProcess:
         [sys.executable, "-c", textwrap.dedent(code)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=1500,
         **options,
     )
 
@@ -67,20 +67,20 @@ tied = np.full(d.size, 0.5)  # one bucket, sorted by gain alone
 sent = []
 def send():
     time.sleep({0.2 if kernel == "drm" else 0.7})
-    sent.append(time.perf_counter())
+    sent.append(time.process_time())
     os.kill(os.getpid(), signal.SIGINT)
-threading.Thread(target=send).start()
 try:
+    threading.Thread(target=send).start()
     {call}
     print("finished")
 except KeyboardInterrupt:
-    print(time.perf_counter() - sent[0])
+    print(time.process_time() - sent[0])
 rap.cde(x[:3, :100], x[:3, :100], threads=2)  # the pool is whole again
 """
     done = run(code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() != "finished", "the call was too short to be interrupted"
-    # a second of our own; the machine may be loaded while tests run side by side
+    # a second of two threads: not of the clock, since the machine may be loaded
     assert float(done.stdout) < 2.0
 
 

@@ -439,7 +439,7 @@ def refusal(rows: list[dict], config: ChooseConfig) -> str | None:
     return None
 
 
-def test_choose_equals_the_oracle() -> None:
+def test_fault_56_choose_equals_the_oracle() -> None:
     """On tables of every evidence, and every branch of the oracle is reached."""
     reached: Counter = Counter()
 

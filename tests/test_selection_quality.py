@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 
@@ -9,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import metrics, selection_quality
+from benchmarks import cascade, metrics, selection_quality
 from benchmarks.quality import collect, tables
 
 
@@ -134,6 +135,54 @@ def test_reliability_by_hand():
     assert whole["excess"] == pytest.approx(1.3025 / 4, abs=1e-4)
     assert whole["brier"] == pytest.approx(1.5525 / 4, abs=1e-4)
     assert rows[0]["excess"] == 0 and rows[1]["said"] == pytest.approx(2.05 / 3, abs=1e-4)
+    # bins of 1 and 3 samples say 0 and 2.05 / 3 of 0 and 0.5 / 3; the truths vary by 3 / 64
+    assert whole["miscalibration"] == pytest.approx(0.75 * (1.55 / 3) ** 2, abs=1e-4)
+    parts = 0.25 * 0.125**2 + 0.75 * (0.5 / 3 - 0.125) ** 2
+    assert whole["resolution"] == pytest.approx(parts, abs=1e-4)
+    assert whole["constant"] == pytest.approx(3 / 64, abs=1e-4)
+    assert "resolution" not in rows[0]
+
+
+def decision(kept, share=0.19):
+    """Rows of a cascade table: {(model, world): cognitive by rollouts, cascade, logits};
+    the bill is ``share``, a mean that the first world exceeds by 0.02."""
+    names, rows = ("rollouts", "cascade", "logits"), []
+    for i, ((model, k), counts) in enumerate(kept.items()):
+        for name, c in zip(names, counts, strict=True):
+            bill = share + (0.02 if i == 0 else -0.02 / (len(kept) - 1))
+            rows.append(
+                {"model": model, "seed": cascade.SEEDS[k], "evidence": name}
+                | {"cognitive": c, "kept": 55, "kept_cognitive": c / 55, "share": bill}
+            )
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("changed", "share", "wanted"),
+    [
+        ({}, 0.179, (True, True, True, True, True, True)),
+        ({}, 0.19, (True, True, True, False, True, True)),
+        ({}, 0.1999, (True, True, True, False, True, True)),
+        ({}, 0.2001, (True, True, True, False, False, True)),
+        ({("a", 1): (50, 49, 40)}, 0.17, (True, True, True, True, True, False)),  # a tie
+        ({("a", 1): (50, 48, 40)}, 0.17, (False, False, True, True, True, False)),
+        (
+            {("a", 0): (50, 49, 4), ("a", 1): (50, 50, 4)},
+            0.17,
+            (True, False, True, True, True, False),
+        ),
+        ({("b", 1): (40, 45, 45)}, 0.17, (True, True, False, True, True, True)),
+    ],
+)
+def test_the_default_is_decided_as_planned(changed, share, wanted):
+    kept = {("a", 0): (50, 51, 40), ("a", 1): (50, 53, 40), ("b", 1): (50, 50, 49)}
+    rows = decision(kept | changed, share)
+    found = cascade.verdict(rows)
+    assert dataclasses.astuple(found) == wanted
+    assert found.default == all((*wanted[:3], wanted[4]))
+    page = " ".join(" ".join(cascade.decision_lines(rows)).split())
+    assert ("the default is the cascade" in page) == found.default
+    assert ("the default stays `logits`" in page) != found.default
 
 
 def test_another_model_or_world_never_meets_old_scores(tmp_path):

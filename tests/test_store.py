@@ -359,7 +359,7 @@ def test_fault_31_kill_9_twenty_times(full: Path, tmp_path: Path) -> None:
         ready = context.Event()
         child = context.Process(target=_score_slowly, args=(str(path), 0.002, ready))
         child.start()
-        ready.wait(30)
+        ready.wait(900)
         time.sleep(rng.uniform(0, 0.06))
         os.kill(child.pid, signal.SIGKILL)
         child.join()

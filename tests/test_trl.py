@@ -698,6 +698,15 @@ def test_reselection_by_rescoring_asks_the_policy_as_it_is(trl, tmp_path, pool):
         Reselect(sel.__class__(sel.table, sel.settings), mode="rescore")
 
 
+def test_rescoring_goes_on_as_the_selection_was_scored(pool):
+    from rap.config import ScoreConfig
+
+    sel = selection_of(pool, [1, 5, 6, 9], lambda_a=10)
+    config = ScoreConfig(evidence="cascade", m1=3)
+    sel.settings["scores"] = {"config": config.fingerprint()}
+    assert Reselect(sel, mode="rescore").score_config() == config
+
+
 def test_refill_replaces_groups_without_variance(trl, tmp_path, pool):
     barren = set(pool.ids[::2])
 
@@ -844,7 +853,7 @@ def test_two_processes_agree_on_the_order(trl, tmp_path):
     run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     here = os.path.dirname(os.path.abspath(__file__))
     run += ["--standalone", tmp_path / "two.py", here, tmp_path]
-    done = subprocess.run(run, capture_output=True, text=True, timeout=250)
+    done = subprocess.run(run, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stderr[-3000:]
     states = [(tmp_path / f"{rank}.json").read_text() for rank in (0, 1)]
     assert states[0] == states[1]

@@ -1,12 +1,15 @@
 """What the natural world's samples are for its model, and what a selection finds of it.
 
     python -m benchmarks.natural_world.measure --work DIR            # resumes
+    python -m benchmarks.natural_world.measure --work DIR --replay   # asks no model
     python -m benchmarks.natural_world.measure --work DIR --n 100    # fewer, prints
 
 Truth: 64 completions a sample with the image and 64 without it (rap's own rollouts), and
 64 with the image after the distracting sentence was taken out. Then every evidence scores
 the same pool with its defaults and chooses 9.3 % and 20 %. Writes
-``results/natural.md``, ``natural.csv`` and ``natural_calibration.png``.
+``results/natural.md``, ``natural.csv`` and ``natural_calibration.png``. ``--replay`` reads
+the stores of an earlier run, and makes the cascade of those of ``answer`` and ``rollouts``
+(`benchmarks.replayed`).
 
 Measured kinds (posterior means, one completion added to either side of 64):
 
@@ -28,6 +31,8 @@ from typing import Any
 import numpy as np
 
 import rap
+from benchmarks import replayed
+from benchmarks.cascade import INFORMED, informed
 from benchmarks.metrics import rated, reliability, teaches
 from rap.config import RuleName, Sampling
 from rap.demo.natural import world
@@ -85,31 +90,41 @@ def score(
     return rap.score(model, processor, rows, store=store, **(SCORING | how))
 
 
+Measured = tuple[rap.Scores, rap.Scores, dict[str, rap.Scores]]
+"""The truth, that of the samples whose distractor is taken out, scores by evidence."""
+
+
+def measure(work: Path, rows: list[Any], without: list[Any]) -> Measured:
+    """Asks the model for what is missing. ``without``: the rows without a distractor."""
+    pair = load_natural_model()
+    truth = score(*pair, rows, work / "truth", evidence="rollouts", m1=M, m0=M)
+    cut = score(*pair, without, work / "cut", evidence="rollouts", m1=M, m0=2)
+    return truth, cut, {e: score(*pair, rows, work / e, evidence=e) for e in EVIDENCE}
+
+
+def replay(work: Path, rows: list[Any], without: list[Any]) -> Measured:
+    """What ``measure`` has left; a cascade of what else was said."""
+    names = ("truth", "cut", *(e for e in EVIDENCE if e != "cascade"))
+    truth, cut, *rest = (rap.Scores.load(work / name) for name in names)
+    scored = dict(zip(names[2:], rest, strict=True))
+    scored["cascade"] = replayed.cascade(scored["answer"], scored["rollouts"], rows)
+    return truth, cut, {e: scored[e] for e in EVIDENCE}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--n", type=int, default=N)
+    parser.add_argument("--replay", action="store_true", help="ask no model")
     options = parser.parse_args()
     work = options.work / f"pool-{options.n}"
     work.mkdir(parents=True, exist_ok=True)
-    model, processor = load_natural_model()
     samples = drawn(options.n)
     rows = world.rows(samples)
-    truth = score(model, processor, rows, work / "truth", evidence="rollouts", m1=M, m0=M)
-    p1, p0 = rate(truth, "c1", "m1"), rate(truth, "c0", "m0")
     talked = [s for s in samples if s.distractor and s.family == "distractor"]
-    cut = score(
-        model,
-        processor,
-        [without_distractor(s) for s in talked],
-        work / "cut",
-        evidence="rollouts",
-        m1=M,
-        m0=2,
-    )
-    scored = {
-        name: score(model, processor, rows, work / name, evidence=name) for name in EVIDENCE
-    }
+    measured = replay if options.replay else measure
+    truth, cut, scored = measured(work, rows, [without_distractor(s) for s in talked])
+    p1, p0 = rate(truth, "c1", "m1"), rate(truth, "c0", "m0")
     kinds = [kind(a, b) for a, b in zip(p1, p0, strict=True)]
     held = held_against(truth, scored)
     text = report(samples, p1, p0, kinds, scored, talked, rate(cut, "c1", "m1"), held)
@@ -135,8 +150,9 @@ def report(
         "# The natural world, measured",
         "Written by `python -m benchmarks.natural_world.measure`: "
         f"{len(samples)} samples of seed {SEED}, {M} completions a sample with and without "
-        "the image; every evidence with its defaults, one run, one model. Kinds: see the "
-        "script.",
+        "the image; every evidence with its defaults, one run, one model. Where it was run "
+        "with `--replay` the cascade is made of what `answer` and `rollouts` have said: "
+        "the same completions, asked for by its own rules. Kinds: see the script.",
         families(samples, p1, p0, kinds),
         selections(kinds, p1, p0, scored),
         calibration(held),
@@ -204,10 +220,13 @@ def held_against(truth: rap.Scores, scored: dict[str, rap.Scores]) -> list[dict[
     one row an evidence and bin, as ``benchmarks.cascade.calibration``."""
     c1, c0 = (np.asarray(truth.column(n).to_pylist(), float) / M for n in ("c1", "c0"))
     of_event = teaches(c1, c0)
-    rows: list[dict[str, Any]] = []
+    said = {}
     for name in ("rollouts", "cascade"):
-        chosen = rap.choose(scored[name], budget=BUDGETS[0]).table["keep_probability"]
-        keep = chosen.to_numpy(zero_copy_only=False).astype(float)
+        keep = rap.choose(scored[name], budget=BUDGETS[0]).table["keep_probability"]
+        said[name] = keep.to_numpy(zero_copy_only=False).astype(float)
+    said[INFORMED] = informed(scored["cascade"], truth)
+    rows: list[dict[str, Any]] = []
+    for name, keep in said.items():
         rows += [{"evidence": name} | row for row in reliability(keep, of_event)]
     always = np.full(len(of_event), of_event.mean())
     whole = reliability(always, of_event)[0]
@@ -222,22 +241,32 @@ def calibration(held: list[dict[str, Any]]) -> str:
         "event: the image helps and 8 completions hold both right and wrong ones. Excess: "
         "mean squared distance of what is said to what the truth says, the part of the "
         "Brier score that a perfect forecast has not.\n",
-        "| evidence | samples | said | truth | Brier | excess |",
-        "|---|---:|---:|---:|---:|---:|",
+        "| evidence | samples | said | truth | Brier | excess | miscalibration | "
+        "resolution |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     lines += [
         f"| {r['evidence']} | {r['samples']} | {r['said']:.3f} | {r['truth']:.3f} | "
-        f"{r['brier']:.4f} | {r['excess']:.4f} |"
+        f"{r['brier']:.4f} | {r['excess']:.4f} | {r['miscalibration']:.4f} | "
+        f"{r['resolution']:.4f} |"
         for r in held
         if r["bin"] == "all"
     ]
     by = {r["evidence"]: r for r in held if r["bin"] == "all"}
     off = {name: r["said"] - r["truth"] for name, r in by.items()}
+    ours, best = by["cascade"], by[INFORMED]
     lines.append(
         f"\nIn the mean rollouts say {off['rollouts']:+.3f} against the truth (their prior "
         "of a pass rate is uniform, so that five equal outcomes leave much open), the "
-        f"cascade {off['cascade']:+.3f} (a prior from p(answer), which this model gives to "
-        "the right wording only; most samples are judged by it alone)."
+        f"cascade {off['cascade']:+.3f}. The excess is miscalibration, less resolution, "
+        f"plus the variance of the truth, {ours['constant']:.4f}, up to spread in a bin "
+        "(Murphy, J. Applied Meteorology 12 (1973), 595-600). Only the miscalibration, "
+        f"{ours['miscalibration']:.4f} of the cascade's {ours['excess']:.4f}, could be "
+        "mended by another scale (isotonic regression, Platt's); the rest is what it "
+        "cannot tell apart. Fitted to the completions of the truth, not its own, the "
+        f"same prior leaves {best['excess']:.4f}: p(answer), divergence and entropies say "
+        "so little here of whether this model answers right, and most samples are judged "
+        "by them alone."
     )
     lines += [
         "\nBy what is said (reliability; `natural_calibration.png`):\n",
@@ -248,7 +277,7 @@ def calibration(held: list[dict[str, Any]]) -> str:
         f"| {r['evidence']} | {r['bin']} | {r['samples']} | {r['said']:.2f} | "
         f"{r['truth']:.2f} |"
         for r in held
-        if r["bin"] != "all"
+        if r["bin"] != "all" and r["evidence"] != INFORMED
     ]
     return "\n".join(lines)
 

@@ -22,7 +22,7 @@ from rap.config import COUNTERFACTUALS, Sampling
 from rap.demo import world
 from rap.scores.scores import Scores
 
-from .. import world_agreement
+from .. import replayed, world_agreement
 
 SAMPLING = Sampling(max_new_tokens=48)
 BATCH = 16
@@ -234,6 +234,7 @@ FRESH_PLAN: dict[str, dict[str, Any]] = {
     "rollouts M=5": {"evidence": "rollouts", "m1": 5, "m0": 5},
     "logits": {"evidence": "logits"},
     "answer": {"evidence": "answer"},
+    "cascade": {"evidence": "cascade"},
 }
 
 
@@ -269,6 +270,9 @@ def _confirm(work: Path, weights: Path, n: int, seed: int, load: Any) -> Fresh:
     where.mkdir(parents=True, exist_ok=True)
     scores = {}
     for name, settings in FRESH_PLAN.items():
+        if name == "cascade":  # of what is measured: benchmarks.replayed
+            scores[name] = replayed.cascade(scores["answer"], scores["rollouts M=5"], rows)
+            continue
         store, done = where / name, where / f"{name}.done"
         if not done.exists():
             rap.score(*load(weights), rows, store=store, **SCORING, **settings)

@@ -1,8 +1,8 @@
 """Rule ``learn`` on demo worlds: what it keeps, by evidence, guard and coverage.
 
-Stores are kept under ``--work`` as by `benchmarks.cascade`; what is missing is scored.
-Stores of an older version hold no hidden states of the
-prompts: those of the store of evidence ``answer`` are joined by row.
+Worlds (`SEEDS`) and stores are those of `benchmarks.cascade` (``--work``); what is missing
+is scored. Stores of an older version hold no hidden states of the prompts: those of the
+store of evidence ``answer`` are joined by row.
 """
 
 from __future__ import annotations
@@ -26,13 +26,11 @@ from rap.demo import world
 from rap.scores.scores import Scores
 from rap.scores.states import COLUMN
 
-from ..cascade import MODELS, World, measure, ordered
+from ..cascade import SEEDS, WORLDS, World, measure, ordered
 from ..metrics import auroc, spread
 
 EVIDENCE = ("answer", "logits", "cascade", "rollouts")
 BUDGETS = (0.093, 0.2)
-WORLDS = {model: tuple(World(s, 600, "test") for s in (301, 302)) for model in MODELS}
-"""On which nothing was set."""
 NO_GUARD = {"guard_attention": 0.0, "guard_hurt": 0.0}
 RULES: dict[str, dict[str, Any]] = {
     "budget": {},
@@ -99,7 +97,8 @@ def rows_of(work: Path, model: str, of: World) -> Iterator[dict[str, Any]]:
     c1, m1 = (truth[name].to_numpy() for name in ("c1", "m1"))
     mixed = (c1 > 0) & (c1 < m1)
     for evidence in EVIDENCE:
-        scores = with_states(measure(work, model, of, evidence), states)
+        scores = measure(work, model, of, evidence, replay=evidence == "cascade")
+        scores = with_states(scores, states)
         for budget in BUDGETS:
             about = {"model": model, "seed": of.seed, "evidence": evidence}
             for name, options in RULES.items():
@@ -119,14 +118,15 @@ def rows_of(work: Path, model: str, of: World) -> Iterator[dict[str, Any]]:
 
 NOTE = (
     "Written by `python -m benchmarks.selection_quality --learn`; a row a world is in "
-    "`selection_learn.csv`. Demo worlds, both models, seeds 301 and 302 (600 samples of "
-    "split test, on which nothing was set: the rule was designed on an earlier form of the "
-    "world); mean ± standard deviation over worlds. Cognitive: share of the kept samples "
-    "planted as such (the pool has about 0.18). Mixed: share whose five completions with "
-    "the image (evidence rollouts) are neither all right nor all wrong. Evenness: entropy "
-    "of the question families kept, 1 is even. AUROC: of the ranking, for cognitive, "
-    "barred samples last. Counts of the other causes are means. This says what is "
-    "selected, not whether it trains."
+    "`selection_learn.csv`. Demo worlds, both models, seeds "
+    f"{' and '.join(map(str, SEEDS))} (600 samples of split test, on which nothing was "
+    "set: the rule was designed on an earlier form of the world); mean ± standard "
+    "deviation over worlds. Cognitive: share of the kept samples planted as such (the pool "
+    "has about 0.18). Mixed: share whose five completions with the image (evidence "
+    "rollouts) are neither all right nor all wrong. Evenness: entropy of the question "
+    "families kept, 1 is even. AUROC: of the ranking, for cognitive, barred samples last. "
+    "Counts of the other causes are means. This says what is selected, not whether it "
+    "trains."
 )
 
 
@@ -174,6 +174,7 @@ def run(args: argparse.Namespace) -> Path:
         row
         for model, worlds in WORLDS.items()
         for of in worlds
+        if of.seed in SEEDS
         for row in rows_of(args.work, model, of)
     ]
     return write(rows, args.out)

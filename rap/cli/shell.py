@@ -86,7 +86,16 @@ def _explain(error: Exception) -> int:
 
 
 _EXTRAS = {
-    "hf": ("torch", "torchvision", "transformers", "datasets", "tqdm", "math_verify"),
+    "hf": (
+        "torch",
+        "torchvision",
+        "transformers",
+        "datasets",
+        "tqdm",
+        "math_verify",
+        "pandas",
+        "huggingface_hub",
+    ),
     "trl": ("trl",),
     "lora": ("peft",),
     "report": ("jinja2", "matplotlib", "PIL"),

@@ -265,8 +265,10 @@ def _require_digest(path: Path, file: IO[bytes], size: int) -> str:
 def _note_of(path: Path, file: Any) -> dict[str, Any]:
     try:
         note = json.loads((pq.read_metadata(file).metadata or {})[_NOTE])
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+    except (pa.ArrowException, OSError, KeyError, ValueError, RecursionError) as error:
         raise RapStoreError(f"{path}: no file of this project: {error}") from error
+    if not isinstance(note, dict):
+        raise RapStoreError(f"{path}: no file of this project: its note is no object")
     check_version(path, note.get("schema_version"))
     return note
 

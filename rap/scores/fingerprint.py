@@ -25,6 +25,7 @@ _IN_WORDS = {
     "dataset": "the data set is another",
 }
 _HASH = re.compile(r"[0-9a-f]{64}")
+_EVIDENCE = re.compile(r'"([a-z]+)" in the store$')
 
 
 def differences(ours: object, theirs: object, prefix: str = "") -> list[str]:
@@ -72,6 +73,8 @@ def in_words(line: str) -> str:
             "evidence: cascade scores every sample in one round now, and "
             "in two passes over the pool in the store"
         )
+    if name == "config.evidence" and (there := _EVIDENCE.search(rest)):
+        return f"{line} (evidence={there[1]!r} goes on with it)"
     if name == "engine":  # one of them has none: the model that scores
         return line.replace("absent", '"transformers"')
     return (

@@ -21,6 +21,10 @@ FAINT = 1e-6
 form, rather than that the questions are hard."""
 
 
+FEW = 64
+"""Samples below which a cascade's bill is not held, and its prior rests on few."""
+
+
 @dataclass(frozen=True, slots=True)
 class Counted:
     """``cut``: (completions cut, sampled), None: not counted. ``median_p``: the median
@@ -93,6 +97,7 @@ def notes_of(
         *(warnings_of(learned) if learned else ()),
         *_about_replacing(found),
         *_about_screening(judged, groups, threshold),
+        *_about_few(judged),
         *_about_answers(counted),
         *_about_engine(counted.meta),
     ]
@@ -139,6 +144,17 @@ def _about_screening(
     return [
         f"{screened} samples were never tried with the image (screen_lambda_c, of an "
         f"earlier version) though their D may exceed {lowest:g}; score again"
+    ]
+
+
+def _about_few(judged: Judged) -> list[str]:
+    n = len(judged)
+    if judged.reading.kind.name != "cascade" or n >= FEW:
+        return []
+    return [
+        f"evidence cascade of {n} samples, fewer than {FEW}: what p(answer) says is "
+        "learned from few completions, and cascade_completions is not held; "
+        "evidence='rollouts' asks about each sample"
     ]
 
 

@@ -109,9 +109,8 @@ class Reselect:
         """How ``"rescore"`` scores."""
         if self.config is not None or self.selection is None:
             return self.config or ScoreConfig()
-        return ScoreConfig(
-            **((self.selection.settings["scores"] or {}).get("config") or {})
-        )
+        told = (self.selection.settings["scores"] or {}).get("config")
+        return ScoreConfig.of_fingerprint(told or {})
 
     def fingerprint(self, pool: Sequence[str]) -> dict[str, Any]:
         """What a resumed run must share with the one that wrote the checkpoint."""
