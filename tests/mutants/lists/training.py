@@ -107,7 +107,7 @@ TRAINING = (
     Mutant(
         "grade-text-inside-word",
         GRADING,
-        "if not (_joins(before[::-1], words[0]) or _joins(after, words[-1])):",
+        "if not (longer or _joins(before[::-1], words[0]) or _joins(after, words[-1])):",
         "if True:",
         CHOICES,
     ),
