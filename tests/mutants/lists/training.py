@@ -46,7 +46,7 @@ TRAINING = (
         GRADING,
         'hashes = _first_line(text.rpartition("####")[2]) if "####" in text else ""',
         'hashes = _first_line(text.partition("####")[2]) if "####" in text else ""',
-        FINAL,
+        (R + "test_of_several_hashes_the_last_count",),
     ),
     Mutant(
         "grade-first-line",
