@@ -146,6 +146,19 @@ def test_a_claim_of_a_dead_process_is_taken_at_once(tmp_path: Path) -> None:
         assert ours.holds("0")
 
 
+def test_claims_of_the_dead_are_cleared_and_no_others(tmp_path: Path) -> None:
+    """Who dies between its last write and the release leaves a claim that nobody asks for
+    again: its shard, or the plan, is done."""
+    killed_holder(tmp_path, "0")
+    killed_holder(tmp_path, "plan")
+    foreign(tmp_path / "claims", "1")
+    with Claims(tmp_path) as living, Claims(tmp_path, lease=1e9) as ours:
+        assert living.take("2") and ours.take("3")
+        ours.clear_dead()
+        assert sorted(os.listdir(tmp_path / "claims")) == ["1", "2", "3"]
+        assert living.holds("2") and ours.holds("3")
+
+
 def test_a_process_number_used_again_is_another_process(tmp_path: Path) -> None:
     reborn = dataclasses.replace(me(), started=me().started - 1)
     assert lives(me()) is True and lives(reborn) is False

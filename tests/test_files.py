@@ -13,7 +13,7 @@ import pytest
 
 import rap
 from rap.errors import RapStoreError
-from rap.scores.files import write_result
+from rap.scores.files import write_atomic, write_result
 from rap.scores.owner import tmp_name
 from rap.scores.store import ScoreStore
 from rap.scores.table import ROLLOUT_SCHEMA, table_from_rows
@@ -61,6 +61,24 @@ def test_fault_33_what_a_killed_writer_of_a_result_left_goes_with_the_next(
     write_result(tmp_path / "report.html", lambda file: file.write(b"whole"))
     assert sorted(os.listdir(tmp_path)) == sorted([*others, "report.html"])
     assert (tmp_path / "report.html").read_bytes() == b"whole"
+
+
+def test_fault_31_all_of_a_file_is_synced_before_it_gets_its_name(
+    tmp_path, monkeypatch
+) -> None:
+    """Not what a buffer has let through so far: a power loss would leave that."""
+    synced, fsync = [], os.fsync
+
+    def sync(handle: int) -> None:
+        synced.append(os.fstat(handle).st_size)
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    for size in (1, 100_000):
+        synced.clear()
+        write_atomic(tmp_path / "file", lambda file, n=size: file.write(b"x" * n))
+        assert synced[0] == size == (tmp_path / "file").stat().st_size
+        assert len(synced) == 2  # and its folder
 
 
 def test_fault_33_a_selection_is_written_over_what_a_killed_process_left(tmp_path) -> None:

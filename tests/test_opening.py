@@ -516,6 +516,19 @@ def test_an_index_spares_the_workers_the_rows(
     assert index.open_kept(tmp_path / "kept", path) is None
 
 
+def test_fault_33_what_a_killed_planner_left_of_the_index_goes_with_the_next(tmp_path):
+    write(tmp_path / "d.jsonl", *[row(k) for k in range(5)])
+    samples = open_samples(tmp_path / "d.jsonl")
+    made = index.build(samples, 2)
+    assert index.save(samples, made, tmp_path / "kept")
+    there = sorted(p.name for p in (tmp_path / "kept").iterdir())
+    for name in there:
+        (tmp_path / "kept" / f".{name}.d992a6de.tmp").write_text("half")
+    assert index.save(samples, made, tmp_path / "kept")
+    assert sorted(p.name for p in (tmp_path / "kept").iterdir()) == there
+    assert index.load(tmp_path / "kept") == made
+
+
 def test_a_shard_that_changed_is_named(tmp_path: Path) -> None:
     rows = [row(k) for k in range(20)]
     samples = open_samples(write(tmp_path / "d.jsonl", *rows))

@@ -403,6 +403,12 @@ def test_cut_off_responses_count_only_what_they_marked(answer, choices, text, ri
         assert grade(answer, choices, text) is True
 
 
+def test_of_several_hashes_the_last_count():
+    assert final_answer("#### 4\nNo: 2 + 3.\n#### 5\nThat is it.") == ("5", True)
+    assert grade("5", (), "#### 4\nNo: 2 + 3.\n#### 5") is True
+    assert grade("4", (), "#### 4\nNo: 2 + 3.\n#### 5") is False
+
+
 def test_reward_function(rewards):
     with make_checker(rewards.right, timeout=20) as checker:
         row = sample_with({"answer": "3"})

@@ -125,11 +125,14 @@ def save(samples: SampleSet, index: Index, folder: Path) -> bool:
 
 
 def _put(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file whole; one that was there stays as it was for whoever has it mapped."""
+    """Write a file whole; one that was there stays as it was for whoever has it mapped.
+    What a killed writer left of it goes: who writes has the store's plan for itself."""
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         write(partial)
         partial.replace(path)
+        for left in path.parent.glob(f".{path.name}.????????.tmp"):
+            left.unlink(missing_ok=True)
     finally:
         with contextlib.suppress(FileNotFoundError):
             partial.unlink()

@@ -209,6 +209,12 @@ class Claims:
                 found[name] = Claim.of(text)
         return found
 
+    def clear_dead(self) -> None:
+        """Remove the claims of processes that are dead: what they were at is done."""
+        for name in self.others():
+            if self.is_stale(name) and self.take_over(name):
+                self.release(name)
+
     def close(self) -> None:
         """Release what is held. Harmless when called twice."""
         self._ended.set()

@@ -214,6 +214,7 @@ class Worker:
                 self.store.clear_previous()
             finally:
                 self.claims.release(SEAL)
+        self.claims.clear_dead()  # of who died between its last write and its release
         return True
 
     # -- inside

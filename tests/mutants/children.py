@@ -13,20 +13,38 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .tree import ROOT, TREE, WORK
 
-FOR_KERNELS = "numpy torch pytest hypothesis ml_dtypes".split()
-FOR_ALL = [
+LIGHT = (
+    "numpy pyarrow pyarrow.parquet pyarrow.compute pytest hypothesis click click.testing "
+    "pydantic"
+).split()
+FOR_KERNELS = [*LIGHT, "torch", "ml_dtypes"]
+FOR_MODELS = [
     *FOR_KERNELS,
-    *"pyarrow pyarrow.parquet pyarrow.compute PIL.Image click click.testing".split(),
-    *"pydantic jinja2 datasets transformers tqdm math_verify".split(),
+    *"PIL.Image jinja2 datasets transformers tqdm math_verify".split(),
     "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
 ]
+ON_ARRAYS = ("selection", "posterior", "learn", "store", "claims", "judge", "files")
+ON_ARRAYS += ("reselection", "rewardfile", "rewards", "distinct")
+ON_KERNELS = ("ace", "cde", "drm", "arrays", "strides", "guarded", "limits", "parallel")
+ON_KERNELS += ("csrc",)
+
+
+def libraries(tests: Iterable[str]) -> list[str]:
+    """What to import before: no more than these files of tests need."""
+    names = {test.split("::")[0] for test in tests}
+    names = {name.removeprefix("tests/test_").removesuffix(".py") for name in names}
+    if names <= set(ON_ARRAYS):
+        return LIGHT
+    return FOR_KERNELS if names <= {*ON_ARRAYS, *ON_KERNELS} else FOR_MODELS
+
+
 CPU_SECONDS = 400
 WALL_SECONDS = 1500
 
@@ -60,9 +78,8 @@ def prepare(names: Sequence[str]) -> None:
     """Import what is slow to import. Raises if rap came with it."""
     for name in names:
         importlib.import_module(name)
-    import torch
-
-    torch.set_num_threads(1)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
     assert not any(name.split(".")[0] == "rap" for name in sys.modules)
 
 

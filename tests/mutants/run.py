@@ -108,8 +108,7 @@ def main() -> None:
     tree.make_copy()
     tree.build()
     mutants = chosen(asked.only, asked.again)
-    kernels = all(mutant.file.startswith("csrc/") for mutant in mutants)
-    children.prepare(children.FOR_KERNELS if kernels else children.FOR_ALL)
+    children.prepare(children.libraries(test for m in mutants for test in m.tests))
     baselines = Baselines()
     for mutant in mutants:
         if time.monotonic() > end:

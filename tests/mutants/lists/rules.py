@@ -20,7 +20,7 @@ POSTERIOR, LEARNING = "rap/scores/posterior.py", "rap/scores/learning.py"
 JUDGED = "rap/selection/judged.py"
 
 S = "tests/test_selection.py::"
-ORACLE = (S + "test_choose_equals_the_oracle",)
+ORACLE = (S + "test_fault_56_choose_equals_the_oracle",)
 DECIMALS = (
     S + "test_thresholds_are_decimals_and_counts_integers",
     S + "test_a_half_is_a_half",

@@ -46,7 +46,7 @@ TRAINING = (
         GRADING,
         'hashes = _first_line(text.rpartition("####")[2]) if "####" in text else ""',
         'hashes = _first_line(text.partition("####")[2]) if "####" in text else ""',
-        FINAL,
+        (R + "test_of_several_hashes_the_last_count",),
     ),
     Mutant(
         "grade-first-line",
@@ -107,7 +107,7 @@ TRAINING = (
     Mutant(
         "grade-text-inside-word",
         GRADING,
-        "if not (_joins(before[::-1], words[0]) or _joins(after, words[-1])):",
+        "if not (longer or _joins(before[::-1], words[0]) or _joins(after, words[-1])):",
         "if True:",
         CHOICES,
     ),
