@@ -604,7 +604,7 @@ def test_check_prints_how_a_model_is_read_or_why_it_is_refused(tiny, tmp_path):
     assert all(found[k] == v for k, v in refused.items() if k not in ("ok", "reason"))
 
 
-def test_a_limit_is_for_a_try_and_nothing_is_scored_twice(tiny, tmp_path):
+def test_a_limit_is_for_a_try_and_nothing_is_scored_twice(tiny, tmp_path, caplog):
     file = data(tmp_path / "d", 5)
     words = ("score", file, "--model", tiny, "--device", "cpu", "--evidence", "answer")
     words += ("--store", tmp_path / "scores", "--json")
@@ -612,7 +612,7 @@ def test_a_limit_is_for_a_try_and_nothing_is_scored_twice(tiny, tmp_path):
     assert tried["samples"] == 2
     again = run(*words)
     assert json.loads(again.stdout)["samples"] == 5
-    assert "2 of 5" in again.stderr
+    assert "2 of 5 samples are as they were" in caplog.text + again.stderr
     assert [r["id"] for r in ScoreStore.load(tmp_path / "scores").read().to_pylist()] == [
         f"s{i}" for i in range(5)
     ]

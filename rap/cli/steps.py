@@ -92,7 +92,7 @@ def score_data(
 def recipe_of(samples: SampleSet, model: str | None, options: Mapping[str, Any]) -> Recipe:
     """What to score and how, with the model loaded, None for none. Raises what
     ``load_model`` raises, and before that whatever can be refused without it."""
-    if options["executor"] != "local":
+    if options["executor"] not in (None, "local"):
         refuse_given(("limit",), f"with --executor {options['executor']}")
     config = score_config(options)
     engine = engine_config(options)
