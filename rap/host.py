@@ -47,6 +47,27 @@ def is_torch(x: object) -> bool:
     return kind_of(x) != OTHER
 
 
+def is_jax(x: object) -> bool:
+    """An array of JAX, traced ones too."""
+    jax = sys.modules.get("jax")
+    return jax is not None and isinstance(x, getattr(jax, "Array", ()))
+
+
+def host_view(x: Any) -> Any:
+    """An array of JAX in host memory as NumPy sees it, without a copy; others as they are.
+
+    Raises RapInputError for one that is being traced (``jax.jit``, ``jax.grad``).
+    """
+    if isinstance(x, np.ndarray) or x is None or is_torch(x) or not is_jax(x):
+        return x
+    if isinstance(x, sys.modules["jax"].core.Tracer):
+        raise RapInputError(
+            "an array that JAX is tracing (jit, grad, vmap) has no values yet: call rap "
+            "outside of it, or through jax.pure_callback"
+        )
+    return x if device_of(x) is not None else np.asarray(x)
+
+
 def device_of(x: Any) -> int | None:
     """Ordinal of the CUDA device that an array is on; None for any other memory."""
     if x is None or isinstance(x, np.ndarray):
@@ -112,6 +133,39 @@ def dense(x: Any, contiguous: bool = False) -> Any:
     if x.is_contiguous() or (not contiguous and (x.shape[-1] == 1 or x.stride(-1) == 1)):
         return x
     return x.contiguous()
+
+
+def narrowed(x: Any) -> Any:
+    """float64 of NumPy or torch as float32, rounded; others as they are."""
+    if is_torch(x):
+        return x.float() if x.dtype == sys.modules["torch"].float64 else x
+    return x.astype(np.float32) if x.dtype.char == "d" and x.dtype.isnative else x
+
+
+def shifted(x: Any) -> Any:
+    """Logits in float64 as float32: each row less its maximum, which changes no
+    probability, and then rounded. Blocks of rows, to hold little at a time."""
+    last = x.shape[-1] if x.ndim else 0
+    if not last:
+        return narrowed(x)
+    rows = x.reshape(-1, last)
+    if is_torch(x):
+        torch = sys.modules["torch"]
+        out = torch.empty(rows.shape, dtype=torch.float32, device=x.device)
+        for i in range(0, len(rows), _SHIFTED):
+            part = rows[i : i + _SHIFTED]
+            out[i : i + _SHIFTED] = part - part.amax(-1, keepdim=True)
+        return out.reshape(x.shape)
+    out = np.empty(rows.shape, np.float32)
+    with np.errstate(invalid="ignore", over="ignore"):
+        for i in range(0, len(rows), _SHIFTED):
+            part = rows[i : i + _SHIFTED]
+            out[i : i + _SHIFTED] = part - part.max(-1, keepdims=True)
+    return out.reshape(x.shape)
+
+
+_SHIFTED = 64
+"""Rows of float64 logits shifted at once."""
 
 
 def floats(x: Any) -> Any:
@@ -209,12 +263,14 @@ class Host:
     def __init__(self, answer: Callable[[np.ndarray], Any] | None = None) -> None:
         self.answer = answer
 
-    def array(self, name: str, x: Any, contiguous: bool = False) -> Any:
-        """Of floats; copied only if its last dimension (or all, if asked) is not
-        contiguous."""
+    def array(self, name: str, x: Any, contiguous: bool = False, wide: bool = False) -> Any:
+        """Of floats, float64 rounded to float32 unless ``wide``; copied only if its last
+        dimension (or all, if asked) is not contiguous."""
         if isinstance(x, np.ndarray):
             flags = x.flags
-            if flags.carray:
+            if x.itemsize == 8 and not wide:
+                x = narrowed(x)
+            elif flags.carray:
                 return x
             dense_ = flags.c_contiguous
             bad = not dense_ and x.shape[-1] > 1 and x.strides[-1] != x.itemsize
@@ -222,10 +278,22 @@ class Host:
                 x = x.copy()  # ascontiguousarray keeps an array that is only unaligned
             return x
         if is_torch(x):
-            return dense(plain(name, x, host=True), contiguous)
+            x = plain(name, x, host=True)
+            return dense(x if wide or x.itemsize < 8 else narrowed(x), contiguous)
         if isinstance(x, (list, tuple)):
             raise TypeError("expected an array (NumPy, torch or DLPack), got a list")
         return x
+
+    def logits(self, name: str, x: Any) -> Any:
+        """As `array`; float64 shifted by the rows' maxima before it is rounded."""
+        if isinstance(x, np.ndarray):
+            wide = x.dtype.char == "d" and x.dtype.isnative
+        elif is_torch(x):
+            x = plain(name, x, host=True)
+            wide = x.dtype is sys.modules["torch"].float64
+        else:
+            wide = False
+        return shifted(x) if wide else self.array(name, x)
 
     def scores(self, name: str, x: Any) -> Any:
         """[N], contiguous: float32 and float64 as they are, anything else as float64."""
@@ -245,6 +313,27 @@ class Host:
 
     plan = integers
     """What the host itself computes with during the call."""
+
+    def ignoring(self, ids: np.ndarray, ignore: int) -> tuple[np.ndarray, Any]:
+        """(ids that can be read, which of them are ``ignore``; None if none is)."""
+        ignored = ids == ignore
+        return (np.where(ignored, 0, ids), ignored) if ignored.any() else (ids, None)
+
+    def blank(self, out: np.ndarray, rows: list[int], ignored: np.ndarray) -> None:
+        """NaN in these rows of ``out`` [OUTPUTS, T], where ``ignored`` [T]."""
+        for row in rows:
+            out[row, ignored] = np.nan
+
+    def counted(self, weights_: Any, ignored: Any, total: int) -> Any:
+        """Weights [T] with 0 where ``ignored``, as `means` takes them."""
+        if ignored is None:
+            return weights_
+        w = 1.0 if weights_ is None else weights(weights_, total)
+        return np.where(ignored, 0.0, w)
+
+    def joined(self, outs: list[np.ndarray]) -> np.ndarray:
+        """Answers [OUTPUTS, T] of several calls behind each other."""
+        return np.concatenate(outs, axis=1)
 
     def mask(self, name: str, x: Any) -> np.ndarray | None:
         return None if x is None else small(name, x, np.bool_)
@@ -291,8 +380,10 @@ _in_torch: list[Host] = []
 
 def host_of(like: Any) -> Host:
     """Host memory for a call whose answers go where ``like`` is."""
-    if isinstance(like, np.ndarray) or not is_torch(like):
+    if isinstance(like, np.ndarray) or not (is_torch(like) or is_jax(like)):
         return IN_NUMPY
+    if not is_torch(like):
+        return Host(sys.modules["jax"].numpy.asarray)
     from_numpy = sys.modules["torch"].from_numpy
     if not like.is_cpu:
         return Host(lambda x: from_numpy(x).to(like.device))

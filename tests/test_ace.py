@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -73,6 +75,35 @@ def test_error_is_at_most_four_times_the_naive_one(isa, dtype, heads, rng):
             assert (np.isfinite(truth) == np.isfinite(got)).all()
             error = np.abs(got[keep] - truth[keep]).max()
             assert error <= 4 * np.abs(plain[keep] - truth[keep]).max(), (length, normalise)
+
+
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
+@pytest.mark.parametrize("heads", ["mean", "max", "each"])
+def test_heads_of_more_than_one_block_of_the_product(isa, heads, rng):
+    """Products of more than RAP_GEMM_DEPTH = 256 dimensions are added up block by block."""
+    q, k = attention_input(rng, 2, 1, 70, 600)
+    got = rap.ace(q, k, response_start=20, heads=heads)
+    truth = reference.ace(q.double(), k.double(), response_start=20, heads=heads)
+    for name in FIELDS:
+        assert difference(getattr(got, name), truth[name]) < 1e-5, name
+
+
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
+@pytest.mark.parametrize("heads", ["mean", "max", "each"])
+@pytest.mark.parametrize("scale", [0.0, 1e-60])
+def test_a_scale_of_0_is_even_attention(isa, heads, scale, rng):
+    """Also one that is 0 as a float32 only; A_ij is 1 / (i + 1) whatever the scores."""
+    q, k = attention_input(rng, 2, 1, 50, 8)
+    lse = torch.log(torch.arange(1, 51, dtype=torch.float64)).expand(2, 50)
+    truth = reference.ace(q, k, response_start=20, heads=heads, scale=0.0)
+    for given, stats in ((None, True), (lse, True), (lse, False)):
+        options = dict(response_start=20, heads=heads, scale=scale, lse=given, stats=stats)
+        got = rap.ace(q, k, **options)
+        for name in FIELDS if stats else FIELDS[:1]:
+            assert difference(getattr(got, name), truth[name]) < 2e-6, (name, given is None)
+    # single heads read it off each row: ln(2 / (i + 1)), mean over rows 20 to 49
+    rows = np.log(2.0) - np.log(np.arange(21, 51))
+    assert float(got.log_psi.reshape(-1)[0]) == pytest.approx(rows.mean(), abs=1e-6)
 
 
 @pytest.mark.parametrize("isa", ISAS, indirect=True)
@@ -377,13 +408,81 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 rap.ace(q, k, response_start=16384 - 400, threads=2)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
-    import subprocess
-    import sys
-
     out = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert float(out.stdout) < 200, f"{out.stdout} MiB above the inputs"
+
+
+def test_fault_32_one_long_block_of_rows_is_left_between_two_heads():
+    """One task: a response of one block of rows. Counted in processor time."""
+    code = """
+import signal, time, numpy as np, rap
+def stop(number, frame):
+    raise KeyboardInterrupt
+signal.signal(signal.SIGPROF, stop)
+k = np.zeros((1, 40_000, 64), np.float32)
+q = np.broadcast_to(k, (6_000, 40_000, 64))
+signal.setitimer(signal.ITIMER_PROF, 0.4)
+start = time.process_time()
+try:
+    rap.ace(q, k, response_start=39_999, min_rows=1, threads=1)
+    print("finished")
+except KeyboardInterrupt:
+    print(time.process_time() - start)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() != "finished", "the call was too short to be interrupted"
+    assert float(done.stdout) < 1.2
+
+
+def test_a_response_lies_inside_its_own_sample(rng):
+    """Not only inside the packed sequence; refused by the check, before any work."""
+    q, k = attention_input(rng, 2, 1, 30, 8)
+    for start in ([11, 0], [2, 21], [0, -1], [30, 0]):
+        with pytest.raises(rap.RapInputError, match="response_start lie inside"):
+            rap.ace(q, k, cu_seqlens=[0, 10, 30], response_start=start)
+    ends = rap.ace(q, k, cu_seqlens=[0, 10, 30], response_start=[10, 20])
+    assert ends.log_psi.isneginf().all()
+
+
+def test_offsets_and_heads_that_do_not_fit(rng):
+    q, k = attention_input(rng, 4, 2, 20, 8)
+    for cu in ([1, 10, 20], [-1, 10, 20], [0, 10, 21]):
+        with pytest.raises(rap.RapInputError, match="cu_seqlens"):
+            rap.ace(q, k, cu_seqlens=cu, response_start=[0, 0])
+    for a, b in ((q[:, :19], k), (q, k[:, :19]), (q[..., :7], k), (q, k[..., :7])):
+        with pytest.raises(rap.RapInputError, match="must agree in L and D"):
+            rap.ace(a, b, response_start=0)
+    for hq, hkv in ((3, 2), (1, 2), (4, 3)):
+        with pytest.raises(rap.RapInputError, match="cannot share"):
+            rap.ace(q[:hq], q[:hkv], response_start=0)
+
+
+@pytest.mark.parametrize("heads", ["mean", "max", "each"])
+def test_equal_columns_and_nan(heads):
+    """Of equal columns the first is the position; NaN wins over every number."""
+    q = np.zeros((1, 40, 8), np.float32)
+    options = dict(response_start=25, heads=heads, columns="prompt")
+    got = rap.ace(q, q, **options)
+    assert len(np.unique(got.log_psi_columns[..., :25])) == 1
+    assert got.position.reshape(-1).tolist() == [0]
+    q[0, 39] = np.inf
+    got = rap.ace(q, q, **options)
+    assert np.isnan(got.log_psi).all() and got.position.reshape(-1).tolist() == [-1]
+
+
+@pytest.mark.parametrize("top", [1, 3, 64])
+@pytest.mark.parametrize("order", [1, -1, 0])
+def test_the_largest_weights_of_long_rows(top, order, rng):
+    """Rising weights, where each block of 64 holds larger ones, falling ones, and any."""
+    scores = rng.permutation(300) if order == 0 else np.arange(300)[:: order or 1]
+    k = (scores / 60).astype(np.float32)[None, :, None]
+    q = np.ones((1, 300, 1), np.float32)
+    options = dict(response_start=280, top=top, scale=1.0)
+    got, truth = rap.ace(q, k, **options), reference.ace(q, k, **options)
+    assert difference(got.attention_top, truth["attention_top"]) < 1e-6
 
 
 def test_wrong_shapes_and_settings(rng):

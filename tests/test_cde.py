@@ -179,7 +179,7 @@ def test_every_dtype_is_its_own_float32(isa, dtype, rng):
 
 
 @pytest.mark.parametrize("isa", ISAS, indirect=True)
-@pytest.mark.parametrize("size", [1e4, 1e30, 2.3e38, 3.3e38])
+@pytest.mark.parametrize("size", [1e4, 3e6, 1e9, 1e12, 1e20, 1e30, 2.3e38, 3.3e38])
 def test_logits_of_any_finite_size(isa, size):
     """Whole rows near the end of float32, and masks as large among common logits."""
     l1 = np.array([[size, size, -size, 0.0] * 300] * 2, np.float32)
@@ -189,6 +189,46 @@ def test_logits_of_any_finite_size(isa, size):
     got, truth = rap.cde(l1, l0), reference.cde(l1, l0)
     for name in ("kl", "rkl", "js", "tv", "entropy1", "entropy0"):
         np.testing.assert_allclose(getattr(got, name), truth[name], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
+@pytest.mark.parametrize("offset", [2.0**14, 2.0**19, -(2.0**19), 2.0**21])
+def test_a_common_offset_changes_nothing(isa, offset, rng):
+    """Logits that stay exact float32 numbers under it: multiples of 1/4 below 2^22."""
+    l1, l0 = (np.round(rng.normal(size=(4, 3000)) * 8).astype(np.float32) / 4 for _ in "ab")
+    near = rap.cde(l1, l0, targets=[1, 2, 3, 4])
+    far = rap.cde(l1 + np.float32(offset), l0 + np.float32(offset), targets=[1, 2, 3, 4])
+    truth = reference.cde(l1, l0, targets=[1, 2, 3, 4])
+    for name in ops.CDE_OUTPUTS:
+        np.testing.assert_allclose(getattr(near, name), truth[name], rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(getattr(far, name), truth[name], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
+def test_float16_with_masked_tokens_has_the_bits_of_its_float32(isa, rng):
+    """A piece that holds -inf is summed in float64, in every dtype and both sweeps; 16-bit
+    pieces without are taken two logits a step, which rounds otherwise."""
+    l1, l0 = (rng.normal(size=(5, 64)).astype(np.float16) for _ in "ab")
+    l1[:, 7] = l0[:, 7] = -np.inf
+    l0[1, 20:40] = -np.inf
+    l1[2, :60] = -np.inf
+    got, wide = rap.cde(l1, l0), rap.cde(l1.astype(np.float32), l0.astype(np.float32))
+    for name in ("kl", "js", "tv", "entropy1"):
+        assert getattr(got, name).tobytes() == getattr(wide, name).tobytes(), name
+
+
+def test_rows_without_a_logit_are_refused():
+    empty = np.zeros((3, 0), np.float32)
+    for call in (
+        lambda: rap.cde(empty, empty),
+        lambda: rap.linear_cde(empty, empty, np.zeros((5, 0), np.float32)),
+    ):
+        with pytest.raises(rap.RapInputError, match="rows are empty"):
+            call()
+    with pytest.raises(rap.RapInputError, match="weight"):
+        rap.linear_cde(
+            np.zeros((3, 4), "f4"), np.zeros((3, 4), "f4"), np.zeros((0, 4), "f4")
+        )
 
 
 def test_equal_rows_have_no_divergence(rng):
@@ -212,6 +252,28 @@ def test_only_what_is_wanted(rng):
         rap.cde(l1, l0, want=("kld",))
     with pytest.raises(rap.RapConfigError, match="targets"):
         rap.cde(l1, l0, want=("logp1",))
+
+
+def test_only_what_is_wanted_is_written(rng):
+    l1, l0 = (rng.normal(size=(3, 50)).astype(np.float32) for _ in "ab")
+    full = rap.cde(l1, l0, targets=[0, 1, 2])
+    for row, name in enumerate(ops.CDE_OUTPUTS):
+        out = np.full((len(ops.CDE_OUTPUTS), 3), 7.0)
+        _C.cde(l1, l0, np.array([0, 1, 2]), out, 1 << row, 1)
+        assert (np.delete(out, row, 0) == 7).all()
+        np.testing.assert_array_equal(out[row], getattr(full, name))
+
+
+def test_branches_of_other_shapes_are_refused():
+    a = np.zeros((4, 9), np.float32)
+    for b in (a[:3], a[:, :8]):
+        for pair in ((a, b), (b, a)):
+            with pytest.raises(rap.RapInputError, match="must have the same shape"):
+                rap.cde(*pair)
+            with pytest.raises(rap.RapInputError, match="must have the same shape"):
+                rap.linear_cde(*pair, a)
+    with pytest.raises(rap.RapInputError, match="two dimensions"):
+        rap.cde(a[0], a[0])
 
 
 def test_packed_samples_give_weighted_means(rng):
@@ -238,6 +300,9 @@ def test_targets_are_checked(rng):
         rap.cde(l1, l1, targets=[-1, 0])
     with pytest.raises(rap.RapInputError, match="integers"):
         rap.cde(l1, l1, targets=[0.5, 1.0])
+    for few_or_many in ([0], [0, 1, 2]):
+        with pytest.raises(rap.RapInputError, match=r"targets: expected int64 \[2\]"):
+            rap.cde(l1, l1, targets=few_or_many)
 
 
 def test_same_bits_for_any_number_of_threads(rng):

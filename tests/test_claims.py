@@ -42,7 +42,7 @@ from rap.scores.store import ScoreStore
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 FORK = multiprocessing.get_context("fork")
 CONFIG = ScoreConfig()
-PATIENCE = 120.0
+PATIENCE = 900.0
 """Seconds until a test that waits for another process gives up."""
 
 ELSEWHERE = Owner("far", "ffffffff", 7, 12345)

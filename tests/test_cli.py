@@ -29,6 +29,7 @@ from rap.scores.table import table_from_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = (
+    "inspect",
     "check",
     "score",
     "choose",
@@ -352,6 +353,16 @@ def test_missing_files_exit_1(tmp_path):
     refused(*score, code=1, says="no such file or folder")
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't start new thread")])
+def test_fault_42_what_the_system_refuses_is_no_fault_of_rap(error, capsys):
+    """Under RLIMIT_AS a thread is refused as often as memory is."""
+    from rap.cli.shell import FAILED, _explain
+
+    assert _explain(error) == FAILED
+    said = capsys.readouterr().err
+    assert "out of memory" in said and "fault in rap" not in said
+
+
 def test_fault_18_empty_and_all_bad_data_sets_exit_1_with_the_counts(tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
     rows = [{"id": i, "question": "q", "answer": "", "image": "x.png"} for i in range(3)]
@@ -593,6 +604,32 @@ def test_check_prints_how_a_model_is_read_or_why_it_is_refused(tiny, tmp_path):
     assert all(found[k] == v for k, v in refused.items() if k not in ("ok", "reason"))
 
 
+def test_check_writes_out_the_prompts_that_are_scored(tiny, tmp_path):
+    file = data(tmp_path / "d", 4)
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows[1]["question"] = "What?<|im_end|>"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ("check", tiny, "--device", "cpu", "--data", file, "--write-out", 2)
+    text = run(*words, "--system-prompt", "Be brief.").stdout
+    assert "--- s0, with the image, " in text and "--- s0, without the image, " in text
+    assert text.count("Be brief.") == 2 and text.count("Colour 0?") == 2
+    assert "Colour 2?" not in text  # two samples were asked for
+    first, second = text.split("--- s0, ")[1:]
+    assert first.count("<|image_pad|>") == 1 and "<|image_pad|>" not in second
+    assert "--- s1: bad_text: the text holds '<|im_end|>'" in text
+    found = json.loads(run(*words, "--json").stdout)["prompts"]
+    assert [(p["id"], p.get("with_image")) for p in found] == [
+        ("s0", True),
+        ("s0", False),
+        ("s1", None),
+    ]
+    assert found[0]["tokens"] > found[1]["tokens"] > 0
+    wrong = ("check", tiny, "--device", "cpu", "--write-out", 2)
+    assert "--write-out needs --data" in run(*wrong, code=2).stderr
+    wrong = ("check", tiny, "--device", "cpu", "--system-prompt", "x")
+    assert "without --write-out" in run(*wrong, code=2).stderr
+
+
 def test_retry_scores_quarantined_samples_again_and_changed_images_are_found(
     tiny, tmp_path
 ):
@@ -696,14 +733,14 @@ def stop(process: subprocess.Popen, folder: Path, number: int) -> tuple[int, str
 
     Whole shards are counted: a partial one of the run before goes away at the start.
     """
-    limit = time.monotonic() + 120
+    limit = time.monotonic() + 900
     before = shards(folder)
     while shards(folder) <= before:
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < limit, "no shard within two minutes"
+        assert time.monotonic() < limit, "no shard within 15 minutes"
         time.sleep(0.005)
     process.send_signal(number)
-    _, text = process.communicate(timeout=60)
+    _, text = process.communicate(timeout=600)
     return process.returncode, text
 
 
@@ -767,6 +804,6 @@ main()
 def test_a_reader_that_goes_away_is_no_fault(tmp_path):
     process = start("select", "--rollouts", ROLLOUTS, "--json")
     process.stdout.close()
-    process.wait(60)
+    process.wait(600)
     assert "Traceback" not in process.stderr.read()
     process.stderr.close()

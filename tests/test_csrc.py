@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import shutil
 import subprocess
@@ -220,6 +221,46 @@ def test_headers_compile_alone(tmp_path):
             capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == 0, (header.name, done.stderr)
+
+
+def needed_of_glibc(library: Path) -> dict[str, tuple[int, ...]]:
+    """{function: version of glibc} of what a shared library asks for."""
+    objdump = shutil.which("objdump")
+    if objdump is None:
+        pytest.skip("no objdump on this machine")
+    done = subprocess.run([objdump, "-T", library], capture_output=True, text=True)
+    found = re.findall(r"\*UND\*.*GLIBC_([\d.]+)\)? +(\w+)", done.stdout)
+    return {name: tuple(map(int, version.split("."))) for version, name in found}
+
+
+OLDEST_GLIBC = (2, 17)
+
+
+def test_what_newer_versions_of_glibc_have_is_asked_for_in_an_old_one(tmp_path):
+    """csrc/glibc.h names every function of the extension that glibc gave a new version."""
+    text = (CSRC / "glibc.h").read_text()
+    pinned = dict(re.findall(r'RAP_OLDER\((\w+), "([\d.]+)"\)', text))
+    ours = needed_of_glibc(Path(_C.__file__))
+    new = {name for name, version in ours.items() if version > OLDEST_GLIBC}
+    assert len(ours) > 20 and new <= set(pinned)
+    assert all(tuple(map(int, v.split("."))) <= OLDEST_GLIBC for v in pinned.values())
+    compiler = shutil.which("gcc")
+    if compiler is None or platform.machine() != "x86_64":
+        pytest.skip("the old versions are those of x86_64, and gcc binds them")
+    unit, made = tmp_path / "all.c", tmp_path / "all.so"
+    names = sorted(pinned)
+    unit.write_text(
+        "#include <dlfcn.h>\n#include <math.h>\n#include <pthread.h>\n#include <signal.h>\n"
+        f"void *all[] = {{{', '.join(f'(void *){name}' for name in names)}}};\n"
+    )
+    subprocess.run(
+        [compiler, "-std=c11", "-D_GNU_SOURCE", "-fPIC", "-shared", "-include",
+         CSRC / "glibc.h", unit, "-o", made, "-lm", "-lpthread", "-ldl"],
+        check=True,
+    )  # fmt: skip
+    got = needed_of_glibc(made)
+    want = {name: tuple(map(int, pinned[name].split("."))) for name in names}
+    assert {name: got[name] for name in names} == want
 
 
 def test_only_the_init_function_is_exported():

@@ -394,8 +394,9 @@ def test_a_fork_while_another_thread_opens_the_driver_does_not_hang(tmp_path):
     """The child finds out by whom CUDA is being opened, not a mutex that stays locked."""
     source = tmp_path / "slow.c"
     source.write_text(
-        "#include <unistd.h>\n"
-        "__attribute__((constructor)) static void slow(void) { sleep(3); }\n"
+        "#include <fcntl.h>\n#include <unistd.h>\n"
+        "__attribute__((constructor)) static void slow(void)\n"
+        f'{{ close(open("{tmp_path}/begun", O_CREAT | O_WRONLY, 0600)); sleep(3); }}\n'
     )
     library = tmp_path / "slow.so"
     subprocess.run([compiler(), "-shared", "-fPIC", source, "-o", library], check=True)
@@ -413,10 +414,11 @@ def wait():
 
 thread = threading.Thread(target=wait)
 thread.start()
-time.sleep(1)  # it sleeps in dlopen now, without the GIL, with the mutex
+while not os.path.exists(os.environ["BEGUN"]):
+    time.sleep(0.01)  # then it sleeps in dlopen, without the GIL, with the mutex
 child = os.fork()
 if child == 0:
-    signal.alarm(20)
+    signal.alarm(600)
     try:
         _C.cuda_wait(0, 0)
     except rap.RapConfigError as error:
@@ -437,7 +439,7 @@ if child == 0:
     os._exit(9)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 """,
-        more={"RAP_LIBCUDA": str(library)},
+        more={"RAP_LIBCUDA": str(library), "BEGUN": str(tmp_path / "begun")},
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -634,7 +636,7 @@ def test_every_option_has_the_answer_or_the_error_of_the_cpu(name):
     done = subprocess.run(
         [sys.executable, "-m", "cuda_emulator.options", name],
         env=build.environment(seed=3) | {"RAP_FAKE_THREADS": "32"},
-        capture_output=True, text=True, timeout=290,
+        capture_output=True, text=True, timeout=1500,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
 
@@ -656,6 +658,6 @@ def test_the_public_tests_on_the_device(path):
         [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider",
          "-p", "cuda_emulator.fake.plugin", path, "-k", SUITES[path]],
         env=build.environment(seed=7), capture_output=True, text=True,
-        cwd=Path(__file__).resolve().parent.parent, timeout=290,
+        cwd=Path(__file__).resolve().parent.parent, timeout=1500,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]

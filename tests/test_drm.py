@@ -241,6 +241,15 @@ def test_masks_may_hold_any_true_byte():
     assert got.image_mass[0] == pytest.approx(0.75) and got.position[0] == 3
 
 
+def test_masks_and_gains_of_other_lengths():
+    d = np.full(6, 0.5)
+    for n in (5, 7):
+        with pytest.raises(rap.RapInputError, match="eligible"):
+            rap.drm(d, 1, eligible=np.ones(n, bool))
+        with pytest.raises(rap.RapInputError, match="gain"):
+            rap.drm(d, 1, gain=np.ones(n))
+
+
 def test_frameworks_and_errors():
     d = torch.tensor([0.1, 0.9, 0.5])
     answer = rap.drm(d, 2)

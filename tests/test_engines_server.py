@@ -602,7 +602,7 @@ def test_a_server_that_is_too_slow_is_named_with_the_setting():
     release = threading.Event()
 
     def slow(server, number, body):
-        release.wait(30)
+        release.wait(900)
 
     with FakeServer() as server, engine(server, timeout=0.2) as (made, _):
         server.special = slow
@@ -619,7 +619,7 @@ def test_what_is_complete_comes_before_the_error():
     def special(server, number, body):
         if sample_of(body) != 7:
             return None
-        waiting.wait(30)
+        waiting.wait(900)
         return 404, {}, '{"error": "gone"}'
 
     with FakeServer() as server, engine(server) as (made, _):

@@ -46,7 +46,7 @@ from rap.scoring.plan import rounds_of
 from rap.scoring.run import plan, score, select
 
 KILLS = int(os.environ.get("RAP_KILLS", "5"))
-PATIENCE = 240.0
+PATIENCE = 900.0
 
 INPUTS = str(Path(__file__).with_name("executor_inputs.py"))
 
@@ -90,7 +90,7 @@ class Nursery:
 
     def close(self) -> None:
         self.process.stdin.close()
-        self.process.wait(60)
+        self.process.wait(600)
         self.process.stdout.close()
 
 

@@ -6,6 +6,7 @@ other tests need anyway, is here.
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import io
@@ -409,6 +410,27 @@ def test_an_older_export_is_replaced_when_asked(selection, tmp_path):
     found = selection.export("trl", tmp_path / "out", overwrite=True)
     assert sorted(os.listdir(found.folder)) == [MANIFEST, "train.parquet"]
     assert os.listdir(tmp_path) == ["out"]
+
+
+def test_an_older_export_stays_where_the_new_one_cannot_be_put(
+    selection, tmp_path, monkeypatch
+):
+    """The rename into place fails after the older folder was moved aside."""
+    out = tmp_path / "out"
+    selection.export("trl", out)
+    before = {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()}
+    replace = os.replace
+
+    def refuse(source: object, target: object) -> None:
+        if str(source).endswith(".tmp") and Path(str(target)) == out:
+            raise OSError(errno.EIO, "Input/output error")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(RapStoreError, match="Input/output error"):
+        selection.export("trl", out, overwrite=True, system_prompt="another")
+    assert {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()} == before
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
 def test_the_same_selection_gives_the_same_bytes(selection, tmp_path):

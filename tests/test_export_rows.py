@@ -319,6 +319,14 @@ def test_lines_to_parquet_and_parquet_to_lines(tmp_path):
         select(odd).export("parquet", tmp_path / "c")
 
 
+def test_a_form_that_is_not_there_cannot_be_kept(tmp_path):
+    """--filter on rows of another trainer's form."""
+    selection = select(write(tmp_path, "trl"))
+    with pytest.raises(RapInputError, match="does not have the form that verl reads"):
+        selection.export("verl", tmp_path / "out", filter=True)
+    assert not (tmp_path / "out").exists()
+
+
 def test_nothing_outside_of_the_export_is_written(tmp_path):
     file = write(tmp_path / "data", "openrlhf")
     text = file.read_text().replace('"4.png"', '"sub/../train.jsonl"')

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def dry(out: Path, *sections: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "benchmarks.gpu_check", *sections],
-        cwd=ROOT, capture_output=True, text=True, timeout=400,
+        cwd=ROOT, capture_output=True, text=True, timeout=1500,
         env={**os.environ, "DEV": "cpu", "OUT": str(out), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 

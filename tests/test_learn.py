@@ -16,7 +16,7 @@ import rap
 from rap import reference
 from rap.config import ChooseConfig
 from rap.errors import RapConfigError
-from rap.scores.learning import FLOOR, SETTLED, UNTRIED
+from rap.scores.learning import FLOOR, SETTLED, UNTRIED, value_of_answers
 from rap.scores.scores import Scores
 from rap.scores.selected import KEPT
 from rap.scores.states import BITS, COLUMN, WIDTH, packed, signs, states_of
@@ -93,6 +93,14 @@ def test_probabilities_are_worth_p_one_minus_p_where_the_image_is_read() -> None
     rows = [logits(0.5, 0.2), logits(0.5, 0.001), logits(None, 0.2)]
     values = choose(scores_of(rows), rule="learn", budget=1).table["rank_key"].to_pylist()
     assert values == [0.25, 0.25 - SETTLED, 1 / 6]
+
+
+def test_the_floor_itself_does_not_move():
+    """The image must move the prediction by more than ``FLOOR``."""
+    p = np.full(3, 0.5)
+    moved = np.array([FLOOR, np.nextafter(FLOOR, 1), np.nextafter(FLOOR, 0)])
+    found = value_of_answers(p, moved, np.ones(3, bool))
+    assert found.tolist() == [0.25 - SETTLED, 0.25, 0.25 - SETTLED]
 
 
 def test_a_cascade_ranks_what_it_sampled_first() -> None:

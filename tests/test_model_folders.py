@@ -400,3 +400,108 @@ def test_a_device_map_is_transformers_own(saved, monkeypatch) -> None:
     monkeypatch.setattr("rap.errors._installed", lambda name: name != "accelerate")
     with pytest.raises(RapConfigError, match="device_map = 'auto' needs accelerate"):
         load_model(saved, device_map="auto")
+
+
+OPTIONS = {"evidence": "answer", "progress": False}
+
+
+def scores_of(scores) -> list:
+    return scores.table.select(["logp_answer1", "kl", "status"]).to_pylist()
+
+
+def test_a_name_and_the_data_are_enough(saved):
+    whole = rap.score(*load_model(saved, device="cpu"), ROWS, **OPTIONS)
+    assert scores_of(rap.score(saved, data=ROWS, **OPTIONS)) == scores_of(whole)
+    named = rap.score(str(saved), data=ROWS, dtype="float32", device="cpu", **OPTIONS)
+    assert scores_of(named) == scores_of(whole)
+    loading = {"dtype": "bfloat16"}
+    half = rap.score(str(saved), data=ROWS, loading=loading, dtype="float32", **OPTIONS)
+    assert scores_of(half) == scores_of(whole)  # what is given by itself wins
+    chosen = rap.select(str(saved), data=ROWS, budget=0.5, device="cpu", **OPTIONS)
+    assert chosen.table.num_rows == 2
+    assert "can be scored with" in str(rap.check(saved, device="cpu"))
+
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda m: rap.score(m), r"rap.score: no data set: .*data=\.\.\."),
+        (lambda m: rap.select(m, budget=0.1), "rap.select: no data set"),
+        (lambda m: rap.plan(m, store="x"), "rap.plan: no data set"),
+        (lambda m: rap.score(m, None, ROWS, data=ROWS), "given twice"),
+        (lambda m: rap.score(m, data=ROWS, dtype="int8"), "dtype = 'int8': expected auto"),
+        (lambda m: rap.score(m, data=ROWS, loading={"typ": 1}), "typ: loading has no such"),
+        (
+            lambda m: rap.score(m, data=ROWS, quantize="2bit"),
+            "quantize = '2bit'.*4bit, 8bit",
+        ),
+        (lambda m: rap.check(m, revision="v1"), "revision = 'v1': .* is a folder"),
+        (lambda m: rap.score(None, data=ROWS, dtype="auto"), "dtype: for a model .* None"),
+    ],
+)
+def test_what_a_name_and_the_data_lack_is_said(saved, call, words):
+    with pytest.raises(RapConfigError, match=words):
+        call(str(saved))
+
+
+def test_how_to_load_is_refused_beside_a_loaded_model():
+    model, processor = built("qwen2_5_vl")
+    for call in (
+        lambda: rap.select(model, processor, ROWS, quantize="4bit", device_map="auto"),
+        lambda: rap.score(model, processor, ROWS, loading={"device": "cpu"}),
+        lambda: rap.check(model, processor, dtype="float32"),
+    ):
+        with pytest.raises(RapConfigError, match="not for a loaded Qwen2_5_VL"):
+            call()
+
+
+def test_a_revision_goes_to_the_hub(monkeypatch):
+    """Which is not asked here: model and processor are asked for with it."""
+    import transformers
+
+    asked = []
+
+    def from_pretrained(name, **options):
+        asked.append((name, options.get("revision")))
+        raise OSError("offline")
+
+    for kind in (transformers.AutoProcessor, transformers.AutoModelForImageTextToText):
+        monkeypatch.setattr(kind, "from_pretrained", from_pretrained)
+    for call in (
+        load_processor,
+        lambda name, revision: load_model(name, revision=revision),
+    ):
+        with pytest.raises(RapModelError, match="offline"):
+            call("org/name", revision="v1")
+    assert asked == [("org/name", "v1")] * 2
+
+
+def test_quantising_needs_bitsandbytes(saved, monkeypatch):
+    monkeypatch.setattr("rap.errors._installed", lambda name: name != "bitsandbytes")
+    with pytest.raises(RapConfigError, match="'4bit' needs bitsandbytes: pip install bits"):
+        load_model(saved, quantize="4bit")
+    config = json.loads((saved / "config.json").read_text())
+    assert "quantization_config" not in config
+
+
+def test_what_is_quantised_is_not_quantised_again(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RapConfigError, match="is quantised already"):
+        load_model(folder, quantize="8bit")
+
+
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+@pytest.mark.filterwarnings("ignore")  # bitsandbytes warns of casts on a CPU
+def test_quantised_while_it_is_loaded(saved, bits):
+    pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: pip install it")
+    model, processor = load_model(saved, device="cpu", quantize=bits)
+    layers = {type(m).__name__ for m in model.model.language_model.modules()}
+    assert {"4bit": "Linear4bit", "8bit": "Linear8bitLt"}[bits] in layers
+    assert type(model.lm_head) is torch.nn.Linear
+    found = scores_of(rap.score(model, processor, ROWS, **OPTIONS))
+    whole = scores_of(rap.score(saved, data=ROWS, device="cpu", **OPTIONS))
+    for a, b in zip(found, whole, strict=True):
+        assert a["status"] == "scored" and a != b
+        assert abs(a["logp_answer1"] - b["logp_answer1"]) < 0.15 * abs(b["logp_answer1"])

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {MISSING}
 EXECUTE = """
 import sys, nbclient, nbformat
 notebook = nbformat.read(sys.argv[1], as_version=4)
-nbclient.NotebookClient(notebook, timeout=240).execute()
+nbclient.NotebookClient(notebook, timeout=1200).execute()
 nbformat.write(notebook, sys.argv[2])
 """
 
@@ -60,7 +60,7 @@ def shown(request, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     done = tmp_path / "done.ipynb"
     subprocess.run(
-        [sys.executable, "-c", EXECUTE, path, done], check=True, cwd=tmp_path, timeout=280
+        [sys.executable, "-c", EXECUTE, path, done], check=True, cwd=tmp_path, timeout=1500
     )
     return outputs(nbformat.read(done, as_version=4))
 

@@ -24,8 +24,8 @@ import rap
 from rap.errors import RapInputError
 from rap.samples import canonical, index, jsonblocks, jsonlines, parquet
 from rap.samples.canonical import Inexact, row_texts
+from rap.samples.cells import cell
 from rap.samples.jsonlines import JsonlRows
-from rap.samples.parsing import cell
 from rap.samples.sample import BadSample
 from rap.samples.sampleset import SampleSet, open_samples
 from rap.samples.sources import ArrowRows, row_or_bad

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import io
 import json
@@ -10,6 +11,7 @@ import re
 import time
 import tracemalloc
 from html.parser import HTMLParser
+from importlib.resources import files
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +19,7 @@ import pytest
 from PIL import Image
 
 from rap.errors import RapConfigError, RapStoreError
+from rap.report import browse
 from rap.report.page import (
     grouped,
     number,
@@ -26,9 +29,10 @@ from rap.report.page import (
     visible,
     write_report,
 )
+from rap.report.text import token_text
 from rap.samples.sampleset import open_samples
 from rap.scores.scores import Scores
-from rap.scores.table import SCORE_SCHEMA, table_from_rows
+from rap.scores.table import ROLLOUT_SCHEMA, SCORE_SCHEMA, table_from_rows
 from rap.selection.choosing import choose
 
 HOSTILE = [
@@ -45,7 +49,8 @@ HOSTILE = [
 ALLOWED_TAGS = set(
     "html head meta title style body main header h1 h2 h3 p span ul li b div section "
     "table thead tbody tr th td code bdi svg rect g line text figure figcaption input "
-    "label img dl dt dd details summary pre footer".split()
+    "label img dl dt dd details summary pre footer "
+    "script select option button fieldset legend output ol kbd q mark".split()
 )
 
 
@@ -374,7 +379,14 @@ def test_fault_45_content_security_policy_fits_the_page(hostile):
     assert rules["default-src"] == "'none'"
     assert rules["img-src"] == "data:"
     assert rules["style-src"] == f"'sha256-{digest}'"
-    assert "script" not in page.raw and len(page.all("style")) == 1
+    assert len(page.all("style")) == 1
+    *data, script = page.raw["script"]  # the page's own script, and what it reads
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert rules["script-src"] == f"'sha256-{digest}'"
+    assert script == files("rap.report").joinpath("page.js").read_text("utf-8")
+    assert len(data) == 2 and all(re.fullmatch("[A-Za-z0-9+/]+=*", one) for one in data)
+    kinds = [attrs.get("type") for attrs in page.all("script")]
+    assert kinds == ["text/plain", "text/plain", None]
     assert not re.search(r"url\(|@import", style)
 
 
@@ -419,6 +431,170 @@ def test_percent_and_grouped():
     assert percent(0) == "0.0\u202f%" and grouped(1234567) == "1,234,567"
 
 
+# ---------------------------------------------------------------- browsing, comparing
+
+
+def packed_in(text: str) -> tuple[dict, dict]:
+    """What the page's script reads: columns, and images by row."""
+    found = re.findall(r'<script type="text/plain" id="\w+">([^<]*)</script>', text)
+    data, images = (json.loads(gzip.decompress(base64.b64decode(one))) for one in found)
+    return data, images
+
+
+def said_rows() -> pa.Table:
+    rows = [
+        {"id": "s1", "index": 1, "arm": arm, "number": k, "text": text, "correct": right}
+        for arm, k, text, right in (
+            ("counterfactual", 0, "blind guess", False),
+            ("image", 1, "second try", True),
+            ("image", 0, "first try", True),
+            ("image", 2, "a slip", False),
+            ("image", 3, "another slip", False),
+        )
+    ]
+    return pa.Table.from_pylist(rows, schema=ROLLOUT_SCHEMA)
+
+
+def test_every_sample_can_be_browsed(data):
+    chosen = selection(data)
+    found, _ = packed_in(render(chosen, rollouts=said_rows()))
+    assert found["row"] == [*range(10)] and found["id"] == [f"s{i}" for i in range(10)]
+    reasons = [found["names"][k] for k in found["reason"]]
+    assert reasons == chosen.table["reason"].to_pylist()
+    assert found["scores"]["D"][:3] == [0.8, 0.6, 1.0]
+    assert found["scores"]["D"][8] is None  # quarantined
+    assert found["message"][8] == "image: 8.png ends too early"
+    assert found["question"][3] == "How many dots in picture 3?"
+    assert found["answer"][3] == "3" and found["there"] == []
+    # the first right and the first wrong one of each arm, with the image first
+    assert found["said"][1] == [
+        [1, 1, 0, "first try"],
+        [1, 0, 0, "a slip"],
+        [0, 0, 0, "blind guess"],
+    ]
+    assert found["said"][2] == []
+
+
+def test_completions_stand_beside_their_sample(data):
+    text = Page(render(selection(data), rollouts=said_rows())).text
+    assert "with image: right first try" in text and "without: wrong blind" in text
+
+
+def test_images_to_browse_are_those_of_the_strongest_kept_samples(data):
+    chosen = selection(data, budget=0.3)
+    text = render(chosen, per_reason=1)
+    _, images = packed_in(text)
+    shown = {int(k) for k in re.findall(r'data-row="(\d+)">\n<td class="image"><img', text)}
+    kept = set(np.flatnonzero(chosen.kept).tolist())
+    assert {int(k) for k in images} == kept - shown and len(images) == 2
+    assert all(uri.startswith("data:image/webp;base64,") for uri in images.values())
+
+
+def test_kept_samples_are_listed_first(data):
+    chosen = selection(data, budget=0.3)
+    kept = set(np.flatnonzero(chosen.kept).tolist())
+    rows = browse.listed(chosen, 6)
+    assert len(rows) == 6 and kept < set(rows.tolist()) and np.all(np.diff(rows) > 0)
+    some = set(browse.listed(chosen, 4).tolist())  # half of them are the strongest kept
+    assert len(some) == 4 and len(some & kept) == 2
+    text = render(chosen, browse=6)
+    assert "6 of 10 samples: the kept ones first" in text
+    assert "All 10 samples." in render(chosen)
+    assert "<script" not in render(chosen, browse=0)
+
+
+def test_texts_to_browse_are_bounded_whatever_they_hold(tmp_path, monkeypatch):
+    monkeypatch.setattr(browse, "TEXT_BYTES", 300_000)
+    monkeypatch.setattr(browse, "ROWS", 300)
+    rng = np.random.default_rng(0)
+    (tmp_path / "a.png").write_bytes(png((9, 9, 9)))
+    noise = ["".join(map(chr, rng.integers(0x4E00, 0x9FFF, 3000))) for _ in range(300)]
+    lines = [
+        {"id": f"s{i}", "question": t, "answer": t, "choices": [t, "b"], "image": "a.png"}
+        for i, t in enumerate(noise)
+    ]
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in lines))
+    rows = [rollout_row(i, 4, 0, psi_token="x", psi_before=t) for i, t in enumerate(noise)]
+    said = [
+        {"id": f"s{i}", "index": i, "arm": arm, "number": k, "text": t, "correct": bool(k)}
+        for i, t in enumerate(noise)
+        for arm in ("image", "counterfactual")
+        for k in range(2)
+    ]
+    chosen = choose(Scores(table_from_rows(rows), {}, open_samples(path)), budget=0.1)
+    rollouts = pa.Table.from_pylist(said, schema=ROLLOUT_SCHEMA)
+    found, _ = packed_in(render(chosen, rollouts=rollouts))
+    texts = [found[k] for k in ("question", "answer", "message", "token", "before")]
+    together = sum(len(t.encode()) for column in texts for t in column)
+    together += sum(len(s[3].encode()) for one in found["said"] for s in one)
+    # 3 bytes more for the sign of each that is cut
+    assert 250_000 < together <= 300_000 + 3 * 300 * 8
+    assert found["before"][0].endswith(noise[0][-10:])  # next to the token
+    assert found["question"][0].startswith(noise[0][:10])
+
+
+def test_hostile_texts_to_browse_hide_nothing(hostile):
+    found, _ = packed_in(render(hostile))
+    text = json.dumps(found, ensure_ascii=False)
+    assert not re.search("[\u202a-\u202e\u2066-\u2069\u200b-\u200f]", text)
+    assert found["question"][0] == HOSTILE[0] + f"\nA) {HOSTILE[0]}\nB) {HOSTILE[0]}2"
+
+
+def test_two_selections_are_compared(data):
+    here, there = selection(data, budget=0.3), selection(data, budget=0.5)
+    text = render(here, compare=there)
+    page = Page(text)
+    assert "kept by both; 3 here, 5 there" in page.text
+    moved = here.compare(there).moved
+    assert sum(moved.values()) >= 2
+    for (a, b), count in moved.items():
+        assert f"{a} {b} {count}" in page.text
+    found, _ = packed_in(text)
+    reasons = [found["names"][k] for k in found["there"]]
+    assert reasons == there.table["reason"].to_pylist()
+    same = Page(render(here, compare=here)).text
+    assert "Every sample that both know has the same reason." in same
+    assert "Compared with" not in Page(render(here)).text
+
+
+def test_compared_samples_that_the_other_does_not_know(data):
+    other = selection(rows=[rollout_row(i, 4, 0) for i in range(3)], budget=1.0)
+    found, _ = packed_in(render(selection(data), compare=other))
+    assert found["there"][3:] == [-1] * 7 and found["there"][0] >= 0
+
+
+def test_the_attended_token_stands_in_its_text(data):
+    around = {"psi_before": "so the angle", "psi_after": "is half of"}
+    rows = [
+        rollout_row(0, 4, 0, log_psi=-3.0, psi_token=" \n", **around),
+        rollout_row(1, 4, 0, log_psi=-3.0, psi_token=" circle"),
+    ]
+    text = render(selection(data, rows, budget=1.0, lambda_a=9.0))
+    mark = "<mark><bdi>\u2423\u21b5</bdi></mark>"
+    assert f"<bdi>so the angle</bdi>{mark}<bdi>is half of</bdi>" in text
+    assert "most attended token: <code><bdi>\u2423circle</bdi></code>" in text
+    found, _ = packed_in(text)
+    assert found["token"] == ["\u2423\u21b5", "\u2423circle"]
+    assert found["before"] == ["so the angle", ""]
+
+
+@pytest.mark.parametrize(
+    ("token", "shown"),
+    [
+        ("", "(empty)"),
+        (" ", "\u2423"),
+        ("\n\t", "\u21b5\u21e5"),
+        (" the", "\u2423the"),
+        ("end\r", "end\u240d"),
+        ("a b", "a b"),
+        ("\u2003", "[U+2003]"),
+    ],
+)
+def test_white_space_of_a_token_is_visible(token, shown):
+    assert token_text(token, 40) == shown
+
+
 # ---------------------------------------------------------------- size, errors
 
 
@@ -443,16 +619,17 @@ def big_selection(n: int):
 
 def test_fault_46_a_million_rows_give_a_page_of_the_same_size():
     small, big = big_selection(1_000), big_selection(1_000_000)
-    start = time.perf_counter()
+    start = time.process_time()
     tracemalloc.start()
     try:
         text = render(big)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert len(text) < 1.2 * len(render(small)) < 200_000
+    assert len(text) < 3_000_000  # 50,000 of them can be browsed
+    assert len(render(big, browse=0)) < 1.2 * len(render(small, browse=0)) < 200_000
     assert peak < 250e6  # some arrays of 10^6 numbers, no object per row
-    assert time.perf_counter() - start < 30
+    assert time.process_time() - start < 30
     assert "50,000 of 1,000,000 samples kept" in text
 
 
@@ -483,9 +660,12 @@ def test_unwritable_place_is_a_store_error(data, tmp_path):
         selection(data).report(tmp_path / "data.jsonl" / "out.html")
 
 
-@pytest.mark.parametrize("options", [{"per_reason": 101}, {"per_reason": -1}])
+@pytest.mark.parametrize(
+    "options", [{"per_reason": 101}, {"per_reason": -1}, {"browse": -1}, {"browse": 10**6}]
+)
 def test_nonsense_options_are_refused(options, tmp_path):
-    with pytest.raises(RapConfigError, match="per_reason"):
+    (name,) = options
+    with pytest.raises(RapConfigError, match=name):
         write_report(selection(), tmp_path / "x.html", **options)
 
 

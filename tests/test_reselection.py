@@ -82,6 +82,26 @@ def test_what_is_never_solved_in_training_leaves(first):
     assert reasons(again)["a"] == "dropped_unsolved"
 
 
+def test_the_limits_themselves_count(first):
+    """At most ``trivial``, at least ``unsolved``; binary fractions, which are exact."""
+    config = ReselectConfig(keep=0.0, trivial=0.25, unsolved=0.75)
+    gone = why(reselect(first, {"a": (6, 8), "b": (2, 8)}, config))
+    assert gone["a"] == "leaves_trivial" and gone["b"] == "leaves_unsolved"
+    config = ReselectConfig(keep=0.0, trivial=0.24, unsolved=0.76)
+    stay = why(reselect(first, {"a": (6, 8), "b": (2, 8)}, config))
+    assert stay["a"] == stay["b"] == "stays"
+
+
+def test_a_share_that_is_a_decimal_is_one():
+    """0.29 of 100 are 29, though 0.29 * 100 is 28.999999999999996."""
+    pool = {f"s{i}": (3, 0) for i in range(100)}
+    scores = rap.Scores.from_rollouts(completions(pool))
+    selection = rap.choose(scores, budget=1.0)
+    everything = {name: (8, 8) for name in pool}
+    again = reselect(selection, everything, ReselectConfig(keep=0.29))
+    assert list(why(again).values()).count("stays_first") == 29
+
+
 def test_too_few_completions_say_nothing(first):
     assert reselect(first, {"a": (3, 3), "c": (0, 3)}).ids == first.ids
 

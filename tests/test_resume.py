@@ -116,7 +116,7 @@ class Nursery:
 
     def close(self) -> None:
         self.process.stdin.close()
-        self.process.wait(60)
+        self.process.wait(600)
         self.process.stdout.close()
 
 
@@ -199,7 +199,7 @@ def test_fault_32_interrupt_then_resume(nursery, tmp_path, evidence):
         os.kill(pid, signal.SIGINT)
         sent = time.monotonic()
         assert nursery.end() in (0, 130)
-        assert time.monotonic() - sent < 5
+        assert time.monotonic() - sent < 60
         begun = broken.is_dir() and any(broken.iterdir())
         n_kept = ScoreStore.load(broken).n_kept() if begun else 0
         if n_kept == 0:  # the machine has become slower than it was for ``whole``

@@ -14,7 +14,8 @@ from test_cli import refused, run
 
 import rap
 from rap.demo import published
-from rap.errors import RapConfigError, RapInputError
+from rap.errors import RapConfigError, RapInputError, RapStoreError
+from rap.scores.owner import tmp_name
 from rap.selection.reselection import pass_counts
 from rap.trl.rewardfile import read_visits
 from rap.trl.rewardlog import Outcome, RewardLog
@@ -126,6 +127,18 @@ def rewards(folder: Path, selection: rap.Selection, trivial: int) -> Path:
     return jsonl(folder / "rewards.jsonl", rows)
 
 
+def test_a_line_that_is_half_written_is_an_error(tmp_path, monkeypatch):
+    """A disk that takes a part of a line: the trainer is told, the next line is whole."""
+    log, write = RewardLog(tmp_path / "rewards.jsonl"), os.write
+    log.start()
+    monkeypatch.setattr(os, "write", lambda file, data: write(file, data[: len(data) // 2]))
+    with pytest.raises(RapStoreError, match="only a part was written"):
+        log.append(1, {"a": Outcome.of([1.0])})
+    monkeypatch.undo()
+    log.append(2, {"b": Outcome.of([1.0, 0.0])})
+    assert read_visits([log.path]) == [("b", 1, 2)]
+
+
 def test_shell_selects_again_phase_by_phase(saved, tmp_path):
     first = rap.load(saved)
     log = rewards(tmp_path, first, trivial=4)
@@ -188,6 +201,12 @@ def test_shell_keeps_another_selection_that_lies_there(saved, tmp_path):
     refused(*other, "--out", foreign, code=2, says="holds something else")
     refused(*other, "--out", foreign / "notes.txt", code=1, says="notes.txt")
     assert (foreign / "notes.txt").read_text() == "mine"
+    # what a killed run of the same command began to write is nobody's
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    (begun / tmp_name("selection.parquet")).write_text("half")
+    run(*other, "--out", begun)
+    assert rap.load(begun).ids != first.ids
     run(*other, "--out", out, "--force")
     assert rap.load(out).ids != first.ids
     assert {p.name: p.read_bytes() for p in out.iterdir()} != before

@@ -24,6 +24,7 @@ from rap.errors import RapConfigError
 from rap.rewards import grading
 from rap.rewards.checker import Verdict, callable_name, make_checker
 from rap.rewards.grading import final_answer, grade, named_choice, quantity
+from rap.rewards.patience import Limit
 from rap.samples.sample import Sample
 
 RIGHT, WRONG = Verdict(True), Verdict(False)
@@ -249,12 +250,13 @@ def test_builtin_answer_that_is_no_choice_is_an_error(builtin):
 
 
 def test_builtin_is_cheap(builtin):
-    """One round trip to the process, measured about 0.1 ms; 20 times that is allowed."""
+    """One round trip to the process, measured about 0.1 ms; 20 times that is allowed, of
+    this process's time: what the machine does beside it is not counted."""
     builtin.check(sample("3"), "3")
-    begin = time.perf_counter()
+    begin = time.process_time()
     for k in range(500):
         builtin.check(sample("3"), f"{k}.0")
-    assert (time.perf_counter() - begin) / 500 < 2e-3
+    assert (time.process_time() - begin) / 500 < 2e-3
 
 
 @pytest.fixture(scope="module")
@@ -267,16 +269,17 @@ def impatient():
 TOWER = "\\boxed{9^{9^{9^{9}}}}"
 
 
-def test_fault_26_builtin_hang_is_killed_and_the_next_check_is_right(impatient):
+def test_fault_26_builtin_hang_is_killed_and_the_next_check_is_right(
+    impatient, monkeypatch
+):
     assert impatient.check(sample("1/2"), "0.5") == RIGHT
     begin = time.monotonic()
     verdict = impatient.check(sample("\\sqrt{2}"), TOWER)
     assert verdict == Verdict(None, "verifier_timeout", "no verdict within 1.5 s")
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 60
     assert impatient.check(sample("1/2"), "\\boxed{\\frac{2}{4}}") == RIGHT
-    begin = time.monotonic()
+    monkeypatch.setattr(impatient, "_runner", None)
     assert impatient.check(sample("\\sqrt{2}"), TOWER) == verdict  # kept, not run again
-    assert time.monotonic() - begin < 1
 
 
 @pytest.mark.parametrize(
@@ -287,7 +290,7 @@ def test_fault_26_hostile_text_gets_a_verdict(impatient, text):
     begin = time.monotonic()
     verdict = impatient.check(sample("\\sqrt{2}"), text)
     assert verdict.correct is False or verdict.code == "verifier_timeout"
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 60
 
 
 # ---------------------------------------------------------------------- reward functions
@@ -304,6 +307,12 @@ MODULE = textwrap.dedent(
         kwargs["log_metric"]("x", 1.0)
         del kwargs["log_extra"], kwargs["log_metric"]
         raise ValueError(repr(sorted(kwargs.items())))
+
+    def works(completions, **kwargs):
+        begin = time.process_time()
+        while time.process_time() - begin < 1:
+            pass
+        return [1.0]
 
     def value(v, **kwargs):
         return v[0]
@@ -374,6 +383,24 @@ def value_checker(rewards):
 def check(reward: object, text: str = "3") -> Verdict:
     with make_checker(reward, timeout=20) as checker:
         return checker.check(sample_with({"answer": "3"}), text)
+
+
+@pytest.mark.parametrize(
+    ("answer", "choices", "text", "right"),
+    [
+        ("B", ("4", "12"), "I count them.\nB", False),  # a last line nobody marked
+        ("B", ("4", "12"), "I count them.\nThe answer is (B). And", True),
+        ("B", ("4", "12"), "The answer is (B) or maybe", False),  # a sentence begun
+        ("12", (), "I count them.\n12", False),
+        ("12", (), "12", False),
+        ("12", (), "So \\boxed{12} is", True),
+        ("12", (), "So \\boxed{1", False),
+    ],
+)
+def test_cut_off_responses_count_only_what_they_marked(answer, choices, text, right):
+    assert grade(answer, choices, text, finished=False) is right
+    if not right and "boxed" not in text and "maybe" not in text:
+        assert grade(answer, choices, text) is True
 
 
 def test_reward_function(rewards):
@@ -502,10 +529,63 @@ def test_fault_26_checker_that_hangs(rewards):
             begin = time.monotonic()
             verdict = checker.check(sample(), "a" * 40 + "b")  # re holds the interpreter
             assert verdict.code == "verifier_timeout"
-            assert time.monotonic() - begin < 3
+            assert time.monotonic() - begin < 60
     with make_checker(rewards.regex, timeout=1) as checker:
         assert checker.check(sample(), "a" * 40 + "b").code == "verifier_timeout"
         assert checker.check(sample(), "aaa") == RIGHT
+
+
+BUSY = """
+import os, sys
+os.sched_setaffinity(0, {int(sys.argv[1])})
+print("busy", flush=True)
+while os.getppid() == int(sys.argv[2]):
+    sum(range(10_000))
+"""
+
+
+@pytest.fixture
+def one_busy_processor():
+    """A processor that four others compute on all the time, and its number."""
+    number = min(os.sched_getaffinity(0))
+    command = [sys.executable, "-c", BUSY, str(number), str(os.getpid())]
+    others = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(4)]
+    for other in others:
+        assert other.stdout.readline() == b"busy\n"
+    yield number
+    for other in others:
+        other.kill()
+        other.communicate()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sched_setaffinity, schedstat")
+def test_fault_53_a_busy_machine_changes_no_verdict(rewards, one_busy_processor):
+    """A second of work takes five there, and the limit is two: the four that the check
+    waits for the processor are not counted. One that hangs is still ended."""
+    with make_checker(rewards.works, timeout=2) as checker:
+        os.sched_setaffinity(checker._runner._child[-1].pid, {one_busy_processor})
+        begin = time.monotonic()
+        assert checker.check(sample(), "3") == RIGHT
+        assert time.monotonic() - begin > 2, "the processor was not busy"
+    with make_checker(rewards.regex, timeout=1) as checker:
+        os.sched_setaffinity(checker._runner._child[-1].pid, {one_busy_processor})
+        assert checker.check(sample(), "a" * 40 + "b").code == "verifier_timeout"
+
+
+def test_fault_53_seconds_ready_to_run_are_added_to_a_limit(tmp_path, monkeypatch):
+    now, statistics = [100.0], tmp_path / "schedstat"
+    monkeypatch.setattr("rap.rewards.patience.time.monotonic", lambda: now[0])
+    statistics.write_text("5 1000000000 7\n")
+    limit = Limit(2.0, statistics)
+    now[0] = 101.5
+    assert limit.left() == 0.5
+    statistics.write_text("5 4000000000 7\n")
+    now[0] = 103.0
+    assert limit.left() == 2.0  # three of its three seconds it waited
+    now[0] = 105.0
+    assert limit.left() == 0.0
+    statistics.unlink()  # the process ended, or it is not Linux
+    assert limit.left() == -3.0
 
 
 def test_what_a_reward_prints_is_not_an_answer(rewards, capfd):
@@ -544,7 +624,7 @@ def test_fault_26_function_that_cannot_be_pickled_runs_in_a_thread():
         calls.append(threading.current_thread().name)
         text = completions[0][0]["content"]
         if text == "hang":
-            go_on.wait(30)
+            go_on.wait(900)
         if text == "raise":
             raise SystemExit("no")
         return [text == "3"]
@@ -663,7 +743,7 @@ def test_worker_ends_when_its_parent_is_killed(tmp_path):
         """
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=600
     )
     pid = int(done.stdout)
     for _ in range(50):
@@ -694,7 +774,7 @@ def test_script_without_a_main_guard(tmp_path):
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
     )
     lines = done.stdout.splitlines()
     assert len(lines) == 2, done.stderr

@@ -124,7 +124,7 @@ print(pa.default_memory_pool().max_memory() + tracemalloc.get_traced_memory()[1]
 """
 
 
-def test_memory_does_not_follow_the_completions(tmp_path: Path) -> None:
+def test_fault_54_memory_does_not_follow_the_completions(tmp_path: Path) -> None:
     """32 times the text, and no more at any time than a sample of it."""
     peaks = []
     for words in (1000, 32000):

@@ -233,7 +233,11 @@ def test_scores_are_those_of_the_models_own_logits(tiny, evidence):
         }
         assert got["log_psi"] == pytest.approx(max(columns.values()), rel=2 * STEP)
         assert got["psi_position"] == max(columns, key=columns.__getitem__)
-        assert got["psi_token"] == tiny[1].tokenizer.decode([int(ids[got["psi_position"]])])
+        at, decode = got["psi_position"], tiny[1].tokenizer.decode
+        assert got["psi_token"] == decode([int(ids[at])])
+        before = decode(ids[max(start, at - 12) : at].tolist(), skip_special_tokens=True)
+        after = decode(ids[at + 1 : at + 13].tolist(), skip_special_tokens=True)
+        assert (got["psi_before"], got["psi_after"]) == (before, after)
         mass = attention.mean(0)[start:, ids == tiny[0].config.image_token_id]
         assert got["image_mass"] == pytest.approx(float(mass.sum(-1).mean()), rel=2 * STEP)
 

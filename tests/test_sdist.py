@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import email
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -98,6 +100,24 @@ def test_the_wheel_of_the_sdist_holds_the_whole_package(
         names = set(archive.namelist())
     assert {name for name in expected if name.startswith("rap/")} - names == set()
     assert not {name for name in names if name.startswith(("tests/", "benchmarks/"))}
+
+
+def test_the_wheel_names_its_licences_and_the_one_version(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        (name,) = [n for n in names if n.endswith(".dist-info/METADATA")]
+        said = email.message_from_bytes(archive.read(name))
+    assert said["License-Expression"] == "Apache-2.0 AND MIT"
+    files = said.get_all("License-File")
+    data = {f"rap/demo/data/{name}/LICENSE" for name in ("mathvision", "puzzlevqa")}
+    assert set(files) == {"LICENSE", *data}
+    folder = name.removesuffix("METADATA")
+    assert {f"{folder}licenses/{file}" for file in files} <= set(names)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    cited = (ROOT / ".github/CITATION.cff").read_text()
+    assert said["Version"] == project["version"]
+    assert f"\nversion: {project['version']}\n" in cited
+    assert f"\n## {project['version']}\n" in (ROOT / ".github/CHANGELOG.md").read_text()
 
 
 def test_the_wheel_of_the_sdist_computes(wheel: Path, tmp_path: Path) -> None:

@@ -21,11 +21,13 @@ from hypothesis import strategies as st
 
 from rap.config import ChooseConfig, ScoreConfig, preset_of
 from rap.errors import RapConfigError, RapInputError, RapStoreError
+from rap.scores.columns import exceeds
 from rap.scores.posterior import Arm, prob_above
 from rap.scores.scores import Scores
 from rap.scores.selected import KEPT, REASONS
 from rap.scores.table import SCORE_SCHEMA, table_from_rows
-from rap.selection.attention import fence
+from rap.selection import attention
+from rap.selection.attention import Limit, fence, judge_attention
 from rap.selection.choosing import choose
 from rap.selection.groups import budget_size
 from rap.selection.selection import Selection, load
@@ -437,7 +439,7 @@ def refusal(rows: list[dict], config: ChooseConfig) -> str | None:
     return None
 
 
-def test_choose_equals_the_oracle() -> None:
+def test_fault_56_choose_equals_the_oracle() -> None:
     """On tables of every evidence, and every branch of the oracle is reached."""
     reached: Counter = Counter()
 
@@ -545,6 +547,60 @@ def test_a_half_is_a_half() -> None:
     selection = choose(scores, rule="paper", lambda_c=0.5)
     assert selection.ids == ["s2"]
     assert selection.table["D"].to_pylist() == [0.5, 0.5, 0.6]
+
+
+@pytest.mark.parametrize("kind", ["answer", "logits"])
+def test_a_number_at_its_threshold(kind: str) -> None:
+    """Binary fractions, which float64 holds: Diff at most ``trivial`` is trivial, at least
+    ``unsolved`` never solved; D must be above ``lambda_c``."""
+    d = {"js": 0.25} if kind == "logits" else {}
+    rows = [
+        answer(p, 0.0 if kind == "logits" else p - 0.25, evidence=kind, **d)
+        for p in (0.75, 0.5, 0.25)
+    ]
+    said = {"budget": 1.0, "order": "gain", "replace": True}
+    found = choose(scores_of(rows), trivial=0.25, unsolved=0.75, **said)
+    assert reasons(found) == ["dropped_trivial", "kept_cognitive", "dropped_unsolved"]
+    found = choose(scores_of(rows), trivial=0.24, unsolved=0.76, **said)
+    assert reasons(found) == ["kept_cognitive"] * 3
+    at = choose(scores_of(rows), lambda_c=0.25, rule="paper", unsolved=1.0)
+    assert reasons(at) == ["dropped_language_prior"] * 3
+    assert len(choose(scores_of(rows), lambda_c=0.24, rule="paper")) == 3
+
+
+def test_exceeds_equals_fractions_however_large() -> None:
+    """Also where the products leave int64, on both sides of each border."""
+    for p, q in ((1, 3), (-1, 3), (1, 10**15), (10**15 + 1, 10**15), (-7, 10**17)):
+        scale = np.array([1, 3, 10**9, 2**61, 2**61 - 1, 3 * 2**58], np.int64)
+        border = [p * int(s) // q for s in scale]
+        for by in (-1, 0, 1):
+            number = np.array([max(-(2**62), min(2**62, b + by)) for b in border], np.int64)
+            wanted = [
+                Fraction(int(n)) > Fraction(p, q) * int(s)
+                for n, s in zip(number, scale, strict=True)
+            ]
+            assert exceeds(number, scale, Fraction(p, q)).tolist() == wanted, (p, q, by)
+
+
+def test_a_limit_between_two_float32_is_kept_below() -> None:
+    """log psi is stored as float32; a limit is compared as the float64 it is."""
+    below = np.float32(math.log(0.3))
+    near = [np.nextafter(below, np.float32(x)) for x in ("-inf", "inf")]
+    psi = np.array([near[0], below, near[1]], np.float32)
+    for exact in (float(below), float(below) + 1e-9, float(below) - 1e-9):
+        found = judge_attention(psi, lambda _, exact=exact: Limit(exact, "given"), True)
+        assert found.passes.tolist() == [float(x) <= exact for x in psi]
+
+
+def test_a_gap_is_found_at_the_border_of_two_pieces(monkeypatch) -> None:
+    """The steps are looked at in pieces; one lies between each two of them."""
+    usual = np.linspace(-3.0, -2.0, 24)
+    for size in range(2, 30):
+        monkeypatch.setattr(attention, "_PIECE", size)
+        for n in (24, 25, 26, 27):
+            far = np.linspace(5.0, 5.1, 6)
+            psi = np.concatenate([usual, np.full(n - 24, -2.0), far]).astype(np.float32)
+            assert fence(psi) == pytest.approx(1.5), (size, n)
 
 
 def test_long_decimals_do_not_overflow(rng: np.random.Generator) -> None:

@@ -376,7 +376,7 @@ def test_an_array_is_an_image():
     pixels = np.arange(300, dtype=np.uint8).reshape(10, 10, 3)
     (sample,) = open_samples([row(0, image=pixels)])
     assert (np.asarray(decode(sample.images[0].data, max_pixels=100)) == pixels).all()
-    with pytest.raises(RapInputError, match="image is ndarray"):
+    with pytest.raises(RapInputError, match="values from 0 to 255: expected 0 to 1"):
         open_samples([row(0, image=pixels.astype(float))])
 
 

@@ -359,7 +359,7 @@ def test_fault_31_kill_9_twenty_times(full: Path, tmp_path: Path) -> None:
         ready = context.Event()
         child = context.Process(target=_score_slowly, args=(str(path), 0.002, ready))
         child.start()
-        ready.wait(30)
+        ready.wait(900)
         time.sleep(rng.uniform(0, 0.06))
         os.kill(child.pid, signal.SIGKILL)
         child.join()
@@ -804,6 +804,62 @@ def test_fault_37_a_store_of_a_newer_schema(full: Path) -> None:
         with pytest.raises(RapStoreError, match=f"reads up to {SCHEMA_VERSION}"):
             call()
     assert files(full).keys() == before.keys()
+
+
+@pytest.mark.parametrize("version", [0, -1, "1", None, 1.5])
+def test_fault_37_a_store_of_no_schema(full: Path, version: object) -> None:
+    header = json.loads((full / "store.json").read_text())
+    (full / "store.json").write_text(json.dumps(header | {"schema_version": version}))
+    with pytest.raises(RapStoreError, match="is not one this version knows"):
+        ScoreStore.load(full)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"n_samples": 0}, {"shard_size": 0}, {"n_samples": "23"}, {"fingerprint": 7}]
+)
+def test_a_header_that_makes_no_sense_is_damage(full: Path, wrong: dict) -> None:
+    header = json.loads((full / "store.json").read_text())
+    (full / "store.json").write_text(json.dumps(header | wrong))
+    with pytest.raises(RapStoreError, match="is damaged"):
+        ScoreStore.load(full)
+
+
+def test_rollouts_of_a_shard_in_progress_are_in_the_order_of_its_rows(tmp_path) -> None:
+    scores, rollouts = shard(range(3))
+    turned = rollouts.take(list(reversed(range(rollouts.num_rows))))
+    with opened(tmp_path / "store") as store:
+        for bad in (turned, pa.concat_tables([rollouts, rollouts.slice(0, 1)])):
+            with pytest.raises(ValueError, match="rollouts that are not of its rows"):
+                store.write_partial(0, scores, bad)
+        store.write_partial(0, scores, rollouts)
+        assert store.partial(0).rollouts.equals(rollouts)
+
+
+def test_fault_35_two_processes_cannot_hold_the_lock(tmp_path: Path) -> None:
+    """The second is refused by name while the first lives, and not after it."""
+    store = tmp_path / "store"
+    fill(store)
+    code = """
+import sys, time
+from rap.scores.lock import Lock
+from pathlib import Path
+held = Lock(Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.read()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(store)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(RapStoreError, match="another process is scoring into this"):
+            opened(store)
+        other.stdin.close()
+        other.wait(60)
+    with opened(store) as mine:
+        assert mine.missing() == []
 
 
 def test_load_of_no_store(tmp_path: Path) -> None:

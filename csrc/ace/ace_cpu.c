@@ -121,7 +121,7 @@ fold_row(const ace_ctx *ctx, const ace_sample *s, const block *b, int64_t head, 
 static double
 top_mass(const rap_kernels *kernels, const float *w, int64_t n, int top)
 {
-    float best[RAP_ACE_TOP];
+    float best[RAP_ACE_TOP] = {0}; /* gcc -fanalyzer cannot follow `have` */
     double mass = 0;
     int have = 0;
 

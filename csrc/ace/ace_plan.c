@@ -36,6 +36,17 @@ plan_sample(ace_ctx *ctx, int64_t i, ace_sample *s, rap_error *err)
     return true;
 }
 
+/* Floats of a worker: two blocks of scores, a row of logarithms and widened queries; the
+ * linear form's suffix sum in float64 and a widened vector. */
+static int64_t
+scratch_of(const ace_ctx *ctx, const ace_sample *s)
+{
+    if (ctx->linear) {
+        return 3 * ctx->dim;
+    }
+    return (2 * s->block_rows + 1) * s->ld + s->block_rows * ctx->dim;
+}
+
 bool
 rap_ace_plan(const rap_ace_args *a, rap_exec *exec, ace_ctx *ctx, rap_error *err)
 {
@@ -66,10 +77,9 @@ rap_ace_plan(const rap_ace_args *a, rap_exec *exec, ace_ctx *ctx, rap_error *err
         ctx->tasks += ctx->fields * s->groups;
         sums += ctx->fields * s->groups * (s->length + 3);
         packed += a->k.shape[0] * s->packed_size;
-        ctx->scratch_size = RAP_MAX(ctx->scratch_size, (2 * s->block_rows + 1) * s->ld
-                                                           + s->block_rows * ctx->dim);
+        ctx->scratch_size = RAP_MAX(ctx->scratch_size, scratch_of(ctx, s));
     }
-    ctx->scratch_size = rap_ceil_div(RAP_MAX(ctx->scratch_size, 6 * ctx->dim), 16) * 16;
+    ctx->scratch_size = rap_ceil_div(ctx->scratch_size, 16) * 16; /* whole cache lines */
     ctx->sums = rap_alloc(8 * sums, err);
     ctx->scratch = rap_alloc(4 * ctx->scratch_size * rap_workers(exec, ctx->tasks), err);
     ctx->packed = ctx->linear ? NULL : rap_alloc(4 * packed, err);

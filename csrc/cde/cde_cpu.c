@@ -77,8 +77,11 @@ rows_task(void *arg, int64_t row, int worker)
     if (a->targets.data != NULL) {
         int64_t target = ((const int64_t *)a->targets.data)[row * a->targets.stride[0]];
 
-        state.target1 = logit(kernels, &a->logits1, row, target);
-        state.target0 = logit(kernels, &a->logits0, row, target);
+        /* the caller's array may have changed since the check: NaN then, as on a device */
+        if (target >= 0 && target < a->logits1.shape[1]) {
+            state.target1 = logit(kernels, &a->logits1, row, target);
+            state.target0 = logit(kernels, &a->logits0, row, target);
+        }
     }
     sweep_row(kernels, a, row, &state);
     rap_cde_answer(&state, a->want, (double *)a->out.data + row, a->out.stride[0]);

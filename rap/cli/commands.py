@@ -1,5 +1,5 @@
 """The shell: ``rap score | choose | select | report | cost | export | reselect | plan |
-finish | merge | train | check | info | demo``.
+finish | merge | train | inspect | check | info | demo``.
 
 Every command is a few calls of the Python interface; nothing is decided here. Exit
 codes: 0 done; 1 the data, the model or the store cannot be used; 2 a wrong command line
@@ -26,6 +26,7 @@ from .about import demo, info
 from .check import check
 from .cost import cost_of
 from .fields import Command, group
+from .inspect import inspect
 from .options import (
     CHOOSE_OPTIONS,
     CONFIG_OPTION,
@@ -264,5 +265,5 @@ MODEL_ONLY = (
 
 _OTHERS = (report, export, reselect, cost_of, plan, finish, merge)
 
-for command in (*_OTHERS, train, check, info, demo):
+for command in (*_OTHERS, train, inspect, check, info, demo):
     main.add_command(command)

@@ -59,6 +59,13 @@ def _note_network(ctx: click.Context, param: click.Parameter, value: bool) -> No
     ctx.meta[NETWORK] = value
 
 
+report_to_option = option(
+    "--report-to",
+    multiple=True,
+    metavar="NAME",
+    help="tensorboard, wandb, trackio, or what else transformers' report_to knows: gets "
+    "numbers while the run goes on. Repeatable.",
+)
 json_option = option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 report_option = option("--report", type=PATH, metavar="FILE", help="Write an HTML page.")
 COLUMNS = (
@@ -148,6 +155,18 @@ _loading = (
     option("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, ..."),
     _dtype,
     option("--attn-implementation", metavar="NAME", help="As in transformers, e.g. eager."),
+    option(
+        "--device-map",
+        metavar="NAME",
+        help="Split the model by its layers over the GPUs, as in transformers, e.g. auto "
+        "(needs accelerate).",
+    ),
+    option(
+        "--quantize",
+        type=click.Choice(["4bit", "8bit"]),
+        help="Weights in 4 or 8 bits while they are loaded (needs bitsandbytes).",
+    ),
+    option("--revision", metavar="NAME", help="Of a hub name: branch, tag or commit."),
     *_trust,
 )
 LOADING_OPTIONS = group("Model", *_loading)
@@ -232,8 +251,10 @@ SCORE_OPTIONS = _both(
         option(
             "--progress/--no-progress",
             default=None,
-            help="Progress bar.  [default: when stderr is a terminal]",
+            help="Progress: a bar on a terminal, else a line every half minute.  "
+            "[default: on; --progress: the bar anywhere]",
         ),
+        report_to_option,
         option(
             "--profile",
             is_flag=True,
@@ -294,6 +315,7 @@ TRAIN_OPTIONS = _both(
             metavar="MODULE:FUNCTION",
             help="Reward function with TRL's signature.  [default: the built-in checker]",
         ),
+        report_to_option,
         option("--resume", is_flag=True, help="Resume from the last checkpoint in --out."),
         option(
             "--set",
@@ -393,4 +415,6 @@ def train_arguments(
     pairs = [pair(text, "--set") for text in options["train_settings"]]
     set_by_name = {name: json_value(text) for name, text in pairs}
     own = {to: options[name] for name, to in named.items() if options[name] is not None}
+    if options["report_to"]:
+        own["report_to"] = list(options["report_to"])
     return {**from_file, **set_by_name, **own}

@@ -46,6 +46,12 @@ from .texts import to_columns
         metavar="DIR",
         help="The score store: shows completions of the samples on the page.",
     ),
+    option(
+        "--compare",
+        type=PATH,
+        metavar="DIR",
+        help="Another selection of the same data: says what moved.",
+    ),
     option("--title", help="Heading of the page."),
     option(
         "--per-reason",
@@ -53,6 +59,13 @@ from .texts import to_columns
         default=12,
         show_default=True,
         help="Samples shown per reason.",
+    ),
+    option(
+        "--browse",
+        type=int,
+        default=50_000,
+        show_default=True,
+        help="Samples to filter, sort and search; at most 30 MB for 50,000, 7 MB usually.",
     ),
     json_option,
 )
@@ -62,8 +75,10 @@ def report(
     data: str | Path | None,
     out: Path,
     store: Path | None,
+    compare: Path | None,
     title: str | None,
     per_reason: int,
+    browse: int,
     columns: Sequence[str],
     root: Path | None,
     as_json: bool,
@@ -71,11 +86,13 @@ def report(
     """Write SELECTION (a folder of '--out') as one HTML page.
 
     The page holds counts per reason, histograms with the thresholds, what the selection
-    cost, and samples with their images. It loads nothing from outside.
+    cost, and the samples, to filter, sort and search, some with their images. It loads
+    nothing from outside.
 
     \b
-    Example:
-      rap report selection/ --data data.jsonl --out report.html
+    Examples:
+      rap report selection/ --data data.jsonl --store scores/ --out report.html
+      rap report selection/ --compare older/ --out report.html
     """
     from ..report.page import write_report
     from ..selection.selection import load
@@ -85,7 +102,14 @@ def report(
     if samples is not None:
         require_same(found.table, samples, found.settings.get("data"))
     path = write_report(
-        found, out, dataset=samples, rollouts=store, title=title, per_reason=per_reason
+        found,
+        out,
+        dataset=samples,
+        rollouts=store,
+        title=title,
+        per_reason=per_reason,
+        compare=None if compare is None else load(compare),
+        browse=browse,
     )
     if as_json:
         print_json({"report": str(path), "bytes": path.stat().st_size})

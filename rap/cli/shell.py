@@ -72,6 +72,8 @@ def _explain(error: Exception) -> int:
         return fail(f"this needs {error.name}: {install(extra)}", USAGE)
     if isinstance(error, MemoryError):
         return fail("out of memory", FAILED)
+    if isinstance(error, RuntimeError) and str(error) == "can't start new thread":
+        return fail("no new thread: out of memory, or of processes (ulimit -u)", FAILED)
     if isinstance(error, OSError):
         named = error.filename is not None and error.strerror is not None
         return fail(f"{error.filename}: {error.strerror}" if named else str(error), FAILED)
@@ -84,7 +86,16 @@ def _explain(error: Exception) -> int:
 
 
 _EXTRAS = {
-    "hf": ("torch", "torchvision", "transformers", "datasets", "tqdm", "math_verify"),
+    "hf": (
+        "torch",
+        "torchvision",
+        "transformers",
+        "datasets",
+        "tqdm",
+        "math_verify",
+        "pandas",
+        "huggingface_hub",
+    ),
     "trl": ("trl",),
     "lora": ("peft",),
     "report": ("jinja2", "matplotlib", "PIL"),

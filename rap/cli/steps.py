@@ -16,7 +16,7 @@ import click
 from ..config import ChooseConfig, require_judge
 from ..engines import require_engine
 from ..errors import RapConfigError, RapError, RapStoreError
-from ..model.loading import load_model
+from ..model.loading import LoadingOptions, load_model
 from .options import NETWORK, engine_config, executor_config, refuse_given, score_config
 from .texts import filters, to_columns, typed
 
@@ -83,6 +83,9 @@ def recipe_of(samples: SampleSet, model: str | None, options: Mapping[str, Any])
     engine = engine_config(options)
     require_judge(config.evidence, options["reward"])
     require_engine(engine, config.evidence, model is not None)
+    from ..scoring.tracking import tracked
+
+    reported = tracked(options["report_to"], executor_config(options), "a folder")
     reward = load_reward(options["reward"])
     click.echo(samples.describe(), err=True)
     shown = options["progress"]
@@ -101,13 +104,14 @@ def recipe_of(samples: SampleSet, model: str | None, options: Mapping[str, Any])
         retry_quarantined=options["retry"],
         profile=options["profile"],
         loading=loading(options),
+        report_to=reported,
     )
 
 
 def loading(options: Mapping[str, Any]) -> dict[str, Any]:
     """``load_model``'s keyword arguments, by ``LOADING_OPTIONS``."""
-    names = ("device", "dtype", "attn_implementation", "trust_remote_code", "allow_pickle")
-    return {name: options[name] for name in names}
+    given = {name: options[name] for name in LoadingOptions.__annotations__}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def load(model: str, options: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -253,12 +257,20 @@ def refuse_another(folder: Path, selection: Selection, *, beside: bool = False) 
     if there is not None:
         if there.ids == selection.ids and there.settings == selection.settings:
             return
-    elif beside or not folder.is_dir() or not any(folder.iterdir()):
+    elif beside or not folder.is_dir() or _is_empty(folder):
         return  # what is no folder is refused when it is written
     what = "something else" if there is None else "another selection"
     raise RapConfigError(
         f"--out {folder}: holds {what}, which would be lost; --force replaces it"
     )
+
+
+def _is_empty(folder: Path) -> bool:
+    """Nothing lies there, or what a killed run began to write."""
+    from ..scores.owner import tmps_of
+
+    names = os.listdir(folder)
+    return set(names) == set(tmps_of("selection.parquet", names))
 
 
 def refuse_chosen(folder: Path | None, force: bool, config: ChooseConfig) -> None:

@@ -99,6 +99,7 @@ def make_client(urls: Sequence[str], concurrency: int, timeout: float) -> Any:
     most = concurrency + 8
     return httpx2.AsyncClient(
         timeout=httpx2.Timeout(timeout, connect=min(CONNECT_SECONDS, timeout)),
+        headers={"Accept-Encoding": "gzip, deflate"},
         limits=httpx2.Limits(max_connections=most, max_keepalive_connections=most),
         follow_redirects=False,
         trust_env=not local,  # a proxy of the environment is not asked for 127.0.0.1
@@ -140,6 +141,7 @@ async def exchange(
     headers = authorization(url)
     try:
         async with client.stream(method, url, json=json, headers=headers) as response:
+            _require_plain(url, response.headers)
             parts, size = [], 0
             async for part in response.aiter_bytes():
                 size += len(part)
@@ -161,6 +163,19 @@ async def exchange(
     except (httpx2.TransportError, httpx2.DecodingError) as error:
         _refuse_certificate(url, error)
         raise Lost(_said(error)) from None
+
+
+_UNPACKED = ("", "identity", "gzip", "deflate")
+"""Encodings whose pieces unpack to 1,032 times their size at most; others have no limit,
+and would fill the memory before `MAX_ANSWER_BYTES` is looked at."""
+
+
+def _require_plain(url: str, headers: Mapping[str, str]) -> None:
+    encoding = headers.get("content-encoding", "").strip().lower()
+    if encoding not in _UNPACKED:
+        raise RapModelError(
+            f"{origin(url)}: answers in encoding {encoding[:40]!r}, which was not asked for"
+        )
 
 
 def _without_key(text: str, headers: Mapping[str, str]) -> str:

@@ -197,7 +197,9 @@ def error_message(text: str) -> str:
         if isinstance(answer, dict) and name in answer:
             answer = answer[name]
     said = answer if isinstance(answer, str) else json.dumps(answer)
-    return " ".join(said.split())[:300] or "no reason given"
+    line = " ".join(said[:1000].split())[:300]
+    # it is printed: no sequence of a terminal, nothing that turns the text around
+    return "".join(c if c.isprintable() else "?" for c in line) or "no reason given"
 
 
 def completions(
@@ -207,15 +209,20 @@ def completions(
 
     Fewer than asked are no fault here: the caller asks again. Raises `MalformedAnswer`.
     """
-    choices = answer.get("choices")
-    if not isinstance(choices, list) or not all(isinstance(c, dict) for c in choices):
-        raise MalformedAnswer("its answer holds no list of choices")
+    choices = _choices(answer)
     numbered = sorted(enumerate(choices), key=lambda pair: _index(pair[1], pair[0]))
     counted = _usage(answer, "completion_tokens") if len(choices) == 1 else None
     return [
         _completion(choice, seed, local, counted)
         for (_, choice), seed in zip(numbered, seeds, strict=False)
     ]
+
+
+def _choices(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
+    choices = answer.get("choices")
+    if not isinstance(choices, list) or not all(isinstance(c, dict) for c in choices):
+        raise MalformedAnswer("its answer holds no list of choices")
+    return choices
 
 
 def _index(choice: Mapping[str, Any], place: int) -> int:
@@ -267,8 +274,9 @@ def _completion(
 
 
 def token_logps(answer: Mapping[str, Any]) -> list[list[float]]:
-    """The log-probabilities of every choice that has them all, token by token."""
-    found = [_logps(choice) for choice in answer.get("choices", [])]
+    """The log-probabilities of every choice that has them all, token by token. Raises
+    `MalformedAnswer`."""
+    found = [_logps(choice) for choice in _choices(answer)]
     return [f for f in found if f and all(_is_logp(x) for x in f)]
 
 
@@ -353,8 +361,9 @@ def prompt_ids(answer: Mapping[str, Any]) -> tuple[int, ...] | None:
     in each choice)."""
     ids = answer.get("prompt_token_ids")
     if ids is None:
-        choices = answer.get("choices") or [{}]
-        ids = choices[0].get("prompt_token_ids") if isinstance(choices[0], dict) else None
+        choices = answer.get("choices")
+        first = choices[0] if isinstance(choices, list) and choices else None
+        ids = first.get("prompt_token_ids") if isinstance(first, dict) else None
     if not isinstance(ids, list) or not ids or not all(_is_id(i) for i in ids):
         return None
     return tuple(ids)

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..config import PROMPT_TEMPLATE
 from ..errors import RapConfigError, RapInputError
-from ..samples.parsing import cell
+from ..samples.cells import cell
 from ..samples.sample import Sample
 from ..samples.sampleset import SampleSet
 from .formats import TARGETS, copy_reward, describe_llamafactory

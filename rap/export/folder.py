@@ -40,7 +40,7 @@ def _files_of(folder: Path) -> set[str]:
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         return {MANIFEST, *map(str, files)}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RapStoreError(
             f"{folder}: its {MANIFEST} cannot be read, so it is not replaced: "
             f"{first_line(error)}"

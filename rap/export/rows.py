@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import RapInputError, first_line
+from ..samples.cells import image_cell
 from ..samples.images import encode_image, read_bytes, sniff
-from ..samples.parsing import image_cell
 from ..samples.sample import BadSample, Sample
 from ..samples.sampleset import SampleSet
 from .target import MANIFEST, Writing, parts

@@ -14,6 +14,8 @@ ADAPTER = "adapter_config.json"
 _PROCESSOR = ("processor_config.json", "preprocessor_config.json")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _LFS = b"version https://git-lfs"
+_HEADER_BYTES = 100_000_000
+"""Of a safetensors file, at most; the library's own limit."""
 
 
 def is_hub_name(name: str) -> bool:
@@ -56,6 +58,9 @@ def check_weights(path: Path) -> None:
         raise _refused(path, "it has a config.json but no weights (*.safetensors)")
     index = _read(path / "model.safetensors.index.json").get("weight_map")
     named = index.values() if isinstance(index, dict) else ()
+    away = sorted({str(n) for n in named if Path(str(n)).name != str(n)})
+    if away:
+        raise _refused(path, f"its index names {away[0]!r}, which is no file of the folder")
     gone = sorted({str(n) for n in named if not (path / str(n)).is_file()})
     if gone:
         more = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
@@ -201,12 +206,12 @@ def _check_safetensors(path: Path, file: Path) -> Mapping[str, Any]:
     size = file.stat().st_size
     with file.open("rb") as stream:
         head = int.from_bytes(stream.read(8), "little")
-        text = stream.read(head) if 0 < head <= size - 8 else b""
+        text = stream.read(head) if 0 < head <= min(size - 8, _HEADER_BYTES) else b""
     try:
         entries = json.loads(text)
         entries.pop("__metadata__", None)
         ends = [entry["data_offsets"][1] for entry in entries.values()]
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         raise _refused(path, f"{file.name} is no safetensors file") from None
     if 8 + head + max(ends, default=0) != size:
         raise _refused(
@@ -226,6 +231,6 @@ def _read(path: Path) -> dict[str, object]:
     """A JSON object; {} if it is not there or is no such thing."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

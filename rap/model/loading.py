@@ -10,9 +10,16 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict, get_args
 
-from ..errors import RapConfigError, RapModelError, first_line, install, require_extra
+from ..errors import (
+    RapConfigError,
+    RapModelError,
+    first_line,
+    install,
+    missing,
+    require_extra,
+)
 from .folders import (
     adapter_base,
     check_folder,
@@ -24,6 +31,21 @@ from .folders import (
     is_quantised,
 )
 
+Quantisation = Literal["4bit", "8bit"]
+
+
+class LoadingOptions(TypedDict, total=False):
+    """`load_model`'s keyword arguments, for type checkers."""
+
+    device: str
+    device_map: str | None
+    dtype: str
+    attn_implementation: str | None
+    revision: str | None
+    quantize: Quantisation | None
+    trust_remote_code: bool
+    allow_pickle: bool
+
 
 def load_model(
     path: str | os.PathLike[str],
@@ -32,6 +54,8 @@ def load_model(
     device_map: str | None = None,
     dtype: str = "auto",
     attn_implementation: str | None = None,
+    revision: str | None = None,
+    quantize: Quantisation | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> tuple[Any, Any]:
@@ -39,6 +63,8 @@ def load_model(
     with an adapter of PEFT is loaded onto its base, if that is on this machine.
     ``device_map``: as in transformers ("auto"), for a model that is split by its layers
     over the devices that this process sees; ``device`` only has to be there then.
+    ``revision``: of a hub name, a branch, tag or commit. ``quantize``: the linear layers
+    but the head in 4 bits (NF4) or 8 by bitsandbytes, while they are loaded.
 
     No code that comes with the model runs, and no pickle is read, unless asked for.
     Raises ``RapConfigError`` naming the flag where one of these would be needed or the
@@ -47,6 +73,10 @@ def load_model(
     """
     torch = _libraries()
     name = os.fspath(path)
+    if revision is not None and not is_hub_name(name):
+        raise RapConfigError(
+            f"revision = {revision!r}: {name} is a folder, only a hub name has revisions"
+        )
     if not is_hub_name(name):
         check_folder(Path(name).expanduser(), allow_pickle)
         name = str(Path(name).expanduser())
@@ -60,10 +90,17 @@ def load_model(
     if device_map is not None:
         require_extra(f"device_map = {device_map!r}", "ray", "accelerate")
     options: dict[str, Any] = {
-        "dtype": dtype if dtype == "auto" else getattr(torch, dtype),
+        "dtype": _dtype(torch, dtype),
         "trust_remote_code": trust_remote_code,
     }
-    if Path(name).is_dir() and is_quantised(Path(name)):
+    if revision is not None:
+        options["revision"] = revision
+    quantised = Path(name).is_dir() and is_quantised(Path(name))
+    if quantize is not None:
+        if quantised:
+            raise RapConfigError(f"quantize = {quantize!r}: {name} is quantised already")
+        options["quantization_config"] = _bitsandbytes(quantize, options["dtype"])
+    if quantised or quantize is not None:
         options["device_map"] = {"": device}
     if device_map is not None:
         options["device_map"] = device_map
@@ -74,14 +111,52 @@ def load_model(
     if Path(name).is_dir() and is_adapter(Path(name)):
         model, processor = _with_adapter(Path(name), options, allow_pickle)
     else:
-        processor = load_processor(name, trust_remote_code=trust_remote_code)
+        processor = load_processor(
+            name, trust_remote_code=trust_remote_code, revision=revision
+        )
         model = _model(name, options)
     if "device_map" not in options:
         model = model.to(device)
     return model, processor
 
 
-def load_processor(path: str | os.PathLike[str], *, trust_remote_code: bool = False) -> Any:
+def _dtype(torch: Any, name: str) -> Any:
+    if name == "auto":
+        return name
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise RapConfigError(
+            f"dtype = {name!r}: expected auto, float32, bfloat16 or float16"
+        )
+    return found
+
+
+def _bitsandbytes(bits: str, dtype: Any) -> Any:
+    """The configuration of transformers for weights in 4 or 8 bits."""
+    if bits not in get_args(Quantisation):
+        raise RapConfigError(f"quantize = {bits!r}: expected one of 4bit, 8bit")
+    if lacking := missing("bitsandbytes", "accelerate"):
+        raise RapConfigError(
+            f"quantize = {bits!r} needs {' and '.join(lacking)}: pip install "
+            f"{' '.join(lacking)}"
+        )
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if bits == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    compute = torch.bfloat16 if dtype == "auto" else dtype
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute
+    )
+
+
+def load_processor(
+    path: str | os.PathLike[str],
+    *,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+) -> Any:
     """The processor of a folder or of a model on the hub. Raises ``RapModelError`` if it
     has none."""
     _libraries()
@@ -97,7 +172,11 @@ def load_processor(path: str | os.PathLike[str], *, trust_remote_code: bool = Fa
         check_processor(folder)
         name = str(folder)
     try:
-        processor = AutoProcessor.from_pretrained(name, trust_remote_code=trust_remote_code)
+        processor = AutoProcessor.from_pretrained(
+            name,
+            trust_remote_code=trust_remote_code,
+            **({} if revision is None else {"revision": revision}),
+        )
     except _errors() as error:
         raise _failure("its processor ", name, error, trust_remote_code) from error
     try:
@@ -119,6 +198,16 @@ def opened(model: Any, processor: Any, **loading: Any) -> tuple[Any, Any]:
     if isinstance(processor, (str, os.PathLike)):
         processor = load_processor(processor)
     return model, processor
+
+
+def require_named(model: Any, loading: Collection[str]) -> None:
+    """Raises ``RapConfigError`` for `load_model`'s arguments beside a model that is loaded,
+    or beside none."""
+    if loading and not isinstance(model, (str, os.PathLike)):
+        raise RapConfigError(
+            f"{', '.join(loading)}: for a model that is given by a folder or hub name, not "
+            f"for {'None' if model is None else f'a loaded {type(model).__name__}'}"
+        )
 
 
 def require_keys(

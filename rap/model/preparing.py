@@ -20,6 +20,7 @@ from ..samples.sample import BadSample, Sample
 from .batching import Prepared, Shared, extend
 from .prompt import (
     REFUSALS,
+    chat_tokens,
     image_token_id,
     placeholder_texts,
     require_processor,
@@ -37,6 +38,7 @@ _OF_ITS_OWN = (
     "image_token_id",
     "_special_ids",
     "_placeholders",
+    "_chat_tokens",
 )
 """What a `Preparer` works with; a ``ModelDriver`` has more."""
 
@@ -60,6 +62,7 @@ class Preparer:
             sorted(special_ids(processor, self.image_token_id)), dtype=torch.int64
         )
         self._placeholders = placeholder_texts(processor, self.image_token_id)
+        self._chat_tokens = chat_tokens(processor)
 
     def alone(self) -> Preparer:
         """The same without the model: what another process can be given."""
@@ -87,7 +90,8 @@ class Preparer:
         them.
 
         Raises ``BadSample``, stage ``prompt``: ``image_count`` (placeholders and images do
-        not match, or a text holds a placeholder token), ``prompt_too_long``; stage
+        not match, or a text holds a placeholder token), ``bad_text`` (a text holds a token
+        of the chat template, which would begin or end a turn), ``prompt_too_long``; stage
         ``image``: ``image_unreadable`` (the processor refuses the image).
         """
         text = prompt_text(self.config.prompt_template, sample.question, sample.choices)
@@ -193,6 +197,14 @@ class Preparer:
             if token in text:
                 raise BadSample(
                     "prompt", "image_count", f"the text holds the placeholder {token!r}"
+                )
+        for token in self._chat_tokens:
+            if token in text:
+                raise BadSample(
+                    "prompt",
+                    "bad_text",
+                    f"the text holds {token!r}, a token of the chat template that would "
+                    "begin or end a turn: take it out, or give the turns as messages",
                 )
 
     def _render(self, messages: list[dict[str, Any]]) -> str:

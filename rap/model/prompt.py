@@ -154,16 +154,34 @@ def placeholder_texts(processor: Any, image_token_id: int) -> tuple[str, ...]:
     return tuple(dict.fromkeys(t for t in found if isinstance(t, str) and t))
 
 
+def chat_tokens(processor: Any) -> tuple[str, ...]:
+    """Texts that would end or begin a turn: special tokens that the chat template writes,
+    and those of the beginning and end of a text."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    template = _template(processor)
+    ends = {tokenizer.bos_token, tokenizer.eos_token}
+    special = {str(token) for token in tokenizer.all_special_tokens}
+    special |= {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
+    return tuple(
+        sorted(t for t in special if t.strip() and (t in ends or t.strip() in template))
+    )
+
+
+def _template(processor: Any) -> str:
+    tokenizer = getattr(processor, "tokenizer", processor)
+    found = getattr(processor, "chat_template", None) or getattr(
+        tokenizer, "chat_template", None
+    )
+    return found if isinstance(found, str) else json.dumps(found or "")
+
+
 def special_ids(processor: Any, image_token_id: int) -> set[int]:
     """Special tokens, and added tokens that the chat template writes (<think>).
 
     Not every added token: Gemma adds runs of white space and HTML tags, which are text.
     """
     tokenizer = getattr(processor, "tokenizer", processor)
-    template = getattr(processor, "chat_template", None) or getattr(
-        tokenizer, "chat_template", None
-    )
-    template = template if isinstance(template, str) else json.dumps(template or "")
+    template = _template(processor)
     ids = {int(i) for i in tokenizer.all_special_ids} | {image_token_id}
     for i, token in tokenizer.added_tokens_decoder.items():
         content = token.content.strip()

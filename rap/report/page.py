@@ -1,11 +1,13 @@
 """Selection -> one self-contained HTML page: what was kept, why the rest was not.
 
-The page asks for nothing: no script, no link, no font, no image from outside; a content
-security policy inside it forbids them. Every text out of the data is escaped by the
-template engine, cut to a length, and shown with its control and direction characters
-made visible. Its size is bounded: histograms and counts grow with nothing, and at most
-``per_reason`` samples are shown for each of at most ``MAX_REASONS`` reasons, so 10^6
-rows give the same page as 10^3.
+The page asks for nothing: no script, link, font or image from outside; a content security
+policy inside it forbids them, and any script but its own (``page.js``, named by its hash).
+Every text out of the data is escaped by the template engine, or set by the script as text
+and never as HTML, cut to a length, and shown with its control and direction characters
+made visible. Its size is bounded: histograms and counts grow with nothing, at most
+``per_reason`` samples are shown for each of at most ``MAX_REASONS`` reasons, and at most
+``browse`` can be browsed (``rap.report.browse`` says what they take), so 10^6 rows give a
+page of the size of 50,000. Without a script, and on paper, all but browsing is there.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import base64
 import hashlib
 import os
 from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +28,13 @@ from ..environment import version
 from ..errors import RapConfigError, RapInputError, install
 from ..scores.bill import cost
 from ..scores.completions import Completions, HeldCompletions
-from ..scores.files import write_atomic
+from ..scores.files import write_result
 from ..scores.fingerprint import other_run
 from ..scores.profile import Profile, read_profile
 from ..scores.stages import stages_of
+from .browse import ROWS, browsed
 from .charts import averages, panels_of
-from .parts import cost_of, details_of, groups_of, reasons_of, times_of
+from .parts import compared, cost_of, details_of, groups_of, reasons_of, times_of
 from .samples import (
     QUESTION,
     SHORT,
@@ -60,6 +64,8 @@ def write_report(
     note: str | None = None,
     per_reason: int = 12,
     train_group: int = TRAIN_GROUP,
+    compare: Selected | None = None,
+    browse: int = ROWS,
 ) -> Path:
     """Write ``selection`` as one HTML page to ``path``, whole or not at all.
 
@@ -74,11 +80,22 @@ def write_report(
     ``per_reason``: samples shown for each reason, 0 to 100; those with the largest ranking
     key for kept ones, else evenly spread over the data set. ``train_group``: completions a
     sample in the comparison with training on everything.
+    ``compare``: another selection of the same data, to be told what moved.
+    ``browse``: samples that the reader can filter, sort and search, 0 to 200,000: all that
+    are kept come first. More make the page larger: see ``rap.report.browse``.
 
     Returns ``path``. Raises ``RapConfigError`` (jinja2 is not installed, a setting makes
     no sense), ``RapInputError`` (the data set cannot be opened, the store is of other
     scores), ``RapStoreError``.
     """
+    path = Path(path)
+    if path.suffix.lower() in (".pdf", ".png", ".md", ".ipynb", ".json"):
+        raise RapConfigError(
+            f"report {path}: the page is HTML: give a name like report.html (a browser "
+            "prints it as PDF)"
+        )
+    if path.is_dir():
+        raise RapConfigError(f"report {path}: is a folder: give a file in it")
     text = render(
         selection,
         dataset=dataset,
@@ -87,9 +104,10 @@ def write_report(
         note=note,
         per_reason=per_reason,
         train_group=train_group,
+        compare=compare,
+        browse=browse,
     )
-    path = Path(path)
-    write_atomic(path, lambda file: file.write(text.encode()))
+    write_result(path, lambda file: file.write(text.encode()))
     return path
 
 
@@ -102,6 +120,8 @@ def render(
     note: str | None = None,
     per_reason: int = 12,
     train_group: int = TRAIN_GROUP,
+    compare: Selected | None = None,
+    browse: int = ROWS,
 ) -> str:
     """The page of ``write_report`` as text. No clock, no chance: same in, same out."""
     try:
@@ -114,6 +134,7 @@ def render(
     for name, value, least, most in (
         ("per_reason", per_reason, 0, 100),
         ("train_group", train_group, 1, 10**6),
+        ("browse", browse, 0, 200_000),
     ):
         if not isinstance(value, int) or not least <= value <= most:
             raise RapConfigError(
@@ -129,17 +150,20 @@ def render(
     environment.filters |= {"grouped": grouped, "percent": percent, "number": number}
     source = open_source(selection, dataset)
     reasons = reasons_of(selection)
-    samples = shown_samples(
-        selection, source, reasons, per_reason, completions_of(selection, rollouts)
-    )
+    completions = completions_of(selection, rollouts)
+    samples = shown_samples(selection, source, reasons, per_reason, completions)
+    shown = [one.row for one in samples if one.image]
+    listed = browsed(selection, source, reasons, completions, compare, shown, browse)
     warnings = [*selection.warnings, *strangers(samples)]
     style = environment.get_template("style.css").render(reasons=len(reasons))
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    script = resources.files("rap.report").joinpath("page.js").read_text("utf-8")
     return environment.get_template("template.html").render(
         title=visible(title or "Selection report", SHORT),
         note=visible(note or "", QUESTION),
         style=style,
-        style_hash=f"sha256-{digest}",
+        style_hash=_hash(style),
+        script=script,
+        script_hash=_hash(script),
         version=version("rap-select") or "not installed",
         n=selection.reader.num_rows,
         kept=len(selection),
@@ -156,11 +180,18 @@ def render(
         stages=stages_of(selection.reader, selection.kept),
         prior=(selection.settings.get("texts") or {}).get("prior"),
         samples=samples,
+        browse=listed,
+        comparison=None if compare is None else compared(selection, compare),
         has_data=source is not None,
         per_reason=per_reason,
         warnings=[visible(w, SHORT * 2) for w in warnings[:MAX_WARNINGS]],
         details=details_of(selection.settings),
     )
+
+
+def _hash(text: str) -> str:
+    """As a content security policy names an inline style or script."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def thumbnails(selection: Selected, limit: int = 6) -> str:

@@ -37,7 +37,7 @@ EXPLANATION = {
     "quarantined_nonfinite": "A score is not a finite number.",
     "quarantined_oom": "Did not fit in memory, even alone.",
     "quarantined_empty_response": "The response holds no token.",
-    "quarantined_system_turn": "system_prompt was set, and the data has a system turn.",
+    "quarantined_system_turn": "Two system prompts for one sample.",
     "quarantined_prompt_too_long": "The prompt is too long; image tokens are never cut.",
     "quarantined_verifier_error": "The answer checker failed.",
     "quarantined_verifier_timeout": "The answer checker took too long.",
@@ -48,7 +48,9 @@ EXPLANATION = {
     "quarantined_image_too_large": "The image has too many pixels.",
     "quarantined_image_too_small": "The image is smaller than anything to see.",
     "quarantined_image_format": "The image format is not accepted.",
-    "quarantined_image_count": "Images and image tags do not match, or there is none.",
+    "quarantined_image_count": "Images and image tags do not match.",
+    "quarantined_text_only": "The row has no image: a text-only row.",
+    "quarantined_video": "The row has a video; videos are not supported.",
     "quarantined_path_outside_root": "The image path leads out of the data folder.",
     "quarantined_not_regular_file": "The image path is no ordinary file.",
     "quarantined_url_refused": "The image is an address on the network; none is fetched.",
@@ -195,6 +197,33 @@ def groups_of(selection: Selected) -> dict[str, Any] | None:
     ]
     by = visible(selection.settings["choose"]["by"], 80)
     return {"by": by, "rows": rows, "more": len(groups) - len(rows)}
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """Two selections. ``moves``: (reason there, reason here, samples), ``more``: others."""
+
+    here: int
+    there: int
+    both: int
+    jaccard: float
+    moves: list[tuple[str, str, int]]
+    more: int
+    unknown: tuple[int, int]
+
+
+def compared(selection: Selected, other: Selected) -> Compared:
+    found = selection.compare(other)
+    moves = [(visible(a, 80), visible(b, 80), n) for (a, b), n in found.moved.items()]
+    return Compared(
+        here=found.kept,
+        there=found.kept_other,
+        both=found.overlap,
+        jaccard=found.jaccard,
+        moves=moves[:MAX_REASONS],
+        more=len(moves[MAX_REASONS:]),
+        unknown=found.unknown,
+    )
 
 
 def details_of(settings: Mapping[str, Any]) -> str:

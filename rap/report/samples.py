@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 THUMBNAIL = (320, 240)  # pixels; shown at half that size, for screens of high density
 QUESTION, SHORT, COMPLETION = 700, 200, 240  # characters of a text that are shown
+AROUND = 60  # characters before and after the attended token
 
 _COLUMNS = {"id", "arm", "number", "text", "correct", "finish_reason"}  # of a rollout
 
@@ -46,6 +47,7 @@ class Said:
 class Shown:
     """One row of the table of samples, ready to print."""
 
+    row: int  # of the table
     reason: int  # place in the list of reasons
     id: str
     question: str
@@ -55,6 +57,8 @@ class Shown:
     note: str
     scores: list[tuple[str, str]]
     token: str
+    before: str  # the text around that token
+    after: str
     message: str
     completions: list[Said]
 
@@ -82,8 +86,8 @@ def shown_samples(
     said = _said(rollouts, [row["id"] for row in shown])
     found = found_samples(selection, source, places)
     return [
-        _shown(row, at, sample, why, said.get(row["id"], []))
-        for row, (at, _), (sample, why) in zip(shown, chosen, found, strict=True)
+        _shown(row, place, sample, why, said.get(row["id"], []))
+        for row, place, (sample, why) in zip(shown, chosen, found, strict=True)
     ]
 
 
@@ -100,37 +104,65 @@ def strongest(reader: Reader, rows: np.ndarray) -> np.ndarray:
     return rows[np.lexsort((rows, down("D"), down("rank_key")))]
 
 
-def _said(rollouts: Completions | None, ids: Sequence[str]) -> dict[str, list[Said]]:
-    """Of each sample and arm the first right and the first wrong completion."""
+def first_of_each(
+    rollouts: Completions | None, ids: Sequence[str]
+) -> dict[str, list[dict[str, Any]]]:
+    """{id: rows}: of each sample the first right, the first wrong and the first ungraded
+    completion with the image, then without."""
     if rollouts is None or not _COLUMNS <= set(rollouts.column_names):
         return {}
     wanted = pa.array(ids, pa.string())
-    tables = (table.select(sorted(_COLUMNS)) for table in rollouts.tables())
-    theirs = pa.concat_tables(
-        table.filter(pc.is_in(table["id"], value_set=wanted)) for table in tables
-    )
-    found: dict[str, list[Said]] = {name: [] for name in ids}
+    firsts = []
+    for table in rollouts.tables():
+        theirs = table.select(sorted(_COLUMNS))
+        theirs = theirs.filter(pc.is_in(theirs["id"], value_set=wanted))
+        # one row a sample, arm and verdict, before anything becomes a Python value
+        theirs = theirs.append_column("at", pa.array(np.arange(theirs.num_rows)))
+        order = [("arm", "descending"), ("number", "ascending"), ("at", "ascending")]
+        theirs = theirs.sort_by(order)
+        theirs = theirs.set_column(
+            theirs.schema.get_field_index("at"), "at", pa.array(np.arange(theirs.num_rows))
+        )
+        groups = theirs.group_by(["id", "arm", "correct"], use_threads=False)
+        at = groups.aggregate([("at", "min")])["at_min"]
+        firsts.append(theirs.take(at.combine_chunks().sort()))
+    found: dict[str, list[dict[str, Any]]] = {}
     seen = set()
-    for row in theirs.sort_by([("arm", "descending"), ("number", "ascending")]).to_pylist():
+    for row in (row for table in firsts for row in table.to_pylist()):
         key = row["id"], row["arm"], row["correct"]
-        if key in seen:
-            continue
-        seen.add(key)
-        mark = {True: "right", False: "wrong", None: "not graded"}[row["correct"]]
-        cut = ", cut at max_new_tokens" if row["finish_reason"] == "length" else ""
-        arm = "with image" if row["arm"] == "image" else "without"
-        said = Said(arm, mark + cut, visible((row["text"] or "").strip(), COMPLETION))
-        found[row["id"]].append(said)
+        if key not in seen:
+            seen.add(key)
+            found.setdefault(row["id"], []).append(row)
     return found
 
 
+def _said(rollouts: Completions | None, ids: Sequence[str]) -> dict[str, list[Said]]:
+    """Of each sample and arm the first right and the first wrong completion."""
+    return {
+        name: [_said_one(row) for row in rows]
+        for name, rows in first_of_each(rollouts, ids).items()
+    }
+
+
+def _said_one(row: Mapping[str, Any]) -> Said:
+    mark = {True: "right", False: "wrong", None: "not graded"}[row["correct"]]
+    cut = ", cut at max_new_tokens" if row["finish_reason"] == "length" else ""
+    arm = "with image" if row["arm"] == "image" else "without"
+    return Said(arm, mark + cut, visible((row["text"] or "").strip(), COMPLETION))
+
+
 def _shown(
-    row: Mapping[str, Any], reason: int, sample: Any, why: str, completions: list[Said]
+    row: Mapping[str, Any],
+    place: tuple[int, int],
+    sample: Any,
+    why: str,
+    completions: list[Said],
 ) -> Shown:
     image, note = thumbnail(sample, row) if sample else (None, visible(why, SHORT))
     message = ": ".join(str(row[k]) for k in ("stage", "message") if row[k])
     return Shown(
-        reason=reason,
+        row=place[1],
+        reason=place[0],
         id=visible(row["id"], SHORT // 2),
         question="" if sample is None else visible(sample.question, QUESTION),
         choices=[]
@@ -141,6 +173,8 @@ def _shown(
         note=note,
         scores=_score_lines(row),
         token="" if row["psi_token"] is None else token_text(row["psi_token"], 40),
+        before=visible((row.get("psi_before") or "")[-AROUND:], AROUND),
+        after=visible((row.get("psi_after") or "")[:AROUND], AROUND),
         message=visible(message, SHORT * 2),
         completions=completions,
     )
@@ -203,7 +237,9 @@ def strangers(shown: Sequence[Shown]) -> list[str]:
     ]
 
 
-def thumbnail(sample: Any, row: Mapping[str, Any]) -> tuple[str | None, str]:
+def thumbnail(
+    sample: Any, row: Mapping[str, Any], size: tuple[int, int] = THUMBNAIL
+) -> tuple[str | None, str]:
     """(data URI or None, what there is to say about the image)."""
     from ..samples.sample import BadSample
     from ..samples.sampleset import load_images
@@ -220,7 +256,7 @@ def thumbnail(sample: Any, row: Mapping[str, Any]) -> tuple[str | None, str]:
     if len(images) > 1:
         notes.append(f"first of {len(images)} images")
     image = images[0].convert("RGB")
-    image.thumbnail(THUMBNAIL)
+    image.thumbnail(size)
     data = io.BytesIO()
     image.save(data, "WEBP", quality=80)
     text = base64.b64encode(data.getvalue()).decode()

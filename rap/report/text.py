@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 
 
@@ -14,15 +15,17 @@ def visible(text: object, limit: int) -> str:
     """
     text = str(text)
     cut = text[:limit]
-    shown = "".join(_visible(c) for c in cut)
+    shown = _NOT_PLAIN.sub(_visible, cut)
     if len(text) > limit:
         shown += f"\u2026 ({grouped(len(text))} characters)"
     return shown
 
 
-def _visible(c: str) -> str:
-    if c in "\n\t" or 0x20 <= ord(c) < 0x7F:
-        return c
+_NOT_PLAIN = re.compile(r"[^\n\t\x20-\x7e]")
+
+
+def _visible(found: re.Match[str]) -> str:
+    c = found[0]
     category = unicodedata.category(c)
     if category == "Cs":
         return "\ufffd"
@@ -55,9 +58,15 @@ GLYPHS = {" ": "\u2423", "\n": "\u21b5", "\t": "\u21e5", "\r": "\u240d", "\u00a0
 
 
 def token_text(text: str, limit: int) -> str:
-    """A token of the model; white space alone as glyphs, an empty one as a word."""
+    """A token of the model, with glyphs for the white space that it begins and ends with;
+    an empty one as a word."""
     if not text:
         return "(empty)"
-    if text.isspace():
-        return visible("".join(GLYPHS.get(c, f"[U+{ord(c):04X}]") for c in text), limit)
-    return visible(text, limit)
+    bare = text.strip()
+    at = len(text) - len(text.lstrip()) if bare else len(text)
+    head, tail = text[:at], text[at + len(bare) :]
+    return visible(_glyphs(head) + bare + _glyphs(tail), limit)
+
+
+def _glyphs(space: str) -> str:
+    return "".join(GLYPHS.get(c, f"[U+{ord(c):04X}]") for c in space)

@@ -5,7 +5,8 @@ A check runs in one worker process, started once and kept. It is a plain
 ``multiprocessing`` spawn, which would run the user's script again. A check that takes
 longer than ``timeout`` is answered by killing the process; the next check gets a new one
 (1 to 2 seconds). Signals and threads would not do: sympy and ``re`` can hold the
-interpreter forever.
+interpreter forever. Time in which the check waits for a processor is not counted, so that
+a busy machine changes no verdict (``patience``).
 
 A reward function that cannot be pickled (a lambda, a closure, anything defined in
 ``__main__`` or in a notebook cell) runs in a thread of this process instead. A thread
@@ -44,6 +45,7 @@ from typing import Any, BinaryIO, Protocol
 from ..errors import RapConfigError
 from ..samples.sample import Sample
 from . import grading
+from .patience import Limit, process_statistics, thread_statistics
 
 START_SECONDS = 120.0  # a reward function's module may import torch
 WORKER_BYTES = (
@@ -172,7 +174,7 @@ def make_checker(
         completion are texts; else they are conversational: a list of messages each, the
         completion ``[{"role": "assistant", "content": text}]``. A coroutine function is
         awaited. The one value that comes back is accepted from 0.5 up.
-    timeout: seconds one check may take.
+    timeout: seconds one check may take, without those it waits for a processor.
 
     Raises ``RapConfigError`` if ``reward`` cannot be called like that, or cannot be
     imported where it runs.
@@ -304,7 +306,7 @@ class _Process:
             raise RapConfigError("the checker was closed")
         self._spawn()
         try:
-            answer = self._receive(time.monotonic() + START_SECONDS)
+            answer = self._receive(START_SECONDS)
         except (_CheckTimeout, _CheckFailed) as error:
             self._kill()
             raise RapConfigError(f"the checking process did not start: {error}") from None
@@ -326,7 +328,7 @@ class _Process:
                 self._kill()
                 self.start()
                 self._send(payload)
-            answer = self._receive(time.monotonic() + timeout)
+            answer = self._receive(timeout)
         except BaseException:
             # Late, dead, or we are interrupted: its answer must not meet the next question.
             self._kill()
@@ -358,19 +360,20 @@ class _Process:
     def _send(self, payload: bytes) -> None:
         _write_frame(self._child[-1].stdin, payload)
 
-    def _receive(self, deadline: float) -> dict[str, Any]:
+    def _receive(self, seconds: float) -> dict[str, Any]:
         child = self._child[-1]
-        size = struct.unpack("<q", self._read(child, 8, deadline))[0]
-        return json.loads(self._read(child, size, deadline))
+        limit = Limit(seconds, process_statistics(child.pid))
+        size = struct.unpack("<q", self._read(child, 8, limit))[0]
+        return json.loads(self._read(child, size, limit))
 
-    def _read(self, child: subprocess.Popen[bytes], size: int, deadline: float) -> bytes:
+    def _read(self, child: subprocess.Popen[bytes], size: int, limit: Limit) -> bytes:
         fd, data = child.stdout.fileno(), b""  # type: ignore[union-attr]
         poll = select.poll()
         poll.register(fd, select.POLLIN)
         while len(data) < size:
-            left = deadline - time.monotonic()
-            if left <= 0 or not poll.poll(left * 1000):
-                raise _CheckTimeout("no answer in time")
+            while not poll.poll(max(0.0, left := limit.left()) * 1000):
+                if left <= 0:
+                    raise _CheckTimeout("no answer in time")
             part = os.read(fd, min(size - len(data), 1 << 20))
             if not part:
                 raise _CheckFailed(f"the checking process died (status {child.wait()})")
@@ -495,28 +498,36 @@ class _Thread:
     def start(self) -> None:
         if self._requests is None:
             self._requests = queue.SimpleQueue()
-            work = threading.Thread(
+            self._thread = threading.Thread(
                 target=_serve,
                 args=(self._reward, self._requests),
                 name="rap-reward",
                 daemon=True,
             )
-            work.start()
+            self._thread.start()
 
     def run(self, request: object, timeout: float) -> Any:
         self.start()
         answers: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
         self._requests.put((request, answers))  # type: ignore[union-attr]
         try:
-            value, error = answers.get(timeout=timeout)
-        except BaseException as interrupted:
+            value, error = self._answer(answers, timeout)
+        except BaseException:
             self.close()  # leave the thread behind
-            if isinstance(interrupted, queue.Empty):
-                raise _CheckTimeout from None
             raise
         if error is not None:
             raise _CheckFailed(f"{type(error).__name__}: {error}")
         return value
+
+    def _answer(self, answers: queue.SimpleQueue[Any], timeout: float) -> Any:
+        limit = Limit(timeout, thread_statistics(self._thread.native_id))
+        while True:
+            left = limit.left()
+            try:
+                return answers.get(timeout=max(0.0, left))
+            except queue.Empty:
+                if left <= 0:
+                    raise _CheckTimeout from None
 
     def close(self) -> None:
         if self._requests is not None:

@@ -38,7 +38,7 @@ from .mathematics import (
 )
 from .numbers import digits_for_words, ordinal_as_number, quantity, same_quantity
 from .prose import formulas_in, said_quantity
-from .ranges import same_form
+from .ranges import as_ratio, same_form
 from .units import trailing_unit
 from .words import (
     after_correction,
@@ -50,8 +50,9 @@ from .words import (
     says_polarity,
 )
 
+LONG_TEXT = 15  # characters of a choice that is a sentence
 LONGEST_SENTENCE = 4000  # characters of a sentence, its end, that are searched
-RULE_VERSION = 3  # raise it when a grade can change: it is part of the fingerprint
+RULE_VERSION = 4  # raise it when a grade can change: it is part of the fingerprint
 
 __all__ = ["final_answer", "grade", "marked_answers", "name", "named_choice", "quantity"]
 
@@ -113,9 +114,10 @@ def _completed(text: str) -> str:
 
 CUES = 20  # so many of the last "the answer is" are looked at
 _CUE = re.compile(
-    r"\banswers?(?:\s+(?:is|are|would be|should be|will be|must be)\b(?:\s*:)?"
+    r"(?<!\bother )\banswers?(?:\s+(?:is|are|would be|should be|will be|must be)\b(?:\s*:)?"
     r"|\s*[:=\uff1a])"
-    r"|\b(?:options?|choices?)(?:\s+letter)?\s+(?:is|are)\b(?:\s*:)?"
+    r"|(?<!\bother )\b(?:option|choice|(?:correct|right|best)\s+(?:option|choice)s)"
+    r"(?:\s+letter)?\s+(?:is|are)\b(?:\s*:)?"
     r"|(?:答案|正确选项|正确的选项)\s*(?:应该|应)?\s*[是为选:\uff1a\u3011]"
     r"|(?:故|应|所以|因此|我)选(?:择)?"
     r"|(?<![不可能要未])选择?(?=\s*[(\uff08]?[A-J\uff21-\uff2a])",
@@ -289,6 +291,8 @@ def named_choice(final: str, choices: Sequence[str]) -> int | None:
         named = letter_index(match[1], n)
         rest = plain(final[match.end() :])
         others = set(_IN_BRACKETS.findall(final[match.end() :])) - {match[1]}
+        if final.startswith("A:") and rest in texts:
+            return texts.index(rest)  # a short "Answer:", not the letter
         if named is not None and texts[named] not in plain(final):
             others |= set(re.findall(r"^[A-J](?=[\s.,;\u3001]|$)", final[match.end() :]))
             if others or rest in texts or denied(final, match.start(1), match.end(1)):
@@ -302,7 +306,9 @@ def named_choice(final: str, choices: Sequence[str]) -> int | None:
     if named is None:  # "No, the set is ..."
         named = _only(k for k, t in enumerate(texts) if t and _opens_with(plain(final), t))
     if named is None:
-        named = _only(_texts_inside(plain(final), texts))
+        inside = _texts_inside(plain(final), texts)
+        whole = (k for k in inside if _is_end(plain(final), texts[k]))
+        named = _only(inside) if len(inside) < 2 else _only(whole)
     if named is None:
         named = _only(k for k in range(n) if same_answer(choices[k], final, search=False))
     return named
@@ -335,6 +341,7 @@ def _texts_inside(final: str, texts: Sequence[str]) -> set[int]:
     that stands there left out ("red" in "dark red"), and those it denies."""
     spans = []
     for k, text in enumerate(texts):
+        text = text.removeprefix("it ") if len(text) > LONG_TEXT else text
         # a single letter is a word of its own ("a mirror"), not the choice
         if len(text) > 1 - text.isdigit() and (at := _find_words(final, text)) is not None:
             spans.append((at, at + len(text), k))
@@ -344,6 +351,11 @@ def _texts_inside(final: str, texts: Sequence[str]) -> set[int]:
         if not any(c <= a and b <= d and d - c > b - a for c, d, _ in spans)
         and not denied(final, a, b)
     }
+
+
+def _is_end(final: str, text: str) -> bool:
+    """Whether a sentence of a choice ends the answer: "it cannot be determined"."""
+    return len(text) > LONG_TEXT and final.endswith(text.removeprefix("it "))
 
 
 def _opens_with(final: str, text: str) -> bool:
@@ -361,10 +373,12 @@ def _find_words(text: str, words: str) -> int | None:
     """Where ``words`` stands in ``text``, not as a part of a word, number or formula."""
     if "\\" in text:
         return None
+    formula = re.search(r"[-+=]", words) is not None
     at = text.find(words)
     while at >= 0:
         before, after = text[max(at - 2, 0) : at], text[at + len(words) :][:2]
-        if not (_joins(before[::-1], words[0]) or _joins(after, words[-1])):
+        longer = formula and (re.search(r"\w[-+]$", before) or re.match(r"[-+]\w", after))
+        if not (longer or _joins(before[::-1], words[0]) or _joins(after, words[-1])):
             return at
         at = text.find(words, at + 1)
     return None
@@ -524,8 +538,8 @@ def same_answer(reference: str, final: str, *, search: bool) -> bool:
     """
     reference, final = tidy(reference), tidy(final)
     if re.fullmatch(r"\d+\s*:\s*\d+", reference):
-        final = re.sub(r"(?<=\d)\s+to\s+(?=\d)", ":", final)
-    if not final:
+        final = as_ratio(final)
+    if not final or _of_others(reference, final):
         return False
     if _same(reference, final):
         return True
@@ -553,6 +567,12 @@ def same_answer(reference: str, final: str, *, search: bool) -> bool:
     if gold is None and re.fullmatch(r"[A-Za-z ]+", reference):
         return search and gives(final, reference)
     return _as_formula(reference, final, search)
+
+
+def _of_others(reference: str, final: str) -> bool:
+    """Whether two equations name different unknowns: y = 5 is not x = 5."""
+    (name, _), (other, _) = split_equation(reference), split_equation(final)
+    return len(name) == len(other) == 1 and name.casefold() != other.casefold()
 
 
 def _as_formula(reference: str, final: str, search: bool) -> bool:

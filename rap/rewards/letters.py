@@ -16,6 +16,10 @@ _SAID_LETTER = re.compile(
     r"(?:(?:is|option|choice|letter)\s+)?[(\[]?([A-J])(?:[)\]]|(?![\w'])(?=\s*(?:[.,:;!]|$)))",
     re.IGNORECASE,
 )
+_LEFT = re.compile(
+    r"\b(?i:leaves|leaving)\s+(?i:us\s+with\s+|only\s+|option\s+|choice\s+)*\(?([A-J])\)?"
+    r"(?=\s*(?:[.,;!]|$|as\b|because\b))(?!\s*[,/]?\s*(?:and|or)\b)"
+)
 _CHINESE_OPTION = re.compile(r"(?<![A-Za-z])([A-J])\s*(?:选项|项)")
 
 
@@ -64,6 +68,8 @@ def letters_said(final: str) -> str:
                 return ""
             return "".join(sorted(set(labels))) if len(set(labels)) > 1 else match[1]
         return letters_in_any_order(text.rstrip("."))
+    if (left := _LEFT.search(text)) is not None:
+        return left[1]
     clause = re.split(r"\b(?:choose|pick|select)\b", CLAUSE.split(text)[-1])[-1]
     tail = letters_in_any_order(clause.strip())
     if len(tail) > 1:

@@ -32,6 +32,7 @@ def plain_latex(text: str) -> str:
     text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
     text = re.sub(r"\\[()\[\]]", "$", text).replace("\u2212", "-")
     text = re.sub(r"(?<!\d)~|~(?!\s*\d)", " ", text)  # a space in LaTeX, in 5~7 a range
+    text = re.sub(r"(?<![\\A-Za-z])pi(?![A-Za-z])", r"\\pi", text)
     text = text.replace("\u03c0", "\\pi ").replace("\u221e", "\\infty ")
     text = text.replace("\u2220", "\\angle ").replace("\u25b3", "\\triangle ")
     text = re.sub(r"\\overline\s*\{(\w+)\}", r"\1", text.replace("\u2208", "\\in "))
@@ -107,6 +108,8 @@ def same_formula(reference: str, final: str) -> bool:
     gold, value = bracketed(reference), bracketed(final)
     if value is None and gold is not None and gold[0] == "[" and len(gold[1]) > 2:
         value = bracketed(f"[{final}]")  # three values are no interval
+    if value is None and gold is not None and gold[0] == "(":
+        value = _coordinates(final)
     if gold is not None or value is not None:
         return gold is not None and value is not None and _same_parts(gold, value)
     (name, right), (other, side) = split_equation(reference), split_equation(final)
@@ -118,6 +121,15 @@ def same_formula(reference: str, final: str) -> bool:
     if name != other:
         return False
     return _same_mathematics(reference, final)
+
+
+def _coordinates(text: str) -> tuple[str, list[str], str] | None:
+    """The point that "x = 3, y = 4" says; None if the text is anything else."""
+    sides = [split_equation(part) for part in re.split(r"[,;]|\band\b", text)]
+    names = [name for name, _ in sides]
+    if len(sides) < 2 or names != ["x", "y", "z"][: len(sides)]:
+        return None
+    return "(", [side for _, side in sides], ")"
 
 
 def _without_name(text: str) -> str:
@@ -153,7 +165,7 @@ def _same_mathematics(reference: str, final: str) -> bool:
     parse one of them to its end."""
     if len(final) > LONGEST_FORMULA + len(reference):
         return False
-    if any(re.search(r"[:']|\d\s+\d", text) for text in (reference, final)):
+    if any(re.search(r"[:']|(?<![_^\d])\d+\s+\d", text) for text in (reference, final)):
         return False  # a ratio, a time, f': math-verify takes a part of them
     try:
         import math_verify

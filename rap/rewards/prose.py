@@ -25,6 +25,9 @@ _COMPARED = re.compile(
     r"\s*(?:be\s+|exactly\s+|equal to\s+)?\$?$",
     re.IGNORECASE,
 )
+_COUNTED = re.compile(
+    r"\bthere\s+(?:are|is|were)\s+(?:exactly\s+|only\s+)?$", re.IGNORECASE
+)
 _DENIES_ANOTHER = re.compile(
     r"(?<=\w),?\s+(?:and\s+)?(?:not|rather than|instead of)\s+[^,.;]*[.!]?$", re.IGNORECASE
 )
@@ -46,6 +49,10 @@ def said_quantity(text: str) -> tuple[Number, str] | None:
     tokens = list(_TOKEN.finditer(said))
     if not tokens:
         return None
+    while len(tokens) > 1 and _COMPARED.search(said[: tokens[-1].start()]):
+        if not _COUNTED.search(said[: tokens[-2].start()]):
+            return None
+        tokens.pop()  # "there are 3 bars smaller than 40"
     last = tokens[-1]
     before, after = said[: last.start()], said[last.end() :]
     if re.search(r"(?<![A-Za-z])(?!US$|USD$|RMB$)[A-Za-z]{1,3}$", before):

@@ -41,6 +41,16 @@ def _ends(match: re.Match[str]) -> Range | None:
     return None if first is None or second is None else (first, second)
 
 
+def as_ratio(text: str) -> str:
+    """ "2 to 3", and 2/3 where it is all, as 2:3."""
+    whole = re.fullmatch(
+        r"\$?\s*(?:(\d+)\s*/\s*(\d+)|\\frac\s*\{(\d+)\}\s*\{(\d+)\})\s*\$?\.?", text
+    )
+    if whole is not None:
+        return ":".join(part for part in whole.groups() if part is not None)
+    return re.sub(r"(?<=\d)\s+to\s+(?=\d)", ":", text)
+
+
 def same_form(reference: str, final: str) -> bool | None:
     """Whether a final answer gives the range, the date or the time of day that the
     reference is. None where the reference is none of them, and the answer no date."""

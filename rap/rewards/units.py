@@ -32,7 +32,7 @@ mass 45359237/1600000000 oz ounce
 time 1 s sec second 秒 秒钟
 time 1/1000 ms millisecond 毫秒
 time 60 min mins minute 分钟
-time 3600 h hr hrs hour 小时
+time 3600 h hr hrs hour 小时 时
 time 86400 d day 天 日
 time 604800 wk week 周 星期
 month 1 month 月 个月

@@ -283,6 +283,9 @@ def required(text: str) -> Accepted:
         numbers = all(re.fullmatch(r"[-+]?[\d.,/ ]+\D{0,12}", line) for line in lines)
         return Accepted(text, tuple(lines), ordered=numbers)
     parts = split_values(text)
+    both = _BOTH_SIGNS.fullmatch(strip_math(parts[0])) if len(parts) == 1 else None
+    if both is not None:
+        return Accepted(text, (both[1], f"-{both[1]}"))
     return Accepted(text, tuple(parts))
 
 
@@ -328,6 +331,7 @@ def _parts(text: str) -> list[str]:
 
 
 _COMMA = re.compile(r"(?<!\d),\s*|,(?!\d{3}(?!\d))\s*|\s*[;\uff0c\uff1b]\s*")
+_BOTH_SIGNS = re.compile(r"(?:\\pm|\u00b1)\s*([^\s\u00b1].*)")
 _BETWEEN = re.compile(r"between\b.{1,40}\band\b.{1,40}", re.IGNORECASE)
 _OR = re.compile(r"\s+or\s+|\s*或者?\s*|\s*\\text\{\s*(?:or|and)\s*\}\s*")
 

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from .canonical import Inexact, bytes_of, canonical, odd_rows, row_texts
+from .cells import cell
 from .ids import Ids
-from .parsing import cell
 from .sample import BadSample
 from .sources import Part, Rows, all_to_python
 from .tables import column_of

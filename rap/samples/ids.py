@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import RapInputError
-from .parsing import cell, kind_of, scalar_text
+from .cells import cell, kind_of, scalar_text
 from .sample import BadSample
 from .sources import Part, Rows, all_to_python
 from .tables import column_of

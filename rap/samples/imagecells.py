@@ -1,8 +1,9 @@
 """What stands for images in a cell -> image references; no image is opened.
 
-Bytes, a path inside ``root``, ``{bytes, path}`` of `datasets`, ``{image: ...}`` of verl, a
-data: URI, base64 text, a PIL image, an array, an open file in memory, lists of these (also
-written as text), chat messages that hold them. An URL is never fetched.
+Bytes, a path or a file: URL inside ``root``, ``{bytes, path}`` of `datasets`, ``{image:
+...}`` of verl, a data: URI, base64 text, a PIL image, an array, a tensor, an open file in
+memory, lists of these (also written as text), chat messages that hold them. An URL of the
+network is never fetched, a video never read.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
-import numpy as np
-
+from .arrays import image_of_array
 from .images import encode_image, sniff
 from .listtext import list_in_text
-from .prompts import images_in, messages_of
+from .prompts import NO_VIDEOS, VIDEO_ENDINGS, images_in, messages_of
 from .sample import BadSample, ImageRef, clean
 
 _URL = re.compile(r"[a-z][a-z0-9+.\-]*://|file:", re.IGNORECASE)
@@ -29,20 +30,35 @@ _BASE64 = re.compile(r"(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR|Qk)[A-Za-z0-9+/\s]{60,}+
 
 def read_image_cell(value: Any, root: str | None) -> tuple[ImageRef, ...]:
     """The images of a cell in order; what is None is left out. Raises ``BadSample``."""
+    return tuple(_image(item, root) for item in _items(value))
+
+
+def count_images(value: Any) -> int:
+    """How many images a cell holds, as far as that is seen without reading them."""
+    return sum(1 for _ in _items(value))
+
+
+def _items(value: Any) -> Iterator[Any]:
     messages = messages_of(value)
     if messages is not None:
         value = images_in(messages)
     elif isinstance(value, str) and value.lstrip()[:1] == "[":
         listed = list_in_text(value)
         value = listed if isinstance(listed, list) else value
-    return tuple(_image(item, root) for item in _flat(value))
+    return _flat(value)
 
 
 def _flat(value: Any) -> Iterator[Any]:
-    """The items of a list or of a list of lists."""
-    for item in value if isinstance(value, (list, tuple)) else [value]:
-        inner = item if isinstance(item, (list, tuple)) else [item]
+    """The items of a list, of a list of lists, of a batch of arrays."""
+    for item in value if isinstance(value, (list, tuple)) or _ndim(value) == 4 else [value]:
+        inner = item if isinstance(item, (list, tuple)) or _ndim(item) == 4 else [item]
         yield from (part for part in inner if part is not None)
+
+
+def _ndim(value: Any) -> int:
+    """Dimensions of an array or a tensor; 0 for anything else."""
+    found = getattr(value, "ndim", 0)
+    return found if isinstance(found, int) and hasattr(value, "dtype") else 0
 
 
 def _image(item: Any, root: str | None) -> ImageRef:
@@ -62,24 +78,12 @@ def _image(item: Any, root: str | None) -> ImageRef:
         return ImageRef(None, _path_inside(item, root)) if data is None else data
     if isinstance(item, os.PathLike):
         return ImageRef(None, _path_inside(os.fspath(item), root))
-    if isinstance(item, np.ndarray) and item.dtype == np.uint8 and item.ndim in (2, 3):
-        item = _pixels(item)
+    if _ndim(item) in (2, 3):
+        item = image_of_array(item)
     if type(item).__module__.partition(".")[0] == "PIL":
         return ImageRef(encode_image(item), None)
     kind = "missing" if item is None else type(item).__name__
     raise BadSample("image", "image_unreadable", f"image is {kind}: no bytes or path")
-
-
-def _pixels(array: np.ndarray) -> Any:
-    """uint8 [height, width] or [height, width, 1, 3 or 4] as a PIL image."""
-    from PIL import Image
-
-    try:
-        return Image.fromarray(array[..., 0] if array.shape[2:] == (1,) else array)
-    except (TypeError, ValueError) as error:
-        raise BadSample(
-            "image", "image_unreadable", f"array {list(array.shape)}: {error}"
-        ) from None
 
 
 def _base64_image(text: str) -> ImageRef | None:
@@ -104,10 +108,20 @@ def _data_uri(uri: str) -> bytes:
         raise BadSample("image", "image_unreadable", f"data: URI: {error}") from None
 
 
+def _file_of(url: str) -> str:
+    """The path in file:///folder/a.png; the text itself where it names another machine."""
+    parts = urlsplit(url)
+    return unquote(parts.path) if parts.netloc in ("", "localhost") else url
+
+
 def _path_inside(path: str, root: str | None) -> str:
     """Absolute path with every link resolved, if that is inside ``root``; nothing is
     opened. ``root`` itself must be resolved already."""
     shown = path[:200]
+    if path[:5].lower() == "file:":
+        path = _file_of(path)
+    if path.lower().endswith(VIDEO_ENDINGS):
+        raise BadSample("image", "video", f"{shown!r} is a video; {NO_VIDEOS}")
     if _URL.match(path):
         raise BadSample("image", "url_refused", f"{shown!r}: rap reads no URL")
     clean(path, "image path")

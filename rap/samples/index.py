@@ -28,6 +28,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import RapInputError
+from .forms import Forms
 from .ids import Ids
 from .jsonlines import JsonlRows, LineIndex
 from .opening import open_rows
@@ -110,6 +111,7 @@ def save(samples: SampleSet, index: Index, folder: Path) -> bool:
         "names": samples.column_names,
         "columns": dict(samples.columns),
         "counted": samples.content().counted,
+        "forms": dict(samples.answer_forms.counts),
         "bad_ids": [[i, b.stage, b.code, b.message] for i, b in ids.bad.items()],
         "rows": index.rows,
         "shard_size": index.shard_size,
@@ -185,6 +187,8 @@ def open_kept(
     )
     samples.path, samples.given_root = found["path"], found["given_root"]
     samples.given_columns = found["given_columns"]
+    if "forms" in found:
+        samples.answer_forms = Forms(found["forms"])
     return samples
 
 
@@ -192,7 +196,7 @@ def _read(folder: Path) -> dict[str, Any] | None:
     try:
         found = json.loads((folder / "index.json").read_bytes())
         return found if found["version"] == VERSION else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

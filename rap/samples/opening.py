@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import os
-import shutil
 import stat
 import tempfile
 import zlib
@@ -31,6 +30,7 @@ from .sources import (
     read_saved,
 )
 from .splits import named_splits, require_one_split
+from .streams import is_stream
 from .strictjson import BOM, strict_json
 
 
@@ -39,26 +39,36 @@ def open_rows(source: object, *, keep: Sequence[str] = ()) -> tuple[Rows, Path |
     columns that are wanted of all rows right away (``JsonlRows``)."""
     if isinstance(source, (str, os.PathLike)):
         return _open_path(Path(source), keep)
-    if isinstance(source, pa.Table):
-        return ArrowRows(source, "pyarrow.Table"), None
     name = type(source).__name__
+    if isinstance(source, (pa.Table, pa.RecordBatch, pa.RecordBatchReader)):
+        return ArrowRows(_table_of(source), f"pyarrow.{name}"), None
     if isinstance(source, Mapping) and hasattr(source, "with_format"):
         raise RapInputError(
             f"{name}: choose one split: dataset[...] with one of {', '.join(source)}"
         )
     if hasattr(source, "with_format") and hasattr(source, "features"):
-        if not hasattr(source, "__len__"):
-            raise RapInputError(
-                f"{name}: rows must be reachable by number; load it without streaming"
-            )
-        return DatasetRows(source), None
+        if hasattr(source, "__len__"):
+            return DatasetRows(source), None
     rows = _rows_in_memory(source)
     if rows is not None:
         return rows, None
+    if is_stream(source):
+        raise RapInputError(
+            f"{name}: rows come one after the other, and rap reads them by number. Say how "
+            "many to take: rap.samples.open_samples(data, limit=1000)"
+        )
     raise RapInputError(
         f"data set is {name}; expected a datasets.Dataset, a list of dicts, or the path of "
         "a JSONL file, a Parquet file or a folder saved with save_to_disk"
     )
+
+
+def _table_of(source: Any) -> pa.Table:
+    if isinstance(source, pa.Table):
+        return source
+    if isinstance(source, pa.RecordBatchReader):
+        return source.read_all()
+    return pa.Table.from_batches([source])
 
 
 def _rows_in_memory(source: Any) -> Rows | None:
@@ -71,21 +81,40 @@ def _rows_in_memory(source: Any) -> Rows | None:
     if name == "DataFrame" and module == "polars":
         return ListRows(source.to_dicts(), "polars.DataFrame")
     if isinstance(source, Mapping):
-        columns = list(source.values())
-        if not columns or not all(isinstance(x, (list, tuple)) for x in columns):
-            return None
-        if len({len(x) for x in columns}) > 1:
-            raise RapInputError(
-                "data set is a dict of columns of different lengths: "
-                + ", ".join(f"{key} {len(x)}" for key, x in source.items())
-            )
-        parts = zip(*columns, strict=True)
-        return ListRows([dict(zip(source, part, strict=True)) for part in parts])
+        return _rows_of_columns(source)
     if isinstance(source, (str, bytes, bytearray, type)):
         return None
     if hasattr(source, "__getitem__") and hasattr(source, "__len__"):
         return ListRows(source, "list of dicts" if isinstance(source, Sequence) else name)
     return None
+
+
+def _rows_of_columns(source: Mapping[Any, Any]) -> Rows | None:
+    """A dict of columns: lists, arrays of NumPy, tensors; None for any other dict."""
+    columns = {key: _column(value) for key, value in source.items()}
+    lists = [column for column in columns.values() if column is not None]
+    if not lists or len(lists) < len(columns):
+        return None
+    if len({len(column) for column in lists}) > 1:
+        raise RapInputError(
+            "data set is a dict of columns of different lengths: "
+            + ", ".join(f"{k} {len(x)}" for k, x in zip(columns, lists, strict=True))
+        )
+    parts = zip(*lists, strict=True)
+    return ListRows([dict(zip(columns, part, strict=True)) for part in parts])
+
+
+def _column(value: Any) -> Sequence[Any] | None:
+    """A column's values in a sequence; None if it is no column. Numbers become Python's:
+    what has more than one dimension is images."""
+    if isinstance(value, (list, tuple)):
+        return value
+    if hasattr(value, "to_pylist"):
+        return list(value.to_pylist())
+    dimensions = getattr(value, "ndim", None)
+    if not isinstance(dimensions, int) or not dimensions or not hasattr(value, "tolist"):
+        return None
+    return value.tolist() if dimensions == 1 else [value[i] for i in range(len(value))]
 
 
 def _open_path(path: Path, keep: Sequence[str]) -> tuple[Rows, Path]:
@@ -114,6 +143,8 @@ def _open_file(path: Path, keep: Sequence[str], shown: Path | None = None) -> Ro
         if packed:
             return open_unlinked_parquet(path, f"Parquet {shown}{packed}")
         return open_parquet([path], f"Parquet {shown}")
+    if head.startswith(_ARROW):
+        return _open_arrow(path, f"Arrow {shown}{packed}")
     if head.startswith(b"version https://git-lfs"):
         raise RapInputError(
             f"data set {shown}: a Git LFS pointer, not the file itself: git lfs pull"
@@ -138,9 +169,25 @@ def _open_file(path: Path, keep: Sequence[str], shown: Path | None = None) -> Ro
     return ListRows(found, f"JSON {shown}{packed}")
 
 
+_ARROW = (b"ARROW1", b"\xff\xff\xff\xff")
+"""How files begin that hold a table of Arrow, or a stream of batches."""
+
+
+def _open_arrow(path: Path, kind: str) -> Rows:
+    """An Arrow file or stream (Feather; `datasets` keeps its cache so), memory-mapped."""
+    mapped = pa.memory_map(str(path))
+    whole = mapped.read(6) == _ARROW[0]
+    mapped.seek(0)
+    try:
+        opened = pa.ipc.open_file(mapped) if whole else pa.ipc.open_stream(mapped)
+        return ArrowRows(opened.read_all(), kind)
+    except (pa.ArrowException, OSError) as error:
+        raise RapInputError(
+            f"data set {path}: an Arrow file that is damaged: {error}"
+        ) from None
+
+
 _OTHER_FILES = (
-    (b"ARROW1", "an Arrow file"),
-    (b"\xff\xff\xff\xff", "an Arrow stream"),
     (b"\xff\xfe", "text in UTF-16, not UTF-8"),
     (b"\xfe\xff", "text in UTF-16, not UTF-8"),
     (b"\x1f\x8b", "compressed with gzip twice"),
@@ -152,14 +199,30 @@ _OTHER_FILES = (
 )
 
 
+_UNPACKED_TIMES, _UNPACKED_BYTES = 200, 64 << 20
+"""A gzip file that unpacks to more than 200 times its size, and to more than 64 MiB, is a
+bomb: gzip gets to 1,032, texts of real data sets to a few tens."""
+
+
 def _open_gzip(path: Path, keep: Sequence[str]) -> Rows:
-    """A file compressed with gzip, unpacked into a temporary one."""
+    """A file compressed with gzip, unpacked into a temporary one. Raises
+    ``RapInputError`` for one that unpacks to far more than data does."""
+    most = max(_UNPACKED_BYTES, _UNPACKED_TIMES * path.stat().st_size)
     try:
         with (
             gzip.open(path) as packed,
             tempfile.NamedTemporaryFile(prefix="rap-", suffix=".data") as file,
         ):
-            shutil.copyfileobj(packed, file)
+            left = most
+            while piece := packed.read(min(1 << 20, left + 1)):
+                left -= len(piece)
+                if left < 0:
+                    raise RapInputError(
+                        f"data set {path}: unpacks to over {most} bytes, over "
+                        f"{_UNPACKED_TIMES} times its size; unpack it first if that is "
+                        "meant"
+                    )
+                file.write(piece)
             file.flush()
             rows = _open_file(
                 Path(file.name), keep, path
@@ -236,7 +299,10 @@ def _open_folder(path: Path, keep: Sequence[str]) -> Rows:
     return _open_files(path, files, keep)
 
 
-_DATA_FILES = ((".parquet", ".jsonl"), (".json", ".jsonl.gz", ".json.gz", *SEPARATORS))
+_DATA_FILES = (
+    (".parquet", ".jsonl"),
+    (".json", ".jsonl.gz", ".json.gz", ".arrow", *SEPARATORS),
+)
 """Endings of the files that a folder is looked through for: the second ones, where there
 are none of the first."""
 

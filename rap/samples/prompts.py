@@ -58,6 +58,20 @@ def _is_image(part: Any) -> bool:
     return isinstance(part, Mapping) and part.get("type") in ("image", "image_url")
 
 
+NO_VIDEOS = "videos are not supported"
+VIDEO_COLUMNS = ("video", "videos", "video_path")
+VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".m4v", ".wmv")
+
+
+def _is_video(part: Any) -> bool:
+    return isinstance(part, Mapping) and part.get("type") in ("video", "video_url")
+
+
+def has_videos(messages: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether a part of a chat is a video."""
+    return any(_is_video(part) for message in messages for part in _content(message))
+
+
 def images_in(messages: Iterable[Mapping[str, Any]]) -> list[Any]:
     """What the image parts of chat messages hold, in order; parts that hold nothing (the
     images are in a column of their own) left out."""
@@ -98,6 +112,8 @@ def _turn_text(message: Mapping[str, Any]) -> str:
             texts.append(IMAGE)
         elif isinstance(part, Mapping) and isinstance(part.get("text"), str):
             texts.append(part["text"])
+        elif _is_video(part):
+            raise BadSample("data", "video", f"the chat has a video; {NO_VIDEOS}")
         elif part is not None:
             raise BadSample("data", "bad_answer", "a message part is no text or image")
     return "\n\n".join(texts)
@@ -150,6 +166,11 @@ def strip_image_tags(text: str) -> tuple[str, int]:
     return text.strip(), sum(not number for number in tags)
 
 
+def named_images(text: str) -> str:
+    """``<image 2>`` as a name: image 2."""
+    return _NAMES.sub(r"image \1", text)
+
+
 def place_images(
     turns: Sequence[Turn], text: str, images: int
 ) -> tuple[tuple[Turn, ...], str]:
@@ -176,7 +197,7 @@ def place_images(
 
     def change(t: str) -> str:
         if not matter and named:
-            return _NAMES.sub(r"image \1", t).strip()
+            return named_images(t).strip()
         if not matter:
             return strip_image_tags(t)[0]
         return _marked(_NUMBERED.sub("", t) if plain else t)

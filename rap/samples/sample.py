@@ -8,6 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+TEXT_ONLY = "text_only"
+"""Code of a row without an image: set aside, but no fault of the data."""
+
 
 class BadSample(Exception):
     """One sample cannot be used; scoring turns this into a quarantined row.

@@ -32,15 +32,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import RapInputError
-from .answers import read_answer
+from .cells import cell
+from .choicecells import counted_from
 from .content import Content
+from .forms import LOOKED_AT, Forms, forms_of
 from .hfdata import build_dataset, stream_dataset
 from .ids import Ids, read_ids, same_ids
 from .jsonlines import JsonlRows
 from .opening import open_rows
-from .parsing import CANDIDATES, cell, counted_from, detect_columns, parse_row
+from .parsing import answer_of_row, parse_row
 from .prompts import more_of_a_chat
 from .remote import fetched, is_hub_name, is_url
+from .roles import CANDIDATES, PROMPT_CANDIDATES, detect_columns
 from .sample import Bad, BadSample, Sample
 from .sources import (
     ArrowRows,
@@ -51,14 +54,17 @@ from .sources import (
     row_or_bad,
 )
 from .splits import named_splits
+from .streams import FirstRows, first_of_stream, is_stream
 from .tables import column_of
+from .telling import text_of, told
 
 if TYPE_CHECKING:
     import datasets
     from PIL.Image import Image
 
 
-SHOWN = 2  # sample rows in ``SampleSet.describe``
+SPLIT_COLUMNS = ("split", "data_split")
+PIECES = 20  # of the data set, by which the form of its answers is decided
 COUNTED = 10_000
 """Rows by which it is decided what the places of choices are counted from."""
 
@@ -180,54 +186,59 @@ class SampleSet(Sequence["Sample | Bad"]):
             return {}
 
     def describe(self) -> str:
-        """What was opened and which column plays which role, one line each."""
-        lines = [f"{self._rows.kind}: {len(self):,} rows"]
-        for role, name in self.columns.items():
-            missing = "row numbers are used" if role == "id" else "none"
-            lines.append(f"  {role:<8} <- {missing if name is None else name}")
-        if self._counted is not None:
-            lines.append(
-                f"  answers are places of the choices, counted from {self._counted}"
-            )
-        lines.append(f"  images inside {self.root or '(no folder: bytes only)'}")
-        lines += [line for i in range(SHOWN) for line in self._shown(i)]
-        return "\n".join(lines)
+        """What was opened, which column plays which role, the form of the answers, and two
+        sample rows, in lines (``telling``)."""
+        return text_of(told(self))
 
-    def _shown(self, place: int) -> list[str]:
-        """One usable row as it was read, for ``describe``; [] if there are not so many."""
-        found = (item for item in map(self.__getitem__, range(min(len(self), 100))))
-        usable = [item for item in islice(found, 100) if isinstance(item, Sample)]
-        if place >= len(usable):
-            return []
-        sample = usable[place]
-        reference = read_answer(sample.answer, sample.choices)
-        answer = reference.text
-        if sample.choices:
-            answer = f"({reference.letter}) {answer}, one of {len(sample.choices)} choices"
-        elif len(reference.accepted) > 1:
-            answer = " or ".join(accepted.text for accepted in reference.accepted)
-        return [
-            f"  {self._rows.where(sample.index)}: {_short(sample.question)}",
-            f"    answer {_short(answer)}, images {len(sample.images)}",
-        ]
+    @property
+    def counted_from(self) -> int | None:
+        """0 or 1 where the answers are places of choices, counted from it; else None."""
+        return self._counted
+
+    @cached_property
+    def answer_forms(self) -> Forms:
+        """In which form the answers are given, by up to ``forms.LOOKED_AT`` rows spread
+        over all of them."""
+        names = [n for n in (self.columns["answer"], self.columns["choices"]) if n]
+        return forms_of(self._answers(names), self._counted)
+
+    def _answers(self, names: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """(answer, choices) of rows spread over the data set."""
+        n = len(self)
+        size = min(n, LOOKED_AT // PIECES)
+        starts = np.unique(np.linspace(0, n - size, PIECES).astype(np.int64))
+        read = 0
+        for start in starts.tolist():
+            start, read = max(start, read), max(start, read) + size
+            if start >= n:
+                return
+            for part in self._rows.parts(names, start, min(read, n)):
+                rows = all_to_python(part) if isinstance(part, pa.Table) else part
+                for row in rows:
+                    try:
+                        if not isinstance(row, BadSample):
+                            yield answer_of_row(row, self.columns, self._counted)
+                    except BadSample:
+                        continue
 
     def _tell_splits(self) -> None:
-        """Warn of a column ``split`` by which rows of several splits stand here."""
-        if "split" not in self._rows.columns:
+        """Warn of a column by whose name rows of several splits stand here."""
+        column = next((n for n in SPLIT_COLUMNS if n in self._rows.columns), None)
+        if column is None:
             return
         said: Counter[str] = Counter()
-        for part in self._rows.parts(["split"]):
+        for part in self._rows.parts([column]):
             if isinstance(part, pa.Table):
-                for found in pc.value_counts(part["split"]).to_pylist():
+                for found in pc.value_counts(part[column]).to_pylist():
                     said[str(found["values"])] += found["counts"]
             else:
                 there = (row for row in part if not isinstance(row, BadSample))
-                said.update(str(row.get("split")) for row in there)
+                said.update(str(row.get(column)) for row in there)
         if len(named_splits(list(said))) > 1:
             counts = ", ".join(f"{name} {count:,}" for name, count in said.most_common(5))
             warnings.warn(
-                f"{self._rows.kind}: column 'split' names several splits ({counts}), and "
-                "all of them are used. Keep the rows to train on in a set of their own",
+                f"{self._rows.kind}: column {column!r} names several splits ({counts}), "
+                "and all of them are used. Keep the rows to train on in a set of their own",
                 UserWarning,
                 stacklevel=4,
             )
@@ -284,6 +295,7 @@ class SampleSet(Sequence["Sample | Bad"]):
     def content(self, more: Iterable[str] = (), *, source: bool = False) -> Content:
         """What ``content_hash`` counts."""
         roles = ["question", "answer", "choices", *(["source"] if source else [])]
+        roles += [role for role in PROMPT_CANDIDATES if self.columns.get(role)]
         if not self._rows.image_columns.issuperset(self._outer("images")):
             roles.append("images")
         names = [self.columns[role] for role in roles]
@@ -395,6 +407,7 @@ def open_samples(
     columns: Mapping[str, str] | None = None,
     root: str | os.PathLike[str] | None = None,
     allow_network: bool = False,
+    limit: int | None = None,
 ) -> SampleSet:
     """Open a data set.
 
@@ -413,6 +426,8 @@ def open_samples(
     root: folder that image paths are relative to and must stay in. Default: the data
         file's folder; for objects in memory none, and then images must be bytes.
     allow_network: fetch what is not on this machine; a line says what.
+    limit: take the first so many rows only; needed for a stream (an ``IterableDataset`` of
+        `datasets` or torch, a generator), whose rows are read right away.
 
     Ids become text; without an id column they are the row numbers. Every row is read once
     here, to find duplicate ids.
@@ -424,7 +439,13 @@ def open_samples(
     found_at = source
     if is_url(source) or is_hub_name(source):
         found_at = fetched(os.fspath(source), allow_network=allow_network)  # type: ignore[call-overload]
-    rows, default_root = open_rows(found_at, keep=[*ids, "split"])
+    if limit is not None:
+        _require_count(limit)
+        if is_stream(found_at):
+            found_at = first_of_stream(found_at, limit)
+    rows, default_root = open_rows(found_at, keep=[*ids, *SPLIT_COLUMNS])
+    if limit is not None and limit < len(rows):
+        rows = FirstRows(rows, limit)
     if not len(rows):
         raise RapInputError(f"{rows.kind}: the data set is empty: 0 rows")
     folder = default_root if root is None else Path(root)
@@ -446,6 +467,11 @@ def open_samples(
     return samples
 
 
+def _require_count(limit: object) -> None:
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        raise RapInputError(f"limit: {limit!r}: expected a whole number from 1")
+
+
 def leave_images(rows: Rows, used: str | None) -> None:
     """Never read images that nobody asked for. ``used``: the column of the samples'."""
     unread = rows.image_columns - set(outer_columns(rows.columns, [used]))
@@ -465,10 +491,11 @@ def _counted(
     if given.get("answer_index"):
         return 0
     names = [found["answer"], found["choices"]]
+    column, is_index = found["answer"] or "", bool(found.get("answer_index"))
     try:
-        place = counted_from(_cells(rows, names, COUNTED), found["answer"] or "")
+        place = counted_from(_cells(rows, names, COUNTED), column, is_index=is_index)
     except RapInputError:  # as many rows fit this and that: of all rows, too?
-        place = counted_from(_cells(rows, names, len(rows)), found["answer"] or "")
+        place = counted_from(_cells(rows, names, len(rows)), column, is_index=is_index)
     return 0 if place is None and found.get("answer_index") else place
 
 
@@ -486,11 +513,6 @@ def _cells(rows: Rows, names: Sequence[str | None], most: int) -> Iterator[tuple
     for row in each:
         if not isinstance(row, BadSample):
             yield cell(row, names[0]), cell(row, names[1])
-
-
-def _short(text: str, limit: int = 60) -> str:
-    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def _detected(rows: Rows, columns: Mapping[str, str] | None) -> dict[str, str | None]:

@@ -356,5 +356,14 @@ def read_saved(path: Path) -> pa.Table:
         raise RapInputError(f"data set {path}: state.json is broken: {error}") from None
     if not names or any(Path(name).name != name for name in names):
         raise RapInputError(f"data set {path}: state.json names no file of this folder")
+    for name in names:  # opening a FIFO would wait
+        if (path / name).exists() and not (path / name).is_file():
+            raise RapInputError(f"data set {path}: {name} is not a regular file")
     maps = [pa.memory_map(str(path / name)) for name in names]
-    return pa.concat_tables([pa.ipc.open_stream(m).read_all() for m in maps])
+    table = pa.concat_tables([pa.ipc.open_stream(m).read_all() for m in maps])
+    try:
+        # Arrow believes the offsets that a file holds: what they point at would be read
+        table.validate(full=True)
+    except pa.ArrowException as error:
+        raise RapInputError(f"data set {path}: is damaged: {error}") from None
+    return table

@@ -182,6 +182,11 @@ def cost(
     out for, each >= 1. Raises ``RapConfigError``.
     """
     given = resolve(Prices, "prices", prices, overrides, "rap.cost")
+    if not hasattr(of, "reader"):
+        raise RapConfigError(
+            f"rap.cost: got {type(of).__name__}; expected a selection or scores: "
+            "rap.load(folder), rap.Scores.load(store)"
+        )
     if not epochs or any(not isinstance(e, int) or e < 1 for e in epochs):
         raise RapConfigError(f"epochs = {epochs!r}: expected integers >= 1")
     n = of.reader.num_rows

@@ -73,7 +73,7 @@ class Claim:
             owner, token = Owner(**found["owner"]), str(found["token"])
             lease, beat = float(found["lease"]), int(found["beat"])
             return cls(owner, token, found["rank"], lease, beat)
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             return None
 
 

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import RapStoreError
-from .owner import tmp_name
+from .owner import stale_tmps, tmp_name, tmps_of
 from .table import SCHEMA_VERSION
 
 _NOTE = b"rap.note"
@@ -56,6 +56,29 @@ def write_atomic(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
         if isinstance(error, OSError):
             raise store_error(f"{path}: cannot be written", error) from error
         raise
+
+
+_LEFT_OVER = 3600.0
+"""Seconds after which a temporary file of another machine is left over."""
+
+
+def write_result(path: Path, fill: Callable[[IO[bytes]], object]) -> None:
+    """As ``write_atomic``, for a file of a folder that no store clears up: what a killed
+    writer of the same file left is removed before."""
+    clear_leftovers(path)
+    write_atomic(path, fill)
+
+
+def clear_leftovers(path: Path) -> None:
+    """Remove the temporary files of ``path`` that nobody writes any more. Raises
+    ``RapStoreError``."""
+    folder = path.parent
+    try:
+        names = tmps_of(path.name, os.listdir(folder))
+        for name in stale_tmps(folder, names, _LEFT_OVER) if names else ():
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise store_error(f"{path}: cannot be written", error) from error
 
 
 def store_error(text: str, error: OSError) -> RapStoreError:
@@ -242,8 +265,10 @@ def _require_digest(path: Path, file: IO[bytes], size: int) -> str:
 def _note_of(path: Path, file: Any) -> dict[str, Any]:
     try:
         note = json.loads((pq.read_metadata(file).metadata or {})[_NOTE])
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+    except (pa.ArrowException, OSError, KeyError, ValueError, RecursionError) as error:
         raise RapStoreError(f"{path}: no file of this project: {error}") from error
+    if not isinstance(note, dict):
+        raise RapStoreError(f"{path}: no file of this project: its note is no object")
     check_version(path, note.get("schema_version"))
     return note
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from ..config import Sampling, ScoreConfig
 from ..errors import RapError, RapInputError, RapModelError, RapStoreError
+from ..samples.sample import TEXT_ONLY
 from ..samples.text import clean
 from .columns import as_fraction
 from .files import write_atomic
@@ -44,6 +45,7 @@ class Judge:
     ) -> None:
         self.n, self.config, self.allow_degenerate = n, config, allow_degenerate
         self.bad: Counter[str] = Counter()  # "stage/code"
+        self.text_only = 0
         self.example = ""
         self.seen = 0
         self.logs: list[float] = []  # logp_mean1 of the samples scored so far
@@ -53,7 +55,9 @@ class Judge:
         """Take note of rows."""
         for row in rows:
             self.seen += 1
-            if row["status"] == QUARANTINED:
+            if row["status"] == QUARANTINED and row["code"] == TEXT_ONLY:
+                self.text_only += 1
+            elif row["status"] == QUARANTINED:
                 self.bad[f"{row['stage']}/{row['code']}"] += 1
                 self.example = self.example or f"{row['id']!r}: {row['message']}"
             elif row.get("logp_mean1") is not None:
@@ -85,7 +89,11 @@ class Judge:
 
         One bad sample never stops a run, however small the data set.
         """
-        n, bad = self.n, self.bad.total()
+        n, bad = self.n - self.text_only, self.bad.total()
+        if not n:
+            raise RapInputError(
+                f"{self.n} of {self.n} rows have no image: there is nothing to score"
+            )
         limit = self.config.max_bad_fraction
         allowed_bad = max(1, math.floor(as_fraction("max_bad_fraction", limit) * n))
         if bad <= allowed_bad and not (final and bad == n):

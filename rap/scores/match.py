@@ -33,6 +33,7 @@ from ..samples.images import read_bytes
 from ..samples.remote import is_hub_name, is_url
 from ..samples.sample import Bad, BadSample, Sample, sample_sha256
 from ..samples.sampleset import SampleSet, open_samples
+from ..samples.telling import guessed
 from ..samples.text import taken
 from .columns import mask_of
 from .reader import Reader, as_reader
@@ -55,8 +56,8 @@ def text_sha256(sample: Sample) -> str:
 
 def describe(samples: SampleSet) -> dict[str, Any]:
     """What a selection keeps of its data set, as JSON: path as given and absolute (None: in
-    memory), kind, hash of the content, number of rows, which column plays which role, and
-    the folder of the images if one was given."""
+    memory), kind, hash of the content, number of rows, which column plays which role, the
+    folder of the images if one was given, and what was guessed (``telling``)."""
     return {
         "path": samples.path,
         "absolute": _absolute(samples.path),
@@ -65,6 +66,7 @@ def describe(samples: SampleSet) -> dict[str, Any]:
         "rows": len(samples),
         "columns": dict(samples.columns),
         "root": None if samples.given_root is None else samples.root,
+        "guessed": guessed(samples),
     }
 
 

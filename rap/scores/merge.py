@@ -45,6 +45,8 @@ def merge(
     if too much is bad, ``RapModelError`` for degenerate completions, ``RapStoreError`` for
     a store that is missing, damaged or at work, or an ``out`` that holds something else.
     """
+    if isinstance(stores, (str, os.PathLike)):
+        raise RapInputError(f"merge: {stores!r} is one path; expected a list of stores")
     parts = [ScoreStore.load(path) for path in stores]
     if len(parts) < 2:
         raise RapInputError("merge: expected two stores or more")

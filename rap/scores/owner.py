@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import socket
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -90,6 +91,12 @@ def tmp_name(name: str) -> str:
     owner = me()
     host = re.sub(r"[^\w-]", "-", owner.host, flags=re.ASCII)[:40]
     return f".{name}.{host}-{owner.machine}-{owner.pid}-{secrets.token_hex(4)}.tmp"
+
+
+def tmps_of(name: str, names: Iterable[str]) -> list[str]:
+    """Those of ``names`` that ``tmp_name(name)`` may have given."""
+    found = rf"\.{re.escape(name)}\.[\w-]*-[0-9a-f]{{8}}-\d+-[0-9a-f]{{8}}\.tmp"
+    return [other for other in names if re.fullmatch(found, other)]
 
 
 def stale_tmps(folder: Path, names: list[str], age: float) -> list[str]:

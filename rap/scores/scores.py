@@ -22,7 +22,8 @@ from ..samples.sampleset import SampleSet, open_samples
 from ..samples.text import as_strings, flat, hash64, repeated, taken
 from .columns import as_fraction, integers
 from .completions import Completions, ReadCompletions, StoredCompletions
-from .files import ROW_GROUP, write_parts
+from .display import bars, card, frame_of
+from .files import ROW_GROUP, clear_leftovers, write_parts
 from .match import TEXT_COLUMN, describe, identities, reopen, rows_of_all
 from .reader import (
     FileReader,
@@ -36,7 +37,10 @@ from .reader import (
 from .readings import evidence_of
 from .records import count_rollouts, keep_rows, read_rollouts
 from .store import ScoreStore
-from .table import SCHEMA_VERSION, SCORE_SCHEMA, filled
+from .table import QUARANTINED, SCHEMA_VERSION, SCORE_SCHEMA, filled
+
+if TYPE_CHECKING:
+    import pandas
 
 PAPER_LAMBDA_C = 0.5
 """The paper's threshold on D, for accuracies."""
@@ -167,6 +171,11 @@ class Scores:
         if isinstance(path_or_store, ScoreStore):
             return cls._of_store(path_or_store, verify)
         path = Path(os.fspath(path_or_store))  # type: ignore[call-overload]
+        if (path / "selection.parquet").exists():
+            raise RapStoreError(
+                f"{path}: is a selection, chosen already, and no score store: "
+                f"rap.load({str(path)!r}) reads it"
+            )
         if path.is_dir():
             with ScoreStore.load(path) as store:
                 return cls._of_store(store, verify)
@@ -183,6 +192,35 @@ class Scores:
             for _ in there.tables() if verify else ():
                 pass
         return scores
+
+    def __repr__(self) -> str:
+        return f"<rap.Scores: {len(self)} samples, {', '.join(self._evidence())}>"
+
+    def _evidence(self) -> list[str]:
+        kinds = pc.unique(self.reader.read(["evidence"])["evidence"]).to_pylist()
+        return sorted(f"evidence {kind}" for kind in kinds if kind) or ["nothing scored"]
+
+    def _repr_html_(self) -> str:
+        """What was scored, what was set aside and why, the means, for a notebook."""
+        n = len(self)
+        table = self.reader.read(["status", "code"])
+        codes = pc.value_counts(
+            table["code"].filter(pc.equal(table["status"], QUARANTINED))
+        )
+        aside = [(f"quarantined_{c['values']}", c["counts"]) for c in codes.to_pylist()]
+        scored = n - sum(k for _, k in aside)
+        return card(
+            f"{scored:,} of {n:,} samples scored",
+            ", ".join(self._evidence()),
+            bars([("scored", scored), *sorted(aside, key=lambda x: (-x[1], x[0]))], n),
+            [],
+            "<p>next: <code>rap.choose(scores, budget=0.09)</code></p>",
+        )
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """``table`` as a DataFrame, with the samples' ``index`` as its index. Raises
+        ``RapConfigError`` without pandas."""
+        return frame_of(self.table)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the table and ``meta`` as one Parquet file, whole or not at all.
@@ -225,6 +263,22 @@ class Scores:
         image_hurts (D < 0), never_solved (Diff == 1), always_solved (Diff == 0).
         """
         return diagnose(self.reader, as_fraction("lambda_c", lambda_c))
+
+
+def as_scores(found: object) -> Scores:
+    """Scores as they are, as a table, in a store or a file.
+
+    Raises ``RapInputError`` for what is none, ``RapStoreError`` as ``Scores.load``."""
+    if isinstance(found, Scores):
+        return found
+    if isinstance(found, (str, os.PathLike, ScoreStore)):
+        return Scores.load(found)
+    if isinstance(found, pa.Table):
+        return Scores(found)
+    known = "rap.Scores, or the folder of a score store"
+    if hasattr(found, "kept"):
+        known += "; this is a selection, chosen already"
+    raise RapInputError(f"scores = {type(found).__name__}: expected {known}")
 
 
 # Descriptors, for readers and Completions; type checkers see the fields as they are read.
@@ -407,7 +461,7 @@ def _of_dataset(scores: Scores, name: str) -> pa.Array | None:
     if isinstance(data, SampleSet):
         return _of_samples(data, name, rows)
     if hasattr(data, "row"):
-        from ..samples.parsing import cell
+        from ..samples.cells import cell
 
         values = (None if i < 0 else cell(data.row(i), name) for i in rows.tolist())
         return flat(_one_type(name, [values]))
@@ -481,6 +535,7 @@ def write_saved(
     note = {"kind": kind, "schema_version": SCHEMA_VERSION, "meta": meta}
     note |= {CHECKED: True} if checked else {}
     reader = as_reader(table)
+    clear_leftovers(path)
     write_parts(path, reader.schema, reader.batches(size=ROW_GROUP), note)
 
 
@@ -490,4 +545,6 @@ def read_saved(path: Path, kind: str, shape: Shape) -> FileReader:
     reader = FileReader(path, shape)
     if reader.note.get("kind") != kind:
         raise RapStoreError(f"{path}: holds {reader.note.get('kind')!r}, not {kind}")
+    if not isinstance(reader.note.get("meta"), dict):
+        raise RapStoreError(f"{path}: no {kind} of this project: it says nothing of itself")
     return reader

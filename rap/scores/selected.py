@@ -25,7 +25,7 @@ from ..errors import RapInputError
 from ..samples.text import flat, taken
 from .columns import as_fraction
 from .completions import ReadCompletions
-from .files import make_folder, write_atomic
+from .files import make_folder, write_result
 from .match import as_samples, bare_rows, described_again, find, match, reopen
 from .reader import Lazily, Without
 from .scores import PAPER_LAMBDA_C, TO_MATCH, diagnose, write_saved
@@ -300,8 +300,8 @@ class Selected:
         make_folder(folder)
         reader = Without(self.reader, VOLATILE_COLUMNS)
         write_saved(folder / "selection.parquet", reader, settings, "selection")
-        write_atomic(folder / "indices.npy", lambda file: np.save(file, self.indices))
-        write_atomic(
+        write_result(folder / "indices.npy", lambda file: np.save(file, self.indices))
+        write_result(
             folder / "settings.json", lambda file: file.write(text.encode() + b"\n")
         )
 

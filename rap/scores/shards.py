@@ -282,7 +282,7 @@ def read_refusal(store: Path) -> str | None:
     did."""
     try:
         return str(json.loads((store / REFUSED).read_bytes())["refused"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

@@ -22,7 +22,7 @@ import pyarrow as pa
 from ..divergences import CDE_COLUMNS
 from . import states
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Of what is written. Every older version is read, a newer one is refused."""
 
 SINCE: Mapping[str, int] = {
@@ -34,6 +34,8 @@ SINCE: Mapping[str, int] = {
     "posterior0": 3,
     "keep_probability": 3,
     "prompt_state": 4,
+    "psi_before": 5,
+    "psi_after": 5,
 }
 """Column -> the schema version that brought it (1 for all others). ``rank_key``,
 ``posterior1``, ``posterior0`` and ``keep_probability`` are columns of a selection's
@@ -84,6 +86,8 @@ SCORE_SCHEMA = pa.schema(
         ("log_psi", pa.float32()),  # -inf: response too short to measure
         ("psi_position", pa.int32()),  # token index in prompt + response; -1 if none
         ("psi_token", pa.string()),
+        ("psi_before", pa.string()),  # the text around that token, some tokens of it
+        ("psi_after", pa.string()),
         ("attention_entropy", pa.float32()),
         ("attention_top", pa.float32()),
         ("image_mass", pa.float32()),

@@ -36,6 +36,19 @@ PLACEHOLDERS = (
 answers nonsense; a local processor knows its own (``ModelDriver.prepare``)."""
 
 
+CHAT_TOKENS = (
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|eot_id|>",
+    "<|start_header_id|>",
+    "<start_of_turn>",
+    "<end_of_turn>",
+    "<end_of_utterance>",
+)
+"""What common chat templates begin or end a turn with; as above."""
+
+
 def resolve_all(
     config: ScoreConfig | None, given: Mapping[str, Any], owner: str
 ) -> tuple[ScoreConfig, EngineConfig, ExecutorConfig]:
@@ -133,10 +146,18 @@ def prompts(
 
 
 def refuse_placeholders(said: Sequence[Said]) -> None:
-    """Raises ``BadSample`` for a text that holds a common placeholder of an image."""
+    """Raises ``BadSample`` for a text that holds a common placeholder of an image, or what
+    begins or ends a turn."""
     texts = [part for _, parts in said for part in parts if isinstance(part, str)]
     for token in PLACEHOLDERS:
         if any(token in text for text in texts):
             raise BadSample(
                 "prompt", "image_count", f"the text holds the placeholder {token!r}"
+            )
+    for token in CHAT_TOKENS:
+        if any(token in text for text in texts):
+            raise BadSample(
+                "prompt",
+                "bad_text",
+                f"the text holds {token!r}, which begins or ends a turn",
             )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 import pyarrow as pa
 
 from ..config import DEFAULT_BATCH, ScoreConfig
-from ..errors import RapError
+from ..errors import RapError, missing
 from ..samples.sample import Sample
 from ..samples.sampleset import SampleSet
 from ..scores.judge import COLUMNS, MIN_SEEN, Judge
@@ -30,6 +30,7 @@ from .profiling import count_asked
 from .reuse import group_of, inputs_sha256
 from .rounding import rounded
 from .scorer import Scorer
+from .tracking import Report
 
 if TYPE_CHECKING:
     from ..model.driver import ModelDriver
@@ -136,6 +137,7 @@ class Run:
         if plan is not None:
             scorer.count_groups(*plan.groups)
         self.verify = verify
+        self.report: Report | None = None
         self.written = time.monotonic()
 
     def fill(self, shards: ScoreStore, progress: bool | str) -> None:
@@ -278,6 +280,8 @@ class Run:
         with self.scorer.watch.span("store"):
             scores, rollouts = part.tables()
             shards.write(part.k, scores, rollouts, tally=part.tally(), rows=part.rows())
+        if self.report is not None:
+            self.report(scores, self.judge.seen, self.judge.bad.total())
         self.written = time.monotonic()
 
     def _known(self, shards: ShardWriter, part: _Part) -> list[Job]:
@@ -348,8 +352,10 @@ class Run:
 
 
 class Bar:
-    """A tqdm bar over the samples, with rate, time left and the number quarantined.
-    ``after``: is called after every batch."""
+    """How far scoring is, on stderr: a tqdm bar over the samples where someone watches (a
+    terminal, a notebook), else a line every ``LOGGED`` seconds, for the log of a job; with
+    rate, time left and the number quarantined. ``progress``: False is neither, ``"force"``
+    the bar. ``after``: is called after every batch."""
 
     def __init__(
         self,
@@ -358,24 +364,25 @@ class Bar:
         progress: bool | str,
         after: Callable[[], None] | None = None,
     ) -> None:
-        from tqdm import tqdm
-
         self._after = after
-
         watched = sys.stderr.isatty() or "ipykernel" in sys.modules
-        self._bar = tqdm(
+        shown = progress == "force" or (progress and watched)
+        self._bar = _tqdm()(
             total=total,
             initial=done,
-            disable=not (progress == "force" or (progress and watched)),
+            disable=not shown,
             desc="scoring",
             unit=" samples",
             dynamic_ncols=True,
         )
+        self._log = _Log(total, done) if progress and not shown else None
 
     def advance(self, n: int, bad: int) -> None:
         self._bar.update(n)
         if bad:
             self._bar.set_postfix_str(f"{bad} quarantined", refresh=False)
+        if self._log is not None:
+            self._log.advance(n, bad)
         if self._after is not None:
             self._after()
 
@@ -384,3 +391,42 @@ class Bar:
 
     def __exit__(self, *error: object) -> None:
         self._bar.close()
+
+
+def _tqdm() -> Any:
+    """The notebook's widget where it can be shown, else the bar of text."""
+    if "ipykernel" in sys.modules and not missing("ipywidgets"):
+        from tqdm.notebook import tqdm as widget
+
+        return widget
+    from tqdm import tqdm
+
+    return tqdm
+
+
+LOGGED = 30.0
+"""Seconds between two lines where nobody watches a bar."""
+
+
+class _Log:
+    """The line every ``LOGGED`` seconds."""
+
+    def __init__(self, total: int, done: int) -> None:
+        self.total, self.first, self.done, self.bad = total, done, done, 0
+        self.start = self.said = time.monotonic()
+
+    def advance(self, n: int, bad: int) -> None:
+        self.done, self.bad = self.done + n, bad
+        now = time.monotonic()
+        if now - self.said >= LOGGED:
+            self.said = now
+            print(self.line(now - self.start), file=sys.stderr, flush=True)
+
+    def line(self, seconds: float) -> str:
+        """After ``seconds`` of this run."""
+        rate = (self.done - self.first) / max(seconds, 1e-9)
+        text = f"scoring: {self.done:,} of {self.total:,} samples, {rate:.3g} a second"
+        if rate and self.done < self.total:
+            left = round((self.total - self.done) / rate)
+            text += f", {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
+        return text + (f", {self.bad} quarantined" if self.bad else "")

@@ -49,6 +49,7 @@ from ..config import (
 )
 from ..engines import EngineConfig, EngineOptions
 from ..errors import RapConfigError
+from ..model.loading import LoadingOptions, require_named
 from ..scores.claims import PLAN, Claims, require_idle
 from ..scores.completions import HeldCompletions
 from ..scores.profile import read_profile
@@ -62,6 +63,7 @@ from .engine import resolve_all
 from .executors import make_executor
 from .ledger import count_rows, ledger
 from .session import Recipe
+from .tracking import tracked
 from .worker import coordinate
 
 
@@ -77,11 +79,15 @@ class RunOptions(TypedDict, total=False):
     verify_images: bool
     retry_quarantined: bool
     profile: bool
+    report_to: str | Sequence[str] | None
     loading: Mapping[str, Any] | None
 
 
-class ScoringOptions(ScoreOptions, EngineOptions, ExecutorOptions, total=False):
-    """`score`'s fields of settings: of `ScoreConfig`, `EngineConfig`, `ExecutorConfig`."""
+class ScoringOptions(
+    ScoreOptions, EngineOptions, ExecutorOptions, LoadingOptions, total=False
+):
+    """`score`'s fields of settings: of `ScoreConfig`, `EngineConfig`, `ExecutorConfig`;
+    and how a model that is named is loaded."""
 
 
 class SelectOptions(ChooseOptions, ScoringOptions, RunOptions, total=False):
@@ -90,10 +96,11 @@ class SelectOptions(ChooseOptions, ScoringOptions, RunOptions, total=False):
 
 def score(
     model: Any,
-    processor: Any,
-    dataset: Any,
+    processor: Any = None,
+    dataset: Any = None,
     config: ScoreConfig | None = None,
     *,
+    data: Any = None,
     store: str | os.PathLike[str] | None = None,
     reward: Callable[..., Sequence[float | None]] | None = None,
     columns: dict[str, str] | None = None,
@@ -103,6 +110,7 @@ def score(
     verify_images: bool = True,
     retry_quarantined: bool = False,
     profile: bool = False,
+    report_to: str | Sequence[str] | None = None,
     loading: Mapping[str, Any] | None = None,
     preset: PresetName | None = None,
     **overrides: Unpack[ScoringOptions],
@@ -113,12 +121,14 @@ def score(
     ----------
     model, processor
         A Hugging Face ``AutoModelForImageTextToText`` and its processor; or a folder or
-        hub name, with ``processor=None`` for the one that lies there. ``None, None``
-        scores evidence ``rollouts`` with a server alone: prompts are then not compared
-        with a local processor's, and ACE is skipped, which needs a local forward.
-    dataset
-        What `rap.samples.open_samples` takes (a ``datasets.Dataset``, a list of dicts, a
-        path), or a ``SampleSet``; ``columns`` and ``root`` go there.
+        hub name, with ``processor=None`` for the one that lies there:
+        ``rap.score("Qwen/Qwen2.5-VL-3B-Instruct", data=...)``. ``None, None`` scores
+        evidence ``rollouts`` with a server alone: prompts are then not compared with a
+        local processor's, and ACE is skipped, which needs a local forward.
+    dataset, data
+        The data set, by either name: what `rap.samples.open_samples` takes (a
+        ``datasets.Dataset``, a list of dicts, a path), or a ``SampleSet``; ``columns`` and
+        ``root`` go there.
     store
         Folder of the score store. A run on a folder that holds a part of the same run
         goes on; one made with another model or setting is refused. Of an older data set
@@ -140,8 +150,8 @@ def score(
         signature. For evidence ``rollouts`` and ``cascade`` only: the others grade no
         completion.
     progress
-        True shows a bar where someone watches (a terminal, a notebook), ``"force"``
-        always.
+        True shows a bar where someone watches (a terminal, a notebook), else a line every
+        half minute, for the log of a job; ``"force"`` is always the bar; False is neither.
     allow_degenerate
         Go on although most groups of completions are identical, or the model gives the
         reference answers no probability.
@@ -157,10 +167,16 @@ def score(
         the work: ``meta["profile"]``, a `scores.profile.Profile` as plain values. It is
         kept in the store as the sum of its profiled runs, and the report shows it. No
         score depends on it.
+    report_to
+        "tensorboard", "wandb", "trackio" or what else transformers' ``report_to`` knows, or
+        several: gets counts, rate and means after every shard, ``samples`` as the step.
+        TensorBoard's files go to ``runs/`` in the store. Executor local only.
     loading
         Where ``model`` is a folder or hub name, how it is loaded: the keyword arguments of
-        `rap.model.loading.load_model` (``dtype``, ``device``, ``attn_implementation``,
-        ...). Executor ray loads it in every worker, and so takes no other model.
+        `rap.model.loading.load_model`, which may also be given by themselves: ``dtype``,
+        ``device``, ``device_map``, ``quantize="4bit"`` (bitsandbytes), ``revision``,
+        ``attn_implementation``, ``trust_remote_code``, ``allow_pickle``. Executor ray loads
+        it in every worker, and so takes no other model.
     preset : "paper" or None
         The fields of a whole pipeline (``rap.config.PRESETS``); single fields replace those
         of it.
@@ -187,7 +203,9 @@ def score(
         The store cannot be read or written, or is locked by another run.
     """
     wall = time.perf_counter()
-    given = preset_of(preset, "score") | dict(overrides)
+    dataset = the_data(dataset, data, "rap.score")
+    loads, fields = split_loading(model, loading, overrides)
+    given = preset_of(preset, "score") | fields
     config, engine, executor = resolve_all(config, given, "rap.score")
     recipe = Recipe(
         *(model, processor, dataset, config, engine),
@@ -199,7 +217,8 @@ def score(
         verify_images=verify_images,
         retry_quarantined=retry_quarantined,
         profile=profile,
-        loading=loading or {},
+        report_to=tracked(report_to, executor, store),
+        loading=loads,
     )
     return score_by(recipe, store, executor, since=wall)
 
@@ -241,10 +260,11 @@ def score_by(
 
 def plan(
     model: Any,
-    processor: Any,
-    dataset: Any,
+    processor: Any = None,
+    dataset: Any = None,
     config: ScoreConfig | None = None,
     *,
+    data: Any = None,
     store: str | os.PathLike[str],
     reward: Callable[..., Sequence[float | None]] | None = None,
     columns: dict[str, str] | None = None,
@@ -274,7 +294,9 @@ def plan(
     RapConfigError, RapInputError, RapModelError
         As `score` does, before anything is scored.
     """
-    config, engine, _ = resolve_all(config, overrides, "rap.plan")
+    dataset = the_data(dataset, data, "rap.plan")
+    loads, fields = split_loading(model, loading, overrides)
+    config, engine, _ = resolve_all(config, fields, "rap.plan")
     recipe = Recipe(
         *(model, processor, dataset, config, engine),
         reward=reward,
@@ -282,7 +304,7 @@ def plan(
         root=root,
         verify_images=verify_images,
         retry_quarantined=retry_quarantined,
-        loading=loading or {},
+        loading=loads,
     )
     return plan_by(recipe, store)
 
@@ -300,10 +322,11 @@ def plan_by(recipe: Recipe, store: str | os.PathLike[str]) -> ShardPlan:
 
 def select(
     model: Any,
-    processor: Any,
-    dataset: Any,
+    processor: Any = None,
+    dataset: Any = None,
     config: ScoreConfig | None = None,
     *,
+    data: Any = None,
     choose: ChooseConfig | Mapping[str, Any] | None = None,
     preset: PresetName | None = None,
     **options: Unpack[SelectOptions],
@@ -313,16 +336,19 @@ def select(
         selection = rap.select(model, processor, dataset, budget=0.09, store="scores/")
         selection.dataset          # the chosen rows, all columns
 
+        selection = rap.select("Qwen/Qwen2.5-VL-3B-Instruct", data="data.jsonl")
+
     With ``store`` a run that was stopped goes on, and a run with another ``budget`` scores
     nothing again.
 
     Parameters
     ----------
     model, processor
-        A Hugging Face ``AutoModelForImageTextToText`` and its processor.
-    dataset
-        A ``datasets.Dataset``, a list of dicts, a path (JSONL, Parquet, a saved data set)
-        or a ``rap.samples.sampleset.SampleSet``.
+        A Hugging Face ``AutoModelForImageTextToText`` and its processor; or a folder or
+        hub name alone.
+    dataset, data
+        By either name: a ``datasets.Dataset``, a list of dicts, a path (JSONL, Parquet, a
+        saved data set) or a ``rap.samples.sampleset.SampleSet``.
     config : ScoreConfig or None
         How samples are scored; None is the defaults.
     choose : ChooseConfig, dict of its fields, or None
@@ -336,8 +362,9 @@ def select(
         the executor (``executor``, ``shard``, ...) or of ``choose`` (``budget``, ``rule``,
         ``by``, ..., see ``help(rap.ChooseConfig)``), and what `score` takes besides:
         ``store``, ``reward``, ``columns``, ``root``, ``progress``, ``allow_degenerate``,
-        ``verify_images``, ``retry_quarantined``, ``profile``, ``loading``, see
-        ``help(rap.score)``.
+        ``verify_images``, ``retry_quarantined``, ``profile``, ``report_to``, ``loading``
+        and its parts
+        (``dtype``, ``device_map``, ``quantize``, ...), see ``help(rap.score)``.
 
     Returns
     -------
@@ -353,9 +380,10 @@ def select(
     RapInputError, RapModelError, RapStoreError
         As `score` and `choose` do.
     """
+    dataset = the_data(dataset, data, "rap.select")
     given: dict[str, Any] = {**options}
     fields = {kind: set(means(kind, given.get("executor"))) for kind in _SETTINGS}
-    run_options = RunOptions.__annotations__
+    run_options = [*RunOptions.__annotations__, *LoadingOptions.__annotations__]
     known = [*run_options, *sorted(set().union(*fields.values()))]
     require_known(given, known, "rap.select has no such option")
     scoring, choosing, *_ = (
@@ -377,6 +405,33 @@ def select(
 
 
 _SETTINGS = (ScoreConfig, ChooseConfig, EngineConfig, ExecutorConfig)
+
+
+def the_data(dataset: Any, data: Any, owner: str) -> Any:
+    """The data set, by whichever of its two names it was given. Raises
+    ``RapConfigError`` for none or both."""
+    if dataset is not None and data is not None:
+        raise RapConfigError(f"{owner}: the data set is given twice, also as data=")
+    if dataset is None and data is None:
+        raise RapConfigError(
+            f"{owner}: no data set: {owner}(model, processor, dataset), or {owner}("
+            '"./model", data=...) for a model that lies in a folder or on the hub'
+        )
+    return data if dataset is None else dataset
+
+
+def split_loading(
+    model: Any, loading: Mapping[str, Any] | None, options: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(keyword arguments of `load_model`, the other options). Raises ``RapConfigError``
+    where there are any for a model that is loaded already."""
+    names = LoadingOptions.__annotations__
+    rest = {name: value for name, value in options.items() if name not in names}
+    own = {name: options[name] for name in names if name in options}
+    found = {**(loading or {}), **own}
+    require_known(found, names, "loading has no such option")
+    require_named(model, found)
+    return found, rest
 
 
 @contextmanager

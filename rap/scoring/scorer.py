@@ -45,6 +45,8 @@ their samples."""
 DIVERGENCES = tuple(name for name in ops.CDE_OUTPUTS if name in SCORE_SCHEMA.names)
 """Columns that compare one response with and without the image."""
 _HEAD = (*DIVERGENCES, "logp1", "logp0")
+AROUND = 12
+"""Tokens before and after the attended one that are kept as its text."""
 _ATTENTION = ("log_psi", "attention_entropy", "attention_top", "image_mass")
 
 
@@ -340,6 +342,7 @@ class Scorer:
                 want=names,
                 targets=torch.cat([a.response_ids for a, _ in pairs]).to(device),
                 cu_seqlens=sizes.cumsum(0).to(device),
+                ignore_index=None,
                 memory=self.config.linear_memory,
             )
         # one copy, one wait for a device
@@ -368,7 +371,7 @@ class Scorer:
             job.row |= row
             job.row |= {
                 "psi_position": position,
-                "psi_token": self._token(job, trace, position),
+                **self._token(job, trace, position),
                 "n_response": len(trace.response_ids),
             }
 
@@ -403,16 +406,23 @@ class Scorer:
             image_mask=trace.image_mask,
         )
 
-    def _token(self, job: Job, trace: Trace, position: int) -> str | None:
+    def _token(self, job: Job, trace: Trace, position: int) -> dict[str, str | None]:
+        """The token at ``position`` and the text around it, as the table has them."""
         if position < 0:
-            return None
-        if position >= trace.n_prompt:
-            token = int(trace.response_ids[position - trace.n_prompt])
+            return dict.fromkeys(("psi_token", "psi_before", "psi_after"))
+        at = position - trace.n_prompt
+        if at >= 0:
+            ids = trace.response_ids.tolist()
         else:
             assert job.image is not None  # it was just traced
-            token = int(job.image.inputs["input_ids"].flatten()[position])
-        tokenizer = getattr(self.driver.processor, "tokenizer", self.driver.processor)
-        return clean(tokenizer.decode([token]), 100)
+            at, ids = position, job.image.inputs["input_ids"].flatten().tolist()
+        decode = getattr(self.driver.processor, "tokenizer", self.driver.processor).decode
+        before, after = ids[max(0, at - AROUND) : at], ids[at + 1 : at + 1 + AROUND]
+        return {
+            "psi_token": clean(decode([ids[at]]), 100),
+            "psi_before": clean(decode(before, skip_special_tokens=True), 200),
+            "psi_after": clean(decode(after, skip_special_tokens=True), 200),
+        }
 
 
 def _note_state(job: Job) -> None:

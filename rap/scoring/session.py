@@ -28,6 +28,7 @@ from ..samples.index import open_kept
 from ..samples.part import Part
 from ..samples.remote import is_url
 from ..samples.sampleset import SampleSet, open_samples
+from ..samples.telling import no_boxes
 from ..scores.judge import MIN_SEEN
 from ..scores.match import describe
 from ..scores.previous import Reuse
@@ -70,6 +71,7 @@ class Recipe:
     retry_quarantined: bool = False
     profile: bool = False
     loading: Mapping[str, Any] = field(default_factory=dict)
+    report_to: tuple[str, ...] = ()
 
     def check(self) -> None:
         """What can be refused before anything is opened. Raises ``RapConfigError``."""
@@ -84,6 +86,8 @@ class Recipe:
             samples = open_samples(self.dataset, columns=columns, root=self.root)
         if len(samples) == 0:
             raise RapInputError("the data set is empty: there is nothing to score")
+        if self.reward is None and samples.answer_forms.are_boxes:
+            raise RapInputError(no_boxes(samples))
         return samples
 
     @contextmanager

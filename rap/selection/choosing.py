@@ -9,6 +9,7 @@ samples are barred, how groups are filled (``groups``, ``picking``), one reason 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -21,8 +22,9 @@ import pyarrow.compute as pc
 from ..config import ChooseConfig, ChooseOptions, PresetName, preset_of
 from ..errors import RapInputError
 from ..scores.columns import look_up
-from ..scores.scores import Scores
+from ..scores.scores import Scores, as_scores
 from ..scores.selected import REASONS
+from ..scores.store import ScoreStore
 from ..scores.table import SCHEMA_VERSION
 from ..settings import resolve
 from .attention import Attention, judge_attention
@@ -49,7 +51,7 @@ from .selection import Selection
 
 
 def choose(
-    scores: Scores,
+    scores: Scores | ScoreStore | pa.Table | str | os.PathLike[str],
     config: ChooseConfig | None = None,
     *,
     preset: PresetName | None = None,
@@ -57,9 +59,10 @@ def choose(
 ) -> Selection:
     """Choose the samples worth training on; every other one gets the reason why not.
 
-    ``config``: a `ChooseConfig`; ``overrides``: single fields of it, by name. ``preset``:
-    ``"paper"``, the fields of a whole pipeline (``rap.config.PRESETS``), for `score` and
-    here. The rules themselves are in ``rap.selection.rules``.
+    ``scores``: what `score` returned, or the folder of its store, or a file of
+    ``Scores.save``. ``config``: a `ChooseConfig`; ``overrides``: single fields of it, by
+    name. ``preset``: ``"paper"``, the fields of a whole pipeline (``rap.config.PRESETS``),
+    for `score` and here. The rules themselves are in ``rap.selection.rules``.
 
     **D** (CDE, METHOD.md section 1): what the image changes.
     rollouts: c1/m1 - c0/m0, compared as integers, ``c1*m0 - c0*m1 > lambda_c*m1*m0``,
@@ -179,6 +182,7 @@ def choose(
     """
     given = preset_of(preset, "choose", overrides) | dict(overrides)
     config = resolve(ChooseConfig, "config", config, given, "rap.choose")
+    scores = as_scores(scores)
     reader, rule = scores.reader, RULES[config.rule]
     if reader.num_rows == 0:
         raise RapInputError("nothing to choose from: the score table has no rows")

@@ -6,25 +6,25 @@ here: ``rap.selection.choosing`` does that.
 
 from __future__ import annotations
 
-import html
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 
-from ..errors import RapInputError
+from ..errors import RapInputError, RapStoreError, require_extra
 from ..scores.columns import floats
+from ..scores.display import bars, card, frame_of
 from ..scores.scores import read_saved
-from ..scores.selected import ALWAYS_SHOWN, Selected
+from ..scores.selected import ALWAYS_SHOWN, Comparison, Selected
 from ..scores.stages import mean_of, stages_of
 from ..scores.table import CHOSEN_COLUMNS, SCORE_SCHEMA, with_new
 from .learn import lines_of, lines_of_groups
 
 if TYPE_CHECKING:
+    import pandas
     from matplotlib.figure import Figure
 
     from ..export.write import Exported
@@ -106,6 +106,17 @@ class Selection(Selected):
             )
         return lines
 
+    def compare(self, other: Selected | str | os.PathLike[str]) -> Comparison:
+        """Overlap, Jaccard and what moved from ``other``, a selection or its folder, to
+        this one. Raises ``RapInputError`` for what is none."""
+        if isinstance(other, (str, os.PathLike)):
+            other = load(other)
+        if not isinstance(other, Selected):
+            raise RapInputError(
+                f"compare: got {type(other).__name__}; expected a selection or its folder"
+            )
+        return super().compare(other)
+
     def export(self, to: str, path: str | os.PathLike[str], **options: Any) -> Exported:
         """Write the kept samples as files that a trainer reads: ``to`` is one of
         ``rap.export.TARGETS``; see ``rap.export.export``."""
@@ -113,54 +124,55 @@ class Selection(Selected):
 
         return export(self, to, path, **options)
 
-    def report(self, path: str | os.PathLike[str], **options: Any) -> Any:
-        """Write one self-contained HTML page; see ``rap.report.write_report``."""
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload the kept samples, with their images, scores and a data set card, as a
+        private data set of the Hugging Face hub; see ``rap.export.hub.push_to_hub``."""
+        from ..export.hub import push_to_hub
+
+        return push_to_hub(self, repo_id, **options)
+
+    def to_pandas(self, *, kept: bool = False) -> pandas.DataFrame:
+        """``table`` as a DataFrame, one row a sample, with its ``index`` as the index;
+        ``kept``: only the kept samples. Raises ``RapConfigError`` without pandas."""
+        return frame_of(self.table.filter(pa.array(self.kept)) if kept else self.table)
+
+    def report(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        compare: Selected | str | os.PathLike[str] | None = None,
+        **options: Any,
+    ) -> Path:
+        """Write one self-contained HTML page, to be read in a browser; see
+        ``rap.report.write_report``. ``compare``: another selection of the same data, or
+        its folder."""
         from ..report.page import write_report
 
-        return write_report(self, path, **options)
+        if isinstance(compare, (str, os.PathLike)):
+            compare = load(compare)
+        return write_report(self, path, compare=compare, **options)
 
     def plot(self) -> Figure:
-        """A matplotlib figure: histograms of D, difficulty and log psi, kept samples
-        over all, thresholds as lines. Needs the extra ``report`` (matplotlib)."""
-        from matplotlib.figure import Figure
+        """A matplotlib figure: histograms of D, difficulty and log psi, kept samples over
+        all, thresholds as lines; a notebook shows it. Raises ``RapConfigError`` without
+        matplotlib (extra ``report``)."""
+        require_extra("plot", "report", "matplotlib")
+        from ..report.plot import plot
 
-        found = self.settings["found"]
-        panels = [
-            ("D", "D: what the image changes", found["lambda_c"]),
-            ("difficulty", "difficulty", None),
-            ("log_psi", "log psi: attention on one token", found["log_lambda_a"]),
-        ]
-        figure = Figure(figsize=(11, 3), layout="constrained")
-        for axes, (name, title, line) in zip(
-            figure.subplots(1, len(panels)), panels, strict=True
-        ):
-            values = floats(self.reader.read([name])[name])
-            usable = np.isfinite(values)
-            axes.set(title=title, ylabel="samples")
-            if not usable.any():
-                axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes)
-                continue
-            bins = np.histogram_bin_edges(values[usable], bins=40)
-            axes.hist(values[usable], bins=bins, color="0.8", label="all")
-            axes.hist(values[usable & self.kept], bins=bins, color="C0", label="kept")
-            axes.set_yscale("symlog")
-            if line is not None:
-                axes.axvline(line, color="C3", linestyle="--", label="threshold")
-            axes.legend()
-        return figure
+        return plot(self)
 
     def _repr_html_(self) -> str:
         """Counts per reason and, where images are at hand, a few thumbnails."""
         n = self.reader.num_rows
-        rows = "".join(
-            f"<tr><td style='text-align:left'>{html.escape(reason)}</td>"
-            f"<td>{count}</td><td>{count / n:.2%}</td></tr>"
-            for reason, count in self.counts().items()
-            if count
+        counts = [(r, k) for r, k in self.counts().items() if k]
+        settings = self.settings
+        return card(
+            f"{len(self):,} of {n:,} samples kept ({len(self) / max(n, 1):.2%})",
+            f"rule {settings['choose']['rule']}, evidence {settings['evidence']}",
+            bars(counts, n),
+            self.warnings,
+            self._thumbnails(),
         )
-        notes = "".join(f"<p><b>warning:</b> {html.escape(w)}</p>" for w in self.warnings)
-        head = f"<p><b>{len(self)} of {n} samples kept</b> ({len(self) / n:.2%})</p>"
-        return f"<div>{head}<table>{rows}</table>{notes}{self._thumbnails()}</div>"
 
     def _thumbnails(self) -> str:
         try:
@@ -217,7 +229,7 @@ def _threshold_lines(
 
 
 def load(folder: str | os.PathLike[str], dataset: Any = None) -> Selection:
-    """The selection that ``Selection.save`` wrote.
+    """The selection that ``Selection.save`` wrote into ``folder``.
 
     It opens its data set again by itself, when it is first asked for, if that is still
     where it was; ``dataset`` (a ``SampleSet``, or what ``open_samples`` takes) is one from
@@ -227,6 +239,21 @@ def load(folder: str | os.PathLike[str], dataset: Any = None) -> Selection:
     One that an older version saved has nulls in the columns that are new since.
     Raises ``RapStoreError`` if it is not there, damaged, or of a newer schema.
     """
-    path = Path(folder) / "selection.parquet"
+    path = Path(folder)
+    if path.is_dir() or not path.suffix:
+        path /= "selection.parquet"
+    if (path.parent / "store.json").exists() and not path.exists():
+        raise RapStoreError(
+            f"{folder}: is a score store, from which nothing was chosen yet: "
+            f"rap.choose({str(folder)!r}, budget=...) does"
+        )
     reader = read_saved(path, "selection", lambda table: with_new(table, _SAVED))
-    return Selection(reader, reader.note["meta"], dataset)
+    settings = reader.note["meta"]
+    lacking = [name for name, kind in _SETTINGS if not isinstance(settings.get(name), kind)]
+    if lacking:
+        raise RapStoreError(f"{path}: no selection of this project: no {lacking[0]}")
+    return Selection(reader, settings, dataset)
+
+
+_SETTINGS = (("choose", dict), ("found", dict), ("warnings", list))
+"""What every selection says of itself."""

@@ -27,7 +27,8 @@ from ..model.loading import load_model
 from ..model.prompt import require_processor
 from ..samples.remote import is_hub_name, is_url
 from ..samples.sampleset import SampleSet, open_samples
-from ..scores.files import make_folder, write_atomic
+from ..scores.files import make_folder, write_result
+from ..scoring.tracking import trackers
 from ..settings import Ge, near, setting, settings
 from .data import prepare
 from .reselect import Reselect
@@ -123,7 +124,7 @@ def train(
         "model": str(out / "model"),
     }
     text = json.dumps(summary, indent=1).encode() + b"\n"
-    write_atomic(out / "summary.json", lambda file: file.write(text))
+    write_result(out / "summary.json", lambda file: file.write(text))
     return summary
 
 
@@ -181,8 +182,11 @@ def _arguments(trl: Any, config: TrainConfig, out: Path) -> Any:
         "save_strategy": "steps",
         "save_steps": 50,
     }
+    given = dict(config.arguments)
+    if "report_to" in given:
+        given["report_to"] = list(trackers(given["report_to"]))
     try:
-        return kind(output_dir=str(out), **ours | dict(config.arguments))
+        return kind(output_dir=str(out), **ours | given)
     except (ValueError, TypeError) as error:
         raise RapConfigError(f"{kind.__name__}: {first_line(error)}") from error
 

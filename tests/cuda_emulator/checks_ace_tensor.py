@@ -168,5 +168,5 @@ def races(mutation: Mutation | None = None) -> None:
     q, k = half_input(2, 1, 140, 16)
     ace(
         q, k, response_start=110, blocks=1, grid=2,
-        run=dict(variant="tsan", mutation=mutation, timeout=240),
+        run=dict(variant="tsan", mutation=mutation, timeout=1200),
     )  # fmt: skip

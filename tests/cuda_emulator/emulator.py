@@ -151,7 +151,7 @@ class Device:
         variant: str = "plain",
         mutation: build.Mutation | None = None,
         seed: int = 0,
-        timeout: float = 120,
+        timeout: float = 1200,
     ) -> None:
         """Runs all launches in order; the launches are then forgotten, memory stays."""
         script = [struct.pack("<IIQ", len(self._data), len(self._launches), seed)]

@@ -21,6 +21,8 @@ PSI = (
     "log_psi",
     "psi_position",
     "psi_token",
+    "psi_before",
+    "psi_after",
     "attention_entropy",
     "attention_top",
     "image_mass",

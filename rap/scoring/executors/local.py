@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from ...config import ExecutorConfig
@@ -10,6 +11,7 @@ from ...scores.store import ScoreStore
 from ..ledger import BILLED
 from ..profiling import profiled
 from ..session import Pass, Recipe, Session
+from ..tracking import reporting
 from .contract import Scored, read_pilot
 
 
@@ -46,7 +48,14 @@ class LocalExecutor:
 def _fill(session: Session, shards: ScoreStore, by: Pass) -> None:
     """Score what the store lacks."""
     session.look_over(shards, by)
-    with verdict_kept(session.path):
-        session.make_run(by).fill(shards, session.recipe.progress)
+    recipe = session.recipe
+    model = None if session.driver is None else session.driver.model
+    about = dataclasses.asdict(by.config)
+    run = session.make_run(by)
+    with (
+        verdict_kept(session.path),
+        reporting(recipe.report_to, shards.path, model, about) as run.report,
+    ):
+        run.fill(shards, recipe.progress)
     with session.watch.span("store"):
         shards.clear_previous()

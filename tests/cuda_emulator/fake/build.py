@@ -154,6 +154,7 @@ def python(code: str, **options) -> subprocess.CompletedProcess[str]:
     root = options.pop("root", CSRC.parent)
     path = os.pathsep.join((str(root), str(CSRC.parent / "tests")))
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=240, cwd=root,
+        [sys.executable, "-c", code],
+        capture_output=True, text=True, timeout=1200, cwd=root,
         env={**environment(**options), "PYTHONPATH": path, **more},
     )  # fmt: skip

@@ -1,0 +1,143 @@
+"""What was understood of a data set: for people, as JSON, for a store's metadata."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from itertools import islice
+from typing import Any, Protocol
+
+from .answers import read_answer
+from .forms import LETTERS, Forms
+from .sample import Bad, Sample
+from .sources import Rows
+
+SHOWN = 2
+"""Sample rows that are shown."""
+LOOKED_AT = 100
+"""First rows, among which usable ones are looked for."""
+
+
+class Told(Protocol):
+    """What of a ``SampleSet`` is told."""
+
+    columns: Mapping[str, str | None]
+    given_columns: Mapping[str, str] | None
+    root: str | None
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def rows(self) -> Rows: ...
+    @property
+    def counted_from(self) -> int | None: ...
+    @property
+    def answer_forms(self) -> Forms: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Sample | Bad: ...
+
+
+def guessed(samples: Told) -> dict[str, Any]:
+    """What was guessed and not given, as JSON: ``columns`` that play a role,
+    ``counted_from`` (0 or 1 where answers are places of choices), ``answers``, their form
+    by column."""
+    given = samples.given_columns or {}
+    columns = {
+        role: name
+        for role, name in samples.columns.items()
+        if role not in given and name is not None
+    }
+    forms = samples.answer_forms.as_dict()
+    return {"columns": columns, "counted_from": samples.counted_from, "answers": forms}
+
+
+def told(samples: Told) -> dict[str, Any]:
+    """Everything that ``text_of`` says, as JSON."""
+    first = [samples[i] for i in range(min(len(samples), LOOKED_AT))]
+    bad = Counter(row.code for row in first if isinstance(row, Bad))
+    usable = (row for row in first if isinstance(row, Sample))
+    example = {row.code: row.message for row in reversed(first) if isinstance(row, Bad)}
+    return {
+        "kind": samples.kind,
+        "rows": len(samples),
+        "columns": dict(samples.columns),
+        "guessed": guessed(samples),
+        "root": samples.root,
+        "samples": [_shown(samples, sample) for sample in islice(usable, SHOWN)],
+        "looked_at": len(first),
+        "unusable": {code: [n, example[code]] for code, n in bad.most_common()},
+        "notes": notes(samples),
+    }
+
+
+def notes(samples: Told) -> list[str]:
+    """What a user should know before a model runs."""
+    forms = samples.answer_forms
+    if forms.are_boxes:
+        return [no_boxes(samples)]
+    found = []
+    if forms.form in LETTERS:
+        found.append("answers are letters, so the options stand in the questions")
+    return found
+
+
+def no_boxes(samples: Told) -> str:
+    """The sentence that refuses answers that are boxes."""
+    return (
+        f"answers in column {samples.columns['answer']!r} are boxes, which the built-in "
+        "checker cannot compare: score with evidence 'rollouts' and a reward function of "
+        "your own, such as overlap (IoU) above 0.5: reward=... (--reward MODULE:FUNCTION)"
+    )
+
+
+def _shown(samples: Told, sample: Sample) -> dict[str, Any]:
+    reference = read_answer(sample.answer, sample.choices)
+    return {
+        "row": samples.rows.where(sample.index),
+        "id": sample.id,
+        "turns": [list(turn) for turn in sample.turns],
+        "question": sample.question,
+        "choices": list(sample.choices),
+        "answer": reference.text,
+        "letter": reference.letter or None,
+        "accepted": [accepted.text for accepted in reference.accepted],
+        "images": len(sample.images),
+    }
+
+
+def text_of(found: Mapping[str, Any]) -> str:
+    """``told`` as lines."""
+    lines = [f"{found['kind']}: {found['rows']:,} rows"]
+    for role, name in found["columns"].items():
+        missing = "row numbers are used" if role == "id" else "none"
+        lines.append(f"  {role:<8} <- {missing if name is None else name}")
+    guess = found["guessed"]
+    if guess["counted_from"] is not None:
+        lines.append(
+            f"  answers are places of the choices, counted from {guess['counted_from']}"
+        )
+    lines.append(f"  form of the answers: {Forms(guess['answers']['counts'])}")
+    lines += [f"  note: {note}" for note in found["notes"]]
+    lines.append(f"  images inside {found['root'] or '(no folder: bytes only)'}")
+    for code, (count, message) in found["unusable"].items():
+        lines.append(f"  {count} of the first {found['looked_at']} rows: {code}: {message}")
+    for sample in found["samples"]:
+        lines += _sample_lines(sample)
+    return "\n".join(lines)
+
+
+def _sample_lines(sample: Mapping[str, Any]) -> list[str]:
+    answer = sample["answer"]
+    if sample["choices"]:
+        answer = f"({sample['letter']}) {answer}, one of {len(sample['choices'])} choices"
+    elif len(sample["accepted"]) > 1:
+        answer = " or ".join(sample["accepted"])
+    lines = [f"  {sample['row']}: {short(sample['question'])}"]
+    lines += [f"    before it, {role}: {short(text)}" for role, text in sample["turns"]]
+    return [*lines, f"    answer {short(answer)}, images {sample['images']}"]
+
+
+def short(text: str, limit: int = 60) -> str:
+    """On one line, cut."""
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,0 +1,323 @@
+"""The kernels as operators of torch: ``torch.ops.rap.cde``, ``linear_cde``, ``ace`` and
+``drm``.
+
+``rap.cde`` and its kin call them by themselves inside ``torch.compile`` and
+``torch.export``, where they break no graph; ``import rap.torchops`` registers them for a
+call by name. Each has a shape function, so that fake and meta tensors pass.
+
+No kernel has a gradient, and none is left out silently: what comes of tensors that require
+one carries a node that raises RapInputError by name when a gradient reaches it. The length
+of ``drm``'s answer depends on the data: in a compiled function it needs, as torch.nonzero
+does, ``torch._dynamo.config.capture_dynamic_output_shape_ops = True``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import kernels
+from .errors import RapInputError
+from .kernels import AceOptions, Means
+
+DETACH = (
+    "has no gradient: it measures and is no loss. Detach what it is given, or call it "
+    "under torch.no_grad()"
+)
+
+
+class Ungraded(torch.autograd.Function):
+    """Passes values on that stem from ``anchor``, which requires a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, kernel: str, anchor: Tensor, *values: Tensor) -> Any:
+        ctx.kernel = kernel
+        return tuple(x.view_as(x) for x in values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        raise RapInputError(f"rap.{ctx.kernel} {DETACH}")
+
+
+def ungraded(kernel: str, anchor: Tensor, values: Sequence[Any]) -> list[Any]:
+    """``values`` that raise when a gradient reaches them; integers as they are."""
+    floats = [i for i, x in enumerate(values) if x.is_floating_point()]
+    out = list(values)
+    passed = Ungraded.apply(kernel, anchor, *(values[i] for i in floats))
+    for i, x in zip(floats, passed, strict=True):
+        out[i] = x
+    return out
+
+
+# ---------------------------------------------------------------- operators
+
+
+def _bits(want: int) -> kernels.Wanted:
+    return tuple(i for i in range(want.bit_length()) if want >> i & 1), want
+
+
+def _cde_shape(lead: Sequence[Any], cu_seqlens: Tensor | None) -> tuple[Any, ...]:
+    return tuple(lead) if cu_seqlens is None else (cu_seqlens.shape[0] - 1,)
+
+
+@torch.library.custom_op("rap::cde", mutates_args=())
+def cde_op(
+    logits1: Tensor,
+    logits0: Tensor,
+    targets: Tensor | None,
+    weights: Tensor | None,
+    cu_seqlens: Tensor | None,
+    ignore_index: int | None,
+    want: int,
+    threads: int | None,
+) -> Tensor:
+    """float64 [n, T], [n, B, T] or [n, S]: the n outputs whose bits are set in ``want``, in
+    the order of ``rap.divergences.CDE_OUTPUTS``. Arguments as ``rap.cde``."""
+    means = Means(weights, cu_seqlens, ignore_index)
+    with torch.no_grad():
+        rows = kernels.cde(logits1, logits0, targets, means, _bits(want), threads)
+        return torch.stack(rows)
+
+
+@cde_op.register_fake
+def _(
+    logits1: Tensor,
+    logits0: Tensor,
+    targets: Tensor | None,
+    weights: Tensor | None,
+    cu_seqlens: Tensor | None,
+    ignore_index: int | None,
+    want: int,
+    threads: int | None,
+) -> Tensor:
+    shape = _cde_shape(logits1.shape[:-1], cu_seqlens)
+    return logits1.new_empty((want.bit_count(), *shape), dtype=torch.float64)
+
+
+@torch.library.custom_op("rap::linear_cde", mutates_args=())
+def linear_cde_op(
+    hidden1: Tensor,
+    hidden0: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: float | None,
+    softcap: float | None,
+    memory: int | None,
+    targets: Tensor | None,
+    weights: Tensor | None,
+    cu_seqlens: Tensor | None,
+    ignore_index: int | None,
+    want: int,
+    threads: int | None,
+) -> Tensor:
+    """As ``rap::cde``, of ``rap.linear_cde``."""
+    means = Means(weights, cu_seqlens, ignore_index)
+    options = scale, softcap, memory
+    with torch.no_grad():
+        rows = kernels.linear_cde(
+            *(hidden1, hidden0, weight, bias, options),
+            *(targets, means, _bits(want), threads),
+        )
+        return torch.stack(rows)
+
+
+@linear_cde_op.register_fake
+def _(
+    hidden1: Tensor,
+    hidden0: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: float | None,
+    softcap: float | None,
+    memory: int | None,
+    targets: Tensor | None,
+    weights: Tensor | None,
+    cu_seqlens: Tensor | None,
+    ignore_index: int | None,
+    want: int,
+    threads: int | None,
+) -> Tensor:
+    shape = _cde_shape(hidden1.shape[:-1], cu_seqlens)
+    return hidden1.new_empty((want.bit_count(), *shape), dtype=torch.float64)
+
+
+def _options(numbers: Sequence[float], flags: Sequence[int]) -> AceOptions:
+    least, window, key_window, heads, columns, top, *switches = flags
+    renormalise, normalise, stats = map(bool, switches)
+    return AceOptions(
+        *(numbers[0], numbers[1], least, window, key_window, heads, columns, top),
+        *(renormalise, normalise, stats),
+    )
+
+
+@torch.library.custom_op("rap::ace", mutates_args=())
+def ace_op(
+    q: Tensor,
+    k: Tensor,
+    response_start: Tensor,
+    cu_seqlens: Tensor | None,
+    column_mask: Tensor | None,
+    image_mask: Tensor | None,
+    lse: Tensor | None,
+    numbers: Sequence[float],
+    flags: Sequence[int],
+    threads: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(summary [4, S]: log_psi, attention_entropy, attention_top, image_mass; position [S];
+    log_psi_columns [L]). numbers, flags: the fields of ``kernels.AceOptions``, scale and
+    sigma, and the rest. response_start: int64 [S]."""
+    masks = column_mask, image_mask
+    options = _options(numbers, flags)
+    with torch.no_grad():
+        return kernels.ace(q, k, response_start, cu_seqlens, masks, lse, options, threads)
+
+
+@ace_op.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    response_start: Tensor,
+    cu_seqlens: Tensor | None,
+    column_mask: Tensor | None,
+    image_mask: Tensor | None,
+    lse: Tensor | None,
+    numbers: Sequence[float],
+    flags: Sequence[int],
+    threads: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    samples = 1 if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    each = _options(numbers, flags).heads == kernels.HEADS["each"]
+    heads = (q.shape[0],) if each else ()
+    return (
+        q.new_empty((4, samples, *heads), dtype=torch.float64),
+        q.new_empty((samples, *heads), dtype=torch.int64),
+        q.new_empty((*heads, q.shape[1]), dtype=torch.float64),
+    )
+
+
+@torch.library.custom_op("rap::drm", mutates_args=())
+def drm_op(
+    difficulty: Tensor,
+    k: int,
+    eligible: Tensor | None,
+    gain: Tensor | None,
+    threads: int | None,
+) -> Tensor:
+    """int64 [<= k], as ``rap.drm``."""
+    return kernels.drm(difficulty, k, eligible, gain, threads).clone()
+
+
+@drm_op.register_fake
+def _(
+    difficulty: Tensor,
+    k: int,
+    eligible: Tensor | None,
+    gain: Tensor | None,
+    threads: int | None,
+) -> Tensor:
+    found = torch.library.get_ctx().new_dynamic_size()
+    return difficulty.new_empty((found,), dtype=torch.int64)
+
+
+@torch.library.custom_op("rap::no_gradient", mutates_args=())
+def no_gradient(gradient: Tensor, of: Tensor, kernel: str) -> Tensor:
+    """Raises RapInputError: part of a backward graph, which may be traced and never run.
+    It takes the incoming gradient, so that it is no part of the forward graph."""
+    raise RapInputError(f"rap.{kernel} {DETACH}")
+
+
+@no_gradient.register_fake
+def _(gradient: Tensor, of: Tensor, kernel: str) -> Tensor:
+    return torch.empty_like(of)
+
+
+def _refuse_gradients(op: Any, kernel: str) -> None:
+    def remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        needed = [isinstance(x, Tensor) and x.requires_grad for x in inputs]
+        ctx.needed = needed
+        ctx.save_for_backward(*(x for x, n in zip(inputs, needed, strict=True) if n))
+
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        gradient = next(g for g in gradients if g is not None)
+        saved = iter(ctx.saved_tensors)
+        return tuple(
+            no_gradient(gradient, next(saved), kernel) if needed else None
+            for needed in ctx.needed
+        )
+
+    op.register_autograd(backward, setup_context=remember)
+
+
+for _op, _name in ((cde_op, "cde"), (linear_cde_op, "linear_cde"), (ace_op, "ace")):
+    _refuse_gradients(_op, _name)
+
+
+# ---------------------------------------------------------------- calls in compiled code
+
+
+def _tensor(x: Any) -> Tensor | None:
+    return x if x is None or isinstance(x, Tensor) else torch.as_tensor(x)
+
+
+def cde(
+    logits1: Any, logits0: Any, targets: Any, means: Means, want: int, threads: int | None
+) -> Sequence[Tensor]:
+    """`kernels.cde` as an operator."""
+    found = cde_op(
+        *(logits1, logits0, _tensor(targets), _tensor(means.weights)),
+        *(_tensor(means.cu_seqlens), means.ignore_index, want, threads),
+    )
+    return found.unbind(0)
+
+
+def linear_cde(
+    hidden1: Any,
+    hidden0: Any,
+    weight: Any,
+    bias: Any,
+    options: tuple[float | None, float | None, int | None],
+    targets: Any,
+    means: Means,
+    want: int,
+    threads: int | None,
+) -> Sequence[Tensor]:
+    """`kernels.linear_cde` as an operator."""
+    found = linear_cde_op(
+        *(hidden1, hidden0, weight, bias, *options),
+        *(_tensor(targets), _tensor(means.weights), _tensor(means.cu_seqlens)),
+        *(means.ignore_index, want, threads),
+    )
+    return found.unbind(0)
+
+
+def ace(
+    q: Any,
+    k: Any,
+    response_start: Any,
+    cu_seqlens: Any,
+    masks: tuple[Any, Any],
+    lse: Any,
+    options: AceOptions,
+    threads: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`kernels.ace` as an operator."""
+    cu = _tensor(cu_seqlens)
+    if not isinstance(response_start, Tensor):
+        samples = 1 if cu is None else cu.shape[0] - 1
+        if isinstance(response_start, (list, tuple)):
+            response_start = torch.as_tensor(response_start)
+        else:
+            response_start = torch.full((samples,), response_start, dtype=torch.int64)
+    flags = [int(x) for x in options[2:]]
+    return ace_op(
+        *(q, k, response_start, cu, *map(_tensor, masks), _tensor(lse)),
+        *(list(options[:2]), flags, threads),
+    )
+
+
+def drm(difficulty: Any, k: int, eligible: Any, gain: Any, threads: int | None) -> Tensor:
+    """`kernels.drm` as an operator."""
+    return drm_op(difficulty, k, _tensor(eligible), _tensor(gain), threads)

@@ -1,0 +1,274 @@
+"""How the built-in grader, math-verify, mathruler and published judges agree.
+
+    python tests/answer_agreement.py --mathruler SITE_PACKAGES [--records SHARED/data]
+
+Writes ``.github/docs/answers.md``: each pair of ``data/answer_pairs.jsonl`` on which a
+library decides otherwise than the table, with the reason; and of the published records,
+which are not ours to copy, how many, and for each disagreement its id and its class.
+mathruler is no dependency of ours: name the folder it is installed in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from rap.rewards.grading import grade
+
+TABLE = Path(__file__).parent / "data" / "answer_pairs.jsonl"
+PAGE = Path(__file__).parents[1] / ".github" / "docs" / "answers.md"
+SAMPLE = 1000  # rows of each kind of record
+RECORDS = (
+    ("mathvision_records", "answer", ("direct", "cot")),
+    ("mathvision_records", "response", ("direct", "cot")),
+    ("mathvista_records", "answer", ("0shot", "2shot_cot", "2shot_pot")),
+    ("mathvista_records", "response", ("0shot", "2shot_cot")),
+)
+Row = dict[str, Any]
+
+
+# ------------------------------------------------------------------------ libraries
+
+
+def math_verify() -> Callable[[Row], bool]:
+    import math_verify as library
+
+    readers = [library.LatexExtractionConfig(), library.ExprExtractionConfig()]
+    letters = [*readers, library.StringExtractionConfig()]
+
+    def right(pair: Row) -> bool:
+        config = letters if re.fullmatch("[A-J]", pair["answer"]) else readers
+
+        def parsed(text: str) -> Any:
+            return library.parse(text, extraction_config=config, parsing_timeout=None)
+
+        golds = [parsed(pair["answer"]), parsed(f"${pair['answer']}$")]
+        given = [parsed(pair["response"])]
+        if "$" not in pair["response"] and "\\boxed" not in pair["response"]:
+            given.append(parsed(f"${pair['response']}$"))
+        return any(
+            library.verify(g, r, timeout_seconds=None) for g in golds for r in given if g
+        )
+
+    return right
+
+
+def mathruler(folder: str) -> Callable[[Row], bool]:
+    sys.path.append(folder)
+    from mathruler.grader import extract_boxed_content, grade_answer
+
+    def right(pair: Row) -> bool:
+        text = pair["response"]
+        text = extract_boxed_content(text) if "\\boxed" in text else text
+        return bool(grade_answer(text, pair["answer"]))
+
+    return right
+
+
+STRICT = (
+    ("choices", "knows no options: letter and text are two things", r"choice|^letter$"),
+    ("list", "a list of accepted answers is one text", r"accepted"),
+    ("markup", "tags and steps in the reference are not taken away", r"markup"),
+    ("letters", "label, cue or order of letters", r"letter"),
+    ("thought", "a thought or a change of mind is not read", r"cut"),
+    ("words", "words, dates and times are no mathematics; sentences are not searched",
+     r"word|name|text|yes|ordinal|date|time|range|year"),
+    ("units", "another spelling or multiple of the unit, or none", r"unit|money"),
+    ("structure", "order, brackets, names of unknowns, 'and'",
+     r"values|set|point|interval|ratio|equal|equation"),
+    ("formula", "a spelling of a formula, or a sentence around it", r"LaTeX"),
+    ("number", "a spelling of a number, or a sentence around it", r""),
+)  # fmt: skip
+LENIENT = (
+    ("denied", "a letter or number that is denied, compared or an article counts",
+     r"letter|choice|^integer"),
+    ("unit dropped", "the unit is left out before comparing", r"unit|money|percent"),
+    ("unknown dropped", "the name or the relation of an equation is left out", r"equa"),
+    ("a part", "one of several values is enough", r"values|set"),
+    ("arithmetic", "a range, date or time is a sum or its digits", r"range|date|time"),
+    ("unsure", "a thought or one of two answers counts", r"cut|markup"),
+    ("other", "parentheses are lost", r""),
+)  # fmt: skip
+
+
+def reason(pair: Row) -> str:
+    """Why a library decides otherwise."""
+    rules = STRICT if pair["right"] else LENIENT
+    form = "a choice" if pair["choices"] and pair["right"] else pair["form"]
+    name = next(name for name, _, pattern in rules if re.search(pattern, form))
+    chinese = pair["language"] == "zh" and name in ("words", "units", "number", "structure")
+    return f"Chinese {name}" if chinese and pair["right"] else name
+
+
+def by_library(pairs: Sequence[Row], judges: Mapping[str, Callable[[Row], bool]]) -> str:
+    text = ""
+    for name, right in judges.items():
+        others = [pair for pair in pairs if _decided(right, pair) != pair["right"]]
+        same = len(pairs) - len(others)
+        strict = sum(pair["right"] for pair in others)
+        text += (
+            f"\n## {name}: {same} of {len(pairs)} as the table\n\n{strict} right answers "
+            f"refused, {len(others) - strict} wrong ones accepted.\n\n"
+            "| verdict of the table | reason | answer: responses |\n|---|---|---|\n"
+        )
+        grouped: dict[tuple[bool, str], dict[str, list[str]]] = defaultdict(
+            lambda: defaultdict(list)
+        )
+        for pair in others:
+            grouped[pair["right"], reason(pair)][pair["answer"]].append(pair["response"])
+        for (verdict, why), found in sorted(grouped.items()):
+            cells = (
+                f"{_code(answer)}: {', '.join(map(_code, responses))}"
+                for answer, responses in found.items()
+            )
+            text += f"| {'right' if verdict else 'wrong'} | {why} | {'; '.join(cells)} |\n"
+    return text
+
+
+def _decided(right: Callable[[Row], bool], pair: Row) -> bool:
+    try:
+        return right(pair)
+    except Exception:  # a library that raises has not accepted
+        return False
+
+
+def _code(text: str) -> str:
+    shown = text.replace("\n", " / ").replace("|", "\\|") or " "
+    return f"`{shown}`"
+
+
+# -------------------------------------------------------------------------- records
+
+
+def records(folder: Path) -> str:
+    text = (
+        f"\n## Published judges\n\n{SAMPLE} rows of each kind, drawn with seed 1; random "
+        "guesses left out. All disagreements were read once; classes are found by rule, "
+        "and those that are the built-in grader's fault are named in the script. MATH-V's "
+        "judge wants the bare letter; MathVista's takes the option nearest in spelling to "
+        "whatever was said, refusals and silence included. Ours is strict on purpose: a "
+        "yes or no that is only implied is none.\n\n"
+        "| records | compared | as the judge | our faults | strict | the judge's |\n"
+        "|---|---|---|---|---|---|\n"
+    )
+    listed = ""
+    for name, field, prompts in RECORDS:
+        rows = _sampled(folder / name, prompts)
+        others = [row for row in rows if _ours(row, field) != row["correct"]]
+        why = [judged_otherwise(row, field) for row in others]
+        ours = sum(w.startswith("ours") for w in why)
+        strict = sum(w.startswith("strict") for w in why)
+        share = 1 - len(others) / len(rows)
+        text += (
+            f"| {name} | {field} | {share:.2%} | {ours} ({1 - ours / len(rows):.2%}) "
+            f"| {strict} | {len(others) - ours - strict} |\n"
+        )
+        counts = Counter(why)
+        listed += f"\n### {name}, {field}\n\n"
+        for w, count in counts.most_common():
+            ids = ", ".join(
+                f"{row['id'].rpartition('-')[2]} {row['model']}"
+                for row, x in zip(others, why, strict=True)
+                if x == w
+            )
+            listed += f"- {w} ({count}): {ids}\n"
+    return text + listed
+
+
+def _sampled(folder: Path, prompts: Sequence[str]) -> list[Row]:
+    lines = (folder / "gold.jsonl").read_text().splitlines()
+    gold = {row["id"]: row for row in map(json.loads, lines)}
+    rows = pq.read_table(folder / "records.parquet").to_pylist()
+    rows = [r for r in rows if r["model"] != "random" and r["prompt"] in prompts]
+    drawn = random.Random(1).sample(rows, SAMPLE)
+    return [{**gold[row["id"]], **row} for row in drawn]
+
+
+def _ours(row: Row, field: str) -> bool:
+    return grade(str(row["gold"]), tuple(row["choices"] or ()), row[field] or "")
+
+
+REFUSES = re.compile(
+    r"\b(?:not|n't|cannot|unable|insufficient|invalid|incomplete|depends?|missing|lacks?)\b"
+    r"|no (?:information|image|picture|context)|more (?:information|context|details)",
+    re.IGNORECASE,
+)
+OURS: Mapping[tuple[str, str], str] = {
+    ("mathvista-875", "llavar"): "a count in words is passed over (three ... two ... one)",
+    ("mathvista-632", "bard"): "a number in bold amid a long text is not searched",
+    ("mathvista-584", "llavar"): "a comparison names two options: none is taken",
+    ("mathvista-890", "llama-adapter-v2-7b"): "a comparison names two options",
+    ("mathvista-438", "llavar"): "the first number counts, ours takes the last",
+    ("mathvista-16", "mplug-owl-7b"): "the first number counts, ours takes the last",
+}
+"""Disagreements that were read and are the built-in grader's."""
+
+
+def judged_otherwise(row: Row, field: str) -> str:
+    """The class of a disagreement. Those of MathVista's judge follow from how it decides:
+    of options it takes the one nearest in spelling to whatever was said."""
+    own = OURS.get((row["id"], row["model"])) if field == "response" else None
+    if own is not None:
+        return f"ours: {own}"
+    text, choices = (row[field] or "").strip(), row["choices"]
+    if row["id"].startswith("mathv-"):
+        if not row["correct"]:
+            return "judge: wants the letter alone; the option's text or value is given, too"
+        return "judge: the answer that was taken out is garbled, or another value passes"
+    if not row["correct"]:
+        return "judge: takes another option, or what a model goes on with after its answer"
+    if not text:
+        return "judge: nothing was said, and the nearest option is taken"
+    polar = choices and set(map(str.lower, choices)) == {"yes", "no"}
+    if REFUSES.search(text) and not (polar and len(text) < 80):
+        return "judge: the response refuses or denies, and the nearest option is taken"
+    if polar:
+        return "strict: neither yes nor no is said; what was said may imply it"
+    if choices:
+        return "judge: another option, several or none are said; the nearest is taken"
+    return "ours or theirs: a number amid others, told apart by reading only"
+
+
+# ----------------------------------------------------------------------------- page
+
+
+def page(pairs: Sequence[Row], judges: Mapping[str, Callable[[Row], bool]]) -> str:
+    right = sum(pair["right"] for pair in pairs)
+    chinese = sum(pair["language"] == "zh" for pair in pairs)
+    head = (
+        "# How answers are checked, and who decides otherwise\n\n"
+        "Written by `python tests/answer_agreement.py`. The table, "
+        "`tests/data/answer_pairs.jsonl`, has "
+        f"{len(pairs)} pairs of own wording ({right} right, {len(pairs) - right} wrong; "
+        f"{chinese} in Chinese) of {len({p['form'] for p in pairs})} forms; the built-in "
+        "grader gives all of its verdicts (`tests/test_answers.py`). A library may read a "
+        "response as it stands or between dollar signs; mathruler what is boxed.\n\n"
+        "| reason | what it means |\n|---|---|\n"
+    )
+    reasons = "".join(f"| {name} | {text} |\n" for name, text, _ in (*STRICT, *LENIENT))
+    return head + reasons + by_library(pairs, judges)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mathruler", required=True)
+    parser.add_argument("--records", type=Path)
+    given = parser.parse_args()
+    pairs = [json.loads(line) for line in TABLE.read_text("utf-8").splitlines()]
+    judges = {"math-verify": math_verify(), "mathruler": mathruler(given.mathruler)}
+    text = page(pairs, judges)
+    PAGE.write_text(text + (records(given.records) if given.records else ""), "utf-8")
+    sys.stdout.write(f"{PAGE}\n")
+
+
+if __name__ == "__main__":
+    main()

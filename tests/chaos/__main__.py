@@ -1,0 +1,91 @@
+"""The command line: trials until so many harms were felt, a log, a summary."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from .trials import ROOT, Chaos
+
+LOG = ROOT / "build" / "chaos" / "log.jsonl"
+
+
+HEAD = """\
+# Chaos
+
+Made by `make chaos` (tests/chaos says what is done and what must hold), seed {seed}. A harm
+counts where it was felt: the process ended by it, or the call that was to fail did.
+
+"""
+
+
+def records(log: Path, seed: int) -> list[dict[str, Any]]:
+    if not log.is_file():
+        return []
+    lines = map(json.loads, log.read_text().splitlines())
+    return [line for line in lines if line["seed"] == seed]
+
+
+def felt(found: list[dict[str, Any]]) -> int:
+    return sum(bool(harm[3]) for record in found for harm in record["harms"])
+
+
+def summary(found: list[dict[str, Any]]) -> str:
+    """What was done and found, in Markdown."""
+    table: Counter[tuple[str, str]] = Counter()
+    for record in found:
+        for kind, _, _, was_felt in record["harms"]:
+            table[record["command"], kind] += bool(was_felt)
+    commands = sorted({c for c, _ in table})
+    kinds = sorted({k for _, k in table})
+    bad = [record for record in found if not record["ok"]]
+    lines = [
+        f"{felt(found)} harms in {len(found)} trials; {len(bad)} trials found a fault.",
+        "",
+        "| harm | " + " | ".join(commands) + " |",
+        "|---" * (1 + len(commands)) + "|",
+    ]
+    for kind in kinds:
+        cells = " | ".join(str(table[c, kind]) for c in commands)
+        lines.append(f"| {kind} | {cells} |")
+    for record in bad:
+        lines.append(f"\ntrial {record['trial']} ({record['command']}): {record['found']}")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--kills", type=int, default=60, help="harms that are felt")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin none after that")
+    parser.add_argument("--log", type=Path, default=LOG)
+    parser.add_argument("--summary", type=Path, help="write it there, too")
+    asked = parser.parse_args()
+    asked.log.parent.mkdir(parents=True, exist_ok=True)
+    found = records(asked.log, asked.seed)
+    end = time.monotonic() + 60 * asked.minutes
+    with tempfile.TemporaryDirectory(prefix="rap-chaos-") as folder:
+        chaos = Chaos(Path(folder))
+        while felt(found) < asked.kills and time.monotonic() < end:
+            done = {record["trial"] for record in found}
+            number = next(i for i in itertools.count() if i not in done)
+            record = chaos.trial(number, asked.seed) | {"seed": asked.seed}
+            with open(asked.log, "a") as file:
+                file.write(json.dumps(record) + "\n")
+            found.append(record)
+            if not record["ok"]:
+                print(json.dumps(record), flush=True)
+        chaos.nursery.close()
+    print(summary(found))
+    if asked.summary is not None:
+        asked.summary.write_text(HEAD.format(seed=asked.seed) + summary(found))
+
+
+if __name__ == "__main__":
+    main()

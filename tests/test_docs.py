@@ -1,0 +1,144 @@
+"""The pages of the site are true: their Python runs, their commands parse, their links lead
+somewhere (what ``make docs`` builds and checks is more)."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import click
+import pytest
+
+from rap.cli.commands import main
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / ".github/docs"
+PAGES = [*sorted(DOCS.rglob("*.md")), ROOT / "README.md"]
+NOT_RUN = re.compile(r"<!-- not run: [^>]+ -->\n```python\n.*?```", re.S)
+NEEDS_MODEL = {"quickstart.md"}
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def python_of(path: Path) -> str:
+    text = NOT_RUN.sub("", path.read_text(encoding="utf-8"))
+    return "\n".join(re.findall(r"^```python\n(.*?)^```", text, re.S | re.M))
+
+
+WITH_PYTHON = [p for p in PAGES if p.parent != ROOT and python_of(p).strip()]
+
+
+def test_some_pages_have_python_that_runs():
+    assert {p.name for p in WITH_PYTHON} >= {"quickstart.md", "evidence.md", "kernels.md"}
+
+
+@pytest.mark.parametrize("path", WITH_PYTHON, ids=name_of)
+def test_python_of_the_docs_runs(path, tmp_path):
+    needed = ["torch", "transformers", "datasets", "jinja2", "PIL"]
+    needed = needed if path.name in NEEDS_MODEL else []
+    needed += ["matplotlib", "pandas"] * (".plot()" in python_of(path))
+    if lacking := [module for module in needed if find_spec(module) is None]:
+        pytest.skip(f"not installed: {lacking}")
+    script = tmp_path / "page.py"
+    script.write_text(python_of(path), encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def commands_of(path: Path) -> list[list[str]]:
+    """Every ``rap ...`` of the fences of a page, as words."""
+    text = path.read_text(encoding="utf-8")
+    found = []
+    for fence in re.findall(r"^ *```(?:sh|bash|console)\n(.*?)^ *```", text, re.S | re.M):
+        for line in fence.replace("\\\n", " ").splitlines():
+            words = shlex.split(line.strip(), comments=True)
+            if "rap" in words[:6]:
+                found.append(words[words.index("rap") + 1 :])
+    return found
+
+
+COMMANDS = [(p, words) for p in PAGES for words in commands_of(p)]
+
+
+def test_the_docs_have_commands():
+    assert len(COMMANDS) > 30
+    said = {words[0] for _, words in COMMANDS if words}
+    assert said >= {"score", "choose", "select", "report", "export", "train", "merge"}
+
+
+@pytest.mark.parametrize(
+    ("path", "words"), COMMANDS, ids=[f"{p.stem}-{' '.join(w)[:60]}" for p, w in COMMANDS]
+)
+def test_commands_of_the_docs_parse(path, words):
+    """Its command is there, and so is each of its options, with a value that it takes."""
+    name, *rest = words
+    command = main.commands[name]
+    context = click.Context(command, info_name=name)
+    command.parse_args(context, [word for word in rest if word != "..."])
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_links_of_the_pages_lead_somewhere(path):
+    if path.name == "README.md":
+
+        def known(target: str) -> bool:
+            return (ROOT / target).exists()
+
+    else:
+        pages = {"index.md", "method.md", "contributing.md", "changelog.md"}
+        pages |= {"settings.md", "cli.md", "results/trainers.md", "results/engines.md"}
+        results = (ROOT / "benchmarks/results").glob("*.md")
+        pages |= {f"results/{p.name}" for p in results}
+        pages |= {p.relative_to(DOCS).as_posix() for p in DOCS.rglob("*.md")}
+
+        def known(target: str) -> bool:
+            there = os.path.normpath(path.parent.relative_to(DOCS) / target)
+            return Path(there).as_posix() in pages
+
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.S | re.M)
+    for target in re.findall(r"\]\(([^)#\s]+)", text):
+        if "://" not in target:
+            assert known(target), target
+
+
+def test_every_page_is_in_the_menu():
+    menu = (ROOT / ".github/mkdocs.yml").read_text(encoding="utf-8")
+    for path in DOCS.rglob("*.md"):
+        assert f": {path.relative_to(DOCS).as_posix()}\n" in menu, path
+
+
+@pytest.mark.skipif(
+    any(find_spec(m) is None for m in ("mkdocs", "material", "mkdocstrings")),
+    reason="the extra docs is not installed (make docs)",
+)
+def test_the_site_is_built_without_a_warning(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / '.github'}{os.pathsep}{ROOT}"}
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"]
+    command += ["--config-file", str(ROOT / ".github/mkdocs.yml"), "-d", str(tmp_path)]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "formulas.html").read_text(encoding="utf-8")
+    assert page.count("<math") >= 9
+    assert "rap-select" in (tmp_path / "index.html").read_text(encoding="utf-8")
+    for path in tmp_path.rglob("*.html"):  # a reader's browser asks nobody
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r'<(?:script|link|img)[^>]*(?:src|href)="https?://', text), (
+            path
+        )
