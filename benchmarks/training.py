@@ -51,7 +51,7 @@ from benchmarks.training_plan import (
 from benchmarks.training_report import write_report
 
 RESULTS = Path(__file__).parent / "results"
-VERDICT = Path(__file__).with_name("training_verdict.md")
+VERDICT = Path(__file__).with_name("training_first_verdict.md")
 """What the whole table says, in words; goes into the report."""
 
 

@@ -41,6 +41,8 @@ from benchmarks.training_second import (
 )
 
 RESULTS = Path(__file__).parent / "results"
+VERDICT = Path(__file__).with_name("training_verdict.md")
+"""What the table says, in words; goes into the report of the whole plan's size."""
 
 
 def _percent(row: Mapping[str, Any]) -> str:
@@ -202,6 +204,8 @@ def write_report(plan: Plan, work: Path, results: Path) -> Path:
         lambda: _by_cause(found, plan),
         lambda: _kept(found),
     ]
+    if plan == Plan():
+        text += "\n" + VERDICT.read_text()
     text += "\n".join(line for part in parts for line in part()) + "\n"
     results.mkdir(parents=True, exist_ok=True)
     path = results / "training_second.md"
