@@ -109,7 +109,7 @@ $(ENGINES)/transformers-serve.done: .ci/engines/transformers-serve.txt | $(VENV)
 # The site, build/docs/index.html: pages of .github/docs, docstrings, settings, help of the
 # shell, README, method, results, notebooks. Every link inside is checked.
 docs: build $(VENV)/docs.done
-	PYTHONPATH=.github NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet \
+	PYTHONPATH=.github NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict \
 		--config-file .github/mkdocs.yml
 
 # The lowest version of everything that pyproject.toml asks for: the base install, and with

@@ -66,6 +66,14 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
+    """Links out of docs/, which GitHub follows, to where they went."""
+    if page.file.generated_by is not None:  # done already
+        return markdown
+    name = f".github/docs/{page.file.src_uri}"
+    return linked(markdown, name, {**taken(), name: page.file.src_uri})
+
+
 def of_notebook(notebook: dict[str, Any]) -> str:
     """The cells as Markdown: they lie in git without outputs."""
     parts = []

@@ -604,6 +604,24 @@ def test_check_prints_how_a_model_is_read_or_why_it_is_refused(tiny, tmp_path):
     assert all(found[k] == v for k, v in refused.items() if k not in ("ok", "reason"))
 
 
+def test_a_limit_is_for_a_try_and_nothing_is_scored_twice(tiny, tmp_path, caplog):
+    file = data(tmp_path / "d", 5)
+    words = ("score", file, "--model", tiny, "--device", "cpu", "--evidence", "answer")
+    words += ("--store", tmp_path / "scores", "--json")
+    tried = json.loads(run(*words, "--limit", 2).stdout)
+    assert tried["samples"] == 2
+    again = run(*words)
+    assert json.loads(again.stdout)["samples"] == 5
+    assert "2 of 5 samples are as they were" in caplog.text + again.stderr
+    assert [r["id"] for r in ScoreStore.load(tmp_path / "scores").read().to_pylist()] == [
+        f"s{i}" for i in range(5)
+    ]
+    told = json.loads(run("inspect", file, "--limit", 3, "--json").stdout)
+    assert told["rows"] == 3
+    more = ("--limit", 2, "--executor", "env", "--shard", "0/1")
+    assert "no effect with --executor env: --limit" in run(*words, *more, code=2).stderr
+
+
 def test_check_writes_out_the_prompts_that_are_scored(tiny, tmp_path):
     file = data(tmp_path / "d", 4)
     rows = [json.loads(line) for line in file.read_text().splitlines()]

@@ -685,10 +685,11 @@ def test_reselection_by_rescoring_asks_the_policy_as_it_is(trl, tmp_path, pool):
     from rap.config import ScoreConfig
 
     sel = selection_of(pool, [1, 5, 6, 9], lambda_a=10)
+    config = ScoreConfig(sampling={"max_new_tokens": 8})  # 256 of random weights take long
     made = trainer(
         tmp_path,
         prepare(pool),
-        reselect=Reselect(sel, mode="rescore", every=2, config=ScoreConfig()),
+        reselect=Reselect(sel, mode="rescore", every=2, config=config),
         max_steps=4,
     )
     made.train()

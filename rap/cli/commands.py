@@ -32,6 +32,7 @@ from .options import (
     CONFIG_OPTION,
     DATA,
     DATA_OPTIONS,
+    LIMIT_OPTION,
     OUTPUT_OPTIONS,
     PATH,
     PRESET_OPTION,
@@ -102,6 +103,7 @@ def main(debug: bool) -> None:
 @main.command(cls=Command)
 @click.argument("data", type=DATA)
 @DATA_OPTIONS
+@LIMIT_OPTION
 @model_options(store="Scores go here.", needed=True)
 @PRESET_OPTION
 @SCORE_OPTIONS
@@ -201,6 +203,7 @@ def choose(
 @main.command(cls=Command)
 @click.argument("data", type=DATA, required=False)
 @DATA_OPTIONS
+@LIMIT_OPTION
 @ROLLOUT_OPTIONS
 @model_options(store="Scores go here.  [default: OUT/scores]", needed=False)
 @PRESET_OPTION

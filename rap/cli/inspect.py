@@ -8,13 +8,14 @@ from pathlib import Path
 import click
 
 from .fields import Command, group
-from .options import CONFIG_OPTION, DATA, DATA_OPTIONS, json_option
+from .options import CONFIG_OPTION, DATA, DATA_OPTIONS, LIMIT_OPTION, json_option
 from .steps import open_data, print_json
 
 
 @click.command(cls=Command)
 @click.argument("data", type=DATA)
 @DATA_OPTIONS
+@LIMIT_OPTION
 @group("Result", json_option)
 @CONFIG_OPTION
 def inspect(

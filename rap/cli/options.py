@@ -39,6 +39,8 @@ from .texts import json_value, pair
 PATH = click.Path(path_type=Path)
 NETWORK = "rap.allow_network"
 """Of a command's context: whether ``--allow-network`` was given."""
+LIMIT = "rap.limit"
+"""Of a command's context: ``--limit``, if it was given."""
 
 
 class DataPath(click.ParamType):  # type: ignore[type-arg]  # as FieldType
@@ -59,6 +61,22 @@ def _note_network(ctx: click.Context, param: click.Parameter, value: bool) -> No
     ctx.meta[NETWORK] = value
 
 
+def _note_limit(ctx: click.Context, param: click.Parameter, value: int | None) -> None:
+    ctx.meta[LIMIT] = value
+
+
+LIMIT_OPTION = group(
+    "Data",
+    option(
+        "--limit",
+        type=click.IntRange(min=1),
+        metavar="N",
+        expose_value=False,
+        callback=_note_limit,
+        help="The first N rows only, to try it. The same command without it goes on and "
+        "keeps what they have scored.",
+    ),
+)
 report_to_option = option(
     "--report-to",
     multiple=True,

@@ -17,7 +17,14 @@ from ..config import ChooseConfig, require_judge
 from ..engines import require_engine
 from ..errors import RapConfigError, RapError, RapStoreError
 from ..model.loading import LoadingOptions, load_model
-from .options import NETWORK, engine_config, executor_config, refuse_given, score_config
+from .options import (
+    LIMIT,
+    NETWORK,
+    engine_config,
+    executor_config,
+    refuse_given,
+    score_config,
+)
 from .texts import filters, to_columns, typed
 
 if TYPE_CHECKING:
@@ -51,8 +58,14 @@ def open_data(
         kept = kept_samples(planned, path, roles, root)
         if kept is not None:
             return kept
-    allowed = bool(click.get_current_context().meta.get(NETWORK))
-    return open_samples(path, columns=roles, root=root, allow_network=allowed)
+    noted = click.get_current_context().meta
+    return open_samples(
+        path,
+        columns=roles,
+        root=root,
+        allow_network=bool(noted.get(NETWORK)),
+        limit=noted.get(LIMIT),
+    )
 
 
 def score_data(
@@ -79,6 +92,8 @@ def score_data(
 def recipe_of(samples: SampleSet, model: str | None, options: Mapping[str, Any]) -> Recipe:
     """What to score and how, with the model loaded, None for none. Raises what
     ``load_model`` raises, and before that whatever can be refused without it."""
+    if options["executor"] not in (None, "local"):
+        refuse_given(("limit",), f"with --executor {options['executor']}")
     config = score_config(options)
     engine = engine_config(options)
     require_judge(config.evidence, options["reward"])
