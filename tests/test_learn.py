@@ -66,6 +66,15 @@ def learned(selection: Selection) -> dict:
     return selection.settings["found"]["learned"]
 
 
+def test_a_cascade_without_a_right_completion_says_what_was_graded() -> None:
+    """p(answer) is 0.6: that the model gives the answer no probability would be wrong."""
+    rows = [cascade(0.6, 0.1, (0, 5, 0, 5), n_drawn=10, n_cut=9) for _ in range(3)]
+    with pytest.raises(rap.RapInputError, match="all 3 samples .* are unsolved") as error:
+        choose(scores_of(rows), budget=1.0)
+    assert "30 completions were graded, 27 of them cut" in str(error.value)
+    assert "almost no probability" not in str(error.value)
+
+
 # ---------------------------------------------------------------- the value
 
 
