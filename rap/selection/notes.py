@@ -98,11 +98,13 @@ def notes_of(
     why = f"{found['candidates']} samples have {asked}pass ACE"
     if learned:
         why = "no other sample is valid and solved"
+        if len(groups) > 1:
+            why += " in the groups that have not kept all of theirs"
     return [
         *_about_refusal(counted.meta),
         *_about_size(found, asked, why),
         *(warnings_of(learned) if learned else ()),
-        *_about_replacing(found),
+        *(() if learned else _about_replacing(found)),
         *_about_screening(judged, groups, threshold),
         *_about_few(judged),
         *_about_answers(counted),
