@@ -24,6 +24,7 @@ from rap.model.rollouts import BLIND_ARM, IMAGE_ARM, Completion
 from rap.rewards.checker import Verdict
 from rap.samples.sampleset import open_samples
 from rap.scores.evidence import read_evidence
+from rap.scores.fingerprint import in_words, other_run
 from rap.scores.posterior import Arm, Prior, keep_probability, prob_above
 from rap.scores.prior import FEATURES, N_FEATURES, WITH_IMAGE, WITHOUT
 from rap.scores.profile import Profile
@@ -997,3 +998,14 @@ def test_summary_and_report_show_the_stages(tmp_path):
     plain = {"c1": 3, "m1": 5, "c0": 0, "m0": 5, "evidence": "rollouts"}
     page = choose(table_of([plain]), budget=1.0).report(tmp_path / "page.html").read_text()
     assert "What each stage decided" not in page
+
+
+@pytest.mark.parametrize("evidence", ["logits", "answer"])
+def test_a_store_of_other_evidence_is_no_earlier_cascade(evidence):
+    """What a default of before has filled: how to go on with it, and nothing else."""
+    ours, theirs = (ScoreConfig(evidence=e).fingerprint() for e in ("cascade", evidence))
+    for a, b in ((ours, theirs), (theirs, ours)):
+        lines = other_run({"fingerprint": {"config": a}}, {"fingerprint": {"config": b}})
+        said = "; ".join(map(in_words, lines))
+        assert said.startswith("config.evidence: ") and len(lines) == 1
+        assert "two passes" not in said and f"evidence='{b['evidence']}' goes on" in said

@@ -138,6 +138,39 @@ def test_the_last_mention_of_the_answer_is_what_is_read(scored):
     assert causal._answer(driver, prepared, "77") == (len(prepared) - 1, len(prepared))
 
 
+def test_the_answer_is_a_word_of_what_is_said(scored):
+    """Not a part of another word, nor of a special token's name."""
+    model, processor, *_ = scored
+    driver = ModelDriver(model, processor)
+    prompt = driver.prepare(SAMPLE, [Image.new("RGB", (84, 84))])
+    end = driver.tokenizer.eos_token_id
+    name = driver.tokenizer.convert_ids_to_tokens(end)
+    inside = name.strip("<|>/")[-1]  # the last letter of <|im_end|>
+    said = f"It is 5. All 15 of them are {inside}, and 15 it is"
+    for reference, before in (
+        ("5", "It is"),
+        (inside, f"{said.partition(inside + ',')[0]}"),
+    ):
+        ids = [*driver.encode_response(said), end]
+        prepared = driver.with_response(prompt, ids)
+        start, stop = causal._answer(driver, prepared, reference)
+        assert driver.tokenizer.decode(prepared.ids[start:stop]).strip() == reference
+        text = driver.tokenizer.decode(prepared.ids[prompt.n_prompt : start])
+        assert text.rstrip() == before.rstrip()
+
+
+def test_an_answer_of_many_bytes_is_read_to_its_last_token():
+    driver = ModelDriver(*build("qwen2_5_vl"))
+    (one, _), _ = responded(driver)
+    ids = driver.encode_response("答 🚀")
+    assert len(ids) > 4  # several tokens a character
+    prepared = driver.with_response(one, ids)
+    start, stop = causal._answer(driver, prepared, "🚀")
+    assert stop == len(prepared) and "🚀" in driver.tokenizer.decode(prepared.ids[start:])
+    start, stop = causal._answer(driver, prepared, "答")
+    assert driver.tokenizer.decode(prepared.ids[start:stop]) == "答"
+
+
 def test_verdicts_by_the_interval():
     def sample(flagged: float, other: float) -> causal.CutSample:
         others = (-1 - other,)
@@ -156,6 +189,8 @@ def test_scores_that_have_nothing_to_cut(scored, tmp_path):
     scores = rap.Scores.load(store)
     with pytest.raises(RapConfigError, match="samples = 0"):
         rap.cut(model, processor, path, scores, samples=0)
+    with pytest.raises(RapConfigError, match="samples = 2.5: expected an integer >= 1"):
+        rap.cut(model, processor, path, scores, samples=2.5)  # it took all of them
     alone = rap.Scores(scores.table)
     with pytest.raises(RapInputError, match="hold no completions"):
         rap.cut(model, processor, path, alone)

@@ -66,6 +66,36 @@ def learned(selection: Selection) -> dict:
     return selection.settings["found"]["learned"]
 
 
+def test_groups_without_a_candidate_get_what_the_rule_fills_with() -> None:
+    """Each of four groups is to keep 0.75 of its three samples, all with D < 0."""
+    rows = [row(2, 5, 4, 5, source="abcd"[i % 4]) for i in range(12)]
+    for by in (None, "source"):
+        found = choose(scores_of(rows), rule="learn", budget=0.25, by=by)
+        assert found.settings["found"]["kept"] == 3
+        assert found.settings["warnings"] == []
+    rows[0] = row(4, 5, 1, 5, source="a")  # a candidate comes first
+    found = choose(scores_of(rows), rule="learn", budget=0.1, by="source")
+    assert reasons(found).index("kept_cognitive") == 0
+    assert sum(r in KEPT for r in reasons(found)) == 1
+    rows = [row(0, 5, 0, 5, source="a"), *[row(2, 5, 4, 5, source="b")] * 3]
+    found = choose(scores_of(rows), rule="learn", budget=0.75, by="source")
+    assert found.settings["found"]["kept"] == 3
+    rows = [row(0, 5, 0, 5, source="a")] * 3 + [row(2, 5, 4, 5, source="b")] * 3
+    (said,) = choose(scores_of(rows), rule="learn", budget=0.5, by="source").settings[
+        "warnings"
+    ]
+    assert said.endswith("solved in the groups that have not kept all of theirs")
+
+
+def test_a_cascade_without_a_right_completion_says_what_was_graded() -> None:
+    """p(answer) is 0.6: that the model gives the answer no probability would be wrong."""
+    rows = [cascade(0.6, 0.1, (0, 5, 0, 5), n_drawn=10, n_cut=9) for _ in range(3)]
+    with pytest.raises(rap.RapInputError, match="all 3 samples .* are unsolved") as error:
+        choose(scores_of(rows), budget=1.0)
+    assert "30 completions were graded, 27 of them cut" in str(error.value)
+    assert "almost no probability" not in str(error.value)
+
+
 # ---------------------------------------------------------------- the value
 
 

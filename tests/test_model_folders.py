@@ -15,6 +15,7 @@ from tiny_models import NAMES, build
 
 import rap
 from rap.errors import RapConfigError, RapModelError
+from rap.model import loading
 from rap.model.driver import ModelDriver
 from rap.model.identity import weights_sha256
 from rap.model.loading import load_model, load_processor
@@ -474,6 +475,22 @@ def test_a_revision_goes_to_the_hub(monkeypatch):
         with pytest.raises(RapModelError, match="offline"):
             call("org/name", revision="v1")
     assert asked == [("org/name", "v1")] * 2
+
+
+def test_a_processor_is_loaded_as_its_model_is(monkeypatch):
+    """The revision of the model's repository, and its flag for code of its own."""
+    asked = []
+    monkeypatch.setattr(loading, "load_model", lambda name, **options: ("model", "own"))
+    monkeypatch.setattr(
+        *(loading, "load_processor"), lambda name, **options: asked.append((name, options))
+    )
+    loading.opened("org/a", "org/a", revision="v1", trust_remote_code=True)
+    loading.opened("org/a", "org/b", revision="v1")
+    assert asked == [
+        ("org/a", {"trust_remote_code": True, "revision": "v1"}),
+        ("org/b", {"trust_remote_code": False}),
+    ]
+    assert loading.opened("org/a", None, revision="v1") == ("model", "own")
 
 
 def test_quantising_needs_bitsandbytes(saved, monkeypatch):

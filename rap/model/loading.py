@@ -188,15 +188,19 @@ def load_processor(
 
 def opened(model: Any, processor: Any, **loading: Any) -> tuple[Any, Any]:
     """Model and processor, each loaded if it is a path or a hub name, by ``load_model``'s
-    keyword arguments; a processor of None comes from where the model does. Anything else
-    is passed on as it is."""
+    keyword arguments; a processor of None comes from where the model does, and one of the
+    model's own name is of its ``revision``. Anything else is passed on as it is."""
+    named = os.fspath(model) if isinstance(model, (str, os.PathLike)) else None
     if isinstance(model, (str, os.PathLike)):
         loaded, own = load_model(model, **loading)
         if processor is None:
             return loaded, own
         model = loaded
     if isinstance(processor, (str, os.PathLike)):
-        processor = load_processor(processor)
+        asked = {"trust_remote_code": loading.get("trust_remote_code", False)}
+        if named == os.fspath(processor):  # a revision is of one repository
+            asked["revision"] = loading.get("revision")
+        processor = load_processor(processor, **asked)
     return model, processor
 
 

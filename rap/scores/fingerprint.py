@@ -61,7 +61,16 @@ def other_run(ours: Mapping[str, Any], theirs: Any, prefix: str = "") -> list[st
             }
         return {k: plain(v) if k == "fingerprint" else v for k, v in kept.items()}
 
-    return differences(plain(ours), plain(theirs), prefix)
+    lines = differences(plain(ours), plain(theirs), prefix)
+    names = [line.partition(":")[0].removeprefix("fingerprint.") for line in lines]
+    if "config.evidence" not in names:
+        return lines
+    # settings that one kind of evidence alone has are no news beside another kind
+    return [
+        line
+        for line, name in zip(lines, names, strict=True)
+        if not name.startswith("config.cascade")
+    ]
 
 
 def in_words(line: str) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -168,11 +169,10 @@ def cut(
     not in ``data``; ``RapModelError`` if the model is not supported.
     Passes ``torch.OutOfMemoryError``.
     """
-    for name, value in (("samples", samples), ("others", others)):
-        if value < 1:
-            raise RapConfigError(f"{name} = {value}: expected at least 1")
-    if seed < 0:
-        raise RapConfigError(f"seed = {seed}: expected an integer >= 0")
+    least = {"samples": (samples, 1), "others": (others, 1), "seed": (seed, 0)}
+    for name, (value, low) in least.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            raise RapConfigError(f"{name} = {value!r}: expected an integer >= {low}")
     rows = _rows(scores)
     said = _responses(scores, {row["id"] for row in rows})
     from ..model.capture import UnsupportedModelError, unsupported
@@ -327,16 +327,31 @@ def _answer(driver: ModelDriver, prepared: Prepared, reference: str) -> tuple[in
     """Tokens [start, end) of prompt + response that last name the reference answer; the
     last token that is not special where none does."""
     ids = prepared.response_ids.tolist()
-    said = [len(driver.tokenizer.decode(ids[:n])) for n in range(len(ids) + 1)]
-    text = driver.tokenizer.decode(ids)
-    at = text.rfind(reference) if reference else -1
+    special = prepared.special_mask[prepared.n_prompt :].tolist()
+    # without special tokens: "end" is no word of the answer in <|im_end|>
+    shown = [
+        driver.tokenizer.decode(
+            [i for i, own in zip(ids[:n], special, strict=False) if not own]
+        )
+        for n in range(len(ids) + 1)
+    ]
+    at = _last_mention(shown[-1], reference)
     if at < 0:
-        plain = (~prepared.special_mask[prepared.n_prompt :]).nonzero()
-        last = int(plain[-1]) if len(plain) else len(ids) - 1
+        plain = [n for n, own in enumerate(special) if not own]
+        last = plain[-1] if plain else len(ids) - 1
         return prepared.n_prompt + last, prepared.n_prompt + last + 1
-    start = max(n for n in range(len(ids)) if said[n] <= at)
-    end = min(n for n in range(start + 1, len(ids) + 1) if said[n] >= at + len(reference))
+    start = max(n for n in range(len(ids)) if len(shown[n]) <= at)
+    whole = shown[-1][: at + len(reference)]  # half a character is decoded, but not as it
+    end = min(n for n in range(start + 1, len(ids) + 1) if shown[n].startswith(whole))
     return prepared.n_prompt + start, prepared.n_prompt + end
+
+
+def _last_mention(text: str, reference: str) -> int:
+    """Where ``reference`` stands last, as a word of its own if it does anywhere; -1."""
+    if not reference:
+        return -1
+    words = list(re.finditer(rf"(?<!\w){re.escape(reference)}(?!\w)", text))
+    return words[-1].start() if words else text.rfind(reference)
 
 
 def _candidates(prepared: Prepared, flagged: int, start: int) -> Sequence[int]:

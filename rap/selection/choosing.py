@@ -159,7 +159,8 @@ def choose(
     and replacements; lambda_a stays global. The column may be one of the score table, the
     data set or the rollouts. A group's budget is floor(budget * its rows); what is then
     missing to floor(budget * n) goes, one each, to the groups with the largest remainder
-    that have another candidate, among equal ones to the best candidate.
+    that have another candidate, among equal ones to the best candidate (rule learn: then to
+    those that have another sample to fill with).
 
     **Reasons**: ``kept_cognitive`` (survivor), ``kept_replacement``, ``kept_guard`` (rule
     learn), else the first that
@@ -280,7 +281,8 @@ def _apply(rule: Rule, scores: Scores, judged: Judged) -> _Ruled:
     if share is not None:
         one = len(groups) == 1
         rank = np.empty(0) if one else ranks(of)
-        targets = [*budget_by_group(share, groups, of.passes, rank)]
+        last = _fills(judged) if rule.by_value and not one else None
+        targets = [*budget_by_group(share, groups, of.passes, rank, last)]
     picked = _picked(rule, scores, of, groups, targets)
     borders = border_d(scores.reader, judged, picked)
     found = [
@@ -289,6 +291,13 @@ def _apply(rule: Rule, scores: Scores, judged: Judged) -> _Ruled:
     ]
     reason, reasons = _reasons(judged, picked)
     return _Ruled(reason, reasons, found, threshold)
+
+
+def _fills(judged: Judged) -> np.ndarray:
+    """bool [n]: what ``learn.Learner`` may keep at all."""
+    assert judged.key is not None
+    solved = judged.where(lambda f: f & (VALID | UNSOLVED) == VALID)
+    return solved & ~np.isnan(judged.key[slice(None)])
 
 
 def _picked(

@@ -68,7 +68,11 @@ def rows_in(group: Group, n: int) -> int:
 
 
 def budget_by_group(
-    budget: float, groups: Sequence[Group], passes: np.ndarray, rank: np.ndarray
+    budget: float,
+    groups: Sequence[Group],
+    passes: np.ndarray,
+    rank: np.ndarray,
+    last: np.ndarray | None = None,
 ) -> list[int]:
     """How many samples each group keeps: largest remainder.
 
@@ -76,17 +80,25 @@ def budget_by_group(
     ``budget_size`` of all rows goes, one each, to the groups with the largest remainder
     that have another candidate; among equal remainders to those whose next one is best.
     passes: bool [n], candidates. rank: int64 [n], unique, the best candidate's the least.
+    last: bool [n], what a rule fills a budget with: so are given what is missing after all
+    groups with another candidate have theirs. None: nothing.
     """
     sizes = [rows_in(group, len(passes)) for group in groups]
     base = [budget_size(budget, size) for size in sizes]
     left = budget_size(budget, sum(sizes)) - sum(base)
     share = as_fraction("budget", budget)
-    open_groups: list[tuple[Fraction, int, int]] = []
-    for i, (_, rows) in enumerate(groups if left > 0 and len(groups) > 1 else ()):
-        candidates = rank[rows][passes[rows]]
-        if base[i] < len(candidates):
-            best = int(np.partition(candidates, base[i])[base[i]])
-            open_groups.append((base[i] - share * sizes[i], best, i))
-    for _, _, i in sorted(open_groups)[: max(left, 0)]:
-        base[i] += 1
+    raised: set[int] = set()
+    for among in (passes,) if last is None else (passes, last):
+        if left <= 0 or len(groups) < 2:
+            break
+        open_groups: list[tuple[Fraction, int, int]] = []
+        for i, (_, rows) in enumerate(groups):
+            candidates = rank[rows][among[rows]]
+            if i not in raised and base[i] < len(candidates):
+                best = int(np.partition(candidates, base[i])[base[i]])
+                open_groups.append((base[i] - share * sizes[i], best, i))
+        for _, _, i in sorted(open_groups)[:left]:
+            base[i] += 1
+            left -= 1
+            raised.add(i)
     return base

@@ -66,7 +66,8 @@ def median_probability(reader: Reader, judged: Judged) -> float | None:
         limit = judged.reading.config.unsolved
         raise RapInputError(
             f"nothing to choose from: all {p.size} samples with an answer are unsolved, "
-            f"difficulty >= {limit:g} (median p(answer) {median:.2g}). {_FORM}"
+            f"difficulty >= {limit:g} (median p(answer) {median:.2g}). "
+            f"{_CHECKED.format(judged) if judged.drawn else _FORM}"
         )
     return median
 
@@ -75,6 +76,12 @@ _FORM = (
     "The model gives the reference answers almost no probability: is the reference the "
     "bare answer, in the form the model writes after answer_prefix? For long references "
     "choose with likelihood='mean'"
+)
+
+_CHECKED = (
+    "{0.drawn} completions were graded, {0.cut} of them cut at max_new_tokens, where an "
+    "answer counts as wrong: score with more tokens if these are many; else see whether "
+    "the model answers in the form of the reference, or give a reward function"
 )
 
 
@@ -91,11 +98,13 @@ def notes_of(
     why = f"{found['candidates']} samples have {asked}pass ACE"
     if learned:
         why = "no other sample is valid and solved"
+        if len(groups) > 1:
+            why += " in the groups that have not kept all of theirs"
     return [
         *_about_refusal(counted.meta),
         *_about_size(found, asked, why),
         *(warnings_of(learned) if learned else ()),
-        *_about_replacing(found),
+        *(() if learned else _about_replacing(found)),
         *_about_screening(judged, groups, threshold),
         *_about_few(judged),
         *_about_answers(counted),
