@@ -20,8 +20,8 @@ _LIST = re.compile(
 )
 _COMPARED = re.compile(
     r"(?:\b(?:more|less|fewer|greater|larger|smaller|higher|lower|bigger|other|rather)\s+than"
-    r"|\b(?:at least|at most|up to|under|over|below|above|between|not|isn't|aren't|n't"
-    r"|never|wrong|instead of|from)|不是|不到|超过|大于|小于|至少|[<>\u2264\u2265])"
+    r"|\b(?:at least|at most|up to|under|over|below|above|between|not"
+    r"|never|wrong|instead of|from)|n't|不是|不到|超过|大于|小于|至少|[<>\u2264\u2265])"
     r"\s*(?:be\s+|exactly\s+|equal to\s+)?\$?$",
     re.IGNORECASE,
 )
