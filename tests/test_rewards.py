@@ -832,3 +832,9 @@ def test_agrees_with_published_verdicts(shared, name, field, prompts, whole):
     n = 400
     bound = whole - 3 * math.sqrt(whole * (1 - whole) / n)
     assert agreement(shared, name, field, prompts, n) >= bound
+
+
+@pytest.mark.parametrize("denied", ["can't be", "couldn't be", "wasn't", "isn't", "is not"])
+def test_a_number_that_is_denied_is_not_given(denied: str) -> None:
+    assert not grade("5", (), f"It {denied} 5.")
+    assert grade("5", (), "It is 5.")

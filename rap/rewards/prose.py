@@ -20,9 +20,9 @@ _LIST = re.compile(
 )
 _COMPARED = re.compile(
     r"(?:\b(?:more|less|fewer|greater|larger|smaller|higher|lower|bigger|other|rather)\s+than"
-    r"|\b(?:at least|at most|up to|under|over|below|above|between|not|isn't|aren't|n't"
-    r"|never|wrong|instead of|from)|不是|不到|超过|大于|小于|至少|[<>\u2264\u2265])"
-    r"\s*(?:be\s+|exactly\s+|equal to\s+)?\$?$",
+    r"|\b(?:at least|at most|up to|under|over|below|above|between|not"
+    r"|never|wrong|instead of|from)|n't|不是|不到|超过|大于|小于|至少|[<>\u2264\u2265])"
+    r"\s*(?:be(?:\s+|$)|exactly\s+|equal to\s+)?\$?$",
     re.IGNORECASE,
 )
 _COUNTED = re.compile(
@@ -112,7 +112,7 @@ def formulas_in(text: str) -> list[str]:
             tail
             and tail != text
             and is_formula(tail)
-            and not _COMPARED.search(text[: len(text) - len(tail)].rstrip(". "))
+            and not _COMPARED.search(text.rstrip(" .")[: -len(tail)].rstrip(". "))
         ):
             found.append(tail)
     return found
