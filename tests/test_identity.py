@@ -198,6 +198,7 @@ def everywhere(selection: rap.Selection, folder: Path) -> list:
         lambda: prepare(selection, pool=True),
         lambda: selection.export("parquet", folder / "out"),
         lambda: selection.export("jsonl", folder / "out"),
+        lambda: selection.export("trl", folder / "out"),
     ]
 
 

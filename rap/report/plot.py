@@ -62,9 +62,27 @@ def plot(selection: Selected) -> Figure:
         axes.set_ylim(bottom=0)
         if line is not None:
             axes.axvline(line, color=_LINE, linestyle="--", label="threshold")
-        axes.legend(frameon=False, labelcolor=_GREY, fontsize=9)
     figure.axes[0].set_ylabel("samples", color=_GREY)
+    _legend(figure)
     return figure
+
+
+def _legend(figure: Figure) -> None:
+    """One for all panels, below them: inside of one it would lie over its bars."""
+    found = {}
+    for axes in figure.axes:
+        handles, labels = axes.get_legend_handles_labels()
+        found |= dict(zip(labels, handles, strict=True))
+    if found:
+        figure.legend(
+            found.values(),
+            found.keys(),
+            loc="outside lower center",
+            ncols=len(found),
+            frameon=False,
+            labelcolor=_GREY,
+            fontsize=9,
+        )
 
 
 def _style(axes: Axes) -> None:
