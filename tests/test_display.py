@@ -92,7 +92,7 @@ def test_a_plot_holds_every_sample_that_was_measured(figure, chosen):
 
 
 def test_no_legend_of_a_plot_lies_over_its_bars(figure):
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     (legend,) = figure.legends
     text = [t.get_text() for t in legend.get_texts()]
     assert text == ["all", "kept", "threshold"]
