@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from ..scores.columns import floats
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
     from ..scores.selected import Selected
@@ -69,14 +70,14 @@ def plot(selection: Selected) -> Figure:
 
 def _legend(figure: Figure) -> None:
     """One for all panels, below them: inside of one it would lie over its bars."""
-    found = {}
+    found: dict[str, Artist] = {}
     for axes in figure.axes:
         handles, labels = axes.get_legend_handles_labels()
         found |= dict(zip(labels, handles, strict=True))
     if found:
         figure.legend(
-            found.values(),
-            found.keys(),
+            handles=list(found.values()),
+            labels=list(found),
             loc="outside lower center",
             ncols=len(found),
             frameon=False,
