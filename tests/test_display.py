@@ -91,6 +91,16 @@ def test_a_plot_holds_every_sample_that_was_measured(figure, chosen):
     assert "not measured" in [t.get_text() for t in figure.axes[2].texts]
 
 
+def test_no_legend_of_a_plot_lies_over_its_bars(figure):
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    text = [t.get_text() for t in legend.get_texts()]
+    assert text == ["all", "kept", "threshold"]
+    assert all(axes.get_legend() is None for axes in figure.axes)
+    box = legend.get_window_extent()
+    assert not any(box.overlaps(axes.get_tightbbox()) for axes in figure.axes)
+
+
 def test_tables_become_data_frames(chosen):
     pytest.importorskip("pandas")
     frame = chosen.to_pandas()

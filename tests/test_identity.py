@@ -209,7 +209,8 @@ def test_another_data_set_of_the_same_size_is_refused_by_name(tmp_path, kind, ho
     for row in other:
         row["question"] = row["question"].replace("Square", "Circle")
     again = rap.load(tmp_path / "selection", other)
-    for asked in everywhere(again, tmp_path):
+    every = everywhere(again, tmp_path)
+    for asked in [*every, lambda: again.export("trl", tmp_path / "out")]:
         with pytest.raises(RapInputError, match="not the one that was scored") as error:
             asked()
         text = str(error.value)

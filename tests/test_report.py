@@ -237,7 +237,11 @@ def test_answer_evidence_and_attention():
     page = Page(render(chosen))
     assert "most attended token: therefore" in page.text
     assert "needed no completions" in page.text
-    assert f"\u03c8 \u2264 {number(chosen.settings['found']['lambda_a'])}" in page.text
+    limit = number(chosen.settings["found"]["lambda_a"])
+    assert f"\u03c8 \u2264 {limit}" in page.text
+    page = Page(render(selection(rows=rows, budget=0.1)))  # psi is reported only
+    assert "\u03c8 \u2264" not in page.text
+    assert f"1 above {limit}, none dropped for it" in page.text
 
 
 def test_budgets_by_group_are_listed():

@@ -736,13 +736,18 @@ def test_found_threshold_says_what_was_taken() -> None:
     found = selection.settings["found"]
     assert (found["lambda_c"], found["lambda_c_exact"]) == (0.75, "3/4")
     assert found["at_lambda_c"] == [2, 3]
-    assert "and 2 of the 3 samples with exactly that D" in selection.summary()
+    assert (
+        "  D > 0.75 (3/4), and 2 of the 3 samples with exactly that D\n"
+        in selection.summary()
+    )
     selection = choose(scores_of(rows), budget=0.67, order="gain")  # 4 of 6: no tie cut
     found = selection.settings["found"]
     assert (found["lambda_c_exact"], found["at_lambda_c"]) == ("5/8", [0, 1])
     assert "exactly that D" not in selection.summary()
     found = choose(scores_of(rows), budget=1, lambda_c=0.5, order="gain").settings["found"]
     assert (found["lambda_c"], found["at_lambda_c"], found["kept"]) == (0.5, [0, 0], 5)
+    plain = choose(scores_of(rows), budget=0.5).summary()
+    assert "  D > 0\n" in plain  # no fraction beside a number that it repeats
 
 
 def test_diagnostics_stand_at_the_exact_threshold() -> None:
@@ -867,8 +872,10 @@ def test_budget_per_group() -> None:
     assert groups == {"x": 4, "y": 2, None: 2}
     assert len(selection) == 8
     assert "source = y: 2 of 5" in selection.summary()
-    with pytest.raises(RapConfigError, match="no such column"):
+    with pytest.raises(RapConfigError, match="^by = 'task': .* no such column"):
         choose(scores_of(rows), by="task")
+    with pytest.raises(RapConfigError, match="^coverage_by = 'task': .* no such column"):
+        choose(scores_of(rows), rule="learn", coverage_by="task")
     with pytest.raises(RapConfigError, match="a float column makes no groups"):
         choose(scores_of(rows), by="kl")
     with pytest.raises(RapConfigError, match="by = 'source'"):

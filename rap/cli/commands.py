@@ -73,8 +73,9 @@ def main(debug: bool) -> None:
     """Choose the few per cent of multimodal samples worth training on, and say why.
 
     For each sample a model is asked twice, with the image and without it. Kept are
-    samples whose outcome depends on the image, whose answer does not hang on one
-    over-attended token, and that are neither always nor never solved.
+    samples whose outcome depends on the image and that are neither always nor never
+    solved. Answers that hang on one over-attended token are reported, and dropped with
+    --biased drop.
 
     \b
     A first look, with data that comes along:
@@ -89,8 +90,9 @@ def main(debug: bool) -> None:
       rap select data.jsonl --rollouts rollouts.parquet --out selection/
 
     \b
-    DATA is JSONL, JSON, Parquet, CSV or TSV (gzip too) beside its images, a folder or
-    quoted pattern ('train-*.parquet') of them, or a folder of datasets.save_to_disk.
+    DATA is one JSONL, JSON, Parquet, CSV or TSV file (gzip too) beside its images, many
+    Parquet files (a folder or quoted pattern, 'train-*.parquet'), or a folder of
+    datasets.save_to_disk.
     Columns are found by name, chats as TRL, verl or LLaVA write them; --columns overrides.
     Exit codes: 0 done, 1 data, model or store unusable, 2 wrong command line or
     setting, 130 Ctrl-C, 143 SIGTERM.

@@ -46,7 +46,9 @@ def is_filter(
         return False
     if filter and asked:
         raise RapConfigError(f"{asked[0]}: no effect on rows that stay as they are")
-    first = selection.match(samples, np.flatnonzero(selection.kept)[:1])
+    found = selection.find(samples, np.flatnonzero(selection.kept)[:1])
+    # Another data set: the message counts all samples, not this one alone.
+    first = selection.match(samples)[:1] if found.why else found.rows
     table = samples.arrow(first)
     row = samples.row(int(first[0])) if table is None else table.to_pylist()[0]
     own = TARGETS[to].is_its_own(row)

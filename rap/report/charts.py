@@ -40,6 +40,8 @@ def panels_of(selection: Selected) -> list[Panel]:
     found, kind = settings["found"], KINDS[settings["evidence"]]
     lambda_c, limit = found["lambda_c"], found["log_lambda_a"]
     many = settings["groups"] and lambda_c is None
+    sign = ">" if found.get("biased") == "report" else "\u2264"
+    after = ": reported, none dropped for it" if sign == ">" else ""
     return [
         _panel(
             selection,
@@ -70,7 +72,9 @@ def panels_of(selection: Selected) -> list[Panel]:
             "higher: one token gets more of the attention",
             None,
             limit,
-            "no limit was set" if limit is None else f"log \u03c8 \u2264 {number(limit)}",
+            "no limit was set"
+            if limit is None
+            else f"log \u03c8 {sign} {number(limit)}{after}",
         ),
     ]
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from ..scores.columns import floats
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
     from ..scores.selected import Selected
@@ -62,9 +63,27 @@ def plot(selection: Selected) -> Figure:
         axes.set_ylim(bottom=0)
         if line is not None:
             axes.axvline(line, color=_LINE, linestyle="--", label="threshold")
-        axes.legend(frameon=False, labelcolor=_GREY, fontsize=9)
     figure.axes[0].set_ylabel("samples", color=_GREY)
+    _legend(figure)
     return figure
+
+
+def _legend(figure: Figure) -> None:
+    """One for all panels, below them: inside of one it would lie over its bars."""
+    found: dict[str, Artist] = {}
+    for axes in figure.axes:
+        handles, labels = axes.get_legend_handles_labels()
+        found |= dict(zip(labels, handles, strict=True))
+    if found:
+        figure.legend(
+            handles=list(found.values()),
+            labels=list(found),
+            loc="outside lower center",
+            ncols=len(found),
+            frameon=False,
+            labelcolor=_GREY,
+            fontsize=9,
+        )
 
 
 def _style(axes: Axes) -> None:

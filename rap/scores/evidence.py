@@ -159,8 +159,8 @@ class Rollouts(Kind):
 
     name = "rollouts"
     summary = (
-        "completions with and without the image, each graded (the paper's): the most "
-        "accurate, and about ten times the sampled tokens of logits"
+        "completions with and without the image, each graded (the paper's): for small "
+        "pools, and about five times the completions of cascade"
     )
     graded = True
     ranks_by = "posterior"

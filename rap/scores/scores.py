@@ -252,7 +252,7 @@ class Scores:
         known = [*schema.names, *getattr(self.dataset, "column_names", ())]
         where = "" if self.dataset is not None else "; the data set is not known"
         raise RapConfigError(
-            f"by = {name!r}: the score table has no such column, nor has the data set"
+            f"{name!r}: the score table has no such column, nor has the data set"
             f"{where}. There are: {', '.join(dict.fromkeys(known))}"
         )
 

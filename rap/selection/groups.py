@@ -35,7 +35,10 @@ def groups_of(scores: Scores, by: str | None) -> list[Group]:
 def codes_of(scores: Scores, option: str, by: str) -> tuple[np.ndarray, list[Any]]:
     """(int32 [n]: the place of each row's value, the values of a column, null too, in order
     of first appearance). ``option``: which setting names it. Raises as ``groups_of``."""
-    column = scores.column(by)
+    try:
+        column = scores.column(by)
+    except RapConfigError as error:
+        raise RapConfigError(f"{option} = {error}") from None
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     kinds = (

@@ -190,7 +190,8 @@ def _threshold_lines(
     lines = []
     if found["lambda_c"] is not None:
         exact = found["lambda_c_exact"]
-        text = f"D > {found['lambda_c']:.6g}" + (f" ({exact})" if exact else "")
+        shown = f"{found['lambda_c']:.6g}"
+        text = f"D > {shown}" + (f" ({exact})" if exact not in (None, shown) else "")
         taken, tied = found["at_lambda_c"]
         if taken:
             text += f", and {taken} of the {tied} samples with exactly that D"
