@@ -66,6 +66,15 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
+SHIM = re.compile(r'<script src="https://unpkg\.com/[^"]*"></script>')
+"""Of the theme, for the search of pages that are opened from a folder by old browsers."""
+
+
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """Nothing is fetched from elsewhere."""
+    return SHIM.sub("", output)
+
+
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     """Links out of docs/, which GitHub follows, to where they went."""
     if page.file.generated_by is not None:  # done already

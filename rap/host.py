@@ -306,7 +306,7 @@ class Host:
             if x.dtype.kind == "O":
                 raise TypeError("expected numbers, got an array of objects")
             x = x.astype(np.float64)
-        return self.array(name, x, contiguous=True)
+        return self.array(name, x, contiguous=True, wide=True)
 
     def integers(self, name: str, x: Any) -> np.ndarray | None:
         return None if x is None else small(name, x, np.int64)

@@ -245,10 +245,9 @@ def test_the_authors_script_and_rule_learn_pick_their_kind(scores):
     d = p - (np.arange(N) // 6) % 3 / 5
     rows = SECOND["public_script"].pick(scores, 0.1, 3)
     assert set(p[rows]) <= {0.6, 0.8} and (d[rows] > 0.2 + 1e-9).all()
-    rows = training_arms.learner()(scores, 0.1, 0)
+    rows = training_arms.learner(guard_hurt=0.1)(scores, 0.1, 0)
     assert len(rows) == 20 and ((p[rows] > 0) & (p[rows] < 1)).all()
-    captured = np.arange(N) % 10 == 0
-    assert captured[rows].sum() == 2 and (d[rows] < 0).sum() == 2
+    assert (d[rows] < 0).sum() == 2
     assert SECOND["rap_no_ace"].pick(scores, 0.3, 0).tolist() != (
         SECOND["rap"].pick(scores, 0.3, 0).tolist()
     )

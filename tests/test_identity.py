@@ -301,7 +301,7 @@ def test_selections_of_older_versions_are_matched_by_what_they_know(tmp_path, ki
         assert again.dataset["mark"] == KEPT
     datasets = pytest.importorskip("datasets")
     stream = datasets.Dataset.from_list(rows).to_iterable_dataset()
-    with pytest.raises(RapInputError, match="without streaming"):
+    with pytest.raises(RapInputError, match="rows come one after the other"):
         rap.load(tmp_path, stream).dataset  # noqa: B018
     with pytest.raises(RapInputError, match="selected samples are not in the data set"):
         rap.load(tmp_path, rows[:20]).rows  # noqa: B018

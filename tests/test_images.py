@@ -250,8 +250,6 @@ def test_fault_08_link_put_there_after_the_look_is_not_followed(tmp_path, monkey
         "http://169.254.169.254/latest/meta-data",
         "https://example.com/x.png",
         "HTTPS://example.com/x.png",
-        "file:///etc/passwd",
-        "file:/etc/passwd",
         "ftp://x/y.png",
         "s3://bucket/y.png",
         "zip://x.png::https://example.com/a.zip",
@@ -260,6 +258,12 @@ def test_fault_08_link_put_there_after_the_look_is_not_followed(tmp_path, monkey
 def test_fault_09_url_refused(tmp_path, url):
     assert row_code(tmp_path, url) == "url_refused"
     assert row_code(tmp_path, {"bytes": None, "path": url}) == "url_refused"
+
+
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "file:/etc/passwd"])
+def test_fault_09_url_of_a_file_leads_nowhere_that_its_path_does_not(tmp_path, url):
+    assert row_code(tmp_path, url) == "path_outside_root"
+    assert row_code(tmp_path, {"bytes": None, "path": url}) == "path_outside_root"
 
 
 def test_fault_09_data_uri_is_decoded_without_network(tmp_path):

@@ -546,7 +546,7 @@ def test_too_many_bad_samples_lose_no_row(tiny, tmp_path):
     rows = make_rows(24)
     for i in (0, 10, 11, 23):
         rows[i]["image"] = {"bytes": b"<html>", "path": None}
-    options = {"batch_size": 4, "max_bad_fraction": 0.15}
+    options = {"evidence": "logits", "batch_size": 4, "max_bad_fraction": 0.15}
     for shard_size, kept in ((24, 20), (12, 21), (50, 20)):
         options |= {"store": tmp_path / f"{shard_size}", "shard_size": shard_size}
         with pytest.raises(RapInputError, match=f"4 of 24 .*{kept} seen"):
@@ -1047,7 +1047,7 @@ def test_fault_32_a_failed_write_of_what_is_left_hides_no_error(
 
 
 def test_fault_32_a_long_shard_is_kept_while_it_is_in_progress(tiny, tmp_path, monkeypatch):
-    kept = []
+    kept, one = [], {"evidence": "logits"}
     write = ScoreStore.write_partial
 
     def written(self, k, scores, *args, **kwargs):
@@ -1055,10 +1055,10 @@ def test_fault_32_a_long_shard_is_kept_while_it_is_in_progress(tiny, tmp_path, m
         write(self, k, scores, *args, **kwargs)
 
     monkeypatch.setattr(ScoreStore, "write_partial", written)
-    score(*tiny, make_rows(8), store=tmp_path / "quick", batch_size=2, shard_size=6)
+    score(*tiny, make_rows(8), store=tmp_path / "quick", batch_size=2, shard_size=6, **one)
     assert kept == []  # not half a minute
     monkeypatch.setattr(filling, "PARTIAL_SECONDS", 0.0)
-    score(*tiny, make_rows(8), store=tmp_path / "slow", batch_size=2, shard_size=6)
+    score(*tiny, make_rows(8), store=tmp_path / "slow", batch_size=2, shard_size=6, **one)
     assert kept == [(0, 2), (0, 4)]
     assert not list((tmp_path / "slow").glob("partial*"))
 

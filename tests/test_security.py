@@ -147,8 +147,7 @@ REFUSED = {
     "http://127.0.0.1:9/x.png": "url_refused",
     "https://example.org/x.png": "url_refused",
     "HTTP://example.org/x.png": "url_refused",
-    "file:///etc/hostname": "url_refused",
-    "file:x.png": "url_refused",
+    "file:///etc/hostname": "path_outside_root",
     "s3://bucket/x.png": "url_refused",
     "ftp://example.org/x.png": "url_refused",
 }

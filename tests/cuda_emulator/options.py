@@ -61,6 +61,7 @@ ROWS = {
     ],
     "cu_seqlens": [[0, 2, 2, T], Device(np.array([0, 2, 2, T])), [0, 1], [0, 3, 1, T]],
     "weights": [None, rng.random(T), Device(rng.random(T)), -np.ones(T), np.ones(2)],
+    "ignore_index": [None, -7, 1.5],
     "threads": [3, None, 0, 1.5],
 }  # fmt: skip
 LSE = "the log-sum-exps of q and k"
