@@ -75,6 +75,11 @@ def on_post_page(output: str, page: Any, config: Any) -> str:
     return SHIM.sub("", output)
 
 
+def on_post_template(output: str, template_name: str, config: Any) -> str:
+    """Nor by the page of what was not found."""
+    return SHIM.sub("", output)
+
+
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     """Links out of docs/, which GitHub follows, to where they went."""
     if page.file.generated_by is not None:  # done already
