@@ -29,7 +29,7 @@ def choosing(path: Path) -> None:
     scores = rap.Scores.from_rollouts(path, ident="id")  # planted: the keyword is id
     rap.choose(scores, bugdet=0.09)  # planted: a misspelt keyword
     rap.choose(scores, budget="9 %")  # planted: budget is a share
-    rap.choose(path, budget=0.09)  # planted: a path is not scores
+    rap.choose(scores, rule="newest")  # planted: no such rule
     selection = rap.choose(scores, budget=0.09)
     print(selection.idices)  # planted: a misspelt attribute
     selection.save()  # planted: where to?
@@ -41,7 +41,7 @@ def choosing(path: Path) -> None:
 
 def driving(model: Any, processor: Any, data: Any) -> None:
     rap.select(model, processor, data, budget="a tenth")  # planted: budget is a share
-    rap.select(model, processor)  # planted: no data set
+    rap.select(model, processor, data, bugdet=0.1)  # planted: a misspelt keyword
     rap.score(model, processor, data, config={"m1": 5})  # planted: a ScoreConfig
     rap.score(model, processor, data, store=5)  # planted: store is a path
     rap.ScoreConfig(m2=5)  # planted: no such setting
