@@ -436,8 +436,8 @@ class ChooseConfig:
         none=f"{DEFAULT_GUARD} if biased is drop, else 0",
     )
     guard_hurt: Annotated[Number, Ge(0), Le(1)] | None = setting(
-        "Rule learn: share of the kept samples for those that the image hurts, with mixed "
-        "outcomes; what fills an unfilled budget may hold more.",
+        "Rule learn: share of the kept samples for those that the image hurts, the most "
+        "harmed first; what fills an unfilled budget may hold more.",
         default=None,
         none=str(DEFAULT_GUARD_HURT),
     )

@@ -79,6 +79,16 @@ def prompt_apart(selection: Selected) -> list[str]:
     return found
 
 
+def require_columns(selection: Selected, add: Sequence[str]) -> None:
+    """Raises ``RapConfigError`` for a name that is no column of the selection."""
+    names = selection.reader.schema.names
+    for name in add:
+        if name not in names:
+            raise RapConfigError(
+                f"add: the selection has no column {name!r}; it has {', '.join(names)}"
+            )
+
+
 def added_columns(
     selection: Selected, add: Sequence[str], filtered: bool
 ) -> list[dict[str, Any]] | None:
@@ -87,12 +97,7 @@ def added_columns(
         return None
     if not filtered:
         raise RapConfigError("add: rows that are written anew have their own columns")
-    names = selection.reader.schema.names
-    for name in add:
-        if name not in names:
-            raise RapConfigError(
-                f"add: the selection has no column {name!r}; it has {', '.join(names)}"
-            )
+    require_columns(selection, add)
     kept = selection.of_kept(add)
     return kept.rename_columns([f"rap_{name}" for name in add]).to_pylist()
 

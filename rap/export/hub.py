@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import RapConfigError, RapError, RapInputError, first_line, require_extra
 from ..samples.images import read_bytes
 from ..samples.sample import Bad, BadSample
+from .filter import require_columns
 
 if TYPE_CHECKING:
     import datasets
@@ -102,12 +103,7 @@ def write_folder(
     """What is uploaded: ``README.md``, and ``data/train-*.parquet``."""
     if not len(selection):
         raise RapInputError("nothing to upload: the selection keeps no sample")
-    names = selection.reader.schema.names
-    for name in add:
-        if name not in names:
-            raise RapConfigError(
-                f"add: the selection has no column {name!r}; it has {', '.join(names)}"
-            )
+    require_columns(selection, add)
     rows = _rows(selection, add)
     (folder / "data").mkdir()
     count = -(-len(rows) // ROWS)
