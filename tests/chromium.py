@@ -49,8 +49,7 @@ class Browser:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.connection.close()
-        self.loop.run_until_complete(asyncio.sleep(0.1))
+        self.loop.run_until_complete(self._close())
         self.process.terminate()
         self.process.wait(60)
         self.loop.close()
@@ -87,6 +86,11 @@ class Browser:
         while not await self._value("document.readyState === 'complete'"):
             assert time.monotonic() < end
             await asyncio.sleep(0.1)
+
+    async def _close(self) -> None:
+        """Within the loop: tornado asks for the running one as it writes."""
+        self.connection.close()
+        await asyncio.sleep(0.1)
 
     async def _send(self, method: str, **params: Any) -> Any:
         self.count += 1

@@ -288,8 +288,8 @@ RULES = (
     Mutant(
         "rule-remainder-to-empty",
         GROUPS,
-        "if base[i] < len(candidates):",
-        "if len(candidates):",
+        "if i not in raised and base[i] < len(candidates):",
+        "if i not in raised and len(candidates):",
         BY_GROUP,
     ),
     Mutant(
