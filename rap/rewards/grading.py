@@ -26,6 +26,13 @@ from ..samples.answers import (
 )
 from ..samples.choices import letter_index, plain, unlabelled
 from ..samples.markup import boxes, element, folded, has_open_box, spoken
+from .asides import (
+    without_courtesy,
+    without_listed,
+    without_options,
+    without_other_senses,
+    without_ruled_out,
+)
 from .letters import CLAUSE, letters_in_any_order, letters_said
 from .mathematics import (
     LONGEST_FORMULA,
@@ -52,7 +59,7 @@ from .words import (
 
 LONG_TEXT = 15  # characters of a choice that is a sentence
 LONGEST_SENTENCE = 4000  # characters of a sentence, its end, that are searched
-RULE_VERSION = 4  # raise it when a grade can change: it is part of the fingerprint
+RULE_VERSION = 5  # raise it when a grade can change: it is part of the fingerprint
 
 __all__ = ["final_answer", "grade", "marked_answers", "name", "named_choice", "quantity"]
 
@@ -77,13 +84,19 @@ def grade(answer: str, choices: Sequence[str], text: str, *, finished: bool = Tr
     """
     reference = read_answer(answer, tuple(choices))
     said = spoken(text)
-    if said is None or has_open_box(said[1]) or _marks_nothing(said[1]):
+    if said is None:
         return False
-    response = said[1] if finished else _completed(said[1])
+    response = without_courtesy(said[1])
+    if has_open_box(response) or _marks_nothing(response):
+        return False
+    response = response if finished else _completed(response)
     if choices:
         options = unlabelled(choices)[0]
         right = {plain(options[k]) for k in reference.choices}
-        named = _choices_in(response, options, len(right) > 1, finished)
+        several, rest = len(right) > 1, without_options(response, options)
+        named = _choices_in(rest, options, several, finished)
+        if several and len(named) < 2:  # all of the options may be the answer
+            named = _choices_in(response, options, several, finished)
         return {plain(options[k]) for k in named} == right
     return _answers(reference, response, finished)
 
@@ -126,6 +139,7 @@ _CUE = re.compile(
 _RIGHT_ONE = re.compile(
     r"\(?\b([A-Z])\)? is (?:the )?(?:correct|right|best)"
     r"(?: (?:answer|option|choice)\b|[.,!]|$)"
+    r"|\(?\b([A-Z])\)? is the (?:answer|one)(?=[.,!]|$)"
     r"|(?<![A-Za-z])([A-Z])\s*(?:选项|项)?是?正确(?!的?吗)",
     re.MULTILINE,
 )
@@ -229,6 +243,7 @@ _LABEL = re.compile(
 )
 _BEFORE_BRACKET = re.compile(r"\W{0,2}([A-Z])\s+(?=\()")  # "C (12 cm)"
 _IN_BRACKETS = re.compile(r"[(\[]\s*([A-Za-z])\s*[)\]]")
+_ARROW = re.compile(r"^\s*(?:[-=]+>|\u2192|\u21d2)")
 _WORD = re.compile(r"(?:\b(?i:option|choice|answer)\s+|选项?\s*)([A-Z])\b")
 
 
@@ -251,6 +266,8 @@ def _choices_in(
     return _named(lines[-1], choices, several) or _named(lines[0], choices, several)
 
 
+_AT_LABEL = re.compile(r"(?<=\S)[\s,;]+(?=\(?[A-J][).:]\s*\S)")
+_ANOTHER = re.compile(r"[\s,;]*(?:(?:and|or)\s+)?[(\[]?[A-J](?:[)\]]|[.:]\s)", re.IGNORECASE)
 _BOTH = re.compile(
     r"^(?:so\b|thus\b|therefore\b|,|\s)*(?:both\s+)?(?:(?:options?|choices?|answers?)\s+)?"
     r"|\s+(?:are|is)\s+(?:both\s+|all\s+)?(?:the\s+)?(?:correct|right|true)\b.*$",
@@ -266,9 +283,10 @@ def _named(final: str, choices: Sequence[str], several: bool) -> set[int]:
         tail = CLAUSE.split(final)[-1]
         for text in (final, tail, _BOTH.sub("", final)):
             parts = list(letters_in_any_order(text)) or _parts(text)
-            found = {named_choice(part, choices) for part in parts}
-            if len(found) > 1 and None not in found:
-                return found  # type: ignore[return-value]
+            for items in (parts, _AT_LABEL.split(text)):
+                found = {named_choice(item, choices) for item in items}
+                if len(found) > 1 and None not in found:
+                    return found  # type: ignore[return-value]
     one = named_choice(final, choices)
     return set() if one is None else {one}
 
@@ -281,7 +299,7 @@ def named_choice(final: str, choices: Sequence[str]) -> int | None:
     the answer opens with, or the only one that stands in it; its value as mathematics.
     What is said not to be it ("not (B)") is not named.
     """
-    final = plain_latex(folded(final)).strip()
+    final = without_ruled_out(_ARROW.sub("", plain_latex(folded(final))).strip())
     texts = [plain(plain_latex(folded(choice))) for choice in choices]
     if plain(final) in texts:
         return texts.index(plain(final))
@@ -297,6 +315,8 @@ def named_choice(final: str, choices: Sequence[str]) -> int | None:
             others |= set(re.findall(r"^[A-J](?=[\s.,;\u3001]|$)", final[match.end() :]))
             if others or rest in texts or denied(final, match.start(1), match.end(1)):
                 return None  # "(A), (B) and (C)", "B. 14 cm" where 14 cm is C
+        elif named is not None and _ANOTHER.match(rest.partition(texts[named])[2]):
+            return None  # "(B) 12 cm (C) 13 cm"
     if named is None:
         named = _only(_equal_numbers(final, choices))
     if named is None:
@@ -306,7 +326,7 @@ def named_choice(final: str, choices: Sequence[str]) -> int | None:
     if named is None:  # "No, the set is ..."
         named = _only(k for k, t in enumerate(texts) if t and _opens_with(plain(final), t))
     if named is None:
-        inside = _texts_inside(plain(final), texts)
+        inside = _texts_inside(without_other_senses(plain(final), choices), texts)
         whole = (k for k in inside if _is_end(plain(final), texts[k]))
         named = _only(inside) if len(inside) < 2 else _only(whole)
     if named is None:
@@ -432,7 +452,7 @@ def _same(reference: str, final: str) -> bool:
 
 def _unmarked(reference: Reference, accepted: Accepted, text: str) -> bool:
     """The last line, or, where that is about something else, how the response begins."""
-    lines = _lines(text)
+    lines = _lines(without_listed(text) if reference.letters else text)
     if not lines:
         return False
     labels = {m[1] for line in lines if (m := re.match(r"\(?([A-J])[).:]\s", line))}

@@ -6,6 +6,7 @@ import re
 
 from ..samples.answers import letters_of
 from ..samples.markup import folded, text_commands
+from .asides import without_ruled_out
 from .words import denied
 
 CLAUSE = re.compile(r"\b(?:are|is|be)\b|(?<!\d):|:(?!\d)")
@@ -42,6 +43,7 @@ def letters_said(final: str) -> str:
     """The letter, or the set of letters, that a final answer to an open question names:
     "C", "(C)", "Option C", "C. a tower", "C: 140", "A, C and D"; "" if it names none."""
     text = " ".join(folded(text_commands(final)).replace("$", " ").split()).strip("*\"' ")
+    text = without_ruled_out(text)
     whole = letters_in_any_order(text.upper() if len(text) == 1 else text)
     if whole:
         return whole

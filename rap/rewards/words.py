@@ -29,7 +29,7 @@ _FUNCTION = (
     "at on of with for called named say said choose pick select answer : = , - like shows "
     "show see have has into yes no because so this that"
 ).split()
-_FUNCTION_CJK = "是为叫选有在到于成答:,= "
+_FUNCTION_CJK = "是为叫选有在到于成答:,=.;! "
 _AFTER = (
     "because since as so in on at for with of from due which when while where that and "
     "therefore hence not rather instead color colour one ones"

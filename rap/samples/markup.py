@@ -10,8 +10,13 @@ import re
 import unicodedata
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
-_ELEMENT = re.compile(r"<\s*answer\s*>", re.IGNORECASE)
-_ELEMENT_END = re.compile(r"<\s*/\s*answer\s*>", re.IGNORECASE)
+_ELEMENT = re.compile(r"<\s*(?:answer|\u7b54\u6848)\s*>", re.IGNORECASE)
+_ELEMENT_END = re.compile(
+    r"<\s*[/\\]\s*(?:answer|\u7b54\u6848)\s*>|<\s*answer\s*/\s*>"
+    r"|<\s*/\s*(?:a(?:n(?:s(?:w(?:er?)?)?)?)?)?\s*\Z",
+    re.IGNORECASE,
+)
+"""Also <\\answer>, <answer/>, and the end of a text in the midst of </answer>."""
 _THOUGHT = re.compile(
     r"<\s*(?:think|thinking|thought|reasoning)\s*>|\u25c1think\u25b7|<\|begin_of_thought\|>",
     re.IGNORECASE,
@@ -67,14 +72,23 @@ def has_open_box(text: str) -> bool:
 
 
 def element(text: str) -> tuple[str, str, bool] | None:
-    """(before, inside, closed) of the last ``<answer>`` element; None if there is none."""
+    """(before, inside, closed) of the last ``<answer>`` element; None if there is none. A
+    second ``<answer>`` with nothing behind it closes the first."""
     starts = list(_ELEMENT.finditer(text))
     if not starts:
         return None
+    if len(starts) > 1 and not text[starts[-1].end() :].strip():
+        text = text[: starts[-1].start()] + "</answer>"
+        starts.pop()
     rest = text[starts[-1].end() :]
     end = _ELEMENT_END.search(rest)
     inside = rest if end is None else rest[: end.start()]
     return text[: starts[-1].start()].strip(), inside.strip(), end is not None
+
+
+def stray_end(text: str) -> str:
+    """A text without element without a ``</answer>`` that ends nothing."""
+    return _ELEMENT_END.sub("\n", text)
 
 
 def spoken(text: str) -> tuple[str, str] | None:
