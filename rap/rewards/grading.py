@@ -46,6 +46,7 @@ from .mathematics import (
 from .numbers import digits_for_words, ordinal_as_number, quantity, same_quantity
 from .prose import formulas_in, said_quantity
 from .ranges import as_ratio, same_form
+from .refusals import may_be_meant, refuses
 from .units import trailing_unit
 from .words import (
     after_correction,
@@ -127,8 +128,9 @@ def _completed(text: str) -> str:
 
 CUES = 20  # so many of the last "the answer is" are looked at
 _CUE = re.compile(
-    r"(?<!\bother )\banswers?(?:\s+(?:is|are|would be|should be|will be|must be)\b(?:\s*:)?"
-    r"|\s*[:=\uff1a])"
+    r"(?<!\bother )\b(?:answers?(?:\s+to\s+(?:the|this|that|your)\s+question)?"
+    r"(?:\s+(?:is|are|would be|should be|will be|must be)\b(?:\s*:)?|\s*[:=\uff1a])"
+    r"|final\s+(?:value|result|number)\s+is\b(?:\s*:)?)"
     r"|(?<!\bother )\b(?:option|choice|(?:correct|right|best)\s+(?:option|choice)s)"
     r"(?:\s+letter)?\s+(?:is|are)\b(?:\s*:)?"
     r"|(?:答案|正确选项|正确的选项)\s*(?:应该|应)?\s*[是为选:\uff1a\u3011]"
@@ -173,10 +175,27 @@ def marked_answers(text: str) -> list[str]:
     found = element(text)
     inside = found[1] if found is not None else ""
     inside, boxed = _boxed(inside) or inside, _boxed(text)
+    bold = _in_bold(text)
     text = _MARKDOWN.sub("", text)
     hashes = _first_line(text.rpartition("####")[2]) if "####" in text else ""
     right_one = ["".join(groups) for groups in _RIGHT_ONE.findall(text)[-1:]]
-    return [x for x in (inside, boxed, hashes, _after_cue(text), *right_one) if x]
+    marked = [x for x in (inside, boxed, hashes, _after_cue(text), *right_one) if x]
+    return marked or ([bold] if bold else [])
+
+
+_BOLD = re.compile(r"\*\*([^*\n]{1,40})\*\*")
+_GOES_ON = re.compile(r"\b(?:so|thus|therefore|hence|total|finally|result)\b|=|所以|因此|共")
+
+
+def _in_bold(text: str) -> str:
+    """The one letter, number, yes or no in bold; "" where something else is, too, or where
+    a result follows."""
+    found = list(_BOLD.finditer(text))
+    said = {match[1].strip(" .") for match in found}
+    if len(said) != 1 or _GOES_ON.search(text, found[-1].end()):
+        return ""
+    one = said.pop()
+    return one if _short_answer(tidy(one)) else ""
 
 
 def _spoken(text: str) -> str:
@@ -261,6 +280,8 @@ def _choices_in(
     labels = {match[1].upper() for line in lines if (match := _LABEL.match(line))}
     if any(marked) or not lines or not finished:
         return set()
+    if refuses(lines[-1]) and not may_be_meant(choices):
+        return set()
     if len(labels) > 1:
         return _named("\n".join(lines), choices, several) if several else set()
     return _named(lines[-1], choices, several) or _named(lines[0], choices, several)
@@ -327,6 +348,8 @@ def named_choice(final: str, choices: Sequence[str]) -> int | None:
         named = _only(k for k, t in enumerate(texts) if t and _opens_with(plain(final), t))
     if named is None:
         inside = _texts_inside(without_other_senses(plain(final), choices), texts)
+        if len(inside) > 1:
+            inside = _concluded(final, choices, texts) or inside
         whole = (k for k in inside if _is_end(plain(final), texts[k]))
         named = _only(inside) if len(inside) < 2 else _only(whole)
     if named is None:
@@ -359,18 +382,57 @@ def _equal_numbers(final: str, choices: Sequence[str]) -> list[int]:
 def _texts_inside(final: str, texts: Sequence[str]) -> set[int]:
     """Choices whose text stands in ``final`` as whole words, those inside a longer one
     that stands there left out ("red" in "dark red"), and those it denies."""
-    spans = []
+    final, spans = _unhyphened(final), []
     for k, text in enumerate(texts):
         text = text.removeprefix("it ") if len(text) > LONG_TEXT else text
-        # a single letter is a word of its own ("a mirror"), not the choice
-        if len(text) > 1 - text.isdigit() and (at := _find_words(final, text)) is not None:
-            spans.append((at, at + len(text), k))
+        for form in (_unhyphened(text), *_other_number(text, texts)):
+            # a single letter is a word of its own ("a mirror"), not the choice
+            if len(form) < 2 - form.isdigit() or (at := _find_words(final, form)) is None:
+                continue
+            spans.append((at, at + len(form), k))
+            break
     return {
         k
         for a, b, k in spans
         if not any(c <= a and b <= d and d - c > b - a for c, d, _ in spans)
         and not denied(final, a, b)
     }
+
+
+_CONCLUSION = re.compile(
+    r"(?:^|(?<=[.!?;\n])\s+)(?:so|therefore|thus|hence|consequently|in conclusion|overall)\b"
+    r"|因此|所以|故",
+    re.IGNORECASE,
+)
+_COMPARED_WITH = re.compile(
+    r",?\s+(?:than|compared\s+(?:to|with)|rather\s+than|unlike|as\s+opposed\s+to)\b[^.;\n]*",
+    re.IGNORECASE,
+)
+
+
+def _concluded(final: str, choices: Sequence[str], texts: Sequence[str]) -> set[int]:
+    """The one choice that the last conclusion names ("Therefore, ..."), or that what is
+    compared is ("the sun is larger than the moon"); empty if there is none such."""
+    found = list(_CONCLUSION.finditer(final))
+    last = final[found[-1].end() :] if found else final
+    for said in (last, _COMPARED_WITH.sub("", last)):
+        inside = _texts_inside(without_other_senses(plain(said), choices), texts)
+        if len(inside) == 1:
+            return inside
+    return set()
+
+
+def _unhyphened(text: str) -> str:
+    """Of the same length: "pde refiner" of "pde-refiner"."""
+    return re.sub(r"(?<=[a-z]{2})-(?=[a-z]{2})", " ", text)
+
+
+def _other_number(text: str, texts: Sequence[str]) -> list[str]:
+    """The plural of a choice that is words, or its singular, where that is no choice."""
+    if not re.fullmatch(r"[a-z][a-z -]{2,}[a-z]", text) or text.endswith("ss"):
+        return []
+    other = text[:-1] if text.endswith("s") else text + "s"
+    return [] if other in texts else [_unhyphened(other)]
 
 
 def _is_end(final: str, text: str) -> bool:
@@ -453,7 +515,7 @@ def _same(reference: str, final: str) -> bool:
 def _unmarked(reference: Reference, accepted: Accepted, text: str) -> bool:
     """The last line, or, where that is about something else, how the response begins."""
     lines = _lines(without_listed(text) if reference.letters else text)
-    if not lines:
+    if not lines or (refuses(lines[-1]) and not may_be_meant([accepted.text])):
         return False
     labels = {m[1] for line in lines if (m := re.match(r"\(?([A-J])[).:]\s", line))}
     if reference.letters and len(labels) > 1:

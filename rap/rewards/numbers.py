@@ -281,6 +281,11 @@ def chinese_value(text: str) -> int | None:
     return total + section + digit
 
 
+_A_ZERO = re.compile(
+    r"(?:\d|\b(?:one|two|three|four|a|the|each|every|only|single|no|real))\s+$", re.IGNORECASE
+)
+
+
 @lru_cache(maxsize=4096)
 def digits_for_words(text: str) -> str:
     """Number words as digits: "three cats" is "3 cats", "两只" is "2只". "One" stays where
@@ -295,6 +300,8 @@ def digits_for_words(text: str) -> str:
             )
             if counted is None:
                 return match[0]
+        if match[0].casefold() == "zero" and _A_ZERO.search(text[: match.start()]):
+            return match[0]
         return str(words_value(match[0]))
 
     def chinese(match: re.Match[str]) -> str:

@@ -26,10 +26,26 @@ _COMPARED = re.compile(
     re.IGNORECASE,
 )
 _COUNTED = re.compile(
-    r"\bthere\s+(?:are|is|were)\s+(?:exactly\s+|only\s+)?$", re.IGNORECASE
+    r"(?:^|[.!?]\s+)\W*$|\bthere\s+(?:are|is|were|was)\s+"
+    r"(?:exactly\s+|only\s+|a\s+total\s+of\s+)?$",
+    re.IGNORECASE,
 )
 _DENIES_ANOTHER = re.compile(
     r"(?<=\w),?\s+(?:and\s+)?(?:not|rather than|instead of)\s+[^,.;]*[.!]?$", re.IGNORECASE
+)
+_THERE_ARE = re.compile(
+    r"\bthere\s+(?:is|are|was|were)\s+(?:exactly\s+|only\s+|a\s+total\s+of\s+|about\s+)?$",
+    re.IGNORECASE,
+)
+_BESIDE = re.compile(
+    r",\s+(?:with|which\s+(?:is|was|are|means|shows)|while|where|as|since|compared)\b.*$"
+    r"|\s+(?:because|since)\s.*$|,?\s*因为.*$",
+    re.IGNORECASE | re.DOTALL,
+)
+_COMES_TO = re.compile(
+    r"\b(?:so|thus|therefore|hence|total|gives?|giving|makes?|making|equals?|leaving|leaves"
+    r"|altogether|answer)\b|=|所以|因此|共",
+    re.IGNORECASE,
 )
 _DENIED_AFTER = re.compile(
     r"\W*(?:(?:is|was|would be|seems)\s+(?:not|wrong|incorrect|too)|isn't|是错)",
@@ -43,7 +59,7 @@ def said_quantity(text: str) -> tuple[Number, str] | None:
     has a formula or a ratio there. A unit after the number counts where it is a known
     one."""
     said = normal_unit_text(digits_for_words(text)).rpartition("=")[2]
-    said = _DENIES_ANOTHER.sub("", said)
+    said = _main_clause(_DENIES_ANOTHER.sub("", said))
     if re.search(r"[\\{}]", said) or _OPERATION.search(said):
         return None
     tokens = list(_TOKEN.finditer(said))
@@ -53,13 +69,13 @@ def said_quantity(text: str) -> tuple[Number, str] | None:
         if not _COUNTED.search(said[: tokens[-2].start()]):
             return None
         tokens.pop()  # "there are 3 bars smaller than 40"
-    last = tokens[-1]
+    last = _counted_there(said, tokens) or tokens[-1]
     before, after = said[: last.start()], said[last.end() :]
     if re.search(r"(?<![A-Za-z])(?!US$|USD$|RMB$)[A-Za-z]{1,3}$", before):
         return None  # vitamin B12
     if _COMPARED.search(before) or _DENIED_AFTER.match(after):
         return None
-    if len(tokens) > 1 and _LIST.fullmatch(said[tokens[-2].end() : last.start()]):
+    if last is tokens[-1] and len(tokens) > 1 and _LIST.fullmatch(said[tokens[-2].end() : last.start()]):
         return None
     if quantity(last[0]) is None:
         return None
@@ -73,6 +89,31 @@ def said_quantity(text: str) -> tuple[Number, str] | None:
         return None  # 5x
     money = re.search(r"(?:US)?(\$|\u00a3|\u20ac|\u00a5)\s*$", before)
     return value, currency or (money[1] if money else _unit(rest))
+
+
+def _main_clause(said: str) -> str:
+    """A sentence without the clause that only adds to its number, or gives the reason:
+    "2019" of "2019, with 25.8 in 2020"; all of it where that clause comes to a result."""
+    match = _BESIDE.search(said)
+    if match is None or _COMES_TO.search(match[0]) or re.search(r"[.!?]\s", match[0]):
+        return said
+    head = said[: match.start()]
+    return head if _TOKEN.search(head) else said
+
+
+def _counted_there(said: str, tokens: list[re.Match[str]]) -> re.Match[str] | None:
+    """The count in the last sentence "there are 4 bars that have a value below 8": the
+    first number, where what follows it is one clause."""
+    for token, following in zip(tokens, tokens[1:], strict=False):
+        rest = said[token.end() :]
+        if (
+            _THERE_ARE.search(said[: token.start()])
+            and not re.search(r"[,;]|[.!?]\s|\bof\s+\$?\d", rest)
+            and not _COMES_TO.search(rest)
+            and not _LIST.fullmatch(said[token.end() : following.start()])
+        ):
+            return token
+    return None
 
 
 def _unit(rest: str) -> str:

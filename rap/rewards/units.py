@@ -117,7 +117,7 @@ UNIT = re.compile(
 
 def normal_unit_text(text: str) -> str:
     """LaTeX and dotted spellings taken away: ``^{\\circ}`` is \u00b0, ``P.M.`` is pm."""
-    text = re.sub(r"\^?\s*\{?\s*\\(?:circ|degree)(?![a-zA-Z])\s*\}?", "\u00b0", text)
+    text = re.sub(r"\*?\s*\^?\s*\{?\s*\\(?:circ|degree)(?![a-zA-Z])\s*\}?", "\u00b0", text)
     text = re.sub(r"\\([%$])", r"\1", text).replace("\\ ", " ")
     text = text.replace("\u00b2", "^2").replace("\u00b3", "^3")
     return re.sub(r"\b([ap])\.\s?m\b\.?", r"\1m", text, flags=re.IGNORECASE)

@@ -13,10 +13,10 @@ _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _ELEMENT = re.compile(r"<\s*(?:answer|\u7b54\u6848)\s*>", re.IGNORECASE)
 _ELEMENT_END = re.compile(
     r"<\s*[/\\]\s*(?:answer|\u7b54\u6848)\s*>|<\s*answer\s*/\s*>"
-    r"|<\s*/\s*(?:a(?:n(?:s(?:w(?:er?)?)?)?)?)?\s*\Z",
+    r"|(?P<cut><\s*/\s*(?:a(?:n(?:s(?:w(?:er?)?)?)?)?)?\s*\Z)",
     re.IGNORECASE,
 )
-"""Also <\\answer>, <answer/>, and the end of a text in the midst of </answer>."""
+"""Also <\\answer>, <answer/>; ``cut``: the end of a text in the midst of </answer>."""
 _THOUGHT = re.compile(
     r"<\s*(?:think|thinking|thought|reasoning)\s*>|\u25c1think\u25b7|<\|begin_of_thought\|>",
     re.IGNORECASE,
@@ -83,7 +83,8 @@ def element(text: str) -> tuple[str, str, bool] | None:
     rest = text[starts[-1].end() :]
     end = _ELEMENT_END.search(rest)
     inside = rest if end is None else rest[: end.start()]
-    return text[: starts[-1].start()].strip(), inside.strip(), end is not None
+    closed = end is not None and end["cut"] is None
+    return text[: starts[-1].start()].strip(), inside.strip(), closed
 
 
 def stray_end(text: str) -> str:
