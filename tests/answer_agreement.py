@@ -74,7 +74,10 @@ def mathruler(folder: str) -> Callable[[Row], bool]:
     return right
 
 
+_BESIDE = r"ruled|courtesy|restated|tag|refusal|clause|comparison|turn"
 STRICT = (
+    ("beside", "what stands beside the answer is not read as that: options ruled out or "
+     "said over, courtesy, open tags, clauses, another turn", _BESIDE),
     ("choices", "knows no options: letter and text are two things", r"choice|^letter$"),
     ("list", "a list of accepted answers is one text", r"accepted"),
     ("markup", "tags and steps in the reference are not taken away", r"markup"),
@@ -89,6 +92,8 @@ STRICT = (
     ("number", "a spelling of a number, or a sentence around it", r""),
 )  # fmt: skip
 LENIENT = (
+    ("beside it", "a number or letter counts that stands beside the answer, or in a "
+     "refusal", _BESIDE),
     ("denied", "a letter or number that is denied, compared or an article counts",
      r"letter|choice|^integer"),
     ("unit dropped", "the unit is left out before comparing", r"unit|money|percent"),

@@ -87,7 +87,7 @@ def grade(answer: str, choices: Sequence[str], text: str, *, finished: bool = Tr
     said = spoken(text)
     if said is None:
         return False
-    response = without_courtesy(said[1])
+    response = without_courtesy(_own_turn(said[1]))
     if has_open_box(response) or _marks_nothing(response):
         return False
     response = response if finished else _completed(response)
@@ -100,6 +100,20 @@ def grade(answer: str, choices: Sequence[str], text: str, *, finished: bool = Tr
             named = _choices_in(response, options, several, finished)
         return {plain(options[k]) for k in named} == right
     return _answers(reference, response, finished)
+
+
+_NEXT_TURN = re.compile(
+    r"\n\s*\n\s*(?:Question|Human|User|问题|用户)\s*[:\uff1a]", re.IGNORECASE
+)
+
+
+def _own_turn(text: str) -> str:
+    """A response without the questions that a model makes up and answers after its own
+    answer, where it has marked that."""
+    match = _NEXT_TURN.search(text)
+    if match is None or not marked_answers(text[: match.start()]):
+        return text
+    return text[: match.start()]
 
 
 def _marks_nothing(text: str) -> bool:

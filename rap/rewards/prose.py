@@ -108,7 +108,7 @@ def _counted_there(said: str, tokens: list[re.Match[str]]) -> re.Match[str] | No
         rest = said[token.end() :]
         if (
             _THERE_ARE.search(said[: token.start()])
-            and not re.search(r"[,;]|[.!?]\s|\bof\s+\$?\d", rest)
+            and not re.search(r"[,;]|[.!?]\s|\bout\s+of\s+\d", rest)
             and not _COMES_TO.search(rest)
             and not _LIST.fullmatch(said[token.end() : following.start()])
         ):
