@@ -22,7 +22,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from rap.rewards.grading import grade
+from rap.rewards.grading import RULE_VERSION, grade
 
 TABLE = Path(__file__).parent / "data" / "answer_pairs.jsonl"
 PAGE = Path(__file__).parents[1] / ".github" / "docs" / "answers.md"
@@ -157,13 +157,16 @@ def _code(text: str) -> str:
 def records(folder: Path) -> str:
     text = (
         f"\n## Published judges\n\n{SAMPLE} rows of each kind, drawn with seed 1; random "
-        "guesses left out. All disagreements were read once; classes are found by rule, "
-        "and those that are the built-in grader's fault are named in the script. MATH-V's "
-        "judge wants the bare letter; MathVista's takes the option nearest in spelling to "
-        "whatever was said, refusals and silence included. Ours is strict on purpose: a "
-        "yes or no that is only implied is none.\n\n"
-        "| records | compared | as the judge | our faults | strict | the judge's |\n"
-        "|---|---|---|---|---|---|\n"
+        "guesses left out. All disagreements were read; classes are found by rule. `ours`: "
+        "the built-in grader is at fault. `question`: neither can be told without the "
+        "question, which the grader is not given: of a yes-or-no question the response "
+        "says a sentence that implies one. `judge`: the published judgement is a slip, seen "
+        "in the response itself. MATH-V's judge wants the bare letter; MathVista's takes "
+        "the option nearest in spelling to whatever was said, refusals and silence "
+        "included, and what a model goes on with after its answer. `judge's slips left out` "
+        "is the share on which both agree of the rows whose judgement holds.\n\n"
+        "| records | compared | as the judge | judge's slips left out | ours | question "
+        "| judge |\n|---|---|---|---|---|---|---|\n"
     )
     listed = ""
     for name, field, prompts in RECORDS:
@@ -171,11 +174,13 @@ def records(folder: Path) -> str:
         others = [row for row in rows if _ours(row, field) != row["correct"]]
         why = [judged_otherwise(row, field) for row in others]
         ours = sum(w.startswith("ours") for w in why)
-        strict = sum(w.startswith("strict") for w in why)
+        question = sum(w.startswith("question") for w in why)
+        judge = len(others) - ours - question
         share = 1 - len(others) / len(rows)
+        held = 1 - (ours + question) / (len(rows) - judge)
         text += (
-            f"| {name} | {field} | {share:.2%} | {ours} ({1 - ours / len(rows):.2%}) "
-            f"| {strict} | {len(others) - ours - strict} |\n"
+            f"| {name} | {field} | {share:.2%} | {held:.2%} | {ours} | {question} "
+            f"| {judge} |\n"
         )
         counts = Counter(why)
         listed += f"\n### {name}, {field}\n\n"
@@ -203,47 +208,55 @@ def _ours(row: Row, field: str) -> bool:
 
 
 REFUSES = re.compile(
-    r"\b(?:not|n't|cannot|unable|insufficient|invalid|incomplete|depends?|missing|lacks?)\b"
-    r"|no (?:information|image|picture|context)|more (?:information|context|details)",
+    r"\b(?:cannot|can't|unable|insufficient|invalid|incomplete|not (?:valid|clear|given"
+    r"|available|specify)|does not provide|mistake|error in)\b"
+    r"|no (?:information|image|context)|none of the",
     re.IGNORECASE,
 )
-OURS: Mapping[tuple[str, str], str] = {
-    ("mathvista-875", "llavar"): "a count in words is passed over (three ... two ... one)",
-    ("mathvista-632", "bard"): "a number in bold amid a long text is not searched",
-    ("mathvista-584", "llavar"): "a comparison names two options: none is taken",
-    ("mathvista-890", "llama-adapter-v2-7b"): "a comparison names two options",
-    ("mathvista-438", "llavar"): "the first number counts, ours takes the last",
-    ("mathvista-16", "mplug-owl-7b"): "the first number counts, ours takes the last",
-}
-"""Disagreements that were read and are the built-in grader's."""
+NEXT_TURN = re.compile(
+    r"\n\s*(?:Question|Human|Explanation|Hint)\s*:|/local/", re.IGNORECASE
+)
+LABEL = re.compile(r"\(([A-Z])\)|^([A-Z])[).]", re.MULTILINE)
 
 
 def judged_otherwise(row: Row, field: str) -> str:
     """The class of a disagreement. Those of MathVista's judge follow from how it decides:
     of options it takes the one nearest in spelling to whatever was said."""
-    own = OURS.get((row["id"], row["model"])) if field == "response" else None
-    if own is not None:
-        return f"ours: {own}"
-    text, choices = (row[field] or "").strip(), row["choices"]
+    text, choices = (row[field] or "").strip("\u200b \n"), row["choices"]
     if row["id"].startswith("mathv-"):
         if not row["correct"]:
             return "judge: wants the letter alone; the option's text or value is given, too"
         return "judge: the answer that was taken out is garbled, or another value passes"
-    if not row["correct"]:
-        return "judge: takes another option, or what a model goes on with after its answer"
     if not text:
         return "judge: nothing was said, and the nearest option is taken"
-    polar = choices and set(map(str.lower, choices)) == {"yes", "no"}
-    if REFUSES.search(text) and not (polar and len(text) < 80):
-        return "judge: the response refuses or denies, and the nearest option is taken"
-    if polar:
-        return "strict: neither yes nor no is said; what was said may imply it"
+    if NEXT_TURN.search(text):
+        return "judge: takes what the model goes on with after its own answer"
+    if not row["correct"]:
+        return "judge: takes another option than the one that is said"
+    if choices and len({m[1] or m[2] for m in LABEL.finditer(text)}) > 1:
+        return "judge: options are listed and none is taken; the nearest is"
+    if REFUSES.search(text):
+        return "judge: the response refuses, and the nearest option is taken"
+    if choices and set(map(str.lower, choices)) == {"yes", "no"}:
+        return "question: neither yes nor no is said; the question tells what is implied"
     if choices:
         return "judge: another option, several or none are said; the nearest is taken"
-    return "ours or theirs: a number amid others, told apart by reading only"
+    if not re.search(rf"(?<![\d.]){re.escape(str(row['gold']))}(?![\d.])", text):
+        return "judge: the value is not in the response"
+    return "ours: the number is there amid others, and another one is read"
 
 
 # ----------------------------------------------------------------------------- page
+
+
+RULE = (
+    "The rule is version VERSION (`builtin/VERSION` in a store's metadata: scores of two "
+    "versions are never mixed in one store). Version 5 reads what stands beside an answer: options "
+    "that are ruled out first (`B is wrong. A`), courtesy (`You are right, it's left`), "
+    "options said over before one is taken, answer tags left open or mistyped, a clause "
+    "after a number (`2016, with 94%`), what is compared with something, questions that a "
+    "model makes up after its answer; and no number counts in a refusal."
+)
 
 
 def page(pairs: Sequence[Row], judges: Mapping[str, Callable[[Row], bool]]) -> str:
@@ -257,6 +270,7 @@ def page(pairs: Sequence[Row], judges: Mapping[str, Callable[[Row], bool]]) -> s
         f"{chinese} in Chinese) of {len({p['form'] for p in pairs})} forms; the built-in "
         "grader gives all of its verdicts (`tests/test_answers.py`). A library may read a "
         "response as it stands or between dollar signs; mathruler what is boxed.\n\n"
+        f"{RULE.replace('VERSION', str(RULE_VERSION))}\n\n"
         "| reason | what it means |\n|---|---|\n"
     )
     reasons = "".join(f"| {name} | {text} |\n" for name, text, _ in (*STRICT, *LENIENT))

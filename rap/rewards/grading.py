@@ -198,7 +198,9 @@ def marked_answers(text: str) -> list[str]:
 
 
 _BOLD = re.compile(r"\*\*([^*\n]{1,40})\*\*")
-_GOES_ON = re.compile(r"\b(?:so|thus|therefore|hence|total|finally|result)\b|=|所以|因此|共")
+_GOES_ON = re.compile(
+    r"\b(?:so|thus|therefore|hence|total|finally|result)\b|=|所以|因此|共"
+)
 
 
 def _in_bold(text: str) -> str:
@@ -302,7 +304,9 @@ def _choices_in(
 
 
 _AT_LABEL = re.compile(r"(?<=\S)[\s,;]+(?=\(?[A-J][).:]\s*\S)")
-_ANOTHER = re.compile(r"[\s,;]*(?:(?:and|or)\s+)?[(\[]?[A-J](?:[)\]]|[.:]\s)", re.IGNORECASE)
+_ANOTHER = re.compile(
+    r"[\s,;]*(?:(?:and|or)\s+)?[(\[]?[A-J](?:[)\]]|[.:]\s)", re.IGNORECASE
+)
 _BOTH = re.compile(
     r"^(?:so\b|thus\b|therefore\b|,|\s)*(?:both\s+)?(?:(?:options?|choices?|answers?)\s+)?"
     r"|\s+(?:are|is)\s+(?:both\s+|all\s+)?(?:the\s+)?(?:correct|right|true)\b.*$",

@@ -282,7 +282,8 @@ def chinese_value(text: str) -> int | None:
 
 
 _A_ZERO = re.compile(
-    r"(?:\d|\b(?:one|two|three|four|a|the|each|every|only|single|no|real))\s+$", re.IGNORECASE
+    r"(?:\d|\b(?:one|two|three|four|a|the|each|every|only|single|no|real))\s+$",
+    re.IGNORECASE,
 )
 
 

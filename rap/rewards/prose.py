@@ -75,7 +75,11 @@ def said_quantity(text: str) -> tuple[Number, str] | None:
         return None  # vitamin B12
     if _COMPARED.search(before) or _DENIED_AFTER.match(after):
         return None
-    if last is tokens[-1] and len(tokens) > 1 and _LIST.fullmatch(said[tokens[-2].end() : last.start()]):
+    if (
+        last is tokens[-1]
+        and len(tokens) > 1
+        and _LIST.fullmatch(said[tokens[-2].end() : last.start()])
+    ):
         return None
     if quantity(last[0]) is None:
         return None
