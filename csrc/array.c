@@ -4,6 +4,7 @@
 #define NPY_NO_DEPRECATED_API NPY_1_25_API_VERSION
 #define NPY_TARGET_VERSION NPY_1_25_API_VERSION
 #include <numpy/arrayobject.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "status.h"
@@ -67,6 +68,17 @@ dimensions(const char *name, int64_t ndim, rap_array *view, rap_error *err)
     return true;
 }
 
+/* What a dtype is called that no kernel reads. Always false, as rap_fail. */
+static bool
+unread(const char *name, const char *dtype, rap_error *err)
+{
+    return rap_fail(
+        err, RAP_ETYPE,
+        "%s: %.40s is not taken; expected float32, float64, float16 or bfloat16 "
+        "(indices: int64, masks: bool)",
+        name, dtype);
+}
+
 /* --- NumPy --------------------------------------------------------------------------- */
 
 static void
@@ -88,12 +100,27 @@ is_bfloat16(PyArrayObject *array)
 }
 
 static bool
+unread_numpy(PyArrayObject *array, const char *name, rap_error *err)
+{
+    PyObject *text = PyObject_Str((PyObject *)PyArray_DESCR(array));
+    const char *dtype = text != NULL ? PyUnicode_AsUTF8AndSize(text, NULL) : NULL;
+
+    PyErr_Clear();
+    unread(name, dtype != NULL ? dtype : "this dtype", err);
+    Py_XDECREF(text);
+    return false;
+}
+
+static bool
 numpy_dtype(PyArrayObject *array, const char *name, rap_array *view, rap_error *err)
 {
     int type = PyArray_TYPE(array);
 
     if (PyArray_ISBYTESWAPPED(array)) {
-        return rap_fail(err, RAP_ETYPE, "%s: byte order is not native", name);
+        return rap_fail(err, RAP_ETYPE,
+                        "%s: byte order is not native; convert it with "
+                        "x.astype(x.dtype.newbyteorder('='))",
+                        name);
     }
     switch (type) {
     case NPY_FLOAT:
@@ -116,10 +143,7 @@ numpy_dtype(PyArrayObject *array, const char *name, rap_array *view, rap_error *
     default:
         view->dtype = RAP_BF16;
         return (type >= NPY_USERDEF && is_bfloat16(array))
-               || rap_fail(err, RAP_ETYPE,
-                           "%s: dtype is not one of float32, float16, bfloat16, float64, "
-                           "int64, bool",
-                           name);
+               || unread_numpy(array, name, err);
     }
 }
 
@@ -180,6 +204,9 @@ dlpack_dtype(DLDataType type, const char *name, rap_array *view, rap_error *err)
     } known[] = {{kDLFloat, 32, RAP_F32}, {kDLFloat, 16, RAP_F16},
                  {kDLFloat, 64, RAP_F64}, {kDLBfloat, 16, RAP_BF16},
                  {kDLInt, 64, RAP_I64},   {kDLBool, 8, RAP_BOOL}};
+    static const char *const kinds[] = {"int",    "uint",    "float", "opaque",
+                                        "bfloat", "complex", "bool"};
+    char dtype[24];
 
     for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++) {
         if (type.code == known[i].code && type.bits == known[i].bits && type.lanes == 1) {
@@ -187,9 +214,13 @@ dlpack_dtype(DLDataType type, const char *name, rap_array *view, rap_error *err)
             return true;
         }
     }
-    return rap_fail(
-        err, RAP_ETYPE,
-        "%s: dtype is not one of float32, float16, bfloat16, float64, int64, bool", name);
+    if (type.code < sizeof(kinds) / sizeof(kinds[0])) {
+        snprintf(dtype, sizeof(dtype), "%s%d", kinds[type.code], type.bits);
+    }
+    else { /* float8 and its kin */
+        snprintf(dtype, sizeof(dtype), "a dtype of %d bits", type.bits);
+    }
+    return unread(name, dtype, err);
 }
 
 static bool
@@ -413,6 +444,22 @@ buffer_dtype(const Py_buffer *buffer, const char *name, rap_array *view, rap_err
 }
 
 static bool
+no_array(PyObject *object, const char *name, rap_error *err)
+{
+    PyObject *type = PyType_GetName(Py_TYPE(object));
+    const char *given = type != NULL ? PyUnicode_AsUTF8AndSize(type, NULL) : NULL;
+
+    PyErr_Clear();
+    rap_fail(
+        err, RAP_ETYPE,
+        "%s: expected an array (NumPy, torch, JAX, DLPack or buffer protocol) or lists "
+        "of numbers, got %.60s",
+        name, given != NULL ? given : "something else");
+    Py_XDECREF(type);
+    return false;
+}
+
+static bool
 from_buffer(PyObject *object, const char *name, rap_array *view, rap_error *err)
 {
     Py_buffer *buffer = PyMem_Malloc(sizeof(*buffer));
@@ -423,9 +470,7 @@ from_buffer(PyObject *object, const char *name, rap_array *view, rap_error *err)
     if (PyObject_GetBuffer(object, buffer, PyBUF_RECORDS_RO) != 0) {
         PyErr_Clear();
         PyMem_Free(buffer);
-        return rap_fail(err, RAP_ETYPE,
-                        "%s: expected an array (NumPy, torch, DLPack or buffer protocol)",
-                        name);
+        return no_array(object, name, err);
     }
     view->owner = buffer;
     view->release = release_buffer;

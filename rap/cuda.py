@@ -230,7 +230,7 @@ class Place:
         self._here(name, x)
         if not is_torch(x):
             return view(x, self)
-        return dense(floats(plain(name, x)), contiguous=True)
+        return dense(floats(name, plain(name, x)), contiguous=True)
 
     def integers(self, name: str, x: Any) -> Any:
         """On the device as they are; from the host as int64, checked and uploaded."""

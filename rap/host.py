@@ -68,6 +68,34 @@ def host_view(x: Any) -> Any:
     return x if device_of(x) is not None else np.asarray(x)
 
 
+_UNEQUAL = "lists of unequal lengths, or of something else than numbers"
+
+
+def numbers(name: str, x: Any) -> Any:
+    """Lists and tuples of numbers, or of arrays in host memory, as NumPy makes an array of
+    them, integers as float64; anything else as it is.
+
+    Raises TypeError for lists of anything but numbers, RapInputError for unequal lengths.
+    """
+    if not isinstance(x, (list, tuple)):
+        return x
+    try:
+        array = np.asarray(x)
+    except (ValueError, TypeError, RuntimeError) as error:
+        if any(map(is_torch, x)):
+            raise TypeError(
+                f"{name}: a {type(x).__name__} of tensors that NumPy cannot read; pass "
+                "torch.stack(x)"
+            ) from error
+        raise RapInputError(f"{name}: {_UNEQUAL}") from error
+    if array.dtype.kind in "OSUmMb":
+        raise TypeError(
+            f"{name}: expected an array (NumPy, torch, JAX or DLPack) or lists of numbers, "
+            f"got a {type(x).__name__} that NumPy reads as {array.dtype}"
+        )
+    return array.astype(np.float64) if array.dtype.kind in "iu" else array
+
+
 def device_of(x: Any) -> int | None:
     """Ordinal of the CUDA device that an array is on; None for any other memory."""
     if x is None or isinstance(x, np.ndarray):
@@ -168,14 +196,28 @@ _SHIFTED = 64
 """Rows of float64 logits shifted at once."""
 
 
-def floats(x: Any) -> Any:
+def floats(name: str, x: Any) -> Any:
     """A torch tensor of float32 or float64 as it is, anything else as float64."""
     torch = sys.modules["torch"]
     if x.dtype in (torch.float32, torch.float64):
         return x
     if x.is_complex() or x.is_quantized or x.is_nested:
-        raise TypeError(f"expected plain real numbers, got {x.dtype}")
+        raise TypeError(f"{name}: expected plain real numbers, got {x.dtype}")
     return x.double()
+
+
+def is_real(dtype: np.dtype) -> bool:
+    """Whether float64 holds such numbers: bfloat16 of ml_dtypes too, no dates, no complex
+    numbers."""
+    return dtype.kind in "biuf" or (dtype.kind == "V" and np.can_cast(dtype, FLOAT64))
+
+
+def asarray(name: str, x: Any) -> np.ndarray:
+    """As NumPy reads it. Raises RapInputError for lists of unequal length."""
+    try:
+        return np.asarray(x)
+    except ValueError as error:
+        raise RapInputError(f"{name}: {_UNEQUAL}") from error
 
 
 def small(name: str, x: Any, dtype: type) -> np.ndarray:
@@ -194,9 +236,13 @@ def small(name: str, x: Any, dtype: type) -> np.ndarray:
         if fetch is None:
             raise RapInputError(f"{name} is on a CUDA device: move it to the host")
         x = fetch()
-    array = np.asarray(x)
+    array = asarray(name, x)
     if dtype is np.int64 and array.size and array.dtype.kind not in "iu":
         raise RapInputError(f"{name}: expected integers, got {array.dtype}")
+    if dtype is np.int64 and array.dtype == np.uint64 and (array >> 63).any():
+        raise RapInputError(f"{name}: {array.max()} is no int64")
+    if dtype is np.float64 and array.size and not is_real(array.dtype):
+        raise RapInputError(f"{name}: expected numbers, got {array.dtype}")
     if dtype is np.bool_ and array.dtype != np.bool_:
         raise RapInputError(f"{name}: expected booleans, got {array.dtype}")
     return np.ascontiguousarray(array, dtype=dtype)
@@ -219,8 +265,11 @@ def offsets(cu_seqlens: Any, total: int) -> np.ndarray:
 def weights(x: Any, total: int) -> np.ndarray:
     """float64 [total], finite, >= 0."""
     w = small("weights", x, np.float64)
-    if w.shape != (total,) or not np.isfinite(w).all() or (w < 0).any():
-        raise RapInputError(f"weights: expected finite numbers >= 0, [{total}]")
+    if w.shape != (total,):
+        raise RapInputError(f"weights: expected numbers [{total}], got {list(w.shape)}")
+    if not np.isfinite(w).all() or (w < 0).any():
+        bad = int(np.flatnonzero(~(np.isfinite(w) & (w >= 0)))[0])
+        raise RapInputError(f"weights[{bad}] = {w[bad]}: expected finite numbers >= 0")
     return w
 
 
@@ -232,6 +281,14 @@ def integer(name: str, value: object, least: int = 1) -> int:
         if least <= value < 2**63:
             return int(value)
     raise RapConfigError(f"{name} = {value!r}: expected an integer >= {least}")
+
+
+def number(name: str, value: object, expected: str) -> float:
+    """A float. Raises RapConfigError, which says what was expected, for what is none."""
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise RapConfigError(f"{name} = {value!r}: expected {expected}") from None
 
 
 def default_threads() -> int:
@@ -280,8 +337,6 @@ class Host:
         if is_torch(x):
             x = plain(name, x, host=True)
             return dense(x if wide or x.itemsize < 8 else narrowed(x), contiguous)
-        if isinstance(x, (list, tuple)):
-            raise TypeError("expected an array (NumPy, torch or DLPack), got a list")
         return x
 
     def logits(self, name: str, x: Any) -> Any:
@@ -300,11 +355,13 @@ class Host:
         if x is None:
             return None
         if is_torch(x):
-            return dense(floats(plain(name, x, host=True)), contiguous=True)
-        x = np.asarray(x)
+            return dense(floats(name, plain(name, x, host=True)), contiguous=True)
+        x = asarray(name, x)
         if x.dtype is not FLOAT64 and x.dtype != np.float32:
             if x.dtype.kind == "O":
-                raise TypeError("expected numbers, got an array of objects")
+                raise TypeError(f"{name}: expected numbers, got an array of objects")
+            if not is_real(x.dtype):
+                raise TypeError(f"{name}: expected numbers, got {x.dtype}")
             x = x.astype(np.float64)
         return self.array(name, x, contiguous=True, wide=True)
 

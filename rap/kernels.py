@@ -16,7 +16,17 @@ import numpy as np
 from . import _C, cuda
 from .divergences import CDE_OUTPUTS, TARGETED
 from .errors import RapConfigError, RapInputError
-from .host import FLOAT64, INT64, Host, host_of, host_view, integer, is_torch
+from .host import (
+    FLOAT64,
+    INT64,
+    Host,
+    host_of,
+    host_view,
+    integer,
+    is_torch,
+    number,
+    numbers,
+)
 
 if _C.CDE_OUTPUTS != len(CDE_OUTPUTS):
     raise ImportError("rap._C was built from other sources than these: build it again")
@@ -69,7 +79,10 @@ def names(want: Sequence[str] | None) -> tuple[str, ...] | None:
     """``want`` as `plan` takes it."""
     if want is None:
         return None
-    return (want,) if isinstance(want, str) else tuple(want)
+    try:
+        return (want,) if isinstance(want, str) else tuple(want)
+    except TypeError:
+        raise RapConfigError(f"want = {want!r}: expected some of {CDE_OUTPUTS}") from None
 
 
 def wanted(want: Sequence[str] | None, targets: Any) -> Wanted:
@@ -90,9 +103,11 @@ def cde(
     threads: int | None,
 ) -> list[Any]:
     """The wanted rows of ``rap.cde``: [T] or [B, T] each, [S] with offsets."""
+    like = logits1
+    logits1 = host_view(numbers("logits1", logits1))
+    logits0 = host_view(numbers("logits0", logits0))
     lead = _lead("logits", logits1, logits0)
     size = _bytes(logits1)
-    like, logits1, logits0 = logits1, host_view(logits1), host_view(logits0)
     place = place_of("cde", like, logits1=logits1, logits0=logits0)
     with place.held(logits1, logits0, targets, *means[:2]):
         pieces = _pieces(
@@ -123,15 +138,12 @@ def linear_cde(
     threads: int | None,
 ) -> list[Any]:
     """The wanted rows of ``rap.linear_cde``; options: scale, softcap, memory."""
-    scale, softcap, memory = options
-    if softcap is not None and not softcap > 0:
-        raise RapConfigError(f"softcap = {softcap!r}: expected None or a number > 0")
-    memory = None if memory is None else integer("memory", memory, 0)
-    lead = _lead("hidden", hidden1, hidden0)
-    size = _bytes(weight) * math.prod(lead)
-    like = hidden1
+    factor, cap, scratch = _linear_options(*options)
     given = {"hidden1": hidden1, "hidden0": hidden0, "weight": weight, "bias": bias}
-    arrays = {name: host_view(x) for name, x in given.items()}
+    arrays = {name: host_view(numbers(name, x)) for name, x in given.items()}
+    lead = _lead("hidden", arrays["hidden1"], arrays["hidden0"])
+    size = _bytes(arrays["weight"]) * math.prod(lead)
+    like = hidden1
     place = place_of("cde", like, **arrays)
     place.open_blas()
     with place.held(*arrays.values(), targets, *means[:2]):
@@ -146,13 +158,24 @@ def linear_cde(
             place.array("bias", arrays["bias"], contiguous=True),
             ids,
             out,
-            1.0 if scale is None else float(scale),
-            0.0 if softcap is None else float(softcap),
-            place.scratch if memory is None else memory,
+            factor,
+            cap,
+            place.scratch if scratch is None else scratch,
             wanted[1],
             place.where(threads, size),
         )
         return _results(place, out, wanted, means, ignored, lead)
+
+
+def _linear_options(
+    scale: float | None, softcap: float | None, memory: int | None
+) -> tuple[float, float, int | None]:
+    """As _C takes them. Raises RapConfigError."""
+    factor = 1.0 if scale is None else number("scale", scale, "None or a number")
+    cap = 0.0 if softcap is None else number("softcap", softcap, "None or a number > 0")
+    if softcap is not None and not cap > 0:
+        raise RapConfigError(f"softcap = {softcap!r}: expected None or a number > 0")
+    return factor, cap, None if memory is None else integer("memory", memory, 0)
 
 
 def _results(
@@ -232,7 +255,11 @@ def _targets(
 ) -> tuple[Any, Any]:
     """(ids [N], which of them are ``ignore`` or None)."""
     ids = place.integers("targets", _flat("targets", targets, lead))
-    return (ids, None) if ids is None or ignore is None else place.ignoring(ids, ignore)
+    if ids is None or ignore is None:
+        return ids, None
+    if type(ignore) is not int and not isinstance(ignore, np.integer):
+        raise RapConfigError(f"ignore_index = {ignore!r}: expected an integer or None")
+    return place.ignoring(ids, int(ignore))
 
 
 def _flat(name: str, x: Any, lead: tuple[int, ...]) -> Any:
@@ -293,8 +320,8 @@ def ace_options(
     """Raises RapConfigError. windows: of rows and of keys; flags: renormalise, normalise,
     stats."""
     return AceOptions(
-        float(dim**-0.5 if scale is None else scale),
-        float(sigma),
+        max(dim, 1) ** -0.5 if scale is None else number("scale", scale, "a number >= 0"),
+        number("sigma", sigma, "a number > 0"),
         integer("min_rows", min_rows),
         _limit("window", windows[0]),
         _limit("key_window", windows[1]),
@@ -306,7 +333,7 @@ def ace_options(
 
 
 def _choice(name: str, value: object, options: dict[str, int]) -> int:
-    if value not in options:
+    if not isinstance(value, str) or value not in options:
         raise RapConfigError(f"{name} = {value!r}: expected one of {tuple(options)}")
     return options[value]
 
@@ -329,7 +356,7 @@ def ace(
     """(summary [4, S]: psi, entropy, top, image; position [S]; psi of columns [L]), with a
     dimension of heads each if ``heads`` is "each". masks: of columns, of image tokens."""
     hq, total, dim = q.shape
-    like, q, k, lse = q, host_view(q), host_view(k), host_view(lse)
+    like, q, k, lse = q, host_view(q), host_view(k), host_view(numbers("lse", lse))
     place = place_of("ace", like, q=q, k=k, lse=lse)
     place.open_blas()
     cu, start, samples = _samples(place, cu_seqlens, response_start, total)
@@ -381,6 +408,8 @@ def _samples(
 def drm(difficulty: Any, k: int, eligible: Any, gain: Any, threads: int | None) -> Any:
     """int64 [<= k]."""
     k = integer("k", k, 0)
+    if difficulty is None:
+        raise TypeError("difficulty: expected an array, got None")
     like, difficulty, gain = difficulty, host_view(difficulty), host_view(gain)
     place = place_of("drm", like, difficulty=difficulty, gain=gain)
     scores = place.scores("difficulty", difficulty)

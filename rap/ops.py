@@ -1,8 +1,9 @@
 """The kernels for Python: rap.cde, rap.linear_cde, rap.ace, rap.drm.
 
-Arrays come in as NumPy, torch, JAX or any other DLPack producer; float32, bfloat16 or
-float16 are read where they lie (a copy is made only when the last dimension is not
-contiguous), float64 of NumPy, torch and JAX is rounded to float32. Answers come back in the
+Arrays come in as NumPy, torch, JAX or any other DLPack producer, or as lists of numbers,
+which NumPy makes an array of; float32, bfloat16 or float16 are read where they lie (a copy
+is made only when the last dimension is not contiguous), float64 of NumPy, torch, JAX and
+lists is rounded to float32. Answers come back in the
 caller's framework and on its device: NumPy in, NumPy out; torch in, torch out; JAX in host
 memory in, JAX out, in float32 unless jax_enable_x64 is set. A tensor without memory of its
 own (DTensor, quantised weights, sparse, meta) is a RapInputError.
@@ -36,7 +37,7 @@ import numpy as np
 from . import kernels
 from .divergences import CDE_OUTPUTS, CdeResult
 from .errors import RapInputError
-from .host import default_threads, is_torch
+from .host import default_threads, is_torch, numbers
 from .kernels import Means, Wanted
 from .kernels import wanted as _wanted
 
@@ -60,7 +61,8 @@ class AceResult(NamedTuple):
     position: Any
     """int64: the winning column, counted inside the sample; -1 for none."""
     attention_entropy: Any
-    """Mean entropy of the response's attention rows, nats."""
+    """Mean entropy of the response's attention rows, nats; NaN, as the next two, for an
+    empty response."""
     attention_top: Any
     """Mean mass of the ``top`` largest weights of a row."""
     image_mass: Any
@@ -219,7 +221,8 @@ def ace(
     float32, bfloat16, float16, or float64, which is rounded to float32; query head h reads
     key head h // (Hq / Hkv). One sample, or S samples packed along L by ``cu_seqlens`` int
     [S + 1].
-    response_start: int or [S]: index of the first response token inside its sample.
+    response_start: int or [S]: index of the first response token inside its sample, from 0
+    to its length.
     scale: of the scores, >= 0; None is D ** -0.5. sigma: scale of the weight in the
     logarithm.
     heads: "mean" or "max" over heads, or "each" head on its own.
@@ -237,15 +240,16 @@ def ace(
     top: how many largest weights ``attention_top`` adds up, 1 to 64.
     stats: False leaves entropy, top and image mass out (NaN) and saves their cost.
 
-    A response without a candidate column (shorter than min_rows) has log_psi = -inf; NaN
-    in q or k gives NaN. Head-mean weights below 2^-126 count as 2^-126. A gradient that
-    reaches the result is a RapInputError.
+    A response without a candidate column (shorter than min_rows, or empty) has log_psi =
+    -inf, the maximum of nothing, and position = -1; of an empty one (response_start is the
+    sample's length) the means over its rows are NaN. NaN in q or k gives NaN. Head-mean
+    weights below 2^-126 count as 2^-126. A gradient that reaches the result is a
+    RapInputError.
     Raises TypeError (not an array, dtype), RapInputError (shapes, offsets, a tensor without
     memory of its own), RapConfigError (an option's value).
     Source: RAP (arXiv 2506.04755) section 3.2; METHOD.md section 2; csrc/ace/ace.h.
     """
-    if len(getattr(q, "shape", ())) != 3 or len(getattr(k, "shape", ())) != 3:
-        raise RapInputError("q and k: expected arrays [heads, L, D]")
+    q, k = _heads("q", q), _heads("k", k)
     options = kernels.ace_options(
         *(q.shape[2], scale, sigma, min_rows, (window, key_window), heads, columns, top),
         (renormalise, normalise, stats),
@@ -257,6 +261,17 @@ def ace(
         return _ace_result(*torchops.ace(q, k, *given))
     values = kernels.ace(q, k, *given)
     return _ace_result(*_without_gradient("ace", values, q, k, lse))
+
+
+def _heads(name: str, x: Any) -> Any:
+    """Lists of numbers as an array. Raises RapInputError for what is not [heads, L, D]."""
+    x = numbers(name, x)
+    shape = getattr(x, "shape", None)
+    if shape is None or len(shape) != 3:
+        got = type(x).__name__ if shape is None else list(shape)
+        hint = f"; of a batch of one pass {name}[0]" if len(shape or ()) == 4 else ""
+        raise RapInputError(f"{name}: expected an array [heads, L, D], got {got}{hint}")
+    return x
 
 
 def _ace_result(summary: Any, position: Any, psi: Any) -> AceResult:

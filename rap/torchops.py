@@ -63,7 +63,20 @@ def _cde_shape(lead: Sequence[Any], cu_seqlens: Tensor | None) -> tuple[Any, ...
     return tuple(lead) if cu_seqlens is None else (cu_seqlens.shape[0] - 1,)
 
 
-@torch.library.custom_op("rap::cde", mutates_args=())
+# torch 2.4 infers no schema from annotations that are text, as they are in this file
+_MEANS = (
+    "Tensor? targets, Tensor? weights, Tensor? cu_seqlens, SymInt? ignore_index, "
+    "SymInt want"
+)
+
+
+def _operator(name: str, arguments: str, result: str) -> Any:
+    """A decorator: `torch.library.custom_op`; threads comes last in every operator."""
+    schema = f"({arguments}, SymInt? threads) -> {result}"
+    return torch.library.custom_op(f"rap::{name}", mutates_args=(), schema=schema)
+
+
+@_operator("cde", f"Tensor logits1, Tensor logits0, {_MEANS}", "Tensor")
 def cde_op(
     logits1: Tensor,
     logits0: Tensor,
@@ -97,7 +110,12 @@ def _(
     return logits1.new_empty((want.bit_count(), *shape), dtype=torch.float64)
 
 
-@torch.library.custom_op("rap::linear_cde", mutates_args=())
+@_operator(
+    "linear_cde",
+    "Tensor hidden1, Tensor hidden0, Tensor weight, Tensor? bias, float? scale, "
+    f"float? softcap, SymInt? memory, {_MEANS}",
+    "Tensor",
+)
 def linear_cde_op(
     hidden1: Tensor,
     hidden0: Tensor,
@@ -153,7 +171,12 @@ def _options(numbers: Sequence[float], flags: Sequence[int]) -> AceOptions:
     )
 
 
-@torch.library.custom_op("rap::ace", mutates_args=())
+@_operator(
+    "ace",
+    "Tensor q, Tensor k, Tensor response_start, Tensor? cu_seqlens, Tensor? column_mask, "
+    "Tensor? image_mask, Tensor? lse, float[] numbers, SymInt[] flags",
+    "(Tensor, Tensor, Tensor)",
+)
 def ace_op(
     q: Tensor,
     k: Tensor,
@@ -198,7 +221,7 @@ def _(
     )
 
 
-@torch.library.custom_op("rap::drm", mutates_args=())
+@_operator("drm", "Tensor difficulty, SymInt k, Tensor? eligible, Tensor? gain", "Tensor")
 def drm_op(
     difficulty: Tensor,
     k: int,
@@ -222,7 +245,11 @@ def _(
     return difficulty.new_empty((found,), dtype=torch.int64)
 
 
-@torch.library.custom_op("rap::no_gradient", mutates_args=())
+@torch.library.custom_op(
+    "rap::no_gradient",
+    mutates_args=(),
+    schema="(Tensor gradient, Tensor of, str kernel) -> Tensor",
+)
 def no_gradient(gradient: Tensor, of: Tensor, kernel: str) -> Tensor:
     """Raises RapInputError: part of a backward graph, which may be traced and never run.
     It takes the incoming gradient, so that it is no part of the forward graph."""
@@ -258,8 +285,15 @@ for _op, _name in ((cde_op, "cde"), (linear_cde_op, "linear_cde"), (ace_op, "ace
 # ---------------------------------------------------------------- calls in compiled code
 
 
-def _tensor(x: Any) -> Tensor | None:
+def _tensor(x: Any) -> Any:
     return x if x is None or isinstance(x, Tensor) else torch.as_tensor(x)
+
+
+def _numbers(x: Any) -> Any:
+    """As `_tensor`; lists of numbers in float64, as outside of compiled code."""
+    if isinstance(x, (list, tuple)):
+        return torch.as_tensor(x, dtype=torch.float64)
+    return _tensor(x)
 
 
 def cde(
@@ -267,7 +301,7 @@ def cde(
 ) -> Sequence[Tensor]:
     """`kernels.cde` as an operator."""
     found = cde_op(
-        *(logits1, logits0, _tensor(targets), _tensor(means.weights)),
+        *(_numbers(logits1), _numbers(logits0), _tensor(targets), _numbers(means.weights)),
         *(_tensor(means.cu_seqlens), means.ignore_index, want, threads),
     )
     return found.unbind(0)
@@ -286,8 +320,8 @@ def linear_cde(
 ) -> Sequence[Tensor]:
     """`kernels.linear_cde` as an operator."""
     found = linear_cde_op(
-        *(hidden1, hidden0, weight, bias, *options),
-        *(_tensor(targets), _tensor(means.weights), _tensor(means.cu_seqlens)),
+        *(*map(_numbers, (hidden1, hidden0, weight, bias)), *options),
+        *(_tensor(targets), _numbers(means.weights), _tensor(means.cu_seqlens)),
         *(means.ignore_index, want, threads),
     )
     return found.unbind(0)
@@ -305,19 +339,24 @@ def ace(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`kernels.ace` as an operator."""
     cu = _tensor(cu_seqlens)
-    if not isinstance(response_start, Tensor):
+    if isinstance(response_start, int):
         samples = 1 if cu is None else cu.shape[0] - 1
-        if isinstance(response_start, (list, tuple)):
-            response_start = torch.as_tensor(response_start)
-        else:
-            response_start = torch.full((samples,), response_start, dtype=torch.int64)
+        response_start = torch.full((samples,), response_start, dtype=torch.int64)
+    response_start = _tensor(response_start)
     flags = [int(x) for x in options[2:]]
     return ace_op(
-        *(q, k, response_start, cu, *map(_tensor, masks), _tensor(lse)),
+        *(
+            _numbers(q),
+            _numbers(k),
+            response_start,
+            cu,
+            *map(_tensor, masks),
+            _numbers(lse),
+        ),
         *(list(options[:2]), flags, threads),
     )
 
 
 def drm(difficulty: Any, k: int, eligible: Any, gain: Any, threads: int | None) -> Tensor:
     """`kernels.drm` as an operator."""
-    return drm_op(difficulty, k, _tensor(eligible), _tensor(gain), threads)
+    return drm_op(_numbers(difficulty), k, _tensor(eligible), _numbers(gain), threads)

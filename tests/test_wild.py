@@ -25,7 +25,7 @@ def test_fault_50_a_response_that_begins_beyond_its_own_sample(starts, rng) -> N
     """Two samples of ten: the first one's eleventh place is the second one's."""
     q = rng.normal(size=(2, 20, 4)).astype(np.float32)
     cu = np.array([0, 10, 20])
-    with pytest.raises(rap.RapInputError, match="response_start lie inside"):
+    with pytest.raises(rap.RapInputError, match="response_start = .* of sample"):
         rap.ace(q, q, response_start=np.array(starts), cu_seqlens=cu)
     last = np.array([10, 9])  # a response may be empty
     ends = rap.ace(q, q, response_start=last, cu_seqlens=cu, min_rows=1)

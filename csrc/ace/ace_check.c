@@ -2,6 +2,7 @@
 #include "ace.h"
 
 #include <math.h>
+#include <stdio.h>
 
 #include "../status.h"
 
@@ -12,14 +13,13 @@ check_heads(const rap_ace_args *a, rap_error *err)
 
     if (q->ndim != 3 || k->ndim != 3) {
         return rap_fail(err, RAP_EINPUT,
-                        "q and k: expected [heads, L, D], got %d and %d "
-                        "dimensions",
+                        "q and k: expected [heads, L, D], got %d and %d dimensions",
                         q->ndim, k->ndim);
     }
-    if (q->dtype > RAP_BF16 || k->dtype > RAP_BF16) {
-        return rap_fail(err, RAP_ETYPE, "q, k: expected float32, float16 or bfloat16");
+    if (q->shape[2] < 1) {
+        return rap_fail(err, RAP_EINPUT, "q: heads have no dimension, D = 0");
     }
-    if (q->shape[1] != k->shape[1] || q->shape[2] != k->shape[2] || q->shape[2] < 1) {
+    if (q->shape[1] != k->shape[1] || q->shape[2] != k->shape[2]) {
         return rap_fail(
             err, RAP_EINPUT,
             "q [%lld, %lld, %lld] and k [%lld, %lld, %lld] must agree in L and D",
@@ -39,10 +39,7 @@ check_heads(const rap_ace_args *a, rap_error *err)
                         (long long)q->shape[0], (long long)q->shape[1],
                         (long long)q->shape[2]);
     }
-    if ((q->shape[2] > 1 && q->stride[2] != 1) || (k->shape[2] > 1 && k->stride[2] != 1)) {
-        return rap_fail(err, RAP_EINPUT, "q, k: the last dimension must be contiguous");
-    }
-    return true;
+    return rap_expect_rows(q, "q", err) && rap_expect_rows(k, "k", err);
 }
 
 static bool
@@ -52,8 +49,30 @@ check_vector(const rap_array *v, const char *name, rap_dtype dtype, int64_t n,
     if (v->data == NULL || (v->ndim == 1 && v->dtype == dtype && v->shape[0] == n)) {
         return true;
     }
-    return rap_fail(err, RAP_EINPUT, "%s: expected %s [%lld]", name,
-                    dtype == RAP_BOOL ? "bool" : "int64", (long long)n);
+    return rap_no_vector(v, name, dtype == RAP_BOOL ? "bool" : "int64", n, err);
+}
+
+/* What is wrong with sample number s, of which two offsets and a start are known. Where the
+ * caller gave no offsets there is one sample, and they are right. */
+static bool
+wrong_sample(int64_t s, int64_t samples, const int64_t offset[2], int64_t start,
+             rap_error *err)
+{
+    int64_t length;
+
+    if (offset[1] < offset[0]) {
+        return rap_fail(err, RAP_EINPUT,
+                        "cu_seqlens[%lld] = %lld is below the one before it, %lld",
+                        (long long)s + 1, (long long)offset[1], (long long)offset[0]);
+    }
+    length = offset[1] - offset[0];
+    if (samples == 1) {
+        return rap_fail(err, RAP_EINPUT, "response_start = %lld: expected 0 to L = %lld",
+                        (long long)start, (long long)length);
+    }
+    return rap_fail(err, RAP_EINPUT,
+                    "response_start = %lld of sample %lld: expected 0 to %lld, its length",
+                    (long long)start, (long long)s, (long long)length);
 }
 
 static bool
@@ -66,7 +85,8 @@ check_samples(const rap_ace_args *a, rap_error *err)
         || rap_i64_at(&a->cu_seqlens, 0) != 0
         || rap_i64_at(&a->cu_seqlens, samples) != a->q.shape[1])
     {
-        return rap_fail(err, RAP_EINPUT, "cu_seqlens: expected int64 from 0 to L = %lld",
+        return rap_fail(err, RAP_EINPUT,
+                        "cu_seqlens: expected int64 [S + 1] that rises from 0 to L = %lld",
                         (long long)a->q.shape[1]);
     }
     if (!check_vector(&a->response_start, "response_start", RAP_I64, samples, err)) {
@@ -77,10 +97,7 @@ check_samples(const rap_ace_args *a, rap_error *err)
                 start = rap_i64_at(&a->response_start, s);
 
         if (end < before || start < 0 || start > end - before) {
-            return rap_fail(
-                err, RAP_EINPUT,
-                "sample %lld: cu_seqlens must rise and response_start lie inside",
-                (long long)s);
+            return wrong_sample(s, samples, (int64_t[]){before, end}, start, err);
         }
         before = end;
     }
@@ -119,15 +136,24 @@ static bool
 check_options(const rap_ace_options *o, rap_error *err)
 {
     if (!isfinite(o->scale) || o->scale < 0 || !isfinite(o->sigma) || o->sigma <= 0) {
-        return rap_fail(err, RAP_EINPUT, "scale >= 0 and sigma > 0 expected, both finite");
+        if (isfinite(o->scale) && o->scale >= 0) {
+            return rap_fail(err, RAP_EINPUT, "sigma = %g: expected a finite number > 0",
+                            o->sigma);
+        }
+        return rap_fail(err, RAP_EINPUT, "scale = %g: expected a finite number >= 0",
+                        o->scale);
     }
     if (o->min_rows < 1 || o->window < 0 || o->key_window < 0 || o->top < 1
         || o->top > RAP_ACE_TOP || o->heads < RAP_ACE_MEAN || o->heads > RAP_ACE_EACH
         || o->columns < RAP_ACE_RESPONSE || o->columns > RAP_ACE_ALL)
     {
+        if (o->top < 1 || RAP_ACE_TOP < o->top) {
+            return rap_fail(err, RAP_EINPUT, "top = %d: expected 1 to %d", o->top,
+                            RAP_ACE_TOP);
+        }
         return rap_fail(err, RAP_EINPUT,
-                        "min_rows >= 1, windows >= 1 or none, 1 <= top <= %d expected",
-                        RAP_ACE_TOP);
+                        "options: expected min_rows >= 1, windows >= 0, heads and columns "
+                        "of rap.kernels");
     }
     return true;
 }
@@ -137,6 +163,7 @@ rap_ace_check(const void *args, rap_error *err)
 {
     const rap_ace_args *a = args;
     const rap_array *lse = &a->lse;
+    char expected[72];
 
     if (!check_heads(a, err) || !check_samples(a, err)
         || !check_vector(&a->column_mask, "column_mask", RAP_BOOL, a->q.shape[1], err)
@@ -150,8 +177,9 @@ rap_ace_check(const void *args, rap_error *err)
             || lse->shape[1] != a->q.shape[1]
             || (lse->dtype != RAP_F32 && lse->dtype != RAP_F64)))
     {
-        return rap_fail(err, RAP_EINPUT, "lse: expected float32 or float64 [%lld, %lld]",
-                        (long long)a->q.shape[0], (long long)a->q.shape[1]);
+        snprintf(expected, sizeof(expected), "float32 or float64 [%lld, %lld]",
+                 (long long)a->q.shape[0], (long long)a->q.shape[1]);
+        return rap_unexpected(lse, "lse", expected, err);
     }
     return check_options(&a->o, err);
 }

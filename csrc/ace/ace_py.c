@@ -61,7 +61,10 @@ take_int(PyObject **object, int64_t *vector, int64_t n, rap_array *view)
     int overflow;
 
     if (PyLong_Check(*object)) {
-        vector[n - 1] = PyLong_AsLongLongAndOverflow(*object, &overflow); /* or -1 */
+        vector[n - 1] = PyLong_AsLongLongAndOverflow(*object, &overflow);
+        if (overflow != 0) {
+            vector[n - 1] = overflow < 0 ? INT64_MIN : INT64_MAX;
+        }
         *view = (rap_array){
             .data = vector, .shape = {n}, .stride = {1}, .ndim = 1, .dtype = RAP_I64};
         *object = NULL;

@@ -2,36 +2,30 @@
 #include "cde.h"
 
 #include <math.h>
+#include <stdio.h>
 
 #include "../hd.h"
 #include "../status.h"
 
 static bool
-check_pair(const rap_array *a, const rap_array *b, const char *name, rap_error *err)
+check_pair(const rap_array *a, const rap_array *b, const char *name1, const char *name0,
+           rap_error *err)
 {
     if (a->ndim != 2 || b->ndim != 2) {
         return rap_fail(err, RAP_EINPUT,
-                        "%s1 and %s0: expected two dimensions, got %d and %d", name, name,
-                        a->ndim, b->ndim);
+                        "%s and %s: expected two dimensions, or three, each; got %d and %d",
+                        name1, name0, a->ndim, b->ndim);
     }
     if (a->shape[0] != b->shape[0] || a->shape[1] != b->shape[1]) {
         return rap_fail(err, RAP_EINPUT,
-                        "%s1 [%lld, %lld] and %s0 [%lld, %lld] must have the same shape",
-                        name, (long long)a->shape[0], (long long)a->shape[1], name,
+                        "%s [%lld, %lld] and %s [%lld, %lld] must have the same shape",
+                        name1, (long long)a->shape[0], (long long)a->shape[1], name0,
                         (long long)b->shape[0], (long long)b->shape[1]);
     }
     if (a->shape[1] < 1) {
-        return rap_fail(err, RAP_EINPUT, "%s1: rows are empty", name);
+        return rap_fail(err, RAP_EINPUT, "%s: rows are empty", name1);
     }
-    if ((a->shape[1] > 1 && a->stride[1] != 1) || (b->shape[1] > 1 && b->stride[1] != 1)) {
-        return rap_fail(err, RAP_EINPUT, "%s1, %s0: the last dimension must be contiguous",
-                        name, name);
-    }
-    if (a->dtype > RAP_BF16 || b->dtype > RAP_BF16) {
-        return rap_fail(err, RAP_ETYPE, "%s1, %s0: expected float32, float16 or bfloat16",
-                        name, name);
-    }
-    return true;
+    return rap_expect_rows(a, name1, err) && rap_expect_rows(b, name0, err);
 }
 
 static bool
@@ -43,7 +37,7 @@ check_targets(const rap_array *targets, int64_t rows, int64_t vocab, rap_error *
         return true;
     }
     if (targets->dtype != RAP_I64 || targets->ndim != 1 || targets->shape[0] != rows) {
-        return rap_fail(err, RAP_EINPUT, "targets: expected int64 [%lld]", (long long)rows);
+        return rap_no_vector(targets, "targets", "int64", rows, err);
     }
     for (int64_t t = 0; targets->device == 0 && t < rows; t++) {
         int64_t target = data[t * targets->stride[0]];
@@ -71,7 +65,7 @@ rap_cde_check(const void *args, rap_error *err)
 {
     const rap_cde_args *a = args;
 
-    return check_pair(&a->logits1, &a->logits0, "logits", err)
+    return check_pair(&a->logits1, &a->logits0, "logits1", "logits0", err)
            && check_targets(&a->targets, a->logits1.shape[0], a->logits1.shape[1], err)
            && check_out(&a->out, a->logits1.shape[0], err);
 }
@@ -81,29 +75,32 @@ rap_linear_cde_check(const void *args, rap_error *err)
 {
     const rap_linear_cde_args *a = args;
     const rap_array *w = &a->weight, *bias = &a->bias;
+    char expected[40];
 
-    if (!check_pair(&a->hidden1, &a->hidden0, "hidden", err)) {
+    if (!check_pair(&a->hidden1, &a->hidden0, "hidden1", "hidden0", err)) {
         return false;
     }
     if (w->ndim != 2 || w->shape[1] != a->hidden1.shape[1] || w->shape[0] < 1) {
-        return rap_fail(err, RAP_EINPUT, "weight: expected shape [V, %lld]",
-                        (long long)a->hidden1.shape[1]);
+        snprintf(expected, sizeof(expected), "[V, %lld]", (long long)a->hidden1.shape[1]);
+        return rap_unexpected(w, "weight", expected, err);
     }
-    if (w->dtype > RAP_BF16 || (w->shape[1] > 1 && w->stride[1] != 1)) {
-        return rap_fail(err, RAP_EINPUT,
-                        "weight: expected float32, float16 or bfloat16, rows contiguous");
+    if (!rap_expect_rows(w, "weight", err)) {
+        return false;
     }
-    if (bias->data != NULL
-        && (bias->ndim != 1 || bias->shape[0] != w->shape[0] || bias->dtype > RAP_BF16))
-    {
-        return rap_fail(err, RAP_EINPUT, "bias: expected [%lld], float32 or 16-bit",
-                        (long long)w->shape[0]);
+    if (bias->data != NULL && (bias->ndim != 1 || bias->shape[0] != w->shape[0])) {
+        return rap_no_vector(bias, "bias", "numbers", w->shape[0], err);
     }
-    if (!isfinite((float)a->scale) || !isfinite((float)a->softcap) || a->softcap < 0
+    if (bias->data != NULL && !rap_expect_floats(bias, "bias", err)) {
+        return false;
+    }
+    if (!isfinite((float)a->scale)) {
+        return rap_fail(err, RAP_EINPUT, "scale = %g: expected a finite float32", a->scale);
+    }
+    if (!isfinite((float)a->softcap) || a->softcap < 0
         || (a->softcap > 0 && (float)a->softcap < RAP_FLOAT_TINY))
     {
-        return rap_fail(err, RAP_EINPUT,
-                        "scale and softcap must be float32 numbers, softcap positive");
+        return rap_fail(err, RAP_EINPUT, "softcap = %g: expected a float32 > 0",
+                        a->softcap);
     }
     return check_targets(&a->targets, a->hidden1.shape[0], w->shape[0], err)
            && check_out(&a->out, a->hidden1.shape[0], err);

@@ -8,6 +8,7 @@ rap_drm_check(const void *args, rap_error *err)
 {
     const rap_drm_args *a = args;
     const rap_array *scores[] = {&a->difficulty, &a->gain};
+    const char *const names[] = {"difficulty", "gain"};
     const int64_t n = a->difficulty.ndim == 1 ? a->difficulty.shape[0] : -1;
 
     for (int i = 0; i < 2; i++) {
@@ -17,20 +18,19 @@ rap_drm_check(const void *args, rap_error *err)
             continue;
         }
         if (x->ndim != 1 || x->shape[0] != n || (n > 1 && x->stride[0] != 1)) {
-            return rap_fail(err, RAP_EINPUT, "%s: expected one contiguous dimension [N]",
-                            i == 0 ? "difficulty" : "gain");
+            return n < 0 ? rap_unexpected(x, names[i], "one dimension [N]", err)
+                         : rap_no_vector(x, names[i], "contiguous numbers", n, err);
         }
         if (x->dtype != RAP_F32 && x->dtype != RAP_F64) {
-            return rap_fail(err, RAP_ETYPE, "%s: expected float32 or float64",
-                            i == 0 ? "difficulty" : "gain");
+            return rap_fail(err, RAP_ETYPE, "%s: expected float32 or float64, got %s",
+                            names[i], rap_dtype_name(x->dtype));
         }
     }
     if (a->eligible.data != NULL
         && (a->eligible.ndim != 1 || a->eligible.shape[0] != n
             || a->eligible.dtype != RAP_BOOL || (n > 1 && a->eligible.stride[0] != 1)))
     {
-        return rap_fail(err, RAP_EINPUT, "eligible: expected contiguous bool [%lld]",
-                        (long long)n);
+        return rap_no_vector(&a->eligible, "eligible", "contiguous bool", n, err);
     }
     return true;
 }
