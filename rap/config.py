@@ -350,6 +350,8 @@ def _share_meant(value: object) -> str:
     meant = []
     if percent and 0 < number <= 100 or 1 < number <= 100:
         meant.append(f"for {number:g} % of the samples give {number / 100:.10g}")
+    if isinstance(value, str) and not percent and 0 < number <= 1:
+        meant.append(f"give the number {number:g}")
     if not percent and 1 < number < math.inf and number == int(number):
         meant.append(f"for {number:g} of n samples give {number:g}/n")
     return ", ".join(meant)

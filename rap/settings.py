@@ -134,6 +134,9 @@ def resolve(
         meant = ""
         if isinstance(base, float) and 0 < base <= 1:
             meant = f"; a share of the samples to keep is budget={base!r}"
+        if isinstance(base, Mapping) and base:
+            fields = ", ".join(f"{key}={value!r}" for key, value in base.items())
+            meant = f"; single fields are arguments: {owner}(..., {fields})"
         raise RapConfigError(
             f"{name} = {base!r}: expected a rap.{kind.__name__} or None{meant}"
         )

@@ -406,9 +406,9 @@ def _require_field(name: str, parts: Iterable[str]) -> None:
     for own in parts:
         known += [f"{own}.{f.name}" for f in dataclasses.fields(kinds[own])]
     if name not in known:
-        raise RapConfigError(
-            f"--set {name}: rap.ScoreConfig has no such field{near(name, known)}"
-        )
+        inside = [n for n in known if n.endswith(f".{name}")]
+        meant = f"; did you mean {inside[0]!r}?" if inside else near(name, known)
+        raise RapConfigError(f"--set {name}: rap.ScoreConfig has no such field{meant}")
 
 
 def refuse_given(names: Iterable[str], why: str) -> None:

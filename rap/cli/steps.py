@@ -168,6 +168,11 @@ def load_reward(name: str | None) -> Callable[..., Any] | None:
     import importlib
 
     module, _, function = name.partition(":")
+    if not function:
+        raise RapConfigError(
+            f"--reward {name}: expected MODULE:FUNCTION, as in rewards:boxes for the "
+            "function boxes of rewards.py"
+        )
     sys.path.insert(0, os.getcwd())
     try:
         found = getattr(importlib.import_module(module), function)

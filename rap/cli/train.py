@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from ..errors import require_extra
+from ..model.loading import load_model
 from .configfile import FILE
 from .fields import Command, given, group, option
 from .options import (
@@ -70,7 +71,7 @@ def train(
     """
     require_extra("rap train", "trl", "torch", "transformers", "trl")
     from ..trl.reselect import Reselect
-    from ..trl.run import TrainConfig, load_training_model, open_training_data
+    from ..trl.run import TrainConfig, open_training_data
     from ..trl.run import train as run
 
     samples = open_training_data(
@@ -91,7 +92,7 @@ def train(
         arguments=train_arguments(ctx.meta.get(FILE, {}), options),
         **given(TrainConfig, options),
     )
-    loaded, processor = load_training_model(
+    loaded, processor = load_model(
         model,
         device="cpu",  # TRL moves it
         dtype=options["dtype"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,12 +11,20 @@ from typing import Any
 
 from ..errors import RapConfigError, RapModelError
 
+DEMO = Path(__file__).parent.parent / "demo/weights"
 ADAPTER = "adapter_config.json"
 _PROCESSOR = ("processor_config.json", "preprocessor_config.json")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _LFS = b"version https://git-lfs"
 _HEADER_BYTES = 100_000_000
 """Of a safetensors file, at most; the library's own limit."""
+
+
+def found_model(path: str | os.PathLike[str]) -> str:
+    """The name as it is; of "demo", where no such folder is here, the folder of the demo's
+    model, which comes along."""
+    name = os.fspath(path)
+    return str(DEMO) if name == "demo" and not Path(name).exists() else name
 
 
 def is_hub_name(name: str) -> bool:

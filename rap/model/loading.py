@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from ..errors import (
     RapConfigError,
@@ -25,11 +25,15 @@ from .folders import (
     check_folder,
     check_processor,
     check_weights,
+    found_model,
     has_processor,
     is_adapter,
     is_hub_name,
     is_quantised,
 )
+
+if TYPE_CHECKING:
+    import torch
 
 Quantisation = Literal["4bit", "8bit"]
 
@@ -37,9 +41,9 @@ Quantisation = Literal["4bit", "8bit"]
 class LoadingOptions(TypedDict, total=False):
     """`load_model`'s keyword arguments, for type checkers."""
 
-    device: str
+    device: str | torch.device
     device_map: str | None
-    dtype: str
+    dtype: str | torch.dtype
     attn_implementation: str | None
     revision: str | None
     quantize: Quantisation | None
@@ -50,9 +54,9 @@ class LoadingOptions(TypedDict, total=False):
 def load_model(
     path: str | os.PathLike[str],
     *,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     device_map: str | None = None,
-    dtype: str = "auto",
+    dtype: str | torch.dtype = "auto",
     attn_implementation: str | None = None,
     revision: str | None = None,
     quantize: Quantisation | None = None,
@@ -63,6 +67,7 @@ def load_model(
     with an adapter of PEFT is loaded onto its base, if that is on this machine.
     ``device_map``: as in transformers ("auto"), for a model that is split by its layers
     over the devices that this process sees; ``device`` only has to be there then.
+    ``path`` "demo", where no such folder is here: the small model that comes along.
     ``revision``: of a hub name, a branch, tag or commit. ``quantize``: the linear layers
     but the head in 4 bits (NF4) or 8 by bitsandbytes, while they are loaded.
 
@@ -72,7 +77,9 @@ def load_model(
     hold other weights than the model has (missing, unexpected, of another shape).
     """
     torch = _libraries()
-    name = os.fspath(path)
+    name = found_model(path)
+    if name != os.fspath(path) and dtype == "auto":
+        dtype = "float32"  # of the demo's; its file is half as large
     if revision is not None and not is_hub_name(name):
         raise RapConfigError(
             f"revision = {revision!r}: {name} is a folder, only a hub name has revisions"
@@ -82,11 +89,7 @@ def load_model(
         name = str(Path(name).expanduser())
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        # a first allocation: CUDA that is not there is found before the weights are read
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise RapConfigError(f"--device {device}: {first_line(error)}") from error
+    _require_device(torch, device)
     if device_map is not None:
         require_extra(f"device_map = {device_map!r}", "ray", "accelerate")
     options: dict[str, Any] = {
@@ -120,15 +123,26 @@ def load_model(
     return model, processor
 
 
-def _dtype(torch: Any, name: str) -> Any:
-    if name == "auto":
-        return name
-    found = getattr(torch, name, None)
+def _dtype(torch: Any, given: Any) -> Any:
+    if given == "auto":
+        return given
+    found = getattr(torch, given, None) if isinstance(given, str) else given
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise RapConfigError(
-            f"dtype = {name!r}: expected auto, float32, bfloat16 or float16"
+            f"dtype = {given!r}: expected auto, float32, bfloat16 or float16"
         )
     return found
+
+
+def _require_device(torch: Any, device: Any) -> None:
+    """A first allocation: CUDA that is not there is found before the weights are read."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = first_line(error)
+        if "device type at start of device string" in reason or "device string" in reason:
+            reason = "expected auto, cpu, cuda, cuda:1 or another device of torch"
+        raise RapConfigError(f"--device {device}: {reason}") from error
 
 
 def _bitsandbytes(bits: str, dtype: Any) -> Any:
@@ -164,7 +178,7 @@ def load_processor(
 
     from .prompt import require_processor
 
-    name = os.fspath(path)
+    name = found_model(path)
     if not is_hub_name(name):
         folder = Path(name).expanduser()
         if not folder.is_dir():

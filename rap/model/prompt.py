@@ -27,9 +27,12 @@ def require_model(model: Any) -> None:
     import torch
 
     if not isinstance(model, torch.nn.Module) or not hasattr(model, "config"):
+        inside = isinstance(getattr(model, "model", None), torch.nn.Module)
         raise RapModelError(
             f"model = {_short(model)}: expected a loaded Hugging Face model, as "
             "AutoModelForImageTextToText.from_pretrained(...) gives it"
+            + "; of a pipeline pass its .model and its .processor"
+            * inside
         )
 
 
@@ -113,7 +116,10 @@ def other_family(model: Any, processor: Any) -> str:
 def _short(value: object) -> str:
     if value is None or isinstance(value, (str, int, float)):
         return repr(value)[:80]
-    return f"a {type(value).__name__}"
+    if isinstance(value, type):
+        return f"the class {value.__name__}, not an object of it"
+    name = type(value).__name__
+    return f"{'an' if name[:1] in 'AEIOaeio' else 'a'} {name}"
 
 
 # ---- tokens ------------------------------------------------------------------------

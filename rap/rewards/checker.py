@@ -470,10 +470,16 @@ def call_reward(reward: Callable[..., Any], columns: Mapping[str, Any]) -> float
     )
     if inspect.isawaitable(value):
         value = asyncio.run(_awaited(value))
-    values = list(value)
+    try:
+        values = [None if one is None else float(one) for one in value]
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"it returned {repr(value)[:80]}; expected a list with a number or None a "
+            "completion"
+        ) from None
     if len(values) != 1:
-        raise ValueError(f"returned {len(values)} rewards for 1 completion")
-    return None if values[0] is None else float(values[0])
+        raise ValueError(f"it returned {len(values)} rewards for 1 completion")
+    return values[0]
 
 
 async def _awaited(value: Any) -> Any:

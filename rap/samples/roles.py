@@ -151,7 +151,10 @@ def detect_columns(
     roles = (*CANDIDATES, *INDEX_CANDIDATES, *PROMPT_CANDIDATES)
     for role, name in given.items():
         if role not in roles:
-            raise RapInputError(f"columns: no role {role!r}; roles are {', '.join(roles)}")
+            turned = f'; the role comes first: {{"{name}": "{role}"}}' * (name in roles)
+            raise RapInputError(
+                f"columns: no role {role!r}; roles are {', '.join(roles)}{turned}"
+            )
         if not name and role not in REQUIRED:
             if role in CANDIDATES:
                 found[role] = None

@@ -435,6 +435,11 @@ def open_samples(
     Raises ``RapInputError``: not such a source, unreadable, no column for question, answer
     or images, a wrong name in ``columns``, a duplicate id, no usable row at all.
     """
+    if columns is not None and not isinstance(columns, Mapping):
+        raise RapInputError(
+            f"columns = {columns!r}: expected a dict of role and column, as in "
+            '{"question": "problem"}'
+        )
     ids = [columns["id"]] if columns and columns.get("id") else CANDIDATES["id"]
     found_at = source
     if is_url(source) or is_hub_name(source):
@@ -443,6 +448,7 @@ def open_samples(
         _require_count(limit)
         if is_stream(found_at):
             found_at = first_of_stream(found_at, limit)
+    _require_data(found_at)
     rows, default_root = open_rows(found_at, keep=[*ids, *SPLIT_COLUMNS])
     if limit is not None and limit < len(rows):
         rows = FirstRows(rows, limit)
@@ -465,6 +471,18 @@ def open_samples(
     samples.given_root = None if root is None else os.fspath(root)
     samples.given_columns = None if columns is None else dict(columns)
     return samples
+
+
+def _require_data(source: object) -> None:
+    """Raises ``RapInputError`` for a folder of ours that holds scores or a selection."""
+    if not isinstance(source, (str, os.PathLike)):
+        return
+    for name, what in (("store.json", "scores"), ("selection.parquet", "a selection")):
+        if (Path(source) / name).is_file():
+            raise RapInputError(
+                f"{os.fspath(source)}: holds {what} that rap made; give the data set "
+                "itself (JSONL, Parquet, CSV, or a folder of such files)"
+            )
 
 
 def _require_count(limit: object) -> None:

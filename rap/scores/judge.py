@@ -104,9 +104,11 @@ class Judge:
         counts = ", ".join(f"{code}: {c}" for code, c in self.bad.most_common())
         model = sum(c for code, c in self.bad.items() if code.startswith("model/"))
         error: type[RapError] = RapModelError if 2 * model > bad else RapInputError
+        missing = 2 * self.bad["image/image_missing"] > bad
+        roots = ". Image paths are relative to the data's folder, or to root= (--root)"
         raise error(
             f"{bad} of {n} samples are bad, {allowed} ({counts}; {self.seen} seen). "
-            f"First: {clean(self.example, 300)}"
+            f"First: {clean(self.example, 300)}{roots * missing}"
         )
 
 

@@ -12,9 +12,10 @@ from ..config import ExecutorConfig, ScoreConfig, means
 from ..engines import Engine, EngineConfig, Said, conversation, image_part, make_engine
 from ..engines.settings import LOCAL
 from ..errors import RapConfigError
+from ..misnamed import require_options
 from ..samples.images import read_bytes
 from ..samples.sample import BadSample, Sample
-from ..settings import require_known, resolve
+from ..settings import resolve
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -58,7 +59,7 @@ def resolve_all(
     """
     kinds = (ScoreConfig, EngineConfig, ExecutorConfig)
     names = [means(kind, given.get("executor")) for kind in kinds]
-    require_known(given, sum(names, []), f"{owner} has no such option")
+    require_options(given, sum(names, []), owner)
     scoring, engine, executor = (
         {name: v for name, v in given.items() if name in own} for own in names
     )

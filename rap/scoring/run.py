@@ -49,7 +49,8 @@ from ..config import (
 )
 from ..engines import EngineConfig, EngineOptions
 from ..errors import RapConfigError
-from ..model.loading import LoadingOptions, require_named
+from ..misnamed import require_options
+from ..model.loading import LoadingOptions
 from ..scores.claims import PLAN, Claims, require_idle
 from ..scores.completions import HeldCompletions
 from ..scores.profile import read_profile
@@ -58,7 +59,8 @@ from ..scores.shardplan import ShardPlan
 from ..selection.choosing import choose as choose_from
 from ..selection.rules import check as check_rule
 from ..selection.selection import Selection
-from ..settings import require_known, resolve
+from ..settings import resolve
+from .arguments import require_config, split_loading, the_data
 from .engine import resolve_all
 from .executors import make_executor
 from .ledger import count_rows, ledger
@@ -203,7 +205,8 @@ def score(
         The store cannot be read or written, or is locked by another run.
     """
     wall = time.perf_counter()
-    dataset = the_data(dataset, data, "rap.score")
+    dataset = the_data(model, processor, dataset, data, "rap.score")
+    require_config(config, "rap.score")
     loads, fields = split_loading(model, loading, overrides)
     given = preset_of(preset, "score") | fields
     config, engine, executor = resolve_all(config, given, "rap.score")
@@ -294,7 +297,8 @@ def plan(
     RapConfigError, RapInputError, RapModelError
         As `score` does, before anything is scored.
     """
-    dataset = the_data(dataset, data, "rap.plan")
+    dataset = the_data(model, processor, dataset, data, "rap.plan")
+    require_config(config, "rap.plan")
     loads, fields = split_loading(model, loading, overrides)
     config, engine, _ = resolve_all(config, fields, "rap.plan")
     recipe = Recipe(
@@ -380,12 +384,13 @@ def select(
     RapInputError, RapModelError, RapStoreError
         As `score` and `choose` do.
     """
-    dataset = the_data(dataset, data, "rap.select")
+    dataset = the_data(model, processor, dataset, data, "rap.select")
+    require_config(config, "rap.select")
     given: dict[str, Any] = {**options}
     fields = {kind: set(means(kind, given.get("executor"))) for kind in _SETTINGS}
     run_options = [*RunOptions.__annotations__, *LoadingOptions.__annotations__]
     known = [*run_options, *sorted(set().union(*fields.values()))]
-    require_known(given, known, "rap.select has no such option")
+    require_options(given, known, "rap.select")
     scoring, choosing, *_ = (
         {name: value for name, value in given.items() if name in fields[kind]}
         for kind in _SETTINGS
@@ -405,33 +410,6 @@ def select(
 
 
 _SETTINGS = (ScoreConfig, ChooseConfig, EngineConfig, ExecutorConfig)
-
-
-def the_data(dataset: Any, data: Any, owner: str) -> Any:
-    """The data set, by whichever of its two names it was given. Raises
-    ``RapConfigError`` for none or both."""
-    if dataset is not None and data is not None:
-        raise RapConfigError(f"{owner}: the data set is given twice, also as data=")
-    if dataset is None and data is None:
-        raise RapConfigError(
-            f"{owner}: no data set: {owner}(model, processor, dataset), or {owner}("
-            '"./model", data=...) for a model that lies in a folder or on the hub'
-        )
-    return data if dataset is None else dataset
-
-
-def split_loading(
-    model: Any, loading: Mapping[str, Any] | None, options: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(keyword arguments of `load_model`, the other options). Raises ``RapConfigError``
-    where there are any for a model that is loaded already."""
-    names = LoadingOptions.__annotations__
-    rest = {name: value for name, value in options.items() if name not in names}
-    own = {name: options[name] for name in names if name in options}
-    found = {**(loading or {}), **own}
-    require_known(found, names, "loading has no such option")
-    require_named(model, found)
-    return found, rest
 
 
 @contextmanager

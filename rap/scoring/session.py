@@ -82,8 +82,7 @@ class Recipe:
         if isinstance(self.dataset, SampleSet):
             samples = self.dataset
         else:
-            columns = None if self.columns is None else dict(self.columns)
-            samples = open_samples(self.dataset, columns=columns, root=self.root)
+            samples = open_samples(self.dataset, columns=self.columns, root=self.root)
         if len(samples) == 0:
             raise RapInputError("the data set is empty: there is nothing to score")
         if self.reward is None and samples.answer_forms.are_boxes:

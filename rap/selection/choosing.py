@@ -9,6 +9,7 @@ samples are barred, how groups are filled (``groups``, ``picking``), one reason 
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import pyarrow.compute as pc
 
 from ..config import ChooseConfig, ChooseOptions, PresetName, preset_of
 from ..errors import RapInputError
+from ..misnamed import require_options
 from ..scores.columns import look_up
 from ..scores.scores import Scores, as_scores
 from ..scores.selected import REASONS
@@ -182,6 +184,8 @@ def choose(
     logits) answers none of which the model gives any probability.
     """
     given = preset_of(preset, "choose", overrides) | dict(overrides)
+    names = [field.name for field in dataclasses.fields(ChooseConfig)]
+    require_options(given, names, "rap.choose")
     config = resolve(ChooseConfig, "config", config, given, "rap.choose")
     scores = as_scores(scores)
     reader, rule = scores.reader, RULES[config.rule]

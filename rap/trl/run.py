@@ -23,7 +23,6 @@ from ..errors import (
     first_line,
     install,
 )
-from ..model.loading import load_model
 from ..model.prompt import require_processor
 from ..samples.remote import is_hub_name, is_url
 from ..samples.sampleset import SampleSet, open_samples
@@ -137,15 +136,6 @@ def open_training_data(data: str | Path, **options: Any) -> SampleSet:
     from ..demo import world
 
     return open_samples(world.to_dataset(world.draw(DEMO_SAMPLES)))
-
-
-def load_training_model(name: str, **options: Any) -> tuple[Any, Any]:
-    """(model, processor) of a folder, a hub name, or the demo."""
-    if name == DEMO and not Path(name).exists():
-        from ..demo.model import load_demo_model
-
-        return load_demo_model()
-    return load_model(name, **options)
 
 
 def _trl() -> Any:
