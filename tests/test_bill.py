@@ -37,6 +37,32 @@ def test_the_table_of_bills(scheme: str) -> None:
     assert [round(100 * share) for share in found] == list(wanted)
 
 
+COUNTS = {
+    "both arms, M = 5": {"m1": 5, "m0": 5, "n_drawn": 10},
+    "logits": {"n_drawn": 1, "forwards": 3},
+    "answer alone": {"forwards": 2},
+}
+"""What a run of these schemes counts of every sample."""
+CASCADE = [
+    *[{"decided_by": "answer"}] * 6,
+    *[{"decided_by": "text", "m1": 3, "m0": 1, "n_drawn": 4}] * 4,
+]
+"""Ten samples of "answer first, top 40 %": 16 completions, 20 forwards."""
+
+
+@pytest.mark.parametrize("scheme", [*COUNTS, "answer first, top 40 %"])
+def test_the_table_of_bills_comes_from_the_counts_of_a_run(scheme: str) -> None:
+    rows = (
+        [COUNTS[scheme]] * 10
+        if scheme in COUNTS
+        else [c | {"forwards": 2} for c in CASCADE]
+    )
+    counts, wanted = BILL[scheme]
+    bill = rap.cost(scores_of([row(evidence="rollouts", **r) for r in rows]), **PAPER)
+    assert (bill.completions / 10, bill.forwards / 10) == counts
+    assert [round(100 * share) for share in bill.saved.values()] == list(wanted)
+
+
 def row(**more: object) -> dict:
     cost = {"generated_tokens": 100, "seconds": 0.5}
     return {"status": "scored"} | cost | more
@@ -68,9 +94,23 @@ def test_counts_are_those_of_the_run() -> None:
     head, *stages = said.splitlines()[:4]
     assert head.split() == ["stage", "samples", "completions", "forwards"]
     assert all(len(line.split()) == 4 for line in stages)
+    assert "all               100        1,000        100" in said
+    assert "t = 10% of training on everything: 10 of 100 samples, as many epochs" in said
+    assert "it pays after 1 epoch: from epoch 2 on less is spent than on everything" in said
+    assert "(35.5% more is spent)" in str(rap.cost(scores, group=5, training_share=0.4282))
     assert "sampled 10,000 tokens" in said
     assert "    1 epoch:  " in str(rap.cost(scores, training_share=0.5, epochs=(1, 2)))
     json.dumps(bill.as_json(), allow_nan=False)
+
+
+def test_the_bill_in_hours() -> None:
+    scores = scores_of([row(evidence="rollouts", **COUNTED)] * 72)  # 36 s
+    bill = rap.cost(scores, training_share=0.5, epoch_hours=0.01)
+    assert bill.pays_after_hours == pytest.approx(0.01 / (0.5 * 0.01))
+    assert "in hours it pays after 2 epochs" in str(bill)
+    assert rap.cost(scores, training_share=0.5).pays_after_hours is None
+    never = rap.cost(scores, training_share=1.0, epoch_hours=1)
+    assert never.pays_after_hours is None and "in hours" not in str(never)
 
 
 def test_a_cascade_is_billed_by_stage() -> None:

@@ -215,7 +215,9 @@ def test_cost_is_counted_from_the_table(data):
     assert "The scores behind this selection 80 828 8 4" in page.text
     assert "training on the selection 20" in page.text
     assert "training on everything 80" in page.text
-    assert "after 1.33 epochs" in page.text  # 80 / (80 - 20)
+    assert "of these: completions with the image, 8 samples 40" in page.text
+    # C = 10.2, t = 0.25: 10.2 / 2.2 / (0.75 * 10)
+    assert "It pays after 0.618 epochs: from epoch 1 on" in page.text
 
 
 def test_answer_evidence_and_attention():

@@ -25,7 +25,7 @@ from ..errors import RapError, first_line
 from . import states
 from .batching import Prepared, Trace, by_length
 from .capture import Capture, UnsupportedModelError, capturing, keep_hidden, unchanged
-from .kept import GROWING, Prefilled
+from .kept import GROWING, Prefilled, token_bytes
 from .probe import close
 from .static import Grown, Pool, Tokens, rows_for
 from .weights import input_device, is_fsdp2
@@ -45,6 +45,7 @@ class Runner(Protocol):
     counts: Counts
     lock: threading.RLock
     merges: bool
+    token_bytes: int
     pool: Pool
 
     @property
@@ -456,6 +457,7 @@ def _compare(driver: Runner, probe: Prepared) -> str:
         theirs, hidden = plain.logits[0, -1], seen.hidden[0, -1]
         state = prefill(driver, [short, probe], seen)
         driver.merges = state.whole
+        driver.token_bytes = token_bytes(state.cache) if state.whole else 0
         assert state.logits is not None
         rows = [0]
         cache = fork(state.cache, rows, 2)

@@ -32,7 +32,7 @@ from ..config import ScoreConfig
 from ..errors import RapModelError, first_line
 from ..samples.sample import BadSample
 from ..stopwatch import IDLE, Stopwatch
-from . import decode, packing, states, static, vision
+from . import decode, kept, packing, states, static, vision
 from .batching import (
     Prepared,
     Trace,
@@ -108,6 +108,8 @@ class ModelDriver(Preparer):
         self.merges = False
         """Whether prompts that were read in several batches can be one: found out by
         ``unshared``."""
+        self.token_bytes = 0
+        """Bytes of a prompt's token in the cache, found out there, too."""
         self._unshared: str | None = None
         self._pixels: str | None = None
         self._towers: tuple[Any, ...] = ()
@@ -118,6 +120,8 @@ class ModelDriver(Preparer):
         """Caches of ``step`` where it is compiled."""
         self._compiled: Any = None
         """The forward of ``step``; False: it cannot be compiled."""
+        self._forward_known: tuple[Any, frozenset[str]] | None = None
+        """The model's forward, and the names of what it takes."""
         self._parts: Parts | None = None
         self._head: Head | None = None
 
@@ -224,7 +228,12 @@ class ModelDriver(Preparer):
 
     @property
     def _keeps_logits(self) -> bool:
-        return "logits_to_keep" in inspect.signature(self.model.forward).parameters
+        forward = self.model.forward
+        function = getattr(forward, "__func__", forward)
+        if self._forward_known is None or self._forward_known[0] is not function:
+            names = frozenset(inspect.signature(forward).parameters)
+            self._forward_known = function, names  # asked at every step of a completion
+        return "logits_to_keep" in self._forward_known[1]
 
     @property
     def unshared(self) -> str:
@@ -249,6 +258,14 @@ class ModelDriver(Preparer):
     def goes_on(self) -> bool:
         """Whether responses go on from any prompt that was read once."""
         return not self.unshared and self.merges
+
+    @property
+    def room(self) -> int:
+        """Prompt tokens, padding included, that may be kept at once for what goes on from
+        them; 0 where nothing does."""
+        if not self.goes_on:
+            return 0
+        return kept.room(input_device(self.model)) // max(1, self.token_bytes)
 
     def read(self, batch: Sequence[Prepared]) -> None:
         """Read these prompts and keep them, for completions and responses that follow. What

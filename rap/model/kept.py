@@ -10,6 +10,30 @@ import torch
 GROWING = ("DynamicLayer",)
 """Cache layers that keep all tokens."""
 
+HOST_BYTES = 1 << 30
+"""What kept prompts may take up on the host."""
+DEVICE_SHARE = 1 / 16
+"""And on a CUDA device, of its memory: completions need about as much again. Of all of its
+memory and not of what is free, so that the same samples share a batch in every run."""
+
+
+def room(device: torch.device) -> int:
+    """Bytes that the keys and values of prompts may take up which wait for completions."""
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        return int(total * DEVICE_SHARE)
+    return HOST_BYTES
+
+
+def token_bytes(cache: Any) -> int:
+    """Bytes of the keys and values of one token. ``cache``: of growing layers, with
+    tensors [B, Hkv, L, D]."""
+    found = 0
+    for layer in cache.layers:
+        for x in (layer.keys, layer.values):
+            found += x.shape[1] * x.shape[3] * x.element_size()
+    return found
+
 
 @dataclass(frozen=True, slots=True)
 class Features:

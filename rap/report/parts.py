@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
 
+from ..scores.bill import BilledStage
+from ..scores.bill import stages_of as billed
 from ..scores.profile import COUNTS, STAGES, Profile
 from ..scores.selected import ALWAYS_SHOWN
 from .text import visible
@@ -112,12 +114,7 @@ class Cost:
     seconds: float | None
     kept_completions: int
     all_completions: int
-
-    @property
-    def epochs(self) -> float | None:
-        """Epochs after which not training on the rest has paid for the completions."""
-        saved = self.all_completions - self.kept_completions
-        return self.completions / saved if saved > 0 and self.completions else None
+    stages: tuple[BilledStage, ...]
 
 
 def cost_of(selection: Selected, group: int) -> Cost:
@@ -125,15 +122,17 @@ def cost_of(selection: Selected, group: int) -> Cost:
         column = selection.reader.read([name])[name]
         return pc.sum(column).as_py()  # None where every row is null
 
+    stages = tuple(billed(selection.reader))
     return Cost(
         group=group,
-        completions=(total("m1") or 0) + (total("m0") or 0),
+        completions=sum(stage.completions for stage in stages),
         cut=selection.settings["found"].get("cut") or 0,
         tokens=total("generated_tokens"),
         forwards=total("forwards"),
         seconds=total("seconds"),
         kept_completions=group * len(selection),
         all_completions=group * selection.reader.num_rows,
+        stages=stages if len(stages) > 1 else (),
     )
 
 

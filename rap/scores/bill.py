@@ -8,6 +8,9 @@ sample, in sampled completions (a forward counts as ``forward`` of one). E epoch
 completions a prompt. rho = 1 / (1 + ``update``): sampling a completion over sampling it and
 training on it. The selection pays after E* = rho C / ((1 - t) n) epochs.
 
+With ``epoch_hours`` told, the same in hours: E* = hours of scoring / ((1 - t) epoch_hours).
+Of a very small model a call costs more than its tokens, which C does not see and hours do.
+
 Counts are the run's; prices are stated. The paper (arXiv 2506.04755) reports 52.8 h of
 training on its selection against 93.2 h, t = 0.5665, the selection not counted.
 """
@@ -58,6 +61,12 @@ class Prices:
         default=None,
         none="the share of the samples that is kept: as many epochs on either",
     )
+    epoch_hours: Annotated[Number, Gt(0)] | None = setting(
+        "Hours that one epoch of training on everything takes on the device that made the "
+        "scores: the bill is then in hours, too.",
+        default=None,
+        none="not told",
+    )
     gpu_hour: Annotated[Number, Ge(0)] | None = setting(
         "Money for an hour of the device that made the scores.",
         default=None,
@@ -75,6 +84,15 @@ class Prices:
         return 1.0 / (1.0 + self.update)
 
 
+STAGES = {
+    "answer": "p(answer)",
+    "image": "completions with the image",
+    "text": "completions without the image",
+    "other": "other completions",
+    "forwards": "forwards over responses",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class BilledStage:
     """One stage of scoring. ``tokens``: sampled, None: not known for this stage alone."""
@@ -85,13 +103,20 @@ class BilledStage:
     forwards: int
     tokens: int | None
 
+    @property
+    def text(self) -> str:
+        """What it is, in words."""
+        return STAGES[self.name]
+
 
 @dataclass(frozen=True, slots=True)
 class Bill:
     """``stages``: of the scoring. ``kept``: samples, None: nothing was chosen yet.
     ``per_sample``: C. ``saved``: {epochs: S}. ``pays_after``: E*, None: never, since
     nothing is saved in training. ``seconds``: of the scoring, None: not recorded.
-    ``money``: of the scoring at the prices told, None: none was told that applies."""
+    ``pays_after_hours``: E* in hours and not in completions, None: ``epoch_hours`` was not
+    told, the seconds were not recorded, or it never pays. ``money``: of the scoring at the
+    prices told, None: none was told that applies."""
 
     prices: Prices
     samples: int
@@ -103,7 +128,18 @@ class Bill:
     pays_after: float | None
     tokens: int | None
     seconds: float | None
+    pays_after_hours: float | None
     money: float | None
+
+    @property
+    def completions(self) -> int:
+        """Sampled for the scores."""
+        return sum(stage.completions for stage in self.stages)
+
+    @property
+    def forwards(self) -> int:
+        """Teacher-forced, for the scores."""
+        return sum(stage.forwards for stage in self.stages)
 
     @property
     def whole_epochs(self) -> int | None:
@@ -126,29 +162,56 @@ class Bill:
         for s in self.stages:
             text = f"{s.name:<10} {s.samples:>10,} {s.completions:>12,} {s.forwards:>10,}"
             yield text if s.tokens is None else f"{text} {s.tokens:>12,}"
+        if len(self.stages) > 1:
+            done = f"{self.completions:>12,} {self.forwards:>10,}"
+            yield f"{'all':<10} {self.samples:>10,} {done}"
         if self.tokens is not None:
             yield f"sampled {counted(self.tokens, 'token')}"
         prices = self.prices
         yield (
-            f"scoring costs C = {self.per_sample:.3g} completions a sample (a forward is "
-            f"{prices.forward:g})"
+            f"scoring costs C = {self.per_sample:.3g} completions a sample (a forward "
+            f"counts as {prices.forward:g})"
         )
         if self.seconds is not None:
             yield f"it took {self.seconds:,.0f} s"
         if self.money is not None:
             yield f"at the prices told: {self.money:,.2f}"
-        yield (
-            f"training: t = {self.training_share:.4g}, {prices.group} completions a prompt "
-            f"and epoch, rho = {prices.rho:.3g}"
-        )
+        yield from self._training()
         for epochs, share in self.saved.items():
             word = "epoch: " if epochs == 1 else "epochs:"
-            yield f"{epochs:>5} {word} {share:+.1%} of training on everything saved"
+            text = f"{epochs:>5} {word} {share:+.1%} of training on everything saved"
+            yield text + (f" ({-share:.1%} more is spent)" if share < 0 else "")
+        yield from self._paying()
+
+    def _training(self) -> Iterator[str]:
+        """What the training is compared with."""
+        share, prices = self.training_share, self.prices
+        why = f": {self.kept:,} of {self.samples:,} samples, as many epochs"
+        known = self.kept is not None and prices.training_share is None
+        yield (
+            f"training on the selection costs t = {100 * share:.4g}% of training on "
+            "everything" + (why if known else "")
+        )
+        yield (
+            f"an epoch has n = {prices.group} completions a prompt; sampling them is rho = "
+            f"{prices.rho:.1%} of its cost"
+        )
+
+    def _paying(self) -> Iterator[str]:
         if self.pays_after is None:
             yield "it never pays: training on the selection is as dear as on everything"
-        else:
-            after = f"{self.pays_after:.2g}"
-            yield f"it pays after {after} epoch{'s' * (after != '1')}"
+            return
+        yield (
+            f"it pays after {_epochs(self.pays_after)}: from epoch {self.whole_epochs} on "
+            "less is spent than on everything"
+        )
+        if self.pays_after_hours is not None:
+            yield f"in hours it pays after {_epochs(self.pays_after_hours)}"
+
+
+def _epochs(n: float) -> str:
+    said = f"{n:.2g}"
+    return f"{said} epoch{'s' * (said != '1')}"
 
 
 def saved_share(
@@ -210,6 +273,9 @@ def cost(
     )
     per_sample = (completions + given.forward * forwards) / max(n, 1)
     tokens, seconds = (_total(of.reader, x) for x in ("generated_tokens", "seconds"))
+    in_hours = None
+    if given.epoch_hours is not None and seconds is not None and share < 1.0:
+        in_hours = seconds / 3600 / ((1.0 - share) * given.epoch_hours)
     return Bill(
         given,
         n,
@@ -221,6 +287,7 @@ def cost(
         pays_after(per_sample, share, given),
         None if tokens is None else int(tokens),
         seconds,
+        in_hours,
         _money(given, tokens, seconds),
     )
 

@@ -5,7 +5,7 @@ ahead of the model (`ahead`)."""
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -156,3 +156,12 @@ def ahead(
 def tokens_of(jobs: Iterable[Job]) -> int:
     """Tokens of their prompts with the image, and of the responses they already hold."""
     return sum(len(job.image) for job in jobs if job.image is not None)
+
+
+def padded_tokens(jobs: Sequence[Job]) -> int:
+    """Tokens of their prompts with and without the image, each padded to the longest."""
+    longest = (
+        max((len(p) for p in arm if p is not None), default=0)
+        for arm in ((job.image for job in jobs), (job.blind for job in jobs))
+    )
+    return len(jobs) * sum(longest)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from .. import cuda, ops
@@ -27,7 +28,7 @@ from ..scores.judge import require_varied
 from ..scores.table import SCORE_SCHEMA
 from ..stopwatch import IDLE, Stopwatch
 from .batches import all_finite, memory_of
-from .jobs import Job, tokens_of
+from .jobs import Job, padded_tokens, tokens_of
 from .profiling import note
 
 if TYPE_CHECKING:
@@ -39,8 +40,10 @@ MIN_GROUPS = 8
 """Groups of completions seen before a run is given up as degenerate."""
 
 TOGETHER = {"cascade": 3}
-"""Batches that are scored together: the cascade samples completions of less than half of
-their samples."""
+"""Batches that are scored together, at least: the cascade samples completions of less than
+half of their samples, most of them one after the other, and a step of sampling takes about
+as long for few rows as for many. With the local model as many as its memory has room for
+(``ModelDriver.room``)."""
 
 DIVERGENCES = tuple(name for name in ops.CDE_OUTPUTS if name in SCORE_SCHEMA.names)
 """Columns that compare one response with and without the image."""
@@ -102,10 +105,18 @@ class Scorer:
         return window if window == 1 else window * self.together
 
     def is_full(self, jobs: Sequence[Job]) -> bool:
-        """Whether so many jobs are to be scored together: a batch, or `together` of them,
-        or as many as keep an engine busy. Forwards take `batches` of them."""
+        """Whether so many jobs are to be scored together: a batch, or `together` of them
+        and more, or as many as keep an engine busy. Forwards take `batches` of them."""
         n, tokens = len(jobs) // self.together, tokens_of(jobs) // self.together
-        return len(jobs) >= self.window and self.config.batch_is_full(n, tokens)
+        full = len(jobs) >= self.window and self.config.batch_is_full(n, tokens)
+        return full and padded_tokens(jobs) >= self._room
+
+    @cached_property
+    def _room(self) -> int:
+        """Prompt tokens that jobs scored together have at least."""
+        if self.together == 1 or not self.engine_is_local:
+            return 0
+        return self.driver.room
 
     def _is_batch(self, jobs: Sequence[Job]) -> bool:
         return self.config.batch_is_full(len(jobs), tokens_of(jobs))
