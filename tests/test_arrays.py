@@ -255,9 +255,10 @@ def test_private_entry_points_refuse_wrong_inputs(pair):
         refused(kind, says, _C.cde_means, *given, 1, 1)
 
     d = np.linspace(0, 1, 20)
-    places = np.empty(20, np.int64)
+    out = np.empty(20, np.int64)
+    refused(TypeError, "float32 or float64", _C.drm, out, None, None, out, 1)
     for wrong in (d[::2], d[None]):
-        refused(rap.RapInputError, "one contiguous dim", _C.drm, wrong, None, None, places, 1)
+        refused(rap.RapInputError, "one contiguous", _C.drm, wrong, None, None, out, 1)
 
 
 def test_places_that_are_none(pair):
@@ -543,8 +544,8 @@ class Plain:
         self.memory = ctypes.create_string_buffer(b"\x7f" * skip + x.tobytes())
         self.sizes = (ctypes.c_int64 * x.ndim)(*x.shape)
         self.tensor = _Tensor(
-            data=ctypes.addressof(self.memory), device_type=on, ndim=x.ndim, code=2, bits=32,
-            lanes=lanes, shape=ctypes.addressof(self.sizes), byte_offset=skip,
+            data=ctypes.addressof(self.memory), device_type=on, ndim=x.ndim, code=2,
+            bits=32, lanes=lanes, shape=ctypes.addressof(self.sizes), byte_offset=skip,
         )  # fmt: skip
         self.capsule = capsule_of(self.tensor)
 
