@@ -17,6 +17,28 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
+LONG = (
+    "test_executor_ray.py",
+    "test_trl.py",
+    "test_cli.py",
+    "test_cuda_host.py",
+    "test_executors.py",
+    "test_scoring.py",
+    "test_processes.py",
+    "test_resume.py",
+    "test_selection.py",
+    "test_notebooks.py",
+    "test_cuda_bugs.py",
+)
+"""Files that take a minute or more, the longest first: of two workers none begins one of
+them when the other has nothing left (a worker takes whole files)."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONG)))  # else as they are
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder ``../shared`` with real data, beside the checkout."""

@@ -212,6 +212,65 @@ def test_private_entry_points_refuse_wrong_outputs(pair):
         _C.cde(l1[:, ::2], l0[:, ::2], None, np.empty((10, 6)), 1, 1)
 
 
+def test_private_entry_points_refuse_wrong_inputs(pair):
+    """What ops.py never sends: number of dimensions, steps in a row, types of numbers."""
+    q = np.zeros((1, 9, 8), np.float32)
+
+    def refused(kind, says, call, *args):
+        with pytest.raises(kind, match=says):
+            call(*args)
+
+    def ace(q, k):
+        out = np.empty((4, 1, 1)), np.empty((1, 1), np.int64), np.empty((1, q.shape[1]))
+        options = (1.0, 2.0, 1, 0, 0, 0, 1, 8, False, True, True)
+        cu, start = np.array([0, q.shape[1]]), np.array([0])
+        _C.ace(q, k, cu, start, None, None, None, *out, options, 1)
+
+    flat, deep = q[0], np.zeros((1, 9, 8))
+    wide = np.zeros(((1 << 20) + 1, 1, 1), np.float32)
+    refused(rap.RapInputError, r"expected \[heads, L, D\], got 2 and 3", ace, flat, q)
+    refused(TypeError, "float32, float16 or bfloat16", ace, deep, deep)
+    refused(rap.RapInputError, "more than 2.20 heads", ace, wide, wide[:1])
+    refused(rap.RapInputError, "must be contiguous", ace, q[:, :, ::2], q[:, :, ::2])
+
+    l1, l0 = pair
+
+    def linear(weight, hidden=l1):
+        out = np.zeros((_C.CDE_OUTPUTS, 6))
+        _C.linear_cde(hidden, l0, weight, None, None, out, 1.0, 0.0, 1 << 20, 1, 1)
+
+    for weight in (l0.astype(np.float64), np.zeros((6, 80), np.float32)[:, ::2]):
+        refused(rap.RapInputError, "weight: expected .* rows contiguous", linear, weight)
+    refused(TypeError, "expected float32", linear, l0, l1.astype(np.float64))
+
+    answers, out = np.zeros((_C.CDE_OUTPUTS, 6)), np.zeros((_C.CDE_OUTPUTS, 1))
+    cu, weights = np.array([0, 6]), np.ones(6)
+    for kind, says, given in (
+        (rap.RapInputError, "answers and out", (answers[:3], weights, cu, out)),
+        (rap.RapInputError, r"\[S \+ 1\]", (answers, weights, cu[:1], out)),
+        (TypeError, "cu_seqlens: expected int64", (answers, weights, cu > 1, out)),
+        (rap.RapInputError, r">= 0, \[6\]", (answers, weights[:5], cu, out)),
+        (TypeError, "weights: expected float32", (answers, cu.repeat(3), cu, out)),
+        (rap.RapInputError, "on a CUDA device only", (answers, None, cu, out)),
+    ):
+        refused(kind, says, _C.cde_means, *given, 1, 1)
+
+    d = np.linspace(0, 1, 20)
+    out = np.empty(20, np.int64)
+    refused(TypeError, "float32 or float64", _C.drm, out, None, None, out, 1)
+    for wrong in (d[::2], d[None]):
+        refused(rap.RapInputError, "one contiguous", _C.drm, wrong, None, None, out, 1)
+
+
+def test_places_that_are_none(pair):
+    """Where a call runs: a number of threads, or (stream, allocate)."""
+    out = np.empty((_C.CDE_OUTPUTS, 6))
+    with pytest.raises(OverflowError):
+        _C.cde(*pair, None, out, 1, 1 << 80)
+    with pytest.raises(TypeError):
+        _C.cde(*pair, None, out, 1, "two threads")
+
+
 def test_views_are_released(pair):
     l1, l0 = pair
     t1 = torch.from_numpy(l1)
@@ -481,13 +540,13 @@ class Plain:
     """A DLPack producer of float32 numbers that begin ``skip`` bytes behind its pointer; it
     gives the same capsule each time that it is asked."""
 
-    def __init__(self, x: np.ndarray, skip: int = 0, lanes: int = 1):
+    def __init__(self, x: np.ndarray, skip: int = 0, lanes: int = 1, on: int = 1):
         self.shape = x.shape
         self.memory = ctypes.create_string_buffer(b"\x7f" * skip + x.tobytes())
         self.sizes = (ctypes.c_int64 * x.ndim)(*x.shape)
         self.tensor = _Tensor(
-            data=ctypes.addressof(self.memory), device_type=1, ndim=x.ndim, code=2, bits=32,
-            lanes=lanes, shape=ctypes.addressof(self.sizes), byte_offset=skip,
+            data=ctypes.addressof(self.memory), device_type=on, ndim=x.ndim, code=2,
+            bits=32, lanes=lanes, shape=ctypes.addressof(self.sizes), byte_offset=skip,
         )  # fmt: skip
         self.capsule = capsule_of(self.tensor)
 
@@ -503,6 +562,23 @@ def test_a_dlpack_producer_with_an_offset(pair):
         rap.cde(Plain(l1, lanes=2), l0)
     with pytest.raises(rap.RapInputError, match="not aligned"):
         rap.cde(Plain(l1, skip=2), l0)
+
+
+def test_what_dlpack_and_buffers_may_say_and_nobody_computes_with(pair):
+    """A device of another maker, more elements than addresses, other formats and steps."""
+    l1, l0 = pair
+    out = np.empty((_C.CDE_OUTPUTS, 6))
+    elsewhere, vast = Plain(l1, on=8), Plain(l1)  # 8: Metal
+    vast.sizes[:] = 1 << 40, 1 << 40
+    table = np.zeros((6, 40), np.dtype([("a", np.float32), ("b", np.int16)], align=False))
+    for bad, kind, says in (
+        (elsewhere, rap.RapInputError, "device type 8: neither the CPU nor CUDA"),
+        (vast, rap.RapInputError, "too large"),
+        (memoryview(l1.astype(np.uint32)), TypeError, "buffer format 'I' is not supported"),
+        (memoryview(table["a"]), rap.RapInputError, "no multiple of the item size"),
+    ):
+        with pytest.raises(kind, match=says):
+            _C.cde(bad, l0, None, out, 1, 1)
 
 
 def test_a_capsule_is_used_once(pair):

@@ -120,6 +120,7 @@ def test_a_rival_that_is_not_installed_is_named(capsys):
     assert "left out: no_such_module.thing" in capsys.readouterr().out
 
 
+@pytest.mark.proof
 def test_pieces_measure_something_and_are_shown(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench_call, "microseconds", lambda call, windows: (call(), 1.0)[1])
     monkeypatch.setattr(bench_ace, "run_matrix", lambda n, f=bench_ace.run_matrix: f(96))

@@ -14,7 +14,10 @@ from cuda_emulator.emulator import EmulatorError
 
 from rap import _C
 
-pytestmark = pytest.mark.skipif(build.compiler() is None, reason="needs gcc")
+pytestmark = [
+    pytest.mark.proof,
+    pytest.mark.skipif(build.compiler() is None, reason="needs gcc"),
+]
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda b: f"{b.number}-{b.caught_by.__name__}")

@@ -61,7 +61,14 @@ def least_warps(name: str, arch: int) -> int:
     return LEAST_WARPS_75 if arch == 75 else LEAST_WARPS
 
 
-@pytest.fixture(scope="module", params=gates.ARCHITECTURES, ids="sm_{}".format)
+EACH = [
+    pytest.param(arch, id=f"sm_{arch}", marks=() if arch == 90 else pytest.mark.proof)
+    for arch in gates.ARCHITECTURES
+]
+"""An architecture takes 15 seconds to compile for: ``make test`` looks at one."""
+
+
+@pytest.fixture(scope="module", params=EACH)
 def measured(request):
     """(architecture, {kernel: Gate}) as compiled now."""
     if gates.nvcc() is None:

@@ -139,7 +139,9 @@ def nothing_left(store: Path) -> bool:
 # ---------------------------------------------------------------- the same bytes
 
 
-@pytest.mark.parametrize("evidence", ["answer", "cascade"])
+@pytest.mark.parametrize(
+    "evidence", ["answer", pytest.param("cascade", marks=pytest.mark.proof)]
+)
 def test_two_workers_write_the_bytes_of_one_process(
     cluster, made, whole, tmp_path, evidence
 ) -> None:

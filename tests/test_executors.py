@@ -115,6 +115,20 @@ def whole(nursery, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def whole_with(nursery, whole, tmp_path_factory) -> Callable[[str], Path]:
+    """The same with another evidence, made once each."""
+    made = {"answer": whole}
+
+    def make(evidence: str) -> Path:
+        if evidence not in made:
+            made[evidence] = tmp_path_factory.mktemp(evidence) / "store"
+            assert nursery.run(made[evidence], evidence=evidence) == 0
+        return made[evidence]
+
+    return make
+
+
+@pytest.fixture(scope="module")
 def tiny():
     return rap.demo.tiny.tiny_qwen2_5_vl()
 
@@ -289,15 +303,12 @@ def test_torchrun_with_two_ranks(whole, nursery, tmp_path) -> None:
 
 @pytest.mark.parametrize("evidence", ["answer", "rollouts", "cascade"])
 @pytest.mark.parametrize("workers", [1, 2, 3])
-def test_any_number_of_workers(nursery, whole, tmp_path, evidence, workers) -> None:
-    if evidence != "answer":
-        whole = tmp_path / "local"
-        assert nursery.run(whole, evidence=evidence) == 0
+def test_any_number_of_workers(nursery, whole_with, tmp_path, evidence, workers) -> None:
     store = tmp_path / "store"
     ranks = [f"{r}/{workers}" for r in range(workers)]
     started = [nursery.start(store, rank, evidence=evidence) for rank in ranks]
     assert [nursery.end(pid) for pid in started] == [0] * workers
-    assert_same(store, whole, tmp_path)
+    assert_same(store, whole_with(evidence), tmp_path)
     if evidence == "rollouts":
         drawn = read_plan(store).drawn
         kept = ScoreStore.load(store).read_rollouts()

@@ -47,6 +47,7 @@ def kept():
     return kept["counts"]
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("isa", instructions.ISAS)
 def test_no_kernel_needs_more_instructions_than_kept(isa, kept):
     from rap import _C
@@ -57,6 +58,7 @@ def test_no_kernel_needs_more_instructions_than_kept(isa, kept):
     assert not changes, "python -m benchmarks.instructions --update, if meant"
 
 
+@pytest.mark.proof
 def test_the_gate_refuses_kernels_that_are_slower(kept):
     """Plain kernels passed off as AVX2's: a real regression of every vector loop."""
     changes = instructions.differences(counted("scalar"), kept["avx2"])

@@ -65,6 +65,7 @@ def shown(request, tmp_path, monkeypatch):
     return outputs(nbformat.read(done, as_version=4))
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("shown", ["01_select"], indirect=True)
 def test_01_select_runs_and_shows_a_selection(shown, tmp_path):
     assert "9 of 105 samples kept" in shown
@@ -75,6 +76,7 @@ def test_01_select_runs_and_shows_a_selection(shown, tmp_path):
     assert "p_answer1" in shown  # the model's scores
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("shown", ["02_inside_ace"], indirect=True)
 def test_02_inside_ace_runs_and_shows_what_decides(shown):
     assert shown.count("<Figure size") == 3
@@ -86,6 +88,7 @@ def test_02_inside_ace_runs_and_shows_what_decides(shown):
 
 
 @pytest.mark.skipif(find_spec("trl") is None, reason="not installed: trl")
+@pytest.mark.proof
 @pytest.mark.parametrize("shown", ["03_train_grpo"], indirect=True)
 def test_03_train_grpo_trains_reselects_and_goes_on(shown, tmp_path):
     assert "of 120 samples kept" in shown

@@ -26,6 +26,7 @@ from rap.scores.table import VOLATILE_COLUMNS
 KILLS = int(os.environ.get("RAP_KILLS", "5"))
 SEED = int(os.environ.get("RAP_KILL_SEED", "7"))
 
+N = 28
 NURSERY = """
 import os, sys, traceback
 import numpy as np, torch
@@ -35,9 +36,9 @@ import rap, rap.scoring, rap.model, rap.samples.images, rap.demo.tiny
 import transformers.models.qwen2_5_vl.modeling_qwen2_5_vl, transformers.generation
 from tqdm import tqdm
 
-folder = sys.argv[1]
+folder, n = sys.argv[1], int(sys.argv[2])
 rows = []
-for i in range(40):
+for i in range(n):
     rng = np.random.default_rng(i)
     pixels = rng.integers(0, 255, (40 + 9 * (i % 5), 60 + 7 * (i % 4), 3))
     path = os.path.join(folder, f"{i}.png")
@@ -79,7 +80,7 @@ class Nursery:
         path = os.pathsep.join([str(Path(rap.__file__).parent.parent), *sys.path])
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", NURSERY, str(folder)],
+            [sys.executable, "-c", NURSERY, str(folder), str(N)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
@@ -168,7 +169,7 @@ def test_fault_31_kill_9_and_resume_end_in_the_same_bytes(nursery, tmp_path, evi
     table = rap.Scores.load(whole).table.drop_columns(list(VOLATILE_COLUMNS))
     assert table["code"].to_pylist()[11] == "image_missing"
     assert table["code"].to_pylist()[23] == "bad_answer"
-    assert len(set(table["id"].to_pylist())) == 40
+    assert len(set(table["id"].to_pylist())) == N
     for store in [broken, *tmp_path.glob("done*")]:
         again = rap.Scores.load(store)
         assert again.table.drop_columns(list(VOLATILE_COLUMNS)).equals(table)
@@ -187,14 +188,14 @@ def test_fault_31_kill_9_and_resume_end_in_the_same_bytes(nursery, tmp_path, evi
 def test_fault_32_interrupt_then_resume(nursery, tmp_path, evidence):
     """Ctrl-C: KeyboardInterrupt comes out of ``score``; all but the batch at hand stays.
 
-    One shard of 40, which is kept only because the run ends in order."""
+    One shard of all, which is kept only because the run ends in order."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     started = time.monotonic()
-    assert nursery.run(evidence, whole, shard_size=40, seconds=1e9) == 0
+    assert nursery.run(evidence, whole, shard_size=N, seconds=1e9) == 0
     duration = time.monotonic() - started
     kept, part = [0], 0.6
     while len(kept) < 3:
-        pid = nursery.start(evidence, broken, shard_size=40, seconds=1e9)
+        pid = nursery.start(evidence, broken, shard_size=N, seconds=1e9)
         time.sleep(part * duration)
         os.kill(pid, signal.SIGINT)
         sent = time.monotonic()
@@ -208,7 +209,7 @@ def test_fault_32_interrupt_then_resume(nursery, tmp_path, evidence):
             continue
         kept.append(n_kept)
     assert 0 < kept[1] <= kept[2], kept
-    assert nursery.run(evidence, broken, shard_size=40, seconds=1e9) == 0
+    assert nursery.run(evidence, broken, shard_size=N, seconds=1e9) == 0
     assert finished(broken) == finished(whole)
     assert sorted(p.name for p in broken.iterdir()) == sorted(
         p.name for p in whole.iterdir()

@@ -366,14 +366,16 @@ def files(path: Path) -> dict[str, bytes]:
 
 def test_fault_31_killed_while_the_data_set_is_taken_over(tmp_path):
     """At every change of a name: the same data set again, and every row is there."""
-    fill(tmp_path / "old", OLD, "a")
-    fill(tmp_path / "fresh", NEW, "b")
+    old = OLD[:13]
+    new = ["s40", *OLD[7:13], "s41", *OLD[1:5][::-1]]
+    fill(tmp_path / "old", old, "a")
+    fill(tmp_path / "fresh", new, "b")
     wanted, step = files(tmp_path / "fresh"), 0
     while True:
         path = tmp_path / f"at{step}"
         shutil.copytree(tmp_path / "old", path)
-        died = killed_at(step, lambda path=path: fill(path, NEW, "b"))
-        again = fill(path, NEW, "b")
+        died = killed_at(step, lambda path=path: fill(path, new, "b"))
+        again = fill(path, new, "b")
         # a row that was scored is scored no more: at most the two new ones are left
         assert again <= (2 if died else 0)
         assert files(path) == wanted, step

@@ -93,6 +93,7 @@ def test_the_sdist_holds_what_a_clone_has(sdist: Path, expected: set[str]) -> No
     assert must <= names and sum(name.endswith("_cuda.cu") for name in names) == 6
 
 
+@pytest.mark.proof
 def test_the_wheel_of_the_sdist_holds_the_whole_package(
     wheel: Path, expected: set[str]
 ) -> None:
@@ -102,6 +103,7 @@ def test_the_wheel_of_the_sdist_holds_the_whole_package(
     assert not {name for name in names if name.startswith(("tests/", "benchmarks/"))}
 
 
+@pytest.mark.proof
 def test_the_wheel_names_its_licences_and_the_one_version(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
@@ -120,6 +122,7 @@ def test_the_wheel_names_its_licences_and_the_one_version(wheel: Path) -> None:
     assert f"\n## {project['version']}\n" in (ROOT / ".github/CHANGELOG.md").read_text()
 
 
+@pytest.mark.proof
 def test_the_wheel_of_the_sdist_computes(wheel: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)

@@ -87,6 +87,7 @@ def test_authors_rule():
     assert kept.tolist() == [False, True, True, False, False]
 
 
+@pytest.mark.proof
 def test_the_whole_at_a_toy_size(tmp_path, monkeypatch):
     """One world of 20, measured once, then read from disk; the tables hang together."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -10,7 +10,7 @@ reads no row if the files are as they were (where they are, size, time of the la
     lines.npy, numbers.npy     JSON Lines: where lines begin, and their numbers
 
 Time and size of a file prove nothing: whoever opens a data set so compares the rows that it
-uses with the hash of their shard (``require_shard``).
+uses with the hash of their shard (``SampleSet.has_rows``).
 """
 
 from __future__ import annotations
@@ -69,17 +69,6 @@ def build(samples: SampleSet, shard_size: int, more: Iterable[str] = ()) -> Inde
     if more:
         hashes[()], _ = samples.read_hashes([])
     return Index(n, shard_size, more, hashes, tuple(shards))
-
-
-def require_shard(samples: SampleSet, index: Index, k: int) -> None:
-    """Raises ``RapInputError`` if the rows of shard ``k`` are not those that were
-    indexed."""
-    rows = index.shard_range(k)
-    if not samples.has_rows(rows, index.shards[k], index.more):
-        raise RapInputError(
-            f"{samples.kind}: rows {rows.start} to {rows.stop - 1} (shard {k}) are not "
-            "those that were there when the data set was indexed"
-        )
 
 
 # ------------------------------------------------------------------------ files

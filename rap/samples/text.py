@@ -19,10 +19,6 @@ _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 _SHIFT = np.uint64(29)
 
 
-def is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
-
-
 def flat(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     """One array; ``large_string`` where ``string`` is too short."""
     if isinstance(column, pa.Array):
