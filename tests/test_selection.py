@@ -640,6 +640,10 @@ def test_ranks_stay_exact_where_float64_does_not_tell_d_apart() -> None:
     for low, high in pairs[:5]:
         selection = choose(scores_of([row(*low), row(*high)]), budget=0.5, replace=False)
         assert selection.ids == ["s1"]
+    for low, high in pairs:  # were they equal, the harder one would be taken
+        assert high[0] / high[1] > low[0] / low[1]
+        near_ones = scores_of([row(*low), row(*high)])
+        assert choose(near_ones, budget=0.5, replace=False, order="gain").ids == ["s1"]
     # equal D in other numbers are ties: difficulty, then index decides
     rows = [row(20000, 20000, 10000, 20000), row(16384, 32767, 0, 32767)]
     rows += [row(3, 3, 1, 2), row(10000, 20000, 0, 20000)]
@@ -882,6 +886,24 @@ def test_budget_per_group() -> None:
         choose(scores_of(rows), rule="paper", by="source")
 
 
+def test_what_a_budget_leaves_over_goes_to_the_largest_remainder() -> None:
+    best, weak, none = row(2, 4, 0, 4), row(1, 4, 0, 4), row(2, 4, 2, 4)  # 1/4, 3/16, 0
+
+    def kept(text: str, budget: float) -> list[str]:
+        """``text``: a letter a group, then a digit: how good."""
+        made = [(best, weak, none)[int(n)] | {"source": g} for g, n in text.split()]
+        return choose(scores_of(made), budget=budget, by="source", replace=False).ids
+
+    # 6 and 4 samples: 1.8 and 1.2, so a has the seat though b's next is better
+    assert kept("a1 b0 a1 b0 a1 b0 a1 b0 a1 a1", 0.3) == ["s0", "s1", "s2"]
+    assert kept("b0 a1 b0 a1 b0 a1 b0 a1 a1 a1", 0.3) == ["s0", "s1", "s3"]
+    # a has no other candidate
+    assert kept("b0 a1 b0 a2 b0 a2 b0 a2 a2 a2", 0.3) == ["s0", "s1", "s2"]
+    # 1.5 and 1.5: to the one whose next is better, whichever comes first
+    assert kept("a1 a1 a1 b0 b0 b0", 0.5) == ["s0", "s3", "s4"]
+    assert kept("b0 b0 b0 a1 a1 a1", 0.5) == ["s0", "s1", "s3"]
+
+
 def test_answer_evidence() -> None:
     rows = [
         answer(0.9, 0.1),
@@ -999,6 +1021,15 @@ def test_logits_evidence_has_no_sign_and_may_know_no_answer() -> None:
         "kept_cognitive",
         "dropped_unsolved",
     ]
+
+
+def test_an_unknown_difficulty_counts_as_a_half() -> None:
+    """D Diff (1 - Diff): 0.29 / 4 where the answer is known, 0.3 / 4 where it is not."""
+    rows = [
+        {"status": "scored", "evidence": "logits", "js": js, "p_answer1": p}
+        for js, p in ((0.29, 0.5), (0.3, None), (0.5, 0.9), (0.31, 0.5))
+    ]
+    assert choose(scores_of(rows), budget=0.5).ids == ["s1", "s3"]
 
 
 def test_samples_never_tried_with_the_image() -> None:

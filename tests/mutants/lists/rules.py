@@ -38,7 +38,7 @@ FENCE = (
     S + "test_two_close_modes_and_ties_are_not_taken_for_captured_samples",
 )
 FEW_PSI = (S + "test_too_few_psi_calibrate_nothing",)
-BY_GROUP = (S + "test_budget_per_group",)
+LEFT_OVER = (S + "test_what_a_budget_leaves_over_goes_to_the_largest_remainder",)
 BUDGETS = (
     S + "test_budgets_are_decimals",
     S + "test_every_share_of_a_small_table_keeps_its_samples",
@@ -125,7 +125,7 @@ RULES = (
         EVIDENCE,
         "left = np.nan_to_num(difficulty, nan=0.5)",
         "left = np.nan_to_num(difficulty, nan=0.0)",
-        ANSWERS,
+        (S + "test_an_unknown_difficulty_counts_as_a_half",),
     ),
     Mutant(
         "rule-unsolved-above",
@@ -283,28 +283,28 @@ RULES = (
         GROUPS,
         "open_groups.append((base[i] - share * sizes[i], best, i))",
         "open_groups.append((share * sizes[i] - base[i], best, i))",
-        BY_GROUP,
+        LEFT_OVER,
     ),
     Mutant(
         "rule-remainder-to-empty",
         GROUPS,
         "if i not in raised and base[i] < len(candidates):",
         "if i not in raised and len(candidates):",
-        BY_GROUP,
+        LEFT_OVER,
     ),
     Mutant(
         "rule-group-tie",
         GROUPS,
         "open_groups.append((base[i] - share * sizes[i], best, i))",
         "open_groups.append((base[i] - share * sizes[i], 0, i))",
-        BY_GROUP,
+        LEFT_OVER,
     ),
     Mutant(
         "rule-group-order",
         GROUPS,
         'order = np.argsort(codes, kind="stable")',
         'order = np.argsort(codes, kind="stable")[::-1]',
-        BY_GROUP,
+        LEFT_OVER,
     ),
     Mutant(
         "rule-negative-floor",
