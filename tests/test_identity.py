@@ -320,6 +320,10 @@ def test_positions_are_found_in_the_given_order(tmp_path):
     table = select(make_rows("ids"), "scored").table
     assert match(table, samples, rows=[5, 2, 9]).tolist() == [5, 2, 9]
     assert match(table, samples).tolist() == list(range(N))
+    turned = table.take(list(range(N))[::-1])  # its ids say where a sample is, not its rows
+    turned = turned.set_column(turned.column_names.index("index"), "index", table["index"])
+    data = {"content_sha256": samples.content_sha256}
+    assert match(turned, samples, data=data).tolist() == list(range(N))[::-1]
     found = find(table, open_samples(make_rows("ids")[:6]), rows=[5, 7])
     assert found.rows.tolist() == [5, -1] and list(found.why) == [1]
     assert TEXT_COLUMN in select(make_rows("ids")).table.column_names

@@ -797,6 +797,19 @@ def test_captured_samples_are_dropped_however_many(captured: int) -> None:
     assert told == ["kept_cognitive"] * 60 + ["dropped_attention_biased"] * captured
 
 
+@pytest.mark.parametrize("n", range(1, 12))
+def test_quartiles_are_those_of_numpy(n: int) -> None:
+    values = np.sort(np.random.default_rng(n).normal(size=n)).astype(np.float32)
+    wanted = np.percentile(values.astype(np.float64), [25, 75])
+    assert attention._quartiles(values) == tuple(wanted)
+
+
+def test_a_gap_is_measured_by_what_is_below_it() -> None:
+    """Of all 100, half of Q3 - Q1 is 1.05; of the lower 60 it is 0.35, and the step is 1."""
+    psi = np.concatenate([np.linspace(-3.3, -1.9, 60), np.linspace(-0.9, -0.2, 40)])
+    assert fence(psi) == pytest.approx(-1.4)
+
+
 @pytest.mark.parametrize(
     "name, most",
     [("exponential", 0.07), ("lognormal", 0.09), ("gumbel", 0.05), ("normal", 0.02)],
@@ -822,6 +835,9 @@ def test_too_few_psi_calibrate_nothing() -> None:
     selection = choose(scores_of([row(3, 5, 1, 5, log_psi=-1.0 * i) for i in range(19)]))
     assert selection.settings["found"]["lambda_a"] is None
     assert any("not calibrated" in w for w in selection.warnings)
+    selection = choose(scores_of([row(3, 5, 1, 5, log_psi=-1.0 * i) for i in range(20)]))
+    # quartiles -14.25 and -4.75, and 1.5 times their difference above the upper one
+    assert selection.settings["found"]["log_lambda_a"] == 9.5
 
 
 def test_paper_threshold_on_the_normalised_psi_is_called_out() -> None:
