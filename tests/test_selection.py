@@ -805,7 +805,7 @@ def test_quartiles_are_those_of_numpy(n: int) -> None:
 
 
 def test_a_gap_is_measured_by_what_is_below_it() -> None:
-    """Of all 100, half of Q3 - Q1 is 1.05; of the lower 60 it is 0.35, and the step is 1."""
+    """Of all 100, half of Q3 - Q1 is 1.05; of the lower 60 it is 0.35; the step is 1."""
     psi = np.concatenate([np.linspace(-3.3, -1.9, 60), np.linspace(-0.9, -0.2, 40)])
     assert fence(psi) == pytest.approx(-1.4)
 
