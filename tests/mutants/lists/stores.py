@@ -471,7 +471,9 @@ STORES = (
         MATCH,
         '        at = at[pc.equal(known, taken(wanted["id"], at)).to_numpy()]\n',
         "",
-        ("tests/test_identity.py::test_positions_are_found_in_the_given_order",),
+        (
+            "tests/test_identity.py::test_ids_say_which_sample_it_is_even_where_the_data_set_is_the_same",
+        ),
     ),
     # --- filling
     Mutant(
