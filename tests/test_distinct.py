@@ -17,9 +17,10 @@ from rap.selection import column
 from rap.selection.column import Column
 
 
-def test_distinct_rows_are_those_of_numpy() -> None:
+@pytest.mark.parametrize("low", [0, 7])
+def test_distinct_rows_are_those_of_numpy(low: int) -> None:
     random = np.random.default_rng(0)
-    columns = [random.integers(0, high, 500) for high in (3, 1, 6, 2)]
+    columns = [low + random.integers(0, high, 500) for high in (3, 1, 6, 2)]
     found = distinct_rows(columns)
     assert found is not None
     first, back = found

@@ -325,6 +325,18 @@ def test_positions_are_found_in_the_given_order(tmp_path):
     assert TEXT_COLUMN in select(make_rows("ids")).table.column_names
 
 
+def test_ids_say_which_sample_it_is_even_where_the_data_set_is_the_same(tmp_path):
+    """A table whose rows stand in another order than it says."""
+    samples = open_samples(write(tmp_path, make_rows("ids")))
+    assert samples.content_counts_images  # the hash of the whole decides, where it may
+    table = select(samples, "scored").table
+    turned = table.take(list(range(N))[::-1])
+    turned = turned.set_column(turned.column_names.index("index"), "index", table["index"])
+    data = {"content_sha256": samples.content_sha256}
+    assert match(table, samples, data=data).tolist() == list(range(N))
+    assert match(turned, samples, data=data).tolist() == list(range(N))[::-1]
+
+
 # ---------------------------------------------------------------- trainers, re-selection
 
 

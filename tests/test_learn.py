@@ -108,6 +108,21 @@ def test_the_value_is_what_quadrature_gives(counts: tuple[int, ...]) -> None:
     assert value == pytest.approx(reference.beta_value(*counts), abs=5e-5)
 
 
+def test_a_divergence_must_be_above_the_floor() -> None:
+    rows = [logits(0.5, js) for js in (0.2, FLOOR, 0.005, 0.3)]
+    selection = choose(scores_of(rows), rule="learn", budget=0.25)
+    assert reasons(selection)[1:3] == ["dropped_language_prior"] * 2
+    assert selection.settings["found"]["lambda_c"] == FLOOR
+
+
+def test_outcomes_that_are_all_alike_come_after_all_mixed_ones() -> None:
+    """5 of 5 right: Beta(6, 1), E[p (1 - p)] = 6/56; P(p1 > p0) = 1/2."""
+    rows = [row(5, 5, 5, 5), row(1, 5, 3, 5)]
+    values = choose(scores_of(rows), rule="learn", budget=1).table["rank_key"].to_pylist()
+    assert values[0] == pytest.approx(6 / 56 / 2 - SETTLED, abs=5e-5)
+    assert values[0] < 0 < values[1]
+
+
 def test_the_value_of_a_uniform_prior_is_known() -> None:
     """1 of 2 right: Beta(2, 2), E[p (1 - p)] = 1/5; 0 of 1: p0 ~ Beta(1, 2),
     P(p1 > p0) = E[1 - (1 - p1)^2] = 7/10."""

@@ -640,6 +640,10 @@ def test_ranks_stay_exact_where_float64_does_not_tell_d_apart() -> None:
     for low, high in pairs[:5]:
         selection = choose(scores_of([row(*low), row(*high)]), budget=0.5, replace=False)
         assert selection.ids == ["s1"]
+    for low, high in pairs:  # were they equal, the harder one would be taken
+        assert high[0] / high[1] > low[0] / low[1]
+        near_ones = scores_of([row(*low), row(*high)])
+        assert choose(near_ones, budget=0.5, replace=False, order="gain").ids == ["s1"]
     # equal D in other numbers are ties: difficulty, then index decides
     rows = [row(20000, 20000, 10000, 20000), row(16384, 32767, 0, 32767)]
     rows += [row(3, 3, 1, 2), row(10000, 20000, 0, 20000)]
@@ -793,6 +797,19 @@ def test_captured_samples_are_dropped_however_many(captured: int) -> None:
     assert told == ["kept_cognitive"] * 60 + ["dropped_attention_biased"] * captured
 
 
+@pytest.mark.parametrize("n", range(1, 12))
+def test_quartiles_are_those_of_numpy(n: int) -> None:
+    values = np.sort(np.random.default_rng(n).normal(size=n)).astype(np.float32)
+    wanted = np.percentile(values.astype(np.float64), [25, 75])
+    assert attention._quartiles(values) == tuple(wanted)
+
+
+def test_a_gap_is_measured_by_what_is_below_it() -> None:
+    """Of all 100, half of Q3 - Q1 is 1.05; of the lower 60 it is 0.35; the step is 1."""
+    psi = np.concatenate([np.linspace(-3.3, -1.9, 60), np.linspace(-0.9, -0.2, 40)])
+    assert fence(psi) == pytest.approx(-1.4)
+
+
 @pytest.mark.parametrize(
     "name, most",
     [("exponential", 0.07), ("lognormal", 0.09), ("gumbel", 0.05), ("normal", 0.02)],
@@ -818,6 +835,9 @@ def test_too_few_psi_calibrate_nothing() -> None:
     selection = choose(scores_of([row(3, 5, 1, 5, log_psi=-1.0 * i) for i in range(19)]))
     assert selection.settings["found"]["lambda_a"] is None
     assert any("not calibrated" in w for w in selection.warnings)
+    selection = choose(scores_of([row(3, 5, 1, 5, log_psi=-1.0 * i) for i in range(20)]))
+    # quartiles -14.25 and -4.75, and 1.5 times their difference above the upper one
+    assert selection.settings["found"]["log_lambda_a"] == 9.5
 
 
 def test_paper_threshold_on_the_normalised_psi_is_called_out() -> None:
@@ -880,6 +900,24 @@ def test_budget_per_group() -> None:
         choose(scores_of(rows), by="kl")
     with pytest.raises(RapConfigError, match="by = 'source'"):
         choose(scores_of(rows), rule="paper", by="source")
+
+
+def test_what_a_budget_leaves_over_goes_to_the_largest_remainder() -> None:
+    best, weak, none = row(2, 4, 0, 4), row(1, 4, 0, 4), row(2, 4, 2, 4)  # 1/4, 3/16, 0
+
+    def kept(text: str, budget: float) -> list[str]:
+        """``text``: a letter a group, then a digit: how good."""
+        made = [(best, weak, none)[int(n)] | {"source": g} for g, n in text.split()]
+        return choose(scores_of(made), budget=budget, by="source", replace=False).ids
+
+    # 6 and 4 samples: 1.8 and 1.2, so a has the seat though b's next is better
+    assert kept("a1 b0 a1 b0 a1 b0 a1 b0 a1 a1", 0.3) == ["s0", "s1", "s2"]
+    assert kept("b0 a1 b0 a1 b0 a1 b0 a1 a1 a1", 0.3) == ["s0", "s1", "s3"]
+    # a has no other candidate
+    assert kept("b0 a1 b0 a2 b0 a2 b0 a2 a2 a2", 0.3) == ["s0", "s1", "s2"]
+    # 1.5 and 1.5: to the one whose next is better, whichever comes first
+    assert kept("a1 a1 a1 b0 b0 b0", 0.5) == ["s0", "s3", "s4"]
+    assert kept("b0 b0 b0 a1 a1 a1", 0.5) == ["s0", "s1", "s3"]
 
 
 def test_answer_evidence() -> None:
@@ -999,6 +1037,15 @@ def test_logits_evidence_has_no_sign_and_may_know_no_answer() -> None:
         "kept_cognitive",
         "dropped_unsolved",
     ]
+
+
+def test_an_unknown_difficulty_counts_as_a_half() -> None:
+    """D Diff (1 - Diff): 0.29 / 4 where the answer is known, 0.3 / 4 where it is not."""
+    rows = [
+        {"status": "scored", "evidence": "logits", "js": js, "p_answer1": p}
+        for js, p in ((0.29, 0.5), (0.3, None), (0.5, 0.9), (0.31, 0.5))
+    ]
+    assert choose(scores_of(rows), budget=0.5).ids == ["s1", "s3"]
 
 
 def test_samples_never_tried_with_the_image() -> None:

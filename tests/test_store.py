@@ -691,11 +691,13 @@ def test_fault_34_rollouts_lost_are_made_again(full: Path) -> None:
     assert files(full) == before
 
 
-def test_fault_34_a_shard_beyond_the_end(full: Path) -> None:
-    shutil.copy(full / "scores-00001.parquet", full / "scores-00009.parquet")
+@pytest.mark.parametrize("k", [5, 9])
+def test_fault_34_a_shard_beyond_the_end(full: Path, k: int) -> None:
+    assert files(full).keys() >= {"scores-00004.parquet"}  # the last of its five
+    shutil.copy(full / "scores-00001.parquet", full / f"scores-{k:05}.parquet")
     with pytest.warns(UserWarning, match="no shard of this store"):
         opened(full).close()
-    assert "scores-00009.parquet.corrupt" in files(full)
+    assert f"scores-{k:05}.parquet.corrupt" in files(full)
 
 
 @pytest.mark.parametrize("damage", ["half", "empty", "lost", "not a store", "nested"])

@@ -93,8 +93,12 @@ def _child(tests: list[str], failed: Path, log: Path) -> int:
     sys.path[:] = [str(TREE), *(p for p in sys.path if p not in ("", str(ROOT)))]
     os.environ["PYTHONPATH"] = str(TREE)
     os.environ["OMP_NUM_THREADS"] = "1"
+    import hypothesis
     import pytest
 
+    first = [phase for phase in hypothesis.Phase if phase.name in ("explicit", "generate")]
+    hypothesis.settings.register_profile("mutants", phases=first, database=None)
+    hypothesis.settings.load_profile("mutants")  # a failure is enough: none is made smaller
     options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=short"]
     options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # imported before
     return int(pytest.main([*options, *tests], plugins=[_Recorder(failed)]))

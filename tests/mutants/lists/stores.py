@@ -471,7 +471,9 @@ STORES = (
         MATCH,
         '        at = at[pc.equal(known, taken(wanted["id"], at)).to_numpy()]\n',
         "",
-        ("tests/test_identity.py",),
+        (
+            "tests/test_identity.py::test_ids_say_which_sample_it_is_even_where_the_data_set_is_the_same",
+        ),
     ),
     # --- filling
     Mutant(
@@ -479,13 +481,13 @@ STORES = (
         FILLING,
         "rest = (i for i in shards.shard_range(k) if i not in part.done)",
         "rest = iter(shards.shard_range(k))",
-        ("tests/test_resume.py::test_fault_32_interrupt_then_resume[answer]",),
+        ("tests/test_scoring.py::test_fault_32_interrupt_loses_at_most_the_current_batch",),
     ),
     Mutant(
         "fill-partial-not-kept",
         FILLING,
         "        except BaseException as error:\n            if parts:\n                self._keep_after(shards, parts[0], error)\n            raise\n",
         "        except BaseException:\n            raise\n",
-        ("tests/test_resume.py::test_fault_32_interrupt_then_resume[answer]",),
+        ("tests/test_scoring.py::test_fault_32_interrupt_loses_at_most_the_current_batch",),
     ),
 )
