@@ -240,8 +240,11 @@ class SelectionMixin(_Base):
             super()._save_checkpoint(model, trial)
 
     def save_model(self, output_dir: str | None = None, **options: Any) -> None:
+        folder = output_dir or self.args.output_dir
         _as_loaded(self._tokenizer)
-        with _saving(output_dir or self.args.output_dir):
+        with _saving(folder):
+            if self.is_world_process_zero():
+                _clear(Path(folder))
             super().save_model(output_dir, **options)
 
     def _run_epoch(self, *args: Any, **options: Any) -> None:
@@ -446,6 +449,12 @@ class SelectionMixin(_Base):
         self.refilled["kept_anyway"] += len(empty)
         self._tell({"refill_missing": len(empty)})
         return batch
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a killed process left: safetensors writes weights under such a name."""
+    for path in folder.glob(".tmp*"):
+        path.unlink(missing_ok=True)
 
 
 def _as_loaded(tokenizer: Any) -> None:

@@ -103,7 +103,8 @@ def whole(chaos: Chaos) -> tuple[dict[str, str], list[int], float]:
 def local(chaos: Chaos, store: Path) -> dict[str, Any]:
     """The order that the same store is filled by one process."""
     order = chaos.score_order(store, "real")
-    return {**order, "options": {"evidence": "answer"}}
+    options = {"evidence": "answer"}
+    return {**order, "model": str(chaos.model_folder()), "options": options}
 
 
 def scoring(
@@ -139,7 +140,8 @@ def order_of(chaos: Chaos, store: Path, of_workers: dict[str, str]) -> dict[str,
     """The order that two workers fill a store."""
     assert chaos.cluster is not None
     return {
-        "command": "ray", "model": str(chaos.model_folder()), "store": str(store), "below": str(store),
+        "command": "ray", "model": str(chaos.model_folder()),
+        "store": str(store), "below": str(store),
         "address": chaos.cluster.address, "of_workers": environment() | of_workers,
         "environment": OPEN_CLUSTER,
         "options": {"evidence": "answer", "workers": 2, "max_shard_failures": 9},

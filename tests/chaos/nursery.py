@@ -216,7 +216,10 @@ class Nursery:
     def _score(self, order: dict[str, Any]) -> None:
         use(order["real"])
         options = {**OPTIONS, **order["options"], "store": order["store"]}
-        rap.score(self.model, self.processor, str(self.data), **options)
+        model, processor = self.model, self.processor
+        if "model" in order:  # as executor ray takes it
+            model, processor = order["model"], None
+        rap.score(model, processor, str(self.data), **options)
 
     def _save(self, order: dict[str, Any]) -> None:
         """The model as a folder, for commands that read one."""
