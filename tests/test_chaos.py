@@ -47,7 +47,7 @@ def test_the_shim_is_felt(chaos: Chaos, tmp_path: Path) -> None:
     for kind, (how, what, value) in trials.HARMS.items():
         if how == trials.NOTHING or kind in ("I/O error of fsync", "no memory"):
             continue
-        order = chaos._order(tmp_path / kind, "score answer")
+        order = chaos.score_order(tmp_path / kind, "score answer")
         run = chaos.nursery.run(order | {"harm": [how, what, 5, int(value)]})
         assert run.code != 0, (kind, run)
         assert trials.judge(run, kind, 5)

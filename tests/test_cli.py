@@ -353,7 +353,25 @@ def test_missing_files_exit_1(tmp_path):
     refused(*score, code=1, says="no such file or folder")
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't start new thread")])
+CPU_SAYS = (
+    "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate "
+    "memory: you tried to allocate 106954752 bytes."
+)
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch has one for a GPU."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("can't start new thread"),
+        OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError(CPU_SAYS),
+    ],
+)
 def test_fault_42_what_the_system_refuses_is_no_fault_of_rap(error, capsys):
     """Under RLIMIT_AS a thread is refused as often as memory is."""
     from rap.cli.shell import FAILED, _explain

@@ -129,6 +129,17 @@ def test_halving_passes_our_own_errors():
     assert in_halves(odd, [1, 2, 3]) == [1, 2, Failure("model_error", "ValueError: three")]
 
 
+def test_fault_30_memory_that_a_cpu_has_not_is_called_so() -> None:
+    said = "[enforce fail] DefaultCPUAllocator: can't allocate memory: 106954752 bytes"
+
+    def run(part):
+        if 3 in part:
+            raise RuntimeError(said)
+        return list(part)
+
+    assert in_halves(run, [1, 2, 3, 4]) == [1, 2, Failure("oom", said), 4]
+
+
 # ---------------------------------------------------------------- against a local model
 
 

@@ -8,7 +8,7 @@ import pytest
 from test_trl import selection_of
 
 from rap.demo import world
-from rap.errors import RapConfigError
+from rap.errors import RapConfigError, RapStoreError
 from rap.samples.sampleset import open_samples
 from rap.trl.rewardlog import read_rewards
 
@@ -123,13 +123,68 @@ def test_rap_train_goes_on_from_the_last_whole_checkpoint(trl, tmp_path, data):
     words[words.index("save_steps=2")] = "save_steps=1"
     out.mkdir()
     (out / "rewards.jsonl").write_text('{"kind": "start", "step": 0}\n')  # killed early
+    (out / "log.jsonl").write_text('{"step": 1, "loss": 0.0}\n{"step": 2, "lo')
     assert "holds a training run" in shell(*words, code=2)
     assert "going on from the beginning" in shell(*words, "--resume")
+    lines = (out / "log.jsonl").read_text().splitlines()
+    assert lines[1:3] == ['{"step": 2, "lo', '{"resumed": 0}']  # what came before is void
+    assert json.loads(lines[3])["step"] == 1
     state = out / "checkpoint-2" / "trainer_state.json"
     state.write_bytes(state.read_bytes()[:100])
     said = shell(*words, "--resume")
     assert "not whole, passed over: checkpoint-2" in said
     assert "going on from checkpoint-1" in said and "step 2/2" in said
+
+
+def test_fault_31_a_run_killed_after_its_last_step_ends_as_ever(trl, tmp_path, data):
+    """It ends within an epoch, where transformers 5.23 would do another step."""
+    path, selection = data
+    out = tmp_path / "run"
+    words = [path, "--selection", selection, "--out", out, *FEW]
+    words[words.index("--steps") + 1] = "3"  # an epoch has two
+    words[words.index("save_steps=2")] = "save_steps=3"
+    shell(*words)
+
+    def found():
+        return {p.name: p.read_bytes() for p in (out / "model").iterdir()}
+
+    whole, rewards = found(), read_rewards(out / "rewards.jsonl")
+    (out / "model" / "model.safetensors").rename(out / "model" / ".tmpFX8aYn")
+    (out / "summary.json").unlink()
+    said = shell(*words, "--resume")
+    assert "going on from checkpoint-3" in said and "3 steps on 4 of 24 prompts" in said
+    assert found() == whole and not (out / "checkpoint-4").exists()
+    assert read_rewards(out / "rewards.jsonl").equals(rewards)
+
+
+def test_fault_33_a_checkpoint_that_the_disk_refuses(trl, tmp_path, data, monkeypatch):
+    import torch
+
+    def refused(*args, **options):
+        raise RuntimeError("basic_ios::clear: iostream error")
+
+    path, selection = data
+    monkeypatch.setattr(torch, "save", refused)
+    words = (path, "--selection", selection, "--out", tmp_path / "run", *FEW)
+    said = shell(*words, code=1)
+    said = " ".join(said.split())
+    assert f"{tmp_path / 'run' / 'checkpoint-2'}: cannot be written: basic_ios" in said
+    assert "fault in rap" not in said
+
+
+def test_fault_33_errors_of_writing_are_store_errors(trl):
+    from safetensors import SafetensorError
+
+    from rap.trl.trainer import _saving
+
+    full = SafetensorError("I/O error: No space left on device (os error 28)")
+    for error in (full, OSError(28, "No space left on device"), RuntimeError("iostream")):
+        with pytest.raises(RapStoreError, match="run: cannot be written: .*(No sp|iost)"):
+            with _saving("run"):
+                raise error
+    for passed in (MemoryError(), RapConfigError("another"), KeyboardInterrupt()):
+        with pytest.raises(type(passed)), _saving("run"):
+            raise passed
 
 
 @pytest.mark.parametrize("text", ["- 1", "a: [", "\x00"])

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
-from ..errors import INTERRUPTED, RapConfigError, RapError, install
+from ..errors import INTERRUPTED, RapConfigError, RapError, install, is_out_of_memory
 from ..settings import REMOVED
 
 OK, FAILED, USAGE, TERMINATED = 0, 1, 2, 143
@@ -70,7 +70,7 @@ def _explain(error: Exception) -> int:
         return FAILED
     if isinstance(error, ModuleNotFoundError) and (extra := _extra_of(error)):
         return fail(f"this needs {error.name}: {install(extra)}", USAGE)
-    if isinstance(error, MemoryError):
+    if is_out_of_memory(error):
         return fail("out of memory", FAILED)
     if isinstance(error, RuntimeError) and str(error) == "can't start new thread":
         return fail("no new thread: out of memory, or of processes (ulimit -u)", FAILED)

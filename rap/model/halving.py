@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ..errors import RapError, first_line
+from ..errors import RapError, first_line, is_out_of_memory
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -42,7 +42,11 @@ def in_halves(
     except RapError:
         raise
     except (RuntimeError, ValueError, IndexError) as error:
-        failure = Failure("model_error", f"{type(error).__name__}: {first_line(error)}")
+        text = first_line(error)
+        if is_out_of_memory(error):  # the CPU's
+            failure = Failure("oom", text)
+        else:
+            failure = Failure("model_error", f"{type(error).__name__}: {text}")
     # Outside of the handlers: the traceback no longer holds the failed batch's tensors.
     if failure.code == "oom" and torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -112,21 +112,28 @@ class RewardLog:
         self._append(head | {"ids": list(outcomes)} | columns)
 
     def _append(self, line: dict[str, Any]) -> None:
-        data = json.dumps(line, allow_nan=False).encode() + b"\n"
+        append_line(self.path, json.dumps(line, allow_nan=False))
+
+
+def append_line(path: Path, text: str) -> None:
+    """Append a line to a log, in one write; a torn line before it is closed, not continued.
+
+    Raises ``RapStoreError`` if the disk refuses."""
+    data = text.encode() + b"\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-            try:
-                size = os.fstat(handle).st_size
-                if size and os.pread(handle, 1, size - 1) != b"\n":
-                    data = b"\n" + data  # a torn line is closed, not continued
-                if os.write(handle, data) != len(data):
-                    raise OSError("only a part was written")
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-        except OSError as error:
-            raise store_error(f"{self.path}: cannot be written", error) from error
+            size = os.fstat(handle).st_size
+            if size and os.pread(handle, 1, size - 1) != b"\n":
+                data = b"\n" + data
+            if os.write(handle, data) != len(data):
+                raise OSError("only a part was written")
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise store_error(f"{path}: cannot be written", error) from error
 
 
 def read_rewards(path: str | os.PathLike[str]) -> pa.Table:

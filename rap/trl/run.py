@@ -31,6 +31,7 @@ from ..scoring.tracking import trackers
 from ..settings import Ge, near, setting, settings
 from .data import prepare
 from .reselect import Reselect
+from .rewardlog import append_line
 from .rewards import NO_PPO, builtin_reward, watched
 
 if TYPE_CHECKING:
@@ -268,12 +269,11 @@ def _speak(trainer: Any, log: Path, echo: Callable[[str], Any]) -> None:
     from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
     def write(line: Mapping[str, Any]) -> None:
-        with log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(log, json.dumps(line))
 
     class Speaker(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step:  # what was logged of later steps is done again
+            if state.global_step or log.exists():  # later steps are done, and logged, again
                 write({"resumed": state.global_step})
 
         def on_log(self, args: Any, state: Any, control: Any, **more: Any) -> None:

@@ -11,7 +11,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from .trials import ROOT, Chaos
+from .client import ROOT
+from .trials import Chaos
 
 LOG = ROOT / "build" / "chaos" / "log.jsonl"
 
@@ -81,7 +82,7 @@ def main() -> None:
             found.append(record)
             if not record["ok"]:
                 print(json.dumps(record), flush=True)
-        chaos.nursery.close()
+        chaos.close()
     print(summary(found))
     if asked.summary is not None:
         asked.summary.write_text(HEAD.format(seed=asked.seed) + summary(found))

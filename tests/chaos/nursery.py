@@ -155,7 +155,7 @@ class Nursery:
                 names = file.read().split()
             os.waitpid(pid, 0)
             for name in sorted(names):
-                with contextlib.suppress(ImportError):
+                with contextlib.suppress(Exception):
                     importlib.import_module(name)
         gc.collect()
         gc.freeze()  # a collection in a child would copy every page of it
@@ -190,8 +190,10 @@ class Nursery:
 
     def _run(self, order: dict[str, Any]) -> int:
         try:
-            if order["command"] == "score":
-                self._score(order)
+            if order["command"] in ("score", "ray", "model"):
+                {"score": self._score, "ray": self._ray, "model": self._save}[
+                    order["command"]
+                ](order)
                 code = 0
             else:
                 code = _shell(order["words"])
@@ -214,7 +216,30 @@ class Nursery:
     def _score(self, order: dict[str, Any]) -> None:
         use(order["real"])
         options = {**OPTIONS, **order["options"], "store": order["store"]}
-        rap.score(self.model, self.processor, str(self.data), **options)
+        model, processor = self.model, self.processor
+        if "model" in order:  # as executor ray takes it
+            model, processor = order["model"], None
+        rap.score(model, processor, str(self.data), **options)
+
+    def _save(self, order: dict[str, Any]) -> None:
+        """The model as a folder, for commands that read one."""
+        self.model.save_pretrained(order["below"])
+        self.processor.save_pretrained(order["below"])
+
+    def _ray(self, order: dict[str, Any]) -> None:
+        """A driver at a cluster that is there, whose workers have the shim and a plan."""
+        import ray
+
+        ray.init(
+            address=order["address"],
+            runtime_env={"env_vars": order["of_workers"]},
+            log_to_driver=False,
+        )
+        options = {**OPTIONS, **order["options"], "store": order["store"]}
+        try:
+            rap.score(order["model"], None, str(self.data), executor="ray", **options)
+        finally:
+            ray.shutdown()
 
 
 def _tell(order: dict[str, Any], text: str) -> None:
@@ -248,8 +273,9 @@ def main() -> None:
             nursery.warm(order["warm"])
             print("warm", flush=True)
         elif "wait" in order:
-            _, status = os.waitpid(order["wait"], 0)
-            print(os.waitstatus_to_exitcode(status), flush=True)
+            _, status, used = os.wait4(order["wait"], 0)
+            seconds = used.ru_utime + used.ru_stime
+            print(os.waitstatus_to_exitcode(status), seconds, flush=True)
         else:
             print(nursery.start(order), flush=True)
 

@@ -1,7 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Preloaded: counts what a process changes below one folder (opens for writing, writes,
- * syncs, renames, removals, new folders) and does harm at the n-th such call.
+ * syncs, renames, removals, new folders) and does harm at the n-th such call. The plan is
+ * told by chaos_plan(), or to a process that others start in its environment:
+ *
+ *     CHAOS_PLAN="HOW WHAT NTH WITH BELOW\nMARK"
+ *
+ * MARK: a file that is made by the process that is harmed; the others then are not.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -16,12 +21,14 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 enum { NOTHING, KILL_BEFORE, KILL_AFTER, SIGNAL, FAIL, FAIL_ON, NO_MEMORY };
 enum { OPEN = 1, WRITE = 2, SYNC = 4, RENAME = 8, REMOVE = 16, FOLDER = 32 };
 
-static char folder[PATH_MAX];
+static char folder[PATH_MAX], mark[PATH_MAX];
 static int harm, kinds, value;
 static long nth;
 static atomic_long count, of_kind[6];
@@ -39,6 +46,46 @@ chaos_plan(const char *below, int how, int what, long at, int with)
     for (int i = 0; i < 6; i++) {
         atomic_store(&of_kind[i], 0);
     }
+}
+
+__attribute__((constructor)) static void
+plan_of_environment(void)
+{
+    const char *told = getenv("CHAOS_PLAN");
+    char below[PATH_MAX];
+    int how, what, with;
+    long at;
+
+    if (told != NULL
+        && sscanf(told, "%d %d %ld %d %4095[^\n]\n%4095[^\n]", &how, &what, &at, &with,
+                  below, mark)
+               == 6)
+    {
+        chaos_plan(below, how, what, at, with);
+    }
+}
+
+/* Whether this process is the one to harm. */
+static int
+is_mine(void)
+{
+    static atomic_int mine; /* 0: not known yet */
+    int found = atomic_load(&mine);
+
+    if (mark[0] == '\0') {
+        return 1;
+    }
+    if (found == 0) {
+        const long fd =
+            syscall(SYS_openat, AT_FDCWD, mark, O_CREAT | O_EXCL | O_WRONLY, 0644);
+
+        found = fd >= 0 ? 1 : -1;
+        if (fd >= 0) {
+            close((int)fd);
+        }
+        atomic_store(&mine, found);
+    }
+    return found > 0;
 }
 
 /* Calls so far: those that are counted for the harm, and those of the i-th kind. */
@@ -127,10 +174,7 @@ before(int kind, int below, int *last)
         return 0;
     }
     at = atomic_fetch_add(&count, 1) + 1;
-    if (harm == FAIL_ON && at >= nth) {
-        return value;
-    }
-    if (at != nth) {
+    if (harm == NOTHING || at < nth || (at > nth && harm != FAIL_ON) || !is_mine()) {
         return 0;
     }
     switch (harm) {
@@ -144,6 +188,7 @@ before(int kind, int below, int *last)
         kill(getpid(), value);
         break;
     case FAIL:
+    case FAIL_ON:
         return value;
     case NO_MEMORY:
         take_memory(value);
@@ -216,6 +261,49 @@ write(int fd, const void *from, size_t n)
     }
     return found;
 }
+
+typedef ssize_t writev_call(int, const struct iovec *, int);
+
+/* As ``write``: of several pieces the first. */
+ssize_t
+writev(int fd, const struct iovec *pieces, int n)
+{
+    int last, error = before(WRITE, fd > 2 && is_file_below(fd), &last);
+    ssize_t found;
+
+    if (error && n < 2) {
+        errno = error;
+        return -1;
+    }
+    found = NEXT(writev)(fd, pieces, n > 1 && (error || last) ? 1 : n);
+    after(last);
+    if (error) {
+        errno = error;
+        return -1;
+    }
+    return found;
+}
+
+/* C++'s streams open files by these. */
+#define WRAP_FOPEN(name)                                                                 \
+    typedef FILE *name##_call(const char *, const char *);                               \
+    FILE *name(const char *path, const char *mode)                                       \
+    {                                                                                    \
+        int last,                                                                        \
+            error = before(OPEN, strpbrk(mode, "wa+") != NULL && is_below(path), &last); \
+        FILE *found;                                                                     \
+                                                                                         \
+        if (error) {                                                                     \
+            errno = error;                                                               \
+            return NULL;                                                                 \
+        }                                                                                \
+        found = NEXT(name)(path, mode);                                                  \
+        after(last);                                                                     \
+        return found;                                                                    \
+    }
+
+WRAP_FOPEN(fopen)
+WRAP_FOPEN(fopen64)
 
 #define WRAP_OPEN(name)                                                  \
     typedef int name##_call(const char *, int, ...);                     \
