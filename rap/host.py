@@ -65,6 +65,8 @@ def host_view(x: Any) -> Any:
             "an array that JAX is tracing (jit, grad, vmap) has no values yet: call rap "
             "outside of it, or through jax.pure_callback"
         )
+    if x.is_deleted():
+        raise RapInputError("an array of JAX that was deleted (donated) has no values")
     return x if device_of(x) is not None else np.asarray(x)
 
 
@@ -78,7 +80,7 @@ def numbers(name: str, x: Any) -> Any:
     Raises TypeError for lists of anything but numbers, RapInputError for unequal lengths.
     """
     if not isinstance(x, (list, tuple)):
-        return x
+        return x if x is None or _has_shape(x) else _shaped(x)
     try:
         array = np.asarray(x)
     except (ValueError, TypeError, RuntimeError) as error:
@@ -94,6 +96,25 @@ def numbers(name: str, x: Any) -> Any:
             f"got a {type(x).__name__} that NumPy reads as {array.dtype}"
         )
     return array.astype(np.float64) if array.dtype.kind in "iu" else array
+
+
+def _has_shape(x: Any) -> bool:
+    try:
+        x.shape  # noqa: B018 -- hasattr passes what torch raises for a lazy parameter
+    except AttributeError:
+        return False
+    except RuntimeError:
+        pass
+    return True
+
+
+def _shaped(x: Any) -> Any:
+    """A producer of DLPack or a buffer in host memory that does not say its shape, as NumPy
+    views it; what NumPy cannot view stays, and _C says what is wrong with it."""
+    try:
+        return np.from_dlpack(x) if hasattr(x, "__dlpack__") else np.asarray(memoryview(x))
+    except (TypeError, ValueError, RuntimeError, BufferError):
+        return x
 
 
 def device_of(x: Any) -> int | None:
@@ -212,8 +233,26 @@ def is_real(dtype: np.dtype) -> bool:
     return dtype.kind in "biuf" or (dtype.kind == "V" and np.can_cast(dtype, FLOAT64))
 
 
+def unmasked(name: str, x: np.ndarray) -> np.ndarray:
+    """An array of NumPy without a mask. Raises RapInputError where something is masked: its
+    values would be read as if it were not."""
+    if isinstance(x, np.ma.MaskedArray):
+        if np.ma.is_masked(x):
+            raise RapInputError(
+                f"{name}: {np.ma.count_masked(x)} elements of this array are masked; fill "
+                "them (x.filled(...))"
+            )
+        return x.data
+    return x
+
+
 def asarray(name: str, x: Any) -> np.ndarray:
-    """As NumPy reads it. Raises RapInputError for lists of unequal length."""
+    """As NumPy reads it. Raises RapInputError for lists of unequal length and for masked
+    elements."""
+    if isinstance(x, np.ndarray):
+        return unmasked(name, x)
+    if hasattr(x, "__dlpack__") and not hasattr(x, "__array__"):
+        x = _shaped(x)
     try:
         return np.asarray(x)
     except ValueError as error:
@@ -324,6 +363,7 @@ class Host:
         """Of floats, float64 rounded to float32 unless ``wide``; copied only if its last
         dimension (or all, if asked) is not contiguous."""
         if isinstance(x, np.ndarray):
+            x = x if type(x) is np.ndarray else unmasked(name, x)
             flags = x.flags
             if x.itemsize == 8 and not wide:
                 x = narrowed(x)
@@ -342,6 +382,7 @@ class Host:
     def logits(self, name: str, x: Any) -> Any:
         """As `array`; float64 shifted by the rows' maxima before it is rounded."""
         if isinstance(x, np.ndarray):
+            x = x if type(x) is np.ndarray else unmasked(name, x)
             wide = x.dtype.char == "d" and x.dtype.isnative
         elif is_torch(x):
             x = plain(name, x, host=True)

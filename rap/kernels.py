@@ -20,6 +20,7 @@ from .host import (
     FLOAT64,
     INT64,
     Host,
+    asarray,
     host_of,
     host_view,
     integer,
@@ -266,7 +267,7 @@ def _flat(name: str, x: Any, lead: tuple[int, ...]) -> Any:
     """What belongs to the rows of [B, T, V], [B, T] as [B T]; as it is for [T, V]."""
     if x is None or len(lead) < 2:
         return x
-    x = x if hasattr(x, "reshape") else np.asarray(x)
+    x = x if hasattr(x, "reshape") else asarray(name, x)
     if tuple(x.shape) != lead:
         raise RapInputError(f"{name}: expected {list(lead)}, got {list(x.shape)}")
     return x.reshape(-1)
@@ -341,6 +342,18 @@ def _choice(name: str, value: object, options: dict[str, int]) -> int:
 def _limit(name: str, value: int | None) -> int:
     """None is no limit: 0."""
     return 0 if value is None else integer(name, value)
+
+
+def heads_of(name: str, x: Any) -> Any:
+    """``x`` [heads, L, D], lists of numbers as an array. Raises RapInputError for another
+    number of dimensions."""
+    x = numbers(name, x)
+    shape = getattr(x, "shape", None)
+    if shape is None or len(shape) != 3:
+        got = type(x).__name__ if shape is None else list(shape)
+        hint = f"; of a batch of one pass {name}[0]" if len(shape or ()) == 4 else ""
+        raise RapInputError(f"{name}: expected an array [heads, L, D], got {got}{hint}")
+    return x
 
 
 def ace(

@@ -36,8 +36,7 @@ import numpy as np
 
 from . import kernels
 from .divergences import CDE_OUTPUTS, CdeResult
-from .errors import RapInputError
-from .host import default_threads, is_torch, numbers
+from .host import default_threads, is_torch
 from .kernels import Means, Wanted
 from .kernels import wanted as _wanted
 
@@ -249,7 +248,7 @@ def ace(
     memory of its own), RapConfigError (an option's value).
     Source: RAP (arXiv 2506.04755) section 3.2; METHOD.md section 2; csrc/ace/ace.h.
     """
-    q, k = _heads("q", q), _heads("k", k)
+    q, k = kernels.heads_of("q", q), kernels.heads_of("k", k)
     options = kernels.ace_options(
         *(q.shape[2], scale, sigma, min_rows, (window, key_window), heads, columns, top),
         (renormalise, normalise, stats),
@@ -261,17 +260,6 @@ def ace(
         return _ace_result(*torchops.ace(q, k, *given))
     values = kernels.ace(q, k, *given)
     return _ace_result(*_without_gradient("ace", values, q, k, lse))
-
-
-def _heads(name: str, x: Any) -> Any:
-    """Lists of numbers as an array. Raises RapInputError for what is not [heads, L, D]."""
-    x = numbers(name, x)
-    shape = getattr(x, "shape", None)
-    if shape is None or len(shape) != 3:
-        got = type(x).__name__ if shape is None else list(shape)
-        hint = f"; of a batch of one pass {name}[0]" if len(shape or ()) == 4 else ""
-        raise RapInputError(f"{name}: expected an array [heads, L, D], got {got}{hint}")
-    return x
 
 
 def _ace_result(summary: Any, position: Any, psi: Any) -> AceResult:

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from . import kernels
-from .errors import RapInputError
+from .divergences import CDE_OUTPUTS
+from .errors import RapConfigError, RapInputError
 from .kernels import AceOptions, Means
 
 DETACH = (
@@ -55,8 +56,12 @@ def ungraded(kernel: str, anchor: Tensor, values: Sequence[Any]) -> list[Any]:
 # ---------------------------------------------------------------- operators
 
 
-def _bits(want: int) -> kernels.Wanted:
-    return tuple(i for i in range(want.bit_length()) if want >> i & 1), want
+def _bits(want: int, targets: Tensor | None) -> kernels.Wanted:
+    """Raises RapConfigError for bits of no output, and of one that needs targets."""
+    if not 0 < want < 1 << len(CDE_OUTPUTS):
+        raise RapConfigError(f"want = {want}: expected bits of {len(CDE_OUTPUTS)} outputs")
+    names = tuple(name for i, name in enumerate(CDE_OUTPUTS) if want >> i & 1)
+    return kernels.plan(names, targets is not None)
 
 
 def _cde_shape(lead: Sequence[Any], cu_seqlens: Tensor | None) -> tuple[Any, ...]:
@@ -91,7 +96,8 @@ def cde_op(
     the order of ``rap.divergences.CDE_OUTPUTS``. Arguments as ``rap.cde``."""
     means = Means(weights, cu_seqlens, ignore_index)
     with torch.no_grad():
-        rows = kernels.cde(logits1, logits0, targets, means, _bits(want), threads)
+        wanted = _bits(want, targets)
+        rows = kernels.cde(logits1, logits0, targets, means, wanted, threads)
         return torch.stack(rows)
 
 
@@ -137,7 +143,7 @@ def linear_cde_op(
     with torch.no_grad():
         rows = kernels.linear_cde(
             *(hidden1, hidden0, weight, bias, options),
-            *(targets, means, _bits(want), threads),
+            *(targets, means, _bits(want, targets), threads),
         )
         return torch.stack(rows)
 
@@ -163,6 +169,11 @@ def _(
 
 
 def _options(numbers: Sequence[float], flags: Sequence[int]) -> AceOptions:
+    if len(numbers) != 2 or len(flags) != 9:
+        raise RapConfigError(
+            f"expected numbers [2] and flags [9], got {len(numbers)} and {len(flags)}: the "
+            "fields of rap.kernels.AceOptions"
+        )
     least, window, key_window, heads, columns, top, *switches = flags
     renormalise, normalise, stats = map(bool, switches)
     return AceOptions(
@@ -192,6 +203,7 @@ def ace_op(
     """(summary [4, S]: log_psi, attention_entropy, attention_top, image_mass; position [S];
     log_psi_columns [L]). numbers, flags: the fields of ``kernels.AceOptions``, scale and
     sigma, and the rest. response_start: int64 [S]."""
+    q, k = kernels.heads_of("q", q), kernels.heads_of("k", k)
     masks = column_mask, image_mask
     options = _options(numbers, flags)
     with torch.no_grad():

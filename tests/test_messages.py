@@ -7,6 +7,7 @@ what came, and names no argument that the caller did not give.
 from __future__ import annotations
 
 import array
+import functools
 import inspect
 import re
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ BATCH = X.reshape(2, 3, 10)
 W = np.zeros((12, 10), np.float32)
 Q = np.random.default_rng(1).normal(size=(4, 20, 8)).astype(np.float32)
 K, S = Q[:2], np.linspace(0.1, 0.9, 30)
+MASKED = functools.partial(np.ma.masked_array, mask=True)
 HUGE = np.array([2**64 - 100], np.uint64)
 FLOATS = "expected float32, float64, float16 or bfloat16"
 LISTS = "lists of unequal lengths, or of something else than numbers"
@@ -96,6 +98,12 @@ TABLE = [
     drm(TypeError, "gain: expected plain real numbers", gain=torch.zeros(30).cfloat()),
     drm(TypeError, r"gain: expected numbers, got timedelta64", gain=np.zeros(30, "m8[s]")),
     drm(INPUT, "eligible: expected booleans, got int64", eligible=[1] * 30),
+    # --- masks of NumPy, under which the values would still be read
+    cde(INPUT, "logits1: 60 elements of this array are masked", logits1=MASKED(X)),
+    linear(INPUT, "weight: 120 elements of .* masked; fill them", weight=MASKED(W)),
+    drm(INPUT, "difficulty: 30 elements of .* masked", difficulty=MASKED(S)),
+    drm(INPUT, "eligible: 30 elements of .* masked", eligible=MASKED(S > 0)),
+    cde(INPUT, "targets: 6 elements of .* masked", targets=MASKED(np.zeros(6, int))),
     # --- shapes
     cde(INPUT, "logits1 and logits0: expected two dimensions, or three", logits1=X[0]),
     cde(INPUT, r"logits1 \[6, 10\] and logits0 \[2, 10\] must have the", logits0=Y[:2]),
@@ -209,6 +217,46 @@ def test_whole_numbers_in_lists_are_numbers() -> None:
     got = rap.cde([[1, 2, 4]], [[1, 3, 2]])
     truth = reference.cde([[1.0, 2.0, 4.0]], [[1.0, 3.0, 2.0]])
     assert abs(got.kl[0] - truth["kl"][0]) < 1e-6
+
+
+class Producer:
+    """DLPack and nothing else, of somebody's memory."""
+
+    def __init__(self, x: torch.Tensor) -> None:
+        self.x = x
+
+    def __dlpack__(self, **kwargs: Any) -> object:
+        return self.x.__dlpack__(**kwargs)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0
+
+
+def test_producers_that_do_not_say_their_shape() -> None:
+    """DLPack asks for two methods, the buffer protocol for none."""
+    a, b, ids = torch.from_numpy(X), torch.from_numpy(Y), torch.arange(6)
+    want = rap.cde(X, Y, targets=ids.numpy())
+    got = rap.cde(Producer(a), Producer(b), targets=Producer(ids))
+    assert got.kl.tobytes() == want.kl.tobytes()
+    assert got.logp1.tobytes() == want.logp1.tobytes()
+    wide = rap.cde(Producer(a.double()), Producer(b.double())).kl
+    assert wide.tobytes() == rap.cde(X.astype(float), Y.astype(float)).kl.tobytes()
+    scores = array.array("d", S.tolist())
+    assert rap.drm(scores, 3).tolist() == rap.drm(Producer(torch.from_numpy(S)), 3).tolist()
+    bias = array.array("f", range(12))
+    got = rap.linear_cde(X, Y, W, bias=bias).kl
+    assert (
+        got.tobytes()
+        == rap.linear_cde(X, Y, W, bias=np.arange(12, dtype="f4")).kl.tobytes()
+    )
+    with pytest.raises(TypeError, match="logits1: uint8 is not taken"):
+        rap.cde(b"abcd", Y)
+
+
+def test_a_mask_that_masks_nothing_is_no_mask() -> None:
+    plain = np.ma.masked_array(X)
+    assert rap.cde(plain, Y).kl.tobytes() == rap.cde(X, Y).kl.tobytes()
+    assert rap.drm(np.ma.masked_array(S), 3).tolist() == rap.drm(S, 3).tolist()
 
 
 # ---------------------------------------------------------------- no response token

@@ -161,6 +161,59 @@ def test_meta_tensors_have_shapes():
     assert (summary.shape, position.shape, psi.shape) == ((4, 1), (1,), (L,))
 
 
+FLAGS = [8, 0, 0, 0, 1, 8, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "want, targets, words",
+    [
+        (0, None, "want = 0"),
+        (-1, None, "want = -1"),
+        (1 << 10, None, "want = 1024"),
+        (1 << 8, None, "want = 'logp1' needs targets"),
+    ],
+)
+def test_outputs_are_checked_where_cde_is_called_by_name(want, targets, words):
+    with pytest.raises(rap.RapConfigError, match=words):
+        torch.ops.rap.cde(L1, L0, targets, None, None, None, want, None)
+    arrays = (H1, H0, HEAD, None, None, None, None)
+    with pytest.raises(rap.RapConfigError, match=words):
+        torch.ops.rap.linear_cde(*arrays, targets, None, None, None, want, None)
+
+
+@pytest.mark.parametrize(
+    "q, numbers, flags, words",
+    [
+        (Q[0], [1.0, 2.0], FLAGS, r"q: .* got \[30, 8\]"),
+        (Q, [1.0], FLAGS, r"numbers \[2\] and flags \[9\], got 1 and 9"),
+        (Q, [1.0, 2.0], FLAGS[:3], r"got 2 and 3"),
+        (Q, [1.0, 2.0], [8, 0, 0, 9, *FLAGS[4:]], "heads"),
+        (Q, [1.0, 2.0], [*FLAGS[:5], 99, *FLAGS[6:]], "top = 99"),
+    ],
+)
+def test_options_are_checked_where_ace_is_called_by_name(q, numbers, flags, words):
+    with pytest.raises((rap.RapConfigError, rap.RapInputError), match=words):
+        start = torch.tensor([5])
+        torch.ops.rap.ace(q, K, start, None, None, None, None, numbers, flags, None)
+
+
+def test_lists_and_arrays_of_numpy_in_a_compiled_call():
+    """In the precision they have outside of it."""
+
+    def call(a, b):
+        more = dict(weights=[0.1] * T, targets=[0, 1, 2, 3, 4, -100])
+        return rap.cde(a, b, cu_seqlens=np.array([0, 2, 6]), **more)
+
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    same(compiled(L1, L0), call(L1, L0))
+
+    def packed(q, k):
+        return rap.ace(q, k, response_start=np.array([3, 5]), cu_seqlens=[0, 14, L])
+
+    compiled = torch.compile(packed, fullgraph=True, backend="aot_eager")
+    same(compiled(Q, K), packed(Q, K))
+
+
 # ---------------------------------------------------------------- gradients
 
 
@@ -373,6 +426,10 @@ def test_jax_in_jax_out():
     assert rap.drm(jax.numpy.asarray(SCORES.numpy()), 3).tolist() == [3, 0, 5]
     with pytest.raises(rap.RapInputError, match="JAX is tracing"):
         jax.jit(lambda x: rap.cde(x, x).kl)(a)
+    gone = a + 0
+    gone.delete()
+    with pytest.raises(rap.RapInputError, match="array of JAX that was deleted"):
+        rap.cde(gone, b)
     with jax.enable_x64(True):
         assert rap.cde(a.astype("float64"), b).kl.dtype == np.float64
 
