@@ -185,12 +185,12 @@ class Bill:
 
     def _training(self) -> Iterator[str]:
         """What the training is compared with."""
-        share, prices = self.training_share, self.prices
-        why = f": {self.kept:,} of {self.samples:,} samples, as many epochs"
-        known = self.kept is not None and prices.training_share is None
+        share, prices, why = self.training_share, self.prices, ""
+        if self.kept is not None and prices.training_share is None:
+            why = f": {self.kept:,} of {self.samples:,} samples, as many epochs"
         yield (
             f"training on the selection costs t = {100 * share:.4g}% of training on "
-            "everything" + (why if known else "")
+            f"everything{why}"
         )
         yield (
             f"an epoch has n = {prices.group} completions a prompt; sampling them is rho = "
