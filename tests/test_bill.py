@@ -109,6 +109,8 @@ def test_the_bill_in_hours() -> None:
     assert bill.pays_after_hours == pytest.approx(0.01 / (0.5 * 0.01))
     assert "in hours it pays after 2 epochs" in str(bill)
     assert rap.cost(scores, training_share=0.5).pays_after_hours is None
+    told = rap.cost(scores, training_share=0.5, epoch_hours=2, scoring_hours=3, gpu_hour=4)
+    assert (told.pays_after_hours, told.money) == (3, 12)
     never = rap.cost(scores, training_share=1.0, epoch_hours=1)
     assert never.pays_after_hours is None and "in hours" not in str(never)
 
@@ -157,7 +159,12 @@ def test_the_command(tmp_path) -> None:
     assert list(found["saved"]) == ["2"]
     assert found["samples"] == 100
     text = CliRunner().invoke(main, ["cost", str(tmp_path), "--group", "5"]).output
-    assert "15 epochs: +" in text
+    assert "15 epochs: +" in text and "scoring_hours" not in text
+    dear = ["cost", str(tmp_path), "--gpu-hour", "3"]
+    assert "a saved selection keeps none" in CliRunner().invoke(main, dear).output
+    assert "at the prices told: 6.00" in (
+        CliRunner().invoke(main, [*dear, "--scoring-hours", "2"]).output
+    )
 
 
 def test_an_empty_selection_saves_nothing_of_what_is_not_trained() -> None:

@@ -20,6 +20,7 @@ import rap
 from rap.cli.commands import main
 from rap.config import Sampling, ScoreConfig
 from rap.errors import RapConfigError
+from rap.model import kept
 from rap.model.rollouts import BLIND_ARM, IMAGE_ARM, Completion
 from rap.rewards.checker import Verdict
 from rap.samples.sampleset import open_samples
@@ -669,6 +670,26 @@ def test_batches_workers_and_shards_change_no_decision(tiny, whole):
     ):
         got = score(*tiny, pool(), **OPTIONS | more)
         assert got.table.select(names).equals(wanted)
+
+
+def test_as_many_samples_are_asked_at_once_as_memory_holds(tiny, whole, monkeypatch):
+    """Three batches at least; what is decided of a sample does not depend on it."""
+    real, sizes = filling.score_batch, []
+
+    def seen(scorer, jobs):
+        sizes.append(len(jobs))
+        real(scorer, jobs)
+
+    monkeypatch.setattr(filling, "score_batch", seen)
+    names = ["id", "decided_by", "c1", "m1", "c0", "m0", "code"]
+    wanted = whole[1].table.select(names)
+    options = OPTIONS | {"batch_size": 1, "shard_size": 22}
+    assert score(*tiny, pool(), **options).table.select(names).equals(wanted)
+    together, sizes[:] = list(sizes), []
+    monkeypatch.setattr(kept, "HOST_BYTES", 1)
+    assert score(*tiny, pool(), **options).table.select(names).equals(wanted)
+    assert max(together) > max(sizes) == 3
+    assert sum(together) == sum(sizes) and len(together) < len(sizes)
 
 
 class Killed(BaseException):

@@ -10,6 +10,7 @@ import itertools
 import logging
 import math
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -31,6 +32,7 @@ from rap.samples.sample import Sample
 from rap.samples.sampleset import open_samples
 from rap.scoring import filling
 from rap.scoring.asking import Asking, Floor
+from rap.scoring.jobs import Job, padded_tokens
 from rap.scoring.prepare import prepare_job
 from rap.scoring.scorer import Scorer
 
@@ -380,6 +382,33 @@ def test_little_is_padded_whatever_the_lengths(spread):
             padded += len(part) * max(batch[i] for i in part)
         start = end
     assert padded / real <= 1.1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_room_for_prompts_is_told_by_their_keys_and_values(name):
+    driver, *_ = make(name)
+    if name == SLIDING:  # its prompts are not kept
+        assert driver.room == 0
+        return
+    text = driver.model.config.get_text_config()
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    numbers = 2 * text.num_hidden_layers * text.num_key_value_heads * width
+    assert driver.room == kept.HOST_BYTES // (4 * numbers)
+
+
+def test_what_is_kept_of_a_device_depends_on_its_memory_alone(monkeypatch):
+    memory = SimpleNamespace(total_memory=32 << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
+    assert kept.room(torch.device("cuda")) == 2 << 30
+
+
+def test_prompts_are_padded_to_the_longest_of_each_arm():
+    def job(*lengths):
+        image, blind = ([0] * n if n else None for n in lengths)
+        return Job({}, image=image, blind=blind)
+
+    assert padded_tokens([job(7, 3), job(5, 4), job(0, 0)]) == 3 * (7 + 4)
+    assert padded_tokens([]) == 0
 
 
 def test_a_batch_is_full_by_tokens_or_by_samples():

@@ -61,6 +61,11 @@ class Prices:
         default=None,
         none="the share of the samples that is kept: as many epochs on either",
     )
+    scoring_hours: Annotated[Number, Ge(0)] | None = setting(
+        "Hours that the scoring took.",
+        default=None,
+        none="the seconds in the score table; a saved selection has none",
+    )
     epoch_hours: Annotated[Number, Gt(0)] | None = setting(
         "Hours that one epoch of training on everything takes on the device that made the "
         "scores: the bill is then in hours, too.",
@@ -174,6 +179,11 @@ class Bill:
         )
         if self.seconds is not None:
             yield f"it took {self.seconds:,.0f} s"
+        elif prices.gpu_hour is not None or prices.epoch_hours is not None:
+            yield (
+                "its hours are not known (a saved selection keeps none): tell "
+                "scoring_hours, or take the bill of the score store"
+            )
         if self.money is not None:
             yield f"at the prices told: {self.money:,.2f}"
         yield from self._training()
@@ -185,12 +195,12 @@ class Bill:
 
     def _training(self) -> Iterator[str]:
         """What the training is compared with."""
-        share, prices = self.training_share, self.prices
-        why = f": {self.kept:,} of {self.samples:,} samples, as many epochs"
-        known = self.kept is not None and prices.training_share is None
+        share, prices, why = self.training_share, self.prices, ""
+        if self.kept is not None and prices.training_share is None:
+            why = f": {self.kept:,} of {self.samples:,} samples, as many epochs"
         yield (
             f"training on the selection costs t = {100 * share:.4g}% of training on "
-            "everything" + (why if known else "")
+            f"everything{why}"
         )
         yield (
             f"an epoch has n = {prices.group} completions a prompt; sampling them is rho = "
@@ -273,6 +283,8 @@ def cost(
     )
     per_sample = (completions + given.forward * forwards) / max(n, 1)
     tokens, seconds = (_total(of.reader, x) for x in ("generated_tokens", "seconds"))
+    if given.scoring_hours is not None:
+        seconds = 3600 * given.scoring_hours
     in_hours = None
     if given.epoch_hours is not None and seconds is not None and share < 1.0:
         in_hours = seconds / 3600 / ((1.0 - share) * given.epoch_hours)
