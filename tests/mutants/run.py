@@ -60,20 +60,38 @@ def attempt(mutant: Mutant) -> dict[str, Any]:
 
 
 class Baselines:
-    """Whether tests pass on the copy as it is: else a mutant proves nothing."""
+    """Whether the tests that failed pass on the copy as it is; else a mutant proves none.
+    They are run together, once each; only then are the results kept."""
+
+    AT_ONCE = 20
 
     def __init__(self) -> None:
         self.passed: set[str] = set()
+        self.waiting: list[tuple[Mutant, dict[str, Any]]] = []
+
+    def add(self, mutant: Mutant, result: dict[str, Any]) -> None:
+        self.waiting.append((mutant, result))
+        if len(self.waiting) >= self.AT_ONCE:
+            self.check()
+
+    def check(self) -> None:
+        failed: set[str] = set()
+        for mutant, result in self.waiting:
+            if result["outcome"].startswith("killed"):
+                failed.update([result["test"]] if result["test"] else mutant.tests)
+        self.require(sorted(failed - self.passed))
+        for _, result in self.waiting:
+            keep(result)
+        self.waiting.clear()
 
     def require(self, tests: Sequence[str]) -> None:
-        new = [test for test in tests if test not in self.passed]
-        if not new:
+        if not tests:
             return
-        ended = children.run(tuple(new))
+        ended = children.run(tuple(tests))
         if ended.code != 0:
             log = (tree.WORK / "log.txt").read_text()[-3000:]
             raise SystemExit(f"without a mutation: {ended}\n{log}")
-        self.passed.update(new)
+        self.passed.update(tests)
 
 
 def as_wanted(mutant: Mutant, result: Mapping[str, Any] | None) -> bool:
@@ -114,11 +132,13 @@ def main() -> None:
         if time.monotonic() > end:
             print("time is up: run it again to go on", flush=True)
             break
-        if not asked.no_baseline:
-            baselines.require(mutant.tests)
         result = attempt(mutant)
-        keep(result)
+        if asked.no_baseline:
+            keep(result)
+        else:
+            baselines.add(mutant, result)
         mark = "" if as_wanted(mutant, result) else "   <-- look here"
         print(f"{mutant.name}: {result['outcome']} ({result['seconds']} s, "
               f"{result['test']}){mark}", flush=True)  # fmt: skip
+    baselines.check()
     table.write(MUTANTS, known())
