@@ -37,11 +37,26 @@ def felt(found: list[dict[str, Any]]) -> int:
     return sum(bool(harm[3]) for record in found for harm in record["harms"])
 
 
+def costs(found: list[dict[str, Any]], commands: list[str]) -> list[str]:
+    """What a trial of each command takes, as lines of a table."""
+    lines = [
+        "| command | trials | harms | of these in one trial, at most | CPU s a trial |",
+        "|---|---|---|---|---|",
+    ]
+    for command in commands:
+        of = [record for record in found if record["command"] == command]
+        used = [record["cpu"] for record in of if "cpu" in record]
+        mean = f"{sum(used) / len(used):.1f}" if used else "not measured"
+        most = max(felt([record]) for record in of)
+        lines.append(f"| {command} | {len(of)} | {felt(of)} | {most} | {mean} |")
+    return lines
+
+
 def summary(found: list[dict[str, Any]]) -> str:
     """What was done and found, in Markdown."""
     table: Counter[tuple[str, str]] = Counter()
     for record in found:
-        for kind, _, _, was_felt in record["harms"]:
+        for kind, _, _, was_felt, *_ in record["harms"]:
             table[record["command"], kind] += bool(was_felt)
     commands = sorted({c for c, _ in table})
     kinds = sorted({k for _, k in table})
@@ -55,6 +70,7 @@ def summary(found: list[dict[str, Any]]) -> str:
     for kind in kinds:
         cells = " | ".join(str(table[c, kind]) for c in commands)
         lines.append(f"| {kind} | {cells} |")
+    lines += ["", *costs(found, commands)]
     for record in bad:
         lines.append(f"\ntrial {record['trial']} ({record['command']}): {record['found']}")
     return "\n".join(lines) + "\n"

@@ -168,10 +168,11 @@ def _driven(
     driver = chance.choice((None, None, *OF_DRIVERS))
     killed = _hunt(chaos, store, started[0], chance, chance.randint(0, 2), driver)
     run = _end(chaos, started)
-    record["harms"].append([f"{kind}, of a worker", nth, run.code, mark.exists()])
-    record["harms"] += [["kill by the clock, of a worker", 0, run.code, True]] * len(killed)
+    harms = [[kind, nth, run.code, mark.exists(), "worker"]]
+    harms += [["kill by the clock", 0, run.code, True, "worker"]] * len(killed)
     if driver is not None:
-        record["harms"].append([f"{driver[0]}, of the driver", 0, run.code, run.code != 0])
+        harms.append([driver[0], 0, run.code, run.code == driver[1], "driver"])
+    record["harms"] += harms
     good = {0, 1} if driver is None else {0, 1, driver[1]}
     name = run.error.split(":")[0]
     if run.code not in good or (run.code == 1 and name not in ENDS):
@@ -197,7 +198,8 @@ def _hunt(
             os.kill(pid, signal.SIGKILL)
             raise Broken(f"executor ray: no end after {PATIENCE:g} s")
         at_work = [p for p in _owners(store) if p not in killed]
-        if at_work and len(finished(store)) >= least[len(killed)]:
+        done = len(list(store.glob("scores-*.parquet")))
+        if at_work and done >= least[len(killed)]:
             time.sleep(chance.uniform(0, 0.2))
             if len(killed) < most:
                 killed.append(chance.choice(at_work))
@@ -207,7 +209,7 @@ def _hunt(
                 how = {-9: signal.SIGKILL, 143: signal.SIGTERM, 130: signal.SIGINT}
                 os.kill(pid, how[driver[1]])
                 driver = None
-        time.sleep(0.01)
+        time.sleep(0.03)
     return killed
 
 
