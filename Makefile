@@ -79,7 +79,7 @@ chaos: build $(VENV)/test.done
 TRAINERS := $(patsubst .ci/trainers/%.txt,$(VENV)-trainers/%.done,$(wildcard .ci/trainers/*.txt))
 
 test-trainers: build $(VENV)/test.done $(TRAINERS)
-	RAP_TRAINERS=$(abspath $(VENV)-trainers) $(PY) -m pytest -q tests/trainers/loaders.py
+	RAP_TRAINERS=$(abspath $(VENV)-trainers) $(PY) -m pytest -q tests/trainers/loaders.py tests/trainers/scripts.py
 
 $(VENV)-trainers/%.done: .ci/trainers/%.txt | $(VENV)/made
 	@echo 'installing $* for its loader'

@@ -540,6 +540,29 @@ def test_texts_to_browse_are_bounded_whatever_they_hold(tmp_path, monkeypatch):
     assert found["question"][0].startswith(noise[0][:10])
 
 
+@pytest.mark.parametrize(
+    ("text", "most", "shown"),
+    [
+        ("it is 12", 8, "it is 12"),
+        ("it is 12\u2026", 11, "it is 12\u2026"),  # its own sign, nothing is cut
+        ("abcdefghijkl", 9, "abc\u2026ghijkl"),
+        ("\u4e00" * 9, 9, "\u4e00\u2026\u4e00\u4e00"),  # 3 bytes each
+        ("abcdefghijkl", 1, "\u2026l"),
+    ],
+)
+def test_a_completion_is_cut_in_its_middle(text, most, shown):
+    """Its last words hold the answer."""
+    assert browse.both_ends(text, most) == shown
+
+
+def test_whole_completions_are_browsed_where_there_is_room(data):
+    long = "so " * 300 + "the answer is 7"
+    said = [{"id": "s0", "index": 0, "arm": "image", "number": 0, "text": long}]
+    rollouts = pa.Table.from_pylist(said, schema=ROLLOUT_SCHEMA)
+    found, _ = packed_in(render(selection(data), rollouts=rollouts))
+    assert found["said"][0][0][3] == long
+
+
 def test_hostile_texts_to_browse_hide_nothing(hostile):
     found, _ = packed_in(render(hostile))
     text = json.dumps(found, ensure_ascii=False)

@@ -38,8 +38,8 @@ IMAGES = 200
 """Thumbnails besides those of the table: of the strongest kept samples."""
 TEXT_BYTES = 20_000_000
 """UTF-8 bytes of all texts together."""
-LONGEST = 1600
-"""UTF-8 bytes of the texts of one sample."""
+LONGEST = 12_000
+"""UTF-8 bytes of the texts of one sample: whole completions where there is room."""
 SOURCES = 100
 """Sources that the filter names, the largest; others are found by search."""
 
@@ -247,7 +247,7 @@ def _said(
                 int(row["arm"] == "image"),
                 marks[row["correct"]],
                 int(row["finish_reason"] == "length"),
-                cut((row["text"] or "").strip(), each),
+                both_ends((row["text"] or "").strip(), each),
             ]
             for row in found.get(name, ())
         ]
@@ -285,6 +285,14 @@ def cut(text: str, most: int, *, end: bool = False) -> str:
     data = data[-most:] if end else data[:most]
     part = data.decode("utf-8", "ignore")
     return f"\u2026{part}" if end else f"{part}\u2026"
+
+
+def both_ends(text: str, most: int) -> str:
+    """As ``cut``, without its middle: a completion's last words hold the answer."""
+    if len(text) <= most and len(visible(text, most).encode()) <= most:
+        return cut(text, most)
+    head = cut(text, most // 3).removesuffix("\u2026")
+    return head + cut(text, most - most // 3, end=True)
 
 
 def packed(value: Any) -> str:
