@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 
 from rap.scores import posterior
-from rap.scores.posterior import STEPS, Arm, Prior, keep_probability, prob_above
+from rap.scores.posterior import (
+    FORESEEN,
+    LEAST,
+    MOST,
+    STEPS,
+    Arm,
+    Foreseen,
+    Prior,
+    keep_probability,
+    prob_above,
+)
 
 Poly = list[Fraction]
 
@@ -155,6 +165,20 @@ def test_densities_without_a_bound_at_the_ends(rng, ab):
     assert prob_above(*arms)[0] == pytest.approx(above, abs=4e-3)
     mixed = (p1 > p0) * (1 - p1**8 - (1 - p1) ** 8)
     assert keep_probability(*arms, 0.0, 8)[0] == pytest.approx(mixed.mean(), abs=2e-3)
+
+
+def test_what_is_foreseen_is_what_comes(rng):
+    """The same numbers, bit by bit, whatever was asked before; of long arms, too."""
+    log = rng.uniform(math.log(LEAST), math.log(MOST), (4, 40))
+    one, zero = Prior.of(log[0], log[1]), Prior.of(log[2], log[3])
+    foreseen = Foreseen(one, zero, 8)
+    many = [(1, 2, 0, m) for m in range(FORESEEN + 5)]
+    for c1, m1, c0, m0 in [(0, 0, 0, 0), (2, 5, 1, 3), (70, 99, 0, 0), (2, 5, 0, 0), *many]:
+        full = [np.full(40, x) for x in (c1, m1, c0, m0)]
+        arms = Arm(full[0], full[1], one), Arm(full[2], full[3], zero)
+        keep, above = foreseen.after(c1, m1, c0, m0)
+        assert np.array_equal(keep, keep_probability(*arms, 0.0, 8))
+        assert np.array_equal(above, prob_above(*arms))
 
 
 def test_many_rows_equal_each_alone(rng):

@@ -31,6 +31,8 @@ MAX_M = 64
 """Completions up to which CELLS resolve a posterior; more cells for more."""
 NUMBERS = 1 << 19
 """Numbers of a matrix of rows by cells, at most: bounds memory."""
+FORESEEN = 128
+"""Such matrices that `Foreseen` keeps, at most."""
 STEPS = 16
 """Steps of a prior's a and b for a factor of two, so that few distinct rows stand for a
 large pool."""
@@ -151,14 +153,62 @@ def _integral(
     with_image: Beta, without: Beta, threshold: float, group: int, cells: int
 ) -> np.ndarray:
     """``_expected`` on a grid of so many cells."""
-    angle = (np.arange(cells) + 0.5) * (np.pi / 2 / cells)
-    log_p, log_q = 2 * np.log(np.sin(angle)), 2 * np.log(np.cos(angle))
-    g = np.ones(cells)
-    if group:
-        g = 1.0 - np.exp(group * log_p) - np.exp(group * log_q)
-    mass1, mass0 = (_masses(a, b, log_p, log_q) for a, b in (with_image, without))
-    value: np.ndarray = (mass1 * g * _below(mass0, angle, threshold)).sum(axis=1)
+    mass1, mass0 = (_masses(a, b, cells) for a, b in (with_image, without))
+    below = _below(mass0, threshold)
+    value: np.ndarray = (mass1 * _mixed(cells, group) * below).sum(axis=1)
     return value
+
+
+def _angles(cells: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(t, log p, log (1 - p)) at the middles of the cells."""
+    angle = (np.arange(cells) + 0.5) * (np.pi / 2 / cells)
+    return angle, 2 * np.log(np.sin(angle)), 2 * np.log(np.cos(angle))
+
+
+def _mixed(cells: int, group: int) -> np.ndarray:
+    """g(p) of ``_expected`` there."""
+    if not group:
+        return np.ones(cells)
+    _, log_p, log_q = _angles(cells)
+    g: np.ndarray = 1.0 - np.exp(group * log_p) - np.exp(group * log_q)
+    return g
+
+
+class Foreseen:
+    """`keep_probability` and `prob_above` (threshold 0) of the same rows after any counts:
+    the same numbers, what an arm's counts make of it worked out once and not for each of
+    the other's. ``one``, ``zero``: the priors of the rows; ``group``: G."""
+
+    def __init__(self, one: Prior, zero: Prior, group: int) -> None:
+        self._ab = {1: one.ab, 0: zero.ab}
+        self._group = group
+        self._kept: dict[tuple[int, int, int, int], np.ndarray] = {}
+
+    def after(self, c1: int, m1: int, c0: int, m0: int) -> tuple[np.ndarray, np.ndarray]:
+        """(keep-probability, P(p1 > p0)), float64 [n] each, where c1 of m1 completions with
+        the image and c0 of m0 without it are right."""
+        totals = [a + b + m for (a, b), m in ((self._ab[1], m1), (self._ab[0], m0))]
+        need = _cells(np.maximum(*totals))
+        found = np.empty((2, len(need)))
+        for cells in np.unique(need).tolist():
+            rows = np.flatnonzero(need == cells)
+            mass, below = self._of(1, c1, m1, cells)[rows], self._of(0, c0, m0, cells)[rows]
+            found[0, rows] = (mass * _mixed(cells, self._group) * below).sum(axis=1)
+            found[1, rows] = (mass * below).sum(axis=1)
+        keep, above = np.clip(found, 0.0, 1.0)
+        return keep, above
+
+    def _of(self, arm: int, c: int, m: int, cells: int) -> np.ndarray:
+        """[n, cells]: of arm 1 the probability of each cell, of arm 0 that of below it."""
+        key = arm, c, m, cells
+        if key in self._kept:
+            return self._kept[key]
+        a, b = self._ab[arm]
+        made = _masses(a + c, b + (m - c), cells)
+        made = made if arm else _below(made, 0.0)
+        if len(self._kept) < FORESEEN:
+            self._kept[key] = made
+        return made
 
 
 def _cells(most: np.ndarray) -> np.ndarray:
@@ -167,12 +217,11 @@ def _cells(most: np.ndarray) -> np.ndarray:
     return CELLS * np.ceil(np.sqrt(np.maximum(1.0, most / MAX_M))).astype(np.int64)
 
 
-def _masses(
-    a: np.ndarray, b: np.ndarray, log_p: np.ndarray, log_q: np.ndarray
-) -> np.ndarray:
+def _masses(a: np.ndarray, b: np.ndarray, cells: int) -> np.ndarray:
     """Probability of each cell, [n, cells]: the density in the angle is proportional to
     p^(a - 1/2) (1 - p)^(b - 1/2). In the outer cells, where it may have no bound, its
     integral stands: of t^(2 a - 1) over [0, h], not h times its value at h / 2."""
+    _, log_p, log_q = _angles(cells)
     log = np.multiply.outer(a - 0.5, log_p) + np.multiply.outer(b - 0.5, log_q)
     for cell, x in ((0, a), (-1, b)):
         log[:, cell] += (2.0 * x - 1.0) * math.log(2.0) - np.log(2.0 * x)
@@ -180,10 +229,11 @@ def _masses(
     return mass / mass.sum(axis=1, keepdims=True)
 
 
-def _below(mass: np.ndarray, angle: np.ndarray, threshold: float) -> np.ndarray:
+def _below(mass: np.ndarray, threshold: float) -> np.ndarray:
     """P(p < x - threshold) at the middles x of the cells, [n, cells]: the distribution
     function, linear between the borders of the cells."""
     cells = mass.shape[1]
+    angle = _angles(cells)[0]
     x = np.clip(np.sin(angle) ** 2 - threshold, 0.0, 1.0)
     place = np.arcsin(np.sqrt(x)) * (cells / (np.pi / 2))
     cell = np.minimum(place.astype(np.int64), cells - 1)

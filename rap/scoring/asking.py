@@ -25,7 +25,7 @@ import numpy as np
 
 from ..config import TRAIN_GROUP, ScoreConfig
 from ..model.rollouts import row_seed
-from ..scores.posterior import Arm, Prior, keep_probability, prob_above
+from ..scores.posterior import Arm, Foreseen, Prior, keep_probability, prob_above
 from ..scores.prior import (
     FEATURES,
     WITH_IMAGE,
@@ -85,8 +85,11 @@ class Rule:
     def unsettled(self, one: Arm, zero: Arm) -> np.ndarray:
         """bool [n]: the sign of D is not probable enough; True without a completion in
         ``zero``, since a prior alone settles nothing."""
-        p = prob_above(one, zero)
-        return (zero.m == 0) | ((p > 1.0 - self.sure) & (p < self.sure))
+        return (zero.m == 0) | self.is_open(prob_above(one, zero))
+
+    def is_open(self, p: np.ndarray) -> np.ndarray:
+        """bool [n]: P(p1 > p0) = p tells no sign."""
+        return (p > 1.0 - self.sure) & (p < self.sure)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +197,8 @@ def floor_by_bill(
     keep = rule.keep(Arm(nothing, nothing, one), Arm(nothing, nothing, zero))
     order = np.argsort(-keep, kind="stable")
     rows = order[(np.arange(min(n, ROWS)) * n + n // 2) // min(n, ROWS)]
-    tree = _Tree(one.take(rows), zero.take(rows), rule)
+    few = one.take(rows), zero.take(rows)
+    tree = _Tree(*few, rule, Foreseen(*few, TRAIN_GROUP))
 
     def expected(floor: float) -> float:
         return spent + rest * float(tree.expected(floor).mean())
@@ -220,6 +224,7 @@ class _Tree:
     one: Prior
     zero: Prior
     rule: Rule
+    foreseen: Foreseen
     seen: dict[tuple[int, ...], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
     def expected(self, floor: float) -> np.ndarray:
@@ -271,11 +276,10 @@ class _Tree:
             asked = after
         return asked
 
-    def _state(self, *counts: int) -> tuple[np.ndarray, np.ndarray]:
+    def _state(self, c1: int, m1: int, c0: int, m0: int) -> tuple[np.ndarray, np.ndarray]:
         """(keep-probability, whether the sign is open) after c1, m1, c0, m0."""
+        counts = c1, m1, c0, m0
         if counts not in self.seen:
-            n = len(self.one.a_steps)
-            c1, m1, c0, m0 = (np.full(n, x, np.int64) for x in counts)
-            arms = Arm(c1, m1, self.one), Arm(c0, m0, self.zero)
-            self.seen[counts] = self.rule.keep(*arms), self.rule.unsettled(*arms)
+            keep, above = self.foreseen.after(*counts)
+            self.seen[counts] = keep, (m0 == 0) | self.rule.is_open(above)
         return self.seen[counts]
