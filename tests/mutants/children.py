@@ -89,6 +89,7 @@ def _child(tests: list[str], failed: Path, log: Path) -> int:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's "&" ignores it
     os.chdir(TREE)
     sys.path[:] = [str(TREE), *(p for p in sys.path if p not in ("", str(ROOT)))]
     os.environ["PYTHONPATH"] = str(TREE)
