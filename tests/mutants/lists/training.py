@@ -344,7 +344,9 @@ TRAINING = (
         LOG,
         "and len({len(values) for values in lists}) == 1",
         "and True",
-        VISITS,
+        (
+            "tests/test_rewardfile.py::test_a_line_whose_lists_have_other_lengths_is_passed_over",
+        ),
     ),
     Mutant(
         "log-steps-as-written",
@@ -358,7 +360,9 @@ TRAINING = (
         FILE,
         'read_rewards(path).sort_by("step")',
         "read_rewards(path)",
-        VISITS,
+        (
+            "tests/test_rewardfile.py::test_steps_of_this_projects_own_log_are_visits_the_oldest_first",
+        ),
     ),
     # --- re-selection
     Mutant(
@@ -394,10 +398,7 @@ TRAINING = (
         AGAIN,
         "told = tried >= config.enough",
         "told = tried > config.enough",
-        (
-            A + "test_too_few_completions_say_nothing",
-            A + "test_what_became_trivial_leaves_and_the_hardest_come_in",
-        ),
+        (A + "test_the_limits_themselves_count",),
     ),
     Mutant(
         "again-trivial-itself",
@@ -425,10 +426,7 @@ TRAINING = (
         AGAIN,
         "share = min(math.floor(config.keep * first.sum() + 1e-9), size)",
         "share = min(math.ceil(config.keep * first.sum()), size)",
-        (
-            A + "test_a_share_of_the_first_selection_stays_whatever_happens",
-            A + "test_decisions_are_consistent_and_deterministic",
-        ),
+        (A + "test_a_share_that_is_a_decimal_is_one",),
     ),
     Mutant(
         "again-tenths",
@@ -466,10 +464,7 @@ TRAINING = (
         AGAIN,
         "(told | (scored > 0) & (scored < 1))",
         "(told | (scored >= 0) & (scored < 1))",
-        (
-            A + "test_training_says_how_hard_a_sample_is_that_scoring_found_easy",
-            A + "test_an_empty_log_changes_nothing",
-        ),
+        (A + "test_what_new_scores_find_trivial_does_not_come_in",),
     ),
     Mutant(
         "again-weak-first",
@@ -627,7 +622,7 @@ TRAINING = (
         ROWS,
         "    if taken or name.split(os.sep)[0] == os.pardir:\n",
         "    if taken:\n",
-        (V + "test_nothing_outside_of_the_export_is_written",),
+        (V + "test_an_image_above_the_data_set_is_not_written_above_the_export",),
     ),
     Mutant(
         "export-own-files-overwritten",
@@ -641,9 +636,6 @@ TRAINING = (
         ROWS,
         "line = None if one.put else samples.line(one.sample.index)",
         "line = samples.line(one.sample.index)",
-        (
-            V + "test_a_name_for_the_reward_is_all_that_changes_when_one_is_given",
-            V + "test_lists_and_lines_keep_all_columns",
-        ),
+        (V + "test_lines_to_parquet_and_parquet_to_lines",),
     ),
 )
