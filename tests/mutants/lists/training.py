@@ -622,7 +622,7 @@ TRAINING = (
         ROWS,
         "    if taken or name.split(os.sep)[0] == os.pardir:\n",
         "    if taken:\n",
-        (V + "test_an_image_above_the_data_set_is_not_written_above_the_export",),
+        (V + "test_a_path_that_leads_above_the_export_is_refused",),
     ),
     Mutant(
         "export-own-files-overwritten",
