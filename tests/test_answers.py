@@ -44,6 +44,41 @@ def test_the_table_is_balanced():
     assert 0.4 < wrong / len(PAIRS) < 0.6
 
 
+LENGTHS = ("12 cm", "13 cm", "14 cm", "15 cm")
+
+
+@pytest.mark.parametrize(
+    ("answer", "choices", "response", "right"),
+    [
+        ("B", LENGTHS, "It is not option B.", False),
+        ("dark red", ("red", "dark red"), "a dark red box is there", True),
+        ("1 and 2", (), "1, 2 and 3", False),
+        ("2, 2, 3", (), "2, 3, 3", False),
+        ("3\n5", (), "3\n5", True),
+        ("3\n5", (), "5\n3", False),  # lines of numbers have an order
+        ("2\\sqrt{3} cm", (), "\\boxed{2\\sqrt{3} m}", False),
+        ("C", (), "Option C is wrong.", False),
+        ("AC", (), "C, A", True),
+        ("10000000", (), "10000001", False),
+        ("2000000/3", (), "666666.67", True),  # to 1e-6 of it
+        ("3.1415926", (), "3.1415927", False),  # neither is the other one rounded
+        ("1234567", (), "1.234.567", True),
+        ("5000000", (), "5 million", True),
+        ("1980", (), "1980s", False),
+        ("50%", (), "0.5", True),
+        ("5 m", (), "5 s", False),
+        ("5 mW", (), "5 MW", False),
+        ("1 m^2", (), "10000 cm^2", True),
+        ("1 1/2", (), "1.5", True),
+        ("3 \\times 10^8", (), "300000000", True),
+        ("300", (), "three hundred", True),
+    ],
+)
+def test_what_one_rule_alone_decides(answer, choices, response, right):
+    pytest.importorskip("math_verify")
+    assert grade(answer, choices, response) is right
+
+
 # ------------------------------------------------------------ published reference answers
 
 

@@ -217,13 +217,14 @@ def test_a_picture_used_twice_is_one_file(selection, tmp_path):
 
 def completions(*rows: tuple[str, str, bool | None]) -> pa.Table:
     names, texts, correct = zip(*rows, strict=True)
-    arms = ["image"] * len(rows)
+    arms = ["counterfactual" if text == "blind" else "image" for text in texts]
     return pa.table({"id": names, "arm": arms, "text": texts, "correct": correct})
 
 
 def test_completions_make_dpo_pairs(selection, tmp_path):
     table = completions(
         ("two", "", True),
+        ("two", "blind", True),
         ("two", "because 1", True),
         ("two", "wrong", False),
         ("turned", "right only", True),

@@ -312,6 +312,9 @@ def test_lines_to_parquet_and_parquet_to_lines(tmp_path):
         (name,) = row.pop("images")
         assert (tmp_path / "b" / name).read_bytes() == png(i)
         assert row == {k: v for k, v in easyr1(i).items() if k != "images"}
+    select(lines).export("jsonl", tmp_path / "with", add=["reason"])
+    rows = lines_of(tmp_path / "with" / "train.jsonl")
+    assert rows == [openrlhf(i) | {"rap_reason": "kept_cognitive"} for i in KEPT]
     with pytest.raises(RapInputError, match="column 'x' has no one Arrow type.*--to jsonl"):
         odd = [{"question": "q", "answer": "1", "image": packed(i)[0]} for i in range(N)]
         for i, row in enumerate(odd):
@@ -337,6 +340,16 @@ def test_nothing_outside_of_the_export_is_written(tmp_path):
     with pytest.raises(RapInputError, match="'train.jsonl' would lie in the place"):
         select(tmp_path / "data" / "rows.json.txt").export("openrlhf", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_path_that_leads_above_the_export_is_refused(tmp_path):
+    """In the data set it comes back into its folder."""
+    file = write(tmp_path / "data", "openrlhf")
+    file.write_text(file.read_text().replace('"4.png"', '"../data/4.png"'))
+    (tmp_path / "to").mkdir()
+    with pytest.raises(RapInputError, match="'../data/4.png' would lie in the place"):
+        select(file).export("openrlhf", tmp_path / "to" / "out")
+    assert list((tmp_path / "to").iterdir()) == []
 
 
 # ---------------------------------------------------------------- the shell

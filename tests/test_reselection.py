@@ -90,6 +90,9 @@ def test_the_limits_themselves_count(first):
     config = ReselectConfig(keep=0.0, trivial=0.24, unsolved=0.76)
     stay = why(reselect(first, {"a": (6, 8), "b": (2, 8)}, config))
     assert stay["a"] == stay["b"] == "stays"
+    for enough, code in ((8, "leaves_trivial"), (8.5, "stays")):
+        config = ReselectConfig(keep=0.0, enough=enough)
+        assert why(reselect(first, {"a": (8, 8)}, config))["a"] == code
 
 
 def test_a_share_that_is_a_decimal_is_one():
@@ -99,6 +102,8 @@ def test_a_share_that_is_a_decimal_is_one():
     selection = rap.choose(scores, budget=1.0)
     everything = {name: (8, 8) for name in pool}
     again = reselect(selection, everything, ReselectConfig(keep=0.29))
+    assert list(why(again).values()).count("stays_first") == 29
+    again = reselect(selection, everything, ReselectConfig(keep=0.295))  # rounded down
     assert list(why(again).values()).count("stays_first") == 29
 
 
@@ -161,6 +166,19 @@ def test_new_scores_of_other_samples_are_refused(first):
     now = rap.choose(rap.Scores.from_rollouts(completions(pool)), budget=0.5)
     with pytest.raises(RapInputError, match="of 9 samples, not of the 10"):
         reselect(first, {}, now=now)
+    pool = POOL | {"more": (3, 0)}
+    now = rap.choose(rap.Scores.from_rollouts(completions(pool)), budget=0.5)
+    with pytest.raises(RapInputError, match="of 11 samples, not of the 10"):
+        reselect(first, {}, now=now)
+
+
+def test_what_new_scores_find_trivial_does_not_come_in(first):
+    """Though a choice that does not replace trivial samples keeps it."""
+    scores = rap.Scores.from_rollouts(completions(POOL | {"easy": (5, 0), "prior": (4, 0)}))
+    now = rap.choose(scores, budget=0.4, replace=False, order="gain")
+    assert {"easy", "prior"} <= set(now.ids)
+    again = reselect(first, {}, ReselectConfig(size=6), now=now)
+    assert why(again)["prior"] == "comes_cognitive" and "easy" not in again.ids
 
 
 def test_old_visits_decay_and_unjudged_ones_are_nothing():

@@ -39,6 +39,22 @@ def test_this_projects_own_log_is_read_by_its_steps(tmp_path):
     assert read_visits([log.path]) == [("a", 1, 2), ("b", 2, 2), ("a", 0, 2)]
 
 
+def test_steps_of_this_projects_own_log_are_visits_the_oldest_first(tmp_path):
+    log = RewardLog(tmp_path / "rewards.jsonl")
+    log.append(2, {"a": Outcome.of([1])})
+    log.append(1, {"a": Outcome.of([0, 0])}, process=1)  # a slower one
+    assert read_visits([log.path]) == [("a", 0, 2), ("a", 1, 1)]
+
+
+def test_a_line_whose_lists_have_other_lengths_is_passed_over(tmp_path):
+    log = RewardLog(tmp_path / "rewards.jsonl")
+    log.append(1, {"a": Outcome.of([1, 0])})
+    line = json.loads(log.path.read_text()) | {"step": 2, "passed": [], "high": [1, 1]}
+    with log.path.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    assert read_visits([log.path]) == [("a", 1, 2)]
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 @pytest.mark.parametrize(
     ("id", "reward"), [("id", "reward"), ("rap_id", "score"), ("index", "correct")]

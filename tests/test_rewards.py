@@ -389,9 +389,11 @@ def check(reward: object, text: str = "3") -> Verdict:
     ("answer", "choices", "text", "right"),
     [
         ("B", ("4", "12"), "I count them.\nB", False),  # a last line nobody marked
+        ("B", ("4", "12"), "I count them.\n(B) 12\n", False),
         ("B", ("4", "12"), "I count them.\nThe answer is (B). And", True),
         ("B", ("4", "12"), "The answer is (B) or maybe", False),  # a sentence begun
         ("12", (), "I count them.\n12", False),
+        ("12", (), "I count them.\n12\n", False),
         ("12", (), "12", False),
         ("12", (), "So \\boxed{12} is", True),
         ("12", (), "So \\boxed{1", False),

@@ -193,7 +193,7 @@ ARRAYS = (
         BINDING,
         "bool stop = PyErr_CheckSignals() != 0;",
         "bool stop = false;",
-        (P + "test_fault_32_ctrl_c_is_obeyed_within_a_second",),
+        (P + "test_fault_32_ctrl_c_is_obeyed_within_a_second[drm]",),
     ),
     Mutant(
         "hd-exp-tail",

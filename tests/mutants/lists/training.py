@@ -22,6 +22,7 @@ R = "tests/test_rewards.py::"
 CHOICES = (R + "test_named_choice",)
 OPEN = (R + "test_open_answers",)
 FINAL = (R + "test_final_answer",)
+ALONE = ("tests/test_answers.py::test_what_one_rule_alone_decides",)
 QUANTITY = (R + "test_quantity",)
 A = "tests/test_reselection.py::"
 COUNTS = (
@@ -81,7 +82,7 @@ TRAINING = (
         GRADING,
         "named = {letter_index(m[1], n) for m in found if not denied(final, m.start(), m.end())}",
         "named = {letter_index(m[1], n) for m in found}",
-        CHOICES,
+        ALONE,
     ),
     Mutant(
         "grade-first-of-several",
@@ -102,7 +103,7 @@ TRAINING = (
         GRADING,
         "if not any(c <= a and b <= d and d - c > b - a for c, d, _ in spans)",
         "if True",
-        CHOICES,
+        ALONE,
     ),
     Mutant(
         "grade-text-inside-word",
@@ -136,18 +137,22 @@ TRAINING = (
         GRADING,
         "    if len(given) != len(accepted.values):\n        return False\n",
         "",
-        OPEN,
+        ALONE,
     ),
-    Mutant("grade-value-twice", GRADING, "        left.remove(found)\n", "", OPEN),
+    Mutant("grade-value-twice", GRADING, "        left.remove(found)\n", "", ALONE),
     Mutant(
-        "grade-order-of-pairs", GRADING, "if accepted.ordered or named:", "if named:", OPEN
+        "grade-order-of-pairs",
+        GRADING,
+        "if accepted.ordered or named:",
+        "if named:",
+        ALONE,
     ),
     Mutant(
         "grade-units-of-formulas",
         GRADING,
         "        if unit and other and unit != other:\n            continue\n",
         "",
-        OPEN,
+        ALONE,
     ),
     Mutant(
         "grade-hedged-letters",
@@ -161,14 +166,14 @@ TRAINING = (
         LETTERS,
         '            if denied(text, match.start(1), match.end(1)):\n                return ""\n',
         "",
-        OPEN + CHOICES,
+        ALONE,
     ),
     Mutant(
         "grade-letters-in-order",
         LETTERS,
         '            return "".join(sorted(letters))\n    return letters_of',
         '            return "".join(letters)\n    return letters_of',
-        OPEN,
+        ALONE,
     ),
     # --- numbers
     Mutant(
@@ -176,28 +181,28 @@ TRAINING = (
         NUMBERS,
         "if exact or a.denominator == 1 or abs(a - b) > RELATIVE * abs(a):",
         "if abs(a - b) > RELATIVE * abs(a):",
-        QUANTITY + OPEN,
+        ALONE,
     ),
     Mutant(
         "number-absolute-tolerance",
         NUMBERS,
         "abs(a - b) > RELATIVE * abs(a):",
         "abs(a - b) > RELATIVE:",
-        QUANTITY + OPEN,
+        ALONE,
     ),
     Mutant(
         "number-rounded-decimals",
         NUMBERS,
         "return digits < other and fine.quantize(coarse) == coarse",
         "return True",
-        QUANTITY + OPEN,
+        ALONE,
     ),
     Mutant(
         "number-thousands",
         NUMBERS,
         'text = text.replace(".", "") if text.count(".") > 1 else text',
         "",
-        QUANTITY + OPEN,
+        ALONE,
     ),
     Mutant(
         "number-sign",
@@ -211,28 +216,28 @@ TRAINING = (
         NUMBERS,
         "value *= _SCALES[(scale[1] or scale[2]).casefold()]",
         "value *= 1",
-        QUANTITY + OPEN,
+        ALONE,
     ),
     Mutant(
         "number-decades",
         NUMBERS,
         "found = None if _DECADE.match(text) else _number_at(text)",
         "found = _number_at(text)",
-        OPEN,
+        ALONE,
     ),
     Mutant(
         "number-percent",
         NUMBERS,
         "return exact or same_number(reference[0], value[0])\n    temperature",
         "return same_number(reference[0], value[0])\n    temperature",
-        QUANTITY + OPEN,
+        ALONE,
     ),
     Mutant(
         "number-units-ignored",
         NUMBERS,
         "    if dimension != kind:\n        return False\n",
         "",
-        QUANTITY + OPEN,
+        ALONE,
     ),
     Mutant(
         "number-units-not-converted",
@@ -246,35 +251,35 @@ TRAINING = (
         NUMBERS,
         "return (whole[0] if whole else 0) + above / below",
         "return above / below",
-        QUANTITY + OPEN,
+        ALONE,
     ),
     Mutant(
         "number-exponent",
         NUMBERS,
         "return sign * Fraction(int(text)) * Fraction(10) ** exponent",
         "return sign * Fraction(int(text))",
-        QUANTITY + OPEN,
+        ALONE,
     ),
     Mutant(
         "number-hundred-words",
         NUMBERS,
         "current = max(current, 1) * 100",
         "current = current + 100",
-        QUANTITY + OPEN,
+        ALONE,
     ),
     Mutant(
         "number-prefix-case",
         UNITS,
         "    if name in _SI:\n        return _SI[name]\n",
         "",
-        QUANTITY + OPEN,
+        ALONE,
     ),
     Mutant(
         "number-square",
         UNITS,
         'return f"{dimension}{power}", factor**power',
         'return f"{dimension}{power}", factor',
-        QUANTITY + OPEN,
+        ALONE,
     ),
     # --- the training reward
     Mutant(
@@ -339,7 +344,9 @@ TRAINING = (
         LOG,
         "and len({len(values) for values in lists}) == 1",
         "and True",
-        VISITS,
+        (
+            "tests/test_rewardfile.py::test_a_line_whose_lists_have_other_lengths_is_passed_over",
+        ),
     ),
     Mutant(
         "log-steps-as-written",
@@ -353,7 +360,9 @@ TRAINING = (
         FILE,
         'read_rewards(path).sort_by("step")',
         "read_rewards(path)",
-        VISITS,
+        (
+            "tests/test_rewardfile.py::test_steps_of_this_projects_own_log_are_visits_the_oldest_first",
+        ),
     ),
     # --- re-selection
     Mutant(
@@ -389,10 +398,7 @@ TRAINING = (
         AGAIN,
         "told = tried >= config.enough",
         "told = tried > config.enough",
-        (
-            A + "test_too_few_completions_say_nothing",
-            A + "test_what_became_trivial_leaves_and_the_hardest_come_in",
-        ),
+        (A + "test_the_limits_themselves_count",),
     ),
     Mutant(
         "again-trivial-itself",
@@ -420,10 +426,7 @@ TRAINING = (
         AGAIN,
         "share = min(math.floor(config.keep * first.sum() + 1e-9), size)",
         "share = min(math.ceil(config.keep * first.sum()), size)",
-        (
-            A + "test_a_share_of_the_first_selection_stays_whatever_happens",
-            A + "test_decisions_are_consistent_and_deterministic",
-        ),
+        (A + "test_a_share_that_is_a_decimal_is_one",),
     ),
     Mutant(
         "again-tenths",
@@ -461,10 +464,7 @@ TRAINING = (
         AGAIN,
         "(told | (scored > 0) & (scored < 1))",
         "(told | (scored >= 0) & (scored < 1))",
-        (
-            A + "test_training_says_how_hard_a_sample_is_that_scoring_found_easy",
-            A + "test_an_empty_log_changes_nothing",
-        ),
+        (A + "test_what_new_scores_find_trivial_does_not_come_in",),
     ),
     Mutant(
         "again-weak-first",
@@ -622,7 +622,7 @@ TRAINING = (
         ROWS,
         "    if taken or name.split(os.sep)[0] == os.pardir:\n",
         "    if taken:\n",
-        (V + "test_nothing_outside_of_the_export_is_written",),
+        (V + "test_a_path_that_leads_above_the_export_is_refused",),
     ),
     Mutant(
         "export-own-files-overwritten",
@@ -636,9 +636,6 @@ TRAINING = (
         ROWS,
         "line = None if one.put else samples.line(one.sample.index)",
         "line = samples.line(one.sample.index)",
-        (
-            V + "test_a_name_for_the_reward_is_all_that_changes_when_one_is_given",
-            V + "test_lists_and_lines_keep_all_columns",
-        ),
+        (V + "test_lines_to_parquet_and_parquet_to_lines",),
     ),
 )
