@@ -67,7 +67,9 @@ if TYPE_CHECKING:
         ) -> None: ...
         def add_callback(self, callback: Any) -> None: ...
         def is_world_process_zero(self) -> bool: ...
-        def save_model(self, output_dir: str | None = None, **options: Any) -> None: ...
+        def save_model(
+            self, output_dir: str | None = None, _internal_call: bool = False
+        ) -> None: ...
         def _save_checkpoint(self, model: Any, trial: Any) -> None: ...
         def _run_epoch(self, *args: Any, **options: Any) -> None: ...
         def _load_from_checkpoint(
@@ -239,13 +241,15 @@ class SelectionMixin(_Base):
         with _saving(self.args.output_dir):
             super()._save_checkpoint(model, trial)
 
-    def save_model(self, output_dir: str | None = None, **options: Any) -> None:
+    def save_model(
+        self, output_dir: str | None = None, _internal_call: bool = False
+    ) -> None:
         folder = output_dir or self.args.output_dir
         _as_loaded(self._tokenizer)
         with _saving(folder):
             if self.is_world_process_zero():
                 _clear(Path(folder))
-            super().save_model(output_dir, **options)
+            super().save_model(output_dir, _internal_call)
 
     def _run_epoch(self, *args: Any, **options: Any) -> None:
         """transformers 5.23 looks after a step only whether it was the last: resumed from
