@@ -175,15 +175,15 @@ def test_fault_33_a_checkpoint_that_the_disk_refuses(trl, tmp_path, data, monkey
 def test_fault_33_errors_of_writing_are_store_errors(trl):
     from safetensors import SafetensorError
 
-    from rap.trl.trainer import _saving
+    from rap.trl.saving import saving
 
     full = SafetensorError("I/O error: No space left on device (os error 28)")
     for error in (full, OSError(28, "No space left on device"), RuntimeError("iostream")):
         with pytest.raises(RapStoreError, match="run: cannot be written: .*(No sp|iost)"):
-            with _saving("run"):
+            with saving("run"):
                 raise error
     for passed in (MemoryError(), RapConfigError("another"), KeyboardInterrupt()):
-        with pytest.raises(type(passed)), _saving("run"):
+        with pytest.raises(type(passed)), saving("run"):
             raise passed
 
 

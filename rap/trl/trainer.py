@@ -19,20 +19,17 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import trl
 from accelerate.utils import gather_object
-from safetensors import SafetensorError
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, TrainerCallback
 
-from ..errors import RapConfigError, RapError, RapInputError, RapStoreError, first_line
+from ..errors import RapConfigError, RapInputError
 from ..model.prompt import placeholder_texts, require_processor
-from ..scores.files import store_error
 from ..selection.reselection import NothingLeft
 from .data import require_selected, system_of_rows, template_of_rows
 from .groups import exchange, totals, without_variance
@@ -40,6 +37,7 @@ from .order import PromptOrder
 from .reselect import Reselect
 from .rewardlog import Outcome
 from .rewards import Recorder, completion_text, tell_end_tokens, watched
+from .saving import as_loaded, saving
 
 if TYPE_CHECKING:
 
@@ -67,7 +65,9 @@ if TYPE_CHECKING:
         ) -> None: ...
         def add_callback(self, callback: Any) -> None: ...
         def is_world_process_zero(self) -> bool: ...
-        def save_model(self, output_dir: str | None = None, **options: Any) -> None: ...
+        def save_model(
+            self, output_dir: str | None = None, _internal_call: bool = False
+        ) -> None: ...
         def _save_checkpoint(self, model: Any, trial: Any) -> None: ...
         def _run_epoch(self, *args: Any, **options: Any) -> None: ...
         def _load_from_checkpoint(
@@ -236,16 +236,16 @@ class SelectionMixin(_Base):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self.state.stateful_callbacks[STATE] = self.selection_state()
-        with _saving(self.args.output_dir):
+        with saving(self.args.output_dir):
             super()._save_checkpoint(model, trial)
 
-    def save_model(self, output_dir: str | None = None, **options: Any) -> None:
-        folder = output_dir or self.args.output_dir
-        _as_loaded(self._tokenizer)
-        with _saving(folder):
-            if self.is_world_process_zero():
-                _clear(Path(folder))
-            super().save_model(output_dir, **options)
+    def save_model(
+        self, output_dir: str | None = None, _internal_call: bool = False
+    ) -> None:
+        as_loaded(self._tokenizer)
+        first = self.is_world_process_zero()
+        with saving(output_dir or self.args.output_dir, clears=first):
+            super().save_model(output_dir, _internal_call)
 
     def _run_epoch(self, *args: Any, **options: Any) -> None:
         """transformers 5.23 looks after a step only whether it was the last: resumed from
@@ -449,34 +449,6 @@ class SelectionMixin(_Base):
         self.refilled["kept_anyway"] += len(empty)
         self._tell({"refill_missing": len(empty)})
         return batch
-
-
-def _clear(folder: Path) -> None:
-    """Remove what a killed process left: safetensors writes weights under such a name."""
-    for path in folder.glob(".tmp*"):
-        path.unlink(missing_ok=True)
-
-
-def _as_loaded(tokenizer: Any) -> None:
-    """Without the padding of the last batch, which tokenizer.json would keep."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        backend.no_padding()
-        backend.no_truncation()
-
-
-@contextmanager
-def _saving(folder: str) -> Iterator[None]:
-    """Errors of writing are ``RapStoreError``. Of a disk that refuses, safetensors and
-    torch's zip writer say it in errors of their own, the latter without the reason."""
-    try:
-        yield
-    except (RapError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except OSError as error:
-        raise store_error(f"{folder}: cannot be written", error) from error
-    except (RuntimeError, SafetensorError) as error:
-        raise RapStoreError(f"{folder}: cannot be written: {first_line(error)}") from error
 
 
 def _placeholders(model: Any, processor: Any) -> tuple[str, ...]:

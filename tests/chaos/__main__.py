@@ -21,7 +21,8 @@ HEAD = """\
 # Chaos
 
 Made by `make chaos` (tests/chaos says what is done and what must hold), seed {seed}. A harm
-counts where it was felt: the process ended by it, or the call that was to fail did.
+counts where it was felt: the process ended by it, or the call that was to fail did. A trial
+that found a fault stays in the log when the fault is mended.
 
 """
 

@@ -34,6 +34,8 @@ OF_DRIVERS = (("kill by the clock", -9), ("SIGTERM", 143), ("Ctrl-C", 130))
 PATIENCE = 600.0
 """Seconds after which a run hangs: each worker imports torch, on a busy machine."""
 ENDS = ("RapStoreError", "RapWorkerError")
+TRIES = 4
+"""Starts of Ray: on a busy machine its processes wait in vain for each other."""
 OPEN_CLUSTER = {"RAY_AUTH_MODE": "disabled"}
 OTHERS = ("plan.json", "profile.json")
 
@@ -42,23 +44,23 @@ class Cluster:
     """The cluster, and what it has used."""
 
     def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, HERE / "rayhead.py"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=os.environ | environment() | OPEN_CLUSTER,
-            text=True,
-        )
         self.ticks: dict[int, int] = {}
         self.looked = 0.0
-        self.address = ""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.startswith("address "):
-                self.address = line.split()[1]
-                break
-        assert self.address, "no Ray cluster"
+        for _ in range(TRIES):
+            self.process = subprocess.Popen(
+                [sys.executable, HERE / "rayhead.py"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=os.environ | environment() | OPEN_CLUSTER,
+                text=True,
+            )
+            assert self.process.stdout is not None
+            lines = (line.split() for line in self.process.stdout)
+            self.address = next((x[1] for x in lines if x[:1] == ["address"]), "")
+            if self.address:
+                return
+            self.close()
+        raise RuntimeError("no Ray cluster came up")
 
     def cpu_seconds(self) -> float:
         """CPU time of its processes, of each as it was when it was last seen."""
