@@ -28,7 +28,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by its path, too
 
 from benchmarks import training
-from benchmarks.training_arms import SECOND
+from benchmarks.training_arms import SECOND, Arm
 from benchmarks.training_plan import RUNS
 from benchmarks.training_plan import Plan as FirstPlan
 from benchmarks.training_plan import Run as FirstRun
@@ -209,12 +209,12 @@ class Exams:
         return found
 
 
-def train(plan: Plan, run: Run, work: Path) -> dict[str, Any]:
-    """One run; returns what the report reads."""
+def train(plan: Plan, run: Run, work: Path, arm: Arm | None = None) -> dict[str, Any]:
+    """One run; returns what the report reads. ``arm``: if it is none of the plan's."""
     import rap
     import rap.trl
 
-    arm, samples = SECOND[run.arm], pool_of(plan, run.pool)
+    arm, samples = arm or SECOND[run.arm], pool_of(plan, run.pool)
     rows = None
     if arm.pick is not None:
         stored = rap.Scores.load(work / f"scores-{arm.evidence}@{run.pool}")

@@ -9,7 +9,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from benchmarks import training, training_compare, training_second, training_second_page
+from benchmarks import (
+    training,
+    training_compare,
+    training_refill,
+    training_second,
+    training_second_page,
+)
 from benchmarks.training_arms import SECOND
 from benchmarks.training_compare import Test as Planned
 from benchmarks.training_compare import bootstrap, differences, holm, judge, planned
@@ -137,6 +143,38 @@ def test_the_report_of_made_up_runs(work, monkeypatch) -> None:
     stored = json.loads((work / "results" / "training_second.json").read_text())
     assert len(stored["runs"]) == len(runs(PLAN))
     assert (work / "results" / "training_second.png").stat().st_size > 10_000
+
+
+def test_refill_on_a_selection_is_compared_after_as_many_steps(work, monkeypatch) -> None:
+    monkeypatch.setattr(training_compare, "DRAWS", 50)
+    with pytest.raises(SystemExit, match="runs are missing"):
+        training_refill.write_report(PLAN, work, work)
+    for path in (work / "runs").glob("*-all-*"):
+        run = json.loads(path.read_text())
+        run["points"].insert(2, run["points"][-1] | {"step": PLAN.steps, "completions": 7})
+        path.write_text(json.dumps(run))
+    for pool in PLAN.pools:
+        run = Run(training_refill.OURS, PLAN.narrow, pool, 0)
+        found = made_up(run, 0.8, 0.9, PLAN.steps)
+        (work / "runs" / f"{run.key}.json").write_text(json.dumps(found))
+    lines = training_refill.write_report(PLAN, work, work).read_text().splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")][1:]
+    assert [(row[0], row[1], row[2]) for row in rows] == [
+        ("learn, cascade, DAPO refill", "100", "3"),
+        ("learn, cascade", "100", "15"),
+        ("all data, DAPO refill", "100", "15"),
+        ("all data, DAPO refill", "150", "15"),
+        ("all data", "100", "15"),
+        ("all data", "150", "15"),
+        ("random, equal size", "100", "15"),
+    ]
+    assert [row[-2:] for row in rows[:3]] == [
+        ["6,400", "3,000"],
+        ["6,400", "3,000"],
+        ["7", "0"],
+    ]
+    assert rows[-1][5].startswith("+")  # above random
+    assert len(json.loads((work / "training_refill.json").read_text())) == 3
 
 
 def test_differences_cover_pools_seeds_and_questions(work) -> None:
