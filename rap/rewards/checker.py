@@ -202,7 +202,7 @@ def make_checker(
 def _grading_request(
     sample: Sample, text: str, token_ids: Sequence[int], finished: bool
 ) -> object:
-    return sample.answer, sample.choices, text, finished
+    return sample.reference, sample.options, text, finished
 
 
 def _graded(value: Any) -> Verdict:

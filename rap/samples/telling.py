@@ -8,9 +8,11 @@ from itertools import islice
 from typing import Any, Protocol
 
 from .answers import read_answer
+from .column import Column
 from .forms import LETTERS, Forms
 from .sample import Bad, Sample
 from .sources import Rows
+from .stated import Stated
 
 SHOWN = 2
 """Sample rows that are shown."""
@@ -33,6 +35,10 @@ class Told(Protocol):
     def counted_from(self) -> int | None: ...
     @property
     def answer_forms(self) -> Forms: ...
+    @property
+    def stated_options(self) -> Stated: ...
+    @property
+    def answer_column(self) -> Column: ...
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Sample | Bad: ...
 
@@ -75,10 +81,20 @@ def notes(samples: Told) -> list[str]:
     forms = samples.answer_forms
     if forms.are_boxes:
         return [no_boxes(samples)]
-    found = []
+    stated, said = samples.stated_options, samples.answer_column.said()
+    if stated:
+        return [
+            *said,
+            f"options stand in the questions ({stated.found:,} of {stated.looked_at:,} "
+            f"rows, the answer is one in {stated.fitting:,}): a letter is matched with its "
+            "text, too",
+        ]
     if forms.form in LETTERS:
-        found.append("answers are letters, so the options stand in the questions")
-    return found
+        said.append(
+            "answers are letters, and the questions state no options as text: only the "
+            "letter counts"
+        )
+    return said
 
 
 def no_boxes(samples: Told) -> str:
@@ -91,13 +107,14 @@ def no_boxes(samples: Told) -> str:
 
 
 def _shown(samples: Told, sample: Sample) -> dict[str, Any]:
-    reference = read_answer(sample.answer, sample.choices)
+    reference = read_answer(sample.reference, sample.options)
     return {
         "row": samples.rows.where(sample.index),
         "id": sample.id,
         "turns": [list(turn) for turn in sample.turns],
         "question": sample.question,
         "choices": list(sample.choices),
+        "stated": list(sample.stated),
         "answer": reference.text,
         "letter": reference.letter or None,
         "accepted": [accepted.text for accepted in reference.accepted],
@@ -130,6 +147,9 @@ def _sample_lines(sample: Mapping[str, Any]) -> list[str]:
     answer = sample["answer"]
     if sample["choices"]:
         answer = f"({sample['letter']}) {answer}, one of {len(sample['choices'])} choices"
+    elif sample["stated"]:
+        n = len(sample["stated"])
+        answer = f"({sample['letter']}) {answer}, one of {n} options in the question"
     elif len(sample["accepted"]) > 1:
         answer = " or ".join(sample["accepted"])
     lines = [f"  {sample['row']}: {short(sample['question'])}"]
