@@ -253,9 +253,9 @@ RULE = (
     "The rule is version VERSION (`builtin/VERSION` in a store's metadata: scores of two "
     "versions are never mixed in one store). Version 5 reads what stands beside an answer: "
     "options that are ruled out first (`B is wrong. A`), courtesy (`You are right, it's "
-    "left`), options said over before one is taken, answer tags left open or mistyped, a clause "
-    "after a number (`2016, with 94%`), what is compared with something, questions that a "
-    "model makes up after its answer; and no number counts in a refusal."
+    "left`), options said over before one is taken, answer tags left open or mistyped, a "
+    "clause after a number (`2016, with 94%`), what is compared with something, questions "
+    "that a model makes up after its answer; and no number counts in a refusal."
 )
 
 

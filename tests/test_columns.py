@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import pyarrow as pa
+import json
+
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from test_export import everything
 
 from rap.config import ScoreConfig
+from rap.errors import RapInputError
 from rap.rewards.checker import make_checker
 from rap.rewards.exported import reward
 from rap.samples import index
@@ -15,6 +18,7 @@ from rap.samples.answers import read_answer
 from rap.samples.sample import Sample, sample_sha256
 from rap.samples.sampleset import SampleSet, open_samples
 from rap.samples.stated import options_in
+from rap.samples.telling import told
 from rap.scoring.jobs import reference_text
 
 CHECKER = make_checker()
@@ -105,7 +109,7 @@ def test_what_training_counts_is_what_scoring_counts(tmp_path):
     dates = [("When?", "25/12/2020"), ("When?", "03/04/2021")]
     rows = [(COLOURS, "B"), (COLOURS, "A"), *dates]
     data = [
-        {"id": str(k), "question": q, "answer": a, "image": PNG}
+        {"id": str(k), "question": q, "answer": a, "image": Image.new("RGB", (8, 8))}
         for k, (q, a) in enumerate(rows)
     ]
     out = tmp_path / "out"
@@ -120,6 +124,56 @@ def test_what_training_counts_is_what_scoring_counts(tmp_path):
         truth = exported[row]["reward_model"]["ground_truth"]
         assert reward(text, truth, exported[row]["extra_info"]["choices"]) == 1.0
     assert exported["3"]["reward_model"]["ground_truth"] == "2021-04-03"
+
+
+# ------------------------------------------------------------------------- images
+
+
+def folder_of(tmp_path, paths: list[str]):
+    rows = [{"question": "How many?", "answer": "3", "image": path} for path in paths]
+    file = tmp_path / "data.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def test_inspect_opens_images_and_says_what_is_missing(tmp_path):
+    (tmp_path / "a.png").write_bytes(PNG)
+    (tmp_path / "torn.png").write_bytes(PNG[:20])
+    samples = open_samples(folder_of(tmp_path, ["a.png"] * 20))
+    said = samples.describe()
+    assert "opened 10 images of the first rows: all can be read" in said
+    assert "image files of 20 rows, spread over all: all are there" in said
+    paths = ["a.png", "torn.png", *["a.png"] * 300, "gone.png"]
+    found = told(open_samples(folder_of(tmp_path, paths)))["images"]
+    assert (found["opened"], found["failed"]) == (10, 1)
+    assert found["reason"].startswith("image_truncated: damaged or cut PNG")
+    assert (found["looked_for"], found["missing"]) == (200, 1)
+    assert found["first"] == f"line 303: {tmp_path / 'gone.png'}"
+    assert (
+        "1 lack one, first line 303" in open_samples(folder_of(tmp_path, paths)).describe()
+    )
+
+
+def test_images_in_the_rows_are_opened_and_no_file_is_looked_for():
+    found = told(opened(("How many?", "3"), ("How many?", "4")))["images"]
+    assert found == {"opened": 2, "failed": 0, "reason": None}
+
+
+def test_an_absolute_path_names_the_option_that_allows_it(tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "a.png").write_bytes(PNG)
+    (tmp_path / "rows").mkdir()
+    file = folder_of(tmp_path / "rows", [str(images / "a.png")])
+    wanted = f"with root='{images}' \\(--root {images}\\)"
+    with pytest.raises(
+        RapInputError, match=f"path_outside_root.*no file outside.*{wanted}"
+    ):
+        open_samples(file)
+    rows = [{"question": "How many?", "answer": "3", "image": str(images / "a.png")}]
+    with pytest.raises(RapInputError, match=f"one folder only, and none.*{wanted}"):
+        open_samples(rows)
+    assert isinstance(open_samples(rows, root=images)[0], Sample)
 
 
 # ------------------------------------------------------------------ two readings
@@ -186,11 +240,12 @@ def test_what_the_column_decides_is_not_hashed():
 def test_workers_read_as_the_whole_column_does(tmp_path):
     """What was decided is kept beside a store, so that no worker decides by its rows."""
     answers = ["03/04/2021"] * 3 + ["25/12/2020"]
-    table = pa.table({"question": ["When?"] * 4, "answer": answers, "image": [PNG] * 4})
-    pq.write_table(table, tmp_path / "data.parquet")
-    samples = open_samples(tmp_path / "data.parquet")
+    rows = [{"question": "When?", "answer": a, "image": "a.png"} for a in answers]
+    file = tmp_path / "data.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    samples = open_samples(file)
     assert index.save(samples, index.build(samples, 2), tmp_path / "index")
-    again = index.open_kept(tmp_path / "index", tmp_path / "data.parquet")
+    again = index.open_kept(tmp_path / "index", file)
     assert again is not None and again[0].settled == "2021-04-03"
     assert again.answer_column == samples.answer_column
     assert again.stated_options == samples.stated_options

@@ -121,7 +121,10 @@ class Exported:
                 "the pixels that were scored"
             )
         if self.dropped:
-            lines.append(f"  columns left out: {', '.join(self.dropped)}")
+            lines.append(
+                f"  columns left out: {', '.join(self.dropped)} (--to parquet or jsonl "
+                "keeps all of them)"
+            )
         if self.left_out:
             shown = ", ".join(self.left_out[:5]) + (", ..." if self.left_out[5:] else "")
             lines.append(

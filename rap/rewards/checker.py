@@ -120,7 +120,7 @@ class Checker:
 
         Raises ``RapConfigError`` if the worker cannot be started; nothing else.
         """
-        key = (sample.answer, sample.choices, text, finished)
+        key = (sample.reference, sample.options, text, finished)
         with self._lock:
             if self._cached and key in self._cache:
                 self._cache.move_to_end(key)

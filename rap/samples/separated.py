@@ -13,7 +13,8 @@ from ..errors import RapInputError
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 OTHERS = (";", "\t", "|", ",")
-"""What else a file may be separated by: spreadsheets write ; where , is the decimal point."""
+"""What else a file may be separated by: where , is the decimal point, spreadsheets write
+semicolons."""
 BLOCK_BYTES = 64 << 20  # a row must be smaller: images as text are long
 _WHOLE = r"^(?:0|-?[1-9][0-9]{0,17})$"
 
