@@ -160,11 +160,11 @@ def records(folder: Path) -> str:
         "guesses left out. All disagreements were read; classes are found by rule. `ours`: "
         "the built-in grader is at fault. `question`: neither can be told without the "
         "question, which the grader is not given: of a yes-or-no question the response "
-        "says a sentence that implies one. `judge`: the published judgement is a slip, seen "
-        "in the response itself. MATH-V's judge wants the bare letter; MathVista's takes "
-        "the option nearest in spelling to whatever was said, refusals and silence "
-        "included, and what a model goes on with after its answer. `judge's slips left out` "
-        "is the share on which both agree of the rows whose judgement holds.\n\n"
+        "says a sentence that implies one. `judge`: the published judgement is a slip, "
+        "seen in the response itself. MATH-V's judge wants the bare letter; MathVista's "
+        "takes the option nearest in spelling to whatever was said, refusals and silence "
+        "included, and what a model goes on with after its answer. `judge's slips left "
+        "out` is the share on which both agree of the rows whose judgement holds.\n\n"
         "| records | compared | as the judge | judge's slips left out | ours | question "
         "| judge |\n|---|---|---|---|---|---|---|\n"
     )
@@ -251,11 +251,11 @@ def judged_otherwise(row: Row, field: str) -> str:
 
 RULE = (
     "The rule is version VERSION (`builtin/VERSION` in a store's metadata: scores of two "
-    "versions are never mixed in one store). Version 5 reads what stands beside an answer: options "
-    "that are ruled out first (`B is wrong. A`), courtesy (`You are right, it's left`), "
-    "options said over before one is taken, answer tags left open or mistyped, a clause "
-    "after a number (`2016, with 94%`), what is compared with something, questions that a "
-    "model makes up after its answer; and no number counts in a refusal."
+    "versions are never mixed in one store). Version 5 reads what stands beside an answer: "
+    "options that are ruled out first (`B is wrong. A`), courtesy (`You are right, it's "
+    "left`), options said over before one is taken, answer tags left open or mistyped, a "
+    "clause after a number (`2016, with 94%`), what is compared with something, questions "
+    "that a model makes up after its answer; and no number counts in a refusal."
 )
 
 

@@ -55,13 +55,15 @@ def sharegpt(*said: tuple[str, str]) -> list[Row]:
 @dataclass(frozen=True, slots=True)
 class Read:
     """What one row is read as. ``said``: the letter of the right choice, else the accepted
-    answers; ``turns``: roles and texts before the question."""
+    answers; ``turns``: roles and texts before the question; ``stated``: options that stand
+    in it."""
 
     question: str
     said: str | tuple[str, ...]
     choices: tuple[str, ...] = ()
     images: int = 1
     turns: tuple[tuple[str, str], ...] = ()
+    stated: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +182,7 @@ FORMATS = (
                 "query_cot": "Please reason.",
             }
         ],
-        [Read(LETTERED, "B")],
+        [Read(LETTERED, "B", stated=("145°", "35°"))],
         "letter",
     ),
     Format(
@@ -332,7 +334,7 @@ FORMATS = (
                 "image": Img(),
             }
         ],
-        [Read("Which?\nA. 1\nB. 2", "B")],
+        [Read("Which?\nA. 1\nB. 2", "B", stated=("1", "2"))],
         "letter",
     ),
     Format(
@@ -721,6 +723,7 @@ def read_as(row: Sample | Bad) -> Read | str:
         row.choices,
         len(row.images),
         tuple(row.turns),
+        row.stated,
     )
 
 
@@ -741,6 +744,9 @@ sentence that says why. Streams (`datasets` streaming, torch's `IterableDataset`
 generators) need `open_samples(data, limit=n)`; a `DatasetDict` asks which split. Boxes as
 answers (VLM-R1) are read, and refused when they are to be scored without a reward function
 of your own.
+
+`in the question`: the options stand in the question's text ("Choices: (A) red (B) blue");
+they are found for the column as a whole, and a letter is matched with its text.
 
 | format | question | answer | choices | images | form of the answers |
 |---|---|---|---|---|---|
@@ -778,6 +784,7 @@ def page() -> str:
             samples.columns[r] or "" for r in ("question", "answer", "choices", "images")
         ]
         cells = [f"`{name}`" if name else "" for name in said]
+        cells[2] = "in the question" if samples.stated_options else cells[2]
         text += f"| {form.name} | {' | '.join(cells)} | {samples.answer_forms.form} |\n"
     return text
 

@@ -16,7 +16,7 @@ from tiny_models import NAMES, build  # noqa: E402
 
 import rap  # noqa: E402
 from rap.cli.commands import main  # noqa: E402
-from rap.config import Sampling  # noqa: E402
+from rap.config import Sampling, ScoreConfig  # noqa: E402
 from rap.demo import world  # noqa: E402
 from rap.demo.model import WEIGHTS, load_demo_model  # noqa: E402
 from rap.errors import RapConfigError, RapInputError, RapModelError  # noqa: E402
@@ -136,6 +136,29 @@ def test_the_last_mention_of_the_answer_is_what_is_read(scored):
     assert text.rstrip() == "They are 5 and 12, 12 is larger. The answer is"
     # an answer that is nowhere: the last token
     assert causal._answer(driver, prepared, "77") == (len(prepared) - 1, len(prepared))
+
+
+@pytest.mark.parametrize(
+    ("answer", "choices", "names"),
+    [
+        ("<think>3 * 4</think><answer>\\boxed{12}</answer>", (), ("12",)),
+        ("One and two.\n#### 12", (), ("12",)),
+        ('["12", "a dozen"]', (), ("12", "a dozen")),
+        ("12 cm", ("10 cm", "12 cm"), ("B", "12 cm")),
+        ("(B)", ("10 cm", "12 cm"), ("B", "12 cm")),
+    ],
+)
+def test_the_answer_is_looked_for_as_it_is_read(scored, answer, choices, names):
+    """Not with the markup of the data set around it."""
+    model, processor, *_ = scored
+    sample = dataclasses.replace(SAMPLE, answer=answer, choices=choices)
+    assert causal._names(sample, ScoreConfig()) == names
+    driver = ModelDriver(model, processor)
+    prompt = driver.prepare(SAMPLE, [Image.new("RGB", (84, 84))])
+    ids = driver.encode_response(f"We see it at once. The answer is {names[-1]}.")
+    prepared = driver.with_response(prompt, ids)
+    start, end = causal._answer(driver, prepared, *names)
+    assert driver.tokenizer.decode(prepared.ids[start:end]).strip() == names[-1]
 
 
 def test_the_answer_is_a_word_of_what_is_said(scored):

@@ -589,7 +589,8 @@ def test_shell_exports_the_demo(saved, tmp_path, target):
     out = tmp_path / "out"
     command = ("export", saved, "--data", MATHVISION, "--to", target, "--out", out)
     text = run(*command).output
-    assert "does not have: answer_kind, level, subject; --to parquet" in text
+    assert "columns left out: answer_kind, level, subject" in text
+    assert text.count("answer_kind") == 1 and "(--to parquet or jsonl keeps" in text
     assert f"9 samples for {target} in {out}" in text
     assert "9 images: 9 byte for byte" in text
     assert ("no GRPO" in text) == (target == "llamafactory")

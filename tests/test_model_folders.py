@@ -12,6 +12,7 @@ import torch
 from model_inputs import built, five, picture
 from safetensors.torch import load_file, save_file
 from tiny_models import NAMES, build
+from transformers import AutoModelForImageTextToText
 
 import rap
 from rap.errors import RapConfigError, RapModelError
@@ -330,6 +331,44 @@ def test_an_adapter_is_loaded_onto_its_base(on_base, saved):
         assert torch.equal(a.hidden, b.hidden) and torch.equal(a.q, b.q)
     plain = ModelDriver(*load_model(saved, device="cpu"))
     assert not torch.equal(plain.trace([prepared])[0].q, b.q)
+
+
+@pytest.fixture
+def on_quantised(on_base, saved, tmp_path) -> Path:
+    """The adapter, its base a folder whose config names a quantisation."""
+    folder = tmp_path / "quantised"
+    shutil.copytree(saved, folder)
+    config = json.loads((folder / "config.json").read_text())
+    known = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    (folder / "config.json").write_text(json.dumps(config | known))
+    base(on_base, str(folder))
+    return on_base
+
+
+def test_an_adapter_on_a_quantised_base_is_placed_while_it_is_loaded(
+    on_quantised, saved, monkeypatch
+):
+    """Quantised weights cannot be moved afterwards: bitsandbytes refuses ``model.to``."""
+    asked = {}
+
+    def loaded(name: str, options: dict) -> torch.nn.Module:
+        asked.update(options, name=name)
+        model = AutoModelForImageTextToText.from_pretrained(saved, dtype="auto")
+        model.name_or_path = name
+        monkeypatch.setattr(
+            type(model), "to", lambda *_: pytest.fail("quantised weights were moved")
+        )
+        return model
+
+    monkeypatch.setattr(loading, "_model", loaded)
+    model, _ = load_model(on_quantised, device="cpu")
+    assert asked["device_map"] == {"": "cpu"} and asked["name"].endswith("quantised")
+    assert type(model).__name__ == "PeftModel"
+
+
+def test_an_adapter_on_a_quantised_base_is_not_quantised_twice(on_quantised):
+    with pytest.raises(RapConfigError, match=r"'4bit': .*/quantised is quantised already"):
+        load_model(on_quantised, quantize="4bit", device="cpu")
 
 
 def test_an_adapter_without_its_base(on_base):

@@ -262,6 +262,19 @@ def test_a_cell_of_csv_is_what_is_written(folder):
     assert [(s.answer, s.choices) for s in samples] == [(a, ("N/A", a)) for a in said]
 
 
+@pytest.mark.parametrize("by", [";", "\t", "|"])
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_csv_that_is_separated_by_something_else(folder, by, quote):
+    """Spreadsheets of countries with a decimal comma write semicolons."""
+    rows = [("question", "answer", "image"), ("How long, in cm?", "3,5", "a.png")]
+    lines = (by.join(f"{quote}{cell}{quote}" for cell in row) for row in rows)
+    (folder / "d.csv").write_text("\ufeff" + "\n".join(lines) + "\n")
+    samples = open_samples(folder / "d.csv")
+    assert samples.kind.endswith(f"d.csv, separated by {by!r}")
+    (sample,) = samples
+    assert (sample.question, sample.answer) == ("How long, in cm?", "3,5")
+
+
 def test_whole_numbers_in_csv_are_places(folder):
     head = "question,A,B,C,answer,image\n"
     (folder / "d.csv").write_text(head + "Q,x,y,z,0,a.png\nQ,x,y,z,2,a.png\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -214,16 +215,19 @@ def export(
             completions = opened.completions()
         if completions is None:
             raise RapInputError(f"--store {store}: holds no completions")
-    found = write(
-        load(selection),
-        to,
-        out,
-        data=open_data(data, columns, root),
-        overwrite=force,
-        completions=completions,
-        filter=None if rewrite is None else not rewrite,
-        **options,
-    )
+    with warnings.catch_warnings():
+        # said in the result, once
+        warnings.filterwarnings("ignore", "columns of the data set that the export does")
+        found = write(
+            load(selection),
+            to,
+            out,
+            data=open_data(data, columns, root),
+            overwrite=force,
+            completions=completions,
+            filter=None if rewrite is None else not rewrite,
+            **options,
+        )
     if as_json:
         print_json(dataclasses.asdict(found))
     else:

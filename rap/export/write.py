@@ -121,7 +121,10 @@ class Exported:
                 "the pixels that were scored"
             )
         if self.dropped:
-            lines.append(f"  columns left out: {', '.join(self.dropped)}")
+            lines.append(
+                f"  columns left out: {', '.join(self.dropped)} (--to parquet or jsonl "
+                "keeps all of them)"
+            )
         if self.left_out:
             shown = ", ".join(self.left_out[:5]) + (", ..." if self.left_out[5:] else "")
             lines.append(
@@ -344,12 +347,12 @@ class _Reader:
             prompt=prompt_text(self.template, sample.question, sample.choices),
             question=sample.question,
             answer=answer_to_train(
-                sample.answer,
+                sample.reference,
                 sample.choices,
                 "{choices}" in self.template,
                 latex=self.latex,
             ),
-            choices=sample.choices,
+            choices=sample.options,
             pictures=tuple(self._picture(data) for data in originals),
             source=sample.source,
             reason=judged["reason"],

@@ -98,10 +98,11 @@ def load_model(
     }
     if revision is not None:
         options["revision"] = revision
-    quantised = Path(name).is_dir() and is_quantised(Path(name))
+    weights = _folder_of_weights(name)
+    quantised = weights is not None and is_quantised(weights)
     if quantize is not None:
         if quantised:
-            raise RapConfigError(f"quantize = {quantize!r}: {name} is quantised already")
+            raise RapConfigError(f"quantize = {quantize!r}: {weights} is quantised already")
         options["quantization_config"] = _bitsandbytes(quantize, options["dtype"])
     if quantised or quantize is not None:
         options["device_map"] = {"": device}
@@ -121,6 +122,19 @@ def load_model(
     if "device_map" not in options:
         model = model.to(device)
     return model, processor
+
+
+def _folder_of_weights(name: str) -> Path | None:
+    """The folder whose weights a model has: that of an adapter's base; None where it is
+    not on this machine."""
+    if Path(name).is_dir() and is_adapter(Path(name)):
+        name = adapter_base(Path(name))
+        if is_hub_name(name):
+            from huggingface_hub import try_to_load_from_cache
+
+            config = try_to_load_from_cache(name, "config.json")
+            return Path(config).parent if isinstance(config, str) else None
+    return Path(name) if Path(name).is_dir() else None
 
 
 def _dtype(torch: Any, given: Any) -> Any:

@@ -27,7 +27,7 @@ _COURTESY = re.compile(
     re.IGNORECASE,
 )
 _TAG_QUESTION = re.compile(
-    r"(?<=\w)(?P<end>[\s,\uff0c]+(?:right|correct|ok|okay|eh|isn't it|对吗|对吧|是吗|对不对))"
+    r"(?<=\w)[\s,\uff0c]+(?:right|correct|ok|okay|eh|isn't it|对吗|对吧|是吗|对不对)"
     r"\s*[?\uff1f]+",
     re.IGNORECASE,
 )

@@ -120,7 +120,7 @@ class Checker:
 
         Raises ``RapConfigError`` if the worker cannot be started; nothing else.
         """
-        key = (sample.answer, sample.choices, text, finished)
+        key = (sample.reference, sample.options, text, finished)
         with self._lock:
             if self._cached and key in self._cache:
                 self._cache.move_to_end(key)
@@ -202,7 +202,7 @@ def make_checker(
 def _grading_request(
     sample: Sample, text: str, token_ids: Sequence[int], finished: bool
 ) -> object:
-    return sample.answer, sample.choices, text, finished
+    return sample.reference, sample.options, text, finished
 
 
 def _graded(value: Any) -> Verdict:

@@ -418,7 +418,8 @@ def _texts_inside(final: str, texts: Sequence[str]) -> set[int]:
 
 
 _CONCLUSION = re.compile(
-    r"(?:^|(?<=[.!?;\n])\s+)(?:so|therefore|thus|hence|consequently|in conclusion|overall)\b"
+    r"(?:^|(?<=[.!?;\n])\s+)"
+    r"(?:so|therefore|thus|hence|consequently|in conclusion|overall)\b"
     r"|因此|所以|故",
     re.IGNORECASE,
 )

@@ -37,10 +37,8 @@ def refuses(text: str) -> bool:
     """Whether a response ends with saying that it cannot answer, and guesses nothing after
     that."""
     end = text[-LAST:]
-    found = None
-    for found in _CANNOT.finditer(end):
-        pass
-    return found is not None and not _AFTER_ALL.search(end, found.end())
+    found = list(_CANNOT.finditer(end))
+    return bool(found) and not _AFTER_ALL.search(end, found[-1].end())
 
 
 def may_be_meant(answers: Iterable[str]) -> bool:

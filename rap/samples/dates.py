@@ -52,11 +52,13 @@ class Date:
     day: int | None
 
     def fits(self, given: Date) -> bool:
-        """Whether ``given`` says this date: a year that is not asked for may be there."""
-        return (self.month, self.day) == (given.month, given.day) and self.year in (
-            None,
-            given.year,
-        )
+        """Whether ``given`` says this date: a year that is not asked for may be there, and
+        03/04/2020 says both dates that it may be."""
+        if self.year not in (None, given.year):
+            return False
+        if isinstance(given.month, str) and isinstance(self.month, int):
+            return {self.month, self.day} == set(map(int, given.month.split("/")))
+        return (self.month, self.day) == (given.month, given.day)
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,7 +131,8 @@ def _path_inside(path: str, root: str | None) -> str:
         raise BadSample(
             "image",
             "path_outside_root",
-            f"{shown!r}: no folder is allowed; pass root= (--root)",
+            f"{shown!r}: rap opens image files of one folder only, and none was named: "
+            f"{_name_it(path)}",
         )
     try:
         real = os.path.realpath(os.path.join(root, path))
@@ -141,7 +142,18 @@ def _path_inside(path: str, root: str | None) -> str:
         raise BadSample(
             "image",
             "path_outside_root",
-            f"{shown!r} leads out of the data folder; name the folder that holds the "
-            "images with root=... (--root)",
+            f"{shown!r} leads out of the data folder {root!r}, and rap opens no file "
+            f"outside of one folder: {_name_it(path)}",
         )
     return real
+
+
+def _name_it(path: str) -> str:
+    """How the folder that holds an image is named."""
+    if not os.path.isabs(path):
+        return "name the one that holds the images with root=... (--root ...)"
+    folder = os.path.dirname(path)[:200]
+    return (
+        f"if the images lie in {folder!r}, name it, or one above it, with "
+        f"root={folder!r} (--root {folder})"
+    )

@@ -28,6 +28,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import RapInputError
+from .column import Column
 from .forms import Forms
 from .ids import Ids
 from .jsonlines import JsonlRows, LineIndex
@@ -36,6 +37,7 @@ from .parquet import ParquetRows
 from .sample import BadSample
 from .sampleset import Known, SampleSet, leave_images
 from .sources import Rows
+from .stated import Stated
 
 VERSION = 2
 """Of the files, and of what the hash of a shard is taken of."""
@@ -101,6 +103,8 @@ def save(samples: SampleSet, index: Index, folder: Path) -> bool:
         "columns": dict(samples.columns),
         "counted": samples.content().counted,
         "forms": dict(samples.answer_forms.counts),
+        "stated": samples.stated_options.as_list(),
+        "column": samples.answer_column.as_list(),
         "bad_ids": [[i, b.stage, b.code, b.message] for i, b in ids.bad.items()],
         "rows": index.rows,
         "shard_size": index.shard_size,
@@ -181,6 +185,9 @@ def open_kept(
     samples.given_columns = found["given_columns"]
     if "forms" in found:
         samples.answer_forms = Forms(found["forms"])
+    if "stated" in found:
+        samples.stated_options = Stated(*found["stated"])
+        samples.answer_column = Column(*found["column"])
     return samples
 
 

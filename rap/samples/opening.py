@@ -20,7 +20,7 @@ import pyarrow as pa
 from ..errors import RapInputError
 from .jsonlines import JsonlRows
 from .parquet import open_parquet, open_unlinked_parquet
-from .separated import SEPARATORS, read_separated
+from .separated import SEPARATORS, read_separated, separator_of
 from .sources import (
     IN_MEMORY_BYTES,
     ArrowRows,
@@ -156,8 +156,10 @@ def _open_file(path: Path, keep: Sequence[str], shown: Path | None = None) -> Ro
             raise RapInputError(f"data set {shown}: {what}; unpack or convert it first")
     ending = Path(shown.name.removesuffix(".gz")).suffix.lower()
     if ending in SEPARATORS:
-        table = read_separated(path, SEPARATORS[ending])
-        return ArrowRows(table, f"{ending[1:].upper()} {shown}{packed}")
+        separator = separator_of(path, SEPARATORS[ending])
+        by = "" if separator == SEPARATORS[ending] else f", separated by {separator!r}"
+        table = read_separated(path, separator)
+        return ArrowRows(table, f"{ending[1:].upper()} {shown}{packed}{by}")
     start = head.removeprefix(BOM).lstrip()
     if start[:1] == b"[":
         return ListRows(_read_array(path, shown), f"JSON {shown}{packed}")

@@ -15,6 +15,7 @@ from typing import Any
 from .answers import listed, quoted_list, read_answer
 from .cells import cell, image_cell, kind_of, scalar_text
 from .choicecells import by_own_label, is_lettered, place_of, read_choices
+from .column import Column
 from .forms import is_box
 from .imagecells import count_images, read_image_cell
 from .prompts import (
@@ -28,6 +29,7 @@ from .prompts import (
 )
 from .roles import PROMPT_CANDIDATES
 from .sample import TEXT_ONLY, BadSample, Sample, Turn, clean
+from .stated import is_one_of, options_in
 
 ANNOTATORS = 10  # answers to one question, from which on single opinions do not count
 
@@ -41,10 +43,13 @@ def parse_row(
     root: str | None,
     image_columns: frozenset[str] = frozenset(),
     counted: int | None = None,
+    stated: bool = False,
+    column: Column | None = None,
 ) -> Sample:
     """One row -> ``Sample``. ``columns`` as from ``detect_columns``; ``root`` is a real
     path (links resolved) or None, where no path is allowed; ``counted``: the column of the
-    answer holds the right choice's place, counted from this number. Raises
+    answer holds the right choice's place, counted from this number; ``stated``: the
+    questions state their options; ``column``: how the column reads an answer. Raises
     ``BadSample``."""
     _refuse_videos(row)
     turns, question = _turns(cell(row, columns["question"]))
@@ -56,6 +61,10 @@ def parse_row(
         read_answer(answer, choices)
     except ValueError as error:
         raise BadSample("data", "bad_answer", str(error)) from None
+    options = options_in(question) if stated and not choices else ()
+    stated_here = options if is_one_of(answer, options) else ()
+    as_it_stands = column is None or choices or stated_here
+    reference = answer if as_it_stands else column.settled(answer)
     source = cell(row, columns["source"])
     images = read_image_cell(image_cell(row, columns["images"]), root)
     turns, question = place_images(turns, question, len(images))
@@ -71,6 +80,8 @@ def parse_row(
         source=None if source is None else clean(str(source), "source"),
         extra=_extra(row, columns["images"] or "", image_columns),
         turns=turns,
+        stated=stated_here,
+        settled=None if reference == answer else reference,
     )
 
 
@@ -94,6 +105,11 @@ def answer_of_row(
     choices, labels = read_choices(cell(row, columns["choices"]))
     answer = _answer(cell(row, columns["answer"]))
     return _resolved(answer, choices, labels, counted), choices
+
+
+def question_of_row(row: Mapping[str, Any], columns: Mapping[str, str | None]) -> str:
+    """The question of a row. Raises ``BadSample``."""
+    return _turns(cell(row, columns["question"]))[1]
 
 
 def _resolved(

@@ -63,6 +63,23 @@ class Sample:
     function is called with."""
     turns: tuple[Turn, ...] = ()
     """(role, text) of the turns before the question: system, user, assistant."""
+    stated: tuple[str, ...] = ()
+    """Options that stand in the question itself (``stated``), of which the answer is one;
+    () where ``choices`` has them or there are none."""
+
+    settled: str | None = None
+    """The reference as its column reads it (``column``), where it could be read in two
+    ways; None: as it stands."""
+
+    @property
+    def reference(self) -> str:
+        """The answer that a response is compared with, for ``read_answer``."""
+        return self.answer if self.settled is None else self.settled
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """What a response is compared with: the choices, or the options in the question."""
+        return self.choices or self.stated
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +95,7 @@ class Bad:
 
 def sample_sha256(sample: Sample, image_hashes: Sequence[str]) -> str:
     """sha256 of what a sample's score depends on: turns, question, answer, choices,
-    images."""
+    images; of the texts as they stand, not as their column reads them."""
     fields: list[Any] = [sample.question, sample.answer, list(sample.choices)]
     fields += [list(image_hashes), *([list(sample.turns)] if sample.turns else [])]
     return hashlib.sha256(json.dumps(fields).encode()).hexdigest()

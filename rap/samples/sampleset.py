@@ -19,13 +19,13 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -34,13 +34,14 @@ import pyarrow.compute as pc
 from ..errors import RapInputError
 from .cells import cell
 from .choicecells import counted_from
+from .column import Column, column_of_answers
 from .content import Content
 from .forms import LOOKED_AT, Forms, forms_of
 from .hfdata import build_dataset, stream_dataset
 from .ids import Ids, read_ids, same_ids
 from .jsonlines import JsonlRows
 from .opening import open_rows
-from .parsing import answer_of_row, parse_row
+from .parsing import answer_of_row, parse_row, question_of_row
 from .prompts import more_of_a_chat
 from .remote import fetched, is_hub_name, is_url
 from .roles import CANDIDATES, PROMPT_CANDIDATES, detect_columns
@@ -54,6 +55,7 @@ from .sources import (
     row_or_bad,
 )
 from .splits import named_splits
+from .stated import Stated, stated_in
 from .streams import FirstRows, first_of_stream, is_stream
 from .tables import column_of
 from .telling import text_of, told
@@ -136,6 +138,8 @@ class SampleSet(Sequence["Sample | Bad"]):
                 root=self.root,
                 image_columns=self._rows.image_columns,
                 counted=self._counted,
+                stated=bool(self.stated_options),
+                column=self.answer_column,
             )
         except BadSample as bad:
             return Bad(i, self._ids[i], bad.stage, bad.code, bad.message)
@@ -198,12 +202,44 @@ class SampleSet(Sequence["Sample | Bad"]):
     @cached_property
     def answer_forms(self) -> Forms:
         """In which form the answers are given, by up to ``forms.LOOKED_AT`` rows spread
-        over all of them."""
-        names = [n for n in (self.columns["answer"], self.columns["choices"]) if n]
-        return forms_of(self._answers(names), self._counted)
+        over all of them; what could be read in two ways as the column reads it."""
+        column = self.answer_column
+        return forms_of(
+            ((a if c else column.settled(a), c) for a, c in self._spread_answers),
+            self._counted,
+        )
 
-    def _answers(self, names: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    @cached_property
+    def answer_column(self) -> Column:
+        """How answers are read that could be read in two ways, by the same rows."""
+        return column_of_answers(self._spread_answers)
+
+    @cached_property
+    def _spread_answers(self) -> list[tuple[str, tuple[str, ...]]]:
         """(answer, choices) of rows spread over the data set."""
+        names = [n for n in (self.columns["answer"], self.columns["choices"]) if n]
+
+        def answer(row: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
+            return answer_of_row(row, self.columns, self._counted)
+
+        return list(_readable(answer, self._spread(names)))
+
+    @cached_property
+    def stated_options(self) -> Stated:
+        """Whether the questions state their options, by the rows of ``answer_forms``; true
+        or false for the data set as a whole. Never with a column of choices."""
+        if self.columns["choices"] is not None:
+            return Stated()
+        names = [n for n in (self.columns["question"], self.columns["answer"]) if n]
+
+        def asked(row: Mapping[str, Any]) -> tuple[str, str]:
+            answer, _ = answer_of_row(row, self.columns, self._counted)
+            return question_of_row(row, self.columns), answer
+
+        return stated_in(_readable(asked, self._spread(names)))
+
+    def _spread(self, names: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+        """Rows spread over the data set, as far as they can be read."""
         n = len(self)
         size = min(n, LOOKED_AT // PIECES)
         starts = np.unique(np.linspace(0, n - size, PIECES).astype(np.int64))
@@ -214,12 +250,7 @@ class SampleSet(Sequence["Sample | Bad"]):
                 return
             for part in self._rows.parts(names, start, min(read, n)):
                 rows = all_to_python(part) if isinstance(part, pa.Table) else part
-                for row in rows:
-                    try:
-                        if not isinstance(row, BadSample):
-                            yield answer_of_row(row, self.columns, self._counted)
-                    except BadSample:
-                        continue
+                yield from (row for row in rows if not isinstance(row, BadSample))
 
     def _tell_splits(self) -> None:
         """Warn of a column by whose name rows of several splits stand here."""
@@ -483,6 +514,21 @@ def _require_data(source: object) -> None:
                 f"{os.fspath(source)}: holds {what} that rap made; give the data set "
                 "itself (JSONL, Parquet, CSV, or a folder of such files)"
             )
+
+
+Found = TypeVar("Found")
+
+
+def _readable(
+    read: Callable[[Mapping[str, Any]], Found], rows: Iterable[Mapping[str, Any]]
+) -> Iterator[Found]:
+    """What ``read`` says of each row, those that it cannot read left out."""
+    for row in rows:
+        try:
+            found = read(row)
+        except BadSample:
+            continue
+        yield found
 
 
 def _require_count(limit: object) -> None:

@@ -12,8 +12,35 @@ from pyarrow import csv as arrow_csv
 from ..errors import RapInputError
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
+OTHERS = (";", "\t", "|", ",")
+"""What else a file may be separated by: where , is the decimal point, spreadsheets write
+semicolons."""
 BLOCK_BYTES = 64 << 20  # a row must be smaller: images as text are long
 _WHOLE = r"^(?:0|-?[1-9][0-9]{0,17})$"
+
+
+def separator_of(path: Path, usual: str) -> str:
+    """By what a file is separated: ``usual``, or where that leaves its first line in one
+    piece, what cuts it into the most."""
+    if _columns(path, usual) > 1:
+        return usual
+    return max((usual, *OTHERS), key=lambda other: _columns(path, other))
+
+
+def _columns(path: Path, separator: str) -> int:
+    """Names in the first line; 0 where it cannot be read so."""
+    try:
+        return len(_first_row(path, separator))
+    except RapInputError:
+        return 0
+
+
+def _first_row(path: Path, separator: str) -> list[str]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        try:
+            return next(csv.reader(file, delimiter=separator, strict=True), [])
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise RapInputError(f"data set {path}: its first line: {error}") from None
 
 
 def read_separated(path: Path, separator: str) -> pa.Table:
@@ -23,11 +50,7 @@ def read_separated(path: Path, separator: str) -> pa.Table:
     places of choices. Everything else stays as it is written: 007, 1.50, 12:30, true, N/A.
     Raises ``RapInputError``, ``pyarrow.ArrowException``.
     """
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        try:
-            names = next(csv.reader(file, delimiter=separator, strict=True), [])
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise RapInputError(f"data set {path}: its first line: {error}") from None
+    names = _first_row(path, separator)
     if not all(names):
         raise RapInputError(
             f"data set {path}: its first line must name every column: {names[:20]}"

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Mapping
-from itertools import islice
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from ..errors import RapInputError
 from .answers import read_answer
+from .column import Column
 from .forms import LETTERS, Forms
-from .sample import Bad, Sample
+from .images import image_size
+from .remote import is_hub_name, is_url
+from .sample import Bad, BadSample, ImageRef, Sample
 from .sources import Rows
+from .stated import Stated
 
 SHOWN = 2
 """Sample rows that are shown."""
 LOOKED_AT = 100
 """First rows, among which usable ones are looked for."""
+OPENED = 10
+"""Usable rows of those, whose images are opened: the head of each file."""
+SPREAD = 200
+"""Rows, spread over the data set, whose image files are looked for."""
 
 
 class Told(Protocol):
@@ -24,6 +33,7 @@ class Told(Protocol):
     columns: Mapping[str, str | None]
     given_columns: Mapping[str, str] | None
     root: str | None
+    path: str | None
 
     @property
     def kind(self) -> str: ...
@@ -33,6 +43,10 @@ class Told(Protocol):
     def counted_from(self) -> int | None: ...
     @property
     def answer_forms(self) -> Forms: ...
+    @property
+    def stated_options(self) -> Stated: ...
+    @property
+    def answer_column(self) -> Column: ...
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Sample | Bad: ...
 
@@ -55,19 +69,62 @@ def told(samples: Told) -> dict[str, Any]:
     """Everything that ``text_of`` says, as JSON."""
     first = [samples[i] for i in range(min(len(samples), LOOKED_AT))]
     bad = Counter(row.code for row in first if isinstance(row, Bad))
-    usable = (row for row in first if isinstance(row, Sample))
     example = {row.code: row.message for row in reversed(first) if isinstance(row, Bad)}
+    usable = [row for row in first if isinstance(row, Sample)]
     return {
         "kind": samples.kind,
         "rows": len(samples),
         "columns": dict(samples.columns),
         "guessed": guessed(samples),
         "root": samples.root,
-        "samples": [_shown(samples, sample) for sample in islice(usable, SHOWN)],
+        "samples": [_shown(samples, sample) for sample in usable[:SHOWN]],
+        "images": images_of(samples, usable),
         "looked_at": len(first),
         "unusable": {code: [n, example[code]] for code, n in bad.most_common()},
         "notes": notes(samples),
     }
+
+
+def images_of(samples: Told, usable: Sequence[Sample]) -> dict[str, Any]:
+    """What opening the images of the first usable rows says, as JSON: ``opened`` images,
+    those that ``failed`` and the first reason. Where they are files, also for how many
+    rows, spread over the data set, the files were ``looked_for``, how many rows are
+    ``missing`` one, and the first of them. Images that may have to be fetched are not."""
+    if samples.path is not None and (is_url(samples.path) or is_hub_name(samples.path)):
+        return {}
+    reasons = [_unopened(ref) for sample in usable[:OPENED] for ref in sample.images]
+    failed = [reason for reason in reasons if reason is not None]
+    found = {"opened": len(reasons), "failed": len(failed), "reason": (failed or [None])[0]}
+    if not any(ref.path is not None for sample in usable for ref in sample.images):
+        return found
+    count = min(len(samples), SPREAD)
+    places = sorted({k * (len(samples) - 1) // max(count - 1, 1) for k in range(count)})
+    rows = [row for k in places if isinstance(row := samples[k], Sample)]
+    missing = [name for row in rows if (name := _missing(samples, row)) is not None]
+    return found | {
+        "looked_for": len(rows),
+        "missing": len(missing),
+        "first": (missing or [None])[0],
+    }
+
+
+def _unopened(ref: ImageRef) -> str | None:
+    """Why an image cannot be opened; None if it can."""
+    try:
+        image_size(ref)
+    except BadSample as bad:
+        return f"{bad.code}: {bad.message}"
+    except RapInputError as error:  # no Pillow here
+        return str(error)
+    return None
+
+
+def _missing(samples: Told, sample: Sample) -> str | None:
+    """Row and path of the first image file that is not there."""
+    for ref in sample.images:
+        if ref.path is not None and not os.path.isfile(ref.path):
+            return f"{samples.rows.where(sample.index)}: {ref.path[-200:]}"
+    return None
 
 
 def notes(samples: Told) -> list[str]:
@@ -75,10 +132,20 @@ def notes(samples: Told) -> list[str]:
     forms = samples.answer_forms
     if forms.are_boxes:
         return [no_boxes(samples)]
-    found = []
+    stated, said = samples.stated_options, samples.answer_column.said()
+    if stated:
+        return [
+            *said,
+            f"options stand in the questions ({stated.found:,} of {stated.looked_at:,} "
+            f"rows, the answer is one in {stated.fitting:,}): a letter is matched with its "
+            "text, too",
+        ]
     if forms.form in LETTERS:
-        found.append("answers are letters, so the options stand in the questions")
-    return found
+        said.append(
+            "answers are letters, and the questions state no options as text: only the "
+            "letter counts"
+        )
+    return said
 
 
 def no_boxes(samples: Told) -> str:
@@ -91,13 +158,14 @@ def no_boxes(samples: Told) -> str:
 
 
 def _shown(samples: Told, sample: Sample) -> dict[str, Any]:
-    reference = read_answer(sample.answer, sample.choices)
+    reference = read_answer(sample.reference, sample.options)
     return {
         "row": samples.rows.where(sample.index),
         "id": sample.id,
         "turns": [list(turn) for turn in sample.turns],
         "question": sample.question,
         "choices": list(sample.choices),
+        "stated": list(sample.stated),
         "answer": reference.text,
         "letter": reference.letter or None,
         "accepted": [accepted.text for accepted in reference.accepted],
@@ -119,6 +187,7 @@ def text_of(found: Mapping[str, Any]) -> str:
     lines.append(f"  form of the answers: {Forms(guess['answers']['counts'])}")
     lines += [f"  note: {note}" for note in found["notes"]]
     lines.append(f"  images inside {found['root'] or '(no folder: bytes only)'}")
+    lines += _image_lines(found["images"])
     for code, (count, message) in found["unusable"].items():
         lines.append(f"  {count} of the first {found['looked_at']} rows: {code}: {message}")
     for sample in found["samples"]:
@@ -126,10 +195,30 @@ def text_of(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _image_lines(found: Mapping[str, Any]) -> list[str]:
+    if not found:
+        return []
+    failed = f"{found['failed']} cannot be read, first {found['reason']}"
+    lines = [
+        f"  opened {found['opened']} images of the first rows: "
+        f"{failed if found['failed'] else 'all can be read'}"
+    ]
+    if "looked_for" in found:
+        first = f"{found['missing']} lack one, first {found['first']}"
+        lines.append(
+            f"  looked for the image files of {found['looked_for']} rows, spread over all: "
+            f"{first if found['missing'] else 'all are there'}"
+        )
+    return lines
+
+
 def _sample_lines(sample: Mapping[str, Any]) -> list[str]:
     answer = sample["answer"]
     if sample["choices"]:
         answer = f"({sample['letter']}) {answer}, one of {len(sample['choices'])} choices"
+    elif sample["stated"]:
+        n = len(sample["stated"])
+        answer = f"({sample['letter']}) {answer}, one of {n} options in the question"
     elif len(sample["accepted"]) > 1:
         answer = " or ".join(sample["accepted"])
     lines = [f"  {sample['row']}: {short(sample['question'])}"]

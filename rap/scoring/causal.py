@@ -21,14 +21,17 @@ import numpy as np
 from ..config import ScoreConfig
 from ..errors import RapConfigError, RapInputError
 from ..model.rollouts import IMAGE_ARM
+from ..samples.answers import read_answer
 from ..samples.sampleset import SampleSet, open_samples
 from ..scores.fingerprint import in_words, other_run
 from ..scores.scores import Scores
+from .jobs import reference_text
 from .prepare import prepare_job
 
 if TYPE_CHECKING:
     from ..model.batching import Prepared
     from ..model.driver import ModelDriver
+    from ..samples.sample import Sample
 
 DRAWS = 2000
 """Resamplings of an interval."""
@@ -159,7 +162,8 @@ def cut(
     ``scores``: of evidence ``rollouts`` or ``cascade``, with their completions. The
     ``samples`` with the largest finite psi are taken: those that a limit on psi would drop
     first. The response is the one that psi was read from (the first right completion); the
-    answer is where it last names the reference answer, or its last token if it does not.
+    answer is where it last names the reference answer (without its markup: as a letter
+    where the prompt lists choices, else by its text), or its last token if it does not.
     Other tokens are of the same part (prompt or response), before the answer, not special.
 
     Prompts are made as they were for scoring (``prompt_template``, ``system_prompt``).
@@ -201,7 +205,8 @@ def cut(
         assert job.sample is not None  # it has an image prompt
         rng = random.Random(f"rap cut {seed} {row['id']}")
         try:
-            one = _measure(driver, prepared, row, str(job.sample.answer), others, rng)
+            named = _names(job.sample, config)
+            one = _measure(driver, prepared, row, named, others, rng)
         except UnsupportedModelError as error:
             raise unsupported(model, error) from error
         if one is None:
@@ -289,14 +294,14 @@ def _measure(
     driver: ModelDriver,
     prepared: Prepared,
     row: Mapping[str, Any],
-    reference: str,
+    named: Sequence[str],
     others: int,
     rng: random.Random,
 ) -> CutSample | None:
     """One forward with a row a cut; None if there is nothing to cut before the answer."""
     from ..model.cutting import NONE, cut_logits
 
-    start, end = _answer(driver, prepared, reference)
+    start, end = _answer(driver, prepared, *named)
     flagged = int(row["psi_position"])
     candidates = _candidates(prepared, flagged, start)
     if not 0 <= flagged < start - 1 or not candidates:
@@ -323,9 +328,19 @@ def _measure(
     )
 
 
-def _answer(driver: ModelDriver, prepared: Prepared, reference: str) -> tuple[int, int]:
-    """Tokens [start, end) of prompt + response that last name the reference answer; the
-    last token that is not special where none does."""
+def _names(sample: Sample, config: ScoreConfig) -> tuple[str, ...]:
+    """How a response may name the reference answer, without its markup: as it would be
+    teacher-forced, by the right choice's text, by any other answer that is accepted."""
+    reference = read_answer(sample.reference, sample.options)
+    accepted = (accepted.text for accepted in reference.accepted)
+    names = (reference_text(sample, config), reference.text, *accepted)
+    return tuple(dict.fromkeys(names))
+
+
+def _answer(driver: ModelDriver, prepared: Prepared, *names: str) -> tuple[int, int]:
+    """Tokens [start, end) of prompt + response that last name the reference answer: by the
+    first of ``names`` that stands there; the last token that is not special where none
+    does."""
     ids = prepared.response_ids.tolist()
     special = prepared.special_mask[prepared.n_prompt :].tolist()
     # without special tokens: "end" is no word of the answer in <|im_end|>
@@ -335,7 +350,8 @@ def _answer(driver: ModelDriver, prepared: Prepared, reference: str) -> tuple[in
         )
         for n in range(len(ids) + 1)
     ]
-    at = _last_mention(shown[-1], reference)
+    mentions = ((_last_mention(shown[-1], name), name) for name in names)
+    at, reference = next((found for found in mentions if found[0] >= 0), (-1, ""))
     if at < 0:
         plain = [n for n, own in enumerate(special) if not own]
         last = plain[-1] if plain else len(ids) - 1

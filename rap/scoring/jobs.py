@@ -90,7 +90,7 @@ def reference_text(sample: Sample, config: ScoreConfig) -> str:
     choices out, the right choice's text. Raises ``BadSample`` where it cannot be read.
     """
     try:
-        reference = read_answer(sample.answer, sample.choices)
+        reference = read_answer(sample.reference, sample.choices)
     except ValueError as error:
         raise BadSample("data", "bad_answer", str(error)) from None
     if sample.choices and "{choices}" in config.prompt_template:

@@ -222,9 +222,9 @@ class _Rows:
             "prompt": _prompt(turns, text, len(images)),
             "images": images,
             "solution": answer_to_train(
-                sample.answer, sample.choices, "{choices}" in self.template, latex=True
+                sample.reference, sample.choices, "{choices}" in self.template, latex=True
             ),
-            "choices": list(sample.choices),
+            "choices": list(sample.options),
         }
         return {name: sample.extra.get(name) for name in self.extra} | ours
 
