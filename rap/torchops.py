@@ -68,7 +68,7 @@ def _cde_shape(lead: Sequence[Any], cu_seqlens: Tensor | None) -> tuple[Any, ...
     return tuple(lead) if cu_seqlens is None else (cu_seqlens.shape[0] - 1,)
 
 
-# torch 2.4 infers no schema from annotations that are text, as they are in this file
+# Written out: what torch infers from annotations that are text depends on its version.
 _MEANS = (
     "Tensor? targets, Tensor? weights, Tensor? cu_seqlens, SymInt? ignore_index, "
     "SymInt want"
