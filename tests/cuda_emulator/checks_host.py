@@ -146,10 +146,10 @@ def counted(call):
     result = call()
     return result, now() - before
 
-h1, h0 = (rng.normal(size=(130, 9)).astype(np.float32) for _ in range(2))
+h1, h0 = (rng.normal(size=(150, 9)).astype(np.float32) for _ in range(2))
 w = rng.normal(size=(77, 9)).astype(np.float32)
 row = 4 * 128  # bytes of the logits of a row: 77 floats, up to whole 256 bytes
-ids = np.arange(130) % 77
+ids = np.arange(150) % 77
 """
 
 
@@ -160,7 +160,7 @@ def blocks(mutation: Mutation | None = None) -> None:
         + """
 a, b, head = FakeArray(h1), FakeArray(h0), FakeArray(w)
 want = rap.linear_cde(h1, h0, w, targets=ids)
-for rows, blocks in ((130, 1), (1000, 1), (100, 2), (64, 3), (70, 3)):
+for rows, blocks in ((150, 1), (1000, 1), (100, 2), (64, 3), (70, 3)):
     for again in range(2):
         got, (launches, products, questions) = counted(lambda: rap.linear_cde(
             a, b, head, targets=ids, memory=2 * rows * row))
@@ -171,7 +171,7 @@ got, (launches, products, questions) = counted(
     lambda: rap.linear_cde(a, b, head, softcap=3.0, memory=0 * row + 2 * 64 * row))
 same(got, rap.linear_cde(h1, h0, w, softcap=3.0))
 assert (launches, products, questions) == (9, 3, 0), (launches, products, questions)
-assert rap.linear_cde(a, b, head, memory=0, want="kl").kl.numpy().shape == (130,)
+assert rap.linear_cde(a, b, head, memory=0, want="kl").kl.numpy().shape == (150,)
 del a, b, head, got
 nothing_left()
 """,
