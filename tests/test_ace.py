@@ -168,8 +168,10 @@ def test_given_log_sum_exps(isa, heads, rng):
             window=window,
             columns=columns,
             normalise=normalise,
+            min_rows=3,
         )
         truth = reference.ace(q, k, **options)
+        assert np.isfinite(np.asarray(truth["log_psi"])).all()
         for given in (lse, lse.float()):
             for stats in (True, False):
                 got = rap.ace(q, k, lse=given, stats=stats, **options)
@@ -181,6 +183,20 @@ def test_given_log_sum_exps(isa, heads, rng):
     assert (
         difference(exact.log_psi_columns, truth["log_psi_columns"]) < 1e-12
     )  # linear form
+
+
+@pytest.mark.parametrize("heads", ["mean", "max"])
+def test_given_log_sum_exps_and_a_window_over_several_blocks_of_rows(heads, rng):
+    """Without statistics a block computes no key before the first that its rows need."""
+    q, k = attention_input(rng, 2, 1, 400, 16)
+    scores = 0.25 * (q.double() @ k.double().repeat_interleave(2, 0).transpose(1, 2))
+    hidden = torch.ones(400, 400, dtype=torch.bool).triu(1)
+    lse = scores.masked_fill(hidden, float("-inf")).logsumexp(-1)
+    options = dict(response_start=31, heads=heads, window=4, min_rows=4)
+    truth = reference.ace(q, k, columns="response", **options)
+    got = rap.ace(q, k, lse=lse, stats=False, columns="response", **options)
+    assert difference(got.log_psi_columns, truth["log_psi_columns"]) < 2e-5
+    assert got.position.tolist() == truth["position"].tolist()
 
 
 @pytest.mark.parametrize("heads", ["mean", "max", "each"])
@@ -323,6 +339,17 @@ def test_large_scores(isa, heads, rng):
         assert difference(got.attention_entropy, truth["attention_entropy"]) < 2e-4
 
 
+@pytest.mark.parametrize("heads", ["mean", "max"])
+def test_a_given_log_sum_exp_that_no_float32_holds(heads):
+    """Even attention, scores of 80,000: float32 rounds their log-sum-exp by up to 0.004."""
+    q = np.full((1, 60, 8), 100.0, np.float32)
+    lse = 80_000 + np.log(np.arange(1, 61))[None]
+    options = dict(response_start=10, heads=heads, scale=1.0)
+    got, truth = rap.ace(q, q, lse=lse, **options), reference.ace(q, q, **options)
+    for name in ("log_psi_columns", "attention_entropy"):
+        assert difference(getattr(got, name), truth[name]) < 2e-5
+
+
 def test_any_window_that_c_can_hold(rng):
     q, k = attention_input(rng, 2, 1, 40, 8)
     lse = torch.zeros(2, 40, dtype=torch.float64)
@@ -452,6 +479,9 @@ def test_offsets_and_heads_that_do_not_fit(rng):
     for cu in ([1, 10, 20], [-1, 10, 20], [0, 10, 21]):
         with pytest.raises(rap.RapInputError, match="cu_seqlens"):
             rap.ace(q, k, cu_seqlens=cu, response_start=[0, 0])
+    far = [0, 2**63 - 1, -2, 20]  # the difference of two of them is no int64
+    with pytest.raises(rap.RapInputError, match="cu_seqlens must rise"):
+        rap.ace(q, k, cu_seqlens=far, response_start=[0, 0, 0])
     for a, b in ((q[:, :19], k), (q, k[:, :19]), (q[..., :7], k), (q, k[..., :7])):
         with pytest.raises(rap.RapInputError, match="must agree in L and D"):
             rap.ace(a, b, response_start=0)

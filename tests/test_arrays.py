@@ -6,6 +6,7 @@ import array
 import ctypes
 import gc
 import sys
+import weakref
 
 import ml_dtypes
 import numpy as np
@@ -191,6 +192,7 @@ def test_private_entry_points_refuse_wrong_outputs(pair):
         np.empty((10, 5)),
         np.empty((9, 6)),
         np.empty((10, 6), np.float32),
+        np.empty((10, 12))[:, ::2],
         read_only,
     ):
         with pytest.raises((TypeError, rap.RapInputError)):
@@ -282,6 +284,29 @@ def test_views_are_released(pair):
             rap.cde(l1, l0[:3])
     gc.collect()
     assert counts == [sys.getrefcount(l1), sys.getrefcount(l0), sys.getrefcount(t1)]
+
+
+def test_what_came_through_the_older_dlpack_is_released(pair):
+    """A capsule without a version, as producers before DLPack 1.0 give it."""
+    data = pair[0].copy()
+    held = weakref.ref(data)
+
+    class Older:
+        def __init__(self, tensor: torch.Tensor) -> None:
+            self.tensor, self.shape = tensor, tensor.shape
+
+        def __dlpack__(self, stream: object = None) -> object:
+            return self.tensor.__dlpack__()
+
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return 1, 0
+
+    older = Older(torch.from_numpy(data))
+    assert "_versioned" not in repr(older.__dlpack__())
+    assert (rap.cde(older, older).kl == 0).all()
+    del data, older
+    gc.collect()
+    assert held() is None
 
 
 def test_fault_41_no_memory_is_lost(pair):

@@ -115,6 +115,17 @@ def test_a_peak_that_comes_late_costs_no_precision(isa, rng):
 
 
 @pytest.mark.parametrize("isa", ISAS, indirect=True)
+def test_a_common_peak_that_comes_late_keeps_what_came_before(isa, rng):
+    """Half of the probability is in the logits before the one that moves the reference."""
+    l1 = rng.normal(size=(8, 9000)).astype(np.float32)
+    l0 = rng.normal(size=(8, 9000)).astype(np.float32)
+    l1[:, 8000] = l0[:, 8000] = 9.5
+    got, truth = rap.cde(l1, l0), reference.cde(l1, l0)
+    for name in ("kl", "rkl", "js", "tv", "hellinger2", "entropy1", "entropy0"):
+        np.testing.assert_allclose(getattr(got, name), truth[name], rtol=1e-5)
+
+
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
 def test_an_infinite_divergence_stays_infinite_when_the_maximum_rises(isa):
     """p1 > 0 = p0 is met first, the maxima of both rows rise by thousands afterwards."""
     l1 = np.zeros((2, 5000), np.float32)
@@ -125,6 +136,9 @@ def test_an_infinite_divergence_stays_infinite_when_the_maximum_rises(isa):
     np.testing.assert_array_equal(np.isinf(got.kl), np.isinf(truth["kl"]))
     np.testing.assert_array_equal(np.isinf(got.rkl), np.isinf(truth["rkl"]))
     assert not np.isnan(got.jeffreys).any()
+    l1[:, 4000] = l0[:, 4000] = 5000.0  # what was summed before becomes 0
+    got = rap.cde(l1, l0)
+    assert np.isposinf([got.kl[0], got.rkl[1]]).all() and not np.isnan(got.jeffreys).any()
 
 
 @pytest.mark.parametrize("isa", ISAS, indirect=True)

@@ -266,6 +266,26 @@ print("whole")
 """
 
 
+LATE_LINEAR = """
+import signal
+import numpy as np, rap
+rows, vocab = 100_000, 2_000
+h = np.broadcast_to(np.ones((1, 16), np.float32), (rows, 16))
+w = np.ones((vocab, 16), np.float32)
+targets = np.zeros(rows, np.int64)
+def change(number, frame):
+    targets[-1] = FAR
+signal.signal(signal.SIGVTALRM, change)
+for FAR in (1 << 40, -(1 << 40), vocab, -1):
+    targets[:] = 0
+    signal.setitimer(signal.ITIMER_VIRTUAL, 0.02)
+    logp = rap.linear_cde(h, h, w, targets=targets, want=["logp1"], threads=1).logp1
+    assert targets[-1] == FAR, "the call was too short to be changed"
+    assert np.isnan(logp[-1]) and np.isfinite(logp[:-1]).all(), logp[-3:]
+print("whole")
+"""
+
+
 @pytest.fixture(scope="module")
 def shim(tmp_path_factory) -> Path:
     compiler = shutil.which("cc") or shutil.which("gcc")
@@ -301,3 +321,7 @@ def test_fault_28_offsets_that_change_between_check_and_use(shim):
 
 def test_fault_28_a_target_of_cde_that_changes_during_the_call():
     whole(LATE)
+
+
+def test_fault_28_a_target_of_linear_cde_that_changes_during_the_call():
+    whole(LATE_LINEAR)

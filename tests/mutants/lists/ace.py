@@ -116,7 +116,7 @@ ACE = (
         CHECK,
         "end < before || start < 0",
         "start < 0",
-        ("tests/test_ace.py::test_wrong_shapes_and_settings",),
+        ("tests/test_ace.py::test_offsets_and_heads_that_do_not_fit",),
     ),
     Mutant(
         "ace-offsets-from-anywhere",
@@ -199,7 +199,9 @@ ACE = (
         MATH,
         "RAP_MAX(start, row - rap_ace_window(o, length) + 1)",
         "RAP_MAX(start, row - rap_ace_window(o, length) + 2)",
-        GIVEN,
+        (
+            "tests/test_ace.py::test_given_log_sum_exps_and_a_window_over_several_blocks_of_rows",
+        ),
     ),
     Mutant(
         "ace-columns-mixed-up",
@@ -265,7 +267,13 @@ ACE = (
         "return w > a ? w : a;",
         BAD,
     ),
-    Mutant("ace-rest-of-lse", MATH, "r.z = exp2(lse2 - r.shift);", "r.z = 1;", LARGE),
+    Mutant(
+        "ace-rest-of-lse",
+        MATH,
+        "r.z = exp2(lse2 - r.shift);",
+        "r.z = 1;",
+        ("tests/test_ace.py::test_a_given_log_sum_exp_that_no_float32_holds",),
+    ),
     # --- sums
     Mutant(
         "ace-piece-tail",
