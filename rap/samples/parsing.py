@@ -63,8 +63,9 @@ def parse_row(
         raise BadSample("data", "bad_answer", str(error)) from None
     options = options_in(question) if stated and not choices else ()
     stated_here = options if is_one_of(answer, options) else ()
-    as_it_stands = column is None or choices or stated_here
-    reference = answer if as_it_stands else column.settled(answer)
+    reference = answer
+    if column is not None and not choices and not stated_here:
+        reference = column.settled(answer)
     source = cell(row, columns["source"])
     images = read_image_cell(image_cell(row, columns["images"]), root)
     turns, question = place_images(turns, question, len(images))

@@ -94,7 +94,11 @@ def images_of(samples: Told, usable: Sequence[Sample]) -> dict[str, Any]:
         return {}
     reasons = [_unopened(ref) for sample in usable[:OPENED] for ref in sample.images]
     failed = [reason for reason in reasons if reason is not None]
-    found = {"opened": len(reasons), "failed": len(failed), "reason": (failed or [None])[0]}
+    found = {
+        "opened": len(reasons),
+        "failed": len(failed),
+        "reason": next(iter(failed), None),
+    }
     if not any(ref.path is not None for sample in usable for ref in sample.images):
         return found
     count = min(len(samples), SPREAD)
@@ -104,7 +108,7 @@ def images_of(samples: Told, usable: Sequence[Sample]) -> dict[str, Any]:
     return found | {
         "looked_for": len(rows),
         "missing": len(missing),
-        "first": (missing or [None])[0],
+        "first": next(iter(missing), None),
     }
 
 
