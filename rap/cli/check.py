@@ -88,9 +88,10 @@ def check(
 ) -> None:
     """Say whether MODEL can be scored with, and how it is read.
 
-    MODEL is a folder, a hub name, or demo. One small sample goes through the model; the queries, keys and hidden states that rap
-    captures have to give the model's own attention and logits. What was found is printed;
-    if something does not agree, so is the reason, and the exit code is 1.
+    MODEL is a folder, a hub name, or demo. One small sample goes through the model; the
+    queries, keys and hidden states that rap captures have to give the model's own attention
+    and logits. What was found is printed; if something does not agree, so is the reason,
+    and the exit code is 1.
 
     \b
     Examples:

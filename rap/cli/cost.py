@@ -35,8 +35,9 @@ def cost_of(
 ) -> None:
     """Say what SELECTION cost, and when it has paid for itself.
 
-    SELECTION may be a score store, too. The counts are those of the run; the prices are stated, in sampled completions. A
-    selection is compared with as many epochs of training on everything.
+    SELECTION may be a score store, too. The counts are those of the run; the prices are
+    stated, in sampled completions. A selection is compared with as many epochs of training
+    on everything.
 
     \b
     Examples:

@@ -198,8 +198,9 @@ def model_options(
     model = option(
         "--model",
         metavar="PATH",
-        help="Model folder, hub name, or demo, the small model that comes along. With --engine openai it reads the attention of "
-        "what the server sampled; without it ACE is skipped (evidence rollouts only).",
+        help="Model folder, hub name, or demo, the small model that comes along. With "
+        "--engine openai it reads the attention of what the server sampled; without it ACE "
+        "is skipped (evidence rollouts only).",
     )
     names = ("--store", *also, "store")
     kept = option(*names, type=PATH, required=needed, metavar="DIR", help=store)
