@@ -3,18 +3,28 @@ somewhere (what ``make docs`` builds and checks is more)."""
 
 from __future__ import annotations
 
+import ast
+import dataclasses
+import inspect
 import os
 import re
 import shlex
 import subprocess
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
 import click
 import pytest
 
+import rap
 from rap.cli.commands import main
+from rap.config import ChooseOptions
+from rap.scores.bill import Prices
+from rap.scoring.run import ScoringOptions, SelectOptions
+from rap.trl.data import prepare
+from rap.trl.reselect import Reselect
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / ".github/docs"
@@ -58,6 +68,123 @@ def test_python_of_the_docs_runs(path, tmp_path):
         timeout=1500,
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+FENCES = [
+    (path, code)
+    for path in PAGES
+    for code in re.findall(
+        r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), re.S | re.M
+    )
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "code"), FENCES, ids=[f"{p.stem}-{i}" for i, (p, _) in enumerate(FENCES)]
+)
+def test_python_of_the_docs_names_what_is_there(path, code):
+    """Those blocks, too, that are not run: every name of ours is there, and every keyword
+    of our functions is one that they take."""
+    tree = ast.parse(code)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "rap":
+            for name in node.names:
+                assert hasattr(import_module(node.module), name.name), name.name
+        if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "rap":
+            assert hasattr(rap, node.attr), node.attr
+        if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "sel":
+            assert node.attr in OF_SELECTIONS, node.attr
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in TAKEN:
+            known = TAKEN[ast.unparse(node.func)]
+            assert {word.arg for word in node.keywords} <= known, ast.unparse(node)
+
+
+def taken(function, *options) -> set[str]:
+    """The keywords of a function, and of the TypedDicts that its ``**options`` are."""
+    found = set(inspect.signature(function).parameters)
+    return found.union(*(kind.__annotations__ for kind in options))
+
+
+OF_SELECTIONS = dir(
+    rap.choose(
+        rap.Scores.from_rollouts(
+            [{"id": "a", "with_image": arm, "correct": arm} for arm in (True, False)]
+        )
+    )
+)
+TAKEN = {
+    "rap.select": taken(rap.select, SelectOptions),
+    "rap.score": taken(rap.score, ScoringOptions),
+    "rap.choose": taken(rap.choose, ChooseOptions),
+    **{f"rap.{name}": taken(getattr(rap, name)) for name in ("cde", "ace", "drm", "load")},
+    "rap.linear_cde": taken(rap.linear_cde),
+    "rap.cost": taken(rap.cost) | {field.name for field in dataclasses.fields(Prices)},
+    "rap.Scores.from_rollouts": taken(rap.Scores.from_rollouts),
+    **{
+        f"sel.{name}": taken(getattr(rap.Selection, name))
+        for name in ("report", "save", "export", "push_to_hub", "to_pandas", "compare")
+    },
+    "Reselect": {field.name for field in dataclasses.fields(Reselect)},
+    "prepare": taken(prepare),
+}
+
+
+def test_planted_names_are_found():
+    for code in ("rap.selct()", "sel.summry()", "rap.select(m, p, d, bugdet=1)"):
+        with pytest.raises(AssertionError):
+            test_python_of_the_docs_names_what_is_there(None, code)
+
+
+@pytest.mark.skipif(find_spec("trl") is None, reason="not installed: trl")
+@pytest.mark.parametrize("trainer", ["GRPO", "RLOO"])
+def test_the_script_for_trl_trains(trainer, tmp_path):
+    """As it stands, on the demo's model, on a CPU, for two steps."""
+    (code,) = re.findall(
+        r"^```python\n(.*?)^```", (DOCS / "trainers/trl.md").read_text("utf-8"), re.S | re.M
+    )
+    for there, here in (
+        ('"Qwen/Qwen2.5-VL-3B-Instruct"', "WEIGHTS"),
+        ('dtype="bfloat16"', 'dtype="float32"'),
+        ("bf16=True", "bf16=False, use_cpu=True"),
+        ("max_steps=200", "max_steps=2"),
+        ("completion_length=512", "completion_length=16"),
+        ("=8,", "=4,"),
+        ('report_to=["tensorboard"]', "report_to=[]"),
+        ("GRPO", trainer),
+    ):
+        assert there in code, there
+        code = code.replace(there, here)
+    script = tmp_path / "script.py"
+    script.write_text(f"{SELECTED}\n{code}\nassert trainer.state.global_step == 2\n")
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=1500,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len((tmp_path / "run/rewards.jsonl").read_text().splitlines()) >= 2
+
+
+SELECTED = """
+from pathlib import Path
+import rap
+from rap.demo.model import WEIGHTS
+from rap.demo.world import draw, write
+from rap.samples import open_samples
+
+data = open_samples(write(draw(12, seed=0), Path("data")))
+rows = [
+    {"id": name, "with_image": image, "correct": image and k < 3}
+    for name in data.ids
+    for image in (True, False)
+    for k in range(5)
+]
+scores = rap.Scores.from_rollouts(rows, dataset=data)
+rap.choose(scores, budget=0.5).save("selection/")
+"""
 
 
 def commands_of(path: Path) -> list[list[str]]:

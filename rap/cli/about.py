@@ -9,13 +9,13 @@ import click
 
 from ..config import EVIDENCE, EvidenceName
 from ..errors import require_extra
-from .fields import Command
-from .options import PATH, refuse_given
+from .fields import Command, group
+from .options import PATH, json_option, refuse_given
 from .steps import print_json, quiet_transformers
 
 
 @click.command(cls=Command)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+@group("Result", json_option)
 def info(as_json: bool) -> None:
     """Say what rap computes with on this machine, and why."""
     from ..environment import info as collect
@@ -46,13 +46,15 @@ def info(as_json: bool) -> None:
     "--count",
     type=click.IntRange(10, 20_000),
     default=None,
-    help="Samples of the data set.  [default: 240; 120 of the natural world]",
+    metavar="INTEGER",
+    help="Samples of the data set, 10 to 20,000.  [default: 240; 120 of the natural world]",
 )
 @click.option(
     "--seed",
     type=click.IntRange(0),
     default=0,
     show_default=True,
+    metavar="INTEGER",
     help="Seed of the synthetic data set.",
 )
 @click.option(

@@ -12,7 +12,15 @@ import click
 from ..config import ScoreConfig
 from ..errors import RapConfigError, RapModelError
 from .fields import Command, field_options, given, group, option
-from .options import LOADING_OPTIONS, PATH, SHOWN_DATA_OPTIONS, json_option, refuse_given
+from .options import (
+    COLUMNS,
+    CONFIG_OPTION,
+    DATA,
+    LOADING_OPTIONS,
+    PATH,
+    json_option,
+    refuse_given,
+)
 from .steps import load, open_data, print_json, quiet_transformers
 
 if TYPE_CHECKING:
@@ -31,9 +39,21 @@ if TYPE_CHECKING:
         help="Scores of this model over --data: the flagged tokens are cut out of the "
         "sight of all later ones in every layer, and others at random.",
     ),
-    option("--samples", type=int, default=64, help="The largest psi first."),
-    option("--others", type=int, default=4, help="Random tokens a sample."),
-    option("--seed", type=int, default=0),
+    option(
+        "--samples",
+        type=int,
+        default=64,
+        show_default=True,
+        help="Samples to try, the largest psi first.",
+    ),
+    option(
+        "--others",
+        type=int,
+        default=4,
+        show_default=True,
+        help="Random tokens that are cut out of each for comparison.",
+    ),
+    option("--seed", type=int, default=0, show_default=True, help="Seed of these tokens."),
 )
 @group(
     "The prompts that are scored",
@@ -46,8 +66,13 @@ if TYPE_CHECKING:
     ),
     *field_options(ScoreConfig, only=("prompt_template", "system_prompt")),
 )
-@SHOWN_DATA_OPTIONS
+@group(
+    "Data",
+    option("--data", type=DATA, help="The data set, for --cut and --write-out."),
+    *COLUMNS,
+)
 @group("Result", json_option)
+@CONFIG_OPTION
 def check(
     model: str,
     cut: Path | None,
@@ -61,18 +86,20 @@ def check(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Say whether MODEL, a folder or hub name, can be scored with, and how it is read.
+    """Say whether MODEL can be scored with, and how it is read.
 
-    One small sample goes through the model; the queries, keys and hidden states that rap
-    captures have to give the model's own attention and logits. What was found is printed;
-    if something does not agree, so is the reason, and the exit code is 1.
+    MODEL is a folder, a hub name, or demo. One small sample goes through the model; the
+    queries, keys and hidden states that rap captures have to give the model's own attention
+    and logits. What was found is printed; if something does not agree, so is the reason,
+    and the exit code is 1.
 
     \b
     Examples:
       rap check ./Qwen2.5-VL-3B-Instruct
       rap check ./my-model --device cpu --dtype float32 --json
       rap check ./my-model --cut scores/ --data data.jsonl
-      rap check ./my-model --write-out 3 --data data.jsonl --system-prompt "Be brief."
+      rap check ./my-model --write-out 3 --data data.jsonl \\
+          --system-prompt "Be brief."
     """
     if cut is None:
         refuse_given(("samples", "others", "seed"), "without --cut")

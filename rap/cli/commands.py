@@ -83,17 +83,18 @@ def main(debug: bool) -> None:
     One step, with your own data and model:
       rap select data.jsonl --model ./Qwen2.5-VL-3B-Instruct --budget 0.09 \\
           --out selection/ --report report.html
-    The same in two: scoring is slow, resumable and done once; choosing is instant:
+    The same in two: scoring is slow and resumes; choosing is instant:
       rap score data.jsonl --model ./Qwen2.5-VL-3B-Instruct --store scores/
       rap choose scores/ --budget 0.05 --out selection/
     From completions you already have:
       rap select data.jsonl --rollouts rollouts.parquet --out selection/
 
     \b
-    DATA is one JSONL, JSON, Parquet, CSV or TSV file (gzip too) beside its images, many
-    Parquet files (a folder or quoted pattern, 'train-*.parquet'), or a folder of
-    datasets.save_to_disk.
-    Columns are found by name, chats as TRL, verl or LLaVA write them; --columns overrides.
+    DATA is one JSONL, JSON, Parquet, CSV or TSV file (gzip too) beside its
+    images, many Parquet files (a folder or quoted pattern, 'train-*.parquet'),
+    or a folder of datasets.save_to_disk. Columns are found by name, chats as
+    TRL, verl or LLaVA write them; --columns overrides.
+    --model demo is the small model that comes along.
     Exit codes: 0 done, 1 data, model or store unusable, 2 wrong command line or
     setting, 130 Ctrl-C, 143 SIGTERM.
     """
@@ -181,7 +182,8 @@ def choose(
     \b
     Examples:
       rap choose scores/                            # 9 % are kept
-      rap choose scores/ --budget 0.05 --out five/ --report five.html --data data.jsonl
+      rap choose scores/ --budget 0.05 --out five/ --report five.html \\
+          --data data.jsonl
       rap choose scores/ --rule learn --coverage-by source
       rap choose scores/ --rule paper --lambda-c 0.3
       rap choose scores/ --budget 0.1 --by source --compare five/
@@ -231,8 +233,8 @@ def select(
     Examples:
       rap select data.jsonl --model ./Qwen2.5-VL-3B-Instruct --budget 0.09 \\
           --out selection/ --report report.html
-      rap select --rollouts records.parquet --where augment=none --drop model=random \\
-          --rule paper --json
+      rap select --rollouts records.parquet --where augment=none \\
+          --drop model=random --rule paper --json
       rap select data.jsonl --rollouts mine.jsonl \\
           --rollout-columns id=qid,correct=acc --out selection/
     """

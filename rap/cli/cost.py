@@ -10,7 +10,7 @@ import click
 from ..scores.bill import EPOCHS, Prices, cost
 from ..scores.scores import Scores
 from .fields import Command, field_options, given, group, option
-from .options import PATH, json_option
+from .options import CONFIG_OPTION, PATH, json_option
 from .steps import print_json
 
 
@@ -23,18 +23,21 @@ from .steps import print_json
         "--epochs",
         type=click.IntRange(1),
         multiple=True,
+        metavar="INTEGER",
         help="Epochs of training to work it out for. Repeatable.  [default: "
         f"{', '.join(map(str, EPOCHS))}]",
     ),
 )
 @group("Result", json_option)
+@CONFIG_OPTION
 def cost_of(
     selection: Path, epochs: tuple[int, ...], as_json: bool, **options: Any
 ) -> None:
-    """Say what SELECTION (or a score store) cost, and when it has paid for itself.
+    """Say what SELECTION cost, and when it has paid for itself.
 
-    The counts are those of the run; the prices are stated, in sampled completions. A
-    selection is compared with as many epochs of training on everything.
+    SELECTION may be a score store, too. The counts are those of the run; the prices are
+    stated, in sampled completions. A selection is compared with as many epochs of training
+    on everything.
 
     \b
     Examples:

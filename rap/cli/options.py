@@ -73,8 +73,8 @@ LIMIT_OPTION = group(
         metavar="N",
         expose_value=False,
         callback=_note_limit,
-        help="The first N rows only, to try it. The same command without it goes on and "
-        "keeps what they have scored.",
+        help="The first N rows only, to try it; scores of them are kept when the same "
+        "command runs without it.",
     ),
 )
 report_to_option = option(
@@ -93,7 +93,7 @@ COLUMNS = (
         metavar="ROLE=NAME,...",
         callback=with_file,
         help="Columns, where detection is wrong: roles are id, question, answer, choices, "
-        "images, source; 'a.b' is field b of column a.",
+        "images, source, system; 'a.b' is field b of column a.",
     ),
     option(
         "--root",
@@ -198,8 +198,9 @@ def model_options(
     model = option(
         "--model",
         metavar="PATH",
-        help="Model folder, or hub name. With --engine openai it reads the attention of "
-        "what the server sampled; without it ACE is skipped (evidence rollouts only).",
+        help="Model folder, hub name, or demo, the small model that comes along. With "
+        "--engine openai it reads the attention of what the server sampled; without it ACE "
+        "is skipped (evidence rollouts only).",
     )
     names = ("--store", *also, "store")
     kept = option(*names, type=PATH, required=needed, metavar="DIR", help=store)
@@ -320,7 +321,12 @@ TRAIN_OPTIONS = _both(
         "Training",
         *field_options(TrainConfig, only=("algorithm", "lora")),
         option("--steps", type=int, help="Optimiser steps.  [default: TRL's 3 epochs]"),
-        option("--learning-rate", type=float, help="Peak learning rate.  [default: TRL's]"),
+        option(
+            "--learning-rate",
+            type=float,
+            metavar="NUMBER",
+            help="Peak learning rate.  [default: TRL's]",
+        ),
         option(
             "--seed",
             "train_seed",

@@ -40,6 +40,7 @@ from .texts import to_columns
         default=Path("report.html"),
         show_default=True,
         metavar="FILE",
+        help="The page.",
     ),
     option(
         "--store",
@@ -203,7 +204,8 @@ def export(
       rap export selection/ --to parquet --out chosen/
       rap export selection/ --data data.jsonl --to trl --out trl/
       rap export selection/ --data data.jsonl --to verl --out phase1/
-      rap export selection/ --data data.jsonl --to llamafactory --store scores/ --out dpo/
+      rap export selection/ --data data.jsonl --to llamafactory \\
+          --store scores/ --out dpo/
     """
     from ..export.write import export as write
     from ..scores.store import ScoreStore
@@ -288,8 +290,8 @@ def reselect(
       rap reselect selection/ --rewards rewards1.jsonl --out selection2/
       rap reselect selection2/ --rewards rewards1.jsonl --rewards rewards2.jsonl \\
           --out selection3/
-      rap reselect selection/ --rewards log.parquet --reward-columns id=uid,reward=acc \\
-          --out selection2/
+      rap reselect selection/ --rewards log.parquet \\
+          --reward-columns id=uid,reward=acc --out selection2/
     """
     from ..selection.reselection import ReselectConfig, pass_counts
     from ..selection.reselection import reselect as again

@@ -29,7 +29,8 @@ LIMITS = group(
     option(
         "--allow-degenerate",
         is_flag=True,
-        help="Whatever the completions or the answers' probabilities look like.",
+        help="Accept the store although most groups of completions are identical, or the "
+        "answers have no probability.",
     ),
 )
 
@@ -59,8 +60,8 @@ def plan(
     \b
     Example, 8 GPUs of one machine, then a Slurm array on the same store:
       rap plan data.jsonl --model ./model --store scores/
-      torchrun --nproc-per-node 8 --no-python rap score data.jsonl --model ./model \\
-          --store scores/ --executor env
+      torchrun --nproc-per-node 8 --no-python rap score data.jsonl \\
+          --model ./model --store scores/ --executor env
       sbatch --array 0-63 --wrap "rap score data.jsonl --model ./model \\
           --store scores/ --executor env"
     """
@@ -138,8 +139,10 @@ def merge(stores: Sequence[Path], out: Path, as_json: bool, **limits: Any) -> No
 
     \b
     Example, two machines that share nothing:
-      rap score data.jsonl --model ./model --store a/ --executor env --shard 0/2 --no-steal
-      rap score data.jsonl --model ./model --store b/ --executor env --shard 1/2 --no-steal
+      rap score data.jsonl --model ./model --store a/ --executor env \\
+          --shard 0/2 --no-steal
+      rap score data.jsonl --model ./model --store b/ --executor env \\
+          --shard 1/2 --no-steal
       rap merge a/ b/ --out scores/
     """
     from ..scores.merge import merge as join

@@ -64,7 +64,8 @@ def train(
 
     \b
     Examples:
-      rap train data.jsonl --model ./model --selection selection/ --out run/ --steps 200
+      rap train data.jsonl --model ./model --selection selection/ --out run/ \\
+          --steps 200
       rap train data.jsonl --model ./model --selection selection/ --out run/ \\
           --reselect rewards --every 50 --lora 16 --config grpo.yaml
       rap train demo --model demo --out run/ --steps 5 --set num_generations=4
