@@ -36,6 +36,8 @@ def test_any_scores(data):
             np.nan,
             np.inf,
             -np.inf,
+            -0.3,
+            -0.7,
             2.0,
         ]
     )

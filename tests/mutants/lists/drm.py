@@ -131,7 +131,7 @@ DRM = (
         "drm-float32-bits",
         ORDER,
         "x->dtype == RAP_F32 ? 29 : 0",
-        "x->dtype == RAP_F32 ? 40 : 0",
+        "x->dtype == RAP_F32 ? 29 : 29",
         CHUNKS,
     ),
     Mutant(
