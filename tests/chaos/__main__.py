@@ -24,6 +24,14 @@ Made by `make chaos` (tests/chaos says what is done and what must hold), seed {s
 counts where it was felt: the process ended by it, or the call that was to fail did. A trial
 that found a fault stays in the log when the fault is mended.
 
+Found in `rap train`, when it was added, and mended; each has a test:
+
+- Resumed from its last checkpoint, a run that ends within an epoch did one step more.
+- A disk that refuses a checkpoint, and memory that a CPU has not, were called faults in rap.
+- A line of log.jsonl after a torn one was torn, too; a run that began again said so nowhere.
+- A kill while weights were written left a file of their size in model/ (trial 474).
+- model/tokenizer.json held the padding of the last batch, if there had been one.
+
 """
 
 
