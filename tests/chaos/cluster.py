@@ -31,7 +31,7 @@ OF_WORKERS = (
     "I/O error of a rename",
 )
 OF_DRIVERS = (("kill by the clock", -9), ("SIGTERM", 143), ("Ctrl-C", 130))
-PATIENCE = 600.0
+PATIENCE = 1800.0
 """Seconds after which a run hangs: each worker imports torch, on a busy machine."""
 ENDS = ("RapStoreError", "RapWorkerError")
 TRIES = 4
