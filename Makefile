@@ -19,8 +19,9 @@ PIP := PIP_CONSTRAINT=.ci/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
 # nothing here asks the hub: models and data come along
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
-# uv trusts whom the system trusts, as pip does
+# uv trusts whom the system trusts, as pip does; the second name is of newer versions
 export UV_NATIVE_TLS := 1
+export UV_SYSTEM_CERTS := 1
 
 .PHONY: help demo demo-natural docs test proofs test-trainers test-engines test-cuda test-lowest \
 	test-pythons faults fuzz mutants chaos lint format analyze sanitize tsan valgrind leaks \
