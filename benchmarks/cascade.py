@@ -265,6 +265,8 @@ NOTES = (
     "p(answer) is of direct answers that these models were taught; on a model with a "
     "language of its own: natural.md.",
 )
+SECONDS = ROOT / "quality" / "cascade_seconds.md"
+"""CPU seconds, measured by `scoring_seconds`."""
 FIRST_FORM = ROOT / "quality" / "cascade_first.md"
 """What was measured on the first form of the demo world, on which its settings were set."""
 
@@ -468,8 +470,8 @@ def main() -> None:
     if whole:
         write(RESULTS / "cascade.csv", rows)
         write(RESULTS / "cascade_calibration.csv", held)
-        first = FIRST_FORM.read_text()
-        (RESULTS / "cascade.md").write_text(f"{text}\n{first}")
+        rest = "\n".join(page.read_text() for page in (SECONDS, FIRST_FORM))
+        (RESULTS / "cascade.md").write_text(f"{text}\n{rest}")
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
