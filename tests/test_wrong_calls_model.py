@@ -252,7 +252,7 @@ CALLS = {
     ),
     "image files without a folder": (
         lambda m: select(*m[:2], rows_of(image="a.png")),
-        (RapInputError, "no folder is allowed; pass root="),
+        (RapInputError, "name the one that holds the images with root="),
     ),
     "images by URL": (
         lambda m: select(*m[:2], rows_of(image="https://example.org/a.png")),
