@@ -91,14 +91,36 @@ def grouped(ids: Sequence[str], rewards: Sequence[float | None]) -> dict[str, Ou
     return {name: Outcome.of(values) for name, values in by_id.items()}
 
 
-class RewardLog:
-    """Writer of the log at ``path``; several processes may append to one file.
+class LineLog:
+    """Writer of the lines at ``path``; several processes may append to one file.
 
     Nothing is created before the first line. Raises ``RapStoreError`` if the disk refuses.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+
+    def write(self, line: str) -> None:
+        """Append a line, in one write."""
+        data = line.encode() + b"\n"
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            try:
+                size = os.fstat(handle).st_size
+                if size and os.pread(handle, 1, size - 1) != b"\n":
+                    data = b"\n" + data  # a torn line is closed, not continued
+                if os.write(handle, data) != len(data):
+                    raise OSError("only a part was written")
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        except OSError as error:
+            raise store_error(f"{self.path}: cannot be written", error) from error
+
+
+class RewardLog(LineLog):
+    """The log of pass counts."""
 
     def start(self, step: int = 0) -> None:
         """Say that training begins or goes on at ``step``."""
@@ -112,28 +134,7 @@ class RewardLog:
         self._append(head | {"ids": list(outcomes)} | columns)
 
     def _append(self, line: dict[str, Any]) -> None:
-        append_line(self.path, json.dumps(line, allow_nan=False))
-
-
-def append_line(path: Path, text: str) -> None:
-    """Append a line to a log, in one write; a torn line before it is closed, not continued.
-
-    Raises ``RapStoreError`` if the disk refuses."""
-    data = text.encode() + b"\n"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        try:
-            size = os.fstat(handle).st_size
-            if size and os.pread(handle, 1, size - 1) != b"\n":
-                data = b"\n" + data
-            if os.write(handle, data) != len(data):
-                raise OSError("only a part was written")
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-    except OSError as error:
-        raise store_error(f"{path}: cannot be written", error) from error
+        self.write(json.dumps(line, allow_nan=False))
 
 
 def read_rewards(path: str | os.PathLike[str]) -> pa.Table:

@@ -31,7 +31,7 @@ from ..scoring.tracking import trackers
 from ..settings import Ge, near, setting, settings
 from .data import prepare
 from .reselect import Reselect
-from .rewardlog import append_line
+from .rewardlog import LineLog
 from .rewards import NO_PPO, builtin_reward, watched
 
 if TYPE_CHECKING:
@@ -269,7 +269,7 @@ def _speak(trainer: Any, log: Path, echo: Callable[[str], Any]) -> None:
     from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
     def write(line: Mapping[str, Any]) -> None:
-        append_line(log, json.dumps(line))
+        LineLog(log).write(json.dumps(line))
 
     class Speaker(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
