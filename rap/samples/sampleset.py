@@ -205,24 +205,23 @@ class SampleSet(Sequence["Sample | Bad"]):
         over all of them; what could be read in two ways as the column reads it."""
         column = self.answer_column
         return forms_of(
-            ((a if c else column.settled(a), c) for a, c in self._spread_answers),
+            ((a if c else column.settled(a), c) for a, c in self._spread_answers()),
             self._counted,
         )
 
     @cached_property
     def answer_column(self) -> Column:
         """How answers are read that could be read in two ways, by the same rows."""
-        return column_of_answers(self._spread_answers)
+        return column_of_answers(self._spread_answers())
 
-    @cached_property
-    def _spread_answers(self) -> list[tuple[str, tuple[str, ...]]]:
+    def _spread_answers(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         """(answer, choices) of rows spread over the data set."""
         names = [n for n in (self.columns["answer"], self.columns["choices"]) if n]
 
         def answer(row: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
             return answer_of_row(row, self.columns, self._counted)
 
-        return list(_readable(answer, self._spread(names)))
+        return _readable(answer, self._spread(names))
 
     @cached_property
     def stated_options(self) -> Stated:
