@@ -13,8 +13,8 @@ does, ``torch._dynamo.config.capture_dynamic_output_shape_ops = True``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from . import kernels
 from .divergences import CDE_OUTPUTS
 from .errors import RapConfigError, RapInputError
 from .kernels import AceOptions, Means
+
+if TYPE_CHECKING:
+    from torch._library.custom_ops import CustomOpDef
 
 DETACH = (
     "has no gradient: it measures and is no loss. Detach what it is given, or call it "
@@ -75,7 +78,9 @@ _MEANS = (
 )
 
 
-def _operator(name: str, arguments: str, result: str) -> Any:
+def _operator(
+    name: str, arguments: str, result: str
+) -> Callable[[Callable[..., object]], CustomOpDef]:
     """A decorator: `torch.library.custom_op`; threads comes last in every operator."""
     schema = f"({arguments}, SymInt? threads) -> {result}"
     return torch.library.custom_op(f"rap::{name}", mutates_args=(), schema=schema)
