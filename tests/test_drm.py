@@ -63,7 +63,9 @@ def test_more_than_one_chunk(isa, kind, rng):
         "equal": lambda: np.full(n, 0.5),
         "tiny": lambda: rng.random(n) * 1e-300,
         "near": lambda: np.where(rng.random(n) < 0.01, np.nextafter(0.5, 1), 0.5),
-        "dense": lambda: 0.5 + rng.integers(0, 1 << 16, n) * 2.0**-53,  # the last bits
+        "dense": lambda: np.ldexp(  # the last bits, of any bucket
+            1 + rng.integers(0, 1 << 16, n) * 2.0**-52, -rng.integers(1, 17, n)
+        ),
     }[kind]()
     g = rng.integers(-5, 6, n) / 5
     d[rng.integers(0, n, 1000)] = np.nan
@@ -89,6 +91,13 @@ def test_ranks_that_no_sample_sees_are_halved_again_and_again(rng):
     whole = reference.drm(d, n // 8, gain=gain)
     for k in (5000, n // 8):
         np.testing.assert_array_equal(rap.drm(d, k, gain=gain), whole[:k])
+    for heavy in range(
+        24, 41
+    ):  # nearly all have one gain: once it is the least that is left
+        most = np.where(rng.random(n) < 0.9, heavy, rng.integers(0, 64, n))
+        gain = (np.float64(0.75).view(np.int64) + most).view(np.float64)
+        whole = reference.drm(d, n // 4, gain=gain)
+        np.testing.assert_array_equal(rap.drm(d, n // 4, gain=gain), whole)
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
