@@ -54,7 +54,7 @@ def test_any_scores(data):
 
 
 @pytest.mark.parametrize("isa", ISAS, indirect=True)
-@pytest.mark.parametrize("kind", ["uniform", "counts", "equal", "tiny", "near"])
+@pytest.mark.parametrize("kind", ["uniform", "counts", "equal", "tiny", "near", "dense"])
 def test_more_than_one_chunk(isa, kind, rng):
     n = (1 << 20) + 4099
     d = {
@@ -63,6 +63,9 @@ def test_more_than_one_chunk(isa, kind, rng):
         "equal": lambda: np.full(n, 0.5),
         "tiny": lambda: rng.random(n) * 1e-300,
         "near": lambda: np.where(rng.random(n) < 0.01, np.nextafter(0.5, 1), 0.5),
+        "dense": lambda: np.ldexp(  # the last bits, of any bucket
+            1 + rng.integers(0, 1 << 16, n) * 2.0**-52, -rng.integers(1, 17, n)
+        ),
     }[kind]()
     g = rng.integers(-5, 6, n) / 5
     d[rng.integers(0, n, 1000)] = np.nan
@@ -73,6 +76,28 @@ def test_more_than_one_chunk(isa, kind, rng):
             np.testing.assert_array_equal(rap.drm(d, k, gain=g, threads=threads), truth)
     for x in (d, d.astype(np.float32)):
         np.testing.assert_array_equal(rap.drm(x, 5000), reference.drm(x, 5000))
+
+
+def test_ranks_that_no_sample_sees_are_halved_again_and_again(rng):
+    """Neighbouring gains of one difficulty; where the kernel takes its sample of them there
+    is no candidate, so it cuts their range in the middle, down to single gains."""
+    n = 1 << 18
+    d = np.full(n, 0.5)
+    with np.errstate(over="ignore"):
+        places = np.arange(1, 16384 + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    d[[int(place) * n >> 64 for place in places]] = 1.0
+    steps = np.float64(0.75).view(np.int64) + rng.integers(0, 64, n)
+    gain = steps.view(np.float64)
+    whole = reference.drm(d, n // 8, gain=gain)
+    for k in (5000, n // 8):
+        np.testing.assert_array_equal(rap.drm(d, k, gain=gain), whole[:k])
+    for heavy in range(
+        24, 41
+    ):  # nearly all have one gain: once it is the least that is left
+        most = np.where(rng.random(n) < 0.9, heavy, rng.integers(0, 64, n))
+        gain = (np.float64(0.75).view(np.int64) + most).view(np.float64)
+        whole = reference.drm(d, n // 4, gain=gain)
+        np.testing.assert_array_equal(rap.drm(d, n // 4, gain=gain), whole)
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
@@ -230,6 +255,31 @@ for _ in range(15):
         assert "changed" in str(error)
         refused += 1
 stop.set(); thread.join()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_fault_28_scores_that_fall_during_the_call_are_told():
+    """Fewer are found than were counted: places would stay empty."""
+    code = """
+import signal, numpy as np, rap
+n = 1 << 25
+old = np.random.default_rng(0).random(n, np.float32)
+d, refused = old.copy(), 0
+def change(number, frame):
+    d[:] = 0.25
+signal.signal(signal.SIGVTALRM, change)
+for delay in (0.01, 0.02, 0.04, 0.06, 0.08):
+    d[:] = old
+    signal.setitimer(signal.ITIMER_VIRTUAL, delay)
+    try:
+        rap.drm(d, n // 4, threads=1)
+    except rap.RapInputError as error:
+        assert "changed" in str(error)
+        refused += 1
+    signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+assert refused
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
