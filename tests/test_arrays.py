@@ -231,7 +231,7 @@ def test_private_entry_points_refuse_wrong_inputs(pair):
     flat, deep = q[0], np.zeros((1, 9, 8))
     wide = np.zeros(((1 << 20) + 1, 1, 1), np.float32)
     refused(rap.RapInputError, r"expected \[heads, L, D\], got 2 and 3", ace, flat, q)
-    refused(TypeError, "float32, float16 or bfloat16", ace, deep, deep)
+    refused(TypeError, "float64 .* convert it to float32", ace, deep, deep)
     refused(rap.RapInputError, "more than 2.20 heads", ace, wide, wide[:1])
     refused(rap.RapInputError, "must be contiguous", ace, q[:, :, ::2], q[:, :, ::2])
 
@@ -241,8 +241,9 @@ def test_private_entry_points_refuse_wrong_inputs(pair):
         out = np.zeros((_C.CDE_OUTPUTS, 6))
         _C.linear_cde(hidden, l0, weight, None, None, out, 1.0, 0.0, 1 << 20, 1, 1)
 
-    for weight in (l0.astype(np.float64), np.zeros((6, 80), np.float32)[:, ::2]):
-        refused(rap.RapInputError, "weight: expected .* rows contiguous", linear, weight)
+    refused(TypeError, "weight: float64 .* convert it", linear, l0.astype(np.float64))
+    gaps = np.zeros((6, 80), np.float32)[:, ::2]
+    refused(rap.RapInputError, "weight: expected .* rows contiguous", linear, gaps)
     refused(TypeError, "expected float32", linear, l0, l1.astype(np.float64))
 
     answers, out = np.zeros((_C.CDE_OUTPUTS, 6)), np.zeros((_C.CDE_OUTPUTS, 1))

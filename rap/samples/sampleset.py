@@ -199,29 +199,29 @@ class SampleSet(Sequence["Sample | Bad"]):
         """0 or 1 where the answers are places of choices, counted from it; else None."""
         return self._counted
 
-    @property
+    @cached_property
     def answer_forms(self) -> Forms:
         """In which form the answers are given, by up to ``forms.LOOKED_AT`` rows spread
         over all of them; what could be read in two ways as the column reads it."""
-        return self._answers_looked_at[1]
-
-    @property
-    def answer_column(self) -> Column:
-        """How answers are read that could be read in two ways, by the same rows."""
-        return self._answers_looked_at[0]
+        column = self.answer_column
+        return forms_of(
+            ((a if c else column.settled(a), c) for a, c in self._spread_answers()),
+            self._counted,
+        )
 
     @cached_property
-    def _answers_looked_at(self) -> tuple[Column, Forms]:
-        """``answer_column`` and ``answer_forms``; the rows themselves are not kept."""
+    def answer_column(self) -> Column:
+        """How answers are read that could be read in two ways, by the same rows."""
+        return column_of_answers(self._spread_answers())
+
+    def _spread_answers(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """(answer, choices) of rows spread over the data set."""
         names = [n for n in (self.columns["answer"], self.columns["choices"]) if n]
 
         def answer(row: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
             return answer_of_row(row, self.columns, self._counted)
 
-        seen = list(_readable(answer, self._spread(names)))
-        column = column_of_answers(seen)
-        settled = ((a if choices else column.settled(a), choices) for a, choices in seen)
-        return column, forms_of(settled, self._counted)
+        return _readable(answer, self._spread(names))
 
     @cached_property
     def stated_options(self) -> Stated:
