@@ -9,7 +9,8 @@ _CANNOT = re.compile(
     r"\b(?:can(?:not|'t|\u2019t| not)|could\s?n(?:o|['\u2019])t|unable to|impossible to"
     r"|(?:not|isn't|isn\u2019t) possible to|difficult to|hard to)\s+"
     r"(?:be\s+)?(?:(?:definitively|accurately|directly|reliably|provide|give|really)\s+){0,2}"
-    r"(?:determin|answer|provid|tell|see\b|view|process|solv|help|say\b|calculat|compute|give"
+    r"(?:determine|determining|answer|provide|providing|tell|see\b|view|process|solv|help|say\b"
+    r"|calculate|calculating|compute|give"
     r"|analy[sz]|identif|conclude|compare|know|find|access|estimat)"
     r"|(?:\bnot|n't|n\u2019t|without)\s+(?:\w+\s+){0,2}?(?:any\s+)?"
     r"(?:enough|sufficient|more|additional|further|clear|specific)\s+(?:\w+\s+)?"
@@ -26,7 +27,7 @@ _CANNOT = re.compile(
     re.IGNORECASE,
 )
 _AFTER_ALL = re.compile(
-    r"\b(?:but|however|though|although|still|guess|assum\w*|likely|probably|if i had to"
+    r"\b(?:but|however|though|although|still|guess|assume|assuming|likely|probably|if i had to"
     r"|best (?:answer|estimate|option))\b|[:=]|但|不过|猜|可能是",
     re.IGNORECASE,
 )
