@@ -243,7 +243,9 @@ def test_private_entry_points_refuse_wrong_inputs(pair):
 
     refused(TypeError, "weight: float64 .* convert it", linear, l0.astype(np.float64))
     gaps = np.zeros((6, 80), np.float32)[:, ::2]
-    refused(rap.RapInputError, "weight: expected .* rows contiguous", linear, gaps)
+    refused(
+        rap.RapInputError, "weight: the last dimension must be contiguous", linear, gaps
+    )
     refused(TypeError, "expected float32", linear, l0, l1.astype(np.float64))
 
     answers, out = np.zeros((_C.CDE_OUTPUTS, 6)), np.zeros((_C.CDE_OUTPUTS, 1))
