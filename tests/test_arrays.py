@@ -246,7 +246,7 @@ def test_private_entry_points_refuse_wrong_inputs(pair):
     refused(
         rap.RapInputError, "weight: the last dimension must be contiguous", linear, gaps
     )
-    refused(TypeError, "expected float32", linear, l0, l1.astype(np.float64))
+    refused(TypeError, "hidden1: float64 .* convert it", linear, l0, l1.astype(np.float64))
 
     answers, out = np.zeros((_C.CDE_OUTPUTS, 6)), np.zeros((_C.CDE_OUTPUTS, 1))
     cu, weights = np.array([0, 6]), np.ones(6)
