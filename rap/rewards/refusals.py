@@ -27,7 +27,8 @@ _CANNOT = re.compile(
     re.IGNORECASE,
 )
 _AFTER_ALL = re.compile(
-    r"\b(?:but|however|though|although|still|guess|assume|assuming|likely|probably|if i had to"
+    r"\b(?:but|however|though|although|still|guess|assume|assuming"
+    r"|likely|probably|if i had to"
     r"|best (?:answer|estimate|option))\b|[:=]|但|不过|猜|可能是",
     re.IGNORECASE,
 )
