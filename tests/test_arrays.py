@@ -263,8 +263,8 @@ def test_private_entry_points_refuse_wrong_inputs(pair):
     d = np.linspace(0, 1, 20)
     out = np.empty(20, np.int64)
     refused(TypeError, "float32 or float64", _C.drm, out, None, None, out, 1)
-    for wrong in (d[::2], d[None]):
-        refused(rap.RapInputError, "expected contiguous numbers", _C.drm, wrong, None, None, out, 1)
+    for wrong, says in ((d[::2], "contiguous numbers"), (d[None], "one dimension")):
+        refused(rap.RapInputError, says, _C.drm, wrong, None, None, out, 1)
 
 
 def test_places_that_are_none(pair):
