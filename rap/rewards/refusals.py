@@ -27,14 +27,8 @@ _CANNOT = re.compile(
     re.IGNORECASE,
 )
 _AFTER_ALL = re.compile(
-<<<<<<< HEAD
     r"\b(?:but|however|though|although|still|guess|assume|assuming|likely|probably"
     r"|if i had to|best (?:answer|estimate|option))\b|[:=]|但|不过|猜|可能是",
-=======
-    r"\b(?:but|however|though|although|still|guess|assume|assuming"
-    r"|likely|probably|if i had to"
-    r"|best (?:answer|estimate|option))\b|[:=]|但|不过|猜|可能是",
->>>>>>> wild2
     re.IGNORECASE,
 )
 LAST = 600  # characters at a response's end in which a refusal is looked for
