@@ -2,7 +2,7 @@
 
 Each command of ``.github/docs/trainers`` has to name options that its trainer has, with
 values of their kind. Nothing is trained. EasyR1 is not on PyPI: its keys are compared with
-those that its ``verl/trainer/config.py`` had when its page was written (RESULTS.md).
+a list written down here from public sources (RESULTS.md).
 """
 
 from __future__ import annotations
@@ -172,7 +172,8 @@ EASYR1 = {
     "actor.model.model_path",
     "algorithm": "online_filtering filter_key",
 }
-"""Keys of hiyouga/EasyR1, ``verl/trainer/config.py`` and ``verl/workers/*/config.py``."""
+"""Keys of hiyouga/EasyR1: ``data`` and ``trainer`` as its ``verl/trainer/config.py`` had them,
+the others as scripts that call it use them."""
 
 
 def test_easyr1_knows_every_key_of_its_page():
