@@ -172,7 +172,7 @@ EASYR1 = {
     "actor.model.model_path",
     "algorithm": "online_filtering filter_key",
 }
-"""Keys of hiyouga/EasyR1: ``data`` and ``trainer`` as its ``verl/trainer/config.py`` had them,
+"""Keys of hiyouga/EasyR1: ``data`` and ``trainer`` as its ``trainer/config.py`` had them,
 the others as scripts that call it use them."""
 
 
