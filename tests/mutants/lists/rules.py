@@ -528,8 +528,8 @@ RULES = (
     Mutant(
         "rule-keep-all-right",
         POSTERIOR,
-        "g = 1.0 - np.exp(group * log_p) - np.exp(group * log_q)",
-        "g = 1.0 - np.exp(group * log_p)",
+        "g: np.ndarray = 1.0 - np.exp(group * log_p) - np.exp(group * log_q)",
+        "g: np.ndarray = 1.0 - np.exp(group * log_p)",
         INTEGRALS,
     ),
     Mutant(
