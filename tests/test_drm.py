@@ -91,9 +91,8 @@ def test_ranks_that_no_sample_sees_are_halved_again_and_again(rng):
     whole = reference.drm(d, n // 8, gain=gain)
     for k in (5000, n // 8):
         np.testing.assert_array_equal(rap.drm(d, k, gain=gain), whole[:k])
-    for heavy in range(
-        24, 41
-    ):  # nearly all have one gain: once it is the least that is left
+    # nearly all have one gain, which then is once the least that is left
+    for heavy in range(24, 41):
         most = np.where(rng.random(n) < 0.9, heavy, rng.integers(0, 64, n))
         gain = (np.float64(0.75).view(np.int64) + most).view(np.float64)
         whole = reference.drm(d, n // 4, gain=gain)

@@ -32,6 +32,7 @@ CPU_ONLY = {
     "number_of_threads": "threads say nothing on a device",
     "more_than_one_chunk": "a million samples are too many for fibers",
     "misleads": "a million samples are too many for fibers; the device takes no sample",
+    "no_sample_sees": "the device takes no sample, and the samples are too many for fibers",
     "fault_28": "another thread cannot write device memory: a stream does, in "
     "checks_host.py",
     "fault_29": "in a process of its own, about CPU threads",
