@@ -6,6 +6,7 @@ import json
 
 import pyarrow.parquet as pq
 import pytest
+from format_rows import png
 from PIL import Image
 from test_export import everything
 
@@ -22,10 +23,7 @@ from rap.samples.telling import told
 from rap.scoring.jobs import reference_text
 
 CHECKER = make_checker()
-PNG = (
-    b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x01\0\0\0\x01\x08\2\0\0\0\x90wS\xde\0\0\0\x0c"
-    b"IDATx\x9cc```\0\0\0\4\0\1\xf6\x178U\0\0\0\0IEND\xaeB`\x82"
-)
+PNG = png()
 
 
 def opened(*rows: tuple[str, str]) -> SampleSet:
@@ -141,12 +139,16 @@ def test_inspect_opens_images_and_says_what_is_missing(tmp_path):
     (tmp_path / "torn.png").write_bytes(PNG[:20])
     samples = open_samples(folder_of(tmp_path, ["a.png"] * 20))
     said = samples.describe()
-    assert "opened 10 images of the first rows: all can be read" in said
+    assert "images of 20 rows, spread over all: each can be read" in said
     assert "image files of 20 rows, spread over all: all are there" in said
-    paths = ["a.png", "torn.png", *["a.png"] * 300, "gone.png"]
+    paths = ["torn.png", *["a.png"] * 301, "gone.png"]
     found = told(open_samples(folder_of(tmp_path, paths)))["images"]
-    assert (found["opened"], found["failed"]) == (10, 1)
-    assert found["reason"].startswith("image_truncated: damaged or cut PNG")
+    assert found["rows"] == 20 and list(found["unreadable"]) == [
+        "image_truncated",
+        "image_missing",
+    ]
+    rows, message = found["unreadable"]["image_truncated"]
+    assert rows == 1 and message.startswith("damaged or cut PNG")
     assert (found["looked_for"], found["missing"]) == (200, 1)
     assert found["first"] == f"line 303: {tmp_path / 'gone.png'}"
     assert (
@@ -156,7 +158,7 @@ def test_inspect_opens_images_and_says_what_is_missing(tmp_path):
 
 def test_images_in_the_rows_are_opened_and_no_file_is_looked_for():
     found = told(opened(("How many?", "3"), ("How many?", "4")))["images"]
-    assert found == {"opened": 2, "failed": 0, "reason": None}
+    assert found == {"rows": 2, "unreadable": {}}
 
 
 def test_an_absolute_path_names_the_option_that_allows_it(tmp_path):

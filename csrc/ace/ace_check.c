@@ -135,22 +135,21 @@ check_outputs(const rap_ace_args *a, rap_error *err)
 static bool
 check_options(const rap_ace_options *o, rap_error *err)
 {
-    if (!isfinite(o->scale) || o->scale < 0 || !isfinite(o->sigma) || o->sigma <= 0) {
-        if (isfinite(o->scale) && o->scale >= 0) {
-            return rap_fail(err, RAP_EINPUT, "sigma = %g: expected a finite number > 0",
-                            o->sigma);
-        }
+    if (!isfinite(o->scale) || o->scale < 0) {
         return rap_fail(err, RAP_EINPUT, "scale = %g: expected a finite number >= 0",
                         o->scale);
     }
-    if (o->min_rows < 1 || o->window < 0 || o->key_window < 0 || o->top < 1
-        || o->top > RAP_ACE_TOP || o->heads < RAP_ACE_MEAN || o->heads > RAP_ACE_EACH
-        || o->columns < RAP_ACE_RESPONSE || o->columns > RAP_ACE_ALL)
+    if (!isfinite(o->sigma) || o->sigma <= 0) {
+        return rap_fail(err, RAP_EINPUT, "sigma = %g: expected a finite number > 0",
+                        o->sigma);
+    }
+    if (o->top < 1 || RAP_ACE_TOP < o->top) {
+        return rap_fail(err, RAP_EINPUT, "top = %d: expected 1 to %d", o->top, RAP_ACE_TOP);
+    }
+    if (o->min_rows < 1 || o->window < 0 || o->key_window < 0 || o->heads < RAP_ACE_MEAN
+        || o->heads > RAP_ACE_EACH || o->columns < RAP_ACE_RESPONSE
+        || o->columns > RAP_ACE_ALL)
     {
-        if (o->top < 1 || RAP_ACE_TOP < o->top) {
-            return rap_fail(err, RAP_EINPUT, "top = %d: expected 1 to %d", o->top,
-                            RAP_ACE_TOP);
-        }
         return rap_fail(err, RAP_EINPUT,
                         "options: expected min_rows >= 1, windows >= 0, heads and columns "
                         "of rap.kernels");

@@ -66,7 +66,6 @@ class Sample:
     stated: tuple[str, ...] = ()
     """Options that stand in the question itself (``stated``), of which the answer is one;
     () where ``choices`` has them or there are none."""
-
     settled: str | None = None
     """The reference as its column reads it (``column``), where it could be read in two
     ways; None: as it stands."""

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from itertools import islice
 from typing import Any, Protocol
 
+from ..config import MAX_IMAGE_PIXELS
 from ..errors import RapInputError
 from .answers import read_answer
 from .column import Column
 from .forms import LETTERS, Forms
-from .images import image_size
+from .images import load_images
 from .remote import is_hub_name, is_url
-from .sample import Bad, BadSample, ImageRef, Sample
+from .sample import Bad, BadSample, Sample
 from .sources import Rows
 from .stated import Stated
 
@@ -21,10 +23,10 @@ SHOWN = 2
 """Sample rows that are shown."""
 LOOKED_AT = 100
 """First rows, among which usable ones are looked for."""
-OPENED = 10
-"""Usable rows of those, whose images are opened: the head of each file."""
-SPREAD = 200
-"""Rows, spread over the data set, whose image files are looked for."""
+OPENED = 20
+"""Rows, spread over the data set, whose images are opened."""
+LOOKED_FOR = 200
+"""Such rows whose image files are looked for."""
 
 
 class Told(Protocol):
@@ -70,56 +72,61 @@ def told(samples: Told) -> dict[str, Any]:
     first = [samples[i] for i in range(min(len(samples), LOOKED_AT))]
     bad = Counter(row.code for row in first if isinstance(row, Bad))
     example = {row.code: row.message for row in reversed(first) if isinstance(row, Bad)}
-    usable = [row for row in first if isinstance(row, Sample)]
+    usable = (row for row in first if isinstance(row, Sample))
     return {
         "kind": samples.kind,
         "rows": len(samples),
         "columns": dict(samples.columns),
         "guessed": guessed(samples),
         "root": samples.root,
-        "samples": [_shown(samples, sample) for sample in usable[:SHOWN]],
-        "images": images_of(samples, usable),
+        "samples": [_shown(samples, sample) for sample in islice(usable, SHOWN)],
+        "images": images_of(samples),
         "looked_at": len(first),
         "unusable": {code: [n, example[code]] for code, n in bad.most_common()},
         "notes": notes(samples),
     }
 
 
-def images_of(samples: Told, usable: Sequence[Sample]) -> dict[str, Any]:
-    """What opening the images of the first usable rows says, as JSON: ``opened`` images,
-    those that ``failed`` and the first reason. Where they are files, also for how many
-    rows, spread over the data set, the files were ``looked_for``, how many rows are
-    ``missing`` one, and the first of them. Images that may have to be fetched are not."""
+def images_of(samples: Told) -> dict[str, Any]:
+    """What opening images says, as JSON: of how many ``rows``, spread over the data set,
+    they were opened as for scoring, and what was ``unreadable``: {code: [rows, how the
+    first one failed]}. Where images are files, also for how many rows the files were
+    ``looked_for``, how many are ``missing`` one, and the ``first`` of them. Images that may
+    have to be fetched are left alone."""
     if samples.path is not None and (is_url(samples.path) or is_hub_name(samples.path)):
         return {}
-    reasons = [_unopened(ref) for sample in usable[:OPENED] for ref in sample.images]
-    failed = [reason for reason in reasons if reason is not None]
-    found = {
-        "opened": len(reasons),
-        "failed": len(failed),
-        "reason": next(iter(failed), None),
-    }
-    if not any(ref.path is not None for sample in usable for ref in sample.images):
+    rows = _spread(samples, OPENED)
+    reasons = [reason for row in rows if (reason := _unopened(row)) is not None]
+    example = dict(reversed(reasons))
+    counts = Counter(code for code, _ in reasons)
+    unreadable = {code: [n, example[code]] for code, n in counts.most_common()}
+    found = {"rows": len(rows), "unreadable": unreadable}
+    if not any(ref.path is not None for row in rows for ref in row.images):
         return found
-    count = min(len(samples), SPREAD)
-    places = sorted({k * (len(samples) - 1) // max(count - 1, 1) for k in range(count)})
-    rows = [row for k in places if isinstance(row := samples[k], Sample)]
-    missing = [name for row in rows if (name := _missing(samples, row)) is not None]
+    looked_for = _spread(samples, LOOKED_FOR)
+    missing = [name for row in looked_for if (name := _missing(samples, row)) is not None]
     return found | {
-        "looked_for": len(rows),
+        "looked_for": len(looked_for),
         "missing": len(missing),
         "first": next(iter(missing), None),
     }
 
 
-def _unopened(ref: ImageRef) -> str | None:
-    """Why an image cannot be opened; None if it can."""
+def _spread(samples: Told, most: int) -> list[Sample]:
+    """The usable ones of up to so many rows, spread over the data set."""
+    last, count = len(samples) - 1, min(len(samples), most)
+    places = sorted({k * last // max(count - 1, 1) for k in range(count)})
+    return [row for k in places if isinstance(row := samples[k], Sample)]
+
+
+def _unopened(sample: Sample) -> tuple[str, str] | None:
+    """(code, message): why the images cannot be read; None if they can."""
     try:
-        image_size(ref)
+        load_images(sample.images, max_pixels=MAX_IMAGE_PIXELS)
     except BadSample as bad:
-        return f"{bad.code}: {bad.message}"
+        return bad.code, bad.message
     except RapInputError as error:  # no Pillow here
-        return str(error)
+        return "not_opened", str(error)
     return None
 
 
@@ -202,17 +209,21 @@ def text_of(found: Mapping[str, Any]) -> str:
 def _image_lines(found: Mapping[str, Any]) -> list[str]:
     if not found:
         return []
-    failed = f"{found['failed']} cannot be read, first {found['reason']}"
-    lines = [
-        f"  opened {found['opened']} images of the first rows: "
-        f"{failed if found['failed'] else 'all can be read'}"
-    ]
+    n, unreadable = found["rows"], found["unreadable"]
+    lines = [f"  images of {n} rows, spread over all: each can be read"]
+    if unreadable:
+        lines = [
+            f"  images of {count} of {n} rows: {code}: {message}"
+            for code, (count, message) in unreadable.items()
+        ]
     if "looked_for" in found:
         first = f"{found['missing']} lack one, first {found['first']}"
         lines.append(
             f"  looked for the image files of {found['looked_for']} rows, spread over all: "
             f"{first if found['missing'] else 'all are there'}"
         )
+    if "image_missing" in unreadable or found.get("missing"):
+        lines.append("  image paths are relative to the data's folder, or to --root")
     return lines
 
 

@@ -153,10 +153,10 @@ ACE = (
         "|| false",
         REFUSED,
     ),
-    Mutant("ace-negative-scale", CHECK, "|| o->scale < 0 ||", "||", REFUSED),
+    Mutant("ace-negative-scale", CHECK, " || o->scale < 0) {", ") {", REFUSED),
     Mutant("ace-sigma-0", CHECK, "o->sigma <= 0", "o->sigma < 0", REFUSED),
     Mutant(
-        "ace-top-65", CHECK, "o->top > RAP_ACE_TOP ", "o->top > RAP_ACE_TOP + 1 ", REFUSED
+        "ace-top-65", CHECK, "RAP_ACE_TOP < o->top", "RAP_ACE_TOP + 1 < o->top", REFUSED
     ),
     Mutant(
         "ace-mask-of-other-length",
