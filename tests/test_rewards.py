@@ -62,6 +62,7 @@ def builtin():
         ('The correct answer is "soup." Soup has few.', '"soup', True),
         ("A is the correct option. It is green.", "A", True),
         ("There are **2 left**.\n\nI hope this helps!", "2 left", True),
+        ("There are 2 left.\n\nI hope this helps!", "There are 2 left.", False),
         ("There are **4** bars above 10.", "4", True),
         ("**3** or **4**", "3 or 4", False),
         ("one\ntwo\n\n", "two", False),

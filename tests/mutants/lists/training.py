@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from ..mutant import Mutant
 
-GRADING, NUMBERS, LETTERS = (
-    f"rap/rewards/{n}.py" for n in ("grading", "numbers", "letters")
+GRADING, FINAL, EQUAL, CHOSEN, NUMBERS, LETTERS = (
+    f"rap/rewards/{n}.py"
+    for n in ("grading", "final", "equal", "chosen", "numbers", "letters")
 )
 UNITS, EXPORTED = "rap/rewards/units.py", "rap/rewards/exported.py"
 LOG, FILE, AGAIN = (
@@ -21,7 +22,7 @@ FILTER, FOLDER, WRITE, ROWS = (
 R = "tests/test_rewards.py::"
 CHOICES = (R + "test_named_choice",)
 OPEN = (R + "test_open_answers",)
-FINAL = (R + "test_final_answer",)
+LAST = (R + "test_final_answer",)
 ALONE = ("tests/test_answers.py::test_what_one_rule_alone_decides",)
 QUANTITY = (R + "test_quantity",)
 A = "tests/test_reselection.py::"
@@ -37,84 +38,84 @@ TRAINING = (
     # --- grading
     Mutant(
         "grade-first-answer",
-        GRADING,
+        FINAL,
         "inside, boxed = _boxed(inside) or inside, _boxed(text)",
         "inside, boxed = inside, _boxed(text)",
-        FINAL + OPEN,
+        LAST + OPEN,
     ),
     Mutant(
         "grade-hash-first",
-        GRADING,
+        FINAL,
         'hashes = _first_line(text.rpartition("####")[2]) if "####" in text else ""',
         'hashes = _first_line(text.partition("####")[2]) if "####" in text else ""',
         (R + "test_of_several_hashes_the_last_count",),
     ),
     Mutant(
         "grade-first-line",
-        GRADING,
+        FINAL,
         'return (lines[-1] if lines else ""), False',
         'return (lines[0] if lines else ""), False',
-        FINAL,
+        LAST,
     ),
     Mutant(
         "grade-goodbye-counts",
-        GRADING,
+        FINAL,
         "while len(lines) > 1 and _GOODBYE.search(lines[-1]):",
         "while False:",
-        FINAL + OPEN,
+        LAST + OPEN,
     ),
     Mutant(
         "grade-cue-first",
-        GRADING,
+        FINAL,
         "for match in list(_CUE.finditer(text))[: -1 - CUES : -1]:",
         "for match in list(_CUE.finditer(text))[:CUES]:",
-        FINAL + OPEN,
+        LAST + OPEN,
     ),
     Mutant(
         "grade-not-is-an-answer",
-        GRADING,
+        FINAL,
         'if line and not re.match(r"not\\b|n\'t|不", line, re.IGNORECASE):',
         "if line:",
-        FINAL + CHOICES + OPEN,
+        LAST + CHOICES + OPEN,
     ),
     Mutant(
         "grade-denied-letter",
-        GRADING,
+        CHOSEN,
         "named = {letter_index(m[1], n) for m in found if not denied(final, m.start(), m.end())}",
         "named = {letter_index(m[1], n) for m in found}",
         ALONE,
     ),
     Mutant(
         "grade-first-of-several",
-        GRADING,
+        CHOSEN,
         "return found.pop() if len(found) == 1 else None",
         "return min(found) if found else None",
         CHOICES,
     ),
     Mutant(
         "grade-letter-against-text",
-        GRADING,
+        CHOSEN,
         '                return None  # "(A), (B) and (C)", "B. 14 cm" where 14 cm is C\n',
         "                pass\n",
         CHOICES,
     ),
     Mutant(
         "grade-text-inside-longer",
-        GRADING,
+        CHOSEN,
         "if not any(c <= a and b <= d and d - c > b - a for c, d, _ in spans)",
         "if True",
         ALONE,
     ),
     Mutant(
         "grade-text-inside-word",
-        GRADING,
+        CHOSEN,
         "if not (longer or _joins(before[::-1], words[0]) or _joins(after, words[-1])):",
         "if True:",
         CHOICES,
     ),
     Mutant(
         "grade-cut-is-finished",
-        GRADING,
+        CHOSEN,
         "if any(marked) or not lines or not finished:",
         "if any(marked) or not lines:",
         (
@@ -149,7 +150,7 @@ TRAINING = (
     ),
     Mutant(
         "grade-units-of-formulas",
-        GRADING,
+        EQUAL,
         "        if unit and other and unit != other:\n            continue\n",
         "",
         ALONE,
