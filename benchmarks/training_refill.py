@@ -68,13 +68,15 @@ def read(plan: Plan, work: Path) -> dict[str, list[Mapping[str, Any]]]:
     return of_arm
 
 
-def _answers(runs: Sequence[Mapping[str, Any]], step: int) -> dict[Cell, Answers]:
+def answers_at(runs: Sequence[Mapping[str, Any]], step: int) -> dict[Cell, Answers]:
+    """{(pool, seed): answers to the test at a step}"""
     return {(r["pool"], r["seed"]): answers_of(r, step) for r in runs}
 
 
-def _difference(
+def difference(
     ours: Mapping[Cell, Answers], other: Mapping[Cell, Answers], what: str
 ) -> str:
+    """Ours less the other's, points, with the interval of 95 %."""
     cells, rows, groups = differences(ours, other, what)
     low, high = 100 * np.quantile(bootstrap(cells, rows, groups), (0.025, 0.975))
     return f"{100 * rows.sum(axis=1).mean():+.1f} [{low:+.1f}, {high:+.1f}]"
@@ -95,13 +97,13 @@ HEAD = (
 def _lines(
     plan: Plan, of_arm: Mapping[str, list[Mapping[str, Any]]], costs: Costs
 ) -> list[str]:
-    ours = _answers(of_arm[OURS], plan.steps)
+    ours = answers_at(of_arm[OURS], plan.steps)
     lines = [f"| {HEAD} |", "|---|---:|---:|---:|---:|---:|---:|---:|---:|"]
     for arm in (OURS, *OTHERS):
         mine, about = of_arm[arm], ARM if arm == OURS else SECOND[arm]
         steps = [plan.steps] + [plan.whole_steps] * (about.pick is None)
         for step in steps:
-            answers = _answers(mine, step)
+            answers = answers_at(mine, step)
             cells = [about.title, str(step), str(len(mine))]
             for what in MEASURES:
                 weight = weights_of(next(iter(answers.values())).groups, what)
@@ -109,7 +111,7 @@ def _lines(
                 cells.append(f"{100 * np.mean(shares):.1f}")
             for what in MEASURES:
                 same = arm == OURS
-                cells.append("" if same else _difference(ours, answers, what))
+                cells.append("" if same else difference(ours, answers, what))
             cells.append(f"{_completions(mine, step):,.0f}")
             asked = [{**run, "arm": BASE} if arm == OURS else run for run in mine]
             cells.append(f"{np.mean([billed(run, costs)[1] for run in asked]):,.0f}")

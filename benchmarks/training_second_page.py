@@ -133,20 +133,24 @@ def _by_arm(found: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, A
     return of_arm
 
 
-def _by_cause(found: Sequence[Mapping[str, Any]], plan: Plan) -> list[str]:
-    """Accuracy on the mixed world at each arm's last step, by the cause of the sample."""
+def _by_cause(
+    found: Sequence[Mapping[str, Any]], plan: Plan, exam: str = "sighted"
+) -> list[str]:
+    """Accuracy on the mixed world at each arm's last step, by the cause of the sample.
+    ``exam``: sighted or blind."""
     rows = {}
     for title, mine in _by_arm(found).items():
         right: dict[str, np.ndarray] = {}
         for run in mine:
             step = plan.whole_steps if run["budget"] is None else plan.steps
-            for group, counts in test_point(run, step)["sighted"].items():
+            for group, counts in test_point(run, step)[exam].items():
                 if group.startswith("mixed/"):
                     name = group.removeprefix("mixed/")
                     right[name] = right.get(name, np.zeros(2)) + counts
         rows[title] = right
     causes = sorted({cause for right in rows.values() for cause in right})
-    lines = ["", "## The mixed world by cause", ""]
+    without = "" if exam == "sighted" else ", without the picture"
+    lines = ["", f"## The mixed world by cause{without}", ""]
     lines += ["| arm | budget | " + " | ".join(causes) + " |"]
     lines += ["|---|---:|" + "---:|" * len(causes)]
     for title, right in rows.items():
@@ -202,6 +206,7 @@ def write_report(plan: Plan, work: Path, results: Path) -> Path:
         lambda: _arms(found, costs, table),
         lambda: _by_family(table),
         lambda: _by_cause(found, plan),
+        lambda: _by_cause(found, plan, "blind"),
         lambda: _kept(found),
     ]
     if plan == Plan():

@@ -15,6 +15,7 @@ from benchmarks import (
     training_refill,
     training_second,
     training_second_page,
+    training_transfer,
 )
 from benchmarks.training_arms import SECOND
 from benchmarks.training_compare import Test as Planned
@@ -140,6 +141,8 @@ def test_the_report_of_made_up_runs(work, monkeypatch) -> None:
         for part in (slice(100, 130), slice(130, 150))
     )
     assert f"| learn, cascade | 9.3 % | {x:.0f} | {y:.0f} |" in causes
+    blind = text.split("by cause, without the picture")[1].splitlines()
+    assert f"| learn, cascade | 9.3 % | {x:.0f} | {y:.0f} |" in blind  # made up alike
     stored = json.loads((work / "results" / "training_second.json").read_text())
     assert len(stored["runs"]) == len(runs(PLAN))
     assert (work / "results" / "training_second.png").stat().st_size > 10_000
@@ -175,6 +178,29 @@ def test_refill_on_a_selection_is_compared_after_as_many_steps(work, monkeypatch
     ]
     assert rows[-1][5].startswith("+")  # above random
     assert len(json.loads((work / "training_refill.json").read_text())) == 3
+
+
+def test_a_selection_by_another_model_is_compared_cell_by_cell(work, monkeypatch) -> None:
+    monkeypatch.setattr(training_compare, "DRAWS", 50)
+    with pytest.raises(SystemExit, match="runs are missing"):
+        training_transfer.write_report(PLAN, work, work)
+    for pool in PLAN.pools[:2]:
+        run = Run(training_transfer.OURS, PLAN.narrow, pool, 0)
+        found = made_up(run, 0.8, 0.9, PLAN.steps) | {"rows": [1, 2, 3, 4]}
+        (work / "runs" / f"{run.key}.json").write_text(json.dumps(found))
+        own = work / "runs" / f"learn_cascade-0.093-pool{pool}-0.json"
+        own.write_text(json.dumps(json.loads(own.read_text()) | {"rows": [2, 3, 4, 9]}))
+    text = training_transfer.write_report(PLAN, work, work).read_text()
+    assert "75 % of the samples" in text
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line[:2] == "| "]
+    assert [row[:3] for row in rows[1:]] == [
+        ["learn, cascade, scored by another model", "100", "2"],
+        ["learn, cascade", "100", "2"],
+        ["random, equal size", "100", "2"],
+        ["all data", "150", "2"],
+    ]
+    assert rows[3][5].startswith("+")  # above random
+    assert len(json.loads((work / "training_second_transfer.json").read_text())) == 2
 
 
 def test_differences_cover_pools_seeds_and_questions(work) -> None:
