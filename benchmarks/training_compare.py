@@ -158,10 +158,12 @@ def bootstrap(
     rows: np.ndarray,
     groups: Mapping[str, slice],
     *,
-    draws: int = DRAWS,
+    draws: int | None = None,
     seed: int = 0,
 ) -> np.ndarray:
-    """float64 [draws]: the mean difference with pools, seeds and questions drawn again."""
+    """float64 [draws]: the mean difference with pools, seeds and questions drawn again.
+    ``draws`` None: `DRAWS`."""
+    draws = DRAWS if draws is None else draws
     rng = np.random.default_rng(seed)
     pools = sorted({pool for pool, _ in cells})
     of_pool = [[i for i, c in enumerate(cells) if c[0] == p] for p in pools]
@@ -204,7 +206,7 @@ LEVEL = 0.025
 def judge(
     tests: Sequence[Test],
     table: Mapping[tuple[str, float | None], Mapping[Cell, Answers]],
-    draws: int = DRAWS,
+    draws: int | None = None,
 ) -> list[dict[str, Any]]:
     """A row a test; those whose runs are missing have ``cells`` 0 and p 1."""
     rows = []

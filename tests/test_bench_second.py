@@ -111,7 +111,7 @@ def work(tmp_path):
 
 
 def test_the_report_of_made_up_runs(work, monkeypatch) -> None:
-    monkeypatch.setattr(training_compare, "DRAWS", 200)
+    monkeypatch.setattr(training_compare, "DRAWS", 500)  # p >= 1 / 501, ten tests
     assert training_second.pending(PLAN, work) == []
     text = training_second_page.write_report(PLAN, work, work / "results").read_text()
     lines = text.splitlines()
