@@ -426,7 +426,7 @@ def _require_shares(difficulty: Any) -> None:
     above = difficulty[(difficulty > 1) & (difficulty < math.inf)]
     if len(above) and not ((difficulty > 0) & (difficulty < 1)).any():
         raise RapInputError(
-            f"difficulty: expected shares (1 - pass rate) between 0 and 1, got values up to "
+            "difficulty: expected shares (1 - pass rate) between 0 and 1, got values up to "
             f"{float(above.max()):g} and none between; divide percentages by 100"
         )
 

@@ -256,8 +256,8 @@ RULE = (
     "left`), options said over before one is taken, answer tags left open or mistyped, a "
     "clause after a number (`2016, with 94%`), what is compared with something, questions "
     "that a model makes up after its answer; and no number counts in a refusal. Version 6 "
-    "reads tables of judgements (`A: wrong. B: right.`: what is called right is the answer), "
-    "takes no option or number that is called wrong (`C. is not correct`), and knows decimal "
+    "reads tables of judgements (`A: wrong. B: right.`: what is called right is it), takes "
+    "no option or number that is called wrong (`C. is not correct`), and knows decimal "
     "commas where the column of references has them (`3,5`; one row is never guessed)."
 )
 

@@ -45,14 +45,14 @@ def test_any_scores(data):
     g = np.array(data.draw(st.lists(value, min_size=n, max_size=n)))
     e = np.array(data.draw(st.lists(st.booleans(), min_size=n, max_size=n)), bool)
     k = data.draw(st.integers(0, n + 2))
-    for scores, given in ((d, {"eligible": e, "gain": g}), (d.astype(np.float32), {})):
+    for scores, options in ((d, {"eligible": e, "gain": g}), (d.astype(np.float32), {})):
         shares = (scores > 0) & (scores < 1)
         if k and (scores == 2).any() and not shares.any():
             with pytest.raises(rap.RapInputError, match="up to 2 .* percentages"):
-                rap.drm(scores, k, **given)
+                rap.drm(scores, k, **options)
             continue
         np.testing.assert_array_equal(
-            rap.drm(scores, k, **given), reference.drm(scores, k, **given)
+            rap.drm(scores, k, **options), reference.drm(scores, k, **options)
         )
 
 
