@@ -113,7 +113,7 @@ __all__ = [
 
 def _when_used(name: str) -> Any:
     if name == "__version__":
-        from .environment import version
+        from .installed import version
 
         return version("rap-select") or "0+unknown"
     if name in _MODULES:

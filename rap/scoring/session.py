@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import ScoreConfig, require_judge
 from ..engines import Engine, EngineConfig, require_engine
-from ..environment import version
 from ..errors import RapInputError, RapStoreError
+from ..installed import version
 from ..model.counterfactual import WITH_PARTNER
 from ..model.loading import opened
 from ..rewards.checker import Checker, make_checker

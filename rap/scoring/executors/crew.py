@@ -25,7 +25,6 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ...config import ExecutorConfig
-from ...environment import version
 from ...errors import (
     RapConfigError,
     RapDeviceError,
@@ -34,6 +33,7 @@ from ...errors import (
     RapWorkerError,
     first_line,
 )
+from ...installed import version
 from ...scores.owner import Owner
 from ..filling import Bar
 
