@@ -53,9 +53,9 @@ proofs: build $(VENV)/test.done
 test-cuda: build $(VENV)/test.done
 	$(PY) -m pytest $(PYTEST) tests/test_cuda_*.py
 
-# The numbered faults: every test of one, then the table of number, tests, result.
+# The numbered faults and cases: every test of one, then the tables of number, tests, result.
 faults: build $(VENV)/test.done
-	$(PY) -m pytest $(PYTEST) -k test_fault_ --junitxml=build/faults.xml
+	$(PY) -m pytest $(PYTEST) -k 'test_fault_ or test_case_' --junitxml=build/faults.xml
 	$(PY) tests/faults.py build/faults.xml
 
 # Ever new examples for FUZZ_SECONDS, shared by the tests (tests/fuzzing.py); without it, as

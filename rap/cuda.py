@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from . import _C
-from .errors import RapInputError
+from .errors import RapInputError, install
 from .host import (
     FLOAT64,
     INT64,
@@ -58,7 +58,7 @@ def kernels() -> tuple[str, ...]:
 
 INSTALL = (
     "install a wheel of rap-select that has them, or CUDA's nvcc 12.4 or newer and then: "
-    "RAP_CUDA=on pip install --force-reinstall --no-binary rap-select rap-select"
+    + install(options="--force-reinstall --no-binary rap-select", before="RAP_CUDA=on")
 )
 """What to do about a build without device code."""
 

@@ -56,12 +56,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def install(extra: str) -> str:
-    """The command that installs an extra, for the end of a sentence."""
-    return (
-        f"pip install 'rap-select[{extra}]' (in a clone of the repository: pip install "
-        f"'.[{extra}]')"
+def install(extra: str = "", options: str = "", before: str = "") -> str:
+    """The command that installs rap with an extra, from an index and from a clone, for the
+    end of a sentence. ``options``: of pip; ``before``: it, as VARIABLE=value. No other
+    module writes it out."""
+    pip = f"{before} pip install {options}".strip()
+    named, here = (
+        (f"'rap-select[{extra}]'", f"'.[{extra}]'") if extra else ("rap-select", ".")
     )
+    return f"{pip} {named} (in a clone of the repository: {pip} {here})"
 
 
 def missing(*modules: str) -> list[str]:

@@ -100,7 +100,7 @@ FORMS = ("\\boxed{%s}", "%s", "<answer>%s</answer>", "The answer is %s.")
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_published_reference_accepts_itself(references, form):
+def test_case_46_a_published_reference_accepts_itself(references, form):
     refused = [
         (answer, choices)
         for answer, choices in references
@@ -117,7 +117,7 @@ def value_of(text: str) -> object:
         return text.strip()
 
 
-def test_different_published_references_do_not_accept_each_other(references):
+def test_case_46_different_published_references_do_not_accept_each_other(references):
     """2,000 pairs drawn at random, and all in which one stands inside the other."""
     texts = sorted({answer for answer, choices in references if not choices})
     pairs = [(a, b) for a in texts for b in texts if value_of(a) != value_of(b)]
@@ -177,7 +177,7 @@ def test_no_other_choice_is_accepted(references):
         ("[1, 2]", "[1, 2]", None),
     ],
 )
-def test_markup_is_taken_away(answer, text, solution):
+def test_case_07_markup_is_taken_away(answer, text, solution):
     reference = read_answer(answer)
     assert (reference.text, reference.solution) == (text, solution)
 
@@ -199,7 +199,7 @@ def test_markup_is_taken_away(answer, text, solution):
         ("It fell down, and then it broke into pieces", None),
     ],
 )
-def test_values_that_are_all_needed(answer, values):
+def test_case_44_values_that_are_all_needed(answer, values):
     (accepted,) = read_answer(answer).accepted
     assert accepted.values == ((answer,) if values is None else values)
 
@@ -220,7 +220,7 @@ def test_values_that_are_all_needed(answer, values):
         ("3", ""),
     ],
 )
-def test_letters_where_the_options_stand_in_the_question(answer, letters):
+def test_case_45_letters_where_the_options_stand_in_the_question(answer, letters):
     assert read_answer(answer).letters == letters
 
 
@@ -245,7 +245,7 @@ CM = ("12 cm", "13 cm", "14 cm", "15 cm")
         ('["B", "13 cm"]', (1,)),
     ],
 )
-def test_choices_that_a_reference_names(answer, right):
+def test_case_11_choices_that_a_reference_names(answer, right):
     assert read_answer(answer, CM).choices == right
 
 
@@ -255,7 +255,7 @@ def test_references_that_name_no_choice_are_refused(answer):
         read_answer(answer, CM)
 
 
-def test_a_thought_that_never_ends_is_no_reference():
+def test_case_44_a_thought_that_never_ends_is_no_reference():
     with pytest.raises(ValueError, match="thought never ends"):
         read_answer("<think>maybe 3")
     with pytest.raises(ValueError, match="empty"):
@@ -301,7 +301,7 @@ def right(samples) -> list[str]:
     return [s.choices[resolve_choice(s.answer, s.choices)] for s in samples]
 
 
-def test_integers_that_index_every_row_are_places():
+def test_case_01_integers_that_index_every_row_are_places():
     data = rows([["4", "3", "2", "1"]] * 4, [0, 1, 2, 3])
     samples = open_samples(data)
     assert right(samples) == ["4", "3", "2", "1"]
@@ -316,7 +316,7 @@ def test_integers_that_index_every_row_are_places():
     )
 
 
-def test_numbers_that_are_the_choices_texts_stay_texts():
+def test_case_01_numbers_that_are_the_choices_texts_stay_texts():
     data = rows([["5", "1", "2", "4"], ["6", "7", "8", "9"]], ["4", "9"])
     assert right(open_samples(data)) == ["4", "9"]
     assert right(open_samples([r | {"answer": int(r["answer"])} for r in data])) == [
@@ -346,7 +346,7 @@ def test_a_place_that_is_not_there_is_a_bad_row():
     assert isinstance(samples[3], Bad) and "no place" in samples[3].message
 
 
-def test_index_columns_known_by_name():
+def test_case_02_index_columns_known_by_name():
     """A-OKVQA."""
     data = [
         {
@@ -365,7 +365,7 @@ def test_index_columns_known_by_name():
     assert grade(free[0].answer, (), "It is an auto.") and not free[0].choices
 
 
-def test_several_accepted_answers():
+def test_case_05_06_several_accepted_answers():
     base = {"question": "What is it?", "image": PNG}
     chart, several, vqa = open_samples(
         [
@@ -403,7 +403,7 @@ def test_several_accepted_answers():
         ({"option_2": "y", "option_10": "z", "option_1": "x"}, "C", ("x", "y", "z"), 2),
     ],
 )
-def test_choices_with_labels_of_their_own(choices, answer, expected, index):
+def test_case_08_09_choices_with_labels_of_their_own(choices, answer, expected, index):
     (sample,) = open_samples(
         [{"question": "Which?", "image": PNG, "choices": choices, "answer": answer}]
     )
@@ -417,7 +417,7 @@ def test_labels_that_leave_one_out_are_refused():
         unlabelled(("A. x", "B. y", "D. z"))
 
 
-def test_choices_spread_over_columns():
+def test_case_10_choices_spread_over_columns():
     base = {"question": "Which?", "image": PNG, "answer": "C"}
     for names in (("A", "B", "C"), ("option_a", "option_b", "option_c")):
         row = base | dict(zip(names, ("x", "y", "z"), strict=True))

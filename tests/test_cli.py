@@ -73,8 +73,9 @@ def refused(*args: object, code: int, says: str) -> str:
     return line
 
 
-def store(path: Path, n: int = 40) -> Path:
-    """A finished store of ``n`` rollout rows, D falling from 1 to 0."""
+def store(path: Path, n: int = 40, about: dict | None = None) -> Path:
+    """A finished store of ``n`` rollout rows, D falling from 1 to 0; ``about``: its data
+    set (``match.describe``)."""
     rows = [
         {
             "id": f"s{i}",
@@ -90,7 +91,7 @@ def store(path: Path, n: int = 40) -> Path:
         for i in range(n)
     ]
     fingerprint = {"model": "none", "config": {}}
-    with ScoreStore.open(path, fingerprint, n, 16) as opened:
+    with ScoreStore.open(path, fingerprint, n, 16, data=about) as opened:
         for k in opened.missing():
             part = opened.shard_range(k)
             opened.write(k, table_from_rows([rows[i] for i in part]), None)
@@ -233,7 +234,7 @@ def test_filters_know_the_type_of_their_column(tmp_path):
     assert judged("--where", "note=null") == [1, 1]
 
 
-def test_rollout_columns_by_name(tmp_path):
+def test_case_43_rollout_columns_by_name(tmp_path):
     rows = [
         {"qid": q, "arm": arm, "acc": acc}
         for q in "ab"
@@ -333,9 +334,9 @@ def test_info_as_text_and_json():
             ("select", str(MATHVISION), "--model", "m", "--where", "a=b", "--drop", "c=d"),
             "no effect without --rollouts: --where, --drop",
         ),
-        (("choose", "x", "--root", "."), "no effect without a data set: --root"),
-        (("report", "x", "--columns", "id=a"), "without a data set: --columns"),
-        (("select", "--rollouts", "x", "--columns", "id=a"), "data set: --columns"),
+        (("choose", "x", "--root", "."), "data set: --root; give --data DATA"),
+        (("report", "x", "--columns", "id=a"), "data set: --columns; give --data DATA"),
+        (("select", "--rollouts", "x", "--columns", "id=a"), "--columns; give DATA"),
         (
             (
                 *("score", str(MATHVISION), "--model", "m", "--store", "y"),
@@ -513,7 +514,7 @@ def test_fault_47_code_of_a_model_is_not_run(tmp_path):
 
 
 @pytest.mark.parametrize("command", ["score", "select", "train"])
-def test_the_columns_are_told_before_the_model_is_loaded(command, tmp_path):
+def test_case_37_the_columns_are_told_before_the_model_is_loaded(command, tmp_path):
     rows = [
         {"uid": f"u{k}", "query": f"How many, {k}?", "label": "3", "img": "a.png"}
         for k in range(3)

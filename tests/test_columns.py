@@ -57,7 +57,7 @@ def right(sample: Sample, text: str) -> bool:
         ("How many?", ()),
     ],
 )
-def test_options_that_stand_in_a_question(question, options):
+def test_case_10_45_options_that_stand_in_a_question(question, options):
     assert options_in(question) == options
 
 

@@ -76,7 +76,7 @@ def figure(chosen):
         yield chosen.plot()
 
 
-def test_a_plot_shows_itself_whatever_the_backend(figure):
+def test_case_38_a_plot_shows_itself_whatever_the_backend(figure):
     with Image.open(io.BytesIO(figure._repr_png_())) as picture:
         assert picture.size[0] > 800
         pixels = np.asarray(picture.convert("RGBA"))
@@ -112,7 +112,7 @@ def test_tables_become_data_frames(chosen):
 # ---------------------------------------------------------------- progress
 
 
-def test_a_job_log_gets_a_line_every_half_minute(monkeypatch, capsys):
+def test_case_37_a_job_log_gets_a_line_every_half_minute(monkeypatch, capsys):
     now = [0.0]
     monkeypatch.setattr(filling.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(sys, "stderr", sys.stderr)  # no terminal under pytest

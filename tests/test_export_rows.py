@@ -134,7 +134,7 @@ def write(folder: Path, form: str) -> Path:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_form_that_came_in_is_kept_byte_for_byte(tmp_path, form):
+def test_case_30_the_form_that_came_in_is_kept_byte_for_byte(tmp_path, form):
     file = write(tmp_path / "data", form)
     selection = select(file)
     found = selection.export(form, tmp_path / "out")

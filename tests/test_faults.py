@@ -1,7 +1,7 @@
 """The numbered faults that no other file holds, and that every number has a test.
 
-The numbers are those of the list of faults (``FAULTS``): a test that proves one carries its
-number in its name, ``test_fault_31_...``; ``make faults`` prints the table.
+The numbers are those of the lists in ``faults``: a test that proves one carries its number
+in its name, ``test_fault_31_...``, ``test_case_13_...``; ``make faults`` prints the table.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import faults
 import pytest
-from faults import FAULTS, held_by
+from faults import ALL, CASES, FAULTS, NEEDED, PENDING, held_by
 
 from rap.export import formats
 
@@ -176,12 +177,40 @@ def run_python(code: str, *args: str, **env: str) -> subprocess.CompletedProcess
     return done
 
 
-def test_every_numbered_fault_has_a_test() -> None:
+def test_every_numbered_fault_and_case_has_a_test() -> None:
     found = held_by(TESTS)
-    missing = [number for number in FAULTS if not found.get(number)]
-    assert not missing, f"no test for the faults {missing}"
-    unknown = [number for number in found if number not in FAULTS]
-    assert not unknown, f"tests for faults that are not in the list: {unknown}"
+    missing = [one for one in NEEDED if not found.get(one)]
+    assert not missing, f"no test for {missing}"
+    unknown = [one for one in found if one not in ALL]
+    assert not unknown, f"tests for what is in no list: {unknown}"
+    late = [number for number in PENDING if found.get(("case", number))]
+    assert not late, f"cases that have a test now, and are no longer pending: {late}"
+    assert sorted(CASES) == list(range(1, 49)) and sorted(FAULTS) == list(range(1, 58))
+
+
+def test_the_table_of_numbers_tells_what_does_not_hold(tmp_path, capsys) -> None:
+    """One test a number, of which one failed, and one number without a result."""
+    assert faults.numbers_of("test_case_05_06_several") == [("case", 5), ("case", 6)]
+    assert faults.numbers_of("test_fault_31_kill[a]") == [("fault", 31)]
+    assert faults.numbers_of("test_of_a_case_05") == []
+    junit = tmp_path / "junit.xml"
+    all_named = [f"test_{kind}_{number:02}_x" for kind, number in NEEDED]
+
+    def told(names: list[str], failed: str = "") -> tuple[int, str]:
+        cases = "".join(
+            f'<testcase name="{n}">{"<failure/>" if n == failed else ""}</testcase>'
+            for n in names
+        )
+        junit.write_text(f"<testsuites><testsuite>{cases}</testsuite></testsuites>")
+        return faults.main(str(junit)), capsys.readouterr().out
+
+    code, text = told(all_named)
+    assert code == 0 and f"{len(NEEDED)} of {len(NEEDED)} held; failed: none" in text
+    assert "| 13 | train, validation and test in one folder | test_sources.py::" in text
+    code, text = told(all_named, failed="test_case_13_x")
+    assert code == 1 and "failed: case 13" in text
+    code, text = told([n for n in all_named if n != "test_case_13_x"])
+    assert code == 1 and f"{len(NEEDED) - 1} of {len(NEEDED)} held" in text
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="LD_PRELOAD and /proc")

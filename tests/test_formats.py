@@ -159,7 +159,7 @@ def test_columns_known_from_a_store_get_no_new_role() -> None:
 # ------------------------------------------------------------------ what is no image
 
 
-def test_rows_without_an_image_are_text_rows_and_no_fault() -> None:
+def test_case_18_rows_without_an_image_are_text_rows_and_no_fault() -> None:
     rows = [{"question": "q?", "answer": "3", "images": [png()] * k} for k in (1, 0)]
     rows += [{"question": "<image> q?", "answer": "3", "images": []}]
     assert [getattr(row, "code", "") for row in open_samples(rows)] == [
@@ -179,7 +179,7 @@ VIDEOS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("row", VIDEOS)
-def test_videos_are_named(row: dict[str, Any], tmp_path: Path) -> None:
+def test_case_19_videos_are_named(row: dict[str, Any], tmp_path: Path) -> None:
     usable = {"question": "q?", "answer": "3", "images": [png()], "videos": []}
     rows = [{"question": "q?", "answer": "3", **row}, usable]
     columns = {"question": "prompt"} if "prompt" in row else None
@@ -389,7 +389,7 @@ def row_with(code: str) -> dict[str, Any]:
     }
 
 
-def test_text_rows_are_not_bad_beyond_the_limit() -> None:
+def test_case_18_text_rows_are_not_bad_beyond_the_limit() -> None:
     text, bad, good = row_with("text_only"), row_with("bad_answer"), {"status": "scored"}
     judge = Judge(10, ScoreConfig(max_bad_fraction=0.5), False)
     judge.count([text] * 8 + [good, good])

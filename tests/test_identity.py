@@ -134,7 +134,7 @@ def test_a_shuffled_data_set_gives_the_right_rows(tmp_path, where, kind, same_te
     assert "not in the data set" not in page
 
 
-def test_a_saved_selection_opens_its_data_again_at_first_need(tmp_path, monkeypatch):
+def test_case_27_a_saved_selection_opens_its_data_again(tmp_path, monkeypatch):
     file = write(tmp_path / "data", make_rows("numbered"))
     monkeypatch.chdir(tmp_path)
     select("data/data.jsonl").save(tmp_path / "selection")

@@ -136,7 +136,7 @@ def test_weights_of_another_model_are_refused(folder, change, word):
 # ---- folders that hold no model -------------------------------------------------
 
 
-def test_a_run_whose_models_are_in_checkpoints(saved, tmp_path):
+def test_case_48_a_run_whose_models_are_in_checkpoints(saved, tmp_path):
     for step in (5, 10, 9):
         shutil.copytree(saved, tmp_path / f"checkpoint-{step}")
     (tmp_path / "trainer_state.json").write_text("{}")
@@ -408,7 +408,7 @@ def test_an_adapter_needs_peft(on_base, monkeypatch):
 # ---- paths in Python ---------------------------------------------------------------
 
 
-def test_a_path_is_a_model(saved, monkeypatch):
+def test_case_26_a_path_is_a_model(saved, monkeypatch):
     """The same rows, and the same fingerprint however the path is written."""
     options = {"evidence": "answer", "progress": False}
     monkeypatch.chdir(saved.parent)
@@ -449,7 +449,7 @@ def scores_of(scores) -> list:
     return scores.table.select(["logp_answer1", "kl", "status"]).to_pylist()
 
 
-def test_a_name_and_the_data_are_enough(saved):
+def test_case_26_a_name_and_the_data_are_enough(saved):
     whole = rap.score(*load_model(saved, device="cpu"), ROWS, **OPTIONS)
     assert scores_of(rap.score(saved, data=ROWS, **OPTIONS)) == scores_of(whole)
     named = rap.score(str(saved), data=ROWS, dtype="float32", device="cpu", **OPTIONS)

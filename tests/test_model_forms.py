@@ -327,13 +327,13 @@ def with_weights(make, head=True):
 
 @pytest.mark.parametrize("head", [True, False])
 @pytest.mark.parametrize("make", [Wrapped, Int8.of])
-def test_a_tensor_without_memory_of_its_own(make, head):
+def test_case_47_a_tensor_without_memory_of_its_own(make, head):
     model = with_weights(make, head)
     driver = assert_right(model)
     assert type(driver.head.weight) is torch.Tensor and driver.head.weight.data_ptr()
 
 
-def test_the_head_of_an_int8_model_is_dequantised():
+def test_case_47_the_head_of_an_int8_model_is_dequantised():
     model = with_weights(Int8.of)
     head = ModelDriver(model, processor()).head
     assert far(head.weight, model.lm_head.weight.dequantize()) < 1e-6

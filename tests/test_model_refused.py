@@ -246,7 +246,7 @@ def parts_of(processor):
 
 
 @pytest.mark.parametrize("kind", ["tokenizer", "image processor", "video processor"])
-def test_a_part_of_a_processor_is_no_processor(kind):
+def test_case_21_a_part_of_a_processor_is_no_processor(kind):
     """A tokenizer renders chat prompts and tokenises: all but the images."""
     import rap
 

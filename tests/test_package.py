@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 
 import rap
 from rap import _C, cuda, environment
+from rap.errors import RapConfigError, install
 
 WITHOUT_TORCH = """
 import sys
@@ -30,7 +33,7 @@ for call in (rap.score, rap.select):
 """
 
 
-def test_public_names_exist_and_say_what_they_are():
+def test_case_39_public_names_exist_and_say_what_they_are():
     for name in rap.__all__:
         assert getattr(rap, name).__doc__, name
 
@@ -87,3 +90,53 @@ def test_info_says_what_a_build_without_kernels_needs(no_kernels, monkeypatch, g
     text = rap.info()["gpu"]
     assert text.startswith("arrays are computed on the CPU: no CUDA kernels in this build")
     assert ("This machine has a GPU: install a wheel" in text) == gpu
+
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_case_40_a_message_names_the_command_of_a_clone_too() -> None:
+    """Until the package is on PyPI ``pip install rap-select`` finds nothing: only
+    ``errors.install`` writes the command, and that of a clone with it."""
+    assert install("hf") == (
+        "pip install 'rap-select[hf]' (in a clone of the repository: pip install '.[hf]')"
+    )
+    assert install(options="-U", before="A=b") == (
+        "A=b pip install -U rap-select (in a clone of the repository: A=b pip install -U .)"
+    )
+    by_hand = re.compile(r"rap-select\[|pip install[^'\"]*[\s'\"]+rap-select")
+    files = [p for p in (ROOT / "rap").rglob("*.py") if by_hand.search(p.read_text())]
+    # the second is copied beside an export, where rap may not be installed
+    allowed = [ROOT / "rap" / "errors.py", ROOT / "rap" / "export" / "verl_reward.py"]
+    assert sorted(files) == allowed
+    text = re.sub(r'"\s+"', "", allowed[1].read_text())
+    assert install(options="--no-deps") in text
+
+
+@pytest.mark.parametrize("extra", ["engines", "natural", "report", "hf"])
+def test_case_40_the_messages_of_missing_extras(extra, monkeypatch) -> None:
+    from rap.demo.natural import parts
+    from rap.engines import http
+    from rap.errors import require_extra
+
+    def said() -> str:
+        if extra == "natural":
+            return parts.INSTALL
+        with pytest.raises(RapConfigError) as refused:
+            if extra == "engines":
+                monkeypatch.setitem(sys.modules, "httpx2", None)
+                http.make_client(["http://localhost"], 1, 1.0)
+            require_extra("this", extra, "no_such_module")
+        return str(refused.value)
+
+    assert f"(in a clone of the repository: pip install '.[{extra}]')" in said()
+
+
+def test_pages_name_the_command_of_a_clone_first() -> None:
+    pages = [*ROOT.glob("*.md"), *ROOT.glob(".github/docs/**/*.md")]
+    pages += [*ROOT.glob("notebooks/*.ipynb")]
+    assert len(pages) > 10
+    for page in pages:
+        for line in page.read_text(encoding="utf-8").splitlines():
+            if re.search(r"pip install '?rap-select|rap-select\[", line):
+                assert "in a clone" in line or "pip install '.[" in line, (page, line)

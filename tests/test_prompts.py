@@ -60,7 +60,7 @@ def only(*rows: dict[str, object], **options: object) -> Sample:
         ("no tags", 3, "no tags"),
     ],
 )
-def test_places_of_images(text, images, question):
+def test_case_04_places_of_images(text, images, question):
     assert place_images((), text, images) == ((), question)
 
 
@@ -70,7 +70,7 @@ def test_more_or_fewer_places_than_images_are_refused(text, images):
         place_images((), text, images)
 
 
-def test_turns_before_the_question_stay():
+def test_case_16_turns_before_the_question_stay():
     chat_in = [
         SYSTEM,
         {"role": "user", "content": "<image>One?"},
@@ -120,7 +120,7 @@ def test_sharegpt_conversations():
 
 @pytest.mark.parametrize("as_text", [False, True])
 @pytest.mark.parametrize("form", ["image", "image_url", "url"])
-def test_images_inside_messages(form, as_text):
+def test_case_15_images_inside_messages(form, as_text):
     uri = "data:image/png;base64," + base64.b64encode(png(5)).decode()
     part = {
         "image": {"type": "image", "image": uri},
@@ -166,7 +166,7 @@ def test_images_stand_in_the_prompt_where_the_text_has_them(driver):
     assert "#" not in blind and IMAGE not in blind and "Left: Right: Which?" in blind
 
 
-def test_earlier_turns_are_in_the_prompt_of_both_arms(driver):
+def test_case_16_earlier_turns_are_in_the_prompt_of_both_arms(driver):
     talk = [SYSTEM, {"role": "user", "content": "Which?"}]
     sample = only(row(talk, images=1))
     for images in ([Image.new("RGB", (56, 56))], []):
@@ -299,7 +299,9 @@ def scored_under_a_system_prompt():
     return scores, dataclasses.replace(chosen, settings=settings)
 
 
-def test_a_system_prompt_is_scored_and_trained(scored_under_a_system_prompt, driver):
+def test_case_29_a_system_prompt_is_scored_and_trained(
+    scored_under_a_system_prompt, driver
+):
     sample = only(row("Which?", images=1))
     told = ModelDriver(
         driver.model, driver.processor, ScoreConfig(system_prompt=SYSTEM_TEXT)
@@ -321,7 +323,7 @@ def test_a_system_prompt_is_scored_and_trained(scored_under_a_system_prompt, dri
 
 @pytest.mark.parametrize("to", ["trl", "verl", "ms-swift", "llamafactory"])
 @pytest.mark.filterwarnings("ignore:.*:UserWarning")
-def test_a_system_prompt_is_exported(scored_under_a_system_prompt, tmp_path, to):
+def test_case_29_a_system_prompt_is_exported(scored_under_a_system_prompt, tmp_path, to):
     _, chosen = scored_under_a_system_prompt
     chosen.export(to, tmp_path / "out")
     file = next((tmp_path / "out").glob("train.*"))

@@ -620,7 +620,7 @@ def test_the_attended_token_stands_in_its_text(data):
         ("\u2003", "[U+2003]"),
     ],
 )
-def test_white_space_of_a_token_is_visible(token, shown):
+def test_case_25_white_space_of_a_token_is_visible(token, shown):
     assert token_text(token, 40) == shown
 
 

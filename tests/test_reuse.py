@@ -112,7 +112,7 @@ EDITS = ("appended", "inserted", "one answer", "reordered", "removed", "all of i
     [("answer", what) for what in EDITS]
     + [(evidence, "all of it") for evidence in ("logits", "rollouts")],
 )
-def test_an_edited_data_set_scores_what_is_new(
+def test_case_32_an_edited_data_set_scores_what_is_new(
     tiny, tmp_path, monkeypatch, caplog, evidence, what
 ):
     options = {"shard_size": 8, "batch_size": 4, "progress": False, **OPTIONS[evidence]}
@@ -149,7 +149,7 @@ def test_what_was_taken_out_of_the_data_set_may_come_back(tiny, tmp_path, monkey
     assert not (tmp_path / "s" / "previous").exists()  # nothing is left in it
 
 
-def test_the_group_is_no_part_of_a_score(tiny, tmp_path, monkeypatch):
+def test_case_32_the_group_is_no_part_of_a_score(tiny, tmp_path, monkeypatch):
     options = {"store": tmp_path, "shard_size": 8, "progress": False, **OPTIONS["answer"]}
     score(*tiny, make_rows(), **options)
     seen = scored_ids(monkeypatch)
@@ -169,7 +169,7 @@ def test_the_group_is_no_part_of_a_score(tiny, tmp_path, monkeypatch):
     ]
 
 
-def test_a_model_is_its_weights_not_its_path(tiny, tmp_path, monkeypatch):
+def test_case_32_a_model_is_its_weights_not_its_path(tiny, tmp_path, monkeypatch):
     model, processor = tiny
     options = {"store": tmp_path, "progress": False, **OPTIONS["answer"]}
     monkeypatch.setattr(model.config, "_name_or_path", "model", raising=False)

@@ -83,7 +83,7 @@ def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_sdist_holds_what_a_clone_has(sdist: Path, expected: set[str]) -> None:
+def test_case_31_the_sdist_holds_what_a_clone_has(sdist: Path, expected: set[str]) -> None:
     with tarfile.open(sdist) as archive:
         names = {m.name.partition("/")[2] for m in archive.getmembers() if m.isfile()}
     assert expected - names == set()
@@ -94,7 +94,7 @@ def test_the_sdist_holds_what_a_clone_has(sdist: Path, expected: set[str]) -> No
 
 
 @pytest.mark.proof
-def test_the_wheel_of_the_sdist_holds_the_whole_package(
+def test_case_31_the_wheel_of_the_sdist_holds_the_whole_package(
     wheel: Path, expected: set[str]
 ) -> None:
     with zipfile.ZipFile(wheel) as archive:

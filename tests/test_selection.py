@@ -953,7 +953,7 @@ def test_unsolved_is_a_stated_threshold_for_probabilities() -> None:
         choose(scores_of(rows), unsolved=0)
 
 
-def test_long_references_are_compared_by_the_mean_over_their_tokens() -> None:
+def test_case_28_long_references_are_compared_by_the_mean_over_their_tokens() -> None:
     """40 tokens of probability 1/2 against 1/4: the products are 1e-12 and 1e-24."""
     half, quarter = math.log(0.5), math.log(0.25)
     means = {"logp_mean1": half, "logp_mean0": quarter}
@@ -967,7 +967,7 @@ def test_long_references_are_compared_by_the_mean_over_their_tokens() -> None:
     assert reasons(by_product) == ["dropped_unsolved", "kept_cognitive"]
 
 
-def test_a_median_probability_near_zero_is_said() -> None:
+def test_case_28_a_median_probability_near_zero_is_said() -> None:
     rows = [answer(p, 0.0) for p in (0.5, 1e-7, 1e-9)]
     chosen = choose(scores_of(rows), budget=1.0)
     said = [w for w in chosen.settings["warnings"] if "almost no probability" in w]

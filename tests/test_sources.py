@@ -61,7 +61,7 @@ def test_a_key_that_comes_after_the_first_thousand_rows_is_a_column(folder):
     assert samples[1500].choices == ("x", "3") and samples[0].choices == ()
 
 
-def test_gzip_is_unpacked(folder):
+def test_case_48_gzip_is_unpacked(folder):
     (folder / "d.jsonl.gz").write_bytes(gzip.compress(lines(row(0), row(1))))
     samples = open_samples(folder / "d.jsonl.gz")
     assert [s.question for s in samples] == ["Q0?", "Q1?"]
@@ -76,7 +76,7 @@ def test_a_cut_gzip_is_refused_by_name(folder, cut):
 
 
 @pytest.mark.parametrize(("suffix", "by"), [("csv", ","), ("tsv", "\t")])
-def test_separated_values(folder, suffix, by):
+def test_case_14_48_separated_values(folder, suffix, by):
     text = by.join(("id", "question", "answer", "image")) + "\n"
     text += by.join(("7", '"two\nlines"', "03", "a.png")) + "\n"
     (folder / f"d.{suffix}").write_text(text)
@@ -84,7 +84,7 @@ def test_separated_values(folder, suffix, by):
     assert (sample.id, sample.question) == ("7", "two\nlines")
 
 
-def test_an_object_of_rows_and_an_object_around_rows(folder):
+def test_case_48_an_object_of_rows_and_an_object_around_rows(folder):
     plain = {k: v for k, v in row(0).items() if k != "id"}
     (folder / "o.json").write_text(json.dumps({"x": plain, "y": plain}, indent=1))
     assert open_samples(folder / "o.json").ids == ["x", "y"]
@@ -110,7 +110,7 @@ def test_one_line_with_messages_is_a_row(folder):
         (b"SQLite format 3\0", "an SQLite data base"),
     ],
 )
-def test_other_files_are_named(folder, data, message):
+def test_case_48_other_files_are_named(folder, data, message):
     (folder / "d.parquet").write_bytes(data)
     with pytest.raises(RapInputError, match=message):
         open_samples(folder / "d.parquet")
@@ -138,7 +138,7 @@ def parquet(path: Path, *rows: dict[str, object]) -> None:
     pq.write_table(pa.Table.from_pylist(list(rows)), path)
 
 
-def test_splits_are_not_mixed(folder):
+def test_case_13_splits_are_not_mixed(folder):
     for k, name in enumerate(("test", "train-00000-of-00002", "train-00001-of-00002")):
         parquet(folder / f"{name}.parquet", row(k))
     with pytest.raises(RapInputError, match=r"test \(1 file\), train \(2 files\)"):
@@ -286,7 +286,7 @@ def test_whole_numbers_in_csv_are_places(folder):
         open_samples(folder / "d.csv")
 
 
-def test_tsv_with_large_images_in_base64(folder):
+def test_case_14_tsv_with_large_images_in_base64(folder):
     pixels = np.random.default_rng(0).integers(0, 255, (900, 900, 3), dtype="uint8")
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "PNG")
@@ -313,7 +313,7 @@ def test_tsv_with_large_images_in_base64(folder):
         (["A", "B", "C", "D", "E"], 5),
     ],
 )
-def test_choices_in_columns_of_their_own(names, count):
+def test_case_10_choices_in_columns_of_their_own(names, count):
     texts = {name: f"text {k}" for k, name in enumerate(names)}
     last = f"text {count - 1}"
     (sample,) = open_samples([row(0, answer=last, image=png()) | texts])
@@ -378,7 +378,7 @@ B64 = base64.b64encode(IMAGE).decode()
         [None, "a.png"],
     ],
 )
-def test_an_image_as_cells_hold_it(folder, cell):
+def test_case_15_17_an_image_as_cells_hold_it(folder, cell):
     (sample,) = open_samples([row(0, image=cell)], root=folder)
     (ref,) = sample.images
     assert ref in (
@@ -395,7 +395,7 @@ def test_an_array_is_an_image():
         open_samples([row(0, image=pixels.astype(float))])
 
 
-def test_images_in_columns_of_their_own():
+def test_case_04_images_in_columns_of_their_own():
     datasets = pytest.importorskip("datasets")
     other = png(compress_level=1)
     rows = [
@@ -455,7 +455,7 @@ class ByNumber:
         return row(k, image=IMAGE)
 
 
-def test_rows_in_memory_of_other_kinds():
+def test_case_20_rows_in_memory_of_other_kinds():
     pandas = pytest.importorskip("pandas")
     rows = [row(0, image=IMAGE), row(1, image=IMAGE, choices=["3", "4"], score=0.5)]
     frame = pandas.DataFrame(rows, index=[7, 7])

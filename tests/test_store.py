@@ -788,7 +788,7 @@ def test_fault_37_a_store_of_a_newer_schema(full: Path) -> None:
     before = files(full)
     newer = SCHEMA_VERSION + 1
     for version, message in (
-        (newer, "Upgrade it .pip install -U rap-sel"),
+        (newer, "upgrade it: pip install -U rap-select .in a clone"),
         (0, "schema 0"),
     ):
         (full / "store.json").write_text(json.dumps(header | {"schema_version": version}))

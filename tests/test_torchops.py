@@ -218,7 +218,7 @@ def test_lists_and_arrays_of_numpy_in_a_compiled_call():
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_a_gradient_is_refused_by_name(name):
+def test_case_42_a_gradient_is_refused_by_name(name):
     call, a, b = CALLS[name]
     got = call(a.clone().requires_grad_(), b)
     plain = call(a, b)
@@ -233,7 +233,7 @@ def test_a_gradient_is_refused_by_name(name):
             value.nan_to_num(0).clamp(-9, 9).sum().backward()
 
 
-def test_a_gradient_is_not_dropped_beside_another_loss():
+def test_case_42_a_gradient_is_not_dropped_beside_another_loss():
     a = L1.clone().requires_grad_()
     with pytest.raises(rap.RapInputError, match="no gradient"):
         (a.square().sum() + rap.cde(a, L0).kl.sum()).backward()

@@ -417,8 +417,9 @@ def _require_field(name: str, parts: Iterable[str]) -> None:
         raise RapConfigError(f"--set {name}: rap.ScoreConfig has no such field{meant}")
 
 
-def refuse_given(names: Iterable[str], why: str) -> None:
-    """A usage error that names those of these parameters that the user gave."""
+def refuse_given(names: Iterable[str], why: str, way: str = "") -> None:
+    """A usage error that names those of these parameters that the user gave. ``way``: what
+    to do instead."""
     context = click.get_current_context()
     sources = (ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP)
     wanted = set(names)
@@ -428,7 +429,7 @@ def refuse_given(names: Iterable[str], why: str) -> None:
         if param.name in wanted and context.get_parameter_source(param.name) in sources
     ]
     if found:
-        raise click.UsageError(f"no effect {why}: {', '.join(found)}")
+        raise click.UsageError(f"no effect {why}: {', '.join(found)}{way and '; '}{way}")
 
 
 def train_arguments(

@@ -49,7 +49,7 @@ def open_data(
     from ..samples.sampleset import open_samples
 
     if path is None:
-        refuse_given(("columns", "root"), "without a data set")
+        refuse_given(("columns", "root"), "without a data set", _way_to_data(columns))
         return None
     roles = to_columns(columns)
     if planned is not None:
@@ -66,6 +66,17 @@ def open_data(
         allow_network=bool(noted.get(NETWORK)),
         limit=noted.get(LIMIT),
     )
+
+
+def _way_to_data(columns: Sequence[str]) -> str:
+    """How this command is given a data set; groups need none for a column by its name."""
+    context = click.get_current_context()
+    data = next(p for p in context.command.params if p.name == "data")
+    way = f"give {'DATA' if isinstance(data, click.Argument) else '--data DATA'}"
+    group = (to_columns(columns) or {}).get("source")
+    if group and context.params.get("by") == "source":
+        return f"{way}, or group by that column itself: --by {group}"
+    return way
 
 
 def score_data(

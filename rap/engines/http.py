@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from ..errors import RapConfigError, RapModelError, first_line
+from ..errors import RapConfigError, RapModelError, first_line, install
 from .wire import MalformedAnswer, error_message, parse
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def make_client(urls: Sequence[str], concurrency: int, timeout: float) -> Any:
         import httpx2
     except ImportError:
         raise RapConfigError(
-            "engine = 'openai' needs httpx2: pip install 'rap-select[engines]'"
+            f"engine = 'openai' needs httpx2: {install('engines')}"
         ) from None
     local = all(is_loopback(url) for url in urls)
     most = concurrency + 8

@@ -23,7 +23,8 @@ def _as_rap_scored(text: str, truth: str, choices: Any) -> float:
     except ImportError as error:
         raise ImportError(
             "rap_reward.py grades as rap scored and needs it here: pip install --no-deps "
-            "rap-select; or set reward_kwargs.judge=verl for verl's own reward"
+            "rap-select (in a clone of the repository: pip install --no-deps .); or set "
+            "reward_kwargs.judge=verl for verl's own reward"
         ) from error
     return reward(text, truth, choices)
 

@@ -385,6 +385,11 @@ class SampleSet(Sequence["Sample | Bad"]):
         were not looked at."""
         return self._known
 
+    @property
+    def bare(self) -> bool:
+        """Whether its rows are no samples: they have no question (``open_bare``)."""
+        return self.columns["question"] is None
+
     def values(self, name: str) -> Iterator[pa.ChunkedArray | list[Any]]:
         """A column, or a field of one ("a.b"), in order: as Arrow has it, or as Python
         values where Arrow has no type for them; None for rows that cannot be read."""

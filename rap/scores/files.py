@@ -21,7 +21,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import RapStoreError
+from ..errors import RapStoreError, install
 from .owner import stale_tmps, tmp_name, tmps_of
 from .table import SCHEMA_VERSION
 
@@ -284,8 +284,8 @@ def check_version(path: Path, version: object) -> None:
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise OtherVersionError(
             f"{path}: written with score schema {version}; this version reads up to "
-            f"{SCHEMA_VERSION}. Upgrade it (pip install -U rap-select), or score into "
-            "another folder"
+            f"{SCHEMA_VERSION}. Score into another folder, or upgrade it: "
+            f"{install(options='-U')}"
         )
     raise OtherVersionError(
         f"{path}: score schema {version!r} is not one this version knows "

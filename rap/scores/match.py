@@ -18,9 +18,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import RapInputError
-from ..samples.ids import Ids
+from ..samples.bare import open_bare
 from ..samples.images import read_bytes
 from ..samples.remote import is_hub_name, is_url
 from ..samples.sample import Bad, BadSample, Sample, sample_sha256
@@ -387,35 +386,36 @@ def hashes_of(sample: Sample) -> tuple[str, str] | None:
     return sample_sha256(sample, hashes), ",".join(hashes)
 
 
-def bare_rows(table: pa.Table, source: Any, rows: np.ndarray) -> np.ndarray | None:
-    """As ``match`` for a data set whose rows are no samples (no question, say): by its
-    column ``id``, or by their place where it has none. None if nothing tells whether that
-    is right: another number of rows, or scores that have hashes to compare with."""
+def bare_rows(table: pa.Table, source: Any, rows: np.ndarray) -> Any | None:
+    """``rows`` of the table in a data set whose rows are no samples (no question, say):
+    found by its column ``id``, or by their place where it has none. None if nothing tells
+    whether that is right: another number of rows, or scores that have hashes to compare
+    with."""
     names = ("sample_sha256", TEXT_COLUMN)
     hashed = any(
         name in table.column_names and table[name].null_count < table.num_rows
         for name in names
     )
-    by_number = hasattr(source, "select") or hasattr(source, "take")
-    if hashed or not by_number or not hasattr(source, "__len__"):  # a stream has no rows
+    if hashed:
         return None
     wanted = table.select(["id", "index"]).take(pa.array(rows, pa.int64()))
-    if "id" in getattr(source, "column_names", ()):
-        known = pa.chunked_array(_texts_of(source["id"]), pa.string())
-        rows = Ids(len(known), known).rows_of(wanted["id"])
-        return None if (rows < 0).any() else rows
-    if len(source) != table.num_rows:
+    data = _to_take(source)
+    if isinstance(data, SampleSet) and data.columns["id"] is not None:
+        rows = data.rows_of(wanted["id"])
+        return None if (rows < 0).any() else data.take(rows)
+    if data is None or len(data) != table.num_rows:
         return None
-    return wanted["index"].to_numpy()
+    return data.take(wanted["index"].to_numpy())
 
 
-def _texts_of(values: Iterable[Any]) -> Iterator[pa.Array]:
-    """``str`` of each value."""
-    if isinstance(values, (pa.Array, pa.ChunkedArray)):
-        values = (value.as_py() for value in values)
-    rest = iter(values)
-    while some := list(islice(rest, 1024)):
-        yield pa.array([str(value) for value in some], pa.string())
+def _to_take(source: Any) -> Any | None:
+    """The rows, with the ids of a column ``id``; else an object that gives rows itself."""
+    try:
+        data = open_bare(source)
+        return open_bare(source, "id") if "id" in data.column_names else data
+    except RapInputError:
+        numbered = hasattr(source, "take") and hasattr(source, "__len__")
+        return source if numbered else None  # a stream is taken from its start only
 
 
 # ---------------------------------------------------------------- other uses of the hashes

@@ -18,8 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import RapConfigError, RapInputError, RapStoreError
+from ..samples.bare import open_bare
+from ..samples.remote import is_hub_name, is_url
 from ..samples.sampleset import SampleSet, open_samples
-from ..samples.text import as_strings, flat, hash64, repeated, taken
+from ..samples.text import as_strings, flat, hash64, repeated
 from .columns import as_fraction, integers
 from .completions import Completions, ReadCompletions, StoredCompletions
 from .display import bars, card, frame_of
@@ -114,10 +116,11 @@ class Scores:
         ``where``: keep only rows with these values, ``{"augment": "none"}`` or
         ``{"prompt": ["cot", "direct"]}``; ``drop``: leave out rows with any of these,
         ``{"model": ["random"]}``. ``None`` stands for null.
-        ``dataset``: a ``SampleSet``, or a datasets.Dataset with the column ``id``:
-        rows are matched by id, stand in its order, and ``Selection.dataset`` works. Of a
-        ``SampleSet`` the samples' hashes are kept, so that they are known again.
-        Its samples without a completion are quarantined like the others.
+        ``dataset``: a ``SampleSet``, or what ``open_samples`` takes (a datasets.Dataset,
+        a list of dicts, a path, ...) with the column ``id``: rows are matched by id, stand
+        in its order, and ``Selection.dataset`` works. The samples' hashes are kept, so
+        that they are known again; rows that are no samples (no question, no image) have
+        none. Its samples without a completion are quarantined like the others.
 
         Without ``dataset`` samples stand in the order of their first appearance (after
         the filters). The number of completions may differ between samples, and with and
@@ -126,21 +129,22 @@ class Scores:
         Attention is not measured: ``log_psi`` is null.
 
         Raises ``RapInputError``: unreadable, no rows left, a column missing or of the
-        wrong kind, a sample that ``dataset`` does not have, more than 32,767
-        completions of a sample with, or without, its image.
+        wrong kind, a ``dataset`` that is none, a sample that it does not have, more than
+        32,767 completions of a sample with, or without, its image.
         """
         table = keep_rows(read_rollouts(table_or_path), where, drop)
         if source is None and "source" in table.column_names:
             source = "source"
-        samples = None if dataset is None else _samples_of(dataset, id)
+        data = None if dataset is None else _rows_of(dataset, id)
         scores, ignored = count_rollouts(
             table,
             id=id,
             with_image=with_image,
             correct=correct,
             source=source,
-            order=None if dataset is None else _dataset_ids(dataset, id),
+            order=None if data is None else data.ids,
         )
+        samples = None if data is None or data.bare else data
         if samples is not None:
             scores = _with_identities(scores, samples)
         meta = {
@@ -249,7 +253,8 @@ class Scores:
                 return found
         if own is not None:
             return own
-        known = [*schema.names, *getattr(self.dataset, "column_names", ())]
+        data = None if self.dataset is None else _known_rows(self)
+        known = [*schema.names, *(() if data is None else data.column_names)]
         where = "" if self.dataset is not None else "; the data set is not known"
         raise RapConfigError(
             f"{name!r}: the score table has no such column, nor has the data set"
@@ -286,14 +291,16 @@ Scores.table = Lazily()
 Scores.rollouts = ReadCompletions()
 
 
-def _samples_of(dataset: Any, id: str) -> SampleSet | None:
-    """The data set as samples; None if its rows are none (no question, no image)."""
+def _rows_of(dataset: Any, id: str) -> SampleSet:
+    """The data set as samples; its bare rows if they are none (no question, no image)."""
     if isinstance(dataset, SampleSet):
         return dataset
     try:
         return open_samples(dataset, columns={"id": id})
     except RapInputError:
-        return None
+        if is_url(dataset) or is_hub_name(dataset):
+            raise
+    return open_bare(dataset, id)
 
 
 def _with_identities(table: pa.Table, samples: SampleSet) -> pa.Table:
@@ -334,18 +341,6 @@ def diagnose(reader: Reader, threshold: Fraction, **reading: Any) -> dict[str, i
         ):
             total[name] += int(mask.sum())
     return total
-
-
-def _dataset_ids(dataset: Any, id: str) -> list[str]:
-    """The ids of a SampleSet or of a datasets.Dataset, as text."""
-    if hasattr(dataset, "ids"):
-        return list(dataset.ids)
-    if id not in dataset.column_names:
-        raise RapInputError(
-            f"the data set has no column {id!r} to match the rollouts by; it has "
-            f"{', '.join(dataset.column_names)}"
-        )
-    return [str(value) for value in dataset[id]]
 
 
 def _plain(conditions: Mapping[str, object] | None) -> dict[str, object]:
@@ -441,31 +436,31 @@ def _bad_count(batch: pa.Table, accepted: str, judged: str) -> str | None:
 
 def _of_dataset(scores: Scores, name: str) -> pa.Array | None:
     """The column of the data set, in the table's order; None if it has none."""
-    data = scores.dataset
+    data = _known_rows(scores)
+    if data is None:
+        return None
     about = scores.meta.get("data")
-    if data is None:
-        data = reopen(about)
-    if data is None:
-        return None
-    known = set(data.column_names)
-    if name == "source" and hasattr(data, "columns"):
+    if name == "source":
         name = data.columns.get("source") or name
-    if name not in known and name.partition(".")[0] not in known:
+    if not {name, name.partition(".")[0]} & set(data.column_names):
         return None
-    if isinstance(data, SampleSet):
-        names = [n for n in TO_MATCH if n in scores.reader.schema.names]
-        table = scores.reader.read(names)
-        rows = rows_of_all(table, data, data=about)
-    else:
+    if data.bare:  # nothing tells which row is which but its place
         rows = scores.reader.read(["index"])["index"].to_numpy()
-    if isinstance(data, SampleSet):
-        return _of_samples(data, name, rows)
-    if hasattr(data, "row"):
-        from ..samples.cells import cell
+    else:
+        names = [n for n in TO_MATCH if n in scores.reader.schema.names]
+        rows = rows_of_all(scores.reader.read(names), data, data=about)
+    return _of_samples(data, name, rows)
 
-        values = (None if i < 0 else cell(data.row(i), name) for i in rows.tolist())
-        return flat(_one_type(name, [values]))
-    return _of_datasets(data, name, rows) if name in known else None
+
+def _known_rows(scores: Scores) -> SampleSet | None:
+    """The rows of the data set, as handed in, or opened again; None if it is not there."""
+    data = scores.dataset
+    if data is None:
+        return reopen(scores.meta.get("data"))
+    try:
+        return open_bare(data)
+    except RapInputError:  # an object of the caller's, which only ``take`` is asked of
+        return None
 
 
 def _of_samples(samples: SampleSet, name: str, rows: np.ndarray) -> pa.Array:
@@ -489,12 +484,6 @@ def _one_type(name: str, parts: Iterable[Any]) -> pa.ChunkedArray:
 
 TO_MATCH = ("id", "index", "status", "sample_sha256", "image_sha256", TEXT_COLUMN)
 """The columns that ``match`` reads."""
-
-
-def _of_datasets(data: Any, name: str, rows: np.ndarray) -> pa.Array:
-    """A column of a datasets.Dataset, as Arrow has it."""
-    column = data.select_columns([name]).with_format("arrow")[:][name]
-    return flat(taken(column, rows))
 
 
 def _of_rollouts(scores: Scores, name: str) -> pa.Array | None:

@@ -221,8 +221,7 @@ class Selected:
             rows = bare_rows(self.to_match(), self.source, np.flatnonzero(self.kept))
             if rows is None:
                 raise
-            take = getattr(self.source, "select", None) or self.source.take
-            return take(rows)
+            return rows
         return self.samples.take(self.rows)
 
     def counts(self) -> dict[str, int]:

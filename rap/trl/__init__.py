@@ -14,7 +14,7 @@ Without re-selection TRL's own trainers do: ``train_dataset=prepare(sel)``, or
 GRPO and RLOO; TRL 1.16 has no PPO trainer.
 
 Importing this module imports neither torch nor trl; ``GRPOTrainer`` and ``RLOOTrainer``
-do (pip install 'rap-select[trl]').
+do (extra ``trl``).
 """
 
 from __future__ import annotations

