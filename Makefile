@@ -258,7 +258,7 @@ wheel-aarch64: build $(VENV)/wheel.done
 	_PYTHON_HOST_PLATFORM=linux-aarch64 CC=aarch64-linux-gnu-gcc \
 		LDSHARED='aarch64-linux-gnu-gcc -shared' RAP_PORTABLE=1 RAP_CUDA=off \
 		$(PY) setup.py -q build --build-base build/aarch64/tmp bdist_wheel --dist-dir build/aarch64
-	PATH="$(abspath $(VENV))/bin:$$PATH" auditwheel repair --plat manylinux_2_17_aarch64 \
+	PATH="$(abspath $(VENV))/bin:$$PATH" auditwheel repair \
 		--wheel-dir dist/aarch64 build/aarch64/*.whl
 	$(VENV)/bin/abi3audit --strict --verbose dist/aarch64/*.whl
 
