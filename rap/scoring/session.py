@@ -41,7 +41,7 @@ from .again import redo_changed_images, redo_quarantined
 from .engine import provenance, running
 from .evidence import EVIDENCE
 from .filling import Run
-from .plan import Plan, Round, folder_of, make_plan, redo_changed, rounds_of
+from .plan import Plan, Round, folder_of, make_plan, name_of, redo_changed, rounds_of
 from .profiling import stopwatch
 from .reuse import look_back, put_in_groups, reuse_of
 from .scorer import MIN_GROUPS, Scorer
@@ -128,7 +128,7 @@ class Pass:
     """What one pass is scored by, its samples and the folder of its store. ``pool``: how
     many samples all passes have; ``last``: it fills the store itself; ``more``: as from
     ``_inputs``; ``made_by``: the engine of its completions, as from ``provenance``;
-    ``plan``: what the passes before it have settled."""
+    ``plan``: what the passes before it have settled; ``name``: for people."""
 
     folder: Path
     samples: SampleSet
@@ -138,6 +138,7 @@ class Pass:
     more: Collection[str] = ()
     made_by: Mapping[str, object] | None = None
     plan: Plan | None = None
+    name: str = name_of(0, 1)
 
     @property
     def last(self) -> bool:
@@ -177,7 +178,9 @@ class Session:
             Round.of(part, ScoreStore.load(self.path / folder_of(k)))
             for k, part in enumerate(self.rounds[:number])
         ]
-        plan, last = make_plan(done, len(self.samples), self.config), self.last_pass()
+        plan = make_plan(done, len(self.samples), self.config)
+        name = name_of(number, self.n_passes)
+        last = dataclasses.replace(self.last_pass(), name=name)
         if number == len(self.rounds):
             return dataclasses.replace(last, plan=plan)
         return dataclasses.replace(
@@ -279,6 +282,7 @@ class Session:
             pool=None if by.last else by.pool,
             least=of * MIN_SEEN,
             verify=verify,
+            name=by.name,
         )
 
     def reuse(self, by: Pass) -> Reuse | None:
