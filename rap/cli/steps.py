@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -17,6 +17,7 @@ from ..config import ChooseConfig, require_judge
 from ..engines import require_engine
 from ..errors import RapConfigError, RapError, RapStoreError
 from ..model.loading import LoadingOptions, load_model
+from ..rewards.checker import reward_functions
 from .options import (
     LIMIT,
     NETWORK,
@@ -96,12 +97,14 @@ def recipe_of(samples: SampleSet, model: str | None, options: Mapping[str, Any])
         refuse_given(("limit",), f"with --executor {options['executor']}")
     config = score_config(options)
     engine = engine_config(options)
-    require_judge(config.evidence, options["reward"])
+    named, weights = options["reward"], options["reward_weights"]
+    require_judge(config.evidence, named or None)
     require_engine(engine, config.evidence, model is not None)
     from ..scoring.tracking import tracked
 
     reported = tracked(options["report_to"], executor_config(options), "a folder")
-    reward = load_reward(options["reward"])
+    reward = [load_reward(name) for name in named] or None
+    reward_functions(reward, weights or None)
     click.echo(samples.describe(), err=True)
     shown = options["progress"]
     if not (sys.stderr.isatty() if shown is None else shown):
@@ -114,6 +117,7 @@ def recipe_of(samples: SampleSet, model: str | None, options: Mapping[str, Any])
     return Recipe(
         *(*loaded, samples, config, engine),
         reward=reward,
+        reward_weights=weights or None,
         progress=True if shown is None else "force" if shown else False,
         verify_images=options["verify_images"],
         retry_quarantined=options["retry"],
@@ -160,11 +164,9 @@ def quiet_transformers() -> None:
     logging.disable_progress_bar()
 
 
-def load_reward(name: str | None) -> Callable[..., Any] | None:
+def load_reward(name: str) -> Callable[..., Any]:
     """``MODULE:FUNCTION``, looked for in the working folder, too. Raises ``RapConfigError``
     if there is no such function."""
-    if name is None:
-        return None
     import importlib
 
     module, _, function = name.partition(":")
@@ -182,7 +184,7 @@ def load_reward(name: str | None) -> Callable[..., Any] | None:
         sys.path.remove(os.getcwd())
     if not callable(found):
         raise RapConfigError(f"--reward {name}: not a function")
-    return found
+    return cast("Callable[..., Any]", found)
 
 
 def from_rollouts(

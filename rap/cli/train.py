@@ -82,7 +82,7 @@ def train(
         allow_network=bool(ctx.meta.get(NETWORK)),
     )
     click.echo(samples.describe(), err=True)  # a wrong column shows before hours of work
-    chosen = None
+    chosen, named = None, options["train_reward"]
     if selection is not None:
         from ..selection.selection import load
 
@@ -106,7 +106,7 @@ def train(
         samples,
         out,
         config,
-        reward=load_reward(options["train_reward"]),
+        reward=None if named is None else load_reward(named),
         resume=options["resume"],
         echo=lambda text: click.echo(text, err=True),
     )
