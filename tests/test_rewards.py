@@ -651,7 +651,15 @@ def test_fault_26_function_that_cannot_be_pickled_runs_in_a_thread():
 
 
 def test_unusable_rewards_are_refused_before_the_first_sample(rewards, tmp_path):
-    for reward in (3, "accuracy", [], [rewards.right, 3], int, rewards.strict, rewards.play):
+    for reward in (
+        3,
+        "accuracy",
+        [],
+        [rewards.right, 3],
+        int,
+        rewards.strict,
+        rewards.play,
+    ):
         with pytest.raises(RapConfigError):
             make_checker(reward)
     for timeout in (0, -1, math.nan, math.inf, "5", None):

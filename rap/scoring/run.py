@@ -378,7 +378,8 @@ def select(
         ``by``, ..., see ``help(rap.ChooseConfig)``), and what `score` takes besides:
         ``store``, ``reward``, ``reward_weights``, ``columns``, ``root``, ``progress``,
         ``allow_degenerate``, ``verify_images``, ``retry_quarantined``, ``profile``,
-        ``report_to``, ``loading`` and its parts (``dtype``, ``device_map``, ``quantize``, ...), see ``help(rap.score)``.
+        ``report_to``, ``loading`` and its parts (``dtype``, ``device_map``, ``quantize``,
+        ...), see ``help(rap.score)``.
 
     Returns
     -------
