@@ -16,7 +16,7 @@ from rap.rewards.functions import Response
 from rap.rewards.sameness import Sameness
 from rap.samples.images import decode, decoded_each
 from rap.samples.sample import ImageRef, Sample
-from tests.scoring_rewards import by_length, by_pixels, one_too_few, zero
+from scoring_rewards import by_length, by_pixels, one_too_few, zero
 
 Image = pytest.importorskip("PIL.Image")
 RIGHT, WRONG = Verdict(True), Verdict(False)
@@ -186,7 +186,7 @@ def test_fault_26_a_group_that_fails_is_graded_one_by_one(caplog):
     finally:
         go_on.set()
     assert [v.correct for v in alone] == [None] and alone[0].code == "verifier_timeout"
-    said = [r.getMessage() for r in caplog.records if "one by one" in r.getMessage()]
+    said = [r.getMessage() for r in caplog.records if "one at a time" in r.getMessage()]
     assert len(said) == 2 and all("singly" in line for line in said)
     assert "took more than checker_timeout = 0.5 s" in said[0] or "failed" in said[0]
 
@@ -222,7 +222,7 @@ def test_one_value_for_every_group_is_refused_though_it_fits_one():
         assert checker.check_group(sample(), responses("a")) == [RIGHT]
         with pytest.raises(RapInputError, match="returned 1 rewards for 4 completions"):
             checker.check_group(sample(), responses(*"abcd"))
-    with pytest.raises(RapInputError, match="'tests.scoring_rewards:one_too_few': it"):
+    with pytest.raises(RapInputError, match="'scoring_rewards:one_too_few': it"):
         graded(one_too_few, "a", "b")
 
 
@@ -330,7 +330,7 @@ def test_a_reward_that_is_always_the_same_is_said_once_by_name(caplog):
             # 64 completions of 8 samples
             assert len(told(caplog)) == (i >= 7)
     (line,) = told(caplog)
-    assert line.startswith("reward 'tests.scoring_rewards:zero' gave 0 for all 64 complet")
+    assert line.startswith("reward 'scoring_rewards:zero' gave 0 for all 64 complet")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -103,7 +103,7 @@ def recipe_of(samples: SampleSet, model: str | None, options: Mapping[str, Any])
     from ..scoring.tracking import tracked
 
     reported = tracked(options["report_to"], executor_config(options), "a folder")
-    reward = [load_reward(name) for name in named] or None
+    reward = [f for name in named if (f := load_reward(name)) is not None] or None
     reward_functions(reward, weights or None)
     click.echo(samples.describe(), err=True)
     shown = options["progress"]
@@ -164,9 +164,11 @@ def quiet_transformers() -> None:
     logging.disable_progress_bar()
 
 
-def load_reward(name: str) -> Callable[..., Any]:
+def load_reward(name: str | None) -> Callable[..., Any] | None:
     """``MODULE:FUNCTION``, looked for in the working folder, too. Raises ``RapConfigError``
     if there is no such function."""
+    if name is None:
+        return None
     import importlib
 
     module, _, function = name.partition(":")
@@ -184,7 +186,7 @@ def load_reward(name: str) -> Callable[..., Any]:
         sys.path.remove(os.getcwd())
     if not callable(found):
         raise RapConfigError(f"--reward {name}: not a function")
-    return cast("Callable[..., Any]", found)
+    return found
 
 
 def from_rollouts(

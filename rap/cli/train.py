@@ -82,7 +82,7 @@ def train(
         allow_network=bool(ctx.meta.get(NETWORK)),
     )
     click.echo(samples.describe(), err=True)  # a wrong column shows before hours of work
-    chosen, named = None, options["train_reward"]
+    chosen = None
     if selection is not None:
         from ..selection.selection import load
 
@@ -106,7 +106,7 @@ def train(
         samples,
         out,
         config,
-        reward=None if named is None else load_reward(named),
+        reward=load_reward(options["train_reward"]),
         resume=options["resume"],
         echo=lambda text: click.echo(text, err=True),
     )
