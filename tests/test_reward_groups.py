@@ -9,6 +9,7 @@ import threading
 
 import numpy as np
 import pytest
+from scoring_rewards import by_length, by_pixels, one_too_few, zero
 
 from rap.errors import RapConfigError, RapInputError
 from rap.rewards.checker import Verdict, callable_name, make_checker, shown_name
@@ -16,7 +17,6 @@ from rap.rewards.functions import Response
 from rap.rewards.sameness import Sameness
 from rap.samples.images import decode, decoded_each
 from rap.samples.sample import ImageRef, Sample
-from scoring_rewards import by_length, by_pixels, one_too_few, zero
 
 Image = pytest.importorskip("PIL.Image")
 RIGHT, WRONG = Verdict(True), Verdict(False)
