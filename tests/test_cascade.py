@@ -106,10 +106,9 @@ class Scripted:
         self.traced: list[str] = []
         self.fails: dict[str, str] = {}  # id -> "image" | "counterfactual" | "forward"
 
-    def check(self, sample, text, **more):
-        if text == "?":
-            return Verdict(None, "verifier_error", "cannot be graded")
-        return Verdict(text == "+")
+    def check_group(self, sample, responses, *, arm):
+        error = Verdict(None, "verifier_error", "cannot be graded")
+        return [error if r.text == "?" else Verdict(r.text == "+") for r in responses]
 
     def read(self, jobs, which):
         pass

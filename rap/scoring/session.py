@@ -23,7 +23,7 @@ from ..errors import RapInputError, RapStoreError
 from ..installed import version
 from ..model.counterfactual import WITH_PARTNER
 from ..model.loading import opened
-from ..rewards.checker import Checker, make_checker
+from ..rewards.checker import Checker, Reward, make_checker, reward_functions
 from ..samples.index import open_kept
 from ..samples.part import Part
 from ..samples.remote import is_url
@@ -62,7 +62,8 @@ class Recipe:
     dataset: Any
     config: ScoreConfig
     engine: EngineConfig
-    reward: Callable[..., Sequence[float | None]] | None = None
+    reward: Reward | None = None
+    reward_weights: Sequence[float] | None = None
     columns: Mapping[str, str] | None = None
     root: Any = None
     progress: bool | str = True
@@ -76,6 +77,7 @@ class Recipe:
     def check(self) -> None:
         """What can be refused before anything is opened. Raises ``RapConfigError``."""
         require_judge(self.config.evidence, self.reward)
+        reward_functions(self.reward, self.reward_weights)
 
     def samples(self) -> SampleSet:
         """The data set. Raises ``RapInputError`` if there is nothing to score."""
@@ -112,7 +114,7 @@ class Recipe:
         watch = stopwatch(driver, self.profile)
         with (
             _evaluating(model),
-            _checker(self.reward, recipe.config, watch) as checker,
+            _checker(recipe, watch) as checker,
             running(self.engine, driver, recipe.config) as engine,
         ):
             known = None if driver is None else driver.identity()
@@ -343,15 +345,19 @@ def _evaluating(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _checker(
-    reward: Callable[..., Any] | None, config: ScoreConfig, watch: Stopwatch
-) -> Iterator[Checker | None]:
+def _checker(recipe: Recipe, watch: Stopwatch) -> Iterator[Checker | None]:
     """The worker process that grades, if the evidence has any completion graded."""
+    config = recipe.config
     if not EVIDENCE[config.evidence].reading.graded:
         yield None
         return
     with watch.span("checking"):
-        made = make_checker(reward, timeout=config.checker_timeout)
+        made = make_checker(
+            recipe.reward,
+            weights=recipe.reward_weights,
+            timeout=config.checker_timeout,
+            max_pixels=config.max_image_pixels,
+        )
     with made as checker:
         yield checker
 
