@@ -167,7 +167,8 @@ sanitize: build $(VENV)/test.done
 		LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libstdc++.so.6)" \
 		PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 $(VENV)/bin/pytest -q \
 		-p no:cacheprovider tests/test_arrays.py tests/test_ace.py tests/test_cde.py \
-		tests/test_drm.py -k '$(VECTORISED) and not environment'
+		tests/test_drm.py tests/test_strides.py tests/test_guarded.py \
+		-k '$(VECTORISED) and not environment'
 
 # gcc's analyzer and cppcheck (apt install cppcheck): both find nothing. The analyzer is run
 # without OpenMP's simd, in whose code it warns of values that have no name. cppcheck's
