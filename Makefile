@@ -58,13 +58,14 @@ faults: build $(VENV)/test.done
 	$(PY) -m pytest $(PYTEST) -k 'test_fault_ or test_case_' --junitxml=build/faults.xml
 	$(PY) tests/faults.py build/faults.xml
 
-# Ever new examples for FUZZ_SECONDS, shared by the tests (tests/fuzzing.py); without it, as
-# in make test, the same few. Bytes that fail stay in build/fuzz: they belong into
-# tests/data/fuzz then.
+# Examples for FUZZ_SECONDS, shared by the tests (tests/fuzzing.py): ever new ones, or with
+# FUZZ_SEED those of this seed and the ones after it; in make test the same few. Bytes that
+# fail stay in build/fuzz: they belong into tests/data/fuzz then.
 FUZZ_SECONDS ?= 600
+FUZZ_SEED ?=
 
 fuzz: build $(VENV)/test.done
-	RAP_FUZZ_SECONDS=$(FUZZ_SECONDS) $(PY) -m pytest -q -s tests/test_fuzz_kernels.py \
+	RAP_FUZZ_SECONDS=$(FUZZ_SECONDS) RAP_FUZZ_SEED=$(FUZZ_SEED) $(PY) -m pytest -q -s tests/test_fuzz_kernels.py \
 		tests/test_fuzz_inputs.py
 
 # Mutations of the code, one at a time in a copy of it, each of which some test must see:

@@ -143,6 +143,12 @@ def plain(name: str, x: Any, host: bool = False) -> Any:
     was freed (FSDP) or that vmap or grad passed in. torch itself may crash on some of them.
     """
     if kind_of(x) == WRAPPER or not _has_memory(x):
+        if x.is_meta:
+            raise RapInputError(
+                f"{name}: a meta tensor has a shape, and no memory with values. Pass one "
+                "that has; for shapes alone rap.cde, linear_cde and ace take meta tensors "
+                "for all of their logits, hidden states and weight, or queries and keys"
+            )
         raise RapInputError(
             f"{name}: this {type(x).__name__} has no memory of its own that could be read; "
             "pass an ordinary tensor (DTensor: x.full_tensor(), quantised: x.dequantize(), "

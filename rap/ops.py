@@ -6,7 +6,8 @@ is made only when the last dimension is not contiguous), float64 of NumPy, torch
 lists is rounded to float32. Answers come back in the
 caller's framework and on its device: NumPy in, NumPy out; torch in, torch out; JAX in host
 memory in, JAX out, in float32 unless jax_enable_x64 is set. A tensor without memory of its
-own (DTensor, quantised weights, sparse, meta) is a RapInputError.
+own (DTensor, quantised weights, sparse) is a RapInputError; of meta tensors cde, linear_cde
+and ace give meta tensors of the right shapes.
 
 No kernel has a gradient: where torch would expect one of an answer (a tensor requires it,
 no torch.no_grad), the answer raises RapInputError by name when a gradient reaches it.
@@ -74,10 +75,15 @@ class AceResult(NamedTuple):
         return self._asdict()
 
 
-def _compiled(x: Any) -> bool:
-    """Whether torch.compile or torch.export is tracing this call."""
+def _traced(*arrays: Any) -> bool:
+    """Whether torch.compile or torch.export is tracing this call, or ``arrays`` are given
+    and all meta tensors, so that nothing but shapes can be answered."""
     torch = sys.modules.get("torch")
-    return torch is not None and torch.compiler.is_compiling()
+    if torch is None:
+        return False
+    if torch.compiler.is_compiling():
+        return True
+    return bool(arrays) and all(is_torch(x) and x.is_meta for x in arrays)
 
 
 def _graded(*arrays: Any) -> Any:
@@ -139,7 +145,7 @@ def cde(
     Source: RAP (arXiv 2506.04755) section 3.1; METHOD.md section 1; csrc/cde/cde.h.
     """
     means = Means(weights, cu_seqlens, ignore_index)
-    if _compiled(logits1):
+    if _traced(logits1, logits0):
         from . import torchops
 
         planned = kernels.plan(kernels.names(want), targets is not None)
@@ -181,7 +187,7 @@ def linear_cde(
     """
     means, options = Means(weights, cu_seqlens, ignore_index), (scale, softcap, memory)
     arrays = hidden1, hidden0, weight, bias
-    if _compiled(hidden1):
+    if _traced(hidden1, hidden0, weight):
         from . import torchops
 
         planned = kernels.plan(kernels.names(want), targets is not None)
@@ -254,7 +260,7 @@ def ace(
         (renormalise, normalise, stats),
     )
     given = response_start, cu_seqlens, (column_mask, image_mask), lse, options, threads
-    if _compiled(q):
+    if _traced(q, k):
         from . import torchops
 
         return _ace_result(*torchops.ace(q, k, *given))
@@ -286,7 +292,7 @@ def drm(
     RapConfigError (k, threads).
     Source: RAP (arXiv 2506.04755) section 3.3; METHOD.md section 3.
     """
-    if _compiled(difficulty):
+    if _traced():
         from . import torchops
 
         return torchops.drm(difficulty, k, eligible, gain, threads)

@@ -2,8 +2,10 @@
 ``drm``.
 
 ``rap.cde`` and its kin call them by themselves inside ``torch.compile`` and
-``torch.export``, where they break no graph; ``import rap.torchops`` registers them for a
-call by name. Each has a shape function, so that fake and meta tensors pass.
+``torch.export``, where they break no graph, and of meta tensors; ``import rap.torchops``
+registers them for a call by name, with the defaults of ``rap.cde`` and its kin. Each has a
+shape function, so that fake and meta tensors pass: nothing but the shape is known of them,
+so that of what they hold nothing is checked.
 
 No kernel has a gradient, and none is left out silently: what comes of tensors that require
 one carries a node that raises RapInputError by name when a gradient reaches it. The length
@@ -59,8 +61,11 @@ def ungraded(kernel: str, anchor: Tensor, values: Sequence[Any]) -> list[Any]:
 # ---------------------------------------------------------------- operators
 
 
-def _bits(want: int, targets: Tensor | None) -> kernels.Wanted:
-    """Raises RapConfigError for bits of no output, and of one that needs targets."""
+def _bits(want: int | None, targets: Tensor | None) -> kernels.Wanted:
+    """None: all that can be. Raises RapConfigError for bits of no output, and of one that
+    needs targets."""
+    if want is None:
+        return kernels.plan(None, targets is not None)
     if not 0 < want < 1 << len(CDE_OUTPUTS):
         raise RapConfigError(f"want = {want}: expected bits of {len(CDE_OUTPUTS)} outputs")
     names = tuple(name for i, name in enumerate(CDE_OUTPUTS) if want >> i & 1)
@@ -72,9 +77,11 @@ def _cde_shape(lead: Sequence[Any], cu_seqlens: Tensor | None) -> tuple[Any, ...
 
 
 # Written out: what torch infers from annotations that are text depends on its version.
+# The defaults are those of rap.cde and its kin; torch leaves out what equals one, so that
+# the functions below have them, too.
 _MEANS = (
-    "Tensor? targets, Tensor? weights, Tensor? cu_seqlens, SymInt? ignore_index, "
-    "SymInt want"
+    "Tensor? targets=None, Tensor? weights=None, Tensor? cu_seqlens=None, "
+    "SymInt? ignore_index=-100, SymInt? want=None"
 )
 
 
@@ -82,7 +89,7 @@ def _operator(
     name: str, arguments: str, result: str
 ) -> Callable[[Callable[..., object]], CustomOpDef]:
     """A decorator: `torch.library.custom_op`; threads comes last in every operator."""
-    schema = f"({arguments}, SymInt? threads) -> {result}"
+    schema = f"({arguments}, SymInt? threads=None) -> {result}"
     return torch.library.custom_op(f"rap::{name}", mutates_args=(), schema=schema)
 
 
@@ -90,15 +97,16 @@ def _operator(
 def cde_op(
     logits1: Tensor,
     logits0: Tensor,
-    targets: Tensor | None,
-    weights: Tensor | None,
-    cu_seqlens: Tensor | None,
-    ignore_index: int | None,
-    want: int,
-    threads: int | None,
+    targets: Tensor | None = None,
+    weights: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    ignore_index: int | None = -100,
+    want: int | None = None,
+    threads: int | None = None,
 ) -> Tensor:
     """float64 [n, T], [n, B, T] or [n, S]: the n outputs whose bits are set in ``want``, in
-    the order of ``rap.divergences.CDE_OUTPUTS``. Arguments as ``rap.cde``."""
+    the order of ``rap.divergences.CDE_OUTPUTS``; None is all that can be. Arguments and
+    defaults as ``rap.cde``."""
     means = Means(weights, cu_seqlens, ignore_index)
     with torch.no_grad():
         wanted = _bits(want, targets)
@@ -110,37 +118,38 @@ def cde_op(
 def _(
     logits1: Tensor,
     logits0: Tensor,
-    targets: Tensor | None,
-    weights: Tensor | None,
-    cu_seqlens: Tensor | None,
-    ignore_index: int | None,
-    want: int,
-    threads: int | None,
+    targets: Tensor | None = None,
+    weights: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    ignore_index: int | None = -100,
+    want: int | None = None,
+    threads: int | None = None,
 ) -> Tensor:
     shape = _cde_shape(logits1.shape[:-1], cu_seqlens)
-    return logits1.new_empty((want.bit_count(), *shape), dtype=torch.float64)
+    n = len(_bits(want, targets)[0])
+    return logits1.new_empty((n, *shape), dtype=torch.float64)
 
 
 @_operator(
     "linear_cde",
-    "Tensor hidden1, Tensor hidden0, Tensor weight, Tensor? bias, float? scale, "
-    f"float? softcap, SymInt? memory, {_MEANS}",
+    "Tensor hidden1, Tensor hidden0, Tensor weight, Tensor? bias=None, float? scale=None, "
+    f"float? softcap=None, SymInt? memory=None, {_MEANS}",
     "Tensor",
 )
 def linear_cde_op(
     hidden1: Tensor,
     hidden0: Tensor,
     weight: Tensor,
-    bias: Tensor | None,
-    scale: float | None,
-    softcap: float | None,
-    memory: int | None,
-    targets: Tensor | None,
-    weights: Tensor | None,
-    cu_seqlens: Tensor | None,
-    ignore_index: int | None,
-    want: int,
-    threads: int | None,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    memory: int | None = None,
+    targets: Tensor | None = None,
+    weights: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    ignore_index: int | None = -100,
+    want: int | None = None,
+    threads: int | None = None,
 ) -> Tensor:
     """As ``rap::cde``, of ``rap.linear_cde``."""
     means = Means(weights, cu_seqlens, ignore_index)
@@ -158,22 +167,31 @@ def _(
     hidden1: Tensor,
     hidden0: Tensor,
     weight: Tensor,
-    bias: Tensor | None,
-    scale: float | None,
-    softcap: float | None,
-    memory: int | None,
-    targets: Tensor | None,
-    weights: Tensor | None,
-    cu_seqlens: Tensor | None,
-    ignore_index: int | None,
-    want: int,
-    threads: int | None,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    memory: int | None = None,
+    targets: Tensor | None = None,
+    weights: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    ignore_index: int | None = -100,
+    want: int | None = None,
+    threads: int | None = None,
 ) -> Tensor:
     shape = _cde_shape(hidden1.shape[:-1], cu_seqlens)
-    return hidden1.new_empty((want.bit_count(), *shape), dtype=torch.float64)
+    n = len(_bits(want, targets)[0])
+    return hidden1.new_empty((n, *shape), dtype=torch.float64)
 
 
-def _options(numbers: Sequence[float], flags: Sequence[int]) -> AceOptions:
+def _options(
+    dim: int, numbers: Sequence[float] | None, flags: Sequence[int] | None
+) -> AceOptions:
+    """What is None is as in ``rap.ace``."""
+    usual = kernels.ace_options(
+        *(dim, None, 2.0, 8, (None, None), "mean", "response", 8), (False, True, True)
+    )
+    numbers = usual[:2] if numbers is None else numbers
+    flags = [int(x) for x in usual[2:]] if flags is None else flags
     if len(numbers) != 2 or len(flags) != 9:
         raise RapConfigError(
             f"expected numbers [2] and flags [9], got {len(numbers)} and {len(flags)}: the "
@@ -189,28 +207,29 @@ def _options(numbers: Sequence[float], flags: Sequence[int]) -> AceOptions:
 
 @_operator(
     "ace",
-    "Tensor q, Tensor k, Tensor response_start, Tensor? cu_seqlens, Tensor? column_mask, "
-    "Tensor? image_mask, Tensor? lse, float[] numbers, SymInt[] flags",
+    "Tensor q, Tensor k, Tensor response_start, Tensor? cu_seqlens=None, "
+    "Tensor? column_mask=None, Tensor? image_mask=None, Tensor? lse=None, "
+    "float[]? numbers=None, SymInt[]? flags=None",
     "(Tensor, Tensor, Tensor)",
 )
 def ace_op(
     q: Tensor,
     k: Tensor,
     response_start: Tensor,
-    cu_seqlens: Tensor | None,
-    column_mask: Tensor | None,
-    image_mask: Tensor | None,
-    lse: Tensor | None,
-    numbers: Sequence[float],
-    flags: Sequence[int],
-    threads: int | None,
+    cu_seqlens: Tensor | None = None,
+    column_mask: Tensor | None = None,
+    image_mask: Tensor | None = None,
+    lse: Tensor | None = None,
+    numbers: Sequence[float] | None = None,
+    flags: Sequence[int] | None = None,
+    threads: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(summary [4, S]: log_psi, attention_entropy, attention_top, image_mass; position [S];
     log_psi_columns [L]). numbers, flags: the fields of ``kernels.AceOptions``, scale and
-    sigma, and the rest. response_start: int64 [S]."""
+    sigma, and the rest; None is as in ``rap.ace``. response_start: int64 [S]."""
     q, k = kernels.heads_of("q", q), kernels.heads_of("k", k)
     masks = column_mask, image_mask
-    options = _options(numbers, flags)
+    options = _options(q.shape[2], numbers, flags)
     with torch.no_grad():
         return kernels.ace(q, k, response_start, cu_seqlens, masks, lse, options, threads)
 
@@ -220,16 +239,16 @@ def _(
     q: Tensor,
     k: Tensor,
     response_start: Tensor,
-    cu_seqlens: Tensor | None,
-    column_mask: Tensor | None,
-    image_mask: Tensor | None,
-    lse: Tensor | None,
-    numbers: Sequence[float],
-    flags: Sequence[int],
-    threads: int | None,
+    cu_seqlens: Tensor | None = None,
+    column_mask: Tensor | None = None,
+    image_mask: Tensor | None = None,
+    lse: Tensor | None = None,
+    numbers: Sequence[float] | None = None,
+    flags: Sequence[int] | None = None,
+    threads: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     samples = 1 if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    each = _options(numbers, flags).heads == kernels.HEADS["each"]
+    each = _options(q.shape[2], numbers, flags).heads == kernels.HEADS["each"]
     heads = (q.shape[0],) if each else ()
     return (
         q.new_empty((4, samples, *heads), dtype=torch.float64),
@@ -238,13 +257,17 @@ def _(
     )
 
 
-@_operator("drm", "Tensor difficulty, SymInt k, Tensor? eligible, Tensor? gain", "Tensor")
+@_operator(
+    "drm",
+    "Tensor difficulty, SymInt k, Tensor? eligible=None, Tensor? gain=None",
+    "Tensor",
+)
 def drm_op(
     difficulty: Tensor,
     k: int,
-    eligible: Tensor | None,
-    gain: Tensor | None,
-    threads: int | None,
+    eligible: Tensor | None = None,
+    gain: Tensor | None = None,
+    threads: int | None = None,
 ) -> Tensor:
     """int64 [<= k], as ``rap.drm``."""
     return kernels.drm(difficulty, k, eligible, gain, threads).clone()
@@ -254,9 +277,9 @@ def drm_op(
 def _(
     difficulty: Tensor,
     k: int,
-    eligible: Tensor | None,
-    gain: Tensor | None,
-    threads: int | None,
+    eligible: Tensor | None = None,
+    gain: Tensor | None = None,
+    threads: int | None = None,
 ) -> Tensor:
     found = torch.library.get_ctx().new_dynamic_size()
     return difficulty.new_empty((found,), dtype=torch.int64)
@@ -358,7 +381,9 @@ def ace(
     cu = _tensor(cu_seqlens)
     if isinstance(response_start, int):
         samples = 1 if cu is None else cu.shape[0] - 1
-        response_start = torch.full((samples,), response_start, dtype=torch.int64)
+        place = q.device if q.device.type == "meta" else None
+        kind = {"dtype": torch.int64, "device": place}
+        response_start = torch.full((samples,), response_start, **kind)
     response_start = _tensor(response_start)
     scale, sigma, *rest = options  # torch.compile of 2.6 cannot slice a NamedTuple
     flags = [int(x) for x in rest]

@@ -2,6 +2,7 @@
 
     make fuzz                           # ten minutes, shared by the tests
     RAP_FUZZ_SECONDS=60 pytest tests/test_fuzz_kernels.py tests/test_fuzz_inputs.py
+    RAP_FUZZ_SECONDS=60 RAP_FUZZ_SEED=7 pytest ...      # as .ci/run: those of 7, 8, ...
 
 Without ``RAP_FUZZ_SECONDS`` the examples are the same in every run (`EXAMPLES` a test). A
 check of bytes leaves those that fail in ``build/fuzz``: put into ``tests/data/fuzz`` they
@@ -53,11 +54,13 @@ def seconds(tests: int) -> float:
 
 def fuzz(check: Callable[..., None], *, share: float, **drawn: st.SearchStrategy) -> None:
     """Call ``check`` with values of ``drawn``: ``EXAMPLES`` times, or for ``share``
-    seconds with a new seed for every 200 of them, which is printed."""
+    seconds with a new seed for every 200 of them, which is printed. The first one is
+    ``RAP_FUZZ_SEED`` if that is set: the same examples then, as far as the time goes."""
     if not share:
         settings.get_profile("ci")(given(**drawn)(check))()
         return
-    end, first = time.monotonic() + share, random.randrange(2**32)
+    end = time.monotonic() + share
+    first = int(os.environ.get("RAP_FUZZ_SEED") or random.randrange(2**32))
     for seed in itertools.count(first):
         print("seed", seed, flush=True)
         profile = settings.get_profile("night")

@@ -691,6 +691,10 @@ def test_check_writes_out_the_prompts_that_are_scored(tiny, tmp_path):
         ("s1", None),
     ]
     assert found[0]["tokens"] > found[1]["tokens"] > 0
+    found = json.loads(run(*words, "--limit", 1, "--json").stdout)["prompts"]
+    assert [p["id"] for p in found] == ["s0", "s0"]
+    wrong = ("check", tiny, "--device", "cpu", "--limit", 1)
+    assert "without --cut or --write-out: --limit" in run(*wrong, code=2).stderr
     wrong = ("check", tiny, "--device", "cpu", "--write-out", 2)
     assert "--write-out needs --data" in run(*wrong, code=2).stderr
     wrong = ("check", tiny, "--device", "cpu", "--system-prompt", "x")

@@ -161,6 +161,56 @@ def test_meta_tensors_have_shapes():
     assert (summary.shape, position.shape, psi.shape) == ((4, 1), (1,), (L,))
 
 
+def test_the_public_functions_of_meta_tensors_give_shapes():
+    def meta(*tensors):
+        return [x.to("meta") for x in tensors]
+
+    for targets, weights, cu in ((None, None, None), (TARGETS, WEIGHTS, CU)):
+        options = {"targets": targets, "weights": weights, "cu_seqlens": cu}
+        for call, arrays in ((rap.cde, (L1, L0)), (rap.linear_cde, (H1, H0, HEAD))):
+            want, got = call(*arrays, **options), call(*meta(*arrays), **options)
+            for a, b in zip(want, got, strict=True):
+                assert (a is None) == (b is None)
+                if a is not None:
+                    assert b.is_meta and (a.shape, a.dtype) == (b.shape, b.dtype)
+    for options in ({}, {"heads": "each"}):
+        want = rap.ace(Q, K, response_start=12, **options)
+        got = rap.ace(*meta(Q, K), response_start=12, **options)
+        for a, b in zip(want, got, strict=True):
+            assert b.is_meta and (a.shape, a.dtype) == (b.shape, b.dtype)
+    for call in (
+        lambda: rap.cde(L1.to("meta"), L0),
+        lambda: rap.ace(Q, K.to("meta"), response_start=12),
+        lambda: rap.drm(SCORES.to("meta"), 3),
+    ):
+        with pytest.raises(
+            rap.RapInputError, match="a meta tensor has a shape"
+        ):
+            call()
+
+
+def test_operators_called_by_name_have_the_defaults_of_the_functions():
+    ops = torch.ops.rap
+    for targets in (None, TARGETS):  # with -100, which does not count
+        want = [x for x in rap.cde(L1, L0, targets=targets) if x is not None]
+        assert torch.equal(ops.cde(L1, L0, targets).nan_to_num(7), stacked(want))
+        got = ops.linear_cde(H1, H0, HEAD, targets=targets)
+        want = [x for x in rap.linear_cde(H1, H0, HEAD, targets=targets) if x is not None]
+        assert torch.equal(got.nan_to_num(7), stacked(want))
+        shapes = ops.cde(L1.to("meta"), L0.to("meta"), targets)
+        assert len(shapes) == (10 if targets is not None else 8)
+    result = rap.ace(Q, K, response_start=12)
+    summary, position, psi = ops.ace(Q, K, torch.tensor([12]))
+    assert torch.equal(summary.nan_to_num(7), stacked([*result[:1], *result[2:5]]))
+    assert torch.equal(position, result.position)
+    assert torch.equal(psi, result.log_psi_columns)
+    assert ops.drm(SCORES, 3).tolist() == rap.drm(SCORES, 3).tolist()
+
+
+def stacked(values) -> torch.Tensor:
+    return torch.stack(list(values)).nan_to_num(7)
+
+
 FLAGS = [8, 0, 0, 0, 1, 8, 0, 1, 1]
 
 

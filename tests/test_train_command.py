@@ -107,6 +107,7 @@ def test_rap_train_refuses_by_name(trl, tmp_path, data):
         ("holds no training run", (path, "--resume"), 2),
         ("cannot be read", (path, "--config", tmp_path / "none.yaml"), 2),
         ("lora = 0", (path, "--lora", 0), 2),
+        ("only a hub name has revisions", (path, "--revision", "v1"), 2),
         ("4 prompts are selected", (path, "--selection", selection, *BATCH), 2),
     ]:
         assert match in " ".join(shell(*words[:1], *out, *words[1:], code=code).split())

@@ -16,6 +16,7 @@ from .options import (
     COLUMNS,
     CONFIG_OPTION,
     DATA,
+    LIMIT_OPTION,
     LOADING_OPTIONS,
     PATH,
     json_option,
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
     option("--data", type=DATA, help="The data set, for --cut and --write-out."),
     *COLUMNS,
 )
+@LIMIT_OPTION
 @group("Result", json_option)
 @CONFIG_OPTION
 def check(
@@ -103,10 +105,12 @@ def check(
     """
     if cut is None:
         refuse_given(("samples", "others", "seed"), "without --cut")
+    else:
+        refuse_given(("limit",), "with --cut, which goes by the samples that were scored")
     if write_out is None:
         refuse_given(("prompt_template", "system_prompt"), "without --write-out")
     if cut is None and write_out is None:
-        refuse_given(("data", "columns", "root"), "without --cut or --write-out")
+        refuse_given(("data", "columns", "root", "limit"), "without --cut or --write-out")
     elif data is None:
         raise RapConfigError(
             "--cut needs --data, the data set that was scored"

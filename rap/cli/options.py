@@ -169,6 +169,9 @@ _trust = (
         help="Load weights that are not safetensors; a pickle can run code.",
     ),
 )
+_revision = option(
+    "--revision", metavar="NAME", help="Of a hub name: branch, tag or commit."
+)
 _loading = (
     option("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, ..."),
     _dtype,
@@ -184,7 +187,7 @@ _loading = (
         type=click.Choice(["4bit", "8bit"]),
         help="Weights in 4 or 8 bits while they are loaded (needs bitsandbytes).",
     ),
-    option("--revision", metavar="NAME", help="Of a hub name: branch, tag or commit."),
+    _revision,
     *_trust,
 )
 LOADING_OPTIONS = group("Model", *_loading)
@@ -326,7 +329,7 @@ RESELECT_OPTIONS = group("Choosing again", *field_options(ReselectConfig))
 # ---------------------------------------------------------------- training
 
 TRAIN_OPTIONS = _both(
-    group("Model", _dtype, *_trust),
+    group("Model", _dtype, _revision, *_trust),
     group(
         "Training",
         *field_options(TrainConfig, only=("algorithm", "lora")),

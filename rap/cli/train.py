@@ -97,6 +97,7 @@ def train(
         model,
         device="cpu",  # TRL moves it
         dtype=options["dtype"],
+        revision=options["revision"],
         trust_remote_code=options["trust_remote_code"],
         allow_pickle=options["allow_pickle"],
     )
