@@ -375,8 +375,8 @@ def test_a_selection_fetches_no_data_set(chosen: Path, no_network: list) -> None
     assert not no_network
 
 
-def test_a_link_in_a_store_is_replaced_and_not_written_through(tmp_path: Path) -> None:
-    """What a link in a store leads to is not overwritten: files are renamed into place."""
+def test_a_link_in_a_selection_is_replaced_and_not_written_through(tmp_path: Path) -> None:
+    """What it leads to is not overwritten: files are renamed into place."""
     outside = tmp_path / "outside"
     outside.write_text("mine")
     (tmp_path / "out").mkdir()

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RapStoreError
-from .files import make_folder, store_error
+from .files import make_folder, read_regular, refuse_links, store_error
 from .owner import Owner, lives, me
 
 log = logging.getLogger("rap")
@@ -102,6 +102,7 @@ class Claims:
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
+        refuse_links(store)
         make_folder(self.folder)
 
     def __enter__(self) -> Claims:
@@ -237,7 +238,7 @@ class Claims:
         """What a claim says now; None if there is none. Opened anew each time: a network
         file system then asks its server."""
         try:
-            return (self.folder / name).read_bytes()
+            return read_regular(self.folder / name)
         except FileNotFoundError:
             return None
         except OSError as error:

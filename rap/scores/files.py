@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import os
+import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -93,6 +94,36 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise store_error(f"{folder}: cannot be made", error) from error
+
+
+def refuse_links(store: Path) -> None:
+    """Raises ``RapStoreError`` for a link in a store to a folder, or in place of its lock:
+    a store of others could have its files written, or cleared away, where that leads. The
+    store itself may be a link; links to other files are read, and replaced."""
+    for at, folders, files in os.walk(store):
+        for name in (*folders, *(name for name in files if name == "lock")):
+            path = os.path.join(at, name)
+            if os.path.islink(path):
+                raise RapStoreError(
+                    f"{path}: is a link to {os.readlink(path)}; a store has none, and what "
+                    "it leads to may not be its own: remove it, or use another folder"
+                )
+
+
+def open_regular(path: Path) -> IO[bytes]:
+    """A file to read that is neither a pipe, which would be waited for, nor a device.
+    Raises ``OSError``."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return open(handle, "rb")
+
+
+def read_regular(path: Path) -> bytes:
+    """All of it; as `open_regular`."""
+    with open_regular(path) as file:
+        return file.read()
 
 
 def fsync_folder(folder: Path) -> None:
@@ -217,7 +248,7 @@ def decoded_columns(
 def verified(path: Path) -> tuple[bytes, dict[str, Any], str]:
     """(bytes, note, digest), without decoding the pages."""
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
     except OSError as error:
         raise store_error(f"{path}: cannot be read", error) from error
     digest = _require_digest(path, io.BytesIO(data), len(data))
@@ -227,7 +258,7 @@ def verified(path: Path) -> tuple[bytes, dict[str, Any], str]:
 def verified_in_place(path: Path) -> tuple[dict[str, Any], str]:
     """(note, digest) as ``verified``, for a file that may be larger than the memory."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             digest = _require_digest(path, file, os.fstat(file.fileno()).st_size)
             return _note_of(path, pa.PythonFile(file, "r")), digest
     except OSError as error:

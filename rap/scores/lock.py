@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from ..errors import RapStoreError
-from .files import store_error
+from .files import refuse_links, store_error
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
@@ -40,8 +40,10 @@ class Lock:
         self.pid = os.getpid()
         if self.key in _open_here:
             raise RapStoreError(f"{folder}: this process has the store open already")
+        refuse_links(folder)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            self.handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            self.handle = os.open(self.path, flags, 0o666)
         except OSError as error:
             raise store_error(f"{folder}: cannot be written to", error) from error
         try:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from .files import write_atomic
+from .files import read_regular, write_atomic
 
 VERSION = 1
 NAME = "profile.json"
@@ -163,7 +163,7 @@ def read_profile(folder: Path) -> Profile | None:
     a ``UserWarning`` says so."""
     path = folder / NAME
     try:
-        found = Profile.of(json.loads(path.read_bytes()))
+        found = Profile.of(json.loads(read_regular(path)))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError):

@@ -29,7 +29,7 @@ from typing import Any
 from ..errors import RapStoreError
 from .claims import FOLDER, Claims, require_idle
 from .drawn import Drawn
-from .files import check_version, store_error, write_atomic
+from .files import check_version, read_regular, store_error, write_atomic
 from .table import SCHEMA_VERSION
 
 NAME = "plan.json"
@@ -99,7 +99,7 @@ def read_plan(store: Path) -> ShardPlan | None:
     read."""
     path = store / NAME
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(read_regular(path))
         check_version(path, found.pop("schema_version"))
         if found.pop("kind") != "plan":
             raise ValueError("no plan")

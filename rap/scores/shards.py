@@ -16,7 +16,14 @@ import pyarrow as pa
 
 from ..errors import RapStoreError
 from .columns import nulls
-from .files import check_version, decoded, decoded_columns, store_error, verified
+from .files import (
+    check_version,
+    decoded,
+    decoded_columns,
+    read_regular,
+    store_error,
+    verified,
+)
 from .fingerprint import other_run
 from .profile import read_profile
 from .table import ROLLOUT_SCHEMA, SCHEMA_VERSION, SCORE_SCHEMA, SINCE, filled
@@ -281,7 +288,7 @@ def read_refusal(store: Path) -> str | None:
     """Why the run that filled a store did not end well (``judge.verdict_kept``); None if it
     did."""
     try:
-        return str(json.loads((store / REFUSED).read_bytes())["refused"])
+        return str(json.loads(read_regular(store / REFUSED))["refused"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
@@ -289,7 +296,7 @@ def read_refusal(store: Path) -> str | None:
 def read_header(path: Path) -> dict[str, Any] | None:
     """store.json; None if there is none. Raises ``RapStoreError`` if it is damaged."""
     try:
-        text = path.read_bytes()
+        text = read_regular(path)
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -25,6 +25,7 @@ from ...samples.remote import is_hub_name, is_url
 from ...samples.sampleset import SampleSet
 from ...scores.claims import FOLDER as CLAIMS
 from ...scores.claims import Claims, require_idle
+from ...scores.files import refuse_links
 from ...scores.owner import Owner, me
 from ...scores.shardplan import DRIVER_FOLDER
 from ..evidence import EVIDENCE
@@ -50,6 +51,7 @@ class RayExecutor:
         """See ``Executor.run``. Raises ``RapWorkerError`` where workers died too often."""
         require_paths(recipe)
         store = Path(os.path.abspath(store))
+        refuse_links(store)
         samples = recipe.samples()
         config = self.config
         cascade = EVIDENCE[recipe.config.evidence].staged
