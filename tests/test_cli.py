@@ -344,6 +344,14 @@ def test_info_as_text_and_json():
             ),
             "reward: evidence 'logits' grades no completion",
         ),
+        (
+            (
+                *("score", str(MATHVISION), "--model", "m", "--store", "y"),
+                *("--evidence", "rollouts", "--reward", "json:dumps"),
+                *("--reward-weights", "1", "--reward-weights", "2"),
+            ),
+            "reward_weights has 2 numbers for 1 reward functions",
+        ),
         (("score", "x", "--store", "y"), "--model"),
         (("select", str(MATHVISION), "--model", "m"), "--out DIR or --store DIR"),
         (("choose", "x", "--data", str(MATHVISION), "--columns", "id"), "NAME=VALUE"),
@@ -545,6 +553,25 @@ def test_a_model_that_is_not_there_exits_1(tmp_path):
 def test_a_device_that_is_not_there_is_a_config_error():
     with pytest.raises(RapConfigError, match="--device cuda:77"):
         load_model("unread", device="cuda:77")
+
+
+def test_several_rewards_and_their_weights_reach_the_run(monkeypatch):
+    seen = {}
+
+    def recipe(*given, **options):
+        seen.update(options)
+        raise RapConfigError("it was seen")
+
+    monkeypatch.setattr("rap.scoring.session.Recipe", recipe)
+    monkeypatch.setattr("rap.cli.steps.load", lambda *given: (None, None))
+    command = ("score", str(MATHVISION), "--model", "m", "--store", "y", "--evidence")
+    rewards = ("--reward", "json:dumps", "--reward", "json:dump")
+    weights = ("--reward-weights", "1", "--reward-weights", "0.5")
+    refused(*command, "rollouts", *rewards, *weights, code=2, says="it was seen")
+    assert seen["reward"] == [json.dumps, json.dump]
+    assert seen["reward_weights"] == (1.0, 0.5)
+    refused(*command, "cascade", code=2, says="it was seen")
+    assert seen["reward"] is None and seen["reward_weights"] is None
 
 
 def test_reward_is_found_or_refused(tmp_path, monkeypatch):

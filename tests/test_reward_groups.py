@@ -330,7 +330,7 @@ def test_a_reward_that_is_always_the_same_is_said_once_by_name(caplog):
             # 64 completions of 8 samples
             assert len(told(caplog)) == (i >= 7)
     (line,) = told(caplog)
-    assert line.startswith("reward 'scoring_rewards:zero' gave 0 for all 64 complet")
+    assert line.startswith("reward 'scoring_rewards:zero' gave 0 for all 64 ")
 
 
 @pytest.mark.parametrize(

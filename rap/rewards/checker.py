@@ -268,8 +268,8 @@ class _Function:
         late = f"took more than checker_timeout = {self.timeout:g} s"
         why = late if isinstance(error, CheckTimeout) else f"failed ({str(error)[:200]})"
         log.warning(
-            "reward %r: a call for %d completions %s; they are graded one at a time, and so "
-            "is every group for which that happens",
+            "reward %r: a call for %d completions %s; they are graded one at a time, "
+            "and so is every group for which that happens",
             *(self.said, n, why),
         )
 
