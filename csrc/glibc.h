@@ -15,6 +15,10 @@
 
 #if defined(__GLIBC__) && defined(__x86_64__)
 #define RAP_OLDER(name, version) __asm__(".symver " #name "," #name "@GLIBC_" version)
+#elif defined(__GLIBC__) && defined(__aarch64__) /* its first glibc is 2.17 */
+#define RAP_OLDER(name, version) __asm__(".symver " #name "," #name "@GLIBC_2.17")
+#endif
+#if defined(RAP_OLDER)
 RAP_OLDER(exp2, "2.2.5");
 RAP_OLDER(log, "2.2.5");
 RAP_OLDER(log2, "2.2.5");

@@ -12,6 +12,7 @@ many processes fill.
 ``ace``, ``cde``, ``linear_cde`` and ``drm`` are the kernels on arrays.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,13 @@ from .errors import (
     install,
     missing,
 )
+
+if "t" in getattr(sys, "abiflags", ""):
+    raise ImportError(
+        f"rap-select: this Python {sys.version.split()[0]} is free-threaded (PEP 703) and "
+        "loads no extension of the stable ABI (abi3), as rap._C is one. Use the build of "
+        "Python with the GIL"
+    )
 
 if TYPE_CHECKING:
     from .config import AceConfig, ChooseConfig, Sampling, ScoreConfig
@@ -105,7 +113,7 @@ __all__ = [
 
 def _when_used(name: str) -> Any:
     if name == "__version__":
-        from .environment import version
+        from .installed import version
 
         return version("rap-select") or "0+unknown"
     if name in _MODULES:

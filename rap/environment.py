@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import glob
-import importlib.metadata
 import os
 import platform
 
 from . import _C
 from .cuda import INSTALL, open_cublaslt
 from .errors import RapConfigError
+from .installed import version
 from .ops import default_threads
 
 _OPTIONAL = ("torch", "transformers", "datasets", "trl", "math-verify", "pillow", "jinja2")
-
-
-def version(distribution: str) -> str | None:
-    """Version of an installed distribution; None if it is not installed."""
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _threads_source() -> str:

@@ -161,8 +161,8 @@ def plain(name: str, x: Any, host: bool = False) -> Any:
 
 def _has_memory(x: Any) -> bool:
     try:
-        if x.data_ptr():
-            return _holds(x)
+        if x.data_ptr():  # torch before 2.10 says of these two only what its DLPack says
+            return not (x.is_quantized or x.is_nested) and _holds(x)
         if not x.numel():
             return True
     except RuntimeError:  # no storage at all

@@ -418,6 +418,19 @@ def _samples(
 # ---------------------------------------------------------------- drm
 
 
+def _require_shares(difficulty: Any) -> None:
+    """Raises RapInputError for percentages, of which none is a candidate. Looked at only
+    where there is none: a pass over [N]."""
+    if not (isinstance(difficulty, np.ndarray) or is_torch(difficulty)):
+        return
+    above = difficulty[(difficulty > 1) & (difficulty < math.inf)]
+    if len(above) and not ((difficulty > 0) & (difficulty < 1)).any():
+        raise RapInputError(
+            "difficulty: expected shares (1 - pass rate) between 0 and 1, got values up to "
+            f"{float(above.max()):g} and none between; divide percentages by 100"
+        )
+
+
 def drm(difficulty: Any, k: int, eligible: Any, gain: Any, threads: int | None) -> Any:
     """int64 [<= k]."""
     k = integer("k", k, 0)
@@ -437,4 +450,6 @@ def drm(difficulty: Any, k: int, eligible: Any, gain: Any, threads: int | None) 
         out,
         place.where(threads, 8 * n),
     )
+    if not found and out.shape[0]:
+        _require_shares(scores)
     return out[:found] if place.answer is None else place.answer(out[:found])

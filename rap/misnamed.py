@@ -40,7 +40,7 @@ CALLED_OTHERWISE = {
         ("resume", "resume_from_checkpoint"), "the same call on the same store goes on"
     ),
     **dict.fromkeys(("verbose", "quiet"), "progress=False shows no progress"),
-    "reward_funcs": "give one function: reward=",
+    "reward_funcs": "reward functions are reward=, one or a list",
 }
 """Names that other libraries or our own shell have for what is asked for otherwise here."""
 

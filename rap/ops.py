@@ -288,7 +288,8 @@ def drm(
     CDE) down, index up: total, hence deterministic. N up to 10^8 and beyond.
 
     Returns int64 [<= k], hardest first. Raises TypeError (dtype), RapInputError (shapes, a
-    tensor without memory of its own), RapConfigError (k, threads).
+    tensor without memory of its own, values above 1 and none between 0 and 1: percentages),
+    RapConfigError (k, threads).
     Source: RAP (arXiv 2506.04755) section 3.3; METHOD.md section 3.
     """
     if _traced():

@@ -386,7 +386,8 @@ def ace(
             (samples,), response_start, dtype=torch.int64, device=place
         )
     response_start = _tensor(response_start)
-    flags = [int(x) for x in options[2:]]
+    scale, sigma, *rest = options  # torch.compile of 2.6 cannot slice a NamedTuple
+    flags = [int(x) for x in rest]
     return ace_op(
         *(
             _numbers(q),
@@ -396,7 +397,7 @@ def ace(
             *map(_tensor, masks),
             _numbers(lse),
         ),
-        *(list(options[:2]), flags, threads),
+        *([scale, sigma], flags, threads),
     )
 
 

@@ -75,7 +75,7 @@ def mathruler(folder: str) -> Callable[[Row], bool]:
     return right
 
 
-_BESIDE = r"ruled|courtesy|restated|tag|refusal|clause|comparison|turn"
+_BESIDE = r"ruled|courtesy|restated|tag|refusal|clause|comparison|turn|judged|refused"
 STRICT = (
     ("beside", "what stands beside the answer is not read as that: options ruled out or "
      "said over, courtesy, open tags, clauses, another turn", _BESIDE),
@@ -282,7 +282,10 @@ RULE = (
     "options that are ruled out first (`B is wrong. A`), courtesy (`You are right, it's "
     "left`), options said over before one is taken, answer tags left open or mistyped, a "
     "clause after a number (`2016, with 94%`), what is compared with something, questions "
-    "that a model makes up after its answer; and no number counts in a refusal."
+    "that a model makes up after its answer; and no number counts in a refusal. Version 6 "
+    "reads tables of judgements (`A: wrong. B: right.`: what is called right is it), takes "
+    "no option or number that is called wrong (`C. is not correct`), and knows decimal "
+    "commas where the column of references has them (`3,5`; one row is never guessed)."
 )
 
 

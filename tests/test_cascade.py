@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import warnings
 
 import numpy as np
@@ -105,10 +106,9 @@ class Scripted:
         self.traced: list[str] = []
         self.fails: dict[str, str] = {}  # id -> "image" | "counterfactual" | "forward"
 
-    def check(self, sample, text, **more):
-        if text == "?":
-            return Verdict(None, "verifier_error", "cannot be graded")
-        return Verdict(text == "+")
+    def check_group(self, sample, responses, *, arm):
+        error = Verdict(None, "verifier_error", "cannot be graded")
+        return [error if r.text == "?" else Verdict(r.text == "+") for r in responses]
 
     def read(self, jobs, which):
         pass
@@ -562,6 +562,15 @@ def pool(n: int = 22) -> list[dict]:
     rows[5]["answer"] = "nonsense"
     rows[11]["image"] = {"bytes": b"no image", "path": None}
     return rows
+
+
+def test_every_round_has_a_bar_with_its_own_name(tiny, capfd):
+    score(*tiny, pool(12), **OPTIONS | {"progress": "force"})
+    bars = re.findall(r"(?m)(scoring[^:]*): 100%", capfd.readouterr().err)
+    assert list(dict.fromkeys(bars)) == [
+        "scoring the pilot, round 1 of 2",
+        "scoring the rest, round 2 of 2",
+    ]
 
 
 def test_every_row_says_which_stage_decided_it(whole):

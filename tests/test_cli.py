@@ -147,6 +147,36 @@ def test_version_and_module_run():
     assert done.returncode == 0 and done.stdout.startswith("Usage: rap ")
 
 
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("rap-select", "9.8.7"), ("another", "0+unknown"), (None, "0+unknown")],
+)
+def test_a_clone_that_is_not_installed_knows_its_version(tmp_path, name, says):
+    """From its pyproject.toml, the one place where it stands."""
+    (tmp_path / "rap").symlink_to(ROOT / "rap")
+    if name is not None:
+        text = f'[project]\nname = "{name}"\nversion = "9.8.7"\n'
+        (tmp_path / "pyproject.toml").write_text(text)
+    code = """
+import importlib.metadata as m, runpy, sys
+real = m.distribution
+def hidden(name):
+    if name == "rap-select":
+        raise m.PackageNotFoundError(name)
+    return real(name)
+m.distribution = hidden
+sys.argv = ["rap", "--version"]
+import rap
+print(rap.__version__)
+runpy.run_module("rap", run_name="__main__")
+"""
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=env
+    )
+    assert done.stdout.split() == [says, "rap,", "version", says], done.stderr
+
+
 # ---------------------------------------------------------------- rollouts
 
 

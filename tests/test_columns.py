@@ -15,7 +15,7 @@ from rap.errors import RapInputError
 from rap.rewards.checker import make_checker
 from rap.rewards.exported import reward
 from rap.samples import index
-from rap.samples.answers import read_answer
+from rap.samples.answers import answer_to_train, read_answer
 from rap.samples.sample import Sample, sample_sha256
 from rap.samples.sampleset import SampleSet, open_samples
 from rap.samples.stated import options_in
@@ -211,6 +211,66 @@ def test_names_of_segments_are_no_sets_of_letters():
     names = settled(["AB", "PQ", "12"])
     assert read_answer(names[0]).letters == ""
     assert read_answer(settled(["AB", "C", "AD"])[0]).letters == "AB"
+
+
+GERMAN = ("Wie lang ist die Seite?", "Welche Zahl ist das?", "Wie viel kostet es?")
+
+
+@pytest.mark.parametrize(
+    ("answers", "reference", "accepted", "refused"),
+    [
+        (
+            ["3,5", "2,5 cm"],
+            "3.5 (3,5)",
+            ["3,5", "3.5", "7/2", "$3{,}5$"],
+            ["35", "3 and 5"],
+        ),
+        (["3,5 cm"], "3.5 cm (3,5 cm)", ["3,5", "3.5 cm", "35 mm", "0,035 m"], ["3,5 m"]),
+        (["1,234", "0,05"], "1.234 (1,234)", ["1,234", "1.234"], ["1234", "1,235"]),
+        (["1.234", "0,05"], "1234 (1.234)", ["1.234", "1234"], ["1,235", "1.235"]),
+        (["1.234,5"], "1234.5 (1.234,5)", ["1.234,5", "1234.5", "1,234.5"], ["1.2345"]),
+        (["3,5", "12,5 %"], "3.5 (3,5)", ["Der Wert ist 3,5."], ["Der Wert ist 3,6."]),
+        (["2,5; 3,5", "1,5 m"], "2.5; 3.5 (2,5; 3,5)", ["3,5; 2,5"], ["2,5"]),
+        (["12", "12,5 %"], "12", ["12"], ["12,5"]),
+        (["3,5", "2,5 cm"] + ["3.5"] * 9, "3,5", ["3 and 5"], ["3.5"]),
+        (["3,5", "2, 5", "2,5 cm"], "3,5", ["3 and 5"], ["3.5"]),
+        (["1,234", "2,345", "2,5 cm"], "1,234", ["1234"], ["1.234"]),
+        (["3,5", "12", "0,25"], "3,5", ["3 and 5"], ["3.5"]),
+    ],
+)
+def test_decimal_commas_are_told_by_the_column(answers, reference, accepted, refused):
+    """By answers that can be read in one way only; none decides by itself."""
+    sample = opened(*[("How long?", a) for a in answers])[0]
+    assert isinstance(sample, Sample) and sample.reference == reference
+    assert [text for text in accepted if not right(sample, text)] == []
+    assert [text for text in refused if right(sample, text)] == []
+
+
+def test_the_language_of_the_questions_tells_decimal_commas():
+    answers = ("3,5", "1,234", "0,25")
+    samples = opened(*zip(GERMAN, answers, strict=True))
+    assert [s.reference for s in samples] == [
+        "3.5 (3,5)", "1.234 (1,234)", "0.25 (0,25)"
+    ]  # fmt: skip
+    assert "answers have decimal commas" in samples.describe()
+    assert samples.answer_forms.form == "number"
+    assert reference_text(samples[0], ScoreConfig()) == "3,5"  # as its language says it
+    english = ("How long is the side?", "What is the number?", "How much does it cost?")
+    assert opened(*zip(english, answers, strict=True))[0].settled is None
+
+
+@pytest.mark.parametrize("latex", [False, True])
+def test_a_reward_in_training_knows_the_decimal_comma(latex):
+    samples = opened(*zip(GERMAN, ("3,5 cm", "1,234", "1.234"), strict=True))
+    for sample, yes, no in zip(
+        samples, ("3,5", "1,234", "1.234"), ("5", "1234", "1,235"), strict=True
+    ):
+        truth = answer_to_train(sample.reference, (), False, latex=latex)
+        assert reward(yes, truth) == 1.0 and reward(no, truth) == 0.0
+    assert truth == ("$1234$ (1.234)" if latex else "1234 (1.234)")
+    verify = pytest.importorskip("math_verify")
+    if latex:
+        assert verify.verify(verify.parse(truth), verify.parse("1234"))
 
 
 @pytest.mark.parametrize(

@@ -223,9 +223,9 @@ def test_headers_compile_alone(tmp_path):
         assert done.returncode == 0, (header.name, done.stderr)
 
 
-def needed_of_glibc(library: Path) -> dict[str, tuple[int, ...]]:
+def needed_of_glibc(library: Path, tools: str = "") -> dict[str, tuple[int, ...]]:
     """{function: version of glibc} of what a shared library asks for."""
-    objdump = shutil.which("objdump")
+    objdump = shutil.which(f"{tools}objdump")
     if objdump is None:
         pytest.skip("no objdump on this machine")
     done = subprocess.run([objdump, "-T", library], capture_output=True, text=True)
@@ -234,19 +234,27 @@ def needed_of_glibc(library: Path) -> dict[str, tuple[int, ...]]:
 
 
 OLDEST_GLIBC = (2, 17)
+PINNED = re.compile(r'RAP_OLDER\((\w+), "([\d.]+)"\)')
 
 
-def test_what_newer_versions_of_glibc_have_is_asked_for_in_an_old_one(tmp_path):
+def test_what_newer_versions_of_glibc_have_is_asked_for_in_an_old_one():
     """csrc/glibc.h names every function of the extension that glibc gave a new version."""
-    text = (CSRC / "glibc.h").read_text()
-    pinned = dict(re.findall(r'RAP_OLDER\((\w+), "([\d.]+)"\)', text))
+    pinned = dict(PINNED.findall((CSRC / "glibc.h").read_text()))
     ours = needed_of_glibc(Path(_C.__file__))
     new = {name for name, version in ours.items() if version > OLDEST_GLIBC}
     assert len(ours) > 20 and new <= set(pinned)
     assert all(tuple(map(int, v.split("."))) <= OLDEST_GLIBC for v in pinned.values())
-    compiler = shutil.which("gcc")
-    if compiler is None or platform.machine() != "x86_64":
-        pytest.skip("the old versions are those of x86_64, and gcc binds them")
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_gcc_binds_the_old_versions_of_glibc(machine, tmp_path):
+    """Those of each machine that a wheel is made for, by its compiler or a cross compiler."""
+    tools = "" if machine == platform.machine() else f"{machine}-linux-gnu-"
+    if shutil.which(f"{tools}gcc") is None:
+        pytest.skip(f"no {tools}gcc on this machine")
+    pinned = dict(PINNED.findall((CSRC / "glibc.h").read_text()))
+    if machine == "aarch64":
+        pinned = dict.fromkeys(pinned, "2.17")
     unit, made = tmp_path / "all.c", tmp_path / "all.so"
     names = sorted(pinned)
     unit.write_text(
@@ -254,11 +262,11 @@ def test_what_newer_versions_of_glibc_have_is_asked_for_in_an_old_one(tmp_path):
         f"void *all[] = {{{', '.join(f'(void *){name}' for name in names)}}};\n"
     )
     subprocess.run(
-        [compiler, "-std=c11", "-D_GNU_SOURCE", "-fPIC", "-shared", "-include",
+        [f"{tools}gcc", "-std=c11", "-D_GNU_SOURCE", "-fPIC", "-shared", "-include",
          CSRC / "glibc.h", unit, "-o", made, "-lm", "-lpthread", "-ldl"],
         check=True,
     )  # fmt: skip
-    got = needed_of_glibc(made)
+    got = needed_of_glibc(made, tools)
     want = {name: tuple(map(int, pinned[name].split("."))) for name in names}
     assert {name: got[name] for name in names} == want
 

@@ -19,7 +19,7 @@ from rap.errors import RapConfigError, RapInputError
 from rap.samples.sampleset import open_samples
 from rap.scores.scores import Scores
 from rap.scores.table import table_from_rows
-from rap.scoring import filling
+from rap.scoring import filling, plan
 from rap.selection.choosing import choose
 
 
@@ -125,6 +125,34 @@ def test_case_37_a_job_log_gets_a_line_every_half_minute(monkeypatch, capsys):
         "scoring: 1,300 of 10,000 samples, 10 a second, 0:14:30 left, 2 quarantined",
         "scoring: 1,600 of 10,000 samples, 10 a second, 0:14:00 left, 2 quarantined",
     ]
+
+
+@pytest.mark.parametrize(
+    ("of", "names"),
+    [
+        (1, ["scoring"]),
+        (2, ["scoring the pilot, round 1 of 2", "scoring the rest, round 2 of 2"]),
+        (
+            3,
+            [
+                "scoring the pilot, round 1 of 3",
+                "scoring, round 2 of 3",
+                "scoring the rest, round 3 of 3",
+            ],
+        ),
+    ],
+)
+def test_each_pass_has_a_name_of_its_own_in_the_bar_and_in_the_log(
+    monkeypatch, capsys, of, names
+):
+    assert [plan.name_of(k, of) for k in range(of)] == names
+    now = [0.0]
+    monkeypatch.setattr(filling.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(sys, "stderr", sys.stderr)  # no terminal under pytest
+    with filling.Bar(10, 0, True, name=names[-1]) as bar:
+        now[0] += 40.0
+        bar.advance(5, 0)
+    assert capsys.readouterr().err.startswith(f"{names[-1]}: 5 of 10 samples")
 
 
 @pytest.mark.parametrize("progress", [False, "force"])

@@ -45,12 +45,25 @@ def test_any_scores(data):
     g = np.array(data.draw(st.lists(value, min_size=n, max_size=n)))
     e = np.array(data.draw(st.lists(st.booleans(), min_size=n, max_size=n)), bool)
     k = data.draw(st.integers(0, n + 2))
-    np.testing.assert_array_equal(
-        rap.drm(d, k, eligible=e, gain=g), reference.drm(d, k, eligible=e, gain=g)
-    )
-    np.testing.assert_array_equal(
-        rap.drm(d.astype(np.float32), k), reference.drm(d.astype(np.float32), k)
-    )
+    for scores, options in ((d, {"eligible": e, "gain": g}), (d.astype(np.float32), {})):
+        shares = (scores > 0) & (scores < 1)
+        if k and (scores == 2).any() and not shares.any():
+            with pytest.raises(rap.RapInputError, match="up to 2 .* percentages"):
+                rap.drm(scores, k, **options)
+            continue
+        np.testing.assert_array_equal(
+            rap.drm(scores, k, **options), reference.drm(scores, k, **options)
+        )
+
+
+def test_percentages_are_refused():
+    """Of 0 to 100, too; some values above 1 beside shares are no candidates, as before."""
+    for d in ([0, 20, 100], [100.0, 0.0], torch.tensor([80, 40])):
+        with pytest.raises(rap.RapInputError, match="divide percentages by 100"):
+            rap.drm(d, 2)
+    assert rap.drm([0.0, 1.0, np.inf], 2).size == 0
+    assert rap.drm([0.5, 30.0], 2).tolist() == [0]
+    assert rap.drm([30.0], 0).size == 0
 
 
 @pytest.mark.parametrize("isa", ISAS, indirect=True)

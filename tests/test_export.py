@@ -36,6 +36,7 @@ from rap.samples.answers import read_answer
 from rap.samples.images import decode
 from rap.samples.sample import sample_sha256
 from rap.samples.sampleset import load_images, open_samples
+from rap.samples.stated import prompt_text
 from rap.selection.reselection import pass_counts
 from rap.trl.rewardfile import read_visits
 
@@ -123,6 +124,40 @@ def test_fault_49_ids_reasons_and_order_travel(selection, tmp_path, target):
     assert got == IDS
     holders = [row["extra_info"] if target == "verl" else row for row in rows]
     assert {row["rap_reason"] for row in holders} == {"kept_cognitive"}
+
+
+ASKED = "Which colour?"
+LISTED = "\n(A) red\n(B) blue\n(C) green"
+
+
+@pytest.mark.parametrize("target", [*TARGETS, "jsonl"])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": ASKED, "choices": ["red", "blue", "green"]},
+        {"question": ASKED + LISTED},
+        {"question": ASKED + LISTED, "choices": ["A. red", "B. blue", "C. green"]},
+    ],
+    ids=["a column", "in the question", "both"],
+)
+def test_what_was_exported_lists_its_options_once_when_it_is_read_again(
+    tmp_path, row, target
+):
+    data = [{**row, "id": f"s{k}", "answer": "B", "image": PNG} for k in range(3)]
+    found = everything(data).export(target, tmp_path / "out")
+    (file,) = found.folder.glob("train.*")
+    for samples in (open_samples(data), open_samples(file)):
+        sample = samples[0]
+        asked = prompt_text("{question}{choices}", sample.question, sample.choices)
+        assert asked == ASKED + LISTED
+        given = [grade(sample.reference, sample.options, x) for x in ("B", "blue", "A")]
+        assert given == [True, True, False]
+
+
+def test_other_options_in_the_question_leave_the_choices_listed():
+    """In another order, or others, the letters would be those of the question."""
+    asked = prompt_text("{question}{choices}", ASKED + LISTED, ("blue", "red", "green"))
+    assert asked == ASKED + LISTED + "\n(A) blue\n(B) red\n(C) green"
 
 
 def prompt_and_answer(target: str, row: dict) -> tuple[str, str]:

@@ -289,6 +289,19 @@ def test_fault_40_a_free_threaded_python_is_refused_by_name() -> None:
     assert "is free-threaded (PEP 703), for which rap._C cannot be built" in done.stderr
 
 
+def test_fault_40_a_free_threaded_python_that_imports_a_clone_is_told_so() -> None:
+    """It passes over _C.abi3.so, and would say that rap has no _C."""
+    code = """
+import sys
+sys.abiflags = "t"
+try:
+    import rap
+except ImportError as error:
+    print(error)
+"""
+    assert "is free-threaded (PEP 703) and loads no extension" in run_python(code).stdout
+
+
 CHOOSING = """
 import locale, os, sys
 if sys.argv[1]:

@@ -202,8 +202,11 @@ def test_the_last_layer_is_known_by_identity():
         layer.self_attn.layer_idx = 1
     for config in (model.config.vision_config, model.model.vision_tower.config):
         config._attn_implementation_internal = ATTENTION_NAME  # captured there as well
-    for layer in model.model.vision_tower.encoder.layers:
-        layer.self_attn.layer_idx = 1
+    towers = model.model.vision_tower.named_modules()
+    attentions = [module for name, module in towers if name.endswith(".self_attn")]
+    assert attentions
+    for attention in attentions:
+        attention.layer_idx = 1
     after = driver.trace([prepared])[0]
     assert torch.equal(before.q, after.q) and torch.equal(before.k, after.k)
 
@@ -554,7 +557,7 @@ def test_a_decoder_inside_a_wrapper_with_a_head_of_its_own():
         "projector_input_dim": 32,
         "projector_output_dim": 32,
     }
-    config = Llama4Config(text_config=text, vision_config=vision)
+    config = Llama4Config(text_config=text, vision_config=vision, pad_token_id=0)
     with torch.device("meta"):
         model = Llama4ForConditionalGeneration(config)
     parts = find_parts(model)

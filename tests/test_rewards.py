@@ -353,7 +353,7 @@ MODULE = textwrap.dedent(
     def strict(prompts, completions):
         return [1.0]
 
-    def images(images, **kwargs):
+    def play(environments, **kwargs):
         return [1.0]
     """
 )
@@ -651,7 +651,15 @@ def test_fault_26_function_that_cannot_be_pickled_runs_in_a_thread():
 
 
 def test_unusable_rewards_are_refused_before_the_first_sample(rewards, tmp_path):
-    for reward in (3, "accuracy", [rewards.right], int, rewards.strict, rewards.images):
+    for reward in (
+        3,
+        "accuracy",
+        [],
+        [rewards.right, 3],
+        int,
+        rewards.strict,
+        rewards.play,
+    ):
         with pytest.raises(RapConfigError):
             make_checker(reward)
     for timeout in (0, -1, math.nan, math.inf, "5", None):

@@ -6,6 +6,8 @@ import base64
 import gzip
 import io
 import json
+import shutil
+import subprocess
 import zlib
 from pathlib import Path
 
@@ -468,3 +470,77 @@ def test_case_20_rows_in_memory_of_other_kinds():
     assert open_samples(frame)[0].extra["score"] is None
     with pytest.raises(RapInputError, match="different lengths: question 1, answer 2"):
         open_samples({"question": ["Q"], "answer": ["1", "2"]})
+
+
+# ---------------------------------------------------------------- encodings
+
+GERMAN = "id,question,answer,image\n1,Wie groß?,fünf,a.png\n2,Welches Öl?,zwölf,a.png\n"
+QUOTED = GERMAN.replace("fünf", "\u201efünf\u201c")
+CHINESE = (
+    "id,question,answer,image\n1,\u56fe\u4e2d\u6709\u51e0\u53ea\u732b\uff1f,"
+    "\u4e09\u53ea,a.png\n2,\u7403\u662f\u4ec0\u4e48\u989c\u8272\uff1f,\u84dd\u8272,a.png\n"
+)
+
+
+def as_json(text: str, kind: str) -> str:
+    names, *cells = (line.split(",") for line in text.splitlines())
+    rows = [dict(zip(names, one, strict=True)) for one in cells]
+    if kind == "json":
+        return json.dumps(rows, ensure_ascii=False)
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+@pytest.mark.parametrize("name", ["d.csv", "d.csv.gz", "d.jsonl", "d.json"])
+@pytest.mark.parametrize(
+    ("table", "encoding", "says"),
+    [
+        (GERMAN, "latin-1", "but, as it seems, in Latin-1 (line {} shows it first)"),
+        (QUOTED, "cp1252", "but, as it seems, in Windows-1252 (line {} shows it first)"),
+        (
+            CHINESE,
+            "gb18030",
+            "but, as it seems, in GBK or GB18030 (line {} shows it first)",
+        ),
+        (GERMAN, "utf-16", "but in UTF-16"),
+        (GERMAN, "utf-16-le", "but in UTF-16LE"),
+        (GERMAN, "utf-16-be", "but in UTF-16BE"),
+    ],
+)
+def test_another_encoding_is_named_with_the_command_that_converts_it(
+    folder, name, table, encoding, says
+):
+    """The command is run, and what it writes is read."""
+    kind = name.partition(".")[2]
+    text = table if "csv" in kind else as_json(table, kind)
+    data = text.encode(encoding)
+    path = folder / name
+    path.write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    with pytest.raises(RapInputError) as refused:
+        open_samples(path)
+    said, _, command = str(refused.value).partition("; convert it: ")
+    line = 2 if "csv" in kind else 1
+    assert said == f"data set {path}: text not in UTF-8 {says.format(line)}"
+    if shutil.which("iconv") is None:
+        pytest.skip("iconv is not there to run the command")
+    subprocess.run(["sh", "-c", command], check=True)
+    made = open_samples(folder / f"d.utf8.{kind.removesuffix('.gz')}")
+    wanted = [line.split(",")[2] for line in table.splitlines()[1:]]
+    assert [sample.answer for sample in made] == wanted
+
+
+@pytest.mark.parametrize("name", ["d.csv", "d.csv.gz", "d.jsonl", "d.json"])
+def test_a_byte_order_mark_is_no_part_of_the_data(folder, name):
+    kind = name.partition(".")[2]
+    data = (GERMAN if "csv" in kind else as_json(GERMAN, kind)).encode("utf-8-sig")
+    (folder / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    samples = open_samples(folder / name)
+    assert samples.column_names == ["id", "question", "answer", "image"]
+    assert [s.answer for s in samples] == ["f\u00fcnf", "zw\u00f6lf"]
+
+
+def test_one_broken_line_is_the_fault_of_its_row(folder):
+    text = as_json(GERMAN, "jsonl").encode().splitlines(keepends=True)
+    (folder / "d.jsonl").write_bytes(text[0].decode().encode("latin-1") + text[1])
+    first, second = open_samples(folder / "d.jsonl")
+    assert first.code == "bad_json" and "line 1: not UTF-8" in first.message
+    assert second.answer == "zw\u00f6lf"

@@ -64,7 +64,11 @@ def of(m, **options):
 def judged(m, returned):
     """With a reward function that returns this."""
     options = {"evidence": "rollouts", "sampling": SHORT}
-    return of(m, reward=lambda completions, **columns: returned, **options)
+
+    def reward(completions, **columns):
+        return returned * len(completions) if isinstance(returned, list) else returned
+
+    return of(m, reward=reward, **options)
 
 
 class Items(torch.utils.data.Dataset):
@@ -355,13 +359,36 @@ CALLS = {
         lambda m: of(m, evidence="rollouts", reward=lambda prompt, completion: 1.0),
         (RapConfigError, r"must take \*\*kwargs"),
     ),
+    "a list with a wrong reward": (
+        lambda m: of(m, evidence="rollouts", reward=[lambda **_: [1.0], judged]),
+        (RapConfigError, r"must take \*\*kwargs"),
+    ),
+    "more weights than functions": (
+        lambda m: of(
+            m, evidence="rollouts", reward=[lambda **_: [1.0]], reward_weights=[1, 2]
+        ),
+        (RapConfigError, "reward_weights has 2 numbers for 1 reward functions"),
+    ),
+    "a weight that is none": (
+        lambda m: of(
+            m, evidence="rollouts", reward=lambda **_: [1.0], reward_weights=["1"]
+        ),
+        (RapConfigError, r"reward_weights = \['1'\]: expected a list of finite numbers"),
+    ),
+    "weights of nothing": (
+        lambda m: of(m, evidence="rollouts", reward_weights=[1.0]),
+        (RapConfigError, "reward_weights has 1 numbers for 0 reward functions"),
+    ),
     "a reward of one number": (lambda m: judged(m, 1.0), (RapInputError, RESULT)),
     "a reward of nothing": (lambda m: judged(m, None), (RapInputError, RESULT)),
     "a reward of words": (lambda m: judged(m, ["yes"]), (RapInputError, RESULT)),
     "a reward of dicts": (lambda m: judged(m, [{"score": 1.0}]), (RapInputError, RESULT)),
     "too few rewards": (
         lambda m: judged(m, []),
-        (RapInputError, "it returned 0 rewards for 1 completion"),
+        (
+            RapInputError,
+            r"'.*judged.*reward': it returned 0 rewards for \d+ completions?; expect",
+        ),
     ),
 }
 

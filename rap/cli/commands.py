@@ -21,6 +21,7 @@ from typing import Any
 import click
 
 from ..config import DEFAULT_BUDGET, require_whole
+from ..installed import version
 from ..selection.rules import check as check_rule
 from .about import demo, info
 from .check import check
@@ -67,7 +68,7 @@ from .train import train
     cls=Shell,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 96},
 )
-@click.version_option(package_name="rap-select", prog_name="rap")
+@click.version_option(version("rap-select") or "0+unknown", prog_name="rap")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def main(debug: bool) -> None:
     """Choose the few per cent of multimodal samples worth training on, and say why.

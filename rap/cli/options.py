@@ -237,8 +237,18 @@ SCORE_OPTIONS = _both(
         option(
             "--reward",
             metavar="MODULE:FUNCTION",
-            help="Your own reward function, with TRL's signature, for evidence rollouts.  "
+            multiple=True,
+            help="Your own reward function, with TRL's signature, for evidence rollouts or "
+            "cascade. Repeatable: their weighted sum is the reward.  "
             "[default: the built-in checker]",
+        ),
+        option(
+            "--reward-weights",
+            type=float,
+            metavar="NUMBER",
+            multiple=True,
+            help="Weight of a reward function, one each, in their order. Repeatable.  "
+            "[default: 1]",
         ),
         option(
             "--set",

@@ -17,6 +17,7 @@ from ..config import ChooseConfig, require_judge
 from ..engines import require_engine
 from ..errors import RapConfigError, RapError, RapStoreError
 from ..model.loading import LoadingOptions, load_model
+from ..rewards.checker import reward_functions
 from .options import (
     LIMIT,
     NETWORK,
@@ -107,12 +108,14 @@ def recipe_of(samples: SampleSet, model: str | None, options: Mapping[str, Any])
         refuse_given(("limit",), f"with --executor {options['executor']}")
     config = score_config(options)
     engine = engine_config(options)
-    require_judge(config.evidence, options["reward"])
+    named, weights = options["reward"], options["reward_weights"]
+    require_judge(config.evidence, named or None)
     require_engine(engine, config.evidence, model is not None)
     from ..scoring.tracking import tracked
 
     reported = tracked(options["report_to"], executor_config(options), "a folder")
-    reward = load_reward(options["reward"])
+    reward = [f for name in named if (f := load_reward(name)) is not None] or None
+    reward_functions(reward, weights or None)
     click.echo(samples.describe(), err=True)
     shown = options["progress"]
     if not (sys.stderr.isatty() if shown is None else shown):
@@ -125,6 +128,7 @@ def recipe_of(samples: SampleSet, model: str | None, options: Mapping[str, Any])
     return Recipe(
         *(*loaded, samples, config, engine),
         reward=reward,
+        reward_weights=weights or None,
         progress=True if shown is None else "force" if shown else False,
         verify_images=options["verify_images"],
         retry_quarantined=options["retry"],

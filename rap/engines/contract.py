@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from ..config import Sampling
 from ..model.rollouts import ARM_TEXT, Completion
-from ..samples.choices import prompt_text
 from ..samples.images import encode_image
 from ..samples.prompts import chat, with_system
 from ..samples.sample import BadSample, Sample
+from ..samples.stated import prompt_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -63,11 +63,11 @@ import pyarrow.compute as pc
 from ..config import MAX_IMAGE_PIXELS, PROMPT_TEMPLATE
 from ..errors import RapConfigError, RapInputError, RapStoreError
 from ..samples.answers import answer_to_train
-from ..samples.choices import prompt_text
 from ..samples.images import decode, read_bytes, sniff
 from ..samples.prompts import IMAGE, with_system
 from ..samples.sample import Bad, BadSample, Sample, sample_sha256
 from ..samples.sampleset import SampleSet
+from ..samples.stated import prompt_text
 from ..samples.text import flat
 from ..scores.completions import Completions, as_completions
 from ..scores.files import store_error

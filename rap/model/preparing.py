@@ -14,9 +14,9 @@ from jinja2 import TemplateError
 
 from ..config import ScoreConfig
 from ..errors import first_line
-from ..samples.choices import prompt_text
 from ..samples.prompts import chat, with_system
 from ..samples.sample import BadSample, Sample
+from ..samples.stated import prompt_text
 from .batching import Prepared, Shared, extend
 from .prompt import (
     REFUSALS,

@@ -10,6 +10,7 @@ their own images, as they would anyway.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -107,7 +108,17 @@ def joined(shared: Sequence[Shared]) -> dict[str, Any]:
         ]
         if not found[0].split:
             fields[_DEEP] = [torch.cat(layer) for layer in fields[_DEEP]]
-    return {"image": found[0].kind(**fields)}
+    return {"image": _output(found[0].kind, fields)}
+
+
+def _output(kind: type, fields: Mapping[str, Any]) -> Any:
+    """What ``get_image_features`` gives. Older models set an attribute that the class of
+    their output has no field for (SmolVLM's in transformers 5.0)."""
+    known = {field.name for field in dataclasses.fields(kind)}
+    output = kind(**{name: fields[name] for name in known & fields.keys()})
+    for name in fields.keys() - known:
+        setattr(output, name, fields[name])
+    return output
 
 
 def _encoded(model: Any, batch: Sequence[Prepared]) -> list[Features]:

@@ -24,8 +24,8 @@ import numpy as np
 import pyarrow as pa
 
 from ..config import TRAIN_GROUP
-from ..environment import version
 from ..errors import RapConfigError, RapInputError, install
+from ..installed import version
 from ..scores.bill import cost
 from ..scores.completions import Completions, HeldCompletions
 from ..scores.files import write_result

@@ -83,9 +83,12 @@ _WRONG = (
     r"|impossible|out|ruled\s+out|eliminated|too\s+\w+)"
     r"|(?:isn't|aren't|cannot\s+be|can't\s+be)\s+(?:correct|right|it|true))"
 )
+_CALLED_WRONG = (
+    r"\s*(?::|-+)\s*(?:not\s+(?:correct|right)|wrong|incorrect|错误?|不对|不正确)"
+)
 _RULED_OUT = re.compile(
     r"\W{0,3}(?:(?:so|but|and|now|first|then|clearly|thus|well)\b,?\s*)?"
-    rf"(?:(?:(?i:options?|choices?|answers?)\s+)?{_LETTERS}\s+{_WRONG}"
+    rf"(?:(?:(?i:options?|choices?|answers?)\s+)?{_LETTERS}(?:[.:]?\s+{_WRONG}|{_CALLED_WRONG})"
     rf"|(?i:it\s+is\s+|it's\s+|that\s+is\s+)?(?i:not)\s+(?:(?i:option|choice)\s+)?{_ONE}"
     rf"|(?i:neither)\s+{_ONE}\s+(?i:nor)\s+{_ONE}"
     rf"|(?i:(?:i|we)\s+)?(?i:rule\s+out|exclude|eliminate)\s+{_LETTERS}"

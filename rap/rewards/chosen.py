@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from ..samples.choices import letter_index, plain
+from ..samples.commas import certain_decimals
 from ..samples.markup import folded
 from .asides import without_other_senses, without_ruled_out
 from .equal import same_answer
@@ -102,8 +103,10 @@ def named_choice(final: str, choices: Sequence[str]) -> int | None:
             others |= set(re.findall(r"^[A-J](?=[\s.,;\u3001]|$)", final[match.end() :]))
             if others or rest in texts or denied(final, match.start(1), match.end(1)):
                 return None  # "(A), (B) and (C)", "B. 14 cm" where 14 cm is C
-        elif named is not None and _ANOTHER.match(rest.partition(texts[named])[2]):
-            return None  # "(B) 12 cm (C) 13 cm"
+        elif named is not None:
+            behind = rest.partition(texts[named])[2]
+            if _ANOTHER.match(behind) or denied(behind, 0, 0):
+                return None  # "(B) 12 cm (C) 13 cm", "(B) 12 cm is not correct"
     if named is None:
         named = _only(_equal_numbers(final, choices))
     if named is None:
@@ -139,7 +142,8 @@ def _equal_numbers(final: str, choices: Sequence[str]) -> list[int]:
     value = quantity(final)
     found = []
     for k, choice in enumerate(choices):
-        gold = quantity(plain_latex(folded(choice)))
+        text = plain_latex(folded(choice))
+        gold = quantity(text) or quantity(certain_decimals(text))
         if value is not None and gold is not None and same_quantity(gold, value):
             found.append(k)
     return found

@@ -12,7 +12,7 @@ from .numbers import digits_for_words, quantity, same_quantity
 from .prose import formulas_in, said_quantity
 from .ranges import as_ratio, same_form
 from .units import trailing_unit
-from .words import gives, polarity, same_text, says_polarity
+from .words import gives, polarity, refused, same_text, says_polarity
 
 
 def same_answer(reference: str, final: str, *, search: bool) -> bool:
@@ -27,6 +27,8 @@ def same_answer(reference: str, final: str, *, search: bool) -> bool:
         final = as_ratio(final)
     if not final or _of_others(reference, final):
         return False
+    if polarity(reference) is None and refused(final) and not refused(f"is {reference}"):
+        return False  # "12 is not correct"
     if same_value(reference, final):
         return True
     gold, value = quantity(reference), quantity(final)
@@ -86,6 +88,8 @@ def _is_phrase(text: str) -> bool:
 
 def same_value(reference: str, final: str) -> bool:
     a, b = plain_latex(folded(reference)), plain_latex(folded(final))
+    if refused(b) and not refused(f"is {a}"):
+        return False
     if squeezed(a) == squeezed(b) != "":
         return True
     gold, value = quantity(a), quantity(b)  # 5 mW is not 5 MW

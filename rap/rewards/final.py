@@ -57,15 +57,26 @@ def marked_answers(text: str) -> list[str]:
     ``####``, what follows the last "the answer is" or "answer:", the last letter that "is
     the correct option". What stands before ``</think>`` does not count."""
     text = _spoken(text)
+    marked = _said_to_be_it(text)
+    right_one = _RIGHT_ONE.findall(MARKDOWN.sub("", text))[-1:]
+    marked += ["".join(groups) for groups in right_one]
+    bold = "" if marked else _in_bold(text)
+    return marked or ([bold] if bold else [])
+
+
+def spoken_answer(text: str) -> str:
+    """The best of ``marked_answers`` that is said to be the answer, not only called right;
+    "" if there is none."""
+    return next(iter(_said_to_be_it(_spoken(text))), "")
+
+
+def _said_to_be_it(text: str) -> list[str]:
     found = element(text)
     inside = found[1] if found is not None else ""
     inside, boxed = _boxed(inside) or inside, _boxed(text)
-    bold = _in_bold(text)
     text = MARKDOWN.sub("", text)
     hashes = _first_line(text.rpartition("####")[2]) if "####" in text else ""
-    right_one = ["".join(groups) for groups in _RIGHT_ONE.findall(text)[-1:]]
-    marked = [x for x in (inside, boxed, hashes, after_cue(text), *right_one) if x]
-    return marked or ([bold] if bold else [])
+    return [x for x in (inside, boxed, hashes, after_cue(text)) if x]
 
 
 _BOLD = re.compile(r"\*\*([^*\n]{1,40})\*\*")

@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from ..samples.answers import Accepted, Reference, read_answer
-from ..samples.choices import plain, unlabelled
+from ..samples.choices import letter, plain, unlabelled
+from ..samples.commas import response_with_points
 from ..samples.markup import boxes, element, has_open_box, spoken
 from .asides import without_courtesy, without_listed, without_options
 from .chosen import choices_in, named_choice
@@ -32,6 +33,7 @@ from .final import (
     parts_of,
     tidy,
 )
+from .judgements import judged_right
 from .letters import CLAUSE, letters_said
 from .mathematics import LONGEST_FORMULA, split_equation
 from .numbers import quantity, same_quantity
@@ -39,7 +41,7 @@ from .refusals import may_be_meant, refuses
 from .words import corrected
 
 LONGEST_SENTENCE = 4000  # characters of a sentence, its end, that are searched
-RULE_VERSION = 5  # raise it when a grade can change: it is part of the fingerprint
+RULE_VERSION = 6  # raise it when a grade can change: it is part of the fingerprint
 
 __all__ = ["final_answer", "grade", "marked_answers", "name", "named_choice", "quantity"]
 
@@ -70,15 +72,27 @@ def grade(answer: str, choices: Sequence[str], text: str, *, finished: bool = Tr
     if has_open_box(response) or _marks_nothing(response):
         return False
     response = response if finished else _completed(response)
+    judged = judged_right(response) if finished else None
     if choices:
         options = unlabelled(choices)[0]
         right = {plain(options[k]) for k in reference.choices}
+        if judged is not None:
+            return {plain(options[k]) for k in _places(judged, len(options))} == right
         several, rest = len(right) > 1, without_options(response, options)
         named = choices_in(rest, options, several, finished)
         if several and len(named) < 2:  # all of the options may be the answer
             named = choices_in(response, options, several, finished)
         return {plain(options[k]) for k in named} == right
+    if commas := "; ".join(a.commas for a in reference.accepted if a.commas):
+        response = response_with_points(response, commas)
+    if reference.letters and judged is not None:
+        return judged == reference.letters
     return _answers(reference, response, finished)
+
+
+def _places(letters: str, n: int) -> list[int]:
+    """0-based choices, of ``n``, that letters name."""
+    return [k for k in range(n) if letter(k) in letters]
 
 
 _NEXT_TURN = re.compile(
@@ -158,7 +172,9 @@ def _unmarked(reference: Reference, accepted: Accepted, text: str) -> bool:
     if quantity(accepted.text) is not None and not reference.letters:
         return False
     sentences = re.split(
-        r"(?<=[.!?])\s+(?=\S)|(?<=[\u3002\uff01\uff1f])|\n", "\n".join(lines)
+        r"(?<=[.!?])(?:(?<!\b[A-J]\.)\s+(?=\S)|\s+(?=[^a-z\s]))"  # not "C. is wrong"
+        r"|(?<=[\u3002\uff01\uff1f])|\n",
+        "\n".join(lines),
     )
     first, rest = sentences[0], " ".join(sentences[1:])
     if not rest or corrected(rest):

@@ -22,7 +22,7 @@ _DIGITS = (
     r"(?:\d{1,3}(?:\.\d{3}){2,}(?![\d.])|\d{1,3}(?:(?:,|\{,\})\d{3})+(?!\d)"
     r"|\d{1,3}(?:[\u00a0\u202f]\d{3})+(?!\d)|\d+)"
 )
-_PLAIN = rf"(?:{_DIGITS}(?:\.\d+)?|\.\d+)"
+_PLAIN = rf"(?:{_DIGITS}(?:\.\d+|\{{,\}}\d{{1,2}}(?!\d))?|\.\d+)"  # in LaTeX 3{,}5
 _POWER = (
     r"(?:[eE][-+]?\d{1,3}(?![\w.])"
     r"|\s*(?:\\times|\\cdot|\u00d7|x|\*)\s*10\s*\^\s*\{?\s*[-+]?\d{1,3}\s*\}?)"
@@ -151,6 +151,7 @@ def _fraction(groups: list[str]) -> Number | None:
 
 
 def _plain_value(text: str) -> Number:
+    text = re.sub(r"\{,\}(?=\d{1,2}(?!\d))", ".", text)
     text = re.sub(r"\{,\}|,|[\u00a0\u202f]", "", text)
     sign = -1 if text.startswith("-") else 1
     text = text.lstrip("-")

@@ -41,10 +41,20 @@ _DENIAL = re.compile(
     re.IGNORECASE,
 )
 _WRONG_AFTER = re.compile(
-    r"[)\]\"'*]*\s*(?:,?\s*(?:which|that)\s+)?(?:is|are|was|would be|seems|looks)\s+"
+    r"[)\]\"'*]*\s*[.:]?\s*(?:,?\s*(?:which|that)\s+)?"
+    r"(?:is|are|was|would be|seems|looks)\s+"
     r"(?:definitely |clearly |also |probably )?"
     r"(?:not\b|n't|incorrect|wrong|false|impossible|ruled out|out\b)|\s*(?:isn't|wasn't)\b"
-    r"|\s*(?:选项|项)?(?:是错|不对|不正确|错误)",
+    r"|\s*(?:选项|项)?(?:是错|不对|不正确|错误)"
+    r"|[)\]\"'*]*\s*(?::|--?|\u2014)\s*(?-i:incorrect|wrong|not\s+(?:correct|right))\b"
+    r"(?=\W*(?:$|[.,;!\n]|because\b|since\b|as\b))",
+    re.IGNORECASE,
+)
+_REFUSED = re.compile(
+    r"\b(?:(?:is|was|are|would\s+be|seems)\s+(?:not\s+(?:correct|right|it|the\s+answer)"
+    r"|wrong|incorrect)|(?:isn't|wasn't)\s+(?:correct|right|it|the\s+answer))\W*$"
+    r"|[:-]\s*(?:wrong|incorrect|not\s+(?:correct|right))\W*$"
+    r"|(?:是错误?的?|错误|不对|不正确)\W*$",
     re.IGNORECASE,
 )
 _CORRECTION = re.compile(
@@ -98,6 +108,11 @@ def denied(text: str, start: int, end: int) -> bool:
     """Whether what stands at ``start`` to ``end`` is said not to be it."""
     before = text[:start].rstrip("([\"'* ") + " "
     return bool(_DENIAL.search(before)) or bool(_WRONG_AFTER.match(text, end))
+
+
+def refused(final: str) -> bool:
+    """Whether an answer ends with saying that it is none: "12 is not correct"."""
+    return bool(_REFUSED.search(final))
 
 
 _TAKEN_BACK = re.compile(

@@ -12,10 +12,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from .choices import letter, resolve_choice, unlabelled, unwrap
+from .commas import in_dollars, read_noted
 from .dates import date_of
 from .markup import boxes, element, folded, spoken, strip_math, text_commands
 
@@ -32,6 +33,13 @@ class Accepted:
     text: str
     values: tuple[str, ...]
     ordered: bool = False
+    commas: str = ""
+    """The same with decimal commas, where its column has them (``commas``)."""
+
+    @property
+    def written(self) -> str:
+        """As its column writes it."""
+        return self.commas or self.text
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +81,15 @@ def read_answer(answer: str, choices: tuple[str, ...] = ()) -> Reference:
     texts = list(dict.fromkeys(filter(None, (bare(t)[0] for t in texts))))
     if not texts:
         raise ValueError("the answer is empty")
-    return Reference(texts[0], (), letters, tuple(map(required, texts)), solution)
+    accepted = tuple(map(_accepted, texts))
+    return Reference(accepted[0].text, (), letters, accepted, solution)
+
+
+def _accepted(text: str) -> Accepted:
+    noted = read_noted(text)
+    if noted is None:
+        return required(text)
+    return replace(required(noted[0]), commas=noted[1])
 
 
 def _among(answer: str, choices: tuple[str, ...]) -> Reference:
@@ -108,12 +124,22 @@ def answer_to_train(
     if letters := reference.letter if choices else reference.letters and reference.text:
         return f"${letters}$" if latex else letters
     if len(reference.accepted) > 1:
-        return listed([accepted.text for accepted in reference.accepted])
+        return listed([_noted(accepted) for accepted in reference.accepted])
     (accepted,) = reference.accepted
+    if accepted.commas:
+        return _noted(accepted, latex)
     numbers = all(re.fullmatch(r"[-+]?[\d.,/]*\d", value) for value in accepted.values)
     if latex and numbers and len(accepted.values) > 1:
         return f"${', '.join(accepted.values)}$"
     return reference.text
+
+
+def _noted(accepted: Accepted, latex: bool = False) -> str:
+    """With its decimal commas noted behind it, so that the reward knows them, too."""
+    if not accepted.commas:
+        return accepted.text
+    pointed = in_dollars(accepted.text) if latex else accepted.text
+    return f"{pointed} ({accepted.commas})"
 
 
 # ---------------------------------------------------------------------- the markup

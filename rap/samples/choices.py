@@ -18,14 +18,6 @@ def letter(index: int) -> str:
     return chr(ord("A") + index) if index < 26 else str(index + 1)
 
 
-def prompt_text(template: str, question: str, choices: Sequence[str]) -> str:
-    """``ScoreConfig.prompt_template`` filled in: what a model is asked."""
-    lines = "".join(f"\n({letter(i)}) {choice}" for i, choice in enumerate(choices))
-    values = {"{question}": question, "{choices}": lines}
-    # In one pass: a question may hold braces, and the template \boxed{}.
-    return re.sub(r"\{question\}|\{choices\}", lambda match: values[match[0]], template)
-
-
 _NAMED = r"(?:(?:option|choice|answer|选项|选择|选)\s*[:\uff1a]?\s*)?"
 _LETTER = re.compile(_NAMED + r"[(\[{]?\s*([A-Za-z])\s*[)\]}.:,]{0,2}", re.IGNORECASE)
 _LABEL = re.compile(

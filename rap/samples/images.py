@@ -163,6 +163,34 @@ def decode(data: bytes, *, max_pixels: int, min_side: int = 2) -> Image:
         raise BadSample("image", "image_truncated", message) from None
 
 
+def decoded_each(data: bytes, n: int, *, max_pixels: int) -> list[Image]:
+    """``n`` images with the pixels of ``decode``, each its own. Those of an upright RGB
+    JPEG are decoded when they are first looked at, which may be never. Raises
+    ``BadSample``."""
+    lazy = [_lazy(data, max_pixels) for _ in range(n)]
+    plain = [image for image in lazy if image is not None]
+    if len(plain) == n:
+        return plain
+    first = decode(data, max_pixels=max_pixels)
+    return [first, *(first.copy() for _ in range(n - 1))]
+
+
+def _lazy(data: bytes, max_pixels: int) -> Image | None:
+    """A JPEG whose pixels need no conversion, not yet decoded; None for any other."""
+    if sniff(data) != "JPEG":
+        return None
+    try:
+        image = _open(data, "JPEG")
+        plain = image.mode == "RGB" and image.getexif().get(_ORIENTATION, 1) == 1
+    except Exception:  # ``decode`` says what is wrong
+        return None
+    _check_size(image.size, max_pixels, 2)
+    return image if plain else None
+
+
+_ORIENTATION = 0x0112
+
+
 def encode_image(image: Image) -> bytes:
     """PNG bytes of an image that was handed in decoded. Raises ``BadSample``."""
     try:

@@ -39,7 +39,7 @@ from .sampleset import Known, SampleSet, leave_images
 from .sources import Rows
 from .stated import Stated
 
-VERSION = 2
+VERSION = 3
 """Of the files, and of what the hash of a shard is taken of."""
 
 

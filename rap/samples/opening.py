@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from ..errors import RapInputError
+from .encoding import LOOKED_AT, refuse_utf16, require_lines_of_utf8, require_utf8
 from .jsonlines import JsonlRows
 from .parquet import open_parquet, open_unlinked_parquet
 from .separated import SEPARATORS, read_separated, separator_of
@@ -151,6 +152,7 @@ def _open_file(path: Path, keep: Sequence[str], shown: Path | None = None) -> Ro
         )
     if head[:2] == b"\x1f\x8b" and not packed:
         return _open_gzip(path, keep)
+    refuse_utf16(head, shown)
     for start, what in _OTHER_FILES:
         if head.startswith(start):
             raise RapInputError(f"data set {shown}: {what}; unpack or convert it first")
@@ -158,7 +160,7 @@ def _open_file(path: Path, keep: Sequence[str], shown: Path | None = None) -> Ro
     if ending in SEPARATORS:
         separator = separator_of(path, SEPARATORS[ending])
         by = "" if separator == SEPARATORS[ending] else f", separated by {separator!r}"
-        table = read_separated(path, separator)
+        table = read_separated(path, separator, shown)
         return ArrowRows(table, f"{ending[1:].upper()} {shown}{packed}{by}")
     start = head.removeprefix(BOM).lstrip()
     if start[:1] == b"[":
@@ -167,6 +169,8 @@ def _open_file(path: Path, keep: Sequence[str], shown: Path | None = None) -> Ro
         raise RapInputError(f"data set {shown}: neither JSONL nor Parquet")
     found = _rows_of_object(path, start, shown)
     if found is None:
+        with path.open("rb") as file:
+            require_lines_of_utf8(file.read(LOOKED_AT), shown)
         return JsonlRows(path, f"JSONL {shown}{packed}", keep)
     return ListRows(found, f"JSON {shown}{packed}")
 
@@ -190,8 +194,6 @@ def _open_arrow(path: Path, kind: str) -> Rows:
 
 
 _OTHER_FILES = (
-    (b"\xff\xfe", "text in UTF-16, not UTF-8"),
-    (b"\xfe\xff", "text in UTF-16, not UTF-8"),
     (b"\x1f\x8b", "compressed with gzip twice"),
     (b"PK\x03\x04", "a zip archive or an Excel sheet"),
     (b"\x28\xb5\x2f\xfd", "compressed with zstd"),
@@ -282,6 +284,7 @@ def _read_array(path: Path, shown: Path) -> list[Any]:
     try:
         return list(strict_json(path.read_bytes().removeprefix(BOM)))
     except ValueError as error:
+        require_utf8(path, shown)
         raise RapInputError(f"data set {shown}: {error}") from None
 
 

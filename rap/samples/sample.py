@@ -60,7 +60,7 @@ class Sample:
     """Group for budgets per source."""
     extra: Mapping[str, object]
     """The row's columns under their own names, images left out: what the user's reward
-    function is called with."""
+    function is called with besides the images."""
     turns: tuple[Turn, ...] = ()
     """(role, text) of the turns before the question: system, user, assistant."""
     stated: tuple[str, ...] = ()

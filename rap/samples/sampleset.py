@@ -212,7 +212,7 @@ class SampleSet(Sequence["Sample | Bad"]):
     @cached_property
     def answer_column(self) -> Column:
         """How answers are read that could be read in two ways, by the same rows."""
-        return column_of_answers(self._spread_answers())
+        return column_of_answers(self._spread_answers(), self._spread_questions())
 
     def _spread_answers(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         """(answer, choices) of rows spread over the data set."""
@@ -222,6 +222,15 @@ class SampleSet(Sequence["Sample | Bad"]):
             return answer_of_row(row, self.columns, self._counted)
 
         return _readable(answer, self._spread(names))
+
+    def _spread_questions(self) -> Iterator[str]:
+        """The questions of these rows; read only where somebody asks for one."""
+        question = self.columns["question"]
+
+        def asked(row: Mapping[str, Any]) -> str:
+            return question_of_row(row, self.columns)
+
+        yield from _readable(asked, self._spread([question] if question else []))
 
     @cached_property
     def stated_options(self) -> Stated:

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from pyarrow import csv as arrow_csv
 
 from ..errors import RapInputError
+from .encoding import require_utf8
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 OTHERS = (";", "\t", "|", ",")
@@ -36,24 +37,34 @@ def _columns(path: Path, separator: str) -> int:
 
 
 def _first_row(path: Path, separator: str) -> list[str]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    # what is not UTF-8 is said when the file is read
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         try:
             return next(csv.reader(file, delimiter=separator, strict=True), [])
-        except (UnicodeDecodeError, csv.Error) as error:
+        except csv.Error as error:
             raise RapInputError(f"data set {path}: its first line: {error}") from None
 
 
-def read_separated(path: Path, separator: str) -> pa.Table:
+def read_separated(path: Path, separator: str, shown: Path) -> pa.Table:
     """A file whose first line names the columns; an empty cell is None.
 
     A column of whole numbers, written as numbers are printed, is int64: it may hold the
     places of choices. Everything else stays as it is written: 007, 1.50, 12:30, true, N/A.
-    Raises ``RapInputError``, ``pyarrow.ArrowException``.
+    ``shown``: the file's name for people. Raises ``RapInputError``,
+    ``pyarrow.ArrowException``.
     """
+    try:
+        return _table(path, separator, shown)
+    except (pa.ArrowException, UnicodeDecodeError):
+        require_utf8(path, shown)
+        raise
+
+
+def _table(path: Path, separator: str, shown: Path) -> pa.Table:
     names = _first_row(path, separator)
     if not all(names):
         raise RapInputError(
-            f"data set {path}: its first line must name every column: {names[:20]}"
+            f"data set {shown}: its first line must name every column: {names[:20]}"
         )
     table = arrow_csv.read_csv(
         path,

@@ -3,7 +3,8 @@
 Whether a data set states its options so is decided for the column as a whole (``Stated``):
 of the rows in whose questions options are found, nearly all must have an answer that is one
 of them, by letter or by text. Then a letter is matched with its text when a response is
-graded, and the other way round; what a model is asked stays as it is.
+graded, and the other way round; what a model is asked stays as it is. A question may state
+what a column of choices has, too, as a trainer's rows do: ``prompt_text`` lists them once.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from .answers import right_choices
-from .choices import letter, plain
+from .choices import letter, plain, unlabelled
 from .markup import folded
 from .prompts import strip_image_tags
 
@@ -72,6 +73,29 @@ def stated_in(rows: Iterable[tuple[str, str]]) -> Stated:
 def is_one_of(answer: str, options: Sequence[str]) -> bool:
     """Whether the reference names one of the options, or several."""
     return right_choices(answer, options) is not None
+
+
+def prompt_text(template: str, question: str, choices: Sequence[str]) -> str:
+    """``ScoreConfig.prompt_template`` filled in: what a model is asked. Choices that the
+    question itself states, under the same letters, are not listed again."""
+    there = bool(choices) and _states(question, choices)
+    each = () if there else choices
+    lines = "".join(f"\n({letter(i)}) {choice}" for i, choice in enumerate(each))
+    values = {"{question}": question, "{choices}": lines}
+    # In one pass: a question may hold braces, and the template \boxed{}.
+    return re.sub(r"\{question\}|\{choices\}", lambda match: values[match[0]], template)
+
+
+def _states(question: str, choices: Sequence[str]) -> bool:
+    """Whether the options in the question are these choices, in this order."""
+    stated = options_in(question)
+    if len(stated) != len(choices):
+        return False
+    try:
+        options = unlabelled(choices)[0]
+    except ValueError:
+        options = tuple(choices)
+    return [*map(plain, stated)] == [*map(plain, options)]
 
 
 def options_in(question: str) -> tuple[str, ...]:

@@ -108,7 +108,8 @@ class Run:
     score may depend on besides what a sample is. ``plan``: of a cascade, what its round
     decides by. ``pool``: samples of all passes, where these are a part of them, which is
     not judged alone. ``least``: see `Judge`. ``verify``: is called with the number of a
-    shard before its samples are read, and raises if they are not what they were."""
+    shard before its samples are read, and raises if they are not what they were. ``name``:
+    of the pass, in the bar and in the log."""
 
     def __init__(
         self,
@@ -122,7 +123,9 @@ class Run:
         pool: int | None = None,
         least: int = MIN_SEEN,
         verify: Callable[[int], None] | None = None,
+        name: str = "scoring",
     ) -> None:
+        self.name = name
         self.samples = samples
         self.judged = pool is None
         self.more = more
@@ -146,7 +149,7 @@ class Run:
             table = shards.read_shard(k).select(list(COLUMNS))
             self._count(table.to_pylist(), shards.tally(k))
         try:
-            with Bar(len(self.samples), self.judge.seen, progress) as bar:
+            with Bar(len(self.samples), self.judge.seen, progress, name=self.name) as bar:
                 self.run(shards, iter(shards.missing()), bar)
         finally:
             self.close()
@@ -355,7 +358,7 @@ class Bar:
     """How far scoring is, on stderr: a tqdm bar over the samples where someone watches (a
     terminal, a notebook), else a line every ``LOGGED`` seconds, for the log of a job; with
     rate, time left and the number quarantined. ``progress``: False is neither, ``"force"``
-    the bar. ``after``: is called after every batch."""
+    the bar. ``after``: is called after every batch; ``name``: what goes on."""
 
     def __init__(
         self,
@@ -363,6 +366,8 @@ class Bar:
         done: int,
         progress: bool | str,
         after: Callable[[], None] | None = None,
+        *,
+        name: str = "scoring",
     ) -> None:
         self._after = after
         watched = sys.stderr.isatty() or "ipykernel" in sys.modules
@@ -371,11 +376,11 @@ class Bar:
             total=total,
             initial=done,
             disable=not shown,
-            desc="scoring",
+            desc=name,
             unit=" samples",
             dynamic_ncols=True,
         )
-        self._log = _Log(total, done) if progress and not shown else None
+        self._log = _Log(name, total, done) if progress and not shown else None
 
     def advance(self, n: int, bad: int) -> None:
         self._bar.update(n)
@@ -411,7 +416,8 @@ LOGGED = 30.0
 class _Log:
     """The line every ``LOGGED`` seconds."""
 
-    def __init__(self, total: int, done: int) -> None:
+    def __init__(self, name: str, total: int, done: int) -> None:
+        self.name = name
         self.total, self.first, self.done, self.bad = total, done, done, 0
         self.start = self.said = time.monotonic()
 
@@ -425,7 +431,7 @@ class _Log:
     def line(self, seconds: float) -> str:
         """After ``seconds`` of this run."""
         rate = (self.done - self.first) / max(seconds, 1e-9)
-        text = f"scoring: {self.done:,} of {self.total:,} samples, {rate:.3g} a second"
+        text = f"{self.name}: {self.done:,} of {self.total:,} samples, {rate:.3g} a second"
         if rate and self.done < self.total:
             left = round((self.total - self.done) / rate)
             text += f", {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"

@@ -95,7 +95,7 @@ def reference_text(sample: Sample, config: ScoreConfig) -> str:
         raise BadSample("data", "bad_answer", str(error)) from None
     if sample.choices and "{choices}" in config.prompt_template:
         return reference.letter
-    return reference.text
+    return reference.text if sample.choices else reference.accepted[0].written
 
 
 def answer_tokens(

@@ -12,10 +12,10 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..samples.choices import prompt_text
 from ..samples.images import image_size
 from ..samples.sample import Bad, BadSample, Sample
 from ..samples.sampleset import SampleSet
+from ..samples.stated import prompt_text
 
 if TYPE_CHECKING:
     from ..model.driver import ModelDriver

@@ -56,6 +56,15 @@ def folder_of(number: int) -> str:
     return f"round-{number}"
 
 
+def name_of(number: int, of: int) -> str:
+    """What the pass ``number`` (from 0) of ``of`` is called, in bars and logs: the pilot
+    first, the rest of the samples last."""
+    if of == 1:
+        return "scoring"
+    part = " the pilot" if not number else " the rest" if number == of - 1 else ""
+    return f"scoring{part}, round {number + 1} of {of}"
+
+
 def shares(n: int, pilot: float) -> list[float]:
     """The share of ``n`` samples with which each round before the last ends."""
     found = [pilot or FIRST]

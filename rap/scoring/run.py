@@ -30,7 +30,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -51,6 +51,7 @@ from ..engines import EngineConfig, EngineOptions
 from ..errors import RapConfigError
 from ..misnamed import require_options
 from ..model.loading import LoadingOptions
+from ..rewards.checker import Reward
 from ..scores.claims import PLAN, Claims, require_idle
 from ..scores.completions import HeldCompletions
 from ..scores.profile import read_profile
@@ -73,7 +74,8 @@ class RunOptions(TypedDict, total=False):
     """`score`'s keyword arguments besides `ScoreConfig`'s fields, for type checkers."""
 
     store: str | os.PathLike[str] | None
-    reward: Callable[..., Sequence[float | None]] | None
+    reward: Reward | None
+    reward_weights: Sequence[float] | None
     columns: dict[str, str] | None
     root: str | os.PathLike[str] | None
     progress: bool | str
@@ -104,7 +106,8 @@ def score(
     *,
     data: Any = None,
     store: str | os.PathLike[str] | None = None,
-    reward: Callable[..., Sequence[float | None]] | None = None,
+    reward: Reward | None = None,
+    reward_weights: Sequence[float] | None = None,
     columns: dict[str, str] | None = None,
     root: str | os.PathLike[str] | None = None,
     progress: bool | str = True,
@@ -149,8 +152,13 @@ def score(
         goes into the fingerprint.
     reward
         None checks answers with the built-in checker, else a callable with TRL's
-        signature. For evidence ``rollouts`` and ``cascade`` only: the others grade no
+        signature, or a list of them: see `rap.rewards.make_checker`. It is called once for
+        all completions that are sampled at once of a sample with its image, and once for
+        those without. For evidence ``rollouts`` and ``cascade`` only: the others grade no
         completion.
+    reward_weights
+        Of a list of reward functions, whose weighted sum is the reward, as in TRL; None:
+        1 each.
     progress
         True shows a bar where someone watches (a terminal, a notebook), else a line every
         half minute, for the log of a job; ``"force"`` is always the bar; False is neither.
@@ -213,6 +221,7 @@ def score(
     recipe = Recipe(
         *(model, processor, dataset, config, engine),
         reward=reward,
+        reward_weights=reward_weights,
         columns=columns,
         root=root,
         progress=progress,
@@ -269,7 +278,8 @@ def plan(
     *,
     data: Any = None,
     store: str | os.PathLike[str],
-    reward: Callable[..., Sequence[float | None]] | None = None,
+    reward: Reward | None = None,
+    reward_weights: Sequence[float] | None = None,
     columns: dict[str, str] | None = None,
     root: str | os.PathLike[str] | None = None,
     verify_images: bool = True,
@@ -304,6 +314,7 @@ def plan(
     recipe = Recipe(
         *(model, processor, dataset, config, engine),
         reward=reward,
+        reward_weights=reward_weights,
         columns=columns,
         root=root,
         verify_images=verify_images,
@@ -365,10 +376,10 @@ def select(
         see ``help(rap.ScoreConfig)``), of the engine (``engine``, ``base_url``, ...), of
         the executor (``executor``, ``shard``, ...) or of ``choose`` (``budget``, ``rule``,
         ``by``, ..., see ``help(rap.ChooseConfig)``), and what `score` takes besides:
-        ``store``, ``reward``, ``columns``, ``root``, ``progress``, ``allow_degenerate``,
-        ``verify_images``, ``retry_quarantined``, ``profile``, ``report_to``, ``loading``
-        and its parts
-        (``dtype``, ``device_map``, ``quantize``, ...), see ``help(rap.score)``.
+        ``store``, ``reward``, ``reward_weights``, ``columns``, ``root``, ``progress``,
+        ``allow_degenerate``, ``verify_images``, ``retry_quarantined``, ``profile``,
+        ``report_to``, ``loading`` and its parts (``dtype``, ``device_map``, ``quantize``,
+        ...), see ``help(rap.score)``.
 
     Returns
     -------

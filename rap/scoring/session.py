@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import ScoreConfig, require_judge
 from ..engines import Engine, EngineConfig, require_engine
-from ..environment import version
 from ..errors import RapInputError, RapStoreError
+from ..installed import version
 from ..model.counterfactual import WITH_PARTNER
 from ..model.loading import opened
-from ..rewards.checker import Checker, make_checker
+from ..rewards.checker import Checker, Reward, make_checker, reward_functions
 from ..samples.index import open_kept
 from ..samples.part import Part
 from ..samples.remote import is_url
@@ -41,7 +41,7 @@ from .again import redo_changed_images, redo_quarantined
 from .engine import provenance, running
 from .evidence import EVIDENCE
 from .filling import Run
-from .plan import Plan, Round, folder_of, make_plan, redo_changed, rounds_of
+from .plan import Plan, Round, folder_of, make_plan, name_of, redo_changed, rounds_of
 from .profiling import stopwatch
 from .reuse import look_back, put_in_groups, reuse_of
 from .scorer import MIN_GROUPS, Scorer
@@ -62,7 +62,8 @@ class Recipe:
     dataset: Any
     config: ScoreConfig
     engine: EngineConfig
-    reward: Callable[..., Sequence[float | None]] | None = None
+    reward: Reward | None = None
+    reward_weights: Sequence[float] | None = None
     columns: Mapping[str, str] | None = None
     root: Any = None
     progress: bool | str = True
@@ -76,6 +77,7 @@ class Recipe:
     def check(self) -> None:
         """What can be refused before anything is opened. Raises ``RapConfigError``."""
         require_judge(self.config.evidence, self.reward)
+        reward_functions(self.reward, self.reward_weights)
 
     def samples(self) -> SampleSet:
         """The data set. Raises ``RapInputError`` if there is nothing to score."""
@@ -112,7 +114,7 @@ class Recipe:
         watch = stopwatch(driver, self.profile)
         with (
             _evaluating(model),
-            _checker(self.reward, recipe.config, watch) as checker,
+            _checker(recipe, watch) as checker,
             running(self.engine, driver, recipe.config) as engine,
         ):
             known = None if driver is None else driver.identity()
@@ -128,7 +130,7 @@ class Pass:
     """What one pass is scored by, its samples and the folder of its store. ``pool``: how
     many samples all passes have; ``last``: it fills the store itself; ``more``: as from
     ``_inputs``; ``made_by``: the engine of its completions, as from ``provenance``;
-    ``plan``: what the passes before it have settled."""
+    ``plan``: what the passes before it have settled; ``name``: for people."""
 
     folder: Path
     samples: SampleSet
@@ -138,6 +140,7 @@ class Pass:
     more: Collection[str] = ()
     made_by: Mapping[str, object] | None = None
     plan: Plan | None = None
+    name: str = name_of(0, 1)
 
     @property
     def last(self) -> bool:
@@ -177,7 +180,9 @@ class Session:
             Round.of(part, ScoreStore.load(self.path / folder_of(k)))
             for k, part in enumerate(self.rounds[:number])
         ]
-        plan, last = make_plan(done, len(self.samples), self.config), self.last_pass()
+        plan = make_plan(done, len(self.samples), self.config)
+        name = name_of(number, self.n_passes)
+        last = dataclasses.replace(self.last_pass(), name=name)
         if number == len(self.rounds):
             return dataclasses.replace(last, plan=plan)
         return dataclasses.replace(
@@ -279,6 +284,7 @@ class Session:
             pool=None if by.last else by.pool,
             least=of * MIN_SEEN,
             verify=verify,
+            name=by.name,
         )
 
     def reuse(self, by: Pass) -> Reuse | None:
@@ -339,15 +345,19 @@ def _evaluating(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _checker(
-    reward: Callable[..., Any] | None, config: ScoreConfig, watch: Stopwatch
-) -> Iterator[Checker | None]:
+def _checker(recipe: Recipe, watch: Stopwatch) -> Iterator[Checker | None]:
     """The worker process that grades, if the evidence has any completion graded."""
+    config = recipe.config
     if not EVIDENCE[config.evidence].reading.graded:
         yield None
         return
     with watch.span("checking"):
-        made = make_checker(reward, timeout=config.checker_timeout)
+        made = make_checker(
+            recipe.reward,
+            weights=recipe.reward_weights,
+            timeout=config.checker_timeout,
+            max_pixels=config.max_image_pixels,
+        )
     with made as checker:
         yield checker
 

@@ -191,7 +191,7 @@ class Worker:
         n, missing = len(self.by.samples), set(self.store.missing())
         done = n - sum(len(self.store.shard_range(k)) for k in missing)
         claimed = (k for k in numbers if k in missing and self.store.claim(k, over=True))
-        with Bar(n, done, progress, after) as bar:
+        with Bar(n, done, progress, after, name=self.by.name) as bar:
             self._run.run(self.store, claimed, bar)
 
     def finish(self) -> bool:

@@ -68,7 +68,9 @@ class Judged:
     ``unread``: bool, valid rows that pass ACE without a psi; None: none.
     ``prior``: of the posterior, in words, if there is one.
     ``bounds``: {bound on D: valid rows of which no more is known}. ``drawn``, ``cut``:
-    completions sampled, and cut at their length limit."""
+    completions sampled, and cut at their length limit. ``graded``: (right, graded)
+    completions with the image, and (right, graded) without; ``graded_rows``: rows that have
+    some."""
 
     reading: Reading
     flags: np.ndarray
@@ -86,6 +88,8 @@ class Judged:
     unread: np.ndarray | None = None
     prior: str | None = None
     psi_times: np.ndarray | None = None
+    graded: tuple[int, int, int, int] = (0, 0, 0, 0)
+    graded_rows: int = 0
 
     def __len__(self) -> int:
         return len(self.flags)
@@ -151,12 +155,20 @@ def judge(reader: Reader, reading: Reading, rule: Rule) -> Judged:
         found.counted &= evidence.measured.counts is not None
         found.drawn += pc.sum(batch["n_drawn"]).as_py() or 0
         found.cut += pc.sum(batch["n_cut"]).as_py() or 0
+        _count_graded(found, batch)
     found.bad = pa.chunked_array([c.dictionary_encode() for c in bad] or [_NO_CODES])
     pa.default_memory_pool().release_unused()
     return found
 
 
 _NO_CODES = pa.array([], pa.string()).dictionary_encode()
+
+
+def _count_graded(found: Judged, batch: pa.Table) -> None:
+    sums = (pc.sum(batch[name]).as_py() or 0 for name in ("c1", "m1", "c0", "m0"))
+    c1, m1, c0, m0 = (a + b for a, b in zip(found.graded, sums, strict=True))
+    found.graded = (c1, m1, c0, m0)
+    found.graded_rows += batch.num_rows - batch["m1"].null_count
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import RapInputError
+from ..rewards.checker import PASSES, shown_name
+from ..rewards.sameness import LEAST_SAMPLES, same_text
 from ..scores.reader import Reader
 from .judged import UNSOLVED, VALID, Judged, probabilities
 from .learn import warnings_of
@@ -108,6 +110,7 @@ def notes_of(
         *_about_screening(judged, groups, threshold),
         *_about_few(judged),
         *_about_answers(counted),
+        *_about_reward(judged, counted.meta),
         *_about_engine(counted.meta),
     ]
 
@@ -172,6 +175,21 @@ def _about_engine(meta: Mapping[str, Any]) -> list[str]:
     for name in ("fingerprint", "engine", "ace_skipped"):
         tree = tree.get(name) if isinstance(tree, Mapping) else None
     return [f"ACE is skipped: {tree}"] if isinstance(tree, str) else []
+
+
+def _about_reward(judged: Judged, meta: Mapping[str, Any]) -> list[str]:
+    """A user's reward that is the same for all: no sample is told from another."""
+    c1, m1, c0, m0 = judged.graded
+    tree = meta.get("fingerprint")
+    name = tree.get("checker") if isinstance(tree, Mapping) else None
+    few = not m1 or not m0 or judged.graded_rows < LEAST_SAMPLES
+    if few or not isinstance(name, str) or name.startswith("builtin/"):
+        return []
+    right, graded = c1 + c0, m1 + m0
+    if 0 < right < graded:
+        return []
+    value = f"at least {PASSES:g}" if right else f"less than {PASSES:g}"
+    return [same_text(shown_name(name), value, graded)]
 
 
 def _about_answers(counted: Counted) -> list[str]:

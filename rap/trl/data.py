@@ -12,11 +12,11 @@ import pyarrow as pa
 from ..config import MAX_IMAGE_PIXELS, PROMPT_TEMPLATE
 from ..errors import RapConfigError, RapInputError
 from ..samples.answers import answer_to_train
-from ..samples.choices import prompt_text
 from ..samples.prompts import chat, stands_in_place, with_system
 from ..samples.sample import Bad, BadSample, Sample, Turn
 from ..samples.sampleset import SampleSet, load_images, open_samples
 from ..samples.sources import datasets_library
+from ..samples.stated import prompt_text
 from ..scores.match import rows_of_all
 from ..scores.selected import Selected
 

@@ -94,15 +94,19 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1e9, help="begin none after that")
     parser.add_argument("--log", type=Path, default=LOG)
     parser.add_argument("--summary", type=Path, help="write it there, too")
+    parser.add_argument("--trials", type=int, default=10**9, help="of this call, at most")
+    parser.add_argument("--only", nargs="*", default=list(COMMANDS), help="commands tried")
     parser.add_argument("--without", nargs="*", default=[], help="commands left out")
     asked = parser.parse_args()
-    commands = {name: n for name, n in COMMANDS.items() if name not in asked.without}
+    names = set(asked.only) - set(asked.without)
+    commands = {name: n for name, n in COMMANDS.items() if name in names}
     asked.log.parent.mkdir(parents=True, exist_ok=True)
     found = records(asked.log, asked.seed)
+    most = len(found) + asked.trials
     end = time.monotonic() + 60 * asked.minutes
     with tempfile.TemporaryDirectory(prefix="rap-chaos-") as folder:
         chaos = Chaos(Path(folder), commands)
-        while felt(found) < asked.kills and time.monotonic() < end:
+        while felt(found) < asked.kills and len(found) < most and time.monotonic() < end:
             done = {record["trial"] for record in found}
             number = next(i for i in itertools.count() if i not in done)
             record = chaos.trial(number, asked.seed) | {"seed": asked.seed}

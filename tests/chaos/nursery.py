@@ -235,6 +235,7 @@ class Nursery:
             runtime_env={"env_vars": order["of_workers"]},
             log_to_driver=False,
         )
+        signal.signal(signal.SIGTERM, on_sigterm)  # which it took for itself
         options = {**OPTIONS, **order["options"], "store": order["store"]}
         try:
             rap.score(order["model"], None, str(self.data), executor="ray", **options)

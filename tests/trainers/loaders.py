@@ -24,8 +24,8 @@ from export_data import IDS, make, select  # noqa: E402
 
 import rap  # noqa: E402
 from rap.samples.answers import answer_to_train  # noqa: E402
-from rap.samples.choices import prompt_text  # noqa: E402
 from rap.samples.sampleset import load_images  # noqa: E402
+from rap.samples.stated import prompt_text  # noqa: E402
 from rap.selection.reselection import pass_counts  # noqa: E402
 from rap.trl.rewardfile import read_visits  # noqa: E402
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...config import ScoreConfig
 from ...model.rollouts import ARM_TEXT, BLIND_ARM, IMAGE_ARM, Completion
+from ...rewards.functions import Response
 from ...samples.sample import Sample
 from ...samples.text import clean
 from ..jobs import Job
@@ -105,23 +106,29 @@ def _grade(
     drawn: Sequence[Completion],
     failures: dict[str, str],
 ) -> None:
-    """One row per completion; why some could not be graded goes to ``failures``."""
+    """One row per completion; why some could not be graded goes to ``failures``. A reward
+    function is called once, for all of these that hold text."""
     assert scorer.checker is not None  # evidence rollouts has one
+    said = [_response(one) for one in drawn if one.text.strip()]
+    with scorer.watch.span("checking"):
+        verdicts = iter(scorer.checker.check_group(job.sample, said, arm=arm))
     for number, completion in zip(numbers, drawn, strict=True):
         if completion.text.strip():
-            with scorer.watch.span("checking"):
-                verdict = scorer.checker.check(
-                    job.sample,
-                    completion.text,
-                    token_ids=completion.token_ids or (),
-                    finished=completion.finish_reason != "length",
-                )
+            verdict = next(verdicts)
             ok, code = verdict.correct, verdict.code
             if ok is None:
                 failures.setdefault(str(code), verdict.message or "")
         else:
             ok, code = False, "empty_response"
         job.rollouts.append(_rollout_row(job, arm, number, completion, ok, code))
+
+
+def _response(completion: Completion) -> Response:
+    return Response(
+        completion.text,
+        completion.token_ids or (),
+        finished=completion.finish_reason != "length",
+    )
 
 
 def counts(job: Job, arm: str) -> tuple[int, int, int]:

@@ -25,7 +25,6 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ...config import ExecutorConfig
-from ...environment import version
 from ...errors import (
     RapConfigError,
     RapDeviceError,
@@ -34,6 +33,7 @@ from ...errors import (
     RapWorkerError,
     first_line,
 )
+from ...installed import version
 from ...scores.owner import Owner
 from ..filling import Bar
 
@@ -184,15 +184,18 @@ class Crew:
         self._passes, self._last = 0, False
         self._going = False
         self._work: _Work | None = None
+        self._name = ""
         self._versions = {"rap-select": (version("rap-select"), "the driver")}
         self._told = self.clock()
 
-    def fill(self, last: bool, progress: bool | str) -> None:
-        """Have a pass scored and sealed: the ``last``, or the one before.
+    def fill(self, last: bool, progress: bool | str, name: str = "scoring") -> None:
+        """Have a pass scored and sealed: the ``last``, or the one before. ``name``: of the
+        pass, for people.
 
         Raises what `rap.score` does, and ``RapWorkerError`` where workers died too often;
         everything that could be scored is scored then."""
         self._passes, self._last, self._work = self._passes + 1, last, None
+        self._name = name
         with ExitStack() as stack:
             while self._work is None or not self._work.sealed:
                 for member in list(self.members):
@@ -300,7 +303,7 @@ class Crew:
         elif member.what == "begin":
             member.begun = member.asked_in  # the pass may be over by now
             if self._work is None and member.begun == self._passes:
-                self._work = _work_of(answer, stack, progress)
+                self._work = _work_of(answer, stack, progress, self._name)
         elif member.what == "score":
             self._scored(member, answer)
         elif member.what == "seal":
@@ -412,9 +415,9 @@ class Crew:
             log.warning("no worker could be started yet: %s", self.cluster.room())
 
 
-def _work_of(begun: Begun, stack: ExitStack, progress: bool | str) -> _Work:
+def _work_of(begun: Begun, stack: ExitStack, progress: bool | str, name: str) -> _Work:
     done = begun.n_samples - sum(map(begun.size, begun.missing))
-    bar = stack.enter_context(Bar(begun.n_samples, done, progress))
+    bar = stack.enter_context(Bar(begun.n_samples, done, progress, name=name))
     return _Work(begun, deque(begun.missing), bar, sealed=begun.sealed)
 
 

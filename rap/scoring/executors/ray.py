@@ -28,7 +28,7 @@ from ...scores.claims import Claims, require_idle
 from ...scores.owner import Owner, me
 from ...scores.shardplan import DRIVER_FOLDER
 from ..evidence import EVIDENCE
-from ..plan import folder_of, rounds_of
+from ..plan import folder_of, name_of, rounds_of
 from ..session import Recipe
 from .contract import Scored, read_sealed
 from .crew import Crew
@@ -72,7 +72,8 @@ class RayExecutor:
         """Have all passes scored; no worker is left afterwards, however this ends."""
         try:
             for number in range(rounds + 1):
-                crew.fill(number == rounds, recipe.progress)
+                name = name_of(number, rounds + 1)
+                crew.fill(number == rounds, recipe.progress, name)
         except KeyboardInterrupt:
             log.warning("stopping: what was scored is kept; Ctrl-C again stops at once")
             raise

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...environment import version
 from ...errors import RapConfigError
+from ...installed import version
 from ...samples.sampleset import SampleSet, open_samples
 from ...scores.claims import FOLDER as CLAIMS
 from ...scores.claims import Claim
