@@ -381,9 +381,10 @@ def ace(
     cu = _tensor(cu_seqlens)
     if isinstance(response_start, int):
         samples = 1 if cu is None else cu.shape[0] - 1
-        place = q.device if q.device.type == "meta" else None
-        kind = {"dtype": torch.int64, "device": place}
-        response_start = torch.full((samples,), response_start, **kind)
+        place = "meta" if isinstance(q, Tensor) and q.is_meta else "cpu"
+        response_start = torch.full(
+            (samples,), response_start, dtype=torch.int64, device=place
+        )
     response_start = _tensor(response_start)
     scale, sigma, *rest = options  # torch.compile of 2.6 cannot slice a NamedTuple
     flags = [int(x) for x in rest]

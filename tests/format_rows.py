@@ -745,6 +745,10 @@ generators) need `open_samples(data, limit=n)`; a `DatasetDict` asks which split
 answers (VLM-R1) are read, and refused when they are to be scored without a reward function
 of your own.
 
+A table of Polars is read as the list of its rows. Polars is no part of the test
+environment, where its test is left out; run by itself, with Polars 2.1.0, all formats are
+read as above.
+
 `in the question`: the options stand in the question's text ("Choices: (A) red (B) blue");
 they are found for the column as a whole, and a letter is matched with its text.
 

@@ -183,9 +183,7 @@ def test_the_public_functions_of_meta_tensors_give_shapes():
         lambda: rap.ace(Q, K.to("meta"), response_start=12),
         lambda: rap.drm(SCORES.to("meta"), 3),
     ):
-        with pytest.raises(
-            rap.RapInputError, match="a meta tensor has a shape"
-        ):
+        with pytest.raises(rap.RapInputError, match="a meta tensor has a shape"):
             call()
 
 
