@@ -602,7 +602,11 @@ def test_what_dlpack_and_buffers_may_say_and_nobody_computes_with(pair):
     for bad, kind, says in (
         (elsewhere, rap.RapInputError, "device type 8: neither the CPU nor CUDA"),
         (vast, rap.RapInputError, "too large"),
-        (memoryview(np.ones(l1.shape, np.uint32)), TypeError, "buffer format 'I' is not supported"),
+        (
+            memoryview(np.ones(l1.shape, np.uint32)),
+            TypeError,
+            "buffer format 'I' is not supported",
+        ),
         (memoryview(table["a"]), rap.RapInputError, "no multiple of the item size"),
     ):
         with pytest.raises(kind, match=says):

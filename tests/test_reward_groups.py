@@ -56,7 +56,7 @@ def graded(reward: object, *texts: str, of: Sample | None = None, **options: obj
 # ------------------------------------------------------------------------- one group
 
 
-def test_a_group_is_one_call_with_everything_repeated():
+def test_case_36_a_group_is_one_call_with_everything_repeated():
     calls = []
 
     def reward(**kwargs: object) -> list[float]:
@@ -193,7 +193,7 @@ def test_fault_26_a_group_that_fails_is_graded_one_by_one(caplog):
 
 @pytest.mark.parametrize("kind", ["list", "array", "tensor", "row", "generator"])
 @pytest.mark.parametrize("n", [1, 2, 4])
-def test_a_wrong_number_of_values_is_refused_by_name(kind, n):
+def test_case_24_a_wrong_number_of_values_is_refused_by_name(kind, n):
     def made(values: list[float]) -> object:
         if kind == "tensor":
             return pytest.importorskip("torch").tensor(values)
@@ -214,7 +214,7 @@ def test_a_wrong_number_of_values_is_refused_by_name(kind, n):
         graded(short, *"abcd"[:n])
 
 
-def test_one_value_for_every_group_is_refused_though_it_fits_one():
+def test_case_24_one_value_for_every_group_is_refused_though_it_fits_one():
     def first(completions, **kwargs):
         return [1.0]
 
@@ -260,7 +260,7 @@ def column(name: str):
         ([-1.0, 0.4], [0.4, -0.4, 0.4, None, None]),
     ],
 )
-def test_the_weighted_sum_of_several_is_trls(weights, totals):
+def test_case_36_the_weighted_sum_of_several_is_trls(weights, totals):
     a, b = [0.0, 0.4, None, None, math.nan], [1.0, None, 1.0, None, 1.0]
     row = sample(a=a, b=b)
     verdicts = graded([column("a"), column("b")], *"vwxyz", of=row, weights=weights)
@@ -321,7 +321,7 @@ def told(caplog) -> list[str]:
     return [r.getMessage() for r in caplog.records if "tells no sample" in r.getMessage()]
 
 
-def test_a_reward_that_is_always_the_same_is_said_once_by_name(caplog):
+def test_case_24_a_reward_that_is_always_the_same_is_said_once_by_name(caplog):
     with make_checker(zero, timeout=20) as checker:
         for i in range(12):
             for arm in ("counterfactual", "image"):
