@@ -124,7 +124,7 @@ docs: build $(VENV)/docs.done
 
 # The lowest version of everything that pyproject.toml asks for: the base install, and each
 # extra with the tests that need it (LOWEST="base report" leaves out those with torch).
-LOWEST ?= base report hf engines trl lora ray natural
+LOWEST ?= base report hf engines lora ray natural
 
 test-lowest: build $(VENV)/uv.done
 	.ci/lowest $(VENV) $(LOWEST)

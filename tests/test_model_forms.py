@@ -111,6 +111,7 @@ def adapted(targets=(*QK, "lm_head"), seed=0, model=None, **options):
     ],
     ids=str,
 )
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
 def test_an_adapter_counts(options):
     model = adapted(**options)
     assert model.training  # dropout must be off all the same

@@ -195,7 +195,8 @@ def _require_once(ids: pa.ChunkedArray, rows: Rows) -> None:
         return
     seen: dict[str, int] = {}
     for start in range(0, len(ids), CHUNK):  # equal hashes are looked at exactly
-        alike = np.flatnonzero(np.isin(hashes[start : start + CHUNK], suspects))
+        # NumPy 2.0 overflows where it does not sort: the hashes are uint64
+        alike = np.isin(hashes[start : start + CHUNK], suspects, kind="sort").nonzero()[0]
         names = ids.slice(start, CHUNK).take(pa.array(alike)).to_pylist()
         for i, name in zip((alike + start).tolist(), names, strict=True):
             if name is not None and (first := seen.setdefault(name, i)) != i:

@@ -91,7 +91,7 @@ def repeated(
         return None
     found = []
     for column in columns():
-        mask = np.isin(hash64(column), suspects)
+        mask = np.isin(hash64(column), suspects, kind="sort")
         if mask.any():
             found.append(flat(column.filter(pa.array(mask))).cast(pa.large_string()))
     counted = pc.value_counts(pa.chunked_array(found, pa.large_string()))
