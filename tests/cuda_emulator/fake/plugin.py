@@ -39,6 +39,7 @@ CPU_ONLY = {
     "small_call": "the time of a call on host memory",
     "long_input": "in a process of its own, about host memory",
     "memory_change_no_bit": "threads and memory say nothing on a device",
+    "percentages": "said of arrays of NumPy and torch, where none is a candidate",
 }
 EXAMPLES = 15  # of a property: fibers are slow
 calls = {"device": 0, "host": 0}
