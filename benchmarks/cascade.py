@@ -64,7 +64,7 @@ import rap
 from rap.config import GRADED, TRAIN_GROUP, Sampling
 from rap.demo import world
 from rap.scores.columns import floats
-from rap.scores.evidence import counts_of
+from rap.scores.kinds import counts_of
 from rap.scores.posterior import Arm, keep_probability
 from rap.scores.prior import FEATURES, WITH_IMAGE, WITHOUT, features, fit, predict
 from rap.scores.scores import Scores

@@ -139,7 +139,7 @@ class ScoreConfig:
     """Everything that decides what a sample's scores are, and how fast they come."""
 
     evidence: EvidenceName = setting(
-        "What a sample is scored by; rap.scores.evidence has what each kind says.",
+        "What a sample is scored by; rap.scores.kinds has what each kind says.",
         default="cascade",
     )
     counterfactual: CounterfactualName = setting(

@@ -12,7 +12,7 @@ from test_rows import RULES, world
 import rap
 from rap.scores import evidence
 from rap.scores.columns import distinct_rows
-from rap.scores.evidence import KINDS, Measured
+from rap.scores.kinds import KINDS, Measured
 from rap.selection import column
 from rap.selection.column import Column
 

@@ -296,6 +296,26 @@ def test_fault_26_hostile_text_gets_a_verdict(impatient, text):
     assert time.monotonic() - begin < 60
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A " + " " * 100_000 + "x",
+        "A: wrong. " * 10_000,
+        "A:" + " " * 100_000 + "B:" + " " * 100_000,
+        "B" + "\u662f" * 100_000,
+        "(A)" * 30_000,
+        "3,5 " * 30_000,
+        "1.111" * 20_000,
+    ],
+)
+def test_fault_26_judgements_and_commas_are_read_in_linear_time(impatient, text):
+    """Of processor time, which no other process takes part in; a square is minutes."""
+    for answer in ("B", "3.5 (3,5)"):
+        begin = time.process_time()
+        assert grading.grade(answer, (), text) in (True, False)
+        assert time.process_time() - begin < 60
+
+
 # ---------------------------------------------------------------------- reward functions
 
 MODULE = textwrap.dedent(

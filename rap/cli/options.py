@@ -26,7 +26,7 @@ from ..config import (
 from ..engines import EngineConfig
 from ..errors import RapConfigError
 from ..samples.remote import is_url
-from ..scores.evidence import describe as describe_evidence
+from ..scores.kinds import describe as describe_evidence
 from ..selection.reselection import ReselectConfig
 from ..selection.rules import describe as describe_rules
 from ..settings import field_types, is_settings, near

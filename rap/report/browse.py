@@ -24,7 +24,7 @@ from ..samples.sample import Bad
 from ..samples.text import flat
 from ..scores.columns import floats
 from ..scores.completions import Completions
-from ..scores.evidence import KINDS
+from ..scores.kinds import KINDS
 from .parts import Reason
 from .samples import first_of_each, found_samples, strongest, thumbnail
 from .text import token_text, visible

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..scores.columns import floats
-from ..scores.evidence import KINDS
+from ..scores.kinds import KINDS
 from .text import grouped, number
 
 if TYPE_CHECKING:

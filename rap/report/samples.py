@@ -17,7 +17,7 @@ from ..config import MAX_IMAGE_PIXELS
 from ..samples.sample import Bad
 from ..scores.columns import floats
 from ..scores.completions import Completions
-from ..scores.evidence import KINDS
+from ..scores.kinds import KINDS
 from ..scores.match import as_samples
 from ..scores.reader import Reader
 from ..scores.table import SCORED

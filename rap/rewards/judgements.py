@@ -17,10 +17,10 @@ _LABEL = re.compile(
     r"[(\[]?([A-J])[)\]]?"
     r"(?=\s*(?:选项|项|[:.)\u3001,&/(\-\u00d7\u221a\u2705\u2713\u2714\u2717\u2718\u274c]"
     r"|是|都|均|正确|错|不正确|不对|对|和|与|及"
-    r"|(?i:is|are|was|isn't|and|or|correct|incorrect|wrong|right|not)\b|[.)]?\s*$))"
+    r"|(?i:is|are|was|isn't|and|or|correct|incorrect|wrong|right|not)\b|[.)]?$))"
 )
 _JOINED = re.compile(
-    r"(?:选项|项)?(?:[\s,&/\u3001]|\band\b|\bor\b|和|与|及)*(?:[Oo]ptions?|选项)?\s*"
+    r"(?:选项|项)?(?:[\s,&/\u3001]|\band\b|\bor\b|和|与|及)*(?:(?:[Oo]ptions?|选项)\s*)?"
 )
 _VERDICT = (
     r"(?:(?:is|are|was|isn't|是|都|均|all|both|clearly|definitely|also|therefore)\s*)*"
@@ -30,7 +30,7 @@ _VERDICT = (
     r"(?=\W*(?:$|[.,;!)\n]|because\b|since\b|as\b|and\b|but\b|while\b|因为|由于))"
 )
 _AT_ONCE = re.compile(
-    rf"\s*(?:选项|项)?\s*(?P<sign>[:.)\u3001-]*)\s*{_VERDICT}", re.IGNORECASE
+    rf"\s*(?:(?:选项|项)\s*)?(?P<sign>[:.)\u3001-]*)\s*{_VERDICT}", re.IGNORECASE
 )
 _BEHIND_TEXT = re.compile(
     rf"(?P<sign>[.):\s])(?:[^.;:\n]|[.:](?=\S)){{1,80}}?[-:,(\s]\s*{_VERDICT}",

@@ -95,7 +95,7 @@ def with_points(text: str) -> str | None:
     """A reference of decimal commas, numbers and their units, with points: "3.5 cm" of
     "3,5 cm", "1234" of "1.234"; None for any other, and where nothing changes."""
     text = _plain(text)
-    if _QUANTITIES.fullmatch(text) is None:
+    if len(text) > LONGEST or _QUANTITIES.fullmatch(text) is None:
         return None
     written = _IN_TEXT.sub(lambda match: _pointed(match[0]), text)
     return None if written == text else written

@@ -29,13 +29,14 @@ import pyarrow as pa
 
 from ..errors import RapInputError
 from .column import Column
+from .detecting import leave_images
 from .forms import Forms
 from .ids import Ids
 from .jsonlines import JsonlRows, LineIndex
 from .opening import open_rows
 from .parquet import ParquetRows
 from .sample import BadSample
-from .sampleset import Known, SampleSet, leave_images
+from .sampleset import Known, SampleSet
 from .sources import Rows
 from .stated import Stated
 

@@ -17,44 +17,44 @@ stays a Python object.
 from __future__ import annotations
 
 import os
-import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ..errors import RapInputError
 from .cells import cell
-from .choicecells import counted_from
 from .column import Column, column_of_answers
 from .content import Content
-from .forms import LOOKED_AT, Forms, forms_of
+from .detecting import (
+    SPLIT_COLUMNS,
+    leave_images,
+    places_from,
+    readable,
+    roles_of,
+    spread,
+    tell_splits,
+)
+from .forms import Forms, forms_of
 from .hfdata import build_dataset, stream_dataset
 from .ids import Ids, read_ids, same_ids
 from .jsonlines import JsonlRows
 from .opening import open_rows
 from .parsing import answer_of_row, parse_row, question_of_row
-from .prompts import more_of_a_chat
 from .remote import fetched, is_hub_name, is_url
-from .roles import CANDIDATES, PROMPT_CANDIDATES, detect_columns
+from .roles import CANDIDATES, PROMPT_CANDIDATES
 from .sample import Bad, BadSample, Sample
 from .sources import (
-    ArrowRows,
     Rows,
     all_to_python,
     datasets_library,
     outer_columns,
-    row_or_bad,
 )
-from .splits import named_splits
 from .stated import Stated, stated_in
 from .streams import FirstRows, first_of_stream, is_stream
 from .tables import column_of
@@ -63,12 +63,6 @@ from .telling import text_of, told
 if TYPE_CHECKING:
     import datasets
     from PIL.Image import Image
-
-
-SPLIT_COLUMNS = ("split", "data_split")
-PIECES = 20  # of the data set, by which the form of its answers is decided
-COUNTED = 10_000
-"""Rows by which it is decided what the places of choices are counted from."""
 
 
 # --------------------------------------------------------------------- the sample set
@@ -114,7 +108,7 @@ class SampleSet(Sequence["Sample | Bad"]):
             self._ids = known.ids
             return
         self._ids = read_ids(rows, self.columns["id"])
-        self._tell_splits()
+        tell_splits(rows)
         self._require_a_usable_row()
 
     def __len__(self) -> int:
@@ -221,7 +215,7 @@ class SampleSet(Sequence["Sample | Bad"]):
         def answer(row: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
             return answer_of_row(row, self.columns, self._counted)
 
-        return _readable(answer, self._spread(names))
+        return readable(answer, spread(self._rows, names))
 
     def _spread_questions(self) -> Iterator[str]:
         """The questions of these rows; read only where somebody asks for one."""
@@ -230,7 +224,7 @@ class SampleSet(Sequence["Sample | Bad"]):
         def asked(row: Mapping[str, Any]) -> str:
             return question_of_row(row, self.columns)
 
-        yield from _readable(asked, self._spread([question] if question else []))
+        yield from readable(asked, spread(self._rows, [question] if question else []))
 
     @cached_property
     def stated_options(self) -> Stated:
@@ -244,43 +238,7 @@ class SampleSet(Sequence["Sample | Bad"]):
             answer, _ = answer_of_row(row, self.columns, self._counted)
             return question_of_row(row, self.columns), answer
 
-        return stated_in(_readable(asked, self._spread(names)))
-
-    def _spread(self, names: Sequence[str]) -> Iterator[Mapping[str, Any]]:
-        """Rows spread over the data set, as far as they can be read."""
-        n = len(self)
-        size = min(n, LOOKED_AT // PIECES)
-        starts = np.unique(np.linspace(0, n - size, PIECES).astype(np.int64))
-        read = 0
-        for start in starts.tolist():
-            start, read = max(start, read), max(start, read) + size
-            if start >= n:
-                return
-            for part in self._rows.parts(names, start, min(read, n)):
-                rows = all_to_python(part) if isinstance(part, pa.Table) else part
-                yield from (row for row in rows if not isinstance(row, BadSample))
-
-    def _tell_splits(self) -> None:
-        """Warn of a column by whose name rows of several splits stand here."""
-        column = next((n for n in SPLIT_COLUMNS if n in self._rows.columns), None)
-        if column is None:
-            return
-        said: Counter[str] = Counter()
-        for part in self._rows.parts([column]):
-            if isinstance(part, pa.Table):
-                for found in pc.value_counts(part[column]).to_pylist():
-                    said[str(found["values"])] += found["counts"]
-            else:
-                there = (row for row in part if not isinstance(row, BadSample))
-                said.update(str(row.get(column)) for row in there)
-        if len(named_splits(list(said))) > 1:
-            counts = ", ".join(f"{name} {count:,}" for name, count in said.most_common(5))
-            warnings.warn(
-                f"{self._rows.kind}: column {column!r} names several splits ({counts}), "
-                "and all of them are used. Keep the rows to train on in a set of their own",
-                UserWarning,
-                stacklevel=4,
-            )
+        return stated_in(readable(asked, spread(self._rows, names)))
 
     def _outer(self, *roles: str) -> list[str]:
         """The data set's columns that these roles are read from."""
@@ -505,9 +463,9 @@ def open_samples(
         bad = next((r for r in rows.each([]) if isinstance(r, BadSample)), None)
         first = f" (first: {bad.message})" if bad is not None else ""
         raise RapInputError(f"{rows.kind}: none of {len(rows)} rows can be read{first}")
-    found = _detected(rows, columns)
+    found = roles_of(rows, columns)
     leave_images(rows, found["images"])
-    counted = _counted(rows, found, columns or {})
+    counted = places_from(rows, found, columns or {})
     real = None if folder is None else os.path.realpath(folder)
     samples = SampleSet(rows, found, real, counted)
     if isinstance(source, (str, os.PathLike)):
@@ -529,98 +487,9 @@ def _require_data(source: object) -> None:
             )
 
 
-Found = TypeVar("Found")
-
-
-def _readable(
-    read: Callable[[Mapping[str, Any]], Found], rows: Iterable[Mapping[str, Any]]
-) -> Iterator[Found]:
-    """What ``read`` says of each row, those that it cannot read left out."""
-    for row in rows:
-        try:
-            found = read(row)
-        except BadSample:
-            continue
-        yield found
-
-
 def _require_count(limit: object) -> None:
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
         raise RapInputError(f"limit: {limit!r}: expected a whole number from 1")
-
-
-def leave_images(rows: Rows, used: str | None) -> None:
-    """Never read images that nobody asked for. ``used``: the column of the samples'."""
-    unread = rows.image_columns - set(outer_columns(rows.columns, [used]))
-    if unread:
-        rows.leave_out(unread)
-
-
-def _counted(
-    rows: Rows, found: Mapping[str, str | None], given: Mapping[str, str]
-) -> int | None:
-    """What number the places in the answer column are counted from; None if it holds
-    texts or letters."""
-    if found["choices"] is None or given.get("answer_index") == "":
-        return None
-    if found.get("answer_number"):
-        return 1
-    if given.get("answer_index"):
-        return 0
-    names = [found["answer"], found["choices"]]
-    column, is_index = found["answer"] or "", bool(found.get("answer_index"))
-    try:
-        place = counted_from(_cells(rows, names, COUNTED), column, is_index=is_index)
-    except RapInputError:  # as many rows fit this and that: of all rows, too?
-        place = counted_from(_cells(rows, names, len(rows)), column, is_index=is_index)
-    return 0 if place is None and found.get("answer_index") else place
-
-
-def _cells(rows: Rows, names: Sequence[str | None], most: int) -> Iterator[tuple[Any, Any]]:
-    """The values of two columns in ``most`` rows, evenly spread, or in all."""
-    columns = outer_columns(rows.columns, names)
-    places = np.linspace(0, len(rows) - 1, most).astype(np.int64)
-    each: Iterable[Any]
-    if len(rows) <= most:
-        each = rows.each(columns)
-    elif isinstance(rows, ArrowRows):
-        each = rows.some(places, columns)
-    else:
-        each = (row_or_bad(rows, i) for i in places.tolist())
-    for row in each:
-        if not isinstance(row, BadSample):
-            yield cell(row, names[0]), cell(row, names[1])
-
-
-def _detected(rows: Rows, columns: Mapping[str, str] | None) -> dict[str, str | None]:
-    """``detect_columns`` by the first rows, by all of them where these do not do."""
-    for most in (100, None):
-        try:
-            first = _merged(rows, most)
-            return detect_columns(rows.columns, first, rows.image_columns, columns)
-        except RapInputError as error:
-            refused = RapInputError(f"{rows.kind}: {error}")
-    raise refused
-
-
-def _merged(rows: Rows, most: int | None) -> Mapping[str, Any]:
-    """Rows as one: all keys, nested ones too; of chats one that ends with an answer and
-    has images, if those of the rows do."""
-    merged: dict[str, Any] = {}
-    unread = rows.image_columns | rows.bytes_columns
-    names = [name for name in rows.columns if name not in unread]
-    for row in islice(rows.each(names), most):
-        if isinstance(row, BadSample):
-            continue
-        for key, value in row.items():
-            before = merged.get(key)
-            if isinstance(value, Mapping):
-                merged[key] = {**(before if isinstance(before, dict) else {}), **value}
-            elif before is None:
-                merged[key] = value
-            elif (chat := more_of_a_chat(before, value)) is not None:
-                merged[key] = chat
-    return merged
 
 
 def load_images(

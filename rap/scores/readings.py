@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .columns import BATCH, EXACT_BELOW
-from .evidence import Evidence, Kind, kind_named, kinds_of, read_evidence
+from .evidence import Evidence, kind_named, kinds_of, read_evidence
+from .kinds import Kind
 from .reader import Reader
 from .table import SCORE_SCHEMA, VOLATILE_COLUMNS
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..scores.evidence import Measured
+from ..scores.kinds import Measured
 
 MANY = 2**16
 """Different values from which on a column is an array like any other."""

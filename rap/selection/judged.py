@@ -20,12 +20,11 @@ from ..config import ChooseConfig
 from ..scores.columns import as_fraction, look_up
 from ..scores.evidence import (
     Evidence,
-    Kind,
     codes_of,
-    probability,
     read_evidence,
     usable_rows,
 )
+from ..scores.kinds import Kind, probability
 from ..scores.learning import harm_of
 from ..scores.reader import Reader
 from ..scores.readings import EVIDENCE_COLUMNS, batch_size, kind_of_rows

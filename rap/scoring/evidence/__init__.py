@@ -3,7 +3,7 @@ cascade.
 
 ``EVIDENCE`` has every name of ``config.EVIDENCE``, read from the module of that name here.
 New evidence is its name there, one new module with an ``EVIDENCE`` (a ``base.Evidence``),
-and how its columns are read, in ``rap.scores.evidence``.
+and how its columns are read, in ``rap.scores.kinds``.
 """
 
 from __future__ import annotations

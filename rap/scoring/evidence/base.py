@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ...config import ScoreConfig
 from ...samples.sample import BadSample, Sample
-from ...scores.evidence import KINDS, Kind
+from ...scores.kinds import KINDS, Kind
 
 if TYPE_CHECKING:
     from PIL.Image import Image

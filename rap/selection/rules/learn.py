@@ -8,7 +8,8 @@ from types import MappingProxyType
 from ...config import DEFAULT_BUDGET, ChooseConfig
 from ...errors import RapConfigError
 from ...scores.columns import as_fraction
-from ...scores.evidence import KINDS, Evidence
+from ...scores.evidence import Evidence
+from ...scores.kinds import KINDS
 from ...scores.learning import FLOOR
 from .rule import VALUE_TEXT, Ranking, Rule
 

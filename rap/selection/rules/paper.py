@@ -13,7 +13,7 @@ import numpy as np
 from ...config import ChooseConfig
 from ...errors import RapConfigError
 from ...scores.columns import as_fraction
-from ...scores.evidence import KINDS
+from ...scores.kinds import KINDS
 from ...scores.scores import PAPER_LAMBDA_C
 from ..attention import Limit, given
 from .rule import Rule

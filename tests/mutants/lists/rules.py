@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from ..mutant import Mutant
 
-EVIDENCE, COLUMNS, GROUPS = (
+EVIDENCE, KINDS, COLUMNS, GROUPS = (
     "rap/scores/evidence.py",
+    "rap/scores/kinds.py",
     "rap/scores/columns.py",
     "rap/selection/groups.py",
 )
@@ -73,56 +74,56 @@ RULES = (
     # --- evidence
     Mutant(
         "rule-d-turned",
-        EVIDENCE,
+        KINDS,
         "number, scale = c1 * m0 - c0 * m1, m1 * m0",
         "number, scale = c0 * m1 - c1 * m0, m1 * m0",
         DECIMALS,
     ),
     Mutant(
         "rule-d-of-counts",
-        EVIDENCE,
+        KINDS,
         "number, scale = c1 * m0 - c0 * m1, m1 * m0",
         "number, scale = (c1 - c0) * m1, m1 * m0",
         (*DECIMALS, S + "test_fault_25_few_rollouts_are_counted_not_guessed", *ORACLE),
     ),
     Mutant(
         "rule-difficulty-is-ease",
-        EVIDENCE,
+        KINDS,
         "difficulty = _quotient(m1 - c1, m1, m1 > 0)",
         "difficulty = _quotient(c1, m1, m1 > 0)",
         DECIMALS + ORACLE,
     ),
     Mutant(
         "rule-text-only-is-enough-no-more",
-        EVIDENCE,
+        KINDS,
         "enough=both | text_only,",
         "enough=both,",
         TEXT_ONLY,
     ),
     Mutant(
         "rule-bound-of-text-only",
-        EVIDENCE,
+        KINDS,
         "d_bound=_quotient(m0 - c0, m0, text_only),",
         "d_bound=_quotient(c0, m0, text_only),",
         TEXT_ONLY,
     ),
     Mutant(
         "rule-answer-d-turned",
-        EVIDENCE,
+        KINDS,
         "        return p1 - p0\n",
         "        return p0 - p1\n",
         ANSWERS,
     ),
     Mutant(
         "rule-divergence-has-a-sign",
-        EVIDENCE,
+        KINDS,
         "learn = d * left * (1.0 if self.signed else 1.0 - left)",
         "learn = d * left",
         ANSWERS,
     ),
     Mutant(
         "rule-unknown-difficulty",
-        EVIDENCE,
+        KINDS,
         "left = np.nan_to_num(difficulty, nan=0.5)",
         "left = np.nan_to_num(difficulty, nan=0.0)",
         (S + "test_an_unknown_difficulty_counts_as_a_half",),
@@ -205,7 +206,7 @@ RULES = (
     ),
     Mutant(
         "rule-psi-times",
-        EVIDENCE,
+        KINDS,
         "times[pilot] += int(answer.sum()) // max(1, int(pilot.sum()))",
         "times[pilot] += 0",
         ("tests/test_cascade.py",),
