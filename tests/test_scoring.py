@@ -29,6 +29,7 @@ from rap.model.driver import ModelDriver
 from rap.model.halving import in_halves
 from rap.model.rollouts import row_seed
 from rap.samples.sampleset import open_samples
+from rap.scores import files
 from rap.scores.store import ScoreStore
 from rap.scores.table import VOLATILE_COLUMNS
 from rap.scoring import filling
@@ -1133,14 +1134,14 @@ def test_a_run_that_finds_all_done_reads_each_file_once(tiny, tmp_path, monkeypa
     options |= {"allow_degenerate": True, "sampling": {"max_new_tokens": 3}}
     first = score(*tiny, make_rows(10), **options)
     read: Counter[str] = Counter()
-    opened = Path.read_bytes
+    opened = files.read_regular
 
-    def noted(self: Path) -> bytes:
-        if self.suffix == ".parquet":
-            read[self.name] += 1
-        return opened(self)
+    def noted(path: Path) -> bytes:
+        if path.suffix == ".parquet":
+            read[path.name] += 1
+        return opened(path)
 
-    monkeypatch.setattr(Path, "read_bytes", noted)
+    monkeypatch.setattr(files, "read_regular", noted)
     again = score(*tiny, make_rows(10), **options)
     assert again.table.equals(first.table)
     names = [f"{kind}-0000{k}.parquet" for kind in ("scores", "rollouts") for k in range(3)]
