@@ -598,15 +598,12 @@ def test_what_dlpack_and_buffers_may_say_and_nobody_computes_with(pair):
     out = np.empty((_C.CDE_OUTPUTS, 6))
     elsewhere, vast = Plain(l1, on=8), Plain(l1)  # 8: Metal
     vast.sizes[:] = 1 << 40, 1 << 40
+    whole = np.ones(l1.shape, np.uint32)
     table = np.zeros((6, 40), np.dtype([("a", np.float32), ("b", np.int16)], align=False))
     for bad, kind, says in (
         (elsewhere, rap.RapInputError, "device type 8: neither the CPU nor CUDA"),
         (vast, rap.RapInputError, "too large"),
-        (
-            memoryview(np.ones(l1.shape, np.uint32)),
-            TypeError,
-            "buffer format 'I' is not supported",
-        ),
+        (memoryview(whole), TypeError, "buffer format 'I' is not supported"),
         (memoryview(table["a"]), rap.RapInputError, "no multiple of the item size"),
     ):
         with pytest.raises(kind, match=says):

@@ -248,7 +248,7 @@ def test_what_newer_versions_of_glibc_have_is_asked_for_in_an_old_one():
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 def test_gcc_binds_the_old_versions_of_glibc(machine, tmp_path):
-    """Those of each machine that a wheel is made for, by its own or a cross compiler."""
+    """For each machine that a wheel is made for, by its compiler or a cross compiler."""
     tools = "" if machine == platform.machine() else f"{machine}-linux-gnu-"
     if shutil.which(f"{tools}gcc") is None:
         pytest.skip(f"no {tools}gcc on this machine")

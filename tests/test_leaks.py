@@ -81,8 +81,8 @@ def _seeds() -> dict[str, Callable[[], object]]:
     more.argtypes = [ctypes.py_object]
 
     def mapped() -> None:
-        KEPT.append(mmap.mmap(-1, 4096))
-        KEPT[-1][0] = 1
+        KEPT.append(mmap.mmap(-1, 1 << 16))
+        KEPT[-1][:] = bytes(1 << 16)
 
     def waiting() -> None:
         end = threading.Event()

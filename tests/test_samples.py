@@ -271,16 +271,19 @@ def test_saved_dataset_and_its_parquet_have_the_same_content(tmp_path):
     assert all(s.take([1]).features == dataset.features for s in opened)
 
 
-def test_parquet_shards_in_a_folder_and_a_large_one_spilled(tmp_path, monkeypatch):
+def test_parquet_shards_in_a_folder_and_a_large_one_spilled(
+    tmp_path, tmp_path_factory, monkeypatch
+):
+    spilled = tmp_path_factory.mktemp("spilled")
+    monkeypatch.setattr(tempfile, "tempdir", str(spilled))
     for k in range(3):
         rows = [row(id=f"{k}-{i}") for i in range(300)]
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"train-{k}.parquet")
     expected = [f"{k}-{i}" for k in range(3) for i in range(300)]
     small = open_samples(tmp_path)
     monkeypatch.setattr(rap.samples.parquet, "HELD_BYTES", 100)
-    before = set(os.listdir(tempfile.gettempdir()))
     large = open_samples(tmp_path)
-    assert set(os.listdir(tempfile.gettempdir())) == before
+    assert not os.listdir(spilled)
     assert small.ids == large.ids == expected
     assert list(small) == list(large)
 
