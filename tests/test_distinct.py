@@ -10,7 +10,7 @@ import pytest
 from test_rows import RULES, world
 
 import rap
-from rap.scores import evidence
+from rap.scores import kinds
 from rap.scores.columns import distinct_rows
 from rap.scores.kinds import KINDS, Measured
 from rap.selection import column
@@ -49,7 +49,7 @@ def test_evidence_by_distinct_counts_is_that_of_each_row(
     table = world(3000, m=7)
     options = {"divergence": "js", "likelihood": "product", "threshold": 0.2}
     found = KINDS["rollouts"].read(table, **options)
-    monkeypatch.setattr(evidence, "distinct_rows", lambda counts: None)
+    monkeypatch.setattr(kinds, "distinct_rows", lambda counts: None)
     plain = KINDS["rollouts"].read(table, **options)
     assert found.first is not None and len(found.first) < 3000 and plain.first is None
     for field in dataclasses.fields(Measured):
@@ -69,7 +69,7 @@ def test_selections_are_the_same_bytes_however_they_are_held(
     expected = rap.choose(scores, **options).table
     for name, place, value in (
         ("few values", column, 3),  # a column gives up in the middle
-        ("row by row", evidence, None),
+        ("row by row", kinds, None),
     ):
         with monkeypatch.context() as patch:
             if value is None:
