@@ -16,7 +16,7 @@ import rap
 from rap.errors import RapInputError, RapStoreError
 from rap.samples import text
 from rap.samples.text import as_strings, flat, hash64, repeated, taken
-from rap.scores import reader, scores
+from rap.scores import files, reader, scores
 from rap.scores.drawn import Drawn, Sampled
 from rap.scores.files import ROW_GROUP, read_parquet, write_parquet
 from rap.scores.reader import FileReader, TableReader, sized
@@ -150,14 +150,14 @@ def test_a_resume_reads_every_shard_once(
 ) -> None:
     make_store(tmp_path)
     counted: Counter[str] = Counter()
-    read = Path.read_bytes
+    read = files.read_regular
 
     def counting(path: Path) -> bytes:
         data = read(path)
         counted[path.name] += len(data)
         return data
 
-    monkeypatch.setattr(Path, "read_bytes", counting)
+    monkeypatch.setattr(files, "read_regular", counting)
     with ScoreStore.open(tmp_path, {"model": "m"}, 60, 8) as store:
         for k in store.finished():
             store.read_shard(k)
