@@ -119,9 +119,9 @@ def _refusals(rng: np.random.Generator) -> Iterator[tuple[str, Call]]:
     x_drm = FakeArray(rng.random(9))
     there = x_drm.pointer
     for name, symbols in {
-        "cde": ("cuLaunchKernel", "cuMemcpyHtoDAsync", "cuMemAllocAsync", "cuCtxGetId"),
+        "cde": ("cuLaunchKernel", "cuMemAllocAsync", "cuCtxGetId"),
         "linear_cde": ("cuLaunchKernel", "cuMemAllocAsync", "cuCtxSetCurrent"),
-        "ace": ("cuLaunchKernel", "cuMemcpyHtoDAsync", "cuMemAllocAsync"),
+        "ace": ("cuLaunchKernel", "cuMemAllocAsync"),
         "drm": ("cuLaunchKernel", "cuMemAllocAsync", "cuStreamSynchronize"),
         "read": ("cuMemcpyDtoHAsync", "cuStreamSynchronize"),
     }.items():
