@@ -1,8 +1,9 @@
 """Every kernel with every option against ``rap.reference``, on drawn shapes and values.
 
-The bounds are derived. cde: four times the error of the plain computation in the dtype of
-the logits, as in ``test_cde.py``. ace: the error of a sum of D products in float32, through
-the logarithm. drm: none, it is exact.
+The bounds are derived. cde: four times the error of the plain computation in float32, as
+in ``test_cde.py``, or what the longest sum of a lane can lose, where few rows flatter the
+plain one. ace: the error of a sum of D products in float32, through the logarithm, and what
+float32 counts as 0. drm: none, it is exact.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from fuzzing import fuzz, seconds
 from hypothesis import strategies as st
@@ -22,6 +24,7 @@ TESTS = 4  # in this file and the other share the time with those of test_fuzz_i
 ISAS = _C.isa_names()
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 UNIT = 2.0**-24
+RUN = 64 + 8  # terms that a lane of the CPU adds in sequence, and what rounds one of them
 SHARE = seconds(2 * TESTS)
 
 
@@ -86,7 +89,7 @@ KINDS = st.sampled_from(["apart", "near", "equal", "peaked", "large", "ties", "m
 
 
 def close(got: Any, truth: Any, plain: Any, largest: float, name: str) -> None:
-    """At most four times the plain error; see the module's text."""
+    """Up to four times the plain error, or that of a lane's sum; see the module's text."""
     truth, got = np.asarray(truth), np.asarray(got)
     assert np.isnan(got).tolist() == np.isnan(truth).tolist(), name
     known = np.isfinite(truth)
@@ -94,7 +97,7 @@ def close(got: Any, truth: Any, plain: Any, largest: float, name: str) -> None:
     error = np.abs(got[known] - truth[known]).max(initial=0)
     usual = np.abs(np.asarray(plain)[known] - truth[known])
     usual = usual[np.isfinite(usual)].max(initial=0)
-    assert error <= 4 * max(usual, UNIT * max(1.0, largest)), (name, error, usual)
+    assert error <= max(4 * usual, RUN * UNIT * max(1.0, largest)), (name, error, usual)
 
 
 def compare_cde(got: Any, truth: dict, plain: dict, largest: float, want: Any) -> None:
@@ -225,13 +228,49 @@ def plain_logits(h: Any, w: Any, bias: Any, scale: Any, softcap: Any) -> torch.T
 # ---------------------------------------------------------------------------- ace
 
 
-def difference(got: Any, truth: Any, name: str) -> float:
-    got, truth = np.asarray(got, float), np.asarray(truth, float)
-    assert got.shape == truth.shape, name
-    assert (np.isneginf(got) == np.isneginf(truth)).all(), name
-    assert (np.isnan(got) == np.isnan(truth)).all(), name
-    known = np.isfinite(truth)
-    return float(np.abs(got[known] - truth[known]).max(initial=0.0))
+def between(got: Any, least: Any, most: Any, allowed: float, name: str) -> None:
+    """``least`` <= ``got`` <= ``most`` up to ``allowed``; NaN, -inf in the same places."""
+    got, least, most = (np.asarray(x, float) for x in (got, least, most))
+    assert got.shape == most.shape, name
+    assert (np.isneginf(got) == np.isneginf(most)).all(), name
+    assert (np.isnan(got) == np.isnan(most)).all(), name
+    known = np.isfinite(most)
+    least, got, most = least[known], got[known], most[known]
+    error = float(np.maximum(least - got, got - most).max(initial=0.0))
+    assert error <= allowed, (name, error, allowed)
+
+
+def flushed(q: Any, k: Any, options: dict[str, Any]) -> np.ndarray:
+    """float64 [L]: what log psi_j of a head mean loses, at most, by the terms below 2^-126
+    that float32 counts as 0: less than that of each weight, which is 2^-126 or more then.
+    A mean over rows loses no more than its worst row, a sum all of them."""
+    lost = np.zeros(q.shape[1])
+    if options["heads"] != "mean":
+        return lost
+    cu, starts = options["cu_seqlens"], np.atleast_1d(options["response_start"])
+    ends = [0, q.shape[1]] if cu is None else cu
+    least = reference.ACE_FLOOR
+    for begin, end, start in zip(ends[:-1], ends[1:], starts, strict=True):
+        if begin == end:
+            continue
+        part = slice(int(begin), int(end))
+        q1, k1 = q[:, part].double(), k[:, part].double()
+        a = reference.attention(q1, k1, options["scale"], options["key_window"])
+        w = a.mean(0)[int(start) :]
+        loss = np.log(np.maximum(w, least) / np.maximum(w - least, least))
+        lost[part] = loss.max(0, initial=0) if options["normalise"] else loss.sum(0)
+    return lost
+
+
+def best_of(columns: np.ndarray, cu: Any) -> np.ndarray:
+    """[heads, L] to [S, heads]: the largest of each sample; -inf where it has none."""
+    ends = [0, columns.shape[1]] if cu is None else cu
+    return np.array(
+        [
+            columns[:, a:b].max(1, initial=-np.inf)
+            for a, b in zip(ends[:-1], ends[1:], strict=True)
+        ]
+    )
 
 
 def drawn_ace(draw: Any) -> tuple[Any, Any, dict[str, Any]]:
@@ -297,29 +336,34 @@ def test_fault_57_any_ace() -> None:
         bound = ace_bound(q, k, options["scale"])
         rows = 1 if options["normalise"] else max(1, length)
         wide = np.log(length + 2.0)
+        most = np.asarray(truth["log_psi_columns"])
+        least = most - flushed(q, k, options)
+        psi = np.asarray(truth["log_psi"])
+        lowest = best_of(np.atleast_2d(least), options["cu_seqlens"]).reshape(psi.shape)
+        between(got.log_psi_columns, least, most, bound * rows, "log_psi_columns")
+        between(got.log_psi, lowest, psi, bound * rows, "log_psi")
         for name, allowed in (
-            ("log_psi", bound * rows),
-            ("log_psi_columns", bound * rows),
             ("attention_entropy", 4 * bound * (1 + wide)),
             ("attention_top", 4 * bound),
             ("image_mass", 4 * bound),
         ):
-            error = difference(getattr(got, name), truth[name], name)
-            assert error <= allowed, (name, error, allowed)
-        positions_agree(got, truth, options, bound * rows)
+            between(getattr(got, name), truth[name], truth[name], allowed, name)
+        positions_agree(got, most, lowest, options, bound * rows)
         bare = with_isa(isa, rap.ace, q=q, k=k, threads=1, stats=False, **options)
         np.testing.assert_array_equal(bare.log_psi_columns, got.log_psi_columns)
 
     fuzz(check, share=SHARE, data=st.data())
 
 
-def positions_agree(got: Any, truth: dict, options: dict, allowed: float) -> None:
+def positions_agree(
+    got: Any, most: np.ndarray, lowest: np.ndarray, options: dict, allowed: float
+) -> None:
     """The same column, or one that is as good within the bound."""
     cu = options["cu_seqlens"]
-    columns = np.atleast_2d(truth["log_psi_columns"])
+    columns = np.atleast_2d(most)
     begins = [0] if cu is None else cu[:-1]
     found = np.asarray(got.position).reshape(len(begins), -1)
-    best = np.asarray(truth["log_psi"]).reshape(found.shape)
+    best = lowest.reshape(found.shape)
     for s, begin in enumerate(begins):
         for head, at in enumerate(found[s]):
             if at < 0:
@@ -359,13 +403,16 @@ def test_fault_57_any_drm() -> None:
         g = scores() if draw(st.booleans()) else None
         e = rng.random(n) < 0.7 if draw(st.booleans()) else None
         k = draw(st.sampled_from([0, 1, n // 3, max(0, n - 1), n, n + 2]))
-        got = with_isa(
-            draw(st.sampled_from(ISAS)),
-            lambda **options: rap.drm(d, k, **options),
-            gain=g,
-            eligible=e,
-            threads=draw(st.sampled_from([None, 1, 3])),
-        )
-        np.testing.assert_array_equal(got, reference.drm(d, k, eligible=e, gain=g))
+        isa, threads = draw(st.sampled_from(ISAS)), draw(st.sampled_from([None, 1, 3]))
+
+        def found() -> np.ndarray:
+            call = lambda **options: rap.drm(d, k, **options)  # noqa: E731
+            return with_isa(isa, call, gain=g, eligible=e, threads=threads)
+
+        if ((d > 1) & np.isfinite(d)).any() and not ((d > 0) & (d < 1)).any() and k:
+            with pytest.raises(rap.RapInputError, match="percentages"):
+                found()
+            return
+        np.testing.assert_array_equal(found(), reference.drm(d, k, eligible=e, gain=g))
 
     fuzz(check, share=SHARE, data=st.data())

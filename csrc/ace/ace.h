@@ -30,7 +30,9 @@
  *
  * Precision: scores and weights float32; sums over rows float64. A head-mean weight below
  * 2^-126 counts as 2^-126 (ln = -87.3): log psi stays finite where float32 attention would
- * be 0. Error at most 4x that of the float32 attention matrix, tests/test_ace.py.
+ * be 0. One head's e^(s - max) below 2^-126 counts as 0, so a mean just above 2^-126 may
+ * lose up to 2^-126. Error at most 4x that of the float32 attention matrix,
+ * tests/test_ace.py.
  *
  * Limits: NaN in a score that is computed makes the sample's log psi NaN: every key a
  * response row sees, or with `lse` given and without statistics the candidate columns

@@ -20,9 +20,11 @@
  * js and tv need both log-sum-exps first: a second sweep (cde_mix), only if asked for.
  *
  * Precision: terms and sums of a piece (isa/table.h) in float32, sums of pieces in
- * float64. Error at most 4x that of the float32 log_softmax formula, held against float64
- * by tests/test_cde.py. A divergence that rounding leaves outside its range by less than
- * RAP_CDE_SLACK is set to the end of it; anything further out is left to be seen.
+ * float64. Error at most 4x that of the float32 log_softmax formula over rows of a kind,
+ * held against float64 by tests/test_cde.py; of one row at most what a lane's 64 additions
+ * can lose, tests/test_fuzz_kernels.py. A divergence that rounding leaves outside its
+ * range by less than RAP_CDE_SLACK is set to the end of it; anything further out is left
+ * to be seen.
  *
  * Limits: -inf is a token outside the support (0 log 0 = 0; kl = inf where p1 > 0 = p0);
  * infinite divergences are equal: +inf, above every finite one, whatever mass is outside.

@@ -112,16 +112,16 @@ def _refusals(rng: np.random.Generator) -> Iterator[tuple[str, Call]]:
     calls = {
         "cde": lambda: rap.cde(x, y, targets=[1, 2, 3]),
         "linear_cde": lambda: rap.linear_cde(x, y, w, want="kl"),
-        "ace": lambda: rap.ace(q, q, response_start=3),
+        "ace": lambda: rap.ace(q, q, response_start=3, column_mask=[True] * 12),
         "drm": lambda: rap.drm(x_drm, 2),
         "read": lambda: _C.cuda_read(to, there, 0, 1),
     }
     x_drm = FakeArray(rng.random(9))
     there = x_drm.pointer
     for name, symbols in {
-        "cde": ("cuLaunchKernel", "cuMemAllocAsync", "cuCtxGetId"),
+        "cde": ("cuLaunchKernel", "cuMemcpyHtoDAsync", "cuMemAllocAsync", "cuCtxGetId"),
         "linear_cde": ("cuLaunchKernel", "cuMemAllocAsync", "cuCtxSetCurrent"),
-        "ace": ("cuLaunchKernel", "cuMemAllocAsync"),
+        "ace": ("cuLaunchKernel", "cuMemcpyHtoDAsync", "cuMemAllocAsync"),
         "drm": ("cuLaunchKernel", "cuMemAllocAsync", "cuStreamSynchronize"),
         "read": ("cuMemcpyDtoHAsync", "cuStreamSynchronize"),
     }.items():
