@@ -3,6 +3,8 @@
     python -m benchmarks.training_second --minutes 9    # nine minutes of it; call it again
     python -m benchmarks.training_second_page           # the report of what there is
     python -m benchmarks.training_second --list         # pieces that are left
+    python -m benchmarks.training_second --published benchmarks/results/training_second.json
+                                        # take up its runs first: they are not done again
 
 The plan is benchmarks/training_plan.md, committed before the first run; the numbers of it
 stand in `Plan` here. A piece is one scoring of a pool by one evidence, or one training run:
@@ -217,7 +219,10 @@ def train(plan: Plan, run: Run, work: Path, arm: Arm | None = None) -> dict[str,
     arm, samples = arm or SECOND[run.arm], pool_of(plan, run.pool)
     rows = None
     if arm.pick is not None:
-        stored = rap.Scores.load(work / f"scores-{arm.evidence}@{run.pool}")
+        key = f"scores-{arm.evidence}@{run.pool}"
+        if not (work / key).exists():  # its ledger was published, the scores were not
+            score_pool(plan, key, work)
+        stored = rap.Scores.load(work / key)
         scores = dataclasses.replace(stored, dataset=samples)
         rows = sorted(int(i) for i in arm.pick(scores, run.budget, run.seed))
     steps = plan.whole_steps if rows is None else plan.steps
@@ -259,6 +264,21 @@ def open_work(plan: Plan, work: Path) -> None:
     training.write_json(work / PLAN, wanted)
 
 
+def take_up(published: Path, plan: Plan, work: Path) -> int:
+    """Write the runs and ledgers of a published table that ``work`` lacks; how many runs.
+    Of the same plan: a run that is none of it is left out."""
+    there = json.loads(published.read_text())
+    known = {run.key for run in runs(plan)}
+    names = [f.name for f in dataclasses.fields(Run)]
+    found = {f"{RUNS}/{Run(**{n: r[n] for n in names}).key}": r for r in there["runs"]}
+    ledgers = {f"scores-{key}": ledger for key, ledger in there["costs"].items()}
+    new = {k: v for k, v in found.items() if k.removeprefix(f"{RUNS}/") in known}
+    for key, value in (new | ledgers).items():
+        if not (work / f"{key}.json").exists():
+            training.write_json(work / f"{key}.json", value)
+    return len(new)
+
+
 def read_plan(work: Path) -> Plan:
     found: dict[str, Any] = json.loads((work / PLAN).read_text())
     found.pop("start")
@@ -273,6 +293,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=float("inf"))
     parser.add_argument("--list", action="store_true", help="print what is left")
+    parser.add_argument("--published", type=Path, help="a table whose runs are taken up")
     parser.add_argument("--do", metavar="KEY", help="one piece of work, in this process")
     args = parser.parse_args(argv)
     work = args.work or Path("out") / ("training2-quick" if args.quick else "training2")
@@ -281,6 +302,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     plan = QUICK if args.quick else Plan()
     open_work(plan, work)
+    if args.published:
+        print(f"{take_up(args.published, plan, work)} runs were there")
     if args.list:
         print("\n".join(pending(plan, work)))
         return 0

@@ -148,6 +148,24 @@ def test_the_report_of_made_up_runs(work, monkeypatch) -> None:
     assert (work / "results" / "training_second.png").stat().st_size > 10_000
 
 
+def test_published_runs_are_taken_up_and_give_the_same_report(work, tmp_path) -> None:
+    written = training_second_page.write_report(PLAN, work, tmp_path / "first")
+    other, published = tmp_path / "other", written.with_suffix(".json")
+    training_second.open_work(PLAN, other)
+    kept = other / "runs" / f"{runs(PLAN)[0].key}.json"
+    kept.parent.mkdir()
+    kept.write_text((work / "runs" / kept.name).read_text())
+    begun = kept.stat().st_mtime_ns
+    assert training_second.take_up(published, PLAN, other) == len(runs(PLAN))
+    assert kept.stat().st_mtime_ns == begun, "what is there stays"
+    assert training_second.pending(PLAN, other) == []
+    again = training_second_page.write_report(PLAN, other, tmp_path / "second")
+    assert again.read_bytes() == written.read_bytes()
+    assert again.with_suffix(".json").read_bytes() == published.read_bytes()
+    one = training_second.Plan(pools=(PLAN.pools[0],))
+    assert training_second.take_up(published, one, tmp_path / "third") == len(runs(one))
+
+
 def test_refill_on_a_selection_is_compared_after_as_many_steps(work, monkeypatch) -> None:
     monkeypatch.setattr(training_compare, "DRAWS", 50)
     with pytest.raises(SystemExit, match="runs are missing"):
