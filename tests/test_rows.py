@@ -258,6 +258,9 @@ def test_a_file_that_changes_under_its_scores_is_refused(tmp_path: Path) -> None
 def test_hashes_tell_texts_apart() -> None:
     texts = ["", "a", "a\0", "\0", "b" * 8, "b" * 9, "b" * 64, "é" * 9, "b" * 65]
     texts += [f"{i:04d}" for i in range(3000)]
+    long = 8 * text._STEPS  # what is longer is not read by steps of all texts
+    texts += ["c" * n for n in (long - 1, long, long + 1, 2_000_000)]
+    texts += ["c" * long + end for end in ("d", "e", "de")]
     for kind in (pa.string(), pa.large_string()):
         array = pa.array(texts, kind)
         hashes = hash64(array)

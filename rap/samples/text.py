@@ -6,6 +6,7 @@ told apart by 64-bit hashes, of which equal ones are looked at exactly.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -17,6 +18,8 @@ TEXT_LIMIT = 2**31 - 1
 _PIECE = 2**16
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 _SHIFT = np.uint64(29)
+_STEPS = 64
+"""Of eight bytes, taken of all texts at once; what is longer goes on text by text."""
 
 
 def flat(column: pa.ChunkedArray | pa.Array) -> pa.Array:
@@ -111,7 +114,8 @@ def text_and_ends(array: pa.Array) -> tuple[np.ndarray, pa.Buffer | None]:
 
 
 def _hash(ends: np.ndarray, data: pa.Buffer | None) -> np.ndarray:
-    """A multiplicative hash, eight bytes at a time, over all texts at once."""
+    """A multiplicative hash, eight bytes at a time, over all texts at once; of what is
+    left after `_STEPS` of them a digest each."""
     first, size = int(ends[0]), int(ends[-1] - ends[0])
     padded = np.zeros(size + 8, np.uint8)
     if data is not None:
@@ -121,7 +125,7 @@ def _hash(ends: np.ndarray, data: pa.Buffer | None) -> np.ndarray:
     left = np.diff(ends).astype(np.int64)
     found = left.astype(np.uint64) * _FACTOR
     rows: np.ndarray | slice = slice(None)
-    while True:
+    for _ in range(_STEPS):
         if not left.all():
             still = np.flatnonzero(left)
             rows = still if isinstance(rows, slice) else rows[still]
@@ -134,6 +138,10 @@ def _hash(ends: np.ndarray, data: pa.Buffer | None) -> np.ndarray:
         found[rows] = mixed ^ (mixed >> _SHIFT)
         at = at + 8
         left = np.maximum(left - 8, 0)
+    rest = (padded[a : a + n] for a, n in zip(at, left, strict=True))
+    digests = b"".join(hashlib.blake2b(part, digest_size=8).digest() for part in rest)
+    found[rows] = (found[rows] ^ np.frombuffer(digests, "<u8")) * _FACTOR
+    return found
 
 
 def counted(n: float, what: str, many: str | None = None) -> str:
