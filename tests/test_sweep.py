@@ -87,7 +87,7 @@ def test_fault_41_each_allocation_of_a_call_on_a_device(shim) -> None:
     found = swept(shim, "device", **environment() | {"RAP_FAKE_THREADS": "32"})
     assert faults(found) == {}
     entries = failed(found, "inside")
-    there = {"cuda_alloc", "cuda_read", "cuda_dlpack", "cuda_info", "cde", "cde_means",
+    there = {"cuda_alloc", "cuda_dlpack", "cuda_info", "cde", "cde_means",
              "linear_cde", "ace", "drm"}  # fmt: skip
     assert {name for name in there if not entries.get(name)} == set()
 
