@@ -79,6 +79,16 @@ unread(const char *name, const char *dtype, rap_error *err)
         name, dtype);
 }
 
+/* Drops an exception that only says "not in this way". That memory was refused says nothing
+ * about the array, and stays. */
+static void
+clear_unless_memory(void)
+{
+    if (PyErr_Occurred() != NULL && !PyErr_ExceptionMatches(PyExc_MemoryError)) {
+        PyErr_Clear();
+    }
+}
+
 /* --- NumPy --------------------------------------------------------------------------- */
 
 static void
@@ -87,7 +97,8 @@ release_object(void *owner)
     Py_DECREF((PyObject *)owner);
 }
 
-/* bfloat16 is no NumPy type of its own: ml_dtypes registers one, known by its name. */
+/* bfloat16 is no NumPy type of its own: ml_dtypes registers one, known by its name. False
+ * with the exception set when there was no memory to ask for that. */
 static bool
 is_bfloat16(PyArrayObject *array)
 {
@@ -95,16 +106,21 @@ is_bfloat16(PyArrayObject *array)
     bool found = name != NULL && PyUnicode_CompareWithASCIIString(name, "bfloat16") == 0;
 
     Py_XDECREF(name);
-    PyErr_Clear();
+    clear_unless_memory();
     return found;
 }
 
 static bool
 unread_numpy(PyArrayObject *array, const char *name, rap_error *err)
 {
-    PyObject *text = PyObject_Str((PyObject *)PyArray_DESCR(array));
-    const char *dtype = text != NULL ? PyUnicode_AsUTF8AndSize(text, NULL) : NULL;
+    PyObject *text;
+    const char *dtype;
 
+    if (PyErr_Occurred() != NULL) { /* is_bfloat16 */
+        return rap_fail(err, RAP_EPYTHON, "%s", name);
+    }
+    text = PyObject_Str((PyObject *)PyArray_DESCR(array));
+    dtype = text != NULL ? PyUnicode_AsUTF8AndSize(text, NULL) : NULL;
     PyErr_Clear();
     unread(name, dtype != NULL ? dtype : "this dtype", err);
     Py_XDECREF(text);
@@ -258,7 +274,7 @@ ask_dlpack(PyObject *object, int64_t stream)
     PyObject *empty = NULL, *kwargs = NULL, *capsule = NULL;
 
     if (method == NULL) {
-        PyErr_Clear();
+        clear_unless_memory();
         return NULL;
     }
     empty = PyTuple_New(0);
@@ -275,8 +291,9 @@ ask_dlpack(PyObject *object, int64_t stream)
         capsule = PyObject_Call(method, empty, kwargs);
         if (capsule == NULL && PyErr_ExceptionMatches(PyExc_TypeError)) {
             PyErr_Clear(); /* a producer from before DLPack 1.0 */
-            PyDict_DelItemString(kwargs, "max_version");
-            capsule = PyObject_Call(method, empty, kwargs);
+            if (PyDict_DelItemString(kwargs, "max_version") == 0) {
+                capsule = PyObject_Call(method, empty, kwargs);
+            }
         }
     }
     Py_XDECREF(kwargs);
@@ -468,9 +485,10 @@ from_buffer(PyObject *object, const char *name, rap_array *view, rap_error *err)
         return rap_fail(err, RAP_EMEMORY, "out of memory");
     }
     if (PyObject_GetBuffer(object, buffer, PyBUF_RECORDS_RO) != 0) {
-        PyErr_Clear();
+        clear_unless_memory();
         PyMem_Free(buffer);
-        return no_array(object, name, err);
+        return PyErr_Occurred() != NULL ? rap_fail(err, RAP_EPYTHON, "%s", name)
+                                        : no_array(object, name, err);
     }
     view->owner = buffer;
     view->release = release_buffer;

@@ -3,6 +3,7 @@ before a cluster is asked for; settings and command line."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -10,9 +11,12 @@ import math
 import os
 import pickle
 import random
+import signal
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +24,7 @@ from click.testing import CliRunner
 
 import rap
 from rap.cli.commands import main
+from rap.cli.shell import Terminated, on_sigterm
 from rap.config import ExecutorConfig, ExecutorOptions, ScoreConfig, ScoreOptions
 from rap.engines import EngineConfig
 from rap.environment import version
@@ -394,6 +399,75 @@ def test_ray_that_is_not_installed_is_one_sentence(monkeypatch, tmp_path) -> Non
     with pytest.raises(RapConfigError, match=r"needs ray: pip install .*\[ray\]"):
         rap.score("m", None, [{}], store=tmp_path / "s", executor="ray")
     assert not (tmp_path / "s").exists()
+
+
+@pytest.fixture
+def sigterm():
+    """The shell's handler, put back afterwards."""
+    before = signal.signal(signal.SIGTERM, on_sigterm)
+    yield on_sigterm
+    signal.signal(signal.SIGTERM, before)
+
+
+def in_a_call_of_ray(number: int) -> None:
+    """A signal in ``ray.wait`` or ``ray.get``: their C++ drops what the handler raised."""
+    with contextlib.suppress(KeyboardInterrupt):
+        signal.raise_signal(number)
+    raise KeyboardInterrupt
+
+
+def played_ray(monkeypatch, **functions: Any) -> None:
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(**functions))
+    monkeypatch.setattr(raycluster, "require_extra", lambda *_: None)
+
+
+def test_fault_32_sigterm_in_a_call_of_ray_is_not_ctrl_c(monkeypatch, sigterm) -> None:
+    played_ray(monkeypatch, is_initialized=lambda: True)
+    for number, kind in (
+        (signal.SIGTERM, Terminated),
+        (signal.SIGINT, KeyboardInterrupt),
+    ):
+        with pytest.raises(KeyboardInterrupt) as stopped, raycluster.connected(None):
+            in_a_call_of_ray(number)
+        assert type(stopped.value) is kind
+        assert signal.getsignal(signal.SIGTERM) is sigterm
+
+
+def test_fault_32_sigterm_while_ray_starts_is_the_callers(monkeypatch, sigterm) -> None:
+    """Ray has put a handler of its own there by then, which would end with 15, or 1."""
+
+    def init(**_: object) -> None:
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
+        signal.raise_signal(signal.SIGTERM)
+
+    played_ray(monkeypatch, is_initialized=lambda: False, init=init)
+    with pytest.raises(Terminated), raycluster.connected(None):
+        raise AssertionError("connected")
+    assert signal.getsignal(signal.SIGTERM) is sigterm
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # of nobody: Ray's word stands
+    with pytest.raises(SystemExit), raycluster.connected(None):
+        raise AssertionError("connected")
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_thread_that_can_set_no_handler_is_connected(monkeypatch, sigterm) -> None:
+    calls: list[str] = []
+    played_ray(
+        monkeypatch,
+        is_initialized=lambda: False,
+        init=lambda **_: calls.append("init"),
+        shutdown=lambda: calls.append("shutdown"),
+    )
+
+    def connect() -> None:
+        with raycluster.connected(None):
+            calls.append("connected")
+
+    thread = threading.Thread(target=connect)
+    thread.start()
+    thread.join()
+    assert calls == ["init", "connected", "shutdown"]
+    assert signal.getsignal(signal.SIGTERM) is sigterm
 
 
 class Nodes:

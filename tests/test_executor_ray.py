@@ -253,16 +253,48 @@ def test_a_driver_that_is_killed_is_resumed_by_local(
     until(lambda: ray.available_resources().get("CPU") == 2.0)
 
 
-def test_ctrl_c_leaves_a_store_that_local_resumes_and_no_worker(
-    cluster, made, whole, tmp_path
+@pytest.mark.parametrize(("how", "ends"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_fault_32_a_signal_leaves_a_store_that_local_resumes_and_no_worker(
+    cluster, made, whole, tmp_path, how, ends
 ) -> None:
-    store, code, said = interrupted(made, tmp_path, cluster, signal.SIGINT)
-    assert code == 130, said
+    """Ctrl-C and SIGTERM, of which Ray's own calls know no difference."""
+    store, code, said = interrupted(made, tmp_path, cluster, how)
+    assert code == ends, said
     assert f"samples are kept in {store}; the same command goes on" in said
+    assert said.rstrip().endswith("rap: stopped")
     assert "Traceback" not in said
     until(lambda: nothing_left(store))
     run(made, store)  # at once: no claim is left
     assert_same(store, whole, tmp_path)
+
+
+def test_fault_32_sigterm_while_a_cluster_of_our_own_starts(made, tmp_path) -> None:
+    """Of which nothing is left. Ray waits here, for as long as what it has started stands
+    still: until then its own handler is there."""
+    mark = f"RAP_TEST_{uuid.uuid4().hex}"
+    driver = shell(made, tmp_path / "store", "--workers", "1", **{mark: "1"})
+    until(lambda: gcs_of(mark) or driver.poll() is not None)
+    held = gcs_of(mark)
+    send(held, signal.SIGSTOP)
+    driver.send_signal(signal.SIGTERM)
+    time.sleep(1)
+    send(held, signal.SIGCONT)
+    _, said = driver.communicate(timeout=PATIENCE)
+    assert held and driver.returncode == 143, said
+    assert said.rstrip().endswith("rap: stopped")
+    assert "Traceback" not in said
+    until(lambda: not marked(mark))
+
+
+def gcs_of(mark: str) -> list[int]:
+    """The first process that Ray starts."""
+    return [pid for pid in marked(mark) if "gcs_server" in command_of(pid)]
+
+
+def command_of(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+    return ""
 
 
 def test_a_cluster_of_our_own_ends_with_the_run(made, whole, tmp_path) -> None:

@@ -5,6 +5,7 @@ tried it already. N/A: that way has no such thing.
 |---|---|---|---|---|
 | JSON Lines, JSON, CSV | images and gzip below | no_path_leads_out | the same | the same |
 | Parquet, Arrow | images, pages below | no_path_leads_out | the same | the same |
+| chats, structs, lists of both | images below | in_any_form | the same | the same |
 | saved by `datasets` | images, buffers below | names_files_of_its_folder | same | same |
 | lists, `datasets` | images below | no_path_leads_out | the same | the same |
 | rollouts, reward logs | lines, pages below | N/A: they name none | N/A | below |
@@ -15,15 +16,19 @@ tried it already. N/A: that way has no such thing.
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
 import gzip
 import json
 import os
+import socket
 import struct
 import subprocess
 import sys
+import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +36,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_security import ROLLED, WAYS, chosen, nest, no_network  # noqa: F401
+from test_security import REFUSED, ROLLED, WAYS, chosen, nest, no_network  # noqa: F401
 from test_store import fill
 
 import rap
-from rap.errors import RapError, RapInputError, RapStoreError
+from rap.engines.http import Lost, exchange, make_client
+from rap.errors import RapError, RapInputError, RapModelError, RapStoreError
+from rap.model.loading import load_model
 from rap.samples import Bad, BadSample, load_images, open_samples
 from rap.scores.claims import Claims
 from rap.scores.files import read_parquet, write_parquet
@@ -241,6 +248,61 @@ def test_a_bomb_of_pages_ends_at_the_limit_of_memory(kind: str, tmp_path: Path) 
     assert end == ("read" if kind == "selection" else "refused")
 
 
+@pytest.mark.parametrize("name", ["r.jsonl.gz", "r.json.gz", "r.parquet.gz"])
+def test_what_is_packed_is_no_rollouts_and_no_log(name: str, tmp_path: Path) -> None:
+    """Nothing is unpacked there, so that nothing can unpack to more."""
+    rows = "".join(json.dumps(one) + "\n" for one in ROLLED)
+    (tmp_path / name).write_bytes(gzip.compress(rows.encode()))
+    with pytest.raises(RapInputError):
+        Scores.from_rollouts(tmp_path / name)
+    with pytest.raises(RapInputError):
+        read_visits([tmp_path / name])
+
+
+# ---------------------------------------------------------------- paths in every form
+
+
+FORMS: dict[str, Callable[[str], dict[str, Any]]] = {
+    "struct": lambda name: {"image": {"bytes": None, "path": name}},
+    "list": lambda name: {"images": ["x.png", name]},
+    "structs in a list": lambda name: {"images": [{"path": name, "bytes": None}]},
+    "text of a list": lambda name: {"images": json.dumps([name])},
+    "part of a chat": lambda name: chat({"type": "image", "image": name}),
+    "part of a chat, as of a server": lambda name: chat(
+        {"type": "image_url", "image_url": {"url": name}}
+    ),
+}
+
+
+def chat(part: dict[str, Any]) -> dict[str, Any]:
+    parts, answer = (
+        [part, {"type": "text", "text": "How many?"}],
+        {"type": "text", "text": "3"},
+    )
+    return {"messages": [{"role": "user", "content": parts},
+                         {"role": "assistant", "content": [answer]}]}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", ["JSON Lines", "Parquet", "datasets", "list"])
+@pytest.mark.parametrize("form", FORMS)
+def test_no_path_leads_out_in_any_form(
+    form: str, way: str, nest: Path, no_network: list
+) -> None:
+    """As ``test_no_path_leads_out_of_the_data``, whatever holds the name."""
+    names = [*REFUSED, "x.png"]
+    given = [FORMS[form](name) for name in names]
+    if "chat" not in form:
+        given = [{"question": "How many?", "answer": "3"} | one for one in given]
+    samples = open_samples(WAYS[way](given, nest), root=nest)
+    for name, sample in zip(names, samples, strict=True):
+        if name in REFUSED:
+            assert isinstance(sample, Bad) and sample.code == REFUSED[name], name
+        else:
+            assert not isinstance(sample, Bad), sample
+            assert load_images(sample, max_pixels=1 << 20)
+    assert not no_network
+
+
 # ---------------------------------------------------------------- links, pipes
 
 
@@ -315,13 +377,92 @@ def test_a_pipe_in_a_selection_is_not_waited_for(chosen: Path) -> None:
         rap.load(chosen)
 
 
+@pytest.mark.parametrize("name", ["config.json", "adapter_config.json", "more.json",
+                                  "model.safetensors", "tokenizer.json"])  # fmt: skip
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_pipe_in_a_model_folder_is_not_waited_for(
+    name: str, kind: str, tmp_path: Path
+) -> None:
+    """Nor is a device read without end."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for file in {"config.json", name} - {name}:
+        (folder / file).write_text('{"model_type": "qwen2_5_vl"}')
+    if kind == "pipe":
+        os.mkfifo(folder / name)
+    else:
+        (folder / name).symlink_to("/dev/zero")
+    with pytest.raises(RapModelError, match=f"{name} is not a regular file"):
+        load_model(str(folder))
+
+
 def test_a_pipe_is_no_log_of_rewards(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "r.jsonl")
     with pytest.raises(RapInputError, match="no such file"):
         read_visits([tmp_path / "r.jsonl"])
 
 
+# ---------------------------------------------------------------- a server that drips
+
+
+@pytest.fixture
+def dripping() -> Iterator[Callable[[bytes], str]]:
+    """The address of a server that answers with what it is given, and then a byte in 50 ms
+    for 20 s."""
+    over = threading.Event()
+
+    def answer(listener: socket.socket, head: bytes) -> None:
+        with contextlib.suppress(OSError), listener.accept()[0] as connection:
+            connection.recv(1 << 16)
+            connection.sendall(head)
+            for _ in range(400):
+                if over.wait(0.05):
+                    break
+                connection.sendall(b"x")
+
+    with contextlib.ExitStack() as stack:
+
+        def start(head: bytes) -> str:
+            listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            thread = threading.Thread(target=answer, args=(listener, head))
+            thread.start()
+            stack.callback(thread.join)
+            stack.callback(over.set)
+            return f"http://127.0.0.1:{listener.getsockname()[1]}/v1/models"
+
+        yield start
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\nContent-Length: 400\r\n\r\n",
+                                  b"HTTP/1.1 200 OK\r\nServer: "],
+                         ids=["body", "header"])  # fmt: skip
+def test_a_server_that_drips_has_no_more_time_than_one_that_is_silent(
+    head: bytes, dripping: Callable[[bytes], str]
+) -> None:
+    """httpx2's own time begins anew with every byte."""
+    url = dripping(head)
+
+    async def asked() -> None:
+        async with make_client([url], 1, 0.5) as client:
+            await exchange(client, "GET", url)
+
+    with pytest.raises(Lost, match="no answer in time") as lost:
+        asyncio.run(asked())
+    assert lost.value.timed_out
+
+
 # ---------------------------------------------------------------- URLs, paths
+
+
+@pytest.mark.parametrize("url", ["https://me:hidden@host/d.jsonl", "s3://key:hidden@b/d",
+                                 "http://me:hidden@127.0.0.1:9/d.jsonl"])  # fmt: skip
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_password_in_the_address_of_data_is_refused_and_not_repeated(
+    url: str, allowed: bool, no_network: list
+) -> None:
+    with pytest.raises(RapInputError, match="holds a password") as refused:
+        open_samples(url, allow_network=allowed)
+    assert "hidden" not in str(refused.value) and not no_network
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/r.jsonl", "s3://b/r", "hf://a/b"])

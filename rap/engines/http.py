@@ -16,6 +16,7 @@ What a failure means decides what happens next (``rap.engines.openai``):
 
 from __future__ import annotations
 
+import asyncio
 import os
 import ssl
 from collections.abc import Mapping, Sequence
@@ -134,13 +135,16 @@ def authorization(url: str, environment: Mapping[str, str] | None = None) -> dic
 async def exchange(
     client: httpx2.AsyncClient, method: str, url: str, json: Any = None
 ) -> Reply:
-    """One request, the whole answer read. Raises `Lost`, or ``RapConfigError`` where trying
-    again cannot help (certificate, protocol)."""
+    """One request, the whole answer read, in the client's time for it. Raises `Lost`, or
+    ``RapConfigError`` where trying again cannot help (certificate, protocol)."""
     import httpx2
 
     headers = authorization(url)
     try:
-        async with client.stream(method, url, json=json, headers=headers) as response:
+        async with (
+            asyncio.timeout(_whole(client.timeout)),
+            client.stream(method, url, json=json, headers=headers) as response,
+        ):
             _require_plain(url, response.headers)
             parts, size = [], 0
             async for part in response.aiter_bytes():
@@ -158,11 +162,20 @@ async def exchange(
         connecting = isinstance(error, (httpx2.ConnectTimeout, httpx2.PoolTimeout))
         what = "no connection" if connecting else "no answer"
         raise Lost(f"{what} in time", timed_out=not connecting) from None
+    except TimeoutError:
+        raise Lost("no answer in time", timed_out=True) from None
     except httpx2.UnsupportedProtocol as error:
         raise RapConfigError(f"{origin(url)}: {first_line(error)}") from None
     except (httpx2.TransportError, httpx2.DecodingError) as error:
         _refuse_certificate(url, error)
         raise Lost(_said(error)) from None
+
+
+def _whole(timeout: httpx2.Timeout) -> float | None:
+    """Seconds for all of an exchange: httpx2's begin anew with every byte that comes."""
+    if timeout.read is None:
+        return None
+    return timeout.read + (timeout.connect or 0.0)
 
 
 _UNPACKED = ("", "identity", "gzip", "deflate")

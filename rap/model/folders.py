@@ -46,6 +46,8 @@ def check_folder(path: Path, allow_pickle: bool) -> None:
     if "config.json" not in names and ADAPTER not in names:
         raise _refused(path, _no_config_reason(path))
     for file in sorted(path.iterdir()):
+        if file.exists() and not (file.is_file() or file.is_dir()):
+            raise _refused(path, f"{file.name} is not a regular file")
         if is_lfs_pointer(file):
             raise _refused(
                 path,

@@ -104,6 +104,7 @@ def fetched(source: str, *, allow_network: bool) -> Any:
     """What ``open_rows`` opens in place of an URL or a name of the hub: a path, or a
     ``datasets.Dataset``. Raises ``RapInputError``."""
     url = _URL.match(source)
+    _require_no_secret(source)
     if url is None or url["protocol"].lower() not in HERE:
         if not allow_network:
             raise RapInputError(
@@ -112,6 +113,17 @@ def fetched(source: str, *, allow_network: bool) -> Any:
                 "rap.samples.open_samples(..., allow_network=True)"
             )
     return _from_hub(source) if url is None else _from_url(source)
+
+
+def _require_no_secret(source: str) -> None:
+    """Stores, selections and lines on the terminal name a data set as it was given."""
+    host = source.partition("://")[2].partition("/")[0]
+    name, at, _ = host.rpartition("@")
+    if at and ":" in name:
+        raise RapInputError(
+            "data set: its address holds a password, which would stay in the store; leave "
+            "it to what fsspec reads: environment variables, ~/.config/fsspec, ~/.netrc"
+        )
 
 
 def _from_hub(source: str) -> Any:

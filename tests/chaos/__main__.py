@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .client import ROOT
+from .harms import HARMS
 from .trials import COMMANDS, Chaos
 
 LOG = ROOT / "build" / "chaos" / "log.jsonl"
@@ -97,6 +98,10 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=10**9, help="of this call, at most")
     parser.add_argument("--only", nargs="*", default=list(COMMANDS), help="commands tried")
     parser.add_argument("--without", nargs="*", default=[], help="commands left out")
+    parser.add_argument(
+        "--harms", nargs="*", default=list(HARMS), choices=list(HARMS),
+        help="harms done; not of ray, whose workers and driver have their own",
+    )  # fmt: skip
     asked = parser.parse_args()
     names = set(asked.only) - set(asked.without)
     commands = {name: n for name, n in COMMANDS.items() if name in names}
@@ -105,7 +110,7 @@ def main() -> None:
     most = len(found) + asked.trials
     end = time.monotonic() + 60 * asked.minutes
     with tempfile.TemporaryDirectory(prefix="rap-chaos-") as folder:
-        chaos = Chaos(Path(folder), commands)
+        chaos = Chaos(Path(folder), commands, asked.harms)
         while felt(found) < asked.kills and len(found) < most and time.monotonic() < end:
             done = {record["trial"] for record in found}
             number = next(i for i in itertools.count() if i not in done)

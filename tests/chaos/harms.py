@@ -59,7 +59,10 @@ def judge(run: Run, kind: str, nth: int) -> bool:
         raise Broken(f"{kind}: called a fault in rap: {run.said[-600:]}")
     if run.code == 0:  # it came before the harm, or could do without what failed
         return how != NOTHING and run.count >= nth
-    wanted = {KILL_BEFORE: {-9}, KILL_AFTER: {-9}, SIGNAL: {130, 143}, NOTHING: {-9, 1}}
+    ends = {signal.SIGTERM: 143, signal.SIGINT: 130}
+    wanted = {KILL_BEFORE: {-9}, KILL_AFTER: {-9}, NOTHING: {-9, 1}}
+    if how == SIGNAL:
+        wanted[SIGNAL] = {ends[signal.Signals(HARMS[kind][2])]}
     if run.code not in wanted.get(how, {1}):
         raise Broken(f"{kind}: ended with {run.code}: {run.error} {run.said[-600:]}")
     if run.code != 1 or not run.error:

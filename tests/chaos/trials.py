@@ -45,8 +45,13 @@ Whole = tuple[dict[str, str], list[int], float]
 class Chaos:
     """Trials, each in a folder of its own below ``folder``."""
 
-    def __init__(self, folder: Path, commands: Mapping[str, float] = COMMANDS) -> None:
-        self.folder, self.commands = folder, commands
+    def __init__(
+        self,
+        folder: Path,
+        commands: Mapping[str, float] = COMMANDS,
+        harms: Sequence[str] = tuple(HARMS),
+    ) -> None:
+        self.folder, self.commands, self.harms = folder, commands, harms
         self.nursery = Nursery(folder)
         self.cluster: cluster.Cluster | None = None
         self.wanted: dict[str, Any] = {}
@@ -154,8 +159,8 @@ class Chaos:
         return self.wanted[command]
 
     def harm(self, chance: random.Random, calls: Sequence[int]) -> Harm:
-        weights = [WEIGHTS.get(name, 1) for name in HARMS]
-        kind = chance.choices(list(HARMS), weights)[0]
+        weights = [WEIGHTS.get(name, 1) for name in self.harms]
+        kind = chance.choices(self.harms, weights)[0]
         if kind == "small disk" and not self.mounts:
             kind = "disk full"
         how, what, value = HARMS[kind]

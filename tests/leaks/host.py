@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import torch
 
@@ -93,12 +94,13 @@ def _ways(rng: np.random.Generator) -> Iterator[tuple[str, Call]]:
     table = np.zeros((4, 40), np.dtype([("a", np.float32), ("b", np.int16)], align=False))
     odd = memoryview(table["a"])
     ints, objects, empty = memoryview(x.view(np.uint32)), x.astype(object), x[:0]
-    masked = np.ma.masked_less(x, 0)
+    masked, xbf = np.ma.masked_less(x, 0), x.astype(ml_dtypes.bfloat16)
     sparse, meta = t.to_sparse(), t.to("meta")
     yield "float16", lambda: rap.cde(x16, x16)
     yield "float64", lambda: rap.cde(x64, x64)
     yield "strided", lambda: rap.cde(wide, x)
     yield "of torch", lambda: rap.cde(t, t)
+    yield "bfloat16", lambda: rap.cde(xbf, xbf)
     yield "bfloat16 of torch", lambda: rap.cde(bf, t)
     yield "a minus sign of torch", lambda: rap.cde(neg, t)
     yield "that wants a gradient", lambda: rap.cde(grad, t)

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 from ...errors import RapConfigError, first_line, require_extra
@@ -31,7 +32,7 @@ def connected(address: str | None) -> Iterator[Any]:
     Raises ``RapConfigError`` if Ray is not installed, or there is no such cluster."""
     require_extra("executor 'ray'", "ray", "ray")
     wanted = address or os.environ.get("RAY_ADDRESS") or "local"
-    with _mode_said(wanted), _connected(wanted) as ray:
+    with _mode_said(wanted), _sigterm_told_apart(), _connected(wanted) as ray:
         yield ray
 
 
@@ -82,16 +83,55 @@ def _mode_said(wanted: str) -> Iterator[None]:
 
 
 @contextmanager
-def _sigterm_kept() -> Iterator[None]:
-    """``ray.init`` takes SIGTERM for itself."""
-    if threading.current_thread() is not threading.main_thread():
+def _sigterm_told_apart() -> Iterator[None]:
+    """What the handler of SIGTERM raises, if that is a KeyboardInterrupt of its own kind:
+    Ray's calls make a plain one of it, which is Ctrl-C."""
+    handler = _sigterm_handler()
+    if not callable(handler):
         yield
         return
-    before = signal.getsignal(signal.SIGTERM)
+    raised: list[KeyboardInterrupt] = []
+
+    def noted(signum: int, frame: FrameType | None) -> None:
+        try:
+            handler(signum, frame)
+        except KeyboardInterrupt as error:
+            raised.append(error)
+            raise
+
+    signal.signal(signal.SIGTERM, noted)
     try:
         yield
+    except KeyboardInterrupt as error:
+        if raised and error is not raised[0]:
+            raise raised[0] from error
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """``ray.init`` takes SIGTERM for itself, and ends the process on it."""
+    before = _sigterm_handler()
+    if before is None:
+        yield
+        return
+    try:
+        yield
+    except SystemExit:
+        if callable(before):  # which would have been called but for Ray
+            before(signal.SIGTERM, None)
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _sigterm_handler() -> Any:
+    """None in a thread that cannot set another."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    return signal.getsignal(signal.SIGTERM)
 
 
 def require_room(ray: Any, gpus: float | None, cpus: int) -> float:
