@@ -45,7 +45,8 @@ test: build $(VENV)/test.done
 	$(PY) -m pytest $(PYTEST) -m 'not proof'
 
 # What proves the tests and the build, and takes as long as all else: seeded bugs, gates on
-# the machine code of each architecture, notebooks, a wheel of the sdist. .ci/run runs both.
+# the machine code of each architecture, kills and clusters again and again, notebooks, a
+# wheel of the sdist. .ci/run runs both.
 proofs: build $(VENV)/test.done
 	$(PY) -m pytest $(PYTEST) -m proof
 
@@ -229,7 +230,7 @@ coverage-c: build $(VENV)/test.done
 	$(PY) tests/tools/coverage_c.py $(COVERED) 95
 
 coverage-rap: build $(VENV)/test.done $(VENV)/coverage.done
-	$(PY) -m coverage run -m pytest -q -x
+	$(PY) -m coverage run -m pytest $(PYTEST)
 	$(PY) -m coverage combine -q
 	$(PY) -m coverage report --show-missing --skip-covered --fail-under=95
 

@@ -30,6 +30,7 @@ def chaos(tmp_path_factory):
     chaos.close()
 
 
+@pytest.mark.proof
 def test_fault_31_32_33_42_sixty_harms_at_random_moments(chaos: Chaos) -> None:
     records = []
     while felt(records) < HARMS and len(records) < MOST_TRIALS:
@@ -39,6 +40,7 @@ def test_fault_31_32_33_42_sixty_harms_at_random_moments(chaos: Chaos) -> None:
     assert {record["command"] for record in records} == set(CHEAP)
 
 
+@pytest.mark.proof
 def test_the_shim_is_felt(chaos: Chaos, tmp_path: Path) -> None:
     """Each kind of harm ends a run that it must end: a shim that does nothing would prove
     nothing."""

@@ -842,6 +842,7 @@ def stop(process: subprocess.Popen, folder: Path, number: int) -> tuple[int, str
     return process.returncode, text
 
 
+@pytest.mark.proof
 def test_fault_32_ctrl_c_and_sigterm_stop_cleanly_and_the_run_goes_on(tiny, tmp_path):
     lines = MATHVISION.read_text().splitlines(keepends=True)
     (tmp_path / "data.jsonl").write_text("".join(lines[:24]))

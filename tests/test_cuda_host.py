@@ -59,7 +59,15 @@ def passes(code: str, **options) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("check", checks_host.CHECKS, ids=lambda check: check.__name__)
+SLOW = (checks_host.routes, checks_host.shapes_of_products)
+"""Checks that are proofs: many launches on the emulated device each."""
+
+
+@pytest.mark.parametrize(
+    "check",
+    [pytest.param(c, marks=[pytest.mark.proof] * (c in SLOW)) for c in checks_host.CHECKS],
+    ids=lambda check: check.__name__,
+)
 def test_holds(check):
     check()
 
@@ -631,6 +639,7 @@ os._exit(0)
 
 
 @pytest.mark.parametrize("name", ["cde", "linear_cde", "ace", "drm"])
+@pytest.mark.proof
 def test_every_option_has_the_answer_or_the_error_of_the_cpu(name):
     """One table for all options and dtypes: tests/cuda_emulator/options.py."""
     done = subprocess.run(
@@ -652,6 +661,7 @@ SUITES = {
 
 
 @pytest.mark.parametrize("path", SUITES)
+@pytest.mark.proof
 def test_the_public_tests_on_the_device(path):
     """The tests of the CPU, unchanged, every array on the fake device."""
     done = subprocess.run(

@@ -553,7 +553,7 @@ def test_a_storm_of_503_loses_nothing_and_counts_nothing_twice():
     assert completions(scores) == completions(calm)
 
 
-@pytest.mark.parametrize("trouble", ["drop", "half"])
+@pytest.mark.parametrize("trouble", ["drop", pytest.param("half", marks=pytest.mark.proof)])
 def test_a_connection_that_breaks_loses_nothing(trouble):
     broken: set[int] = set()
 
@@ -572,6 +572,7 @@ def test_a_connection_that_breaks_loses_nothing(trouble):
     assert completions(scores) == completions(calm)
 
 
+@pytest.mark.proof
 def test_a_server_that_is_killed_and_restarted_in_a_run_loses_nothing(clock):
     with FakeServer() as server:
         calm = score(server)
@@ -599,6 +600,7 @@ def test_a_server_that_is_killed_and_restarted_in_a_run_loses_nothing(clock):
     assert completions(scores) == completions(calm)
 
 
+@pytest.mark.proof
 def test_a_server_that_stays_away_ends_the_run_and_the_next_goes_on(tmp_path, clock):
     store = tmp_path / "scores"
     with FakeServer() as server:
@@ -625,6 +627,7 @@ def test_a_server_that_stays_away_ends_the_run_and_the_next_goes_on(tmp_path, cl
     assert {0, 1, 2, 3} <= scored and not {0, 1, 2, 3} & again
 
 
+@pytest.mark.proof
 def test_two_servers_share_a_run_and_one_may_die():
     with FakeServer() as server:
         calm = score(server)

@@ -162,6 +162,7 @@ def test_two_workers_write_the_bytes_of_one_process(
     assert_same(store, whole, tmp_path)
 
 
+@pytest.mark.proof
 def test_workers_killed_at_random_moments_cost_their_shards(
     cluster, made, whole, tmp_path, caplog
 ) -> None:
@@ -243,6 +244,7 @@ def resumed_by_local(made: Path, store: Path) -> None:
             time.sleep(1)
 
 
+@pytest.mark.proof
 def test_a_driver_that_is_killed_is_resumed_by_local(
     cluster, made, whole, tmp_path
 ) -> None:
@@ -254,6 +256,7 @@ def test_a_driver_that_is_killed_is_resumed_by_local(
 
 
 @pytest.mark.parametrize(("how", "ends"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.proof
 def test_fault_32_a_signal_leaves_a_store_that_local_resumes_and_no_worker(
     cluster, made, whole, tmp_path, how, ends
 ) -> None:
@@ -268,6 +271,7 @@ def test_fault_32_a_signal_leaves_a_store_that_local_resumes_and_no_worker(
     assert_same(store, whole, tmp_path)
 
 
+@pytest.mark.proof
 def test_fault_32_sigterm_while_a_cluster_of_our_own_starts(made, tmp_path) -> None:
     """Of which nothing is left. Ray waits here, for as long as what it has started stands
     still: until then its own handler is there."""
@@ -297,6 +301,7 @@ def command_of(pid: int) -> str:
     return ""
 
 
+@pytest.mark.proof
 def test_a_cluster_of_our_own_ends_with_the_run(made, whole, tmp_path) -> None:
     """No address: it is started, and nothing of it is left."""
     mark = f"RAP_TEST_{uuid.uuid4().hex}"
@@ -337,6 +342,7 @@ def test_a_gpu_that_the_cluster_has_not_is_refused_first(cluster, tmp_path, made
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.proof
 def test_a_model_that_no_worker_finds_names_the_node(cluster, tmp_path, made) -> None:
     from rap.errors import RapModelError
 

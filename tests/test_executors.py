@@ -315,6 +315,7 @@ def test_any_number_of_workers(nursery, whole_with, tmp_path, evidence, workers)
         assert drawn.rollouts == kept.num_rows > 0
 
 
+@pytest.mark.proof
 def test_fault_31_workers_killed_at_random_moments(nursery, whole, tmp_path) -> None:
     """``RAP_KILLS`` times two; 20 in a release."""
     chance = random.Random("executors 7")
@@ -488,6 +489,7 @@ def test_rows_that_changed_in_a_finished_shard(tiny, nursery, tmp_path, kept_ind
 
 
 @pytest.mark.parametrize("planned", [False, True])
+@pytest.mark.proof
 def test_a_cascade_s_later_rounds_are_planned_anew(
     tiny, nursery, tmp_path, planned
 ) -> None:
@@ -511,6 +513,7 @@ def test_a_cascade_s_later_rounds_are_planned_anew(
     assert scores.table["p_answer1"].equals(fresh.table["p_answer1"])
 
 
+@pytest.mark.proof
 def test_a_cascade_of_one_sample(tiny, nursery, tmp_path) -> None:
     """Whether or not its id falls to a round."""
     rows = make_rows(nursery.folder)
@@ -691,6 +694,7 @@ def test_what_is_to_be_tried_again_is_planned(tiny, nursery, tmp_path, caplog) -
         gone.unlink()
 
 
+@pytest.mark.proof
 def test_every_round_of_a_cascade_is_tried_again(tiny, nursery, tmp_path) -> None:
     """``plan`` opens the later rounds, too; who scores them then was not asked to."""
     rows = make_rows(nursery.folder)

@@ -227,6 +227,7 @@ def pool_of(pickled: bytes):
         pool.close()
 
 
+@pytest.mark.proof
 def test_a_process_that_dies_is_named_and_replaced(tiny, caplog, monkeypatch):
     config = ScoreConfig(evidence="answer")
     driver, samples = ModelDriver(*tiny, config), open_samples(rows(4))
@@ -337,6 +338,7 @@ SCRIPT = """
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
 @pytest.mark.timeout(2400)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.proof
 def test_no_process_outlives_the_run(number, tmp_path):
     """Ctrl-C, which a terminal sends to all of them, and kill -9 of the parent alone."""
     tests = str(Path(__file__).parent)

@@ -144,7 +144,14 @@ def selection_bytes(store: Path, out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
 
 
-@pytest.mark.parametrize("evidence", ["rollouts", "answer", "cascade"])
+@pytest.mark.parametrize(
+    "evidence",
+    [
+        pytest.param("rollouts", marks=pytest.mark.proof),
+        "answer",
+        pytest.param("cascade", marks=pytest.mark.proof),
+    ],
+)
 def test_fault_31_kill_9_and_resume_end_in_the_same_bytes(nursery, tmp_path, evidence):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     started = time.monotonic()
@@ -184,7 +191,9 @@ def test_fault_31_kill_9_and_resume_end_in_the_same_bytes(nursery, tmp_path, evi
             assert not list(store.glob(leftover))
 
 
-@pytest.mark.parametrize("evidence", ["rollouts", "answer"])
+@pytest.mark.parametrize(
+    "evidence", [pytest.param("rollouts", marks=pytest.mark.proof), "answer"]
+)
 def test_fault_32_interrupt_then_resume(nursery, tmp_path, evidence):
     """Ctrl-C: KeyboardInterrupt comes out of ``score``; all but the batch at hand stays.
 

@@ -364,6 +364,7 @@ def files(path: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.proof
 def test_fault_31_killed_while_the_data_set_is_taken_over(tmp_path):
     """At every change of a name: the same data set again, and every row is there."""
     old = OLD[:13]
@@ -389,6 +390,7 @@ def test_fault_31_killed_while_the_data_set_is_taken_over(tmp_path):
     assert step > 20
 
 
+@pytest.mark.proof
 def test_fault_31_the_old_data_set_again_after_a_kill(tmp_path):
     fill(tmp_path / "old", OLD, "a")
     wanted = files(tmp_path / "old")

@@ -590,6 +590,7 @@ def one_busy_processor():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="sched_setaffinity, schedstat")
+@pytest.mark.proof
 def test_fault_53_a_busy_machine_changes_no_verdict(rewards, one_busy_processor):
     """A second of work takes five there, and the limit is two: the four that the check
     waits for the processor are not counted. One that hangs is still ended."""

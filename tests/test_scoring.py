@@ -565,7 +565,7 @@ def test_too_many_bad_samples_lose_no_row(tiny, tmp_path):
     assert len(score(*tiny, rows, **options | {"max_bad_fraction": 1.0})) == 24
 
 
-@pytest.mark.parametrize("n", [2, 10])
+@pytest.mark.parametrize("n", [2, pytest.param(10, marks=pytest.mark.proof)])
 def test_one_bad_sample_never_stops_a_run(tiny, n):
     rows = make_rows(n)
     rows[1]["image"] = {"bytes": b"<html>", "path": None}
@@ -860,6 +860,7 @@ def test_fault_10_images_that_changed_since_they_were_scored(tiny, tmp_path):
     assert gone.table["code"][8].as_py() == "image_missing"
 
 
+@pytest.mark.proof
 def test_fault_10_under_shuffle_an_image_is_its_partners_too(tiny, tmp_path):
     rows = make_rows(6)
     for i, row in enumerate(rows):

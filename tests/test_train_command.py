@@ -117,6 +117,7 @@ def test_rap_train_refuses_by_name(trl, tmp_path, data):
 BATCH = ("--set", "per_device_train_batch_size=32", "--set", "num_generations=4")
 
 
+@pytest.mark.proof
 def test_rap_train_goes_on_from_the_last_whole_checkpoint(trl, tmp_path, data):
     path, selection = data
     out = tmp_path / "run"
@@ -137,6 +138,7 @@ def test_rap_train_goes_on_from_the_last_whole_checkpoint(trl, tmp_path, data):
     assert "going on from checkpoint-1" in said and "step 2/2" in said
 
 
+@pytest.mark.proof
 def test_fault_31_a_run_killed_after_its_last_step_ends_as_ever(trl, tmp_path, data):
     """It ends within an epoch, where transformers 5.23 would do another step."""
     path, selection = data

@@ -848,6 +848,7 @@ os._exit(0)  # threads of gloo may abort Python's own way out on a busy machine
 """
 
 
+@pytest.mark.proof
 def test_two_processes_agree_on_the_order(trl, tmp_path):
     """Each sees its own half of the rewards; re-selection is by all of them."""
     (tmp_path / "two.py").write_text(TWO_PROCESSES)
@@ -887,6 +888,7 @@ def test_a_group_without_variance_is_counted_and_changes_nothing(trl, tmp_path, 
     assert counted == {2} and weights(made).equal(before)
 
 
+@pytest.mark.proof
 def test_a_crash_of_the_trainer_leaves_store_and_log_whole(trl, tmp_path, pool):
     from rap.demo.tiny import tiny_qwen2_5_vl
     from rap.scores.scores import Scores
