@@ -1,6 +1,7 @@
 """The threat model of ``.github/docs/security.md``, tried: each claim there names its test.
 
-Every way in (JSON Lines, JSON, CSV, Parquet, data sets saved by `datasets`, lists,
+Every way in (JSON Lines, JSON, CSV, TSV, Parquet, folders of it, data sets saved by
+`datasets`, lists,
 rollouts, selection folders, stores, models, servers, and the reader of a report) is given
 bombs, paths that lead out, links, pipes, and URLs. No test here may reach a network:
 `no_network`.
@@ -104,6 +105,25 @@ def as_parquet(rows: list[dict], folder: Path) -> Path:
     return folder / "d.parquet"
 
 
+def as_tsv(rows: list[dict], folder: Path) -> Path:
+    with (folder / "d.tsv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], delimiter="\t")
+        writer.writeheader()
+        writer.writerows(rows)
+    return folder / "d.tsv"
+
+
+def as_folder(rows: list[dict], folder: Path) -> Path:
+    """Several files; images are told from the folder that they lie in, or from ``root``."""
+    (folder / "files").mkdir(exist_ok=True)
+    half = (len(rows) + 1) // 2
+    for number, part in enumerate((rows[:half], rows[half:])):
+        if part:
+            path = folder / "files" / f"train-{number}.parquet"
+            pq.write_table(pa.Table.from_pylist(part), path)
+    return folder / "files"
+
+
 def as_saved(rows: list[dict], folder: Path) -> Path:
     datasets.Dataset.from_list(rows).save_to_disk(str(folder / "saved"))
     return folder / "saved"
@@ -114,7 +134,9 @@ WAYS = {
     "JSON": as_json,
     "gzip": as_gzip,
     "CSV": as_csv,
+    "TSV": as_tsv,
     "Parquet": as_parquet,
+    "a folder of Parquet": as_folder,
     "saved by datasets": as_saved,
     "datasets": lambda rows, _: datasets.Dataset.from_list(rows),
     "list": lambda rows, _: rows,

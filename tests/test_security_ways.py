@@ -83,9 +83,16 @@ def forms(folder: Path, data: bytes, way: str) -> dict[str, Any]:
     (folder / "bomb.png").write_bytes(data)
     uri = "data:image/png;base64," + base64.b64encode(data).decode()
     found: dict[str, Any] = {"file": "bomb.png", "data URI": uri}
-    if way == "CSV":
+    if way in ("CSV", "TSV"):
         found["base64"] = base64.b64encode(data).decode()
-    if way in ("Parquet", "saved by datasets", "datasets", "list", "Arrow"):
+    if way in (
+        "Parquet",
+        "a folder of Parquet",
+        "saved by datasets",
+        "datasets",
+        "list",
+        "Arrow",
+    ):
         found["bytes"] = {"bytes": data, "path": None}
     return found
 

@@ -8,6 +8,7 @@ import json
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,15 @@ def summary(found: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def section(seed: int, commands: Iterable[str], harms: list[str]) -> str:
+    """The heading of a log that comes after the first."""
+    only = f", {', '.join(harms)} only" if set(harms) != set(HARMS) else ""
+    return (
+        f"\n## Added: {', '.join(commands)}{only}, seed {seed}\n\n"
+        "A log of its own, after the first, whose numbers above are without it.\n\n"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--kills", type=int, default=60, help="harms that are felt")
@@ -95,6 +105,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1e9, help="begin none after that")
     parser.add_argument("--log", type=Path, default=LOG)
     parser.add_argument("--summary", type=Path, help="write it there, too")
+    parser.add_argument("--append", type=Path, help="a section of it there, at the end")
     parser.add_argument("--trials", type=int, default=10**9, help="of this call, at most")
     parser.add_argument("--only", nargs="*", default=list(COMMANDS), help="commands tried")
     parser.add_argument("--without", nargs="*", default=[], help="commands left out")
@@ -124,6 +135,9 @@ def main() -> None:
     print(summary(found))
     if asked.summary is not None:
         asked.summary.write_text(HEAD.format(seed=asked.seed) + summary(found))
+    if asked.append is not None:
+        with open(asked.append, "a") as file:
+            file.write(section(asked.seed, commands, asked.harms) + summary(found))
 
 
 if __name__ == "__main__":
