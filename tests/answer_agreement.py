@@ -75,7 +75,7 @@ def mathruler(folder: str) -> Callable[[Row], bool]:
     return right
 
 
-_BESIDE = r"ruled|courtesy|restated|tag|refusal|clause|comparison|turn|judged|refused"
+_BESIDE = r"asked|ruled|courtesy|restated|tag|refusal|clause|comparison|turn|judged|refused"
 STRICT = (
     ("beside", "what stands beside the answer is not read as that: options ruled out or "
      "said over, courtesy, open tags, clauses, another turn", _BESIDE),
@@ -96,7 +96,7 @@ LENIENT = (
     ("beside it", "a number or letter counts that stands beside the answer, or in a "
      "refusal", _BESIDE),
     ("denied", "a letter or number that is denied, compared or an article counts",
-     r"letter|choice|^integer"),
+     r"letter|choice|^integer|denied|hedged"),
     ("unit dropped", "the unit is left out before comparing", r"unit|money|percent"),
     ("unknown dropped", "the name or the relation of an equation is left out", r"equa"),
     ("a part", "one of several values is enough", r"values|set"),
@@ -285,8 +285,25 @@ RULE = (
     "that a model makes up after its answer; and no number counts in a refusal. Version 6 "
     "reads tables of judgements (`A: wrong. B: right.`: what is called right is it), takes "
     "no option or number that is called wrong (`C. is not correct`), and knows decimal "
-    "commas where the column of references has them (`3,5`; one row is never guessed)."
+    "commas where the column of references has them (`3,5`; one row is never guessed). "
+    "Version 7 gives no reward to what is denied (`There is no cat, only a dog`), asked "
+    "(`Blue? No. Green.`), listed beside others (`a cat and a dog`; `a triangle, a square "
+    "or a circle`) or guessed twice (`maybe 6, maybe 7`), and knows kph. One value that is "
+    "guessed (`it might be a cat`) counts, as it does in VQA accuracy and exact match."
 )
+DECIDED = (
+    ("`5`", "`5%`", "right", "as math-verify and mathruler: a percentage is asked for far "
+     "more often than a share is mistaken for one; `5%` also takes `5` and `0.05`"),
+    ("`1:2`", "`1/2`", "right", "a ratio written as a fraction"),
+    ("`1/2`", "`1:2`", "wrong", "as mathruler: one part to two is a third of the whole"),
+    ("`1/3`", "`0.333`", "wrong", "as both: another number; from six decimals on it is it"),
+    ("`60 km/h`", "`60 kph`", "right", "the same unit"),
+    ("`1000`", "`1k`", "wrong", "as both: `3k` is also three times an unknown"),
+    ("`0`", "`none`, `no`", "wrong", "as both, though VQA accuracy has none for 0: of an "
+     "intercept, a root or a remainder `none` says that there is none"),
+    ("`Paris`", "`Paris, France`", "wrong", "as exact match: a list of names is no answer; "
+     "`[\"Paris\", \"Paris, France\"]` accepts both"),
+)  # fmt: skip
 
 
 def page(pairs: Sequence[Row], judges: Mapping[str, Callable[[Row], bool]]) -> str:
@@ -301,7 +318,10 @@ def page(pairs: Sequence[Row], judges: Mapping[str, Callable[[Row], bool]]) -> s
         "grader gives all of its verdicts (`tests/test_answers.py`). A library may read a "
         "response as it stands or between dollar signs; mathruler what is boxed.\n\n"
         f"{RULE.replace('VERSION', str(RULE_VERSION))}\n\n"
-        "| reason | what it means |\n|---|---|\n"
+        "What can be decided either way:\n\n"
+        "| answer | response | verdict | why |\n|---|---|---|---|\n"
+        + "".join(f"| {' | '.join(row)} |\n" for row in DECIDED)
+        + "\n| reason | what it means |\n|---|---|\n"
     )
     reasons = "".join(f"| {name} | {text} |\n" for name, text, _ in (*STRICT, *LENIENT))
     return head + reasons + by_library(pairs, judges)

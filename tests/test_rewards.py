@@ -306,11 +306,16 @@ def test_fault_26_hostile_text_gets_a_verdict(impatient, text):
         "(A)" * 30_000,
         "3,5 " * 30_000,
         "1.111" * 20_000,
+        "Blue? No. " * 10_000,
+        "I don't think " * 10_000,
+        "maybe 7, " * 10_000,
+        "cat, " * 20_000,
+        "\n" * 100_000 + "a?",
     ],
 )
 def test_fault_26_judgements_and_commas_are_read_in_linear_time(impatient, text):
     """Of processor time, which no other process takes part in; a square is minutes."""
-    for answer in ("B", "3.5 (3,5)"):
+    for answer in ("B", "3.5 (3,5)", "cat", "yes"):
         begin = time.process_time()
         assert grading.grade(answer, (), text) in (True, False)
         assert time.process_time() - begin < 60

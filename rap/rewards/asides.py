@@ -15,7 +15,7 @@ from functools import lru_cache
 from ..samples.choices import letter, plain
 from ..samples.markup import element, folded, stray_end
 
-_START = r"(?:^|(?<=[.!?\n\u3002\uff01])\s*)"
+_START = r"(?:^|(?<=[.!?\n\u3002\uff01])[^\S\n]*)"
 _COURTESY = re.compile(
     _START + r"(?:(?:oh|ok|okay|yes|ah|well|hmm|indeed)\b[,.! ]\s*)?"
     r"(?:(?:you(?:'re|\u2019re|\s+are)|that(?:'s|\u2019s|\s+is)|if\s+i(?:'m|\s+am)|all)\s+"
@@ -71,6 +71,24 @@ def _without_question(match: re.Match[str]) -> str:
 
 def _kept_break(match: re.Match[str]) -> str:
     return "\n" if "\n" in match[0] else ""
+
+
+_DENIED_CLAIM = re.compile(
+    r"(?:^|(?<=[.!?\n;]))[ \t]{0,4}[^.!?\n;]{1,80}[?\uff1f]\W{0,3}\s*"
+    r"(?:no|nope|not\s+(?:really|at\s+all|quite)|不是?|不对|否)(?=[\s.,;:!\u3002\uff0c]|$)"
+    r"[.,;:!\u3002\uff0c\s]*"
+    r"|(?:^|(?<=[.!?\n;]))[ \t]{0,4}(?:and\s+|but\s+|so\s+)?(?:it(?:'s|\s+is)\s+not\s+"
+    r"(?:true|the\s+case|clear|certain)|i(?:'m|\s+am)\s+not\s+(?:sure|certain)"
+    r"|i\s+(?:do\s+not|don't)\s+(?:think|believe)|i\s+doubt)\b"
+    r"(?:\s+(?:that|if|whether)\b)?(?:(?!\bbut\b)[^.,;!?\n])*(?:[.,;!?\n]|\bbut\b|$)\s*",
+    re.IGNORECASE,
+)
+
+
+def without_denied(text: str) -> str:
+    """A response without what it asks and denies ("Blue? No. Green."), and without claims
+    that it doubts ("I don't think it is a cat."); "" where it says nothing else."""
+    return _DENIED_CLAIM.sub(_kept_break, text).strip()
 
 
 # ---------------------------------------------------------------- options ruled out

@@ -12,6 +12,7 @@ from ..samples.markup import folded
 from .asides import without_other_senses, without_ruled_out
 from .equal import same_answer
 from .final import MARKDOWN, after_cue, lines_of, marked_answers, parts_of
+from .hedges import missing
 from .letters import CLAUSE, letters_in_any_order, letters_said
 from .mathematics import plain_latex
 from .numbers import quantity, same_quantity
@@ -166,6 +167,7 @@ def _texts_inside(final: str, texts: Sequence[str]) -> set[int]:
         for a, b, k in spans
         if not any(c <= a and b <= d and d - c > b - a for c, d, _ in spans)
         and not denied(final, a, b)
+        and not missing(final, a)
     }
 
 

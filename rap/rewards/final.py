@@ -116,16 +116,30 @@ def lines_of(text: str) -> list[str]:
     return lines
 
 
+_DOUBTED = re.compile(
+    r"(?:\bnot\s+(?:true|sure|clear|certain|the\s+case)|(?:\bnot|n't)\s+(?:think|believe|say)"
+    r"|\bdoubt)\s+(?:(?:that|if|whether)\s+)?(?:(?:the|my|this|correct|right|final)\s+)*$",
+    re.IGNORECASE,
+)
+_TAKEN_BACK = re.compile(r"\s*[.!?,;]\s*(?:no|sorry|correction)[.,:!]\s*(?=\S)", re.I)
+
+
 def after_cue(text: str, whole: bool = False) -> str:
     """What follows the last cue: its first sentence, or all of it."""
     for match in list(_CUE.finditer(text))[: -1 - CUES : -1]:
+        if _DOUBTED.search(text[max(match.start() - 60, 0) : match.start()]):
+            continue
         after = text[match.end() :].strip(" \t\r\n:=\uff1a")
         line = _first_line(after)
         if line and not re.match(r"not\b|n't|不", line, re.IGNORECASE):
             if whole:
                 return after
             settled = after_correction(line)
-            return settled if _short_answer(settled) else _first_sentence(line)
+            if _short_answer(settled):
+                return settled
+            first = _first_sentence(line)
+            other = _TAKEN_BACK.match(line, len(first))
+            return _first_sentence(line[other.end() :]) if other is not None else first
     return ""
 
 

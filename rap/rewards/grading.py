@@ -21,7 +21,7 @@ from ..samples.answers import Accepted, Reference, read_answer
 from ..samples.choices import letter, plain, unlabelled
 from ..samples.commas import response_with_points
 from ..samples.markup import boxes, element, has_open_box, spoken
-from .asides import without_courtesy, without_listed, without_options
+from .asides import without_courtesy, without_denied, without_listed, without_options
 from .chosen import choices_in, named_choice
 from .equal import same_answer, same_value
 from .final import (
@@ -33,15 +33,17 @@ from .final import (
     parts_of,
     tidy,
 )
+from .hedges import offers_another
 from .judgements import judged_right
 from .letters import CLAUSE, letters_said
 from .mathematics import LONGEST_FORMULA, split_equation
 from .numbers import quantity, same_quantity
 from .refusals import may_be_meant, refuses
-from .words import corrected
+from .words import corrected, polarity
 
+QUESTION = ("?", "\uff1f")
 LONGEST_SENTENCE = 4000  # characters of a sentence, its end, that are searched
-RULE_VERSION = 6  # raise it when a grade can change: it is part of the fingerprint
+RULE_VERSION = 7  # raise it when a grade can change: it is part of the fingerprint
 
 __all__ = ["final_answer", "grade", "marked_answers", "name", "named_choice", "quantity"]
 
@@ -72,6 +74,11 @@ def grade(answer: str, choices: Sequence[str], text: str, *, finished: bool = Tr
     if has_open_box(response) or _marks_nothing(response):
         return False
     response = response if finished else _completed(response)
+    if not any(polarity(one) is not None for one in (answer, *choices)):
+        kept = without_denied(response)
+        if response and not kept:  # it only asks and denies, or is such a reference
+            return finished and same_value(answer, said[1])
+        response = kept
     judged = judged_right(response) if finished else None
     if choices:
         options = unlabelled(choices)[0]
@@ -96,7 +103,7 @@ def _places(letters: str, n: int) -> list[int]:
 
 
 _NEXT_TURN = re.compile(
-    r"\n\s*\n\s*(?:Question|Human|User|问题|用户)\s*[:\uff1a]", re.IGNORECASE
+    r"\n[^\S\n]*\n[^\S\n]*(?:Question|Human|User|问题|用户)\s*[:\uff1a]", re.IGNORECASE
 )
 
 
@@ -177,7 +184,7 @@ def _unmarked(reference: Reference, accepted: Accepted, text: str) -> bool:
         "\n".join(lines),
     )
     first, rest = sentences[0], " ".join(sentences[1:])
-    if not rest or corrected(rest):
+    if not rest or corrected(rest) or offers_another(rest) or first.endswith(QUESTION):
         return False
     return _accepts(reference, accepted, first[:LONGEST_SENTENCE], True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from .hedges import guessed_twice
 from .mathematics import is_formula
 from .numbers import PLAIN_NUMBER, Number, digits_for_words, leading_quantity, quantity
 from .units import UNIT, is_known, normal_unit_text
@@ -21,7 +22,8 @@ _LIST = re.compile(
 _COMPARED = re.compile(
     r"(?:\b(?:more|less|fewer|greater|larger|smaller|higher|lower|bigger|other|rather)\s+than"
     r"|\b(?:at least|at most|up to|under|over|below|above|between|not"
-    r"|never|wrong|instead of|from)|n't|不是|不到|超过|大于|小于|至少|[<>\u2264\u2265])"
+    r"|there\s+(?:is|are|was|were)\s+no|never|wrong|instead of|from)|n't"
+    r"|不是|不到|超过|大于|小于|至少|[<>\u2264\u2265])"
     r"\s*(?:be(?:\s+|$)|exactly\s+|equal to\s+)?\$?$",
     re.IGNORECASE,
 )
@@ -47,6 +49,7 @@ _COMES_TO = re.compile(
     r"|altogether|answer)\b|=|所以|因此|共",
     re.IGNORECASE,
 )
+_ASKED = re.compile(r"[^.!?;]*[?\uff1f]\W*$")
 _DENIED_AFTER = re.compile(
     r"\W*(?:(?:is|was|would be|seems)\s+(?:not|wrong|incorrect|too)|isn't|是错)",
     re.IGNORECASE,
@@ -74,6 +77,8 @@ def said_quantity(text: str) -> tuple[Number, str] | None:
     if re.search(r"(?<![A-Za-z])(?!US$|USD$|RMB$)[A-Za-z]{1,3}$", before):
         return None  # vitamin B12
     if _COMPARED.search(before) or _DENIED_AFTER.match(after):
+        return None
+    if guessed_twice(said, last.start()) or (len(tokens) > 1 and _ASKED.match(after)):
         return None
     if (
         last is tokens[-1]
@@ -158,6 +163,7 @@ def formulas_in(text: str) -> list[str]:
             and tail != text
             and is_formula(tail)
             and not _COMPARED.search(text.rstrip(" .")[: -len(tail)].rstrip(". "))
+            and not guessed_twice(text, text.rindex(tail))
         ):
             found.append(tail)
     return found

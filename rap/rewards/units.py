@@ -65,6 +65,7 @@ pressure 1 pa pascal
 pressure 1000 kpa kilopascal
 resistance 1 \u03c9 ohm
 speed 1397/3125 mph
+speed 5/18 kph kmh kmph
 clock-am 1 am
 clock-pm 1 pm
 """

@@ -1,7 +1,8 @@
 """Words as answers: "Blue", "Yes", "蓝色", and sentences that give them.
 
 A sentence gives a word where it says it, at its beginning or its end, and neither denies
-it ("not blue") nor offers another ("blue or green").
+it ("not blue", "I see no cat") nor asks ("Blue?") nor offers another ("blue or green", "a
+cat, a dog").
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import re
 
 from ..samples.markup import folded
+from .hedges import asked, doubted, guessed_twice, missing, one_of_list
 
 PLACES = 5  # so many of the last places where a word stands are looked at
 _SPELLINGS = {
@@ -36,18 +38,19 @@ _AFTER = (
 ).split()
 _DENIAL = re.compile(
     r"(?:\b(?:not|never|neither|nor|isn't|aren't|wasn't|weren't|don't|doesn't|can't|cannot"
-    r"|except|without|no longer|rather than|instead of|other than|unlike)"
+    r"|no|except|without|no longer|rather than|instead of|other than|unlike)"
     r"(?:\s+(?:really|the|a|an|be|in|at|on|to|of|exactly|actually|go|with|choose|pick|select))*\s*|不是?|并非|非|没有?)\s*$",
     re.IGNORECASE,
 )
 _WRONG_AFTER = re.compile(
-    r"[)\]\"'*]*\s*[.:]?\s*(?:,?\s*(?:which|that)\s+)?"
+    r"(?:\s+(?:ones?|options?|choices?|answers?)\b)?"
+    r"(?:[)\]\"'*]*\s*[.:]?\s*(?:,?\s*(?:which|that)\s+)?"
     r"(?:is|are|was|would be|seems|looks)\s+"
     r"(?:definitely |clearly |also |probably )?"
     r"(?:not\b|n't|incorrect|wrong|false|impossible|ruled out|out\b)|\s*(?:isn't|wasn't)\b"
     r"|\s*(?:选项|项)?(?:是错|不对|不正确|错误)"
     r"|[)\]\"'*]*\s*(?::|--?|\u2014)\s*(?-i:incorrect|wrong|not\s+(?:correct|right))\b"
-    r"(?=\W*(?:$|[.,;!\n]|because\b|since\b|as\b))",
+    r"(?=\W*(?:$|[.,;!\n]|because\b|since\b|as\b)))",
     re.IGNORECASE,
 )
 _REFUSED = re.compile(
@@ -148,6 +151,7 @@ def says_polarity(text: str) -> bool | None:
     settled = polarity(after_correction(said))
     if settled is not None:
         return settled
+    said = re.sub(r"^(?:yes|no)\?\s*(?=(?:yes|no)\b)", "", said)  # "Yes? No."
     first = re.match(r"(yes|yeah|yep|no|nope)\b(?!\s+(?:one|way|idea|more|longer)\b)", said)
     last = re.search(r"\b(?:is|be|say|answer|:)\s*:?\s*(yes|no)$", said)
     if first is not None:
@@ -156,7 +160,10 @@ def says_polarity(text: str) -> bool | None:
         both = re.match(r"(?:,\s*|and\s+|or\s+|/\s*)+(?:yes|no)\b(?!\s*(?:,|one))", rest)
         return None if both and not rest.startswith(",") else word
     if last is not None:
-        return last[1] == "yes"
+        return None if doubted(said[: last.start()]) else last[1] == "yes"
+    answered = {m[1] for m in re.finditer(r"\?\s*(yes|no)\b", said)}
+    if len(answered) == 1:
+        return answered == {"yes"}
     chinese = re.match(
         r"(不是|不对|否|不|是的|对的|是|对)(?=[,.!;\s]|$)",
         said,
@@ -175,8 +182,10 @@ def gives(sentence: str, word: str) -> bool:
     found = [at for at in places if _stands_alone(said, at, wanted)]
     if not found:
         return False
-    at = found[-1]
-    return not denied(said, at, at + len(wanted)) and not _CORRECTION.search(said[at:])
+    at, end = found[-1], found[-1] + len(wanted)
+    if denied(said, at, end) or missing(said, at) or guessed_twice(said, at):
+        return False
+    return not asked(sentence, said[end:]) and not _CORRECTION.search(said[at:])
 
 
 def _places(said: str, wanted: str) -> list[int]:
@@ -185,6 +194,17 @@ def _places(said: str, wanted: str) -> list[int]:
         out.append(at)
         at = said.find(wanted, at + 1)
     return out
+
+
+_AFTER_COMMA = re.compile(r"\w\s*,\s*(?:(?:an?|the|some)\s+)?$")
+_LEAD = re.compile(
+    r"\W*(?:so|thus|hence|therefore|yes|no|well|in|on|from|as|because|since|looking|based"
+    r"|given|if|when|after|with|by|here|finally|overall|not|given|clearly|actually)\b"
+)
+_GOES_ON = re.compile(
+    r"\s*and\s+(?:(?:not|no|it|this|so|there|that)\b"
+    r"|the\s+(?:[\w'-]+\s+){1,3}(?:is|are|was|were|has|have|does|do|can|shows?|lies)\b)"
+)
 
 
 def _stands_alone(said: str, at: int, wanted: str) -> bool:
@@ -196,15 +216,14 @@ def _stands_alone(said: str, at: int, wanted: str) -> bool:
         return ok and bool(re.match(r"(?:色|的|了|吗)?(?:$|[,.;!]|因为|而)", after))
     if (before and before[-1].isalnum()) or (after and after[0].isalnum()):
         return False
+    if one_of_list(before, after):
+        return False
     last = re.findall(r"[\w']+|[^\w\s]", before)[-1:]
     if last and last[0] not in _FUNCTION and last[0] not in ('"', "'", "(", "*", ".", "!"):
         return False
-    if last and last[0] == "," and re.search(r"\w+\s*,\s*$", before) and at > 0:
-        lead = before.rstrip(" ,")
-        if len(re.findall(r"\w+", lead)) > 0 and not re.match(
-            r"(?:so|thus|hence|therefore|yes|no|well|in|on|from|as|because|since|looking)\b",
-            lead,
-        ):
+    if (listed := _AFTER_COMMA.search(before)) is not None:
+        lead = re.split(r"[.!?;]\s", before[: listed.start() + 1])[-1]
+        if not _LEAD.match(lead):
             return False
     follow = re.match(r"[\s\"')*]*([,.;:!?-]|[\w']+)?", after)
     word = follow[1] if follow is not None else None
@@ -212,7 +231,9 @@ def _stands_alone(said: str, at: int, wanted: str) -> bool:
         return True
     if word in ",.;:!?-":
         rest = re.sub(r"^[\W_]+", "", after)
+        if word == "," and _GOES_ON.match(" " + rest):
+            return True
         return not re.match(r"(?:or|and)\b", rest)
     if word == "and":
-        return bool(re.match(r"\s*and\s+(?:not|it|the|that|this|so|there)\b", after))
+        return bool(_GOES_ON.match(after))
     return word in _AFTER

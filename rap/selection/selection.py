@@ -246,7 +246,8 @@ def load(folder: str | os.PathLike[str], dataset: Any = None) -> Selection:
     if (path.parent / "store.json").exists() and not path.exists():
         raise RapStoreError(
             f"{folder}: is a score store, from which nothing was chosen yet: "
-            f"rap.choose({str(folder)!r}, budget=...) does"
+            f"rap.choose({str(folder)!r}, budget=...) does "
+            f"(rap choose {folder} --budget 0.09 --out selection/)"
         )
     reader = read_saved(path, "selection", lambda table: with_new(table, _SAVED))
     settings = reader.note["meta"]
