@@ -138,7 +138,7 @@ def _hash(ends: np.ndarray, data: pa.Buffer | None) -> np.ndarray:
         found[rows] = mixed ^ (mixed >> _SHIFT)
         at = at + 8
         left = np.maximum(left - 8, 0)
-    rest = (padded[a : a + n] for a, n in zip(at, left, strict=True))
+    rest = (padded[a : a + n].data for a, n in zip(at, left, strict=True))
     digests = b"".join(hashlib.blake2b(part, digest_size=8).digest() for part in rest)
     found[rows] = (found[rows] ^ np.frombuffer(digests, "<u8")) * _FACTOR
     return found
