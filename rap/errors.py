@@ -56,6 +56,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+def is_device_fault(error: BaseException) -> bool:
+    """Whether a device failed, not a sample: torch's ``AcceleratorError``, before torch 2.8
+    a ``RuntimeError`` that says so."""
+    return any(kind.__name__ == "AcceleratorError" for kind in type(error).__mro__) or (
+        isinstance(error, RuntimeError)
+        and str(error).startswith("CUDA error")
+        and not is_out_of_memory(error)
+    )
+
+
 def install(extra: str = "", options: str = "", before: str = "") -> str:
     """The command that installs rap with an extra, from an index and from a clone, for the
     end of a sentence. ``options``: of pip; ``before``: it, as VARIABLE=value. No other

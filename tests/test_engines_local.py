@@ -129,6 +129,23 @@ def test_halving_passes_our_own_errors():
     assert in_halves(odd, [1, 2, 3]) == [1, 2, Failure("model_error", "ValueError: three")]
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_a_device_that_fails_is_not_the_fault_of_a_sample(named: bool) -> None:
+    """Nor halved; torch has a name for it from 2.8 on."""
+    kind = RuntimeError
+    if named:
+        kind = type("AcceleratorError", (RuntimeError,), {})
+    runs = []
+
+    def run(part):
+        runs.append(part)
+        raise kind("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(kind, match="illegal"):
+        in_halves(run, [1, 2])
+    assert runs == [[1, 2]]
+
+
 def test_fault_30_memory_that_a_cpu_has_not_is_called_so() -> None:
     said = "[enforce fail] DefaultCPUAllocator: can't allocate memory: 106954752 bytes"
 

@@ -29,7 +29,7 @@ import torch
 from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
 
 from ..config import ScoreConfig
-from ..errors import RapModelError, first_line
+from ..errors import RapModelError, first_line, is_device_fault
 from ..samples.sample import BadSample
 from ..stopwatch import IDLE, Stopwatch
 from . import decode, kept, packing, states, static, vision
@@ -273,9 +273,9 @@ class ModelDriver(Preparer):
         try:
             with decode.running(self) as seen:
                 decode.prompts(self, batch, seen)
-        except torch.AcceleratorError:
-            raise
         except (torch.OutOfMemoryError, RuntimeError, ValueError, IndexError) as error:
+            if is_device_fault(error):
+                raise
             log.info("prompts are not read beforehand: %s", first_line(error))
 
     @contextlib.contextmanager

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ..errors import RapError, first_line, is_out_of_memory
+from ..errors import RapError, first_line, is_device_fault, is_out_of_memory
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -37,11 +37,11 @@ def in_halves(
         return list(run(items))
     except torch.OutOfMemoryError as error:
         failure = Failure("oom", first_line(error))
-    except torch.AcceleratorError:
-        raise
     except RapError:
         raise
     except (RuntimeError, ValueError, IndexError) as error:
+        if is_device_fault(error):
+            raise
         text = first_line(error)
         if is_out_of_memory(error):  # the CPU's
             failure = Failure("oom", text)
