@@ -19,7 +19,7 @@ from rap.errors import RapConfigError, RapInputError, RapModelError
 
 FONT = next((path for path in pictures.FONTS if path.is_file()), None)
 needs_font = pytest.mark.skipif(FONT is None, reason="fonts-noto-color-emoji is not here")
-PACKAGES = ("timm", "gguf", parts.LANGUAGE[0], parts.VISION[0])
+PACKAGES = ("timm", "gguf", "accelerate", parts.LANGUAGE[0], parts.VISION[0])
 ABSENT = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
 needs_parts = pytest.mark.skipif(
     bool(ABSENT) or FONT is None, reason=f"not installed: {ABSENT or 'the emoji font'}"

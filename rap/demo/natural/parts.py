@@ -31,7 +31,7 @@ def require_parts() -> None:
     Raises ``RapModelError`` naming the command that installs what is missing, or the file
     whose bytes are others.
     """
-    absent = missing("timm", "gguf", LANGUAGE[0], VISION[0])
+    absent = missing("timm", "gguf", "accelerate", LANGUAGE[0], VISION[0])
     if absent:
         raise RapModelError(
             f"the natural world needs {', '.join(absent)}, not installed here: {INSTALL}"
