@@ -131,7 +131,7 @@ def test_the_natural_demo_selects_what_its_model_can_see(tmp_path):
     result = run(tmp_path, n=24, evidence="answer", progress=False, echo=told.append)
     assert len(result["selection"].indices) == 2
     assert (tmp_path / "report.html").is_file()
-    table = result["scores"].table
+    table = result["selection"].table
     see = [f in ("colour", "object", "side_colour") for f in result["families"]]
     d = table["D"].to_pylist()
     seen = [x for x, is_seen in zip(d, see, strict=True) if is_seen and x is not None]
