@@ -289,6 +289,13 @@ def test_a_response_that_was_cut_off_must_have_answered(text, right):
 # ------------------------------------------------------------------------ whole columns
 
 
+def test_a_reference_that_doubts_is_taken_as_it_stands_and_only_when_finished():
+    """A response of nothing but doubt says nothing, unless that is the reference."""
+    assert grade("I doubt it.", (), "I doubt it.") is True
+    assert grade("I doubt it.", (), "I doubt it. ", finished=False) is False
+    assert grade("cat", (), "I doubt it.") is False
+
+
 def rows(choices, answers, **more):
     return [
         {"id": str(k), "question": "How many?", "image": PNG, "choices": c, "answer": a}

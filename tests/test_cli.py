@@ -658,6 +658,24 @@ def test_a_path_that_cannot_be_used_is_one_sentence_without_errno(words, tmp_pat
     assert str(taken) in line and "Errno" not in line
 
 
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("model_name_or_path", "model"),
+        ("dataset_name", "data"),
+        ("system_instruction", "system_prompt"),
+        ("DATA", "data"),
+        ("Store", "store"),
+    ],
+)
+def test_a_file_with_another_librarys_names_is_told_ours(theirs, ours, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(f"{theirs}: x\n")
+    result = CliRunner().invoke(main, ["score", "--config", str(file)])
+    assert result.exit_code == 2
+    assert f"{theirs}: no option of rap score; here it is {ours}\n" in result.stderr
+
+
 def test_check_prints_how_a_model_is_read_or_why_it_is_refused(tiny, tmp_path):
     words = ("check", tiny, "--device", "cpu")
     text = run(*words).stdout

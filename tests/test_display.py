@@ -258,6 +258,14 @@ def test_what_the_hub_refuses_is_said(chosen, hub, monkeypatch):
         chosen.push_to_hub("me/dots")
 
 
+def test_a_network_that_is_not_there_is_said(chosen, hub, monkeypatch):
+    """httpx's errors, which the hub's library lets through, are no OSErrors."""
+    httpx = pytest.importorskip("httpx2")
+    monkeypatch.setattr(hub, "error", httpx.ConnectError("Name or service not known"))
+    with pytest.raises(RapConfigError, match="me/dots: Name or service not known"):
+        chosen.push_to_hub("me/dots")
+
+
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [

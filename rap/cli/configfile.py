@@ -190,11 +190,27 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+FOREIGN = {
+    "model_name_or_path": "model",
+    "model_name": "model",
+    "pretrained": "model",
+    "dataset_name": "data",
+    "dataset": "data",
+    "model_revision": "revision",
+    "torch_dtype": "dtype",
+    "output_dir": "out",
+    "system_instruction": "system_prompt",
+}
+"""Names that TRL and lm-eval have for options of ours."""
+
+
 def _unknown(ctx: click.Context, path: Path, name: str) -> str:
     if name in REMOVED:
         return f"{path}: {name}: {REMOVED[name]}"
     known = [n for p in ctx.command.params for n in _names(p)]
     text = f"{path}: {name}: no option of rap {ctx.info_name}"
+    if (ours := FOREIGN.get(name, name.lower())) in known:
+        return f"{text}; here it is {ours}"
     if alike := near(name, known):
         return text + alike
     group = ctx.parent.command if ctx.parent is not None else None

@@ -10,7 +10,9 @@ leaves this machine: no path, no model, no score of a sample that was not kept.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -70,6 +72,8 @@ def push_to_hub(
         raise RapConfigError(f"repo_id = {repo_id!r}: expected 'owner/name'")
     if constants.HF_HUB_OFFLINE:
         raise RapConfigError(OFFLINE)
+    refused: list[type[Exception]] = [HfHubHTTPError, HFValidationError]
+    failures = (*refused, *_transport_errors())
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_folder(selection, folder, repo_id, add=add, license=license)
@@ -85,11 +89,21 @@ def push_to_hub(
             )
         except RapError:
             raise
-        except (HfHubHTTPError, HFValidationError, OSError, RuntimeError) as error:
+        except failures as error:
             raise RapConfigError(
                 f"push_to_hub {repo_id}: {first_line(error)} (hf auth login, or token=...)"
             ) from error
     return f"https://huggingface.co/datasets/{repo_id}"
+
+
+def _transport_errors() -> tuple[type[Exception], ...]:
+    """What the hub's library raises without a network: the errors of requests are
+    OSErrors, those of httpx, which newer ones use under one of two names, are not."""
+    found: list[type[Exception]] = [OSError, RuntimeError]
+    for name in ("httpx2", "httpx"):
+        with contextlib.suppress(ImportError):
+            found.append(importlib.import_module(name).HTTPError)
+    return tuple(found)
 
 
 def write_folder(

@@ -117,7 +117,8 @@ def _places(parts: Sequence[ScoreStore]) -> dict[int, int]:
             raise RapInputError(f"{parts[a].path} is named twice")
         raise RapInputError(
             f"{parts[a].path} and {parts[b].path} overlap: both have "
-            f"{_named(parts[0], twice)}"
+            f"{_named(parts[0], twice)}; parts that are scored apart with --shard i/n need "
+            "--no-steal, or each takes the others' shards"
         )
     gaps = [k for k in range(parts[0].n_shards) if k not in found]
     if gaps:

@@ -9,6 +9,7 @@ GRADING, FINAL, EQUAL, CHOSEN, NUMBERS, LETTERS = (
     f"rap/rewards/{n}.py"
     for n in ("grading", "final", "equal", "chosen", "numbers", "letters")
 )
+WORDS = "rap/rewards/words.py"
 UNITS, EXPORTED = "rap/rewards/units.py", "rap/rewards/exported.py"
 LOG, FILE, AGAIN = (
     "rap/trl/rewardlog.py",
@@ -23,6 +24,7 @@ R = "tests/test_rewards.py::"
 CHOICES = (R + "test_named_choice",)
 OPEN = (R + "test_open_answers",)
 LAST = (R + "test_final_answer",)
+FORMS = ("tests/test_answers.py::test_the_table_of_forms",)
 ALONE = ("tests/test_answers.py::test_what_one_rule_alone_decides",)
 QUANTITY = (R + "test_quantity",)
 A = "tests/test_reselection.py::"
@@ -36,6 +38,32 @@ VISITS = ("tests/test_rewardfile.py",)
 
 TRAINING = (
     # --- grading
+    Mutant(
+        "grade-missing-word",
+        WORDS,
+        "denied(said, at, end) or missing(said, at) or",
+        "denied(said, at, end) or",
+        FORMS,
+    ),
+    Mutant(
+        "grade-asked-word",
+        WORDS,
+        "return not asked(sentence, said[end:]) and",
+        "return",
+        FORMS,
+    ),
+    Mutant(
+        "grade-listed-word",
+        WORDS,
+        "    if one_of_list(before, after):\n        return False\n",
+        "",
+        FORMS,
+    ),
+    Mutant(
+        "grade-missing-choice", CHOSEN, "        and not missing(final, a)\n", "", FORMS
+    ),
+    Mutant("grade-second-guess", GRADING, " or offers_another(rest)", "", FORMS),
+    Mutant("grade-denied-claims", GRADING, "        response = kept\n", "", FORMS),
     Mutant(
         "grade-first-answer",
         FINAL,
