@@ -917,3 +917,14 @@ def test_no_thread_of_arrow_holds_bytes_of_python(tmp_path: Path) -> None:
         env=os.environ | {"PYTHONPATH": str(Path(rap.__file__).parent.parent)},
     )
     assert done.stdout == "[]\n"
+
+
+def test_a_table_without_a_chunk_has_structs_of_its_type() -> None:
+    """pyarrow 17 raises there: a partial shard without completions was lost."""
+    from rap.samples.tables import as_structs
+
+    table = pa.table({"a": pa.array([], pa.int32()), "b": pa.array([], pa.string())})
+    for empty in (table, pa.Table.from_batches([], table.schema)):
+        assert as_structs(empty).type == pa.struct(list(table.schema))
+    two = pa.table({"a": [1, 2], "b": ["x", None]})
+    assert as_structs(two).to_pylist() == two.to_pylist()

@@ -8,6 +8,12 @@ import pyarrow.compute as pc
 from .choices import letter
 
 
+def as_structs(table: pa.Table) -> pa.ChunkedArray:
+    """Its rows as structs. pyarrow 17's own fails for a table without a chunk."""
+    parts = [batch.to_struct_array() for batch in table.to_batches()]
+    return pa.chunked_array(parts, pa.struct(list(table.schema)))
+
+
 def column_of(table: pa.Table, name: str | None) -> pa.ChunkedArray | None:
     """The values that ``parsing.cell`` finds under ``name``: a column, a field of one
     ("a.b"), or several as an object of them by letters ("a,b"), null where nothing is.
@@ -20,8 +26,7 @@ def column_of(table: pa.Table, name: str | None) -> pa.ChunkedArray | None:
     if "," in name:
         parts = [_own(table, part) for part in name.split(",")]
         names = [letter(k) for k in range(len(parts))]
-        together = pa.table(parts, names=names).to_struct_array()
-        return together if isinstance(together, pa.ChunkedArray) else pa.chunked_array([])
+        return as_structs(pa.table(parts, names=names))
     outer, _, inner = name.partition(".")
     found = _own(table, outer)
     kind = found.type

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import RapStoreError
+from ..samples.tables import as_structs
 from .drawn import Drawn
 from .files import OtherVersionError, store_error, write_parquet
 from .fingerprint import other_run
@@ -110,7 +111,7 @@ class ShardWriter(Shards):
         ends = np.searchsorted(of, [*index, index[-1] + 1])
         if (np.diff(of) < 0).any() or ends[0] != 0 or ends[-1] != len(of):
             raise ValueError(f"shard {k}: rollouts that are not of its rows, in order")
-        flat = pa.concat_arrays(rollouts.to_struct_array().chunks or [_NO_ROLLOUTS])
+        flat = pa.concat_arrays(as_structs(rollouts).chunks or [_NO_ROLLOUTS])
         nested = pa.ListArray.from_arrays(pa.array(ends, pa.int32()), flat)
         table = scores.append_column(PARTIAL_SCHEMA.field("rollouts"), nested)
         note = self._note(k) | {"kind": "partial shard", "tally": dict(tally or {})}
