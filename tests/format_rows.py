@@ -311,6 +311,21 @@ FORMATS = (
         "number",
     ),
     Format(
+        "MM-Eureka, images beside",
+        [
+            {
+                "id": "0",
+                "conversations": chat(
+                    ("system", "Be brief."), ("user", "<image>Solve it.")
+                ),
+                "answer": "$3$",
+                "image_urls": [File()],
+            }
+        ],
+        [Read("Solve it.", ("3",), turns=(("system", "Be brief."),))],
+        "number",
+    ),
+    Format(
         "MM-Eureka, chat as text",
         [
             {

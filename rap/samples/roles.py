@@ -73,6 +73,7 @@ CANDIDATES: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "image_paths",
             "img",
             "imgname",
+            "image_urls",
         ),
         "source": ("source", "data_source", "datasource", "dataset"),
     }
