@@ -265,8 +265,8 @@ FORMATS = (
                 ],
             }
         ],
-        [Read("What is over the goal?", ("net",))],
-        "text",
+        [Read("What is over the goal?", ("net", "mesh"))],
+        "list of accepted answers",
     ),
     Format(
         "DocVQA",
