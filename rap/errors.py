@@ -48,21 +48,32 @@ def first_line(error: BaseException) -> str:
     return next((line for line in lines if line), type(error).__name__)
 
 
+_NO_MEMORY = (
+    "DefaultCPUAllocator",
+    "CUDA error: out of memory",  # of the driver, not of torch's allocator
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory is what there was none of: Python's, a GPU's, or torch's on a CPU."""
     names = {kind.__name__ for kind in type(error).__mro__}
     return bool(names & {"MemoryError", "OutOfMemoryError"}) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+        isinstance(error, RuntimeError) and any(said in str(error) for said in _NO_MEMORY)
     )
 
 
 def is_device_fault(error: BaseException) -> bool:
     """Whether a device failed, not a sample: torch's ``AcceleratorError``, before torch 2.8
-    a ``RuntimeError`` that says so."""
+    a ``RuntimeError`` that says so. A library's status ("CUDA error:
+    CUBLAS_STATUS_NOT_SUPPORTED when ...") is of one call; on a device that failed, the next
+    one fails, too."""
+    if is_out_of_memory(error):
+        return False
     return any(kind.__name__ == "AcceleratorError" for kind in type(error).__mro__) or (
         isinstance(error, RuntimeError)
         and str(error).startswith("CUDA error")
-        and not is_out_of_memory(error)
+        and "_STATUS_" not in first_line(error)
     )
 
 

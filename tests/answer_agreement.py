@@ -289,7 +289,10 @@ RULE = (
     "Version 7 gives no reward to what is denied (`There is no cat, only a dog`), asked "
     "(`Blue? No. Green.`), listed beside others (`a cat and a dog`; `a triangle, a square "
     "or a circle`) or guessed twice (`maybe 6, maybe 7`), and knows kph. One value that is "
-    "guessed (`it might be a cat`) counts, as it does in VQA accuracy and exact match."
+    "guessed (`it might be a cat`) counts, as it does in VQA accuracy and exact match. "
+    "Version 8 takes again what only stands beside a denial (`The man without a hat stands "
+    "on the left`, `Without a doubt, a cat`, `I'm not sure, but B`), and knows `They are "
+    "playing tennis`, `not blue but red`, `这是一只猫` and `7个,不是6个`."
 )
 DECIDED = (
     ("`5`", "`5%`", "right", "as math-verify and mathruler: a percentage is asked for far "

@@ -265,8 +265,8 @@ FORMATS = (
                 ],
             }
         ],
-        [Read("What is over the goal?", ("net",))],
-        "text",
+        [Read("What is over the goal?", ("net", "mesh"))],
+        "list of accepted answers",
     ),
     Format(
         "DocVQA",
@@ -308,6 +308,21 @@ FORMATS = (
         "MM-Eureka",
         [{"id": "0", "conversations": chat(("user", EUREKA)), "answer": "$3$"}],
         [Read("Solve the problem.", ("3",))],
+        "number",
+    ),
+    Format(
+        "MM-Eureka, images beside",
+        [
+            {
+                "id": "0",
+                "conversations": chat(
+                    ("system", "Be brief."), ("user", "<image>Solve it.")
+                ),
+                "answer": "$3$",
+                "image_urls": [File()],
+            }
+        ],
+        [Read("Solve it.", ("3",), turns=(("system", "Be brief."),))],
         "number",
     ),
     Format(

@@ -146,6 +146,26 @@ def test_a_device_that_fails_is_not_the_fault_of_a_sample(named: bool) -> None:
     assert runs == [[1, 2]]
 
 
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED when calling", "model_error"),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling", "oom"),
+        ("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA", "oom"),
+    ],
+)
+def test_a_call_that_a_device_refuses_is_halved(said: str, code: str) -> None:
+    """Only a device that failed ends the run."""
+
+    def run(part):
+        if 2 in part:
+            raise RuntimeError(said)
+        return part
+
+    assert in_halves(run, [1, 2, 3])[::2] == [1, 3]
+    assert in_halves(run, [2])[0].code == code
+
+
 def test_fault_30_memory_that_a_cpu_has_not_is_called_so() -> None:
     said = "[enforce fail] DefaultCPUAllocator: can't allocate memory: 106954752 bytes"
 

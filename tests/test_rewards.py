@@ -309,6 +309,8 @@ def test_fault_26_hostile_text_gets_a_verdict(impatient, text):
         "Blue? No. " * 10_000,
         "I don't think " * 10_000,
         "maybe 7, " * 10_000,
+        "it is not A, " * 10_000,
+        "not red, but " * 10_000,
         "cat, " * 20_000,
         "\n" * 100_000 + "a?",
     ],

@@ -43,7 +43,7 @@ def in_halves(
         if is_device_fault(error):
             raise
         text = first_line(error)
-        if is_out_of_memory(error):  # the CPU's
+        if is_out_of_memory(error):  # the CPU's, or a library's on the device
             failure = Failure("oom", text)
         else:
             failure = Failure("model_error", f"{type(error).__name__}: {text}")

@@ -27,7 +27,8 @@ _COURTESY = re.compile(
     re.IGNORECASE,
 )
 _TAG_QUESTION = re.compile(
-    r"(?<=\w)[\s,\uff0c]+(?:right|correct|ok|okay|eh|isn't it|对吗|对吧|是吗|对不对)"
+    r"(?<=\w)(?:,\s*no|[\s,\uff0c]+"
+    r"(?:right|correct|ok|okay|eh|isn't it|对吗|对吧|是吗|对不对))"
     r"\s*[?\uff1f]+",
     re.IGNORECASE,
 )
@@ -80,7 +81,7 @@ _DENIED_CLAIM = re.compile(
     r"|(?:^|(?<=[.!?\n;]))[ \t]{0,4}(?:and\s+|but\s+|so\s+)?(?:it(?:'s|\s+is)\s+not\s+"
     r"(?:true|the\s+case|clear|certain)|i(?:'m|\s+am)\s+not\s+(?:sure|certain)"
     r"|i\s+(?:do\s+not|don't)\s+(?:think|believe)|i\s+doubt)\b"
-    r"(?:\s+(?:that|if|whether)\b)?(?:(?!\bbut\b)[^.,;!?\n])*(?:[.,;!?\n]|\bbut\b|$)\s*",
+    r"(?:\s+(?:that|if|whether)\b)?(?:(?!\bbut\b)[^.,;!?\n])*(?:[.,;!?\n]|\bbut\b|$)\s*(?:but\b\s*)?",
     re.IGNORECASE,
 )
 
@@ -107,7 +108,7 @@ _CALLED_WRONG = (
 _RULED_OUT = re.compile(
     r"\W{0,3}(?:(?:so|but|and|now|first|then|clearly|thus|well)\b,?\s*)?"
     rf"(?:(?:(?i:options?|choices?|answers?)\s+)?{_LETTERS}(?:[.:]?\s+{_WRONG}|{_CALLED_WRONG})"
-    rf"|(?i:it\s+is\s+|it's\s+|that\s+is\s+)?(?i:not)\s+(?:(?i:option|choice)\s+)?{_ONE}"
+    rf"|(?i:it\s+is\s+|it's\s+|that\s+is\s+)?(?i:not)\s+(?:(?i:option|choice)\s+)?{_LETTERS}"
     rf"|(?i:neither)\s+{_ONE}\s+(?i:nor)\s+{_ONE}"
     rf"|(?i:(?:i|we)\s+)?(?i:rule\s+out|exclude|eliminate)\s+{_LETTERS}"
     rf"|(?:选项)?{_LETTERS}\s*(?:选项|项)?\s*(?:都|均|是)*(?:不对|错误|错的?|不正确|不是|不符合)"

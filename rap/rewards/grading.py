@@ -43,7 +43,7 @@ from .words import corrected, polarity
 
 QUESTION = ("?", "\uff1f")
 LONGEST_SENTENCE = 4000  # characters of a sentence, its end, that are searched
-RULE_VERSION = 7  # raise it when a grade can change: it is part of the fingerprint
+RULE_VERSION = 8  # raise it when a grade can change: it is part of the fingerprint
 
 __all__ = ["final_answer", "grade", "marked_answers", "name", "named_choice", "quantity"]
 

@@ -13,7 +13,7 @@ CLAUSE = re.compile(r"\b(?:are|is|be)\b|(?<!\d):|:(?!\d)")
 
 _SAID_LETTER = re.compile(
     r"(?:^|\b(?:option|choice|answer|choose|pick|select|is|be|are|to|with|for|so|thus|hence"
-    r"|therefore)\b,?|'s|:|选项?|是|为)\s*"
+    r"|therefore|i(?:'d|\s+would)?\s+(?:say|guess))\b,?|'s|:|选项?|是|为)\s*"
     r"(?:(?:is|option|choice|letter)\s+)?[(\[]?([A-J])(?:[)\]]|(?![\w'])(?=\s*(?:[.,:;!]|$)))",
     re.IGNORECASE,
 )

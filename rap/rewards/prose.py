@@ -33,7 +33,9 @@ _COUNTED = re.compile(
     re.IGNORECASE,
 )
 _DENIES_ANOTHER = re.compile(
-    r"(?<=\w),?\s+(?:and\s+)?(?:not|rather than|instead of)\s+[^,.;]*[.!]?$", re.IGNORECASE
+    r"(?<=\w),?\s+(?:and\s+)?(?:not|rather than|instead of)\s+[^,.;]*[.!]?$"
+    r"|(?<=\w)[,\uff0c]\s*而?不是[^,.;\uff0c\u3002\uff1b]*[.!\u3002\uff01]?$",
+    re.IGNORECASE,
 )
 _THERE_ARE = re.compile(
     r"\bthere\s+(?:is|are|was|were)\s+(?:exactly\s+|only\s+|a\s+total\s+of\s+|about\s+)?$",

@@ -32,13 +32,17 @@ _FUNCTION = (
     "show see have has into yes no because so this that"
 ).split()
 _FUNCTION_CJK = "是为叫选有在到于成答:,=.;! "
+# "a", "an"
+_MEASURED = re.compile(r"一[只个条张把辆匹头座棵朵本台架艘件双块片位名种幅栋颗根]$")
+_DOING = re.compile(r"(?:\b(?:is|are|was|were)|'(?:s|re))\s+(?:\w+ly\s+)?\w+ing\s+$")
+_NOT_BUT = re.compile(r"\bnot\b[^.;]{1,80}\bbut\s+$")
 _AFTER = (
     "because since as so in on at for with of from due which when while where that and "
     "therefore hence not rather instead color colour one ones"
 ).split()
 _DENIAL = re.compile(
     r"(?:\b(?:not|never|neither|nor|isn't|aren't|wasn't|weren't|don't|doesn't|can't|cannot"
-    r"|no|except|without|no longer|rather than|instead of|other than|unlike)"
+    r"|no|except|without|no longer|rather than|instead of|(?<!none )other than|unlike)"
     r"(?:\s+(?:really|the|a|an|be|in|at|on|to|of|exactly|actually|go|with|choose|pick|select))*\s*|不是?|并非|非|没有?)\s*$",
     re.IGNORECASE,
 )
@@ -199,7 +203,8 @@ def _places(said: str, wanted: str) -> list[int]:
 _AFTER_COMMA = re.compile(r"\w\s*,\s*(?:(?:an?|the|some)\s+)?$")
 _LEAD = re.compile(
     r"\W*(?:so|thus|hence|therefore|yes|no|well|in|on|from|as|because|since|looking|based"
-    r"|given|if|when|after|with|by|here|finally|overall|not|given|clearly|actually)\b"
+    r"|given|if|when|after|with|without|by|here|finally|overall|not|given|clearly|actually"
+    r"|certainly|definitely|undoubtedly|obviously|probably)\b"
 )
 _GOES_ON = re.compile(
     r"\s*and\s+(?:(?:not|no|it|this|so|there|that)\b"
@@ -212,6 +217,7 @@ def _stands_alone(said: str, at: int, wanted: str) -> bool:
     "because"."""
     before, after = said[max(at - 200, 0) : at], said[at + len(wanted) :][:200]
     if re.match(r"[\u3400-\u9fff]", wanted):
+        before = _MEASURED.sub("", before)
         ok = not before or before[-1] in _FUNCTION_CJK
         return ok and bool(re.match(r"(?:色|的|了|吗)?(?:$|[,.;!]|因为|而)", after))
     if (before and before[-1].isalnum()) or (after and after[0].isalnum()):
@@ -219,7 +225,8 @@ def _stands_alone(said: str, at: int, wanted: str) -> bool:
     if one_of_list(before, after):
         return False
     last = re.findall(r"[\w']+|[^\w\s]", before)[-1:]
-    if last and last[0] not in _FUNCTION and last[0] not in ('"', "'", "(", "*", ".", "!"):
+    function = not last or last[0] in (*_FUNCTION, '"', "'", "(", "*", ".", "!")
+    if not function and not (_DOING.search(before) or _NOT_BUT.search(before)):
         return False
     if (listed := _AFTER_COMMA.search(before)) is not None:
         lead = re.split(r"[.!?;]\s", before[: listed.start() + 1])[-1]

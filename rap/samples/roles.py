@@ -56,8 +56,8 @@ CANDIDATES: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "label",
             "target",
             "extra_info.answer",
+            "answers",  # of all people; the next column is only what most of them said
             "multiple_choice_answer",
-            "answers",
             "direct_answers",
             "response",
             "output",
@@ -73,6 +73,7 @@ CANDIDATES: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "image_paths",
             "img",
             "imgname",
+            "image_urls",
         ),
         "source": ("source", "data_source", "datasource", "dataset"),
     }
