@@ -79,12 +79,15 @@ unread(const char *name, const char *dtype, rap_error *err)
         name, dtype);
 }
 
-/* Drops an exception that only says "not in this way". That memory was refused says nothing
- * about the array, and stays. */
+/* Drops an exception that only says "not in this way". That memory was refused, or that
+ * someone interrupts (Ctrl-C in the object's own Python code, which is no Exception), says
+ * nothing about the array, and stays. */
 static void
-clear_unless_memory(void)
+clear_if_about_the_array(void)
 {
-    if (PyErr_Occurred() != NULL && !PyErr_ExceptionMatches(PyExc_MemoryError)) {
+    if (PyErr_Occurred() != NULL && PyErr_ExceptionMatches(PyExc_Exception)
+        && !PyErr_ExceptionMatches(PyExc_MemoryError))
+    {
         PyErr_Clear();
     }
 }
@@ -106,7 +109,7 @@ is_bfloat16(PyArrayObject *array)
     bool found = name != NULL && PyUnicode_CompareWithASCIIString(name, "bfloat16") == 0;
 
     Py_XDECREF(name);
-    clear_unless_memory();
+    clear_if_about_the_array();
     return found;
 }
 
@@ -274,7 +277,7 @@ ask_dlpack(PyObject *object, int64_t stream)
     PyObject *empty = NULL, *kwargs = NULL, *capsule = NULL;
 
     if (method == NULL) {
-        clear_unless_memory();
+        clear_if_about_the_array();
         return NULL;
     }
     empty = PyTuple_New(0);
@@ -485,7 +488,7 @@ from_buffer(PyObject *object, const char *name, rap_array *view, rap_error *err)
         return rap_fail(err, RAP_EMEMORY, "out of memory");
     }
     if (PyObject_GetBuffer(object, buffer, PyBUF_RECORDS_RO) != 0) {
-        clear_unless_memory();
+        clear_if_about_the_array();
         PyMem_Free(buffer);
         return PyErr_Occurred() != NULL ? rap_fail(err, RAP_EPYTHON, "%s", name)
                                         : no_array(object, name, err);

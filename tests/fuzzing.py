@@ -4,9 +4,9 @@
     RAP_FUZZ_SECONDS=60 pytest tests/test_fuzz_kernels.py tests/test_fuzz_inputs.py
     RAP_FUZZ_SECONDS=60 RAP_FUZZ_SEED=7 pytest ...      # as .ci/run: those of 7, 8, ...
 
-Without ``RAP_FUZZ_SECONDS`` the examples are the same in every run (`EXAMPLES` a test). A
-check of bytes leaves those that fail in ``build/fuzz``: put into ``tests/data/fuzz`` they
-are tried in every run (``test_fuzz_inputs.py``).
+Without ``RAP_FUZZ_SECONDS`` the examples are the same in every run (`EXAMPLES` a test, or
+as many as it asks for). A check of bytes leaves those that fail in ``build/fuzz``: put into
+``tests/data/fuzz`` they are tried in every run (``test_fuzz_inputs.py``).
 """
 
 from __future__ import annotations
@@ -52,12 +52,19 @@ def seconds(tests: int) -> float:
     return float(os.environ.get("RAP_FUZZ_SECONDS", "0")) / tests
 
 
-def fuzz(check: Callable[..., None], *, share: float, **drawn: st.SearchStrategy) -> None:
-    """Call ``check`` with values of ``drawn``: ``EXAMPLES`` times, or for ``share``
+def fuzz(
+    check: Callable[..., None],
+    *,
+    share: float,
+    examples: int = EXAMPLES,
+    **drawn: st.SearchStrategy,
+) -> None:
+    """Call ``check`` with values of ``drawn``: ``examples`` times, or for ``share``
     seconds with a new seed for every 200 of them, which is printed. The first one is
     ``RAP_FUZZ_SEED`` if that is set: the same examples then, as far as the time goes."""
     if not share:
-        settings.get_profile("ci")(given(**drawn)(check))()
+        profile = settings(settings.get_profile("ci"), max_examples=examples)
+        profile(given(**drawn)(check))()
         return
     end = time.monotonic() + share
     first = int(os.environ.get("RAP_FUZZ_SEED") or random.randrange(2**32))

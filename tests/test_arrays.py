@@ -81,6 +81,18 @@ def test_dlpack_producer_that_raises(pair):
         rap.cde(Liar(), pair[1])
 
 
+def test_fault_32_ctrl_c_while_an_array_is_asked_what_it_is() -> None:
+    """It is not taken for the answer that this is none."""
+
+    class Asked:
+        @property
+        def __dlpack__(self) -> object:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _C.drm(Asked(), None, None, np.zeros(1, np.int64), 1)
+
+
 def test_buffer_protocol(pair):
     l1, l0 = pair
     view = memoryview(l1.tobytes()).cast("f", (6, 40))

@@ -32,6 +32,7 @@ from rap.scores.claims import Claim, Claims
 from rap.scores.owner import Owner, lives
 from rap.scores.shardplan import DRIVER_FOLDER
 from rap.scores.store import ScoreStore
+from rap.scoring.executors import raycluster
 from rap.scoring.executors.rayworker import DRIVER
 
 with warnings.catch_warnings():
@@ -288,6 +289,19 @@ def test_fault_32_sigterm_while_a_cluster_of_our_own_starts(made, tmp_path) -> N
     assert said.rstrip().endswith("rap: stopped")
     assert "Traceback" not in said
     until(lambda: not marked(mark))
+
+
+@pytest.mark.parametrize(("code", "asked"), [(int(signal.SIGTERM), 1), (1, 0), ("gone", 0)])
+def test_fault_32_ray_ends_the_process_for_other_reasons_than_sigterm(code, asked) -> None:
+    """Only its own handler's end, which has the signal's number, is SIGTERM."""
+    called: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: called.append(number))
+    try:
+        with pytest.raises(SystemExit), raycluster._sigterm_kept():
+            raise SystemExit(code)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert called == [signal.SIGTERM] * asked
 
 
 def gcs_of(mark: str) -> list[int]:

@@ -352,7 +352,8 @@ def test_fault_57_any_ace() -> None:
         bare = with_isa(isa, rap.ace, q=q, k=k, threads=1, stats=False, **options)
         np.testing.assert_array_equal(bare.log_psi_columns, got.log_psi_columns)
 
-    fuzz(check, share=SHARE, data=st.data())
+    # with 25 a kernel that ignores window or renormalise was not seen
+    fuzz(check, share=SHARE, examples=100, data=st.data())
 
 
 def positions_agree(
@@ -362,6 +363,7 @@ def positions_agree(
     cu = options["cu_seqlens"]
     columns = np.atleast_2d(most)
     begins = [0] if cu is None else cu[:-1]
+    ends = [columns.shape[1]] if cu is None else cu[1:]
     found = np.asarray(got.position).reshape(len(begins), -1)
     best = lowest.reshape(found.shape)
     for s, begin in enumerate(begins):
@@ -369,6 +371,7 @@ def positions_agree(
             if at < 0:
                 assert np.isneginf(best[s, head])
             else:
+                assert at < ends[s] - begin  # a column of its own sample
                 assert columns[head, begin + at] >= best[s, head] - 2 * allowed
 
 

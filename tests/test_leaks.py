@@ -132,6 +132,17 @@ def test_a_reference_to_what_all_share_is_seen(shared: object, quietly) -> None:
     assert "references" in measured("", lambda: more(shared), 500).leaks
 
 
+def test_a_reference_given_back_once_too_often_is_seen(quietly) -> None:
+    """A few calls do not free what many hold, and so do not end the process."""
+    less, array = ctypes.pythonapi.Py_DecRef, np.zeros(3)
+    less.argtypes = [ctypes.py_object]
+    many = [array] * 10 * CALLS
+    found = measured("", lambda: less(array), CALLS)
+    for _ in range(len(many)):  # enough of them, and more
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(array))
+    assert "references" in found.leaks, found
+
+
 def test_what_a_call_was_given_is_watched() -> None:
     x, rows = np.zeros(3), [[1.0]]
     inner = host.refused(TypeError, "", lambda: x)

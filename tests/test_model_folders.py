@@ -177,6 +177,13 @@ def no_safetensors(folder):
     (folder / "model.safetensors").write_bytes(b"no such thing")
 
 
+def no_numbers(folder):
+    entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, "4"]}
+    head = json.dumps({"a.weight": entry}).encode()
+    whole = len(head).to_bytes(8, "little") + head + bytes(4)
+    (folder / "model.safetensors").write_bytes(whole)
+
+
 def a_shard_gone(folder):
     index = {"weight_map": {"a": "model-00002-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -240,6 +247,7 @@ def broken_config(folder):
         (no_weights, "config.json but no weights"),
         (cut_short, "model.safetensors is damaged: .* bytes, its header says"),
         (no_safetensors, "model.safetensors is no safetensors file"),
+        (no_numbers, "model.safetensors is no safetensors file"),
         (a_shard_gone, "not all there: no model-00002-of-00002.safetensors"),
         (a_shard_is_a_folder, "not all there: no model-00002-of-00002.safetensors"),
         (weights_of_two_saves, "holds weights twice: model.safetensors, and"),

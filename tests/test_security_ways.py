@@ -462,7 +462,8 @@ def test_a_server_that_drips_has_no_more_time_than_one_that_is_silent(
 
 
 @pytest.mark.parametrize("url", ["https://me:hidden@host/d.jsonl", "s3://key:hidden@b/d",
-                                 "http://me:hidden@127.0.0.1:9/d.jsonl"])  # fmt: skip
+                                 "http://me:hidden@127.0.0.1:9/d.jsonl",
+                                 "zip://d.jsonl::ftp://me:hidden@host/a.zip"])  # fmt: skip
 @pytest.mark.parametrize("allowed", [False, True])
 def test_a_password_in_the_address_of_data_is_refused_and_not_repeated(
     url: str, allowed: bool, no_network: list

@@ -221,14 +221,15 @@ def _check_safetensors(path: Path, file: Path) -> Mapping[str, Any]:
     try:
         entries = json.loads(text)
         entries.pop("__metadata__", None)
-        ends = [entry["data_offsets"][1] for entry in entries.values()]
+        end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+        whole = 8 + head + end
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         raise _refused(path, f"{file.name} is no safetensors file") from None
-    if 8 + head + max(ends, default=0) != size:
+    if whole != size:
         raise _refused(
             path,
-            f"{file.name} is damaged: {size} bytes, its header says "
-            f"{8 + head + max(ends, default=0)}. Download it again",
+            f"{file.name} is damaged: {size} bytes, its header says {whole}. Download it "
+            "again",
         )
     return entries
 

@@ -117,13 +117,15 @@ def fetched(source: str, *, allow_network: bool) -> Any:
 
 def _require_no_secret(source: str) -> None:
     """Stores, selections and lines on the terminal name a data set as it was given."""
-    host = source.partition("://")[2].partition("/")[0]
-    name, at, _ = host.rpartition("@")
-    if at and ":" in name:
-        raise RapInputError(
-            "data set: its address holds a password, which would stay in the store; leave "
-            "it to what fsspec reads: environment variables, ~/.config/fsspec, ~/.netrc"
-        )
+    for part in source.split("::"):  # fsspec's chains: zip://x.jsonl::ftp://host/a.zip
+        host = part.partition("://")[2].partition("/")[0]
+        name, at, _ = host.rpartition("@")
+        if at and ":" in name:
+            raise RapInputError(
+                "data set: its address holds a password, which would stay in the store; "
+                "leave it to what fsspec reads: environment variables, ~/.config/fsspec, "
+                "~/.netrc"
+            )
 
 
 def _from_hub(source: str) -> Any:

@@ -119,8 +119,9 @@ def _sigterm_kept() -> Iterator[None]:
         return
     try:
         yield
-    except SystemExit:
-        if callable(before):  # which would have been called but for Ray
+    except SystemExit as end:
+        # which would have been called but for Ray; other ends are no signal's
+        if end.code == signal.SIGTERM and callable(before):
             before(signal.SIGTERM, None)
         raise
     finally:
