@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 )
 if sys.platform.startswith("linux"):
     from leaks import __main__, host
-    from leaks.measure import given, measured
+    from leaks.measure import ROUNDS, given, measured
 
     from rap import _C, ops
 
@@ -107,7 +107,7 @@ def _seeds() -> dict[str, Callable[[], object]]:
 )
 def test_a_leak_is_seen(what: str, quietly) -> None:
     """Of each kind; a reference that C does not give back, on what it was given."""
-    count = {"threads": 5, "files": 100}.get(what, CALLS)
+    count = {"threads": 5, "files": 100, "resident": 100}.get(what, CALLS)
     try:
         found = measured(what, _seeds()[what], count)
     finally:
@@ -136,7 +136,7 @@ def test_a_reference_given_back_once_too_often_is_seen(quietly) -> None:
     """A few calls do not free what many hold, and so do not end the process."""
     less, array = ctypes.pythonapi.Py_DecRef, np.zeros(3)
     less.argtypes = [ctypes.py_object]
-    many = [array] * 10 * CALLS
+    many = [array] * 2 * ROUNDS * CALLS
     found = measured("", lambda: less(array), CALLS)
     for _ in range(len(many)):  # enough of them, and more
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(array))
