@@ -32,7 +32,7 @@ _FUNCTION = (
     "show see have has into yes no because so this that"
 ).split()
 _FUNCTION_CJK = "是为叫选有在到于成答:,=.;! "
-# "a", "an"
+# what Chinese has for "a": 一只猫
 _MEASURED = re.compile(r"一[只个条张把辆匹头座棵朵本台架艘件双块片位名种幅栋颗根]$")
 _DOING = re.compile(r"(?:\b(?:is|are|was|were)|'(?:s|re))\s+(?:\w+ly\s+)?\w+ing\s+$")
 _NOT_BUT = re.compile(r"\bnot\b[^.;]{1,80}\bbut\s+$")
@@ -203,7 +203,7 @@ def _places(said: str, wanted: str) -> list[int]:
 _AFTER_COMMA = re.compile(r"\w\s*,\s*(?:(?:an?|the|some)\s+)?$")
 _LEAD = re.compile(
     r"\W*(?:so|thus|hence|therefore|yes|no|well|in|on|from|as|because|since|looking|based"
-    r"|given|if|when|after|with|without|by|here|finally|overall|not|given|clearly|actually"
+    r"|given|if|when|after|with|without|by|here|finally|overall|not|clearly|actually"
     r"|certainly|definitely|undoubtedly|obviously|probably)\b"
 )
 _GOES_ON = re.compile(
