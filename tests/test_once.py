@@ -32,7 +32,7 @@ from rap.samples.sample import Sample
 from rap.samples.sampleset import open_samples
 from rap.scoring import filling
 from rap.scoring.asking import Asking, Floor
-from rap.scoring.jobs import Job, padded_tokens
+from rap.scoring.jobs import Batch, Job
 from rap.scoring.prepare import prepare_job
 from rap.scoring.scorer import Scorer
 
@@ -403,12 +403,29 @@ def test_what_is_kept_of_a_device_depends_on_its_memory_alone(monkeypatch):
 
 
 def test_prompts_are_padded_to_the_longest_of_each_arm():
-    def job(*lengths):
+    batch = Batch()
+    assert (len(batch), batch.tokens, batch.padded_tokens) == (0, 0, 0)
+    for lengths in ((7, 3), (5, 4), (0, 0)):
         image, blind = ([0] * n if n else None for n in lengths)
-        return Job({}, image=image, blind=blind)
+        batch.add(Job({}, image=image, blind=blind))
+    assert (len(batch), batch.tokens) == (3, 7 + 5)
+    assert batch.padded_tokens == 3 * (7 + 4)
 
-    assert padded_tokens([job(7, 3), job(5, 4), job(0, 0)]) == 3 * (7 + 4)
-    assert padded_tokens([]) == 0
+
+def test_a_job_is_counted_once_however_many_are_scored_together():
+    class Prompt(list):
+        counted = 0
+
+        def __len__(self):
+            Prompt.counted += 1
+            return 5
+
+    scorer = SimpleNamespace(together=3, window=1, config=ScoreConfig(), _room=10**9)
+    batch, prompt = Batch(), Prompt()
+    for _ in range(500):
+        batch.add(Job({}, image=prompt, blind=prompt))
+        assert not Scorer.is_full(scorer, batch)
+    assert batch.padded_tokens == 500 * 10 and Prompt.counted == 2 * 500
 
 
 def test_a_batch_is_full_by_tokens_or_by_samples():

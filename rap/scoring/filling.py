@@ -22,7 +22,7 @@ from ..scores.store import ScoreStore
 from ..scores.table import ROLLOUT_SCHEMA, table_from_rows
 from ..scores.writer import ShardWriter
 from .evidence import EVIDENCE
-from .jobs import Job, ahead
+from .jobs import Batch, Job, ahead
 from .ordering import longest_first
 from .plan import Plan
 from .processes import Preparation
@@ -262,16 +262,17 @@ class Run:
         """Score what a shard still lacks, batch by batch, and write it."""
         self._add(part, self._known(shards, part), bar)
         new: list[Job] = []
-        batch: list[Job] = []
+        batch = Batch()
         for number, i in enumerate(part.todo, start=1):
             job = self._next(jobs)
             assert job.row["index"] == i  # they are prepared in this order
             new.append(job)
-            batch += [job] if job.alive else []
+            if job.alive:
+                batch.add(job)
             last = number == len(part.todo)
             if batch and (self.scorer.is_full(batch) or last):
-                score_batch(self.scorer, batch)
-                batch = []
+                score_batch(self.scorer, batch.jobs)
+                batch = Batch()
             if batch:
                 continue
             self._add(part, new, bar)

@@ -5,7 +5,7 @@ ahead of the model (`ahead`)."""
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -153,15 +153,29 @@ def ahead(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def tokens_of(jobs: Iterable[Job]) -> int:
-    """Tokens of their prompts with the image, and of the responses they already hold."""
-    return sum(len(job.image) for job in jobs if job.image is not None)
+@dataclass(slots=True)
+class Batch:
+    """Jobs that are to be scored together. Its totals grow with each job: another one costs
+    the same however many there are."""
 
+    jobs: list[Job] = field(default_factory=list)
+    tokens: int = 0
+    """Of their prompts with the image, and of the responses they already hold."""
+    longest: int = 0
+    """Tokens of the longest prompt with the image, and without it."""
+    longest_blind: int = 0
 
-def padded_tokens(jobs: Sequence[Job]) -> int:
-    """Tokens of their prompts with and without the image, each padded to the longest."""
-    longest = (
-        max((len(p) for p in arm if p is not None), default=0)
-        for arm in ((job.image for job in jobs), (job.blind for job in jobs))
-    )
-    return len(jobs) * sum(longest)
+    def __len__(self) -> int:
+        return len(self.jobs)
+
+    def add(self, job: Job) -> None:
+        image, blind = (0 if p is None else len(p) for p in (job.image, job.blind))
+        self.jobs.append(job)
+        self.tokens += image
+        self.longest = max(self.longest, image)
+        self.longest_blind = max(self.longest_blind, blind)
+
+    @property
+    def padded_tokens(self) -> int:
+        """Of their prompts with and without the image, each padded to the longest."""
+        return len(self.jobs) * (self.longest + self.longest_blind)

@@ -28,7 +28,7 @@ from ..scores.judge import require_varied
 from ..scores.table import SCORE_SCHEMA
 from ..stopwatch import IDLE, Stopwatch
 from .batches import all_finite, memory_of
-from .jobs import Job, padded_tokens, tokens_of
+from .jobs import Batch, Job
 from .profiling import note
 
 if TYPE_CHECKING:
@@ -104,12 +104,12 @@ class Scorer:
         window = self.engine.window
         return window if window == 1 else window * self.together
 
-    def is_full(self, jobs: Sequence[Job]) -> bool:
+    def is_full(self, batch: Batch) -> bool:
         """Whether so many jobs are to be scored together: a batch, or `together` of them
         and more, or as many as keep an engine busy. Forwards take `batches` of them."""
-        n, tokens = len(jobs) // self.together, tokens_of(jobs) // self.together
-        full = len(jobs) >= self.window and self.config.batch_is_full(n, tokens)
-        return full and padded_tokens(jobs) >= self._room
+        n, tokens = len(batch) // self.together, batch.tokens // self.together
+        full = len(batch) >= self.window and self.config.batch_is_full(n, tokens)
+        return full and batch.padded_tokens >= self._room
 
     @cached_property
     def _room(self) -> int:
@@ -118,19 +118,16 @@ class Scorer:
             return 0
         return self.driver.room
 
-    def _is_batch(self, jobs: Sequence[Job]) -> bool:
-        return self.config.batch_is_full(len(jobs), tokens_of(jobs))
-
     def batches(self, jobs: Sequence[Job]) -> Iterator[list[Job]]:
         """The jobs in the order given, as many at a time as one batch takes."""
-        batch: list[Job] = []
+        batch = Batch()
         for job in jobs:
-            batch.append(job)
-            if self._is_batch(batch):
-                yield batch
-                batch = []
+            batch.add(job)
+            if self.config.batch_is_full(len(batch), batch.tokens):
+                yield batch.jobs
+                batch = Batch()
         if batch:
-            yield batch
+            yield batch.jobs
 
     def _head_for(self, hidden: torch.Tensor) -> Head:
         """The head where the kernels run: on the CUDA device of the hidden states, or, for
