@@ -27,6 +27,7 @@ from rap.model import decode, kept, vision
 from rap.model.batching import FORWARD, Shared, by_length
 from rap.model.driver import ModelDriver
 from rap.model.rollouts import generate
+from rap.model.weights import bytes_on as weights_of
 from rap.rewards.checker import make_checker
 from rap.samples.sample import Sample
 from rap.samples.sampleset import open_samples
@@ -396,10 +397,14 @@ def test_the_room_for_prompts_is_told_by_their_keys_and_values(name):
     assert driver.room == kept.HOST_BYTES // (4 * numbers)
 
 
-def test_what_is_kept_of_a_device_depends_on_its_memory_alone(monkeypatch):
+def test_what_is_kept_of_a_device_depends_on_its_memory_and_the_weights(monkeypatch):
     memory = SimpleNamespace(total_memory=32 << 30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
-    assert kept.room(torch.device("cuda")) == 2 << 30
+    for weights, room in ((2 << 30, 5 << 30), (0, (32 << 30) // 6), (40 << 30, 0)):
+        assert kept.room(torch.device("cuda"), weights) == room
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2).double())
+    assert weights_of(model, torch.device("cpu")) == 4 * (12 + 4) + 8 * (8 + 2)
+    assert weights_of(model, torch.device("cuda", 0)) == 0
 
 
 def test_prompts_are_padded_to_the_longest_of_each_arm():

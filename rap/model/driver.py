@@ -77,6 +77,7 @@ from .prompt import (
 )
 from .staging import Cuda, Stage
 from .weights import (
+    bytes_on,
     class_name,
     input_device,
     input_dtype,
@@ -265,7 +266,9 @@ class ModelDriver(Preparer):
         them; 0 where nothing does."""
         if not self.goes_on:
             return 0
-        return kept.room(input_device(self.model)) // max(1, self.token_bytes)
+        device = input_device(self.model)
+        memory = kept.room(device, bytes_on(self.model, device))
+        return memory // max(1, self.token_bytes)
 
     def read(self, batch: Sequence[Prepared]) -> None:
         """Read these prompts and keep them, for completions and responses that follow. What

@@ -12,16 +12,18 @@ GROWING = ("DynamicLayer",)
 
 HOST_BYTES = 1 << 30
 """What kept prompts may take up on the host."""
-DEVICE_SHARE = 1 / 16
-"""And on a CUDA device, of its memory: completions need about as much again. Of all of its
-memory and not of what is free, so that the same samples share a batch in every run."""
+DEVICE_SHARE = 1 / 6
+"""And on a CUDA device, of its memory less the weights: completions need about as much
+again. Of all of its memory and not of what is free, so that the same samples share a batch
+in every run."""
 
 
-def room(device: torch.device) -> int:
-    """Bytes that the keys and values of prompts may take up which wait for completions."""
+def room(device: torch.device, weights: int) -> int:
+    """Bytes that the keys and values of prompts may take up which wait for completions.
+    ``weights``: bytes of the model on the device."""
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
-        return int(total * DEVICE_SHARE)
+        return int(max(0, total - weights) * DEVICE_SHARE)
     return HOST_BYTES
 
 

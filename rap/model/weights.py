@@ -159,6 +159,13 @@ def is_shard(tensor: torch.Tensor) -> bool:
     return mesh is not None and mesh.size() > 1 and any(p.is_shard() for p in placements)
 
 
+def bytes_on(model: torch.nn.Module, device: torch.device) -> int:
+    """Bytes of the parameters on a device; of a sharded one, those of this process."""
+    held = (p.detach() for p in model.parameters() if not is_lazy(p))
+    local = (p.to_local() if hasattr(p, "to_local") else p for p in held)
+    return sum(p.nbytes for p in local if p.device == device)
+
+
 # ---- offloaded weights -----------------------------------------------------------
 
 
