@@ -190,5 +190,9 @@ def test_nothing_hangs_over_the_edge(page, width, tmp_path):
         other.until(READY)
         assert other.js("innerWidth") == width
         assert other.js("document.documentElement.scrollWidth") <= width
+        hidden = "[...document.querySelectorAll('#cost ~ .scroll *')].filter(cut).length"
+        edge = "x.closest('.scroll').getBoundingClientRect().right"
+        cut = f"x => x.getBoundingClientRect().right > {edge} + 1"
+        assert other.js(f"(cut => {hidden})({cut})") == 0  # nothing to be scrolled to
         dark = other.js("getComputedStyle(document.body).backgroundColor")
         assert max(int(x) for x in dark[4:-1].split(",")) < 60
