@@ -48,6 +48,14 @@ class LookedUp:
     def batches(self, jobs: Sequence[Job]) -> Iterator[list[Job]]:
         yield list(jobs)
 
+    parts = batches
+
+    def fit(self, jobs: Sequence[Job]) -> bool:
+        return True
+
+    def hold(self, jobs: Sequence[Job], rest: Sequence[Job]) -> None:
+        pass
+
     def compare_arms(self, jobs: Sequence[Job], arms: Any, *, attention: bool) -> Any:
         """p(answer), as (mean logarithm, tokens) of an arm; divergences go to the row."""
         found = {}

@@ -5,6 +5,7 @@ Counts are compared, never seconds; numbers with those of a forward of the whole
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import itertools
 import logging
@@ -63,8 +64,6 @@ def make(name: str, **settings):
 
 def alone(driver: ModelDriver, prepared):
     """The same sequence, of which nothing was computed yet."""
-    import dataclasses
-
     shared = Shared(prepared.shared.text, prepared.shared.n_images)
     return dataclasses.replace(prepared, shared=shared)
 
@@ -262,10 +261,87 @@ def test_a_cache_with_wrong_positions_is_found_out(monkeypatch):
     assert "token by token" in driver.unshared
 
 
+# ---- what is kept of several batches -------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != SLIDING])
+def test_prompts_of_several_batches_are_kept_in_one_without_the_others(name):
+    driver, samples, first = make(name)
+    longer = [sample(s.index, s.question + " Look again." * s.index) for s in samples]
+    second = [driver.prepare(s, [picture(s.index)]) for s in longer]
+    driver.read(first)
+    driver.read(second)
+    chosen = [second[2], first[0], second[0]]
+    for prepared in (first[1], first[2], second[1]):
+        prepared.shared.let_go()
+    before = dataclasses.replace(driver.counts)
+    driver.keep_only(chosen)
+    (state,) = {id(p.shared.prompt[0]): p.shared.prompt[0] for p in chosen}.values()
+    assert sorted(map(len, state.ids)) == sorted(p.n_prompt for p in chosen)
+    width = max(p.n_prompt for p in chosen)
+    for x in (*(x for y in state.cache.layers for x in (y.keys, y.values)), state.mask):
+        assert len(x) == 3 and width in x.shape  # rows and padding of the others are gone
+    seeds = [[1, 2], [3], [4]]
+    drawn = generate(driver, chosen, seeds, EIGHT)
+    assert driver.counts.prefilled_tokens == before.prefilled_tokens
+    assert driver.counts.images_encoded == before.images_encoded
+    fresh = generate(driver, [alone(driver, p) for p in chosen], seeds, EIGHT)
+    assert [[c.token_ids for c in group] for group in drawn] == [
+        [c.token_ids for c in group] for group in fresh
+    ]
+    whole = [driver.with_response(p, (5, 6)) for p in chosen]
+    assert_same(driver.trace(whole), driver.trace([alone(driver, p) for p in whole]))
+
+
+def test_a_prompt_that_was_not_read_leaves_all_as_they_were():
+    driver, _, prompts = make("qwen2_5_vl")
+    driver.read(prompts[:2])
+    state = prompts[0].shared.prompt[0]
+    driver.keep_only([prompts[0], prompts[2]])
+    assert prompts[0].shared.prompt == (state, 0) and prompts[2].shared.prompt is None
+    driver.keep_only([])
+
+
 # ---- counts --------------------------------------------------------------------------
 
 
-def scored(evidence: str, n: int = 24, **settings):
+@pytest.mark.parametrize("room", [1, 2500, 10**9])
+def test_prompts_of_samples_that_are_not_asked_are_let_go_of(monkeypatch, room):
+    """About half are asked. However small the room is, what they say stays the same."""
+    held: list[int] = []
+    sizes: list[tuple[int, int]] = []
+    generated, parts = Scorer.generate, Scorer.parts
+
+    def noted(scorer, jobs):
+        sizes.extend((job.image.n_prompt, job.blind.n_prompt) for job in jobs)
+        return parts(scorer, jobs)
+
+    def seen(scorer, jobs, arm, numbers):
+        gc.collect()
+        found = [x for x in gc.get_objects() if type(x) is kept.Prefilled]
+        held.append(sum(x.mask.numel() for x in found))
+        return generated(scorer, jobs, arm, numbers)
+
+    monkeypatch.setattr(ModelDriver, "room", property(lambda driver: room))
+    monkeypatch.setattr(Scorer, "parts", noted)
+    monkeypatch.setattr(Scorer, "generate", seen)
+    driver, jobs, distinct = scored("cascade", 48, half=True, m1=3, m0=2, batch_size=4)
+    assert driver.counts.images_encoded == len(jobs)
+    assert driver.counts.prefilled_tokens <= 1.1 * distinct
+    asked = [job for job in jobs if job.rollouts]
+    assert 12 < len(asked) < 36
+    told = [(r["id"], r["arm"], r["token_ids"]) for job in jobs for r in job.rollouts]
+    assert told == _told.setdefault("cascade", told)
+    longest = sum(map(max, zip(*sizes, strict=True)))
+    assert max(held) <= len(asked) * longest  # of the others nothing
+    if room < 10**9:  # what waits, and what was read since: a batch at least
+        assert max(held) <= max(room, 12 * longest) + max(room, 4 * longest)
+
+
+_told: dict[str, list] = {}
+
+
+def scored(evidence: str, n: int = 24, half: bool = False, **settings):
     """(driver, jobs before they are let go of, their distinct tokens) on the demo world."""
     model, processor = load_demo_model()
     config = ScoreConfig(evidence=evidence, **settings)
@@ -280,7 +356,7 @@ def scored(evidence: str, n: int = 24, **settings):
     scorer = Scorer(driver, config, checker, True, engine)
     jobs = [prepare_job(samples, driver, config, i) for i in range(n)]
     for job in jobs if evidence == "cascade" else ():  # all are asked
-        job.asking = Asking(config, Floor(0.0, 0.0, 0.0))
+        job.asking = Asking(config, Floor(0.0, 1.1, 0.5 if half else 1.0))
     prompts = sum(j.image.n_prompt + j.blind.n_prompt for j in jobs)
     answers = sum(len(j.answer) - j.image.n_prompt for j in jobs if j.answer)
     lengths: list[int] = []
@@ -425,11 +501,13 @@ def test_a_job_is_counted_once_however_many_are_scored_together():
             Prompt.counted += 1
             return 5
 
-    scorer = SimpleNamespace(together=3, window=1, config=ScoreConfig(), _room=10**9)
+    scorer = object.__new__(Scorer)
+    vars(scorer).update(together=3, engine=SimpleNamespace(window=1), _room=10**9)
+    scorer.config = ScoreConfig()
     batch, prompt = Batch(), Prompt()
     for _ in range(500):
         batch.add(Job({}, image=prompt, blind=prompt))
-        assert not Scorer.is_full(scorer, batch)
+        assert not scorer.is_full(batch)
     assert batch.padded_tokens == 500 * 10 and Prompt.counted == 2 * 500
 
 

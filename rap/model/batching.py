@@ -41,6 +41,10 @@ class Shared:
     state: np.ndarray | None = None
     """float32 [WIDTH]: the hidden state of the prompt, projected (``states``)."""
 
+    def let_go(self) -> None:
+        """Of what lies on the device: nothing more is asked about these images."""
+        self.features = self.sent = self.prompt = None
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:

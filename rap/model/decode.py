@@ -199,6 +199,49 @@ def merged(states: Sequence[Prefilled]) -> Prefilled:
     )
 
 
+def rows_of(state: Prefilled, rows: Sequence[int]) -> Prefilled:
+    """Some rows of a batch, all of whose layers are whole, without the padding that none of
+    them needs; the batch itself if these are all of its rows."""
+    if list(rows) == list(range(len(state.ids))):
+        return state
+    width = max(len(state.ids[row]) for row in rows)
+    cache = fork(state.cache, rows, len(state.ids))
+    for layer in cache.layers:
+        layer.keys, layer.values = (
+            x[:, :, -width:].contiguous() for x in (layer.keys, layer.values)
+        )
+    place = torch.tensor(rows, device=state.mask.device)
+    there = torch.tensor(rows, device=state.hidden.device)
+    return Prefilled(
+        cache=cache,
+        mask=state.mask[place, -width:],
+        input_ids=state.input_ids[place, -width:],
+        ids=[state.ids[row] for row in rows],
+        following=state.following[place],
+        hidden=state.hidden[there],
+        logits=None if state.logits is None else state.logits[there],
+    )
+
+
+def keep_only(batch: Sequence[Prepared]) -> None:
+    """Of the prompts that were read together with these, keep these alone, in one batch.
+    Where one of them was not read it is read with what follows it, and all others stay."""
+    found = [prepared.shared.prompt for prepared in batch]
+    read = [f for f in found if f is not None]
+    if not read or len(read) < len(found) or any(s.logits is None for s, _ in read):
+        return
+    states = {id(state): state for state, _ in read}
+    rows: dict[int, list[int]] = {key: [] for key in states}
+    for state, row in read:
+        rows[id(state)].append(row)
+    kept = merged([rows_of(state, rows[key]) for key, state in states.items()])
+    place: dict[tuple[int, int], int] = {}
+    for key, mine in rows.items():
+        place |= {(key, row): len(place) + n for n, row in enumerate(mine)}
+    for prepared, (state, row) in zip(batch, read, strict=True):
+        prepared.shared.prompt = (kept, place[id(state), row])
+
+
 def prompts(
     driver: Runner, batch: Sequence[Prepared], seen: SimpleNamespace
 ) -> tuple[Prefilled, list[int]]:

@@ -281,6 +281,14 @@ class ModelDriver(Preparer):
                 raise
             log.info("prompts are not read beforehand: %s", first_line(error))
 
+    def keep_only(self, batch: Sequence[Prepared]) -> None:
+        """See ``decode.keep_only``. What does not fit into memory stays where it is."""
+        try:
+            with self.lock, torch.no_grad():
+                decode.keep_only(batch)
+        except torch.OutOfMemoryError as error:
+            log.info("prompts stay as they were read: %s", first_line(error))
+
     @contextlib.contextmanager
     def _uncounted(self) -> Iterator[None]:
         """Checks leave the counts as they were."""

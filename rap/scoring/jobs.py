@@ -5,7 +5,7 @@ ahead of the model (`ahead`)."""
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -179,3 +179,15 @@ class Batch:
     def padded_tokens(self) -> int:
         """Of their prompts with and without the image, each padded to the longest."""
         return len(self.jobs) * (self.longest + self.longest_blind)
+
+
+def cut(jobs: Iterable[Job], full: Callable[[Batch], bool]) -> Iterator[list[Job]]:
+    """The jobs in the order given, as many at a time as it takes to be ``full``."""
+    batch = Batch()
+    for job in jobs:
+        batch.add(job)
+        if full(batch):
+            yield batch.jobs
+            batch = Batch()
+    if batch:
+        yield batch.jobs

@@ -28,7 +28,7 @@ from ..scores.judge import require_varied
 from ..scores.table import SCORE_SCHEMA
 from ..stopwatch import IDLE, Stopwatch
 from .batches import all_finite, memory_of
-from .jobs import Batch, Job
+from .jobs import Batch, Job, cut
 from .profiling import note
 
 if TYPE_CHECKING:
@@ -42,8 +42,9 @@ MIN_GROUPS = 8
 TOGETHER = {"cascade": 3}
 """Batches that are scored together, at least: the cascade samples completions of less than
 half of their samples, most of them one after the other, and a step of sampling takes about
-as long for few rows as for many. With the local model as many as its memory has room for
-(``ModelDriver.room``)."""
+as long for few rows as for many. With the local model twice as many as its memory has room
+for (``ModelDriver.room``), which are read in `Scorer.parts`: of those that are not asked
+nothing is kept."""
 
 DIVERGENCES = tuple(name for name in ops.CDE_OUTPUTS if name in SCORE_SCHEMA.names)
 """Columns that compare one response with and without the image."""
@@ -107,27 +108,47 @@ class Scorer:
     def is_full(self, batch: Batch) -> bool:
         """Whether so many jobs are to be scored together: a batch, or `together` of them
         and more, or as many as keep an engine busy. Forwards take `batches` of them."""
-        n, tokens = len(batch) // self.together, batch.tokens // self.together
-        full = len(batch) >= self.window and self.config.batch_is_full(n, tokens)
-        return full and batch.padded_tokens >= self._room
+        full = len(batch) >= self.window and self._is(batch, self.together)
+        return full and batch.padded_tokens >= 2 * self._room
+
+    def _is(self, jobs: Batch, batches: int = 1) -> bool:
+        """Whether jobs are so many batches, or more."""
+        return self.config.batch_is_full(len(jobs) // batches, jobs.tokens // batches)
 
     @cached_property
     def _room(self) -> int:
-        """Prompt tokens that jobs scored together have at least."""
+        """Prompt tokens that are kept at once, of `together` batches or more."""
         if self.together == 1 or not self.engine_is_local:
             return 0
         return self.driver.room
 
     def batches(self, jobs: Sequence[Job]) -> Iterator[list[Job]]:
         """The jobs in the order given, as many at a time as one batch takes."""
-        batch = Batch()
+        return cut(jobs, self._is)
+
+    def parts(self, jobs: Sequence[Job]) -> Iterator[list[Job]]:
+        """The jobs in the order given, as many at a time as there is room for the prompts
+        of, a batch at least; all of them where no prompts are kept."""
+        room = self._room or math.inf
+        return cut(jobs, lambda part: self._is(part) and part.padded_tokens >= room)
+
+    def fit(self, jobs: Sequence[Job]) -> bool:
+        """Whether there is room for the prompts of all these jobs, or they are few."""
+        whole = Batch()
         for job in jobs:
-            batch.add(job)
-            if self.config.batch_is_full(len(batch), batch.tokens):
-                yield batch.jobs
-                batch = Batch()
-        if batch:
-            yield batch.jobs
+            whole.add(job)
+        few = not self._is(whole, self.together)
+        return few or not self._room or whole.padded_tokens <= self._room
+
+    def hold(self, jobs: Sequence[Job], rest: Sequence[Job]) -> None:
+        """Keep what was read of the prompts of ``jobs``, in one batch for each arm, and let
+        go of what was read of ``rest``."""
+        for which in ("image", "blind"):
+            for job in rest:
+                if (prepared := getattr(job, which)) is not None:
+                    prepared.shared.let_go()
+            if self._room:
+                self.driver.keep_only([getattr(job, which) for job in jobs])
 
     def _head_for(self, hidden: torch.Tensor) -> Head:
         """The head where the kernels run: on the CUDA device of the hidden states, or, for

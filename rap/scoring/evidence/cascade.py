@@ -78,9 +78,17 @@ class Cascade(Evidence):
         )
 
     def score(self, scorer: Scorer, jobs: list[Job]) -> None:
-        _answer(scorer, jobs)
-        _ask(scorer, [job for job in jobs if job.alive])
-        read_psi(scorer, [j for j in jobs if j.alive and counts(j, IMAGE_ARM)[0] > 0])
+        waiting: list[Job] = []
+        for part in scorer.parts(jobs):
+            _answer(scorer, part)
+            asked = _asked(scorer.config, [job for job in part if job.alive])
+            if waiting and not scorer.fit(waiting + asked):
+                _ask(scorer, waiting)
+                waiting = []
+            chosen = set(map(id, asked))
+            waiting += asked
+            scorer.hold(waiting, [job for job in part if id(job) not in chosen])
+        _ask(scorer, waiting)
 
 
 def _answer(scorer: Scorer, jobs: list[Job]) -> None:
@@ -96,16 +104,23 @@ def _answer(scorer: Scorer, jobs: list[Job]) -> None:
                 job.row["decided_by"] = "answer"
 
 
-def _ask(scorer: Scorer, jobs: list[Job]) -> None:
-    """Completions of those that are asked."""
+def _asked(config: ScoreConfig, jobs: list[Job]) -> list[Job]:
+    """Those of which completions are asked for."""
     if not jobs:
+        return []
+    asking, ids = _asking(jobs), [job.row["id"] for job in jobs]
+    drawn = asking.drawn(ids, *asking.priors([job.row for job in jobs])).tolist()
+    return [j for j, on in zip(jobs, drawn, strict=True) if on or _in_pilot(config, j)]
+
+
+def _ask(scorer: Scorer, asked: list[Job]) -> None:
+    """Their completions, then psi."""
+    if not asked:
         return
-    config, asking = scorer.config, _asking(jobs)
-    one, zero = asking.priors([job.row for job in jobs])
-    drawn = asking.drawn([job.row["id"] for job in jobs], one, zero)
-    pilot = {id(job) for job in jobs if in_pilot(config, job.row["id"])}
-    asked = [j for j, on in zip(jobs, drawn.tolist(), strict=True) if on or id(j) in pilot]
-    prior = {id(job): np.array([i]) for i, job in enumerate(jobs)}
+    config, asking = scorer.config, _asking(asked)
+    one, zero = asking.priors([job.row for job in asked])
+    pilot = {id(job) for job in asked if _in_pilot(config, job)}
+    prior = {id(job): np.array([i]) for i, job in enumerate(asked)}
     rule = asking.rule
 
     def arms(of: Sequence[Job]) -> tuple[Arm, Arm]:
@@ -142,6 +157,12 @@ def _ask(scorer: Scorer, jobs: list[Job]) -> None:
     for job in said:
         if job.alive:
             job.row["decided_by"] = "pilot" if id(job) in pilot else "text"
+    read_psi(scorer, [j for j in asked if j.alive and counts(j, IMAGE_ARM)[0] > 0])
+    scorer.hold([], asked)
+
+
+def _in_pilot(config: ScoreConfig, job: Job) -> bool:
+    return in_pilot(config, job.row["id"])
 
 
 def _asking(jobs: Sequence[Job]) -> Asking:
