@@ -398,6 +398,14 @@ def test_the_guard_takes_samples_that_the_cascade_did_not_ask() -> None:
     assert [i for i, r in enumerate(told) if r == "kept_guard"] == [33, 34, 35]
 
 
+@pytest.mark.parametrize(("share", "kept"), [(1 / 3, 10), (0.33, 9), (0.29, 8), (1, 20)])
+def test_a_guard_is_a_share_as_the_budget_is_one(share: float, kept: int) -> None:
+    """A third of 30 is 10, though the float 1/3 is below it; decimals are rounded down."""
+    rows = [row(2, 5, 0, 5)] * 20 + [row(1, 5, 4, 5)] * 20
+    chosen = choose(scores_of(rows), rule="learn", budget=0.75, guard_hurt=share)
+    assert learned(chosen)["guard"]["hurt"]["kept"] == kept
+
+
 def test_a_guard_without_candidates_gives_its_share_away() -> None:
     rows = [row(2, 5, 0, 5)] * 30
     selection = choose(scores_of(rows), rule="learn", budget=1 / 3)

@@ -14,7 +14,6 @@ Ties go by row. METHOD.md section 7.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,11 +22,10 @@ import numpy as np
 
 from ..config import ChooseConfig
 from ..samples.text import counted
-from ..scores.columns import as_fraction
 from ..scores.scores import Scores
 from .clusters import clusters_of
 from .coverage import SCALE, marginal, reward, top
-from .groups import codes_of
+from .groups import budget_size, codes_of
 from .judged import ABOVE, BIASED, NEGATIVE, UNSOLVED, VALID, Judged
 from .picking import Picked
 
@@ -80,7 +78,7 @@ class Learner:
         worth = {"attention": value, "hurt": harm}
         guards, told = {}, {}
         for name, share in zip(strata.guards, config.shares, strict=True):
-            many = math.floor(as_fraction(f"guard_{name}", share) * target)
+            many = budget_size(share, target) if target else 0  # 1/3 of 30 is 10
             part = _Part.of(strata.guards[name], worth[name], many, code)
             guards[name], have = part, len(part.rows)
             told[name] = {"target": many, "candidates": have, "kept": len(part.kept)}
