@@ -153,6 +153,13 @@ def differences(
     return cells, np.array(rows), groups
 
 
+def mean_of(cells: Sequence[Cell], rows: np.ndarray) -> float:
+    """The mean difference, pools alike as in ``bootstrap``, however many seeds each has."""
+    pools = np.array([pool for pool, _ in cells])
+    of_cell = rows.sum(axis=1)
+    return float(np.mean([of_cell[pools == p].mean() for p in np.unique(pools)]))
+
+
 def bootstrap(
     cells: Sequence[Cell],
     rows: np.ndarray,
@@ -220,7 +227,7 @@ def judge(
         if cells:
             drawn = test.sign * bootstrap(cells, values, groups, draws=draws)
             low, high = np.quantile(drawn, (0.025, 0.975))
-            row |= {"mean": test.sign * float(values.sum(axis=1).mean())}
+            row |= {"mean": test.sign * mean_of(cells, values)}
             row |= {"low": float(low), "high": float(high)}
             row["p"] = p_value(drawn, test.margin)
         rows.append(row)

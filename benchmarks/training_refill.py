@@ -31,6 +31,7 @@ from benchmarks.training_compare import (
     billed,
     bootstrap,
     differences,
+    mean_of,
     weights_of,
 )
 from benchmarks.training_second import (
@@ -79,7 +80,7 @@ def difference(
     """Ours less the other's, points, with the interval of 95 %."""
     cells, rows, groups = differences(ours, other, what)
     low, high = 100 * np.quantile(bootstrap(cells, rows, groups), (0.025, 0.975))
-    return f"{100 * rows.sum(axis=1).mean():+.1f} [{low:+.1f}, {high:+.1f}]"
+    return f"{100 * mean_of(cells, rows):+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def _completions(runs: Sequence[Mapping[str, Any]], step: int) -> float:

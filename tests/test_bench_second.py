@@ -19,7 +19,14 @@ from benchmarks import (
 )
 from benchmarks.training_arms import SECOND
 from benchmarks.training_compare import Test as Planned
-from benchmarks.training_compare import bootstrap, differences, holm, judge, planned
+from benchmarks.training_compare import (
+    bootstrap,
+    differences,
+    holm,
+    judge,
+    mean_of,
+    planned,
+)
 from benchmarks.training_second import Plan, Run, runs
 
 PLAN = Plan()
@@ -238,6 +245,15 @@ def test_differences_cover_pools_seeds_and_questions(work) -> None:
     assert drawn.std() > 0.7 * spread
     mixed = differences(ours, other, "mixed")[1]
     assert mixed[0].sum() == pytest.approx(one[100:].mean())
+
+
+def test_the_mean_is_the_intervals_where_a_pool_has_more_seeds() -> None:
+    """One pool with three seeds at 0.3, one with one at 0: alike, 0.15; by runs 0.225."""
+    cells = [(1, 0), (1, 1), (1, 2), (2, 0)]
+    rows = np.array([[0.3], [0.3], [0.3], [0.0]])
+    assert mean_of(cells, rows) == pytest.approx(0.15)
+    drawn = bootstrap(cells, rows, {"image/x": slice(0, 1)}, draws=400)
+    assert drawn.mean() == pytest.approx(0.15, abs=0.02)
 
 
 def test_equal_arms_show_nothing_and_missing_ones_say_so(work) -> None:

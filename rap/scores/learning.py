@@ -27,7 +27,7 @@ UNKNOWN = 1.0 / 6.0
 UNTRIED, SETTLED = 1.0, 2.0
 """What is taken off the value. ``UNTRIED``: others of the table have completions, this one
 has p(answer) alone. ``SETTLED``: its completions are all right or all wrong, or the image
-does not move p(answer). So ``value > 0`` says: the outcomes are mixed."""
+does not move p(answer). So ``value > 0`` says: the outcomes are known to be mixed."""
 
 
 def spread(arm: Arm) -> np.ndarray:

@@ -142,7 +142,7 @@ def choose(
     the main part, too, with False nowhere. Groups are the values of ``coverage_by``, or 8
     clusters of the hidden states that `score` kept (without any:
     by value alone). What is then missing is filled with the other mixed samples, and at
-    last with those whose outcomes are not mixed, but never with unsolved ones:
+    last with those that are not known to be mixed, but never with unsolved ones:
     ``kept_replacement``. An unmeasured psi bars nothing here. ``found["learned"]`` and the
     summary say what each part holds, and which had no candidates.
 

@@ -8,13 +8,12 @@
 3. Main part: mixed, D above the threshold, psi not above its limit; the best of them fill
    what is left, by value; with ``coverage``, too, by what each adds.
 4. Fill: if fewer than k are found, the mixed samples that are left, then the others that
-   are valid and not unsolved, by value.
+   are valid and not unsolved, by value: those that the cascade did not ask first.
 Ties go by row. METHOD.md section 7.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,11 +22,10 @@ import numpy as np
 
 from ..config import ChooseConfig
 from ..samples.text import counted
-from ..scores.columns import as_fraction
 from ..scores.scores import Scores
 from .clusters import clusters_of
 from .coverage import SCALE, marginal, reward, top
-from .groups import codes_of
+from .groups import budget_size, codes_of
 from .judged import ABOVE, BIASED, NEGATIVE, UNSOLVED, VALID, Judged
 from .picking import Picked
 
@@ -57,7 +55,7 @@ def groups_to_cover(scores: Scores, config: ChooseConfig) -> Groups | None:
     if not found.known:
         return None
     names = [*map(str, range(found.k)), "no state"]
-    return Groups(found.code, names, f"{found.k} clusters of hidden states")
+    return Groups(found.code, names, f"{counted(found.k, 'cluster')} of hidden states")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +78,7 @@ class Learner:
         worth = {"attention": value, "hurt": harm}
         guards, told = {}, {}
         for name, share in zip(strata.guards, config.shares, strict=True):
-            many = math.floor(as_fraction(f"guard_{name}", share) * target)
+            many = budget_size(share, target) if target else 0  # 1/3 of 30 is 10
             part = _Part.of(strata.guards[name], worth[name], many, code)
             guards[name], have = part, len(part.rows)
             told[name] = {"target": many, "candidates": have, "kept": len(part.kept)}
@@ -139,6 +137,7 @@ class Learner:
             "scale": SCALE,
             "reward": reward(worth, code[kept]),
             "n_groups": len(order),
+            "least_kept": int(took[order[-1]]) if len(order) else 0,
             "groups": [
                 {
                     "group": self.cover.names[g],
@@ -193,16 +192,18 @@ GUARDED = {"attention": "attention-biased", "hurt": "hurt by the image"}
 """What each guard is for, in words."""
 
 
-def lines_of(learned: Mapping[str, Any]) -> Iterator[str]:
-    """What a summary says of ``Picked.learned``."""
-    yield from _lines_of(learned, _about_coverage(learned["coverage"]))
+def lines_of(learned: Mapping[str, Any], choice: Mapping[str, Any]) -> Iterator[str]:
+    """What a summary says of ``Picked.learned``. ``choice``: ``ChooseConfig.as_json``."""
+    yield from _lines_of(learned, _about_coverage(learned["coverage"], choice))
 
 
-def lines_of_groups(groups: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def lines_of_groups(
+    groups: Sequence[Mapping[str, Any]], choice: Mapping[str, Any]
+) -> Iterator[str]:
     """As ``lines_of``, of the ``Picked.learned`` of several groups together."""
     covered = {_named(g["coverage"]) for g in groups if g["coverage"] is not None}
     told = f"{', '.join(sorted(covered))}, in each group by itself"
-    yield from _lines_of(_sum(groups), told if covered else _about_coverage(None))
+    yield from _lines_of(_sum(groups), told if covered else _about_coverage(None, choice))
 
 
 def _sum(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -234,20 +235,23 @@ def _lines_of(learned: Mapping[str, Any], covered: str) -> Iterator[str]:
         yield (
             f"budget filled with {counted(filled['mixed'], 'other mixed sample')} "
             f"({filled['attention']} of them {GUARDED['attention']}, {filled['hurt']} "
-            f"{GUARDED['hurt']}) and {filled['others']} whose outcomes are not mixed"
+            f"{GUARDED['hurt']}) and {filled['others']} not known to have mixed outcomes"
         )
 
 
-def _about_coverage(told: Mapping[str, Any] | None) -> str:
+def _about_coverage(told: Mapping[str, Any] | None, choice: Mapping[str, Any]) -> str:
+    if told is None and choice.get("coverage") is False:
+        return "coverage: off"
     if told is None:
-        return "coverage: none (off, or the scores hold no hidden states of the prompts)"
+        return "coverage: none, the scores hold no hidden states of the prompts"
     if told["n_groups"] < 2:
         many = counted(told["n_groups"], "group")
         return f"{_named(told)}: {many}, which changes nothing"
-    kept = [g["kept"] for g in told["groups"]]
+    kept = [g["kept"] for g in told["groups"]]  # those with most kept come first
+    least = told.get("least_kept", min(kept))
     return (
         f"{_named(told)}: {told['n_groups']} groups with candidates, "
-        f"{min(kept)} to {max(kept)} kept of each"
+        f"{least} to {max(kept)} kept of each"
     )
 
 
@@ -260,8 +264,11 @@ def _named(told: Mapping[str, Any]) -> str:
 def warnings_of(groups: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the user should know besides. ``groups``: ``Picked.learned`` of each."""
     if not sum(one["mixed"] for one in groups):
-        return ["no sample has mixed outcomes: what is kept teaches little"]
+        return ["no sample is known to have mixed outcomes: what is kept may teach little"]
     filled = sum(one["filled"]["others"] for one in groups)
     if not filled:
         return []
-    return [f"{filled} of the kept have no mixed outcomes: too few have for this budget"]
+    return [
+        f"{filled} of the kept are not known to have mixed outcomes: too few are for this "
+        "budget"
+    ]

@@ -62,7 +62,7 @@ class Selection(Selected):
         lines += [f"  {line}" for line in _threshold_lines(choice, found, texts)]
         groups = self.settings.get("groups") or []
         if learned := [g["learned"] for g in groups if "learned" in g]:
-            lines += [f"  {line}" for line in lines_of_groups(learned)]
+            lines += [f"  {line}" for line in lines_of_groups(learned, choice)]
         lines += [f"  {line}" for line in self._stage_lines()]
         if again := self.settings.get("reselect"):
             done = [f"{n} {code}" for code, n in again["counts"].items() if n]
@@ -216,7 +216,7 @@ def _threshold_lines(
             "max_new_tokens"
         )
     if "learned" in found:
-        lines += lines_of(found["learned"])
+        lines += lines_of(found["learned"], choice)
     elif choice["replace"] and choice["rule"] == "budget":
         lines.append(
             f"{found['trivial_removed']} trivial samples left out, {found['replaced']} of "

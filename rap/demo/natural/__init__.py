@@ -49,9 +49,13 @@ def run(
     from ...selection.choosing import choose
     from . import world
     from .model import load_natural_model
+    from .parts import require_parts
+    from .pictures import require_font
 
     begin = time.perf_counter()
     logging.getLogger("transformers").setLevel(logging.ERROR)
+    require_parts()
+    require_font()  # before a model is put together, which takes a minute the first time
     model, processor = load_natural_model()  # before anything is written: it may be missing
     samples = world.draw(n, seed=seed)
     families = [sample.family for sample in samples]

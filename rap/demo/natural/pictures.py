@@ -134,12 +134,31 @@ def font_path() -> Path:
     return found
 
 
+def _font(path: Path) -> Any:
+    """Raises ``RapInputError`` for a file without bitmaps of this size: damaged, or a font
+    of outlines."""
+    from PIL import ImageFont
+
+    try:
+        return ImageFont.truetype(str(path), STRIKE)
+    except OSError as error:
+        raise RapInputError(
+            f"{path}: no emoji font with bitmaps of {STRIKE} pixels ({error}): apt install "
+            "--reinstall fonts-noto-color-emoji"
+        ) from error
+
+
+def require_font() -> None:
+    """The emoji can be drawn. Raises ``RapInputError``."""
+    _font(font_path())
+
+
 @cache
 def _bitmap(emoji: str) -> Image:
     """The emoji without margins, RGBA."""
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
-    font = ImageFont.truetype(str(font_path()), STRIKE)
+    font = _font(font_path())
     canvas = Image.new("RGBA", (150, 150), (255, 255, 255, 0))
     ImageDraw.Draw(canvas).text((4, 4), emoji, font=font, embedded_color=True)
     return canvas.crop(canvas.getbbox())

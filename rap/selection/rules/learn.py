@@ -32,10 +32,10 @@ class Learn(Rule):
         guards = [100 * share for share in shares]
         covers = config is not None and config.covers_main
         return (
-            f"keeps {share} of the samples with mixed outcomes, by p1 (1 \u2212 p1) times "
-            f"the dependence on the image{', spread over groups' if covers else ''}; "
-            f"{guards[0]:.4g} % of them attention-biased, {guards[1]:.4g} % hurt by the "
-            "image."
+            f"keeps {share} of the samples: those with mixed outcomes, by p1 (1 \u2212 p1) "
+            f"times the dependence on the image{', spread over groups' if covers else ''}; "
+            f"of these places {guards[0]:.4g} % are for attention-biased samples, "
+            f"{guards[1]:.4g} % for samples that the image hurts."
         )
 
     def check(self, config: ChooseConfig, evidence: str) -> None:

@@ -33,8 +33,8 @@ class Ranking:
 
 
 VALUE_TEXT = (
-    "E[p1 (1 \u2212 p1)] times the probability that the image matters (below 0: outcomes "
-    "not mixed)"
+    "E[p1 (1 \u2212 p1)] times the probability that the image matters (below 0: not known "
+    "to have mixed outcomes)"
 )
 """What ``Measured.value`` is, in words."""
 FOR_LEARN = "is not rule='learn'"
