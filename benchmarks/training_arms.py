@@ -151,6 +151,11 @@ def full_rap(scores: rap.Scores, budget: float, seed: int) -> np.ndarray:
     return choose(scores, budget).indices
 
 
+def paper(scores: rap.Scores, budget: float, seed: int) -> np.ndarray:
+    """Rule paper with its published limits: what it keeps, whatever the budget."""
+    return rap.choose(scores, rule="paper").indices
+
+
 def learnable(scores: rap.Scores, budget: float, seed: int) -> np.ndarray:
     """``rap.choose`` by D times difficulty, as it ranks the other evidence."""
     return choose(scores, budget, order="learnable").indices

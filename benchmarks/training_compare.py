@@ -21,7 +21,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by its path, too
 
-from benchmarks.training_arms import SECOND
+from benchmarks.training_arms import SECOND, Arm
 from benchmarks.training_second import Plan
 
 DRAWS = 4000
@@ -244,9 +244,12 @@ Costs = Mapping[tuple[str, int], Any]
 Point = Mapping[str, float]
 
 
-def billed(run: Mapping[str, Any], costs: Costs) -> tuple[float, int]:
-    """(CPU seconds, completions) of the scoring that a run's arm needs."""
-    arm = SECOND[run["arm"]]
+def billed(
+    run: Mapping[str, Any], costs: Costs, arm: Arm | None = None
+) -> tuple[float, int]:
+    """(CPU seconds, completions) of the scoring that a run's arm needs. ``arm``: if it is
+    none of the plan's."""
+    arm = arm or SECOND[run["arm"]]
     if arm.billed == "nothing":
         return 0.0, 0
     cost = costs[arm.evidence, run["pool"]]

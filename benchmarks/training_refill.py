@@ -1,10 +1,12 @@
-"""Exploratory, in no plan: DAPO refill on what rule learn selects, on the pools of the
-second training table.
+"""Exploratory, in no plan: two arms more, on the pools of the second training table.
 
     python -m benchmarks.training_refill --work out/training2 [--pool 211 --seed 0]
+    python -m benchmarks.training_refill --what paper ...
 
-With a pool it does that run, else it writes training_refill.md and .json into
-benchmarks/results. All arms are compared after as many steps.
+``refill``: DAPO refill on what rule learn selects. ``paper``: all that rule paper keeps.
+With a pool it does that run, else it writes training_refill.md (training_paper.md) and
+.json into benchmarks/results. All arms are compared after as many steps. Runs of a
+published .json that --work lacks are taken up, not done again.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by its path, too
 
 from benchmarks import training
-from benchmarks.training_arms import SECOND
+from benchmarks.training_arms import SECOND, Arm, paper
 from benchmarks.training_compare import (
     Answers,
     Cell,
@@ -45,26 +48,73 @@ from benchmarks.training_second import (
 )
 
 RESULTS = Path(__file__).parent / "results"
-OURS = "learn_refill"
-BASE = "learn_cascade"
-ARM = dataclasses.replace(SECOND[BASE], title="learn, cascade, DAPO refill", refill=3)
-OTHERS = ("learn_cascade", "dapo", "full", "random")
+BASE = SECOND["learn_cascade"]
 MEASURES = ("sighted", "mixed")
 
 
-def do(plan: Plan, pool: int, seed: int, work: Path) -> None:
+@dataclass(frozen=True, slots=True)
+class Explored:
+    """An arm of no plan. ``key``: of its runs; ``narrow``: it has the plan's narrow budget,
+    else a size of its own; ``others``: arms that it is compared with."""
+
+    key: str
+    arm: Arm
+    narrow: bool
+    others: tuple[str, ...]
+    short: str
+    title: str
+    about: str
+
+    def run(self, plan: Plan, pool: int, seed: int) -> Run:
+        return Run(self.key, plan.narrow if self.narrow else None, pool, seed)
+
+
+REFILL = Explored(
+    "learn_refill",
+    dataclasses.replace(BASE, title="learn, cascade, DAPO refill", refill=3),
+    True,
+    ("learn_cascade", "dapo", "full", "random"),
+    "learn with refill",
+    "DAPO refill on a selection",
+    "prompts whose completions are all right or all wrong\nare replaced up to three times "
+    "a step by others of the same selection",
+)
+PAPER = Explored(
+    "paper",
+    Arm("rule paper, all it keeps", paper, "all"),
+    False,
+    ("rap", "learn_cascade", "public_script", "random", "full"),
+    "rule paper",
+    "What the paper's rule keeps",
+    '`rule="paper"` has no budget:\nit keeps {prompts} of 2,000 samples, of which 100 '
+    "steps deal 800 prompts. Published limits (D > 0.5,\npsi <= 0.1) on these scores' normalised "
+    "psi; trivial samples are replaced by the hardest solved",
+)
+EXPLORED = {"refill": REFILL, "paper": PAPER}
+
+
+def do(what: Explored, plan: Plan, pool: int, seed: int, work: Path) -> None:
     """One run, in this process."""
-    run = Run(OURS, plan.narrow, pool, seed)
-    training.write_json(work / RUNS / f"{run.key}.json", train(plan, run, work, ARM))
+    run = what.run(plan, pool, seed)
+    training.write_json(work / RUNS / f"{run.key}.json", train(plan, run, work, what.arm))
 
 
-def read(plan: Plan, work: Path) -> dict[str, list[Mapping[str, Any]]]:
+def take_up(published: Path, work: Path) -> None:
+    """Write the runs of a published table that ``work`` lacks."""
+    names = [f.name for f in dataclasses.fields(Run)]
+    for run in json.loads(published.read_text()) if published.exists() else ():
+        path = work / RUNS / f"{Run(**{name: run[name] for name in names}).key}.json"
+        if not path.exists():
+            training.write_json(path, run)
+
+
+def read(what: Explored, plan: Plan, work: Path) -> dict[str, list[Mapping[str, Any]]]:
     """{arm: its runs}, at the narrow budget or on all data."""
-    of_arm: dict[str, list[Mapping[str, Any]]] = {OURS: []}
-    for path in sorted((work / RUNS).glob(f"{OURS}-*.json")):
-        of_arm[OURS].append(json.loads(path.read_text()))
+    of_arm: dict[str, list[Mapping[str, Any]]] = {what.key: []}
+    for path in sorted((work / RUNS).glob(f"{what.key}-*.json")):
+        of_arm[what.key].append(json.loads(path.read_text()))
     for run in finished(plan, work):
-        if run["arm"] in OTHERS and run["budget"] in (None, plan.narrow):
+        if run["arm"] in what.others and run["budget"] in (None, plan.narrow):
             of_arm.setdefault(run["arm"], []).append(run)
     return of_arm
 
@@ -90,72 +140,82 @@ def _completions(runs: Sequence[Mapping[str, Any]], step: int) -> float:
 
 
 HEAD = (
-    "arm | step | runs | sighted | mixed | learn with refill less this: sighted | mixed | "
+    "arm | step | runs | sighted | mixed | {short} less this: sighted | mixed | "
     "completions in training | for the scores"
 )
 
 
 def _lines(
-    plan: Plan, of_arm: Mapping[str, list[Mapping[str, Any]]], costs: Costs
+    what: Explored, plan: Plan, of_arm: Mapping[str, list[Mapping[str, Any]]], costs: Costs
 ) -> list[str]:
-    ours = answers_at(of_arm[OURS], plan.steps)
-    lines = [f"| {HEAD} |", "|---|---:|---:|---:|---:|---:|---:|---:|---:|"]
-    for arm in (OURS, *OTHERS):
-        mine, about = of_arm[arm], ARM if arm == OURS else SECOND[arm]
+    ours = answers_at(of_arm[what.key], plan.steps)
+    lines = [f"| {HEAD.format(short=what.short)} |"]
+    lines += ["|---|---:|---:|---:|---:|---:|---:|---:|---:|"]
+    for arm in (what.key, *what.others):
+        mine, about = of_arm[arm], what.arm if arm == what.key else SECOND[arm]
         steps = [plan.steps] + [plan.whole_steps] * (about.pick is None)
         for step in steps:
             answers = answers_at(mine, step)
             cells = [about.title, str(step), str(len(mine))]
-            for what in MEASURES:
-                weight = weights_of(next(iter(answers.values())).groups, what)
+            for measure in MEASURES:
+                weight = weights_of(next(iter(answers.values())).groups, measure)
                 shares = [weight @ a.right["sighted"] for a in answers.values()]
                 cells.append(f"{100 * np.mean(shares):.1f}")
-            for what in MEASURES:
-                same = arm == OURS
-                cells.append("" if same else difference(ours, answers, what))
+            for measure in MEASURES:
+                same = arm == what.key
+                cells.append("" if same else difference(ours, answers, measure))
             cells.append(f"{_completions(mine, step):,.0f}")
-            asked = [{**run, "arm": BASE} if arm == OURS else run for run in mine]
-            cells.append(f"{np.mean([billed(run, costs)[1] for run in asked]):,.0f}")
+            scored = [billed(run, costs, about)[1] for run in mine]
+            cells.append(f"{np.mean(scored):,.0f}")
             lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
-ABOUT = """# DAPO refill on a selection
+ABOUT = """# {title}
 
-`python -m benchmarks.training_refill`. **Exploratory**: in no plan, {runs} runs, no
+`python -m benchmarks.training_refill{option}`. **Exploratory**: in no plan, {runs} runs, no
 correction for looking at several differences. The pools, runs and questions of the second
-training table (training_second.md); prompts whose completions are all right or all wrong
-are replaced up to three times a step by others of the same selection. Differences are
+training table (training_second.md); {about}. Differences are
 paired by pool and seed, intervals by pools, seeds and questions drawn again.
 
 """
 
 
-def write_report(plan: Plan, work: Path, results: Path) -> Path:
-    """``training_refill.md`` and .json (the runs with refill) in ``results``."""
-    of_arm = read(plan, work)
+def write_report(what: Explored, plan: Plan, work: Path, results: Path) -> Path:
+    """``training_refill.md`` (``_paper``) and .json (its runs) in ``results``."""
+    of_arm = read(what, plan, work)
     missing = [arm for arm, runs in of_arm.items() if not runs]
-    if missing or len(of_arm) < 1 + len(OTHERS):
+    if missing or len(of_arm) < 1 + len(what.others):
         raise SystemExit(f"{work}: runs are missing, there are {sorted(of_arm)}")
-    lines = _lines(plan, of_arm, read_costs(plan, work))
-    path = results / "training_refill.md"
-    text = ABOUT.format(runs=len(of_arm[OURS])) + "\n".join(lines) + "\n"
-    path.write_text(text, encoding="utf-8")
-    training.write_json(path.with_suffix(".json"), of_arm[OURS])
+    ours = of_arm[what.key]
+    lines = _lines(what, plan, of_arm, read_costs(plan, work))
+    (name,) = [name for name, x in EXPLORED.items() if x is what]
+    kept = sorted({run["prompts"] for run in ours})
+    text = ABOUT.format(
+        title=what.title,
+        option="" if what is REFILL else f" --what {name}",
+        runs=len(ours),
+        about=what.about.format(prompts=f"{kept[0]} to {kept[-1]}"),
+    )
+    path = results / f"training_{name}.md"
+    path.write_text(text + "\n".join(lines) + "\n", encoding="utf-8")
+    training.write_json(path.with_suffix(".json"), ours)
     return path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training_refill")
     parser.add_argument("--work", type=Path, default=Path("out/training2"))
+    parser.add_argument("--what", choices=EXPLORED, default="refill")
     parser.add_argument("--pool", type=int)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    plan = read_plan(args.work)
+    plan, what = read_plan(args.work), EXPLORED[args.what]
+    take_up(RESULTS / f"training_{args.what}.json", args.work)
     if args.pool is not None:
-        do(plan, args.pool, args.seed, args.work)
+        do(what, plan, args.pool, args.seed, args.work)
     else:
-        print(write_report(plan, args.work, RESULTS))
+        print(write_report(what, plan, args.work, RESULTS))
     return 0
 
 

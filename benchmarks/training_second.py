@@ -180,7 +180,7 @@ def score_pool(plan: Plan, key: str, work: Path) -> dict[str, Any]:
         scores = score(
             *(model, processor, pool_of(plan, int(pool))),
             batch_size=16,
-            shard_size=64,
+            shard_size=plan.pool,  # a cascade asks a shard at once, at most
             progress=False,
             **settings,
         )

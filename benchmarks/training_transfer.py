@@ -2,10 +2,11 @@
 
     python -m benchmarks.training_transfer --work out/training2 [--pool 211 --seed 0]
 
-``benchmarks/second_model`` (another architecture, trained apart) scores the pools of the
-second training table by the cascade; rule learn selects 9.3 % by its scores, on which the
-demo's model is trained. With a pool it does that run, scoring the pool first if that is not
-done; else it writes training_second_transfer.md and .json into benchmarks/results.
+``benchmarks/second_model`` (the same architecture with another width and seed, trained
+apart) scores the pools of the second training table by the cascade; rule learn selects
+9.3 % by its scores, on which the demo's model is trained. With a pool it does that run,
+scoring the pool first if that is not done; else it writes training_second_transfer.md and
+.json into benchmarks/results.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by its pa
 from benchmarks import training
 from benchmarks.training_arms import SECOND
 from benchmarks.training_compare import weights_of
-from benchmarks.training_refill import answers_at, difference
+from benchmarks.training_refill import answers_at, difference, take_up
 from benchmarks.training_second import (
     RUNS,
     Plan,
@@ -133,12 +134,12 @@ def _lines(plan: Plan, of_arm: Mapping[str, list[Mapping[str, Any]]]) -> list[st
 ABOUT = """# A selection by another model
 
 `python -m benchmarks.training_transfer`. **Exploratory**: in no plan, {runs} runs, no
-correction for looking at several differences. `benchmarks/second_model` (another
-architecture, trained apart) scored the pools of the second training table
-(training_second.md) by the cascade; the demo's model was trained on what rule learn selects
-by these scores. {shared:.0f} % of the samples are those that it selects by its own scores.
-Differences are paired by pool and seed, intervals by pools, seeds and questions drawn
-again.
+correction for looking at several differences. `benchmarks/second_model` (the same
+architecture with another width and seed, trained apart) scored the pools of the second
+training table (training_second.md) by the cascade; the demo's model was trained on what
+rule learn selects by these scores. {shared:.0f} % of the samples are those that it selects
+by its own scores. Differences are paired by pool and seed, intervals by pools, seeds and
+questions drawn again.
 
 """
 
@@ -163,6 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     plan = read_plan(args.work)
+    take_up(RESULTS / "training_second_transfer.json", args.work)
     if args.pool is not None:
         do(plan, args.pool, args.seed, args.work)
     else:

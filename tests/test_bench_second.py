@@ -27,6 +27,7 @@ from benchmarks.training_compare import (
     mean_of,
     planned,
 )
+from benchmarks.training_refill import PAPER, REFILL
 from benchmarks.training_second import Plan, Run, runs
 
 PLAN = Plan()
@@ -176,16 +177,16 @@ def test_published_runs_are_taken_up_and_give_the_same_report(work, tmp_path) ->
 def test_refill_on_a_selection_is_compared_after_as_many_steps(work, monkeypatch) -> None:
     monkeypatch.setattr(training_compare, "DRAWS", 50)
     with pytest.raises(SystemExit, match="runs are missing"):
-        training_refill.write_report(PLAN, work, work)
+        training_refill.write_report(REFILL, PLAN, work, work)
     for path in (work / "runs").glob("*-all-*"):
         run = json.loads(path.read_text())
         run["points"].insert(2, run["points"][-1] | {"step": PLAN.steps, "completions": 7})
         path.write_text(json.dumps(run))
     for pool in PLAN.pools:
-        run = Run(training_refill.OURS, PLAN.narrow, pool, 0)
+        run = REFILL.run(PLAN, pool, 0)
         found = made_up(run, 0.8, 0.9, PLAN.steps)
         (work / "runs" / f"{run.key}.json").write_text(json.dumps(found))
-    lines = training_refill.write_report(PLAN, work, work).read_text().splitlines()
+    lines = training_refill.write_report(REFILL, PLAN, work, work).read_text().splitlines()
     rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")][1:]
     assert [(row[0], row[1], row[2]) for row in rows] == [
         ("learn, cascade, DAPO refill", "100", "3"),
@@ -203,6 +204,36 @@ def test_refill_on_a_selection_is_compared_after_as_many_steps(work, monkeypatch
     ]
     assert rows[-1][5].startswith("+")  # above random
     assert len(json.loads((work / "training_refill.json").read_text())) == 3
+
+
+def test_what_rule_paper_keeps_is_compared_and_published_runs_are_taken_up(
+    work, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(training_compare, "DRAWS", 50)
+    for path in (work / "runs").glob("*-all-*"):
+        run = json.loads(path.read_text())
+        run["points"].insert(2, run["points"][-1] | {"step": PLAN.steps})
+        path.write_text(json.dumps(run))
+    published = []
+    for pool in PLAN.pools:
+        run = PAPER.run(PLAN, pool, 0)
+        assert run.key == f"paper-all-pool{pool}-0"
+        published.append(made_up(run, 0.4, 0.5, PLAN.steps) | {"prompts": 500 + pool})
+    (tmp_path / "published.json").write_text(json.dumps(published))
+    training_refill.take_up(tmp_path / "published.json", work)
+    training_refill.take_up(tmp_path / "missing.json", work)
+    path = training_refill.write_report(PAPER, PLAN, work, tmp_path)
+    assert path.name == "training_paper.md"
+    assert json.loads(path.with_suffix(".json").read_text()) == published
+    text = path.read_text()
+    assert "keeps 711 to 713 of 2,000 samples" in text and "--what paper" in text
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line[:2] == "| "]
+    assert [row[:3] for row in rows[1:3]] == [
+        ["rule paper, all it keeps", "100", "3"],
+        ["RAP, rule budget", "100", "9"],
+    ]
+    assert rows[3][5].startswith("-") and rows[3][0] == "learn, cascade"
+    assert rows[1][-1] == "3,000"  # all completions of the scores are billed
 
 
 def test_a_selection_by_another_model_is_compared_cell_by_cell(work, monkeypatch) -> None:
