@@ -87,8 +87,8 @@ PAPER = Explored(
     "rule paper",
     "What the paper's rule keeps",
     '`rule="paper"` has no budget:\nit keeps {prompts} of 2,000 samples, of which 100 '
-    "steps deal 800 prompts. Published limits (D > 0.5,\npsi <= 0.1) on these scores' normalised "
-    "psi; trivial samples are replaced by the hardest solved",
+    "steps deal 800 prompts. Published limits (D > 0.5,\npsi <= 0.1) on these scores' "
+    "normalised psi; trivial samples are replaced by the hardest solved",
 )
 EXPLORED = {"refill": REFILL, "paper": PAPER}
 
