@@ -510,6 +510,26 @@ def test_groups_of_a_column_have_budgets_of_their_own() -> None:
     assert f"guard, hurt by the image: 0 of {targets}" in said and "coverage" in said
 
 
+def test_small_groups_have_the_guard_of_the_whole_by_largest_remainder() -> None:
+    """Each of 40 groups keeps 3 of 30, a guard of 0.3: 36 of 120, one in most groups."""
+    rows = [row(2, 5, 0, 5, source=f"s{g}") for g in range(40) for _ in range(20)]
+    rows += [row(1, 5, 5, 5, source=f"s{g}") for g in range(40) for _ in range(10)]
+    options = {"rule": "learn", "budget": 0.1, "guard_hurt": 0.3, "coverage": False}
+    for by in (None, "source"):
+        found = choose(scores_of(rows), **options, by=by)
+        assert reasons(found).count("kept_guard") == 36
+        assert sum(r in KEPT for r in reasons(found)) == 120
+    sizes = [g["learned"]["guard"]["hurt"]["target"] for g in found.settings["groups"]]
+    assert sorted(sizes) == [0] * 4 + [1] * 36  # 0.9 of each, rounded down, are none
+    rows[-10:] = [row(2, 5, 0, 5, source="s39")] * 10  # none: its place is another's
+    rows[-11] = row(2, 5, 5, 5, source="s38")  # worth more than (1, 5, 5, 5)
+    found = choose(scores_of(rows), **options, by="source")
+    told = [g["learned"]["guard"]["hurt"] for g in found.settings["groups"]]
+    assert sum(one["kept"] for one in told) == 36
+    assert told[39] == {"target": 0, "candidates": 0, "kept": 0}
+    assert told[38]["kept"] == 1  # of equal remainders the one with most to guard
+
+
 # ---------------------------------------------------------------- states and clusters
 
 

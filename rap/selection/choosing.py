@@ -312,11 +312,13 @@ def _picked(
     targets: Sequence[int | None],
 ) -> list[Picked]:
     """What is kept of each group."""
-    pairs = [(rows, target) for (_, rows), target in zip(groups, targets, strict=True)]
     if not rule.by_value:
-        return [pick(of, rows, target) for rows, target in pairs]
+        pairs = zip(groups, targets, strict=True)
+        return [pick(of, rows, target) for (_, rows), target in pairs]
     learner = Learner(of.judged, groups_to_cover(scores, of.judged.reading.config))
-    return [learner(rows, target or 0) for rows, target in pairs]
+    parts = [(rows, k or 0) for (_, rows), k in zip(groups, targets, strict=True)]
+    guards = learner.guards(parts)
+    return [learner(*part, sizes) for part, sizes in zip(parts, guards, strict=True)]
 
 
 def _texts(rule: Rule, judged: Judged) -> dict[str, str | None]:

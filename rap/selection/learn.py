@@ -22,12 +22,15 @@ import numpy as np
 
 from ..config import ChooseConfig
 from ..samples.text import counted
+from ..scores.columns import as_fraction
 from ..scores.scores import Scores
 from .clusters import clusters_of
 from .coverage import SCALE, marginal, reward, top
 from .groups import budget_size, codes_of
 from .judged import ABOVE, BIASED, NEGATIVE, UNSOLVED, VALID, Judged
 from .picking import Picked
+
+Rows = np.ndarray | slice
 
 SHOWN = 40
 """Groups of coverage that the settings of a selection name, those with most kept."""
@@ -65,21 +68,41 @@ class Learner:
     judged: Judged
     cover: Groups | None
 
-    def __call__(self, rows: np.ndarray | slice, target: int) -> Picked:
-        """``rows`` ascend, or are all. ``target``: samples to keep."""
+    def guards(self, parts: Sequence[tuple[Rows, int]]) -> list[dict[str, int]]:
+        """How many samples of each guard each group (its rows, samples to keep) is to have:
+        the guard's share of the whole, by largest remainder, as budgets are dealt."""
+        found: list[dict[str, int]] = [{} for _ in parts]
+        total = sum(target for _, target in parts)
+        for name, share in zip(GUARDED, self.judged.reading.config.shares, strict=True):
+            size = [budget_size(share, k) if k else 0 for _, k in parts]  # 1/3 of 30 is 10
+            left = (budget_size(share, total) if total else 0) - sum(size)
+            more = []
+            for i, (rows, target) in enumerate(parts if left > 0 else ()):
+                strata, free = self._strata(rows), target - sum(found[i].values())
+                worth = -strata.worth[name][strata.guards[name]]
+                if size[i] < min(free, len(worth)):
+                    best = np.partition(worth, size[i])[size[i]]
+                    more.append((size[i] - as_fraction(name, share) * target, best, i))
+            for *_, i in sorted(more)[: max(left, 0)]:
+                size[i] += 1
+            for one, many in zip(found, size, strict=True):
+                one[name] = many
+        return found
+
+    def _strata(self, rows: Rows) -> _Strata:
         assert self.judged.key is not None and self.judged.harm is not None
-        config = self.judged.reading.config
         value, harm = self.judged.key[rows], self.judged.harm[rows]
-        flags = self.judged.flags[rows]
-        usable = (flags & (VALID | UNSOLVED) == VALID) & ~np.isnan(value)
-        mixed = usable & (value > 0)
-        strata = _strata(mixed, usable & (harm > 0), flags)
+        return _strata(value, harm, self.judged.flags[rows])
+
+    def __call__(self, rows: Rows, target: int, guard_sizes: Mapping[str, int]) -> Picked:
+        """``rows`` ascend, or are all. ``target``: samples to keep; ``guard_sizes``: of
+        these, of each guard, at most."""
+        config, strata = self.judged.reading.config, self._strata(rows)
+        value, usable = strata.value, strata.usable
         code = None if self.cover is None else self.cover.code[rows]
-        worth = {"attention": value, "hurt": harm}
         guards, told = {}, {}
-        for name, share in zip(strata.guards, config.shares, strict=True):
-            many = budget_size(share, target) if target else 0  # 1/3 of 30 is 10
-            part = _Part.of(strata.guards[name], worth[name], many, code)
+        for name, many in guard_sizes.items():
+            part = _Part.of(strata.guards[name], strata.worth[name], many, code)
             guards[name], have = part, len(part.rows)
             told[name] = {"target": many, "candidates": have, "kept": len(part.kept)}
         guard = np.concatenate([part.kept for part in guards.values()])
@@ -90,7 +113,7 @@ class Learner:
         fill = _Part.of(free, value, target - len(guard) - len(main.kept), None).kept
         many = int((value[fill] > 0).sum())
         learned = {
-            "mixed": int(np.count_nonzero(mixed)),
+            "mixed": int(np.count_nonzero(usable & (value > 0))),
             "main": len(main.kept),
             "guard": told,
             "filled": {
@@ -172,18 +195,29 @@ class _Part:
 
 @dataclass(frozen=True, slots=True)
 class _Strata:
-    """bool [n] each, no row in two: ``main``, and the ``guards`` by name."""
+    """float64 [n]: ``value``, and what a sample is ``worth`` to each guard. bool [n]:
+    ``usable``, and, no row in two, ``main`` and the ``guards`` by name."""
 
+    value: np.ndarray
+    worth: dict[str, np.ndarray]
+    usable: np.ndarray
     main: np.ndarray
     guards: dict[str, np.ndarray]
 
 
-def _strata(mixed: np.ndarray, harmed: np.ndarray, flags: np.ndarray) -> _Strata:
+def _strata(value: np.ndarray, harm: np.ndarray, flags: np.ndarray) -> _Strata:
+    usable = (flags & (VALID | UNSOLVED) == VALID) & ~np.isnan(value)
+    mixed = usable & (value > 0)
     above, captured = flags & ABOVE != 0, flags & BIASED != 0
     biased = mixed & captured
-    usual = mixed & ~biased
-    hurt = harmed & ~captured & ~above & (flags & NEGATIVE != 0)
-    return _Strata(usual & above, {"attention": biased, "hurt": hurt})
+    hurt = usable & (harm > 0) & ~captured & ~above & (flags & NEGATIVE != 0)
+    return _Strata(
+        value,
+        {"attention": value, "hurt": harm},
+        usable,
+        mixed & ~biased & above,
+        {"attention": biased, "hurt": hurt},
+    )
 
 
 # ---------------------------------------------------------------- in words
