@@ -207,8 +207,8 @@ def _learners(evidence: str) -> dict[str, Arm]:
 SECOND = {
     **{name: ARMS[name] for name in ("full", "dapo", "random", "band", "variance")},
     "public_script": Arm("the authors' public script", public_script, "all"),
-    "rap": Arm("RAP, rule budget", full_rap, "all"),
-    "rap_no_ace": Arm("RAP, rule budget without ACE", without_ace, "all"),
+    "rap": Arm("RAP, rule budget, ACE drops", full_rap, "all"),
+    "rap_no_ace": Arm("RAP, rule budget, ACE drops none", without_ace, "all"),
     "rap_logits": ARMS["rap_logits"],
     **_learners("cascade"),
     **_learners("answer"),

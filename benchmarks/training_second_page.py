@@ -103,6 +103,35 @@ def _arms(found: Sequence[Mapping[str, Any]], costs: Costs, table: Any) -> list[
     return lines
 
 
+def _saved(found: Sequence[Mapping[str, Any]], costs: Costs, plan: Plan) -> list[str]:
+    """What each arm saves until all data's last value, pool by pool and over all."""
+    of_arm: dict[tuple[str, float | None], list[Mapping[str, Any]]] = {}
+    for run in found:
+        of_arm.setdefault((run["arm"], run["budget"]), []).append(run)
+    whole = of_arm.pop(("full", None), [])
+    lines = ["", "## Saved until all data's last value", ""]
+    lines += ["Step, then the share of the CPU seconds and of the completions that is saved,"]
+    lines += ["the scoring billed; of the runs on each pool and of all.", ""]
+    titles = [f"pool {pool}" for pool in plan.pools] + ["all"]
+    lines += [f"| arm | budget | {' | '.join(titles)} |"]
+    lines += ["|---|---:|" + "---:|" * len(titles)]
+    for (arm, budget), mine in of_arm.items():
+        cells = [SECOND[arm].title, "all" if budget is None else f"{100 * budget:g} %"]
+        for pools in (*((pool,) for pool in plan.pools), plan.pools):
+            theirs, ours = (
+                curve([r for r in runs if r["pool"] in pools], costs)
+                for runs in (whole, mine)
+            )
+            point = reached(ours, theirs[-1]["accuracy"]) if theirs and ours else None
+            if point is None:
+                cells.append("never")
+                continue
+            saved = (1 - point[n] / theirs[-1][n] for n in ("seconds", "completions"))
+            cells.append(f"{point['step']:.0f}, " + ", ".join(f"{x:.0%}" for x in saved))
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
 def _by_family(table: Any) -> list[str]:
     """Test accuracy with the picture at each arm's last step, family by family."""
     images = sorted(
@@ -205,6 +234,7 @@ def write_report(plan: Plan, work: Path, results: Path) -> Path:
     parts: list[Callable[[], list[str]]] = [
         lambda: _families(plan, table),
         lambda: _arms(found, costs, table),
+        lambda: _saved(found, costs, plan),
         lambda: _by_family(table),
         lambda: _by_cause(found, plan),
         lambda: _by_cause(found, plan, "blind"),

@@ -126,6 +126,9 @@ def test_the_report_of_made_up_runs(work, monkeypatch) -> None:
     first = [line for line in lines if line.startswith("| learn, cascade - random, equal")]
     assert first[0].endswith("holds |") and "| 15 |" in first[0]
     assert "## Planned: primary" in text and "## Arms" in text
+    # 100 steps and 20 s of scoring for 150 steps; 6,400 and 3,000 completions for 9,600
+    assert "| learn, cascade | 9.3 % |" + " 100, 20%, 2% |" * 4 in lines
+    assert "| random, equal size | 9.3 % |" + " never |" * 4 in lines
     family = text.split("## By family")[1].splitlines()
     assert family[2] == "| arm | budget | bar | sum |"
     table = training_compare.table_of(list(training_second.finished(PLAN, work)), PLAN)
@@ -230,7 +233,7 @@ def test_what_rule_paper_keeps_is_compared_and_published_runs_are_taken_up(
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line[:2] == "| "]
     assert [row[:3] for row in rows[1:3]] == [
         ["rule paper, all it keeps", "100", "3"],
-        ["RAP, rule budget", "100", "9"],
+        ["RAP, rule budget, ACE drops", "100", "9"],
     ]
     assert rows[3][5].startswith("-") and rows[3][0] == "learn, cascade"
     assert rows[1][-1] == "3,000"  # all completions of the scores are billed
