@@ -110,8 +110,10 @@ def _saved(found: Sequence[Mapping[str, Any]], costs: Costs, plan: Plan) -> list
         of_arm.setdefault((run["arm"], run["budget"]), []).append(run)
     whole = of_arm.pop(("full", None), [])
     lines = ["", "## Saved until all data's last value", ""]
-    lines += ["Step, then the share of the CPU seconds and of the completions that is saved,"]
-    lines += ["the scoring billed; of the runs on each pool and of all.", ""]
+    lines += [
+        "Step, then the share of the CPU seconds and of the completions that is saved,"
+    ]
+    lines += ["scoring billed; of the runs on each pool and of all.", ""]
     titles = [f"pool {pool}" for pool in plan.pools] + ["all"]
     lines += [f"| arm | budget | {' | '.join(titles)} |"]
     lines += ["|---|---:|" + "---:|" * len(titles)]

@@ -472,10 +472,12 @@ class ChooseConfig:
             )
         guards = self.shares
         if sum(guards) > 1:
-            raise RapConfigError(
-                f"guard_attention = {guards[0]} and guard_hurt = {guards[1]}: their sum is "
-                "above 1"
+            names = ("guard_attention", "guard_hurt")
+            a, b = (
+                f"{name} = {share}{' (the default)' if given is None else ''}"
+                for name, share, given in zip(names, guards, self.guards, strict=True)
             )
+            raise RapConfigError(f"{a} and {b}: their sum is above 1")
 
     @property
     def covers_main(self) -> bool:

@@ -497,6 +497,17 @@ def test_settings_that_make_no_sense_are_refused(options: dict) -> None:
         choose(scores_of([row(2, 5, 0, 5)] * 20), **({"rule": "learn"} | options))
 
 
+def test_a_default_that_does_not_fit_is_called_one() -> None:
+    rows = scores_of([row(2, 5, 0, 5)] * 20)
+    with pytest.raises(RapConfigError) as error:
+        choose(rows, rule="learn", guard_hurt=1, biased="drop")
+    assert str(error.value) == (
+        "guard_attention = 0.1 (the default) and guard_hurt = 1: their sum is above 1"
+    )
+    said = choose(rows, rule="learn", budget=0.5).summary()
+    assert "column rank_key)" in said and "order=" not in said  # no option says it
+
+
 def test_groups_of_a_column_have_budgets_of_their_own() -> None:
     rows = [row(2, 5, 0, 5, source="ab"[i % 2]) for i in range(20)]
     selection = choose(scores_of(rows), rule="learn", budget=0.2, by="source")

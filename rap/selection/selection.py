@@ -198,7 +198,9 @@ def _threshold_lines(
         lines.append(text)
     if found.get("order") not in (None, "gain"):
         text = texts.get("ranking") or "D times what is left to learn"
-        lines.append(f"ranked by {text} (order={found['order']!r}, column rank_key)")
+        # rule learn has an order of its own, which is no option
+        option = "" if found["order"] == "value" else f"order={found['order']!r}, "
+        lines.append(f"ranked by {text} ({option}column rank_key)")
     if found["lambda_a"] is not None and found.get("biased") == "report":
         lines.append(
             f"psi > {found['lambda_a']:.6g} in {found['psi_above']} samples "
