@@ -501,14 +501,34 @@ def test_a_job_is_counted_once_however_many_are_scored_together():
             Prompt.counted += 1
             return 5
 
-    scorer = object.__new__(Scorer)
-    vars(scorer).update(together=3, engine=SimpleNamespace(window=1), _room=10**9)
-    scorer.config = ScoreConfig()
-    batch, prompt = Batch(), Prompt()
+    scorer, batch, prompt = scorer_with(room=10**9), Batch(), Prompt()
     for _ in range(500):
         batch.add(Job({}, image=prompt, blind=prompt))
         assert not scorer.is_full(batch)
     assert batch.padded_tokens == 500 * 10 and Prompt.counted == 2 * 500
+
+
+def scorer_with(room: int) -> Scorer:
+    """Of the cascade, without a model."""
+    scorer = object.__new__(Scorer)
+    vars(scorer).update(together=3, engine=SimpleNamespace(window=1), _room=room)
+    scorer.config = ScoreConfig(batch_size=8)
+    return scorer
+
+
+@pytest.mark.parametrize(("room", "many"), [(0, 24), (100, 24), (200, 40)])
+def test_a_group_of_the_cascade_is_twice_what_memory_holds(room, many):
+    """Of samples of 7 and 3 tokens, three batches of 8 at least."""
+    scorer, batch = scorer_with(room), Batch()
+    for _ in range(many - 1):
+        batch.add(Job({}, image=[0] * 7, blind=[0] * 3))
+        assert not scorer.is_full(batch)
+    batch.add(Job({}, image=[0] * 7, blind=[0] * 3))
+    assert scorer.is_full(batch)
+    parts = [len(part) for part in scorer.parts(batch.jobs)]
+    assert parts == {0: [24], 100: [10, 10, 4], 200: [20, 20]}[room]
+    assert scorer.fit(batch.jobs[:23])  # few, whatever the room is
+    assert scorer.fit(batch.jobs[:24]) == (room != 100)
 
 
 def test_a_batch_is_full_by_tokens_or_by_samples():

@@ -592,4 +592,22 @@ RULES = (
         "return Fraction(0)",
         ("tests/test_learn.py::test_a_divergence_must_be_above_the_floor",),
     ),
+    Mutant(
+        "rule-guard-rest",
+        "rap/selection/learn.py",
+        "                size[i] += 1\n",
+        "                size[i] += 0\n",
+        (
+            "tests/test_learn.py::test_small_groups_have_the_guard_of_the_whole_by_largest_remainder",
+        ),
+    ),
+    Mutant(
+        "rule-guard-order",
+        "rap/selection/learn.py",
+        "more.append((size[i] - as_fraction(name, share) * target, best, i))",
+        "more.append((0, 0, i))",
+        (
+            "tests/test_learn.py::test_small_groups_have_the_guard_of_the_whole_by_largest_remainder",
+        ),
+    ),
 )

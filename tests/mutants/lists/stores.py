@@ -8,6 +8,8 @@ from ..mutant import Mutant
 FILES, SHARDS, STORE = "rap/scores/files.py", "rap/scores/shards.py", "rap/scores/store.py"
 WRITER, LOCK, CLAIMS = "rap/scores/writer.py", "rap/scores/lock.py", "rap/scores/claims.py"
 JUDGE, OWNER, MATCH = "rap/scores/judge.py", "rap/scores/owner.py", "rap/scores/match.py"
+ONCE = "tests/test_once.py::"
+SCORER = "rap/scoring/scorer.py"
 FILLING = "rap/scoring/filling.py"
 
 T = "tests/test_store.py::"
@@ -489,5 +491,48 @@ STORES = (
         "        except BaseException as error:\n            if parts:\n                self._keep_after(shards, parts[0], error)\n            raise\n",
         "        except BaseException:\n            raise\n",
         ("tests/test_scoring.py::test_fault_32_interrupt_loses_at_most_the_current_batch",),
+    ),
+    # --- what the cascade asks at once, and what is kept for it
+    Mutant(
+        "ask-longest",
+        "rap/scoring/jobs.py",
+        "self.longest = max(self.longest, image)",
+        "self.longest = image",
+        ("tests/test_once.py::test_prompts_are_padded_to_the_longest_of_each_arm",),
+    ),
+    Mutant(
+        "ask-twice-the-room",
+        SCORER,
+        "batch.padded_tokens >= 2 * self._room",
+        "batch.padded_tokens >= self._room",
+        (f"{ONCE}test_a_group_of_the_cascade_is_twice_what_memory_holds",),
+    ),
+    Mutant(
+        "ask-fit",
+        SCORER,
+        "return few or not self._room or whole.padded_tokens <= self._room",
+        "return True",
+        (f"{ONCE}test_prompts_of_samples_that_are_not_asked_are_let_go_of",),
+    ),
+    Mutant(
+        "ask-lets-go",
+        "rap/scoring/evidence/cascade.py",
+        "scorer.hold(waiting, [job for job in part if id(job) not in chosen])",
+        "scorer.hold(waiting, [])",
+        (f"{ONCE}test_prompts_of_samples_that_are_not_asked_are_let_go_of",),
+    ),
+    Mutant(
+        "ask-kept-row",
+        "rap/model/decode.py",
+        "place |= {(key, row): len(place) + n for n, row in enumerate(mine)}",
+        "place |= {(key, row): n for n, row in enumerate(mine)}",
+        (f"{ONCE}test_prompts_of_several_batches_are_kept_in_one_without_the_others",),
+    ),
+    Mutant(
+        "ask-room-of-the-weights",
+        "rap/model/kept.py",
+        "max(0, total - weights) * DEVICE_SHARE",
+        "total * DEVICE_SHARE",
+        (f"{ONCE}test_what_is_kept_of_a_device_depends_on_its_memory_and_the_weights",),
     ),
 )
