@@ -528,7 +528,7 @@ def test_a_group_of_the_cascade_is_twice_what_memory_holds(room, many):
     parts = [len(part) for part in scorer.parts(batch.jobs)]
     assert parts == {0: [24], 100: [10, 10, 4], 200: [20, 20]}[room]
     assert scorer.fit(batch.jobs[:23])  # few, whatever the room is
-    assert scorer.fit(batch.jobs[:24]) == (room != 100)
+    assert scorer.fit(batch.jobs[:24]) == (room == 0)
 
 
 def test_a_batch_is_full_by_tokens_or_by_samples():
