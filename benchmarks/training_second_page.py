@@ -206,8 +206,8 @@ ABOUT = """# Training on what each rule selects, second edition
 
 `python -m benchmarks.training_second`: {done} of {total} runs of the plan
 (benchmarks/training_plan.md), which was committed before the first. Pools: worlds {pools}
-of {pool} samples, each scored once; every compared arm has at least {seeds} of the {wanted}
-planned training seeds a pool, some have more (*runs* below). Test accuracy, per cent, at
+of {pool} samples; every compared arm has {seeds} of the {wanted} planned training seeds a
+pool, or more (all arms: *runs* below). Test accuracy, per cent, at
 step {steps} (all data: {whole}), paired by pool and seed; intervals: pools, seeds and
 questions drawn again; p: one-sided, corrected by Holm within a family. *reached*: where the
 mean validation curve is at all data's last value. Seconds are CPU time of one thread, the
