@@ -319,20 +319,20 @@ def score_samples(driver: Any, samples: Any, checker: Any) -> int:
     threads; the number of completions."""
     from rap.engines import EngineConfig, TransformersEngine
     from rap.scoring.filling import score_batch
-    from rap.scoring.jobs import tokens_of
+    from rap.scoring.jobs import Batch
     from rap.scoring.prepare import prepare_job
     from rap.scoring.scorer import Scorer
 
-    config, batch, done = driver.config, [], 0
+    config, batch, done = driver.config, Batch(), 0
     engine = TransformersEngine(EngineConfig(), driver)
     scorer = Scorer(driver, config, checker, True, engine)
     for i in range(len(samples)):
-        batch.append(prepare_job(samples, driver, config, i))
-        full = config.batch_is_full(len(batch), tokens_of(batch))
+        batch.add(prepare_job(samples, driver, config, i))
+        full = config.batch_is_full(len(batch), batch.tokens)
         if full or i + 1 == len(samples):
-            score_batch(scorer, batch)
-            done += sum(job.row.get("n_drawn", 0) for job in batch)
-            batch = []
+            score_batch(scorer, batch.jobs)
+            done += sum(job.row.get("n_drawn", 0) for job in batch.jobs)
+            batch = Batch()
     return done
 
 

@@ -599,13 +599,14 @@ def one_busy_processor():
 @pytest.mark.skipif(sys.platform != "linux", reason="sched_setaffinity, schedstat")
 @pytest.mark.proof
 def test_fault_53_a_busy_machine_changes_no_verdict(rewards, one_busy_processor):
-    """A second of work takes five there, and the limit is two: the four that the check
-    waits for the processor are not counted. One that hangs is still ended."""
-    with make_checker(rewards.works, timeout=2) as checker:
+    """A second of work takes two to five there (two where a scheduler shares by session),
+    and the limit is 1.5: what the check waits for the processor is not counted. One that
+    hangs is still ended."""
+    with make_checker(rewards.works, timeout=1.5) as checker:
         os.sched_setaffinity(checker._runner._child[-1].pid, {one_busy_processor})
         begin = time.monotonic()
         assert checker.check(sample(), "3") == RIGHT
-        assert time.monotonic() - begin > 2, "the processor was not busy"
+        assert time.monotonic() - begin > 1.5, "the processor was not busy"
     with make_checker(rewards.regex, timeout=1) as checker:
         os.sched_setaffinity(checker._runner._child[-1].pid, {one_busy_processor})
         assert checker.check(sample(), "a" * 40 + "b").code == "verifier_timeout"
