@@ -142,7 +142,9 @@ def test_the_report_of_made_up_runs(work, monkeypatch) -> None:
     row = next(line for line in lines if line.startswith("| learn, cascade | 9.3 %"))
     assert row.split(" | ")[-3:-1] == ["100", "120"]  # steps; training and scoring seconds
     assert row.endswith("9400 |")
-    assert "every compared arm has 5 of the 5 planned training seeds a\npool, or more" in text
+    assert (
+        "every compared arm has 5 of the 5 planned training seeds a\npool, or more" in text
+    )
     kept = text.split("## What was selected, by planted cause")[1].splitlines()
     assert "| learn, cascade | 9.3 % | 10 | 8 |" in kept
     causes = text.split("## The mixed world by cause")[1].splitlines()
