@@ -293,6 +293,26 @@ def test_prompts_of_several_batches_are_kept_in_one_without_the_others(name):
     assert_same(driver.trace(whole), driver.trace([alone(driver, p) for p in whole]))
 
 
+def test_prompts_that_do_not_fit_in_one_batch_stay_as_they_were_read(monkeypatch):
+    driver, _, prompts = make("qwen2_5_vl")
+    driver.read(prompts)
+    state, _ = prompts[0].shared.prompt
+
+    def failing(error):
+        def merged(states):
+            raise error
+
+        return merged
+
+    for error in (torch.OutOfMemoryError(), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")):
+        monkeypatch.setattr(decode, "merged", failing(error))
+        driver.keep_only(prompts[:2])
+        assert [p.shared.prompt for p in prompts] == [(state, 0), (state, 1), (state, 2)]
+    monkeypatch.setattr(decode, "merged", failing(RuntimeError("another")))
+    with pytest.raises(RuntimeError, match="another"):
+        driver.keep_only(prompts[:2])
+
+
 def test_a_prompt_that_was_not_read_leaves_all_as_they_were():
     driver, _, prompts = make("qwen2_5_vl")
     driver.read(prompts[:2])

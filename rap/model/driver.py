@@ -29,7 +29,7 @@ import torch
 from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
 
 from ..config import ScoreConfig
-from ..errors import RapModelError, first_line, is_device_fault
+from ..errors import RapModelError, first_line, is_device_fault, is_out_of_memory
 from ..samples.sample import BadSample
 from ..stopwatch import IDLE, Stopwatch
 from . import decode, kept, packing, states, static, vision
@@ -286,7 +286,9 @@ class ModelDriver(Preparer):
         try:
             with self.lock, torch.no_grad():
                 decode.keep_only(batch)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:  # torch's, or a library's on the device
+            if not is_out_of_memory(error):
+                raise
             log.info("prompts stay as they were read: %s", first_line(error))
 
     @contextlib.contextmanager

@@ -108,11 +108,11 @@ class Scorer:
     def is_full(self, batch: Batch) -> bool:
         """Whether so many jobs are to be scored together: a batch, or `together` of them
         and more, or as many as keep an engine busy. Forwards take `batches` of them."""
-        full = len(batch) >= self.window and self._is(batch, self.together)
+        full = len(batch) >= self.window and self._fills(batch, self.together)
         return full and batch.padded_tokens >= 2 * self._room
 
-    def _is(self, jobs: Batch, batches: int = 1) -> bool:
-        """Whether jobs are so many batches, or more."""
+    def _fills(self, jobs: Batch, batches: int = 1) -> bool:
+        """Whether jobs fill so many batches, or more."""
         return self.config.batch_is_full(len(jobs) // batches, jobs.tokens // batches)
 
     @cached_property
@@ -124,20 +124,20 @@ class Scorer:
 
     def batches(self, jobs: Sequence[Job]) -> Iterator[list[Job]]:
         """The jobs in the order given, as many at a time as one batch takes."""
-        return cut(jobs, self._is)
+        return cut(jobs, self._fills)
 
     def parts(self, jobs: Sequence[Job]) -> Iterator[list[Job]]:
         """The jobs in the order given, as many at a time as there is room for the prompts
         of, a batch at least; all of them where no prompts are kept."""
         room = self._room or math.inf
-        return cut(jobs, lambda part: self._is(part) and part.padded_tokens >= room)
+        return cut(jobs, lambda part: self._fills(part) and part.padded_tokens >= room)
 
     def fit(self, jobs: Sequence[Job]) -> bool:
         """Whether there is room for the prompts of all these jobs, or they are few."""
         whole = Batch()
         for job in jobs:
             whole.add(job)
-        few = not self._is(whole, self.together)
+        few = not self._fills(whole, self.together)
         return few or not self._room or whole.padded_tokens <= self._room
 
     def hold(self, jobs: Sequence[Job], rest: Sequence[Job]) -> None:

@@ -110,7 +110,11 @@ def _asked(config: ScoreConfig, jobs: list[Job]) -> list[Job]:
         return []
     asking, ids = _asking(jobs), [job.row["id"] for job in jobs]
     drawn = asking.drawn(ids, *asking.priors([job.row for job in jobs])).tolist()
-    return [j for j, on in zip(jobs, drawn, strict=True) if on or _in_pilot(config, j)]
+    return [
+        job
+        for job, name, on in zip(jobs, ids, drawn, strict=True)
+        if on or in_pilot(config, name)
+    ]
 
 
 def _ask(scorer: Scorer, asked: list[Job]) -> None:
@@ -119,7 +123,7 @@ def _ask(scorer: Scorer, asked: list[Job]) -> None:
         return
     config, asking = scorer.config, _asking(asked)
     one, zero = asking.priors([job.row for job in asked])
-    pilot = {id(job) for job in asked if _in_pilot(config, job)}
+    pilot = {id(job) for job in asked if in_pilot(config, job.row["id"])}
     prior = {id(job): np.array([i]) for i, job in enumerate(asked)}
     rule = asking.rule
 
@@ -159,10 +163,6 @@ def _ask(scorer: Scorer, asked: list[Job]) -> None:
             job.row["decided_by"] = "pilot" if id(job) in pilot else "text"
     read_psi(scorer, [j for j in asked if j.alive and counts(j, IMAGE_ARM)[0] > 0])
     scorer.hold([], asked)
-
-
-def _in_pilot(config: ScoreConfig, job: Job) -> bool:
-    return in_pilot(config, job.row["id"])
 
 
 def _asking(jobs: Sequence[Job]) -> Asking:
