@@ -22,7 +22,7 @@ import logging
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -269,14 +269,22 @@ def take_up(published: Path, plan: Plan, work: Path) -> int:
     Of the same plan: a run that is none of it is left out."""
     there = json.loads(published.read_text())
     known = {run.key for run in runs(plan)}
-    names = [f.name for f in dataclasses.fields(Run)]
-    found = {f"{RUNS}/{Run(**{n: r[n] for n in names}).key}": r for r in there["runs"]}
-    ledgers = {f"scores-{key}": ledger for key, ledger in there["costs"].items()}
-    new = {k: v for k, v in found.items() if k.removeprefix(f"{RUNS}/") in known}
-    for key, value in (new | ledgers).items():
+    new = [run for run in there["runs"] if run_of(run).key in known]
+    write_lacking(work, {f"{RUNS}/{run_of(run).key}": run for run in new})
+    write_lacking(work, {f"scores-{k}": ledger for k, ledger in there["costs"].items()})
+    return len(new)
+
+
+def run_of(result: Mapping[str, Any]) -> Run:
+    """Which run a result is of."""
+    return Run(**{f.name: result[f.name] for f in dataclasses.fields(Run)})
+
+
+def write_lacking(work: Path, values: Mapping[str, Any]) -> None:
+    """Write {key: value} as key.json in ``work``, but for what is there."""
+    for key, value in values.items():
         if not (work / f"{key}.json").exists():
             training.write_json(work / f"{key}.json", value)
-    return len(new)
 
 
 def read_plan(work: Path) -> Plan:

@@ -77,12 +77,21 @@ def _families(plan: Plan, table: Any) -> list[str]:
     return lines
 
 
+Runs = dict[tuple[str, float | None], list[Mapping[str, Any]]]
+"""{(arm, budget): its runs}"""
+
+
+def _runs_of(found: Sequence[Mapping[str, Any]]) -> Runs:
+    of_arm: Runs = {}
+    for run in found:
+        of_arm.setdefault((run["arm"], run["budget"]), []).append(run)
+    return of_arm
+
+
 def _arms(found: Sequence[Mapping[str, Any]], costs: Costs, table: Any) -> list[str]:
     lines = ["", "## Arms", ""]
     lines += [f"| {ARMS_HEAD} |", "|---|---:|" + "---:|" * 10]
-    of_arm: dict[tuple[str, float | None], list[Mapping[str, Any]]] = {}
-    for run in found:
-        of_arm.setdefault((run["arm"], run["budget"]), []).append(run)
+    of_arm = _runs_of(found)
     whole = curve(of_arm.get(("full", None), []), costs)
     target = whole[-1]["accuracy"] if whole else float("inf")
     for key, mine in of_arm.items():
@@ -105,14 +114,10 @@ def _arms(found: Sequence[Mapping[str, Any]], costs: Costs, table: Any) -> list[
 
 def _saved(found: Sequence[Mapping[str, Any]], costs: Costs, plan: Plan) -> list[str]:
     """What each arm saves until all data's last value, pool by pool and over all."""
-    of_arm: dict[tuple[str, float | None], list[Mapping[str, Any]]] = {}
-    for run in found:
-        of_arm.setdefault((run["arm"], run["budget"]), []).append(run)
+    of_arm = _runs_of(found)
     whole = of_arm.pop(("full", None), [])
     lines = ["", "## Saved until all data's last value", ""]
-    lines += [
-        "Step, then the share of the CPU seconds and of the completions that is saved,"
-    ]
+    lines += ["Step, then the share of the seconds and of the completions that is saved,"]
     lines += ["scoring billed; of the runs on each pool and of all.", ""]
     titles = [f"pool {pool}" for pool in plan.pools] + ["all"]
     lines += [f"| arm | budget | {' | '.join(titles)} |"]

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by its pa
 from benchmarks import training
 from benchmarks.training_arms import SECOND
 from benchmarks.training_compare import weights_of
-from benchmarks.training_refill import answers_at, difference, take_up
+from benchmarks.training_explored import answers_at, difference, take_up
 from benchmarks.training_second import (
     RUNS,
     Plan,

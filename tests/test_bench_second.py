@@ -12,7 +12,7 @@ import pytest
 from benchmarks import (
     training,
     training_compare,
-    training_refill,
+    training_explored,
     training_second,
     training_second_page,
     training_transfer,
@@ -27,7 +27,7 @@ from benchmarks.training_compare import (
     mean_of,
     planned,
 )
-from benchmarks.training_refill import PAPER, REFILL
+from benchmarks.training_explored import PAPER, REFILL
 from benchmarks.training_second import Plan, Run, runs
 
 PLAN = Plan()
@@ -182,7 +182,7 @@ def test_published_runs_are_taken_up_and_give_the_same_report(work, tmp_path) ->
 def test_refill_on_a_selection_is_compared_after_as_many_steps(work, monkeypatch) -> None:
     monkeypatch.setattr(training_compare, "DRAWS", 50)
     with pytest.raises(SystemExit, match="runs are missing"):
-        training_refill.write_report(REFILL, PLAN, work, work)
+        training_explored.write_report(REFILL, PLAN, work, work)
     for path in (work / "runs").glob("*-all-*"):
         run = json.loads(path.read_text())
         run["points"].insert(2, run["points"][-1] | {"step": PLAN.steps, "completions": 7})
@@ -191,7 +191,9 @@ def test_refill_on_a_selection_is_compared_after_as_many_steps(work, monkeypatch
         run = REFILL.run(PLAN, pool, 0)
         found = made_up(run, 0.8, 0.9, PLAN.steps)
         (work / "runs" / f"{run.key}.json").write_text(json.dumps(found))
-    lines = training_refill.write_report(REFILL, PLAN, work, work).read_text().splitlines()
+    lines = (
+        training_explored.write_report(REFILL, PLAN, work, work).read_text().splitlines()
+    )
     rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")][1:]
     assert [(row[0], row[1], row[2]) for row in rows] == [
         ("learn, cascade, DAPO refill", "100", "3"),
@@ -225,9 +227,9 @@ def test_what_rule_paper_keeps_is_compared_and_published_runs_are_taken_up(
         assert run.key == f"paper-all-pool{pool}-0"
         published.append(made_up(run, 0.4, 0.5, PLAN.steps) | {"prompts": 500 + pool})
     (tmp_path / "published.json").write_text(json.dumps(published))
-    training_refill.take_up(tmp_path / "published.json", work)
-    training_refill.take_up(tmp_path / "missing.json", work)
-    path = training_refill.write_report(PAPER, PLAN, work, tmp_path)
+    training_explored.take_up(tmp_path / "published.json", work)
+    training_explored.take_up(tmp_path / "missing.json", work)
+    path = training_explored.write_report(PAPER, PLAN, work, tmp_path)
     assert path.name == "training_paper.md"
     assert json.loads(path.with_suffix(".json").read_text()) == published
     text = path.read_text()

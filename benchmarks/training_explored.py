@@ -1,7 +1,7 @@
 """Exploratory, in no plan: two arms more, on the pools of the second training table.
 
-    python -m benchmarks.training_refill --work out/training2 [--pool 211 --seed 0]
-    python -m benchmarks.training_refill --what paper ...
+    python -m benchmarks.training_explored --work out/training2 [--pool 211 --seed 0]
+    python -m benchmarks.training_explored --what paper ...
 
 ``refill``: DAPO refill on what rule learn selects. ``paper``: all that rule paper keeps.
 With a pool it does that run, else it writes training_refill.md (training_paper.md) and
@@ -44,7 +44,9 @@ from benchmarks.training_second import (
     finished,
     read_costs,
     read_plan,
+    run_of,
     train,
+    write_lacking,
 )
 
 RESULTS = Path(__file__).parent / "results"
@@ -101,11 +103,8 @@ def do(what: Explored, plan: Plan, pool: int, seed: int, work: Path) -> None:
 
 def take_up(published: Path, work: Path) -> None:
     """Write the runs of a published table that ``work`` lacks."""
-    names = [f.name for f in dataclasses.fields(Run)]
-    for run in json.loads(published.read_text()) if published.exists() else ():
-        path = work / RUNS / f"{Run(**{name: run[name] for name in names}).key}.json"
-        if not path.exists():
-            training.write_json(path, run)
+    found = json.loads(published.read_text()) if published.exists() else []
+    write_lacking(work, {f"{RUNS}/{run_of(run).key}": run for run in found})
 
 
 def read(what: Explored, plan: Plan, work: Path) -> dict[str, list[Mapping[str, Any]]]:
@@ -173,9 +172,9 @@ def _lines(
 
 ABOUT = """# {title}
 
-`python -m benchmarks.training_refill{option}`. **Exploratory**: in no plan, {runs} runs, no
-correction for looking at several differences. The pools, runs and questions of the second
-training table (training_second.md); {about}. Differences are
+`python -m benchmarks.training_explored{option}`. **Exploratory**: in no plan, {runs} runs,
+no correction for looking at several differences. The pools, runs and questions of the
+second training table (training_second.md); {about}. Differences are
 paired by pool and seed, intervals by pools, seeds and questions drawn again.
 
 """
@@ -204,7 +203,7 @@ def write_report(what: Explored, plan: Plan, work: Path, results: Path) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.training_refill")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training_explored")
     parser.add_argument("--work", type=Path, default=Path("out/training2"))
     parser.add_argument("--what", choices=EXPLORED, default="refill")
     parser.add_argument("--pool", type=int)
