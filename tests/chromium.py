@@ -15,6 +15,19 @@ from typing import Any
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
+LEAVES = ("navigated", "context")
+"""Of what a refusal says where a page was left while it was asked: inspected target
+navigated, execution context destroyed or not found."""
+
+
+class Refused(AssertionError):
+    """An answer of the protocol that is an error."""
+
+
+def _pages(base: str) -> list[dict[str, Any]]:
+    with urllib.request.urlopen(base, timeout=60) as answer:
+        return [target for target in json.load(answer) if target["type"] == "page"]
+
 
 class Browser:
     """``with Browser(path, width=1280) as page``: ``page.js("1 + 1")``, ``page.key("j")``.
@@ -64,11 +77,11 @@ class Browser:
             assert self.process.poll() is None and time.monotonic() < end
             await asyncio.sleep(0.1)
         base = f"http://127.0.0.1:{port.read_text().split()[0]}/json"
-        with urllib.request.urlopen(base, timeout=60) as answer:
-            tabs = json.load(answer)
-        (tab,) = [t for t in tabs if t["type"] == "page"][:1]
+        while not (pages := _pages(base)):  # the port is there before the page
+            assert time.monotonic() < end
+            await asyncio.sleep(0.1)
         self.connection = await websocket_connect(
-            tab["webSocketDebuggerUrl"], max_message_size=2**30
+            pages[0]["webSocketDebuggerUrl"], max_message_size=2**30
         )
         self.count = 0
         for domain in ("Page", "Network", "Runtime", "Log"):
@@ -83,7 +96,7 @@ class Browser:
             mobile=self.width < 700,
         )
         await self._send("Page.navigate", url=self.address)
-        while not await self._value("document.readyState === 'complete'"):
+        while not await self._holds("document.readyState === 'complete'"):
             assert time.monotonic() < end
             await asyncio.sleep(0.1)
 
@@ -103,7 +116,8 @@ class Browser:
             assert text is not None, "Chromium has gone"
             message = json.loads(text)
             if message.get("id") == number:
-                assert "error" not in message, message
+                if "error" in message:
+                    raise Refused(message["error"]["message"])
                 return message["result"]
             self._note(message)
 
@@ -126,6 +140,15 @@ class Browser:
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
+    async def _holds(self, expression: str) -> bool:
+        """Not yet, of a page that is being loaded."""
+        try:
+            return bool(await self._value(expression))
+        except Refused as error:
+            if not any(word in str(error) for word in LEAVES):
+                raise
+            return False
+
     def js(self, expression: str) -> Any:
         """The value of an expression in the page."""
         return self.loop.run_until_complete(self._value(expression))
@@ -133,7 +156,7 @@ class Browser:
     def until(self, expression: str) -> None:
         """Waits until it holds. Raises AssertionError after two minutes."""
         end = time.monotonic() + 120
-        while not self.js(expression):
+        while not self.loop.run_until_complete(self._holds(expression)):
             assert time.monotonic() < end, expression
             time.sleep(0.05)
 

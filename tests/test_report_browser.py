@@ -7,7 +7,7 @@ import json
 
 import pyarrow as pa
 import pytest
-from chromium import CHROMIUM, Browser
+from chromium import CHROMIUM, Browser, Refused
 from test_report import HOSTILE, png, rollout_row
 
 from rap.report.page import render
@@ -147,6 +147,16 @@ def test_what_is_filtered_is_in_the_address(page):
     page.until(READY)
     assert ids(page) == shown
     assert page.js("document.getElementById('search').value") == "dots"
+
+
+def test_waiting_outlives_a_page_that_loads_anew_while_it_is_asked(page):
+    page.until(
+        "window.name === 'anew' ? document.readyState === 'complete'"
+        " : (window.name = 'anew', location.reload(), new Promise(() => {}))"
+    )
+    assert page.js("window.name") == "anew"
+    with pytest.raises(Refused):  # any other refusal is told
+        page.loop.run_until_complete(page._send("No.such"))
 
 
 def test_a_keyboard_is_enough(page):
