@@ -114,6 +114,8 @@ def work(tmp_path):
     for run in runs(PLAN):
         steps = PLAN.whole_steps if run.budget is None else PLAN.steps
         found = made_up(run, *ACCURACY.get(run.arm, (0.65, 0.85)), steps)
+        if run.seed == 0:  # beside other work: the saving stays what it is
+            found["points"] = [p | {"seconds": 2 * p["seconds"]} for p in found["points"]]
         (tmp_path / "runs" / f"{run.key}.json").write_text(json.dumps(found))
     return tmp_path
 
