@@ -60,6 +60,32 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(20250604)
 
 
+@pytest.fixture(scope="module")
+def tiny():
+    """(model, processor), small, with random weights; tests that change the model put it
+    back."""
+    import torch
+    from tiny_models import build
+
+    torch.set_num_threads(1)  # here, too: of a module, it comes before _one_torch_thread
+    return build("qwen2_5_vl")
+
+
+@pytest.fixture(scope="module")
+def pool():
+    """Samples of the demo's world, to select from and to train on."""
+    pytest.importorskip("datasets")
+    from rap.demo import world
+    from rap.samples.sampleset import open_samples
+
+    return open_samples(world.rows(world.draw(24, seed=2)))
+
+
+@pytest.fixture
+def trl():
+    return pytest.importorskip("trl", reason="training needs trl")
+
+
 @pytest.fixture
 def isa(request: pytest.FixtureRequest):
     """Runs a test with one kernel table; parametrize indirectly over ``ISAS``."""

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_scoring import make_rows
+from scoring_inputs import make_rows
 from tiny_models import build
 
 import rap
@@ -315,7 +315,7 @@ SCRIPT = """
     import multiprocessing, signal, sys, time
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & ignores it
     sys.path[:0] = [{tests!r}]
-    from test_scoring import make_rows
+    from scoring_inputs import make_rows
     from tiny_models import build
     import rap
     from rap.scoring import filling

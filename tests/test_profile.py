@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from scoring_inputs import FEW, make_rows, stable
 from scoring_rewards import by_length
-from test_scoring import FEW, make_rows, stable
 from tiny_models import NAMES, build
 
 import rap
