@@ -213,7 +213,7 @@ RULES = (
         KINDS,
         "times[pilot] += int(answer.sum()) // max(1, int(pilot.sum()))",
         "times[pilot] += 0",
-        ("tests/test_cascade.py",),
+        ("tests/test_cascade_choosing.py",),
     ),
     # --- exact numbers
     Mutant(
@@ -447,7 +447,7 @@ RULES = (
         ATTENTION,
         "passes |= unread & ~measured",
         "passes |= unread",
-        ("tests/test_cascade.py",),
+        ("tests/test_cascade_choosing.py", "tests/test_cascade_rounds.py"),
         equivalent="what is unread has no psi, so is not measured",
     ),
     Mutant(
