@@ -25,14 +25,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 LONG = (
     "test_executor_ray.py",
-    "test_trl.py",
     "test_cli.py",
     "test_cuda_host.py",
     "test_executors.py",
-    "test_scoring.py",
     "test_processes.py",
     "test_resume.py",
-    "test_selection.py",
+    "test_scoring_bad_samples.py",
     "test_notebooks.py",
     "test_cuda_bugs.py",
 )
