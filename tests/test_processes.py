@@ -22,7 +22,6 @@ from pathlib import Path
 import pytest
 import torch
 from scoring_inputs import make_rows
-from tiny_models import build
 
 import rap
 from rap.config import ScoreConfig
@@ -35,11 +34,6 @@ from rap.scoring.prepare import partners, prepare_job
 from rap.scoring.processes import MAX_DEATHS, AbsentRow, Processes, Rows, rows_of
 
 BAD = 2
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    return build("qwen2_5_vl")
 
 
 def rows(n: int) -> list[dict]:

@@ -23,11 +23,6 @@ from rap.scoring.profiling import distinct_tokens
 from rap.stopwatch import IDLE, Stopwatch
 
 
-@pytest.fixture(scope="module")
-def tiny():
-    return build("qwen2_5_vl")
-
-
 class Clock:
     """A clock that a test turns forward."""
 
