@@ -3,7 +3,7 @@
 p(answer) and the like stand in a store of evidence ``answer``, completions in one of
 ``rollouts``: under the same seeds they are those that the cascade would have sampled. Plan,
 rounds, floors and rules are rap's own, so its counts are those of the run with the model
-(test_cascade.py); only psi is not read.
+(test_cascade_rounds.py); only psi is not read.
 """
 
 from __future__ import annotations

@@ -25,14 +25,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 LONG = (
     "test_executor_ray.py",
-    "test_trl.py",
     "test_cli.py",
     "test_cuda_host.py",
     "test_executors.py",
-    "test_scoring.py",
     "test_processes.py",
     "test_resume.py",
-    "test_selection.py",
+    "test_scoring_bad_samples.py",
     "test_notebooks.py",
     "test_cuda_bugs.py",
 )
@@ -58,6 +56,32 @@ def shared() -> Path:
 def rng() -> np.random.Generator:
     """A generator with a fixed seed: a failing test fails again."""
     return np.random.default_rng(20250604)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """(model, processor), small, with random weights; tests that change the model put it
+    back."""
+    import torch
+    from tiny_models import build
+
+    torch.set_num_threads(1)  # here, too: of a module, it comes before _one_torch_thread
+    return build("qwen2_5_vl")
+
+
+@pytest.fixture(scope="module")
+def pool():
+    """Samples of the demo's world, to select from and to train on."""
+    pytest.importorskip("datasets")
+    from rap.demo import world
+    from rap.samples.sampleset import open_samples
+
+    return open_samples(world.rows(world.draw(24, seed=2)))
+
+
+@pytest.fixture
+def trl():
+    return pytest.importorskip("trl", reason="training needs trl")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Reward functions for tests/test_scoring.py, in a module that imports nothing heavy:
+"""Reward functions for the tests of scoring, in a module that imports nothing heavy:
 the checker's worker process imports it."""
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from format_rows import FORMATS, READERS, fits, opened, read_as
+from selection_inputs import row, scores_of
 from test_cli import data, refused, run, store
-from test_selection import row, scores_of
 
 import rap
 from rap.errors import RapConfigError, RapInputError, RapStoreError

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_scoring import make_rows
+from scoring_inputs import make_rows
 from tiny_models import build
 
 import rap

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 
 import pytest
-import torch
 from PIL import Image
 from tiny_models import NAMES, build
 
@@ -20,12 +19,6 @@ from rap.scoring import filling
 from rap.scoring.ordering import longest_first
 from rap.scoring.prepare import prepare_job
 from rap.scoring.run import score
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    torch.set_num_threads(1)
-    return build("qwen2_5_vl")
 
 
 def rows_of(n: int) -> list[dict]:

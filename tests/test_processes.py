@@ -21,8 +21,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_scoring import make_rows
-from tiny_models import build
+from scoring_inputs import make_rows
 
 import rap
 from rap.config import ScoreConfig
@@ -35,11 +34,6 @@ from rap.scoring.prepare import partners, prepare_job
 from rap.scoring.processes import MAX_DEATHS, AbsentRow, Processes, Rows, rows_of
 
 BAD = 2
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    return build("qwen2_5_vl")
 
 
 def rows(n: int) -> list[dict]:
@@ -315,7 +309,7 @@ SCRIPT = """
     import multiprocessing, signal, sys, time
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & ignores it
     sys.path[:0] = [{tests!r}]
-    from test_scoring import make_rows
+    from scoring_inputs import make_rows
     from tiny_models import build
     import rap
     from rap.scoring import filling

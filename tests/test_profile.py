@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from scoring_inputs import FEW, make_rows, stable
 from scoring_rewards import by_length
-from test_scoring import FEW, make_rows, stable
 from tiny_models import NAMES, build
 
 import rap
@@ -21,11 +21,6 @@ from rap.scores.profile import STAGES, Profile, add_profile, read_profile
 from rap.scoring import filling
 from rap.scoring.profiling import distinct_tokens
 from rap.stopwatch import IDLE, Stopwatch
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    return build("qwen2_5_vl")
 
 
 class Clock:

@@ -11,7 +11,6 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-import torch
 from model_inputs import png
 from tiny_models import build
 
@@ -37,12 +36,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "sampling": Sampling(max_new_tokens=6),
     },
 }
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    torch.set_num_threads(1)
-    return build("qwen2_5_vl")
 
 
 def make_rows(start: int = 0, end: int = N) -> list[dict]:

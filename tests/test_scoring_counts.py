@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from PIL import Image
 from scoring_rewards import by_length
-from tiny_models import build
 
 import rap
 from rap.config import Sampling, ScoreConfig
@@ -25,11 +24,6 @@ from rap.scoring.jobs import answer_tokens
 
 N, BATCH = 7, 3
 MARKS = 6 + 2
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    return build("qwen2_5_vl")
 
 
 def rows_of(*, solution: bool) -> list[dict]:

@@ -12,7 +12,7 @@ import threading
 import pytest
 import torch
 from PIL import Image
-from test_scoring import make_rows
+from scoring_inputs import make_rows
 from tiny_models import build
 
 import rap

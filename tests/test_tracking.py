@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from model_inputs import built, picture
 from test_train_command import FEW, shell
-from test_trl import selection_of
 from transformers import TrainerCallback
 from transformers.integrations import integration_utils
+from trl_inputs import selection_of
 
 import rap
 from rap.demo import world

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from test_trl import selection_of
+from trl_inputs import selection_of
 
 from rap.demo import world
 from rap.errors import RapConfigError, RapStoreError
@@ -14,11 +14,6 @@ from rap.trl.rewardlog import read_rewards
 
 # TRL 1.16 reads attributes that transformers 5.23 has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*is deprecated")
-
-
-@pytest.fixture
-def trl():
-    return pytest.importorskip("trl", reason="training needs trl")
 
 
 def shell(*words, code=0):

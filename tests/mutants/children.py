@@ -32,6 +32,8 @@ FOR_MODELS = [
 ]
 ON_ARRAYS = ("selection", "posterior", "learn", "store", "claims", "judge", "files")
 ON_ARRAYS += ("reselection", "rewardfile", "rewards", "distinct")
+ON_ARRAYS += ("selection_oracle", "selection_exact", "selection_attention")
+ON_ARRAYS += ("selection_budget", "selection_evidence")
 ON_KERNELS = ("ace", "cde", "drm", "arrays", "strides", "guarded", "limits", "parallel")
 ON_KERNELS += ("csrc",)
 

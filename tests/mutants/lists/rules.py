@@ -21,28 +21,32 @@ POSTERIOR, LEARNING = "rap/scores/posterior.py", "rap/scores/learning.py"
 JUDGED = "rap/selection/judged.py"
 
 S = "tests/test_selection.py::"
-ORACLE = (S + "test_fault_56_choose_equals_the_oracle",)
+S_ORACLE, S_EXACT, S_ATTENTION, S_BUDGET, S_EVIDENCE = (
+    f"tests/test_selection_{n}.py::"
+    for n in ("oracle", "exact", "attention", "budget", "evidence")
+)
+ORACLE = (S_ORACLE + "test_fault_56_choose_equals_the_oracle",)
 DECIMALS = (
-    S + "test_thresholds_are_decimals_and_counts_integers",
-    S + "test_a_half_is_a_half",
+    S_EXACT + "test_thresholds_are_decimals_and_counts_integers",
+    S_EXACT + "test_a_half_is_a_half",
 )
 EXACT = (
-    S + "test_ranks_stay_exact_where_float64_does_not_tell_d_apart",
-    S + "test_learnable_order_is_exact_for_large_counts",
+    S_EXACT + "test_ranks_stay_exact_where_float64_does_not_tell_d_apart",
+    S_EXACT + "test_learnable_order_is_exact_for_large_counts",
 )
 BROKEN = (S + "test_fault_21_nothing_broken_is_ever_kept",)
-PSI = (S + "test_psi_at_the_threshold_passes",)
+PSI = (S_ATTENTION + "test_psi_at_the_threshold_passes",)
 FENCE = (
-    S + "test_attention_is_calibrated_by_thefence",
-    S + "test_captured_samples_are_dropped_however_many",
-    S + "test_a_skewed_tail_is_not_taken_for_captured_samples",
-    S + "test_two_close_modes_and_ties_are_not_taken_for_captured_samples",
+    S_ATTENTION + "test_attention_is_calibrated_by_thefence",
+    S_ATTENTION + "test_captured_samples_are_dropped_however_many",
+    S_ATTENTION + "test_a_skewed_tail_is_not_taken_for_captured_samples",
+    S_ATTENTION + "test_two_close_modes_and_ties_are_not_taken_for_captured_samples",
 )
-FEW_PSI = (S + "test_too_few_psi_calibrate_nothing",)
-LEFT_OVER = (S + "test_what_a_budget_leaves_over_goes_to_the_largest_remainder",)
+FEW_PSI = (S_ATTENTION + "test_too_few_psi_calibrate_nothing",)
+LEFT_OVER = (S_BUDGET + "test_what_a_budget_leaves_over_goes_to_the_largest_remainder",)
 BUDGETS = (
-    S + "test_budgets_are_decimals",
-    S + "test_every_share_of_a_small_table_keeps_its_samples",
+    S_BUDGET + "test_budgets_are_decimals",
+    S_BUDGET + "test_every_share_of_a_small_table_keeps_its_samples",
 )
 REPLACED = (
     S + "test_paper_rule_removes_trivial_and_brings_back_the_hardest",
@@ -50,15 +54,15 @@ REPLACED = (
 )
 HURTS = (
     S + "test_what_the_image_hurts_replaces_only_where_asked",
-    S + "test_what_the_image_hurts_fills_a_budget_last",
+    S_BUDGET + "test_what_the_image_hurts_fills_a_budget_last",
 )
 ANSWERS = (
-    S + "test_answer_evidence",
-    S + "test_unsolved_is_a_stated_threshold_for_probabilities",
-    S + "test_answer_evidence_ranks_by_what_is_left_to_learn",
-    S + "test_logits_evidence_has_no_sign_and_may_know_no_answer",
+    S_EVIDENCE + "test_answer_evidence",
+    S_EVIDENCE + "test_unsolved_is_a_stated_threshold_for_probabilities",
+    S_EVIDENCE + "test_answer_evidence_ranks_by_what_is_left_to_learn",
+    S_EVIDENCE + "test_logits_evidence_has_no_sign_and_may_know_no_answer",
 )
-TEXT_ONLY = (S + "test_samples_never_tried_with_the_image",)
+TEXT_ONLY = (S_EVIDENCE + "test_samples_never_tried_with_the_image",)
 TIES = (S + "test_fault_43_equal_scores_go_by_index",)
 INTEGRALS = (
     "tests/test_posterior.py::test_against_exact_integrals",
@@ -68,7 +72,7 @@ VALUES = (
     "tests/test_learn.py::test_the_value_is_what_quadrature_gives",
     "tests/test_learn.py::test_probabilities_are_worth_p_one_minus_p_where_the_image_is_read",
 )
-UNMEASURED = (S + "test_unmeasured_attention",)
+UNMEASURED = (S_ATTENTION + "test_unmeasured_attention",)
 
 RULES = (
     # --- evidence
@@ -126,7 +130,7 @@ RULES = (
         KINDS,
         "left = np.nan_to_num(difficulty, nan=0.5)",
         "left = np.nan_to_num(difficulty, nan=0.0)",
-        (S + "test_an_unknown_difficulty_counts_as_a_half",),
+        (S_EVIDENCE + "test_an_unknown_difficulty_counts_as_a_half",),
     ),
     Mutant(
         "rule-unsolved-above",
@@ -147,7 +151,7 @@ RULES = (
         EVIDENCE,
         "return self.difficulty <= float(threshold)",
         "return self.difficulty < float(threshold)",
-        (*ANSWERS, S + "test_a_number_at_its_threshold"),
+        (*ANSWERS, S_EXACT + "test_a_number_at_its_threshold"),
     ),
     Mutant(
         "rule-trivial-counts",
@@ -161,7 +165,7 @@ RULES = (
         EVIDENCE,
         "return self.d > float(threshold)",
         "return self.d >= float(threshold)",
-        (*ANSWERS, S + "test_a_number_at_its_threshold"),
+        (*ANSWERS, S_EXACT + "test_a_number_at_its_threshold"),
     ),
     Mutant(
         "rule-zero-is-negative",
@@ -209,7 +213,7 @@ RULES = (
         KINDS,
         "times[pilot] += int(answer.sum()) // max(1, int(pilot.sum()))",
         "times[pilot] += 0",
-        ("tests/test_cascade.py",),
+        ("tests/test_cascade_choosing.py",),
     ),
     # --- exact numbers
     Mutant(
@@ -224,7 +228,7 @@ RULES = (
         COLUMNS,
         "if max(abs(p), q) * largest < 2**62:",
         "if True:",
-        (S + "test_long_decimals_do_not_overflow",),
+        (S_EXACT + "test_long_decimals_do_not_overflow",),
     ),
     Mutant(
         "rule-floor-of-large",
@@ -232,8 +236,8 @@ RULES = (
         "floors = np.array([p * int(v) // q for v in values], dtype=np.int64)",
         "floors = np.array([-(-p * int(v) // q) for v in values], dtype=np.int64)",
         (
-            S + "test_long_decimals_do_not_overflow",
-            S + "test_exceeds_equals_fractions_however_large",
+            S_EXACT + "test_long_decimals_do_not_overflow",
+            S_EXACT + "test_exceeds_equals_fractions_however_large",
         ),
     ),
     Mutant(
@@ -407,7 +411,7 @@ RULES = (
         PICKING,
         "missing = min(removed, (target or 0) - len(survivors))",
         "missing = removed",
-        (S + "test_trivial_samples_take_no_seat_of_a_budget", *ORACLE),
+        (S_BUDGET + "test_trivial_samples_take_no_seat_of_a_budget", *ORACLE),
     ),
     Mutant(
         "rule-partition",
@@ -421,7 +425,7 @@ RULES = (
         PICKING,
         "rest = d[d < border_d].max()  # there is one: target < len(candidates)",
         "rest = d[d < border_d].min()",
-        (S + "test_found_threshold_says_what_was_taken",),
+        (S_BUDGET + "test_found_threshold_says_what_was_taken",),
     ),
     # --- attention
     Mutant(
@@ -436,14 +440,14 @@ RULES = (
         ATTENTION,
         'return nearest if float(nearest) <= limit else np.nextafter(nearest, np.float32("-inf"))',
         "return nearest",
-        (S + "test_a_limit_between_two_float32_is_kept_below",),
+        (S_ATTENTION + "test_a_limit_between_two_float32_is_kept_below",),
     ),
     Mutant(
         "rule-psi-unread",
         ATTENTION,
         "passes |= unread & ~measured",
         "passes |= unread",
-        ("tests/test_cascade.py",),
+        ("tests/test_cascade_choosing.py", "tests/test_cascade_rounds.py"),
         equivalent="what is unread has no psi, so is not measured",
     ),
     Mutant(
@@ -486,21 +490,21 @@ RULES = (
         ATTENTION,
         "q1, q3 = _quartiles(ordered[: half + widest + 1])",
         "q1, q3 = _quartiles(ordered)",
-        (S + "test_a_gap_is_measured_by_what_is_below_it",),
+        (S_ATTENTION + "test_a_gap_is_measured_by_what_is_below_it",),
     ),
     Mutant(
         "rule-quartile-between",
         ATTENTION,
         "found.append(a + (b - a) * t if t < 0.5 else b - (b - a) * (1 - t))",
         "found.append(a)",
-        (S + "test_quartiles_are_those_of_numpy",),
+        (S_ATTENTION + "test_quartiles_are_those_of_numpy",),
     ),
     Mutant(
         "rule-piece-border",
         ATTENTION,
         "ordered[start : start + _PIECE + 1]",
         "ordered[start : start + _PIECE]",
-        (S + "test_a_gap_is_found_at_the_border_of_two_pieces",),
+        (S_ATTENTION + "test_a_gap_is_found_at_the_border_of_two_pieces",),
     ),
     # --- flags
     Mutant(

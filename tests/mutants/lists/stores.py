@@ -483,14 +483,18 @@ STORES = (
         FILLING,
         "rest = (i for i in shards.shard_range(k) if i not in part.done)",
         "rest = iter(shards.shard_range(k))",
-        ("tests/test_scoring.py::test_fault_32_interrupt_loses_at_most_the_current_batch",),
+        (
+            "tests/test_scoring_stores.py::test_fault_32_interrupt_loses_at_most_the_current_batch",
+        ),
     ),
     Mutant(
         "fill-partial-not-kept",
         FILLING,
         "        except BaseException as error:\n            if parts:\n                self._keep_after(shards, parts[0], error)\n            raise\n",
         "        except BaseException:\n            raise\n",
-        ("tests/test_scoring.py::test_fault_32_interrupt_loses_at_most_the_current_batch",),
+        (
+            "tests/test_scoring_stores.py::test_fault_32_interrupt_loses_at_most_the_current_batch",
+        ),
     ),
     # --- what the cascade asks at once, and what is kept for it
     Mutant(

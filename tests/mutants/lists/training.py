@@ -333,7 +333,7 @@ TRAINING = (
         "passed=sum(r > ACCEPTED for r in finite),",
         (
             "tests/test_rewardfile.py",
-            "tests/test_trl.py::test_outcomes_count_none_and_nan_as_neither",
+            "tests/test_trl_log.py::test_outcomes_count_none_and_nan_as_neither",
         ),
     ),
     Mutant("log-nan-is-wrong", LOG, "judged=len(finite),", "judged=len(rewards),", VISITS),
@@ -350,7 +350,7 @@ TRAINING = (
         "found[key] = found.get(key, Outcome()) + Outcome(*values)",
         "found[key] = Outcome(*values)",
         (
-            "tests/test_trl.py::test_log_sums_processes_and_keeps_the_order",
+            "tests/test_trl_log.py::test_log_sums_processes_and_keeps_the_order",
             *VISITS,
         ),
     ),
@@ -359,7 +359,7 @@ TRAINING = (
         LOG,
         '                    data = b"\\n" + data  # a torn line is closed, not continued\n',
         "                    pass\n",
-        ("tests/test_trl.py::test_log_torn_line_is_passed_over_and_closed", *VISITS),
+        ("tests/test_trl_log.py::test_log_torn_line_is_passed_over_and_closed", *VISITS),
     ),
     Mutant(
         "log-partial-write",
