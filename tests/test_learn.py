@@ -460,6 +460,20 @@ def test_what_was_not_asked_is_not_called_unmixed() -> None:
     )
 
 
+def test_what_fills_up_is_hurt_whether_it_was_asked_or_not() -> None:
+    """The five are expected to be hurt and were not asked: of 0 mixed samples they are
+    none."""
+    sure = {"entropy1": 0.5, "entropy0": 0.5}
+    asked = [cascade(0.5, 0.02, (2, 5, 0, 5), **sure)] * 30
+    asked += [cascade(0.15, 0.97, (0, 2, 5, 5), **sure)] * 3  # of the pilot
+    scores = scores_of(asked + [cascade(0.15, 0.97, **sure)] * 5)
+    chosen = choose(scores, rule="learn", budget=1, guard_hurt=0)
+    assert (
+        "budget filled with 0 other mixed samples and 5 not known to have mixed outcomes; "
+        "of all these 0 attention-biased, 5 hurt by the image\n"
+    ) in chosen.summary()
+
+
 def test_the_rule_says_of_what_its_budget_is_a_share() -> None:
     """Of all samples, not of those with mixed outcomes."""
     chosen = choose(scores_of([row(2, 5, 0, 5)] * 20), rule="learn", budget=0.1)

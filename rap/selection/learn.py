@@ -4,7 +4,7 @@
 2. Guards: floor(guard_attention k) of the k samples to keep are the best mixed ones with
    psi above its limit (``biased="drop"``; else psi decides nothing), by value;
    floor(guard_hurt k) are others with D < 0, by ``learning.harm_of``: known to be mixed, or
-   expected to be (cascade). Both by what each adds to ``coverage.reward``.
+   expected to be (no completions). Both by what each adds to ``coverage.reward``.
 3. Main part: mixed, D above the threshold, psi not above its limit; the best of them fill
    what is left, by value; with ``coverage``, too, by what each adds.
 4. Fill: if fewer than k are found, the mixed samples that are left, then the others that
@@ -267,9 +267,10 @@ def _lines_of(learned: Mapping[str, Any], covered: str) -> Iterator[str]:
     filled = learned["filled"]
     if filled["mixed"] or filled["others"]:
         yield (
-            f"budget filled with {counted(filled['mixed'], 'other mixed sample')} "
-            f"({filled['attention']} of them {GUARDED['attention']}, {filled['hurt']} "
-            f"{GUARDED['hurt']}) and {filled['others']} not known to have mixed outcomes"
+            f"budget filled with {counted(filled['mixed'], 'other mixed sample')} and "
+            f"{filled['others']} not known to have mixed outcomes; of all these "
+            f"{filled['attention']} {GUARDED['attention']}, {filled['hurt']} "
+            f"{GUARDED['hurt']}"
         )
 
 
