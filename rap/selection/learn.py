@@ -150,10 +150,11 @@ class Learner:
             np.concatenate(x)
             for x in zip(*((p.rows, p.kept, p.worth) for p in parts), strict=True)
         )
-        many = len(self.cover.names)
-        have, took = (np.bincount(code[x], minlength=many) for x in (candidates, kept))
+        # of the groups that are there: of the others there may be far more
+        there, place = np.unique(code[candidates], return_inverse=True)
+        have = np.bincount(place.reshape(-1), minlength=len(there))
+        took = np.bincount(np.searchsorted(there, code[kept]), minlength=len(there))
         order = np.lexsort((-have, -took))
-        order = order[have[order] > 0]
         return {
             "by": self.cover.by,
             "of": "main" if self.judged.reading.config.covers_main else "guards",
@@ -163,7 +164,7 @@ class Learner:
             "least_kept": int(took[order[-1]]) if len(order) else 0,
             "groups": [
                 {
-                    "group": self.cover.names[g],
+                    "group": self.cover.names[there[g]],
                     "candidates": int(have[g]),
                     "kept": int(took[g]),
                 }
