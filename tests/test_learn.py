@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections import Counter
@@ -16,6 +17,7 @@ import rap
 from rap import reference
 from rap.config import ChooseConfig
 from rap.errors import RapConfigError
+from rap.samples.sampleset import open_samples
 from rap.scores.learning import FLOOR, SETTLED, UNTRIED, value_of_answers
 from rap.scores.scores import Scores
 from rap.scores.selected import KEPT
@@ -509,6 +511,17 @@ def test_coverage_spreads_the_budget_over_groups() -> None:
 def test_settings_that_make_no_sense_are_refused(options: dict) -> None:
     with pytest.raises(RapConfigError):
         choose(scores_of([row(2, 5, 0, 5)] * 20), **({"rule": "learn"} | options))
+
+
+@pytest.mark.parametrize("option", ["by", "coverage_by"])
+def test_a_column_of_two_types_is_told_by_its_option(tmp_path, option: str) -> None:
+    one = {"question": "?", "answer": "1", "image": "a.png"}
+    rows = [one | {"id": f"s{i}", "kind": [1] if i < 10 else "x"} for i in range(20)]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = open_samples(tmp_path / "data.jsonl")
+    scores = dataclasses.replace(scores_of([row(2, 5, 0, 5)] * 20), dataset=data)
+    with pytest.raises(RapConfigError, match=f"^{option} = 'kind': the column mixes types"):
+        choose(scores, rule="learn", budget=0.5, **{option: "kind"})
 
 
 def test_a_default_that_does_not_fit_is_called_one() -> None:

