@@ -501,6 +501,7 @@ def test_coverage_spreads_the_budget_over_groups() -> None:
         {"guard_hurt": 1.5},
         {"coverage": False, "coverage_by": "source"},
         {"coverage_by": "nowhere"},
+        {"trivial": 0.3},  # it kept such samples, and called others dropped for it
         {"order": "gain"},
         {"readmit_hurt": True},
         {"rule": "budget", "guard_hurt": 0.1},
@@ -511,6 +512,17 @@ def test_coverage_spreads_the_budget_over_groups() -> None:
 def test_settings_that_make_no_sense_are_refused(options: dict) -> None:
     with pytest.raises(RapConfigError):
         choose(scores_of([row(2, 5, 0, 5)] * 20), **({"rule": "learn"} | options))
+
+
+def test_the_report_says_the_same_of_one_group_and_of_several() -> None:
+    """Of several it told of trivial samples, which the rule does not replace."""
+    from rap.report.page import render
+
+    rows = [row(2, 5, 0, 5, source="ab"[i % 2]) for i in range(20)]
+    for by in (None, "source"):
+        page = render(choose(scores_of(rows), rule="learn", budget=0.5, by=by))
+        assert "<b>10 of 20</b><span>samples with mixed outcomes kept" in page
+        assert "trivial samples" not in page
 
 
 @pytest.mark.parametrize("option", ["by", "coverage_by"])
