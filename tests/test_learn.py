@@ -514,6 +514,45 @@ def test_settings_that_make_no_sense_are_refused(options: dict) -> None:
         choose(scores_of([row(2, 5, 0, 5)] * 20), **({"rule": "learn"} | options))
 
 
+def test_guards_of_groups_leave_each_other_room() -> None:
+    """Of two places of group a both went to the one guard, as no other group had a
+    candidate, and a third to the other: five of four were kept."""
+    rows = [row(2, 5, 0, 5, log_psi=3.0, source="a")] * 2
+    rows += [row(1, 5, 4, 5, log_psi=-3.0, source="a")] * 2
+    rows += [row(2, 5, 0, 5, log_psi=-3.0, source=s) for s in "bbcc"]
+    halves = {"guard_attention": 0.5, "guard_hurt": 0.5, "lambda_a": 1.0}
+    found = choose(scores_of(rows), rule="learn", budget=0.5, by="source", **halves)
+    assert len(found) == 4
+    assert found.counts()["kept_guard"] == 2
+    assert [g["kept"] for g in found.settings["groups"]] == [2, 1, 1]
+
+
+OF_GROUPS = [
+    row(2, 5, 0, 5, log_psi=3.0),
+    row(1, 5, 4, 5),
+    row(2, 5, 0, 5),
+    row(0, 5, 0, 5),
+]
+"""Attention-biased, hurt by the image, of the main part, unsolved."""
+
+
+@pytest.mark.parametrize("budget", [0.3, 0.5, 0.75])
+def test_every_group_keeps_what_it_is_to_keep(budget: float) -> None:
+    """No more, and less only where it has no other solved sample; in 300 tables."""
+    rng = np.random.default_rng(16)
+    guards = {"guard_attention": 0.5, "guard_hurt": 0.5, "lambda_a": 1.0}
+    for _ in range(100):
+        kinds = [rng.choice(4, 2, p=(0.3, 0.3, 0.3, 0.1)) for _ in range(4)]
+        rows = [(int(rng.choice(kinds[g])), "abcd"[g]) for g in rng.integers(4, size=16)]
+        scores = scores_of([OF_GROUPS[kind] | {"source": source} for kind, source in rows])
+        found = choose(scores, rule="learn", budget=budget, by="source", **guards)
+        told = found.settings["groups"]
+        assert sum(g["target"] for g in told) <= budget_size(budget, len(rows))
+        for group in told:
+            solved = sum(s == group["group"] and kind < 3 for kind, s in rows)
+            assert group["kept"] == min(group["target"], solved)
+
+
 def test_the_report_says_the_same_of_one_group_and_of_several() -> None:
     """Of several it told of trivial samples, which the rule does not replace."""
     from rap.report.page import render

@@ -70,23 +70,26 @@ class Learner:
 
     def guards(self, parts: Sequence[tuple[Rows, int]]) -> list[dict[str, int]]:
         """How many samples of each guard each group (its rows, samples to keep) is to have:
-        the guard's share of the whole, by largest remainder, as budgets are dealt."""
-        found: list[dict[str, int]] = [{} for _ in parts]
+        the guard's share of the whole, by largest remainder, as budgets are dealt. Of a
+        group all guards together have no more than it is to keep."""
+        shares = dict(zip(GUARDED, self.judged.reading.config.shares, strict=True))
+        found = [
+            {name: budget_size(share, k) if k else 0 for name, share in shares.items()}
+            for _, k in parts
+        ]  # 1/3 of 30 is 10
         total = sum(target for _, target in parts)
-        for name, share in zip(GUARDED, self.judged.reading.config.shares, strict=True):
-            size = [budget_size(share, k) if k else 0 for _, k in parts]  # 1/3 of 30 is 10
-            left = (budget_size(share, total) if total else 0) - sum(size)
+        for name, share in shares.items():
+            whole = budget_size(share, total) if total else 0
+            left = whole - sum(size[name] for size in found)
             more = []
             for i, (rows, target) in enumerate(parts if left > 0 else ()):
-                strata, free = self._strata(rows), target - sum(found[i].values())
+                strata, size = self._strata(rows), found[i][name]
                 worth = -strata.worth[name][strata.guards[name]]
-                if size[i] < min(free, len(worth)):
-                    best = np.partition(worth, size[i])[size[i]]
-                    more.append((size[i] - as_fraction(name, share) * target, best, i))
+                if size < len(worth) and sum(found[i].values()) < target:
+                    best = np.partition(worth, size)[size]
+                    more.append((size - as_fraction(name, share) * target, best, i))
             for *_, i in sorted(more)[: max(left, 0)]:
-                size[i] += 1
-            for one, many in zip(found, size, strict=True):
-                one[name] = many
+                found[i][name] += 1
         return found
 
     def _strata(self, rows: Rows) -> _Strata:
