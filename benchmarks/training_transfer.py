@@ -112,10 +112,7 @@ HEAD = "arm | step | runs | sighted | mixed | transfer less this: sighted | mixe
 
 def _lines(plan: Plan, of_arm: Mapping[str, list[Mapping[str, Any]]]) -> list[str]:
     ours = answers_at(of_arm[OURS], plan.steps)
-    lines = [
-        "| arm | step | runs | sighted | mixed | transfer less this: sighted | mixed |"
-    ]
-    lines.append("|---|---:|---:|---:|---:|---:|---:|")
+    lines = [f"| {HEAD} |", "|---|---:|---:|---:|---:|---:|---:|"]
     for arm in (OURS, *OTHERS):
         about = ARM if arm == OURS else SECOND[arm]
         step = plan.whole_steps if about.pick is None else plan.steps

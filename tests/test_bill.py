@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -143,6 +144,60 @@ def test_training_on_everything_never_pays() -> None:
 
 
 @pytest.mark.parametrize(
+    "prices",
+    [
+        {"forward": 1e308},
+        {"gpu_hour": 1e308, "scoring_hours": 1e10},
+        {"scoring_hours": 1e308},
+        {"million_tokens": 1e308},
+        {"epoch_hours": 1e-309},
+        {"epoch_hours": 5e-324},
+    ],
+)
+def test_a_bill_beyond_all_numbers_is_refused(prices: dict) -> None:
+    """Not printed as Infinity, which is no JSON, nor a crash."""
+    scores = scores_of([row(evidence="rollouts", **COUNTED | {"forwards": 10**6})] * 2000)
+    with pytest.raises(RapConfigError, match="no finite number"):
+        rap.cost(scores, training_share=0.5, **prices)
+
+
+@pytest.mark.parametrize(
+    "epochs", [3, (), [0], [1.5], "3", (1, True), None, [10**400], np.array(3), iter(())]
+)
+def test_epochs_that_are_none_are_one_sentence(epochs: object) -> None:
+    scores = scores_of([row(evidence="rollouts", **COUNTED)])
+    with pytest.raises(RapConfigError, match="expected integers from 1 to 1,000,000"):
+        rap.cost(scores, training_share=0.5, epochs=epochs)
+
+
+def test_epochs_may_be_numpys() -> None:
+    scores = scores_of([row(evidence="rollouts", **COUNTED)])
+    for epochs in (np.array([1, 3]), [np.int64(1), 3], iter([1, 3])):
+        bill = rap.cost(scores, training_share=0.5, epochs=epochs)
+        assert list(bill.saved) == [1, 3]
+        json.dumps(bill.as_json(), allow_nan=False)
+
+
+def test_large_numbers_are_written_out() -> None:
+    many = COUNTED | {"c1": 1, "m1": 617, "m0": 617, "n_drawn": 1234, "forwards": 0}
+    scores = scores_of([row(evidence="rollouts", **many)] * 3)
+    said = str(rap.cost(scores, training_share=0.5, epochs=[200]))
+    assert "scoring costs C = 1,234 completions a sample" in said
+    assert "it pays after 140 epochs: from epoch 141 on" in said
+    assert "e+" not in said
+
+
+def test_scores_that_count_nothing_are_said_to() -> None:
+    """Of p(answer) from elsewhere nothing tells what it cost: not that it cost nothing."""
+    from rap.report.page import render
+
+    p = {"evidence": "answer", "p_answer1": 0.5, "p_answer0": 0.1, "js": 0.2}
+    selection = rap.choose(scores_of([{"status": "scored"} | p] * 20), budget=0.5)
+    assert "what the scores cost was not counted" in str(rap.cost(selection))
+    assert "Epochs of training" not in render(selection)
+
+
+@pytest.mark.parametrize(
     "options",
     [{}, {"training_share": 2}, {"group": 0}, {"training_share": 0.5, "epochs": (0,)}],
 )
@@ -159,6 +214,8 @@ def test_the_command(tmp_path) -> None:
     assert list(found["saved"]) == ["2"]
     assert found["samples"] == 100
     text = CliRunner().invoke(main, ["cost", str(tmp_path), "--group", "5"]).output
+    table = str(tmp_path / "selection.parquet")
+    assert CliRunner().invoke(main, ["cost", table, "--group", "5"]).output == text
     assert "15 epochs: +" in text and "scoring_hours" not in text
     dear = ["cost", str(tmp_path), "--gpu-hour", "3"]
     assert "a saved selection keeps none" in CliRunner().invoke(main, dear).output

@@ -202,9 +202,12 @@ def test_verdicts_by_the_interval():
     def verdict(*pairs: tuple[float, float]) -> str:
         return causal.CutReport(tuple(sample(*p) for p in pairs), 0).verdict
 
-    assert "the flagged token more than on another one" in verdict(*[(1.0, 0.1)] * 5)
-    assert "less than on another one" in verdict(*[(0.1, 1.0)] * 5)
-    assert "no more than on another one" in verdict((1.0, 0.0), (0.0, 1.0), (0.5, 0.5))
+    assert "the flagged token more than on another one" in verdict(*[(1.0, 0.1)] * 6)
+    assert "less than on another one" in verdict(*[(0.1, 1.0)] * 6)
+    either = ((1.0, 0.0), (0.0, 1.0), (0.5, 0.5))
+    assert "no more than on another one" in verdict(*either * 2)
+    for n in (1, 5):  # their interval leaves 0 out whatever they are
+        assert verdict(*[(1.0, 0.1)] * n) == f"{n} of at least 6 samples: too few to say"
 
 
 def test_scores_that_have_nothing_to_cut(scored, tmp_path):
@@ -281,14 +284,14 @@ def test_a_model_that_cannot_be_driven_is_refused(scored):
 
 def test_rap_check_cut(scored):
     _, _, path, store = scored
-    numbers = ["--samples", "3", "--others", "2", "--device", "cpu", "--dtype", "float32"]
+    numbers = ["--samples", "6", "--others", "2", "--device", "cpu", "--dtype", "float32"]
     command = ["check", str(WEIGHTS), "--cut", str(store), "--data", str(path), *numbers]
     shown = CliRunner().invoke(main, command)
     assert shown.exit_code == 0, shown.output
-    assert "3 samples with the largest psi" in shown.stdout
+    assert "6 samples with the largest psi" in shown.stdout
     assert "the answer depends on the flagged token" in shown.stdout
     found = json.loads(CliRunner().invoke(main, [*command, "--json"]).stdout)
-    assert found["ok"] and len(found["cut"]["samples"]) == 3
+    assert found["ok"] and len(found["cut"]["samples"]) == 6
     assert found["cut"]["verdict"] in shown.stdout
     alone = CliRunner().invoke(main, ["check", str(WEIGHTS), "--cut", str(store)])
     assert alone.exit_code != 0 and "--cut needs --data" in alone.stderr

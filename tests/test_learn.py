@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections import Counter
@@ -16,6 +17,7 @@ import rap
 from rap import reference
 from rap.config import ChooseConfig
 from rap.errors import RapConfigError
+from rap.samples.sampleset import open_samples
 from rap.scores.learning import FLOOR, SETTLED, UNTRIED, value_of_answers
 from rap.scores.scores import Scores
 from rap.scores.selected import KEPT
@@ -460,6 +462,20 @@ def test_what_was_not_asked_is_not_called_unmixed() -> None:
     )
 
 
+def test_what_fills_up_is_hurt_whether_it_was_asked_or_not() -> None:
+    """The five are expected to be hurt and were not asked: of 0 mixed samples they are
+    none."""
+    sure = {"entropy1": 0.5, "entropy0": 0.5}
+    asked = [cascade(0.5, 0.02, (2, 5, 0, 5), **sure)] * 30
+    asked += [cascade(0.15, 0.97, (0, 2, 5, 5), **sure)] * 3  # of the pilot
+    scores = scores_of(asked + [cascade(0.15, 0.97, **sure)] * 5)
+    chosen = choose(scores, rule="learn", budget=1, guard_hurt=0)
+    assert (
+        "budget filled with 0 other mixed samples and 5 not known to have mixed outcomes; "
+        "of all these 0 attention-biased, 5 hurt by the image\n"
+    ) in chosen.summary()
+
+
 def test_the_rule_says_of_what_its_budget_is_a_share() -> None:
     """Of all samples, not of those with mixed outcomes."""
     chosen = choose(scores_of([row(2, 5, 0, 5)] * 20), rule="learn", budget=0.1)
@@ -485,6 +501,7 @@ def test_coverage_spreads_the_budget_over_groups() -> None:
         {"guard_hurt": 1.5},
         {"coverage": False, "coverage_by": "source"},
         {"coverage_by": "nowhere"},
+        {"trivial": 0.3},  # it kept such samples, and called others dropped for it
         {"order": "gain"},
         {"readmit_hurt": True},
         {"rule": "budget", "guard_hurt": 0.1},
@@ -495,6 +512,67 @@ def test_coverage_spreads_the_budget_over_groups() -> None:
 def test_settings_that_make_no_sense_are_refused(options: dict) -> None:
     with pytest.raises(RapConfigError):
         choose(scores_of([row(2, 5, 0, 5)] * 20), **({"rule": "learn"} | options))
+
+
+def test_guards_of_groups_leave_each_other_room() -> None:
+    """Of two places of group a both went to the one guard, as no other group had a
+    candidate, and a third to the other: five of four were kept."""
+    rows = [row(2, 5, 0, 5, log_psi=3.0, source="a")] * 2
+    rows += [row(1, 5, 4, 5, log_psi=-3.0, source="a")] * 2
+    rows += [row(2, 5, 0, 5, log_psi=-3.0, source=s) for s in "bbcc"]
+    halves = {"guard_attention": 0.5, "guard_hurt": 0.5, "lambda_a": 1.0}
+    found = choose(scores_of(rows), rule="learn", budget=0.5, by="source", **halves)
+    assert len(found) == 4
+    assert found.counts()["kept_guard"] == 2
+    assert [g["kept"] for g in found.settings["groups"]] == [2, 1, 1]
+
+
+OF_GROUPS = [
+    row(2, 5, 0, 5, log_psi=3.0),
+    row(1, 5, 4, 5),
+    row(2, 5, 0, 5),
+    row(0, 5, 0, 5),
+]
+"""Attention-biased, hurt by the image, of the main part, unsolved."""
+
+
+@pytest.mark.parametrize("budget", [0.3, 0.5, 0.75])
+def test_every_group_keeps_what_it_is_to_keep(budget: float) -> None:
+    """No more, and less only where it has no other solved sample; in 300 tables."""
+    rng = np.random.default_rng(16)
+    guards = {"guard_attention": 0.5, "guard_hurt": 0.5, "lambda_a": 1.0}
+    for _ in range(100):
+        kinds = [rng.choice(4, 2, p=(0.3, 0.3, 0.3, 0.1)) for _ in range(4)]
+        rows = [(int(rng.choice(kinds[g])), "abcd"[g]) for g in rng.integers(4, size=16)]
+        scores = scores_of([OF_GROUPS[kind] | {"source": source} for kind, source in rows])
+        found = choose(scores, rule="learn", budget=budget, by="source", **guards)
+        told = found.settings["groups"]
+        assert sum(g["target"] for g in told) <= budget_size(budget, len(rows))
+        for group in told:
+            solved = sum(s == group["group"] and kind < 3 for kind, s in rows)
+            assert group["kept"] == min(group["target"], solved)
+
+
+def test_the_report_says_the_same_of_one_group_and_of_several() -> None:
+    """Of several it told of trivial samples, which the rule does not replace."""
+    from rap.report.page import render
+
+    rows = [row(2, 5, 0, 5, source="ab"[i % 2]) for i in range(20)]
+    for by in (None, "source"):
+        page = render(choose(scores_of(rows), rule="learn", budget=0.5, by=by))
+        assert "<b>10 of 20</b><span>samples with mixed outcomes kept" in page
+        assert "trivial samples" not in page
+
+
+@pytest.mark.parametrize("option", ["by", "coverage_by"])
+def test_a_column_of_two_types_is_told_by_its_option(tmp_path, option: str) -> None:
+    one = {"question": "?", "answer": "1", "image": "a.png"}
+    rows = [one | {"id": f"s{i}", "kind": [1] if i < 10 else "x"} for i in range(20)]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = open_samples(tmp_path / "data.jsonl")
+    scores = dataclasses.replace(scores_of([row(2, 5, 0, 5)] * 20), dataset=data)
+    with pytest.raises(RapConfigError, match=f"^{option} = 'kind': the column mixes types"):
+        choose(scores, rule="learn", budget=0.5, **{option: "kind"})
 
 
 def test_a_default_that_does_not_fit_is_called_one() -> None:

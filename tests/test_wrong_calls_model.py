@@ -406,6 +406,17 @@ def kept(selection) -> list[str]:
     return selection.ids
 
 
+@pytest.mark.parametrize("option", ["by", "coverage_by"])
+def test_a_column_that_is_not_there_is_told_before_the_model_runs(m, tmp_path, option):
+    """Without a store hours of scoring were lost to a typing error."""
+    options = {"rule": "learn", "budget": 0.5, "store": tmp_path / "scores"}
+    with pytest.raises(RapConfigError, match=f"{option} = 'answer_': .*mean 'answer'"):
+        of(m, **options, **{option: "answer_"})
+    assert not (tmp_path / "scores").exists()
+    for there in ("answer", "source", "c1"):
+        assert len(of(m, **options, **{option: there})) == 3
+
+
 def test_a_model_in_train_mode_is_scored_in_evaluation_mode_and_left_in_it(m):
     model, processor, rows = m
     for module in (training := copy.deepcopy(model)).modules():
@@ -488,6 +499,10 @@ SHELL = {
     ("select", "{rows}", "--model", "demo", "--budget", "93"): "93/n",
     ("select", "{rows}", "--model", "demo", "--k", "5"): "No such option",
     ("select", "{rows}", "--model", "demo"): "give --out DIR or --store DIR",
+    (
+        *("select", "{rows}", "--model", "demo", "--out", "{new}"),
+        *("--evidence", "answer", "--by", "answer_"),
+    ): "by = 'answer_': the data set has no such column; did you mean 'answer'?",
     ("score", "{rows}", "--store", "{new}", "--model", "demo", "--device", "gpu"): "cuda:1",
     (
         "score",
@@ -538,6 +553,7 @@ def test_a_wrong_command_names_the_mend(place, words, monkeypatch):
     text = " ".join(done.output.split())
     assert done.exit_code in (1, 2), text
     assert SHELL[words] in text and "fault in rap" not in text
+    assert not place["new"].exists()  # nothing was scored
 
 
 def test_the_evidence_is_named_as_the_shell_names_it():

@@ -22,6 +22,7 @@ import click
 
 from ..config import DEFAULT_BUDGET, require_whole
 from ..installed import version
+from ..selection.groups import require_columns
 from ..selection.rules import check as check_rule
 from .about import demo, info
 from .check import check
@@ -258,6 +259,7 @@ def select(
                 raise click.UsageError("give --out DIR or --store DIR: scores must live on")
             store = options["out"] / "scores"
         check_rule(rules, score_config(options).evidence)
+        require_columns(rules, samples.column_names)
         require_whole(executor_config(options), "rap select")
         refuse_unwritable(options["out"], options["report"])
         scores = score_data(samples, model, store, options)

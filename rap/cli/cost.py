@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ..scores.bill import EPOCHS, Prices, cost
+from ..scores.bill import EPOCHS, MOST, Prices, cost
 from ..scores.scores import Scores
 from .fields import Command, field_options, given, group, option
 from .options import CONFIG_OPTION, PATH, json_option
@@ -21,7 +21,7 @@ from .steps import print_json
     *field_options(Prices),
     option(
         "--epochs",
-        type=click.IntRange(1),
+        type=click.IntRange(1, MOST),
         multiple=True,
         metavar="INTEGER",
         help="Epochs of training to work it out for. Repeatable.  [default: "
@@ -47,7 +47,8 @@ def cost_of(
     """
     from ..selection.selection import load
 
-    chosen = (selection / "selection.parquet").exists()
+    table = "selection.parquet"
+    chosen = selection.name == table or (selection / table).exists()
     of = load(selection) if chosen else Scores.load(selection)
     bill = cost(of, epochs=epochs or EPOCHS, **given(Prices, options))
     if as_json:

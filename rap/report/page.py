@@ -169,6 +169,7 @@ def render(
         kept=len(selection),
         settings=selection.settings,
         rule=_rule_text(selection.settings),
+        learned=_learned(selection.settings),
         ranking=(selection.settings.get("texts") or {}).get("ranking"),
         reasons=reasons,
         panels=panels_of(selection),
@@ -262,3 +263,15 @@ def _rule_text(settings: Mapping[str, Any]) -> str:
     """Rule and what it does; selections of older versions do not say the latter."""
     text = (settings.get("texts") or {}).get("rule")
     return f"Rule \u201c{settings['choose']['rule']}\u201d" + (f" {text}" if text else ".")
+
+
+def _learned(settings: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Of rule learn: (kept in the main part, samples with mixed outcomes), of all groups
+    together; None: of another rule."""
+    told = [
+        one["learned"]
+        for one in settings.get("groups") or [settings["found"]]
+        if "learned" in one
+    ]
+    main, mixed = (sum(one[name] for one in told) for name in ("main", "mixed"))
+    return (main, mixed) if told else None

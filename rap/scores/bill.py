@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,7 +29,7 @@ import pyarrow.compute as pc
 from ..config import TRAIN_GROUP
 from ..errors import RapConfigError
 from ..samples.text import counted
-from ..settings import Ge, Gt, Le, Number, resolve, setting, settings
+from ..settings import Ge, Gt, Le, Number, resolve, setting, settings, to_python
 
 if TYPE_CHECKING:
     from .reader import Reader
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 EPOCHS = (1, 3, 15)
 """Epochs that a bill is written for; the paper trains for 15."""
+MOST = 10**6
+"""Epochs, and completions a prompt, at most: what is above is a mistake."""
 
 
 @settings
@@ -52,7 +54,7 @@ class Prices:
         "(old policy and reference one each, forward 1, backward 2, recomputing 1).",
         default=1.2,
     )
-    group: Annotated[int, Ge(1)] = setting(
+    group: Annotated[int, Ge(1), Le(MOST)] = setting(
         "n: completions a prompt and epoch of training.", default=TRAIN_GROUP
     )
     training_share: Annotated[Number, Gt(0), Le(1)] | None = setting(
@@ -151,6 +153,13 @@ class Bill:
         """The first number of epochs after which something is saved."""
         return None if self.pays_after is None else math.floor(self.pays_after) + 1
 
+    @property
+    def numbers(self) -> list[float]:
+        """All that was worked out with the prices."""
+        found = (self.pays_after, self.seconds, self.pays_after_hours, self.money)
+        known = [x for x in found if x is not None]
+        return [self.per_sample, *self.saved.values(), *known]
+
     def as_json(self) -> dict[str, Any]:
         """As JSON values."""
         found = dataclasses.asdict(self)
@@ -173,9 +182,11 @@ class Bill:
         if self.tokens is not None:
             yield f"sampled {counted(self.tokens, 'token')}"
         prices = self.prices
+        if not self.stages:
+            yield "what the scores cost was not counted, and is taken for nothing"
         yield (
-            f"scoring costs C = {self.per_sample:.3g} completions a sample (a forward "
-            f"counts as {prices.forward:g})"
+            f"scoring costs C = {_short(self.per_sample, 3)} completions a sample (a "
+            f"forward counts as {prices.forward:g})"
         )
         if self.seconds is not None:
             yield f"it took {self.seconds:,.0f} s"
@@ -220,8 +231,14 @@ class Bill:
 
 
 def _epochs(n: float) -> str:
-    said = f"{n:.2g}"
+    said = _short(n, 2)
     return f"{said} epoch{'s' * (said != '1')}"
+
+
+def _short(x: float, digits: int) -> str:
+    """So many significant digits; all of those before the point, and no power of ten."""
+    said = f"{x:.{digits}g}"
+    return f"{x:,.0f}" if "e+" in said else said
 
 
 def saved_share(
@@ -252,7 +269,7 @@ def cost(
 
     ``of``: a ``Selection`` or ``Scores``; of scores alone ``training_share`` must be told.
     ``prices``: `Prices`; ``overrides``: single fields of it. ``epochs``: what S is worked
-    out for, each >= 1. Raises ``RapConfigError``.
+    out for, each from 1 to `MOST`. Raises ``RapConfigError``.
     """
     given = resolve(Prices, "prices", prices, overrides, "rap.cost")
     if not hasattr(of, "reader"):
@@ -260,47 +277,77 @@ def cost(
             f"rap.cost: got {type(of).__name__}; expected a selection or scores: "
             "rap.load(folder), rap.Scores.load(store)"
         )
-    if not epochs or any(not isinstance(e, int) or e < 1 for e in epochs):
-        raise RapConfigError(f"epochs = {epochs!r}: expected integers >= 1")
-    n = of.reader.num_rows
+    wanted, (kept, share) = _whole(epochs), _kept_and_share(of, given)
+    try:
+        bill = _bill(of.reader, given, kept, share, wanted)
+    except (OverflowError, ZeroDivisionError):
+        bill = None
+    if bill is None or not all(map(math.isfinite, bill.numbers)):
+        raise RapConfigError(
+            "the bill is no finite number: one of the prices told is far too large, or far "
+            "too small"
+        )
+    return bill
+
+
+def _whole(epochs: Iterable[int]) -> list[int]:
+    """As Python's integers; NumPy's are taken, too."""
+    try:
+        found = list(map(to_python, epochs))
+    except TypeError:  # one number
+        found = []
+    whole = [e for e in found if type(e) is int and 1 <= e <= MOST]
+    if not whole or len(whole) < len(found):
+        raise RapConfigError(
+            f"epochs = {epochs!r}: expected integers from 1 to {MOST:,}, such as {EPOCHS}"
+        )
+    return whole
+
+
+def _kept_and_share(of: Scores | Selected, prices: Prices) -> tuple[int | None, float]:
+    """(samples kept, None: nothing was chosen yet; t)"""
     kept = len(of) if hasattr(of, "kept") else None
-    share = given.training_share
-    if share is None:
-        if kept is None:
-            raise RapConfigError(
-                "training_share = None: scores alone do not say how much is kept; give "
-                "training_share, or a selection"
-            )
-        if not kept:
-            raise RapConfigError(
-                "nothing is kept, so there is no training to compare with: give "
-                "training_share"
-            )
-        share = kept / max(n, 1)
-    stages = tuple(stages_of(of.reader))
+    if prices.training_share is not None:
+        return kept, prices.training_share
+    if kept is None:
+        raise RapConfigError(
+            "training_share = None: scores alone do not say how much is kept; give "
+            "training_share, or a selection"
+        )
+    if not kept:
+        raise RapConfigError(
+            "nothing is kept, so there is no training to compare with: give training_share"
+        )
+    return kept, kept / max(of.reader.num_rows, 1)
+
+
+def _bill(
+    reader: Reader, prices: Prices, kept: int | None, share: float, epochs: Sequence[int]
+) -> Bill:
+    n, stages = reader.num_rows, tuple(stages_of(reader))
     completions, forwards = (
         sum(getattr(s, name) for s in stages) for name in ("completions", "forwards")
     )
-    per_sample = (completions + given.forward * forwards) / max(n, 1)
-    tokens, seconds = (_total(of.reader, x) for x in ("generated_tokens", "seconds"))
-    if given.scoring_hours is not None:
-        seconds = 3600 * given.scoring_hours
+    per_sample = (completions + prices.forward * forwards) / max(n, 1)
+    tokens, seconds = (_total(reader, x) for x in ("generated_tokens", "seconds"))
+    if prices.scoring_hours is not None:
+        seconds = 3600 * prices.scoring_hours
     in_hours = None
-    if given.epoch_hours is not None and seconds is not None and share < 1.0:
-        in_hours = seconds / 3600 / ((1.0 - share) * given.epoch_hours)
+    if prices.epoch_hours is not None and seconds is not None and share < 1.0:
+        in_hours = seconds / 3600 / ((1.0 - share) * prices.epoch_hours)
     return Bill(
-        given,
+        prices,
         n,
         kept,
         stages,
         share,
         per_sample,
-        {e: saved_share(per_sample, e, share, given) for e in epochs},
-        pays_after(per_sample, share, given),
+        {e: saved_share(per_sample, e, share, prices) for e in epochs},
+        pays_after(per_sample, share, prices),
         None if tokens is None else int(tokens),
         seconds,
         in_hours,
-        _money(given, tokens, seconds),
+        _money(prices, tokens, seconds),
     )
 
 

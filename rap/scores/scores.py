@@ -479,7 +479,7 @@ def _one_type(name: str, parts: Iterable[Any]) -> pa.ChunkedArray:
         tables = [pa.table({"": column}) for column in found]
         return pa.concat_tables(tables, promote_options="permissive")[""]
     except (pa.ArrowException, TypeError) as error:
-        raise RapConfigError(f"by = {name!r}: the column mixes types: {error}") from error
+        raise RapConfigError(f"{name!r}: the column mixes types: {error}") from error
 
 
 TO_MATCH = ("id", "index", "status", "sample_sha256", "image_sha256", TEXT_COLUMN)

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 DRAWS = 2000
 """Resamplings of an interval."""
+FEW = 6
+"""Samples below which there is no verdict: of five all differences have one sign, and so
+their interval leaves out 0, one time in sixteen by chance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,8 @@ class CutReport:
     @property
     def verdict(self) -> str:
         """One sentence."""
+        if len(self.samples) < FEW:
+            return f"{len(self.samples)} of at least {FEW} samples: too few to say"
         _, low, high = self.difference
         if low > 0:
             return "the answer depends on the flagged token more than on another one"

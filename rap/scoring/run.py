@@ -52,12 +52,14 @@ from ..errors import RapConfigError
 from ..misnamed import require_options
 from ..model.loading import LoadingOptions
 from ..rewards.checker import Reward
+from ..samples.sampleset import SampleSet, open_samples
 from ..scores.claims import PLAN, Claims, require_idle
 from ..scores.completions import HeldCompletions
 from ..scores.profile import read_profile
 from ..scores.scores import Scores
 from ..scores.shardplan import ShardPlan
 from ..selection.choosing import choose as choose_from
+from ..selection.groups import NAMED, require_columns
 from ..selection.rules import check as check_rule
 from ..selection.selection import Selection
 from ..settings import resolve
@@ -417,6 +419,11 @@ def select(
     require_whole(ExecutorConfig(**executing), "rap.select")
     theirs = [*run_options, *fields[EngineConfig], *fields[ExecutorConfig]]
     rest = {name: value for name, value in given.items() if name in theirs}
+    if any(getattr(chosen, name) is not None for name in NAMED):
+        data = dataset
+        if not isinstance(dataset, SampleSet):
+            data = open_samples(dataset, columns=rest.get("columns"), root=rest.get("root"))
+        require_columns(chosen, data.column_names)
     return choose_from(score(model, processor, dataset, config, **rest), chosen)
 
 

@@ -10,12 +10,32 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ..config import ChooseConfig
 from ..errors import RapConfigError
 from ..scores.columns import as_fraction
 from ..scores.scores import Scores
+from ..scores.table import ROLLOUT_SCHEMA, SCORE_SCHEMA
+from ..settings import near
+
+NAMED = ("by", "coverage_by")
+"""Settings that name a column."""
 
 Group = tuple[object, np.ndarray | slice]
 """(value, int64 rows, ascending); a slice: all rows"""
+
+
+def require_columns(config: ChooseConfig, data: Sequence[str]) -> None:
+    """Raises ``RapConfigError`` for a column that neither the scores of these data nor
+    their completions will have: before a model runs. ``data``: the data set's columns."""
+    known = dict.fromkeys([*SCORE_SCHEMA.names, *ROLLOUT_SCHEMA.names, *data])
+    for option in NAMED:
+        name = getattr(config, option)
+        if name is None or name in known or name.partition(".")[0] in data:
+            continue
+        raise RapConfigError(
+            f"{option} = {name!r}: the data set has no such column{near(name, data)}. "
+            f"There are: {', '.join(known)}"
+        )
 
 
 def groups_of(scores: Scores, by: str | None) -> list[Group]:

@@ -4,7 +4,7 @@
 2. Guards: floor(guard_attention k) of the k samples to keep are the best mixed ones with
    psi above its limit (``biased="drop"``; else psi decides nothing), by value;
    floor(guard_hurt k) are others with D < 0, by ``learning.harm_of``: known to be mixed, or
-   expected to be (cascade). Both by what each adds to ``coverage.reward``.
+   expected to be (no completions). Both by what each adds to ``coverage.reward``.
 3. Main part: mixed, D above the threshold, psi not above its limit; the best of them fill
    what is left, by value; with ``coverage``, too, by what each adds.
 4. Fill: if fewer than k are found, the mixed samples that are left, then the others that
@@ -70,23 +70,26 @@ class Learner:
 
     def guards(self, parts: Sequence[tuple[Rows, int]]) -> list[dict[str, int]]:
         """How many samples of each guard each group (its rows, samples to keep) is to have:
-        the guard's share of the whole, by largest remainder, as budgets are dealt."""
-        found: list[dict[str, int]] = [{} for _ in parts]
+        the guard's share of the whole, by largest remainder, as budgets are dealt. Of a
+        group all guards together have no more than it is to keep."""
+        shares = dict(zip(GUARDED, self.judged.reading.config.shares, strict=True))
+        found = [
+            {name: budget_size(share, k) if k else 0 for name, share in shares.items()}
+            for _, k in parts
+        ]  # 1/3 of 30 is 10
         total = sum(target for _, target in parts)
-        for name, share in zip(GUARDED, self.judged.reading.config.shares, strict=True):
-            size = [budget_size(share, k) if k else 0 for _, k in parts]  # 1/3 of 30 is 10
-            left = (budget_size(share, total) if total else 0) - sum(size)
+        for name, share in shares.items():
+            whole = budget_size(share, total) if total else 0
+            left = whole - sum(size[name] for size in found)
             more = []
             for i, (rows, target) in enumerate(parts if left > 0 else ()):
-                strata, free = self._strata(rows), target - sum(found[i].values())
+                strata, size = self._strata(rows), found[i][name]
                 worth = -strata.worth[name][strata.guards[name]]
-                if size[i] < min(free, len(worth)):
-                    best = np.partition(worth, size[i])[size[i]]
-                    more.append((size[i] - as_fraction(name, share) * target, best, i))
+                if size < len(worth) and sum(found[i].values()) < target:
+                    best = np.partition(worth, size)[size]
+                    more.append((size - as_fraction(name, share) * target, best, i))
             for *_, i in sorted(more)[: max(left, 0)]:
-                size[i] += 1
-            for one, many in zip(found, size, strict=True):
-                one[name] = many
+                found[i][name] += 1
         return found
 
     def _strata(self, rows: Rows) -> _Strata:
@@ -150,10 +153,11 @@ class Learner:
             np.concatenate(x)
             for x in zip(*((p.rows, p.kept, p.worth) for p in parts), strict=True)
         )
-        many = len(self.cover.names)
-        have, took = (np.bincount(code[x], minlength=many) for x in (candidates, kept))
+        # of the groups that are there: of the others there may be far more
+        there, place = np.unique(code[candidates], return_inverse=True)
+        have = np.bincount(place.reshape(-1), minlength=len(there))
+        took = np.bincount(np.searchsorted(there, code[kept]), minlength=len(there))
         order = np.lexsort((-have, -took))
-        order = order[have[order] > 0]
         return {
             "by": self.cover.by,
             "of": "main" if self.judged.reading.config.covers_main else "guards",
@@ -163,7 +167,7 @@ class Learner:
             "least_kept": int(took[order[-1]]) if len(order) else 0,
             "groups": [
                 {
-                    "group": self.cover.names[g],
+                    "group": self.cover.names[there[g]],
                     "candidates": int(have[g]),
                     "kept": int(took[g]),
                 }
@@ -267,9 +271,10 @@ def _lines_of(learned: Mapping[str, Any], covered: str) -> Iterator[str]:
     filled = learned["filled"]
     if filled["mixed"] or filled["others"]:
         yield (
-            f"budget filled with {counted(filled['mixed'], 'other mixed sample')} "
-            f"({filled['attention']} of them {GUARDED['attention']}, {filled['hurt']} "
-            f"{GUARDED['hurt']}) and {filled['others']} not known to have mixed outcomes"
+            f"budget filled with {counted(filled['mixed'], 'other mixed sample')} and "
+            f"{filled['others']} not known to have mixed outcomes; of all these "
+            f"{filled['attention']} {GUARDED['attention']}, {filled['hurt']} "
+            f"{GUARDED['hurt']}"
         )
 
 

@@ -15,7 +15,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ...errors import RapModelError
+from ...errors import RapModelError, first_line
 from .parts import LANGUAGE, SHA256, VISION, part_path, require_parts, sha256
 from .pictures import SIZE
 
@@ -142,18 +142,37 @@ def natural_model_folder() -> Path:
     """The assembled model as a Hugging Face folder (540 MB), made at the first call.
 
     Raises ``RapModelError`` if a package is missing, has other bytes, or the trained part
-    is damaged.
+    is damaged, or the folder is not whole.
     """
     require_parts()
     trained = WEIGHTS / TRAINED
-    expected = json.loads((WEIGHTS / "manifest.json").read_text())[TRAINED]
-    if not trained.is_file() or sha256(trained) != expected:
-        raise RapModelError(f"{trained} is missing or damaged: install rap-select again")
+    expected = _hash_of_trained(trained)
     key = sha256_of_texts(expected, *SHA256.values())[:12]
     folder = cache_folder() / f"natural-{key}"
-    if not (folder / "model.safetensors").is_file():
+    if folder.exists() and not (folder / "model.safetensors").is_file():
+        raise _damaged(folder, "it has no model.safetensors")
+    if not folder.exists():
         _assemble(trained, folder)
     return folder
+
+
+def _hash_of_trained(trained: Path) -> str:
+    """The SHA-256 of the trained part, which is that of the manifest."""
+    try:
+        expected = json.loads((WEIGHTS / "manifest.json").read_text())[TRAINED]
+        whole = sha256(trained) == expected
+    except (OSError, ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise RapModelError(f"{trained} is missing or damaged: install rap-select again")
+    return str(expected)
+
+
+def _damaged(folder: Path, why: str) -> RapModelError:
+    return RapModelError(
+        f"the natural world's model is damaged, {why}: rm -r {folder}, and the next call "
+        "makes it again"
+    )
 
 
 def sha256_of_texts(*texts: str) -> str:
@@ -188,13 +207,18 @@ def _assemble(trained: Path, folder: Path) -> None:
 
 
 def load_natural_model() -> tuple[Any, Any]:
-    """(model, processor) of the natural world, float32, on the CPU."""
+    """(model, processor) of the natural world, float32, on the CPU. Raises
+    ``RapModelError`` as `natural_model_folder`, and if a file in it is damaged."""
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoProcessor, FastVlmForConditionalGeneration
 
     folder = natural_model_folder()
-    model = FastVlmForConditionalGeneration.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True
-    )
-    processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+    try:
+        model = FastVlmForConditionalGeneration.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True
+        )
+        processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise _damaged(folder, first_line(error)) from error
     return model.eval(), processor

@@ -46,6 +46,12 @@ class Learn(Rule):
                 "budget"
             )
 
+        if config.trivial:
+            raise RapConfigError(
+                f"trivial = {config.trivial}: expected 0 with rule='learn', which ranks by "
+                "p1 (1 - p1) and so leaves out what is nearly always solved"
+            )
+
     def threshold(self, config: ChooseConfig, evidence: str) -> Fraction:
         if config.lambda_c is not None:
             return as_fraction("lambda_c", config.lambda_c)
