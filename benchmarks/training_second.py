@@ -42,6 +42,8 @@ COMPARED = ("learn_cascade", "random", "band", "variance", "public_script", "dap
 """Arms of the planned comparisons."""
 ALSO = ("learn_answer",)
 """Compared at ``wide``, with the others at that budget."""
+UNTRAINED = "untrained"
+"""The piece of work that examines the model that all runs start from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +132,11 @@ def scorings(plan: Plan) -> list[str]:
 
 
 def pending(plan: Plan, work: Path) -> list[str]:
-    """Keys of what is not done; the scores come first."""
-    unscored = [key for key in scorings(plan) if not (work / f"{key}.json").exists()]
-    if unscored:
-        return unscored
+    """Keys of what is not done; the scores come first, and the model as it is."""
+    before = (*scorings(plan), UNTRAINED)
+    lacking = [key for key in before if not (work / f"{key}.json").exists()]
+    if lacking:
+        return lacking
     return [r.key for r in runs(plan) if not (work / RUNS / f"{r.key}.json").exists()]
 
 
@@ -242,6 +245,11 @@ def do(plan: Plan, key: str, work: Path) -> None:
     if key.startswith("scores-"):
         training.write_json(work / f"{key}.json", score_pool(plan, key, work))
         return
+    if key == UNTRAINED:
+        model, processor = training.load("")
+        exam = training.Exam(plan.base, processor)
+        training.write_json(work / f"{key}.json", exam(model))
+        return
     (run,) = [r for r in runs(plan) if r.key == key]
     wall, cpu = time.perf_counter(), time.process_time()
     found = train(plan, run, work)
@@ -265,13 +273,14 @@ def open_work(plan: Plan, work: Path) -> None:
 
 
 def take_up(published: Path, plan: Plan, work: Path) -> int:
-    """Write the runs and ledgers of a published table that ``work`` lacks; how many runs.
+    """Write what ``work`` lacks of a published table's runs and ledgers; how many runs.
     Of the same plan: a run that is none of it is left out."""
     there = json.loads(published.read_text())
     known = {run.key for run in runs(plan)}
     new = [run for run in there["runs"] if run_of(run).key in known]
     write_lacking(work, {f"{RUNS}/{run_of(run).key}": run for run in new})
     write_lacking(work, {f"scores-{k}": ledger for k, ledger in there["costs"].items()})
+    write_lacking(work, {UNTRAINED: there[UNTRAINED]})
     return len(new)
 
 

@@ -31,8 +31,10 @@ from benchmarks.training_compare import (
     test_point,
     weights_of,
 )
+from benchmarks.training_report import share
 from benchmarks.training_second import (
     COMPARED,
+    UNTRAINED,
     Plan,
     finished,
     read_costs,
@@ -88,9 +90,18 @@ def _runs_of(found: Sequence[Mapping[str, Any]]) -> Runs:
     return of_arm
 
 
-def _arms(found: Sequence[Mapping[str, Any]], costs: Costs, table: Any) -> list[str]:
+def _untrained(exam: Mapping[str, Any]) -> str:
+    """The row of the model before training."""
+    asked = (("sighted", "image"), ("sighted", "mixed"), ("blind", "image"))
+    shares = (f"{100 * share(exam[arm], kind):.1f}" for arm, kind in asked)
+    return f"| before training |  |  |  | {' | '.join(shares)} |" + "  |" * 5
+
+
+def _arms(
+    found: Sequence[Mapping[str, Any]], costs: Costs, table: Any, untrained: Any
+) -> list[str]:
     lines = ["", "## Arms", ""]
-    lines += [f"| {ARMS_HEAD} |", "|---|---:|" + "---:|" * 10]
+    lines += [f"| {ARMS_HEAD} |", "|---|---:|" + "---:|" * 10, _untrained(untrained)]
     of_arm = _runs_of(found)
     whole = curve(of_arm.get(("full", None), []), costs)
     target = whole[-1]["accuracy"] if whole else float("inf")
@@ -234,13 +245,14 @@ def write_report(plan: Plan, work: Path, results: Path) -> Path:
     if not found:
         raise SystemExit(f"{work}: no run is done")
     costs, table = read_costs(plan, work), table_of(found, plan)
+    untrained = json.loads((work / f"{UNTRAINED}.json").read_text())
     about = {"pools": ", ".join(map(str, plan.pools)), "pool": plan.pool}
     about |= {"seeds": whole_seeds(found, plan), "wanted": plan.seeds}
     about |= {"steps": plan.steps, "whole": plan.whole_steps}
     text = ABOUT.format(done=len(found), total=len(runs(plan)), **about)
     parts: list[Callable[[], list[str]]] = [
         lambda: _families(plan, table),
-        lambda: _arms(found, costs, table),
+        lambda: _arms(found, costs, table, untrained),
         lambda: _saved(found, costs, plan),
         lambda: _by_family(table),
         lambda: _by_cause(found, plan),
@@ -253,7 +265,8 @@ def write_report(plan: Plan, work: Path, results: Path) -> Path:
     results.mkdir(parents=True, exist_ok=True)
     path = results / "training_second.md"
     path.write_text(text)
-    rows = json.dumps({"costs": _plain(costs), "runs": found}, separators=(",", ":"))
+    all_of_it = {"costs": _plain(costs), UNTRAINED: untrained, "runs": found}
+    rows = json.dumps(all_of_it, separators=(",", ":"))
     path.with_suffix(".json").write_text(rows + "\n")
     draw(plan, found, costs, path.with_suffix(".png"))
     return path

@@ -111,6 +111,10 @@ def work(tmp_path):
     for key in training_second.scorings(PLAN):
         cost = {"seconds": 20.0, "rollouts": 3000, "samples": 2000, "image_share": 0.6}
         (tmp_path / f"{key}.json").write_text(json.dumps(cost))
+    exam = point(np.random.default_rng(0), 0.4, 0.5)
+    exam["blind"] = {"image/bar": [10, 40], "image/sum": [3, 60]}
+    exam["sighted"] = exam["blind"] | {"mixed/x": [30, 30], "mixed/y": [5, 20]}
+    (tmp_path / f"{training_second.UNTRAINED}.json").write_text(json.dumps(exam))
     for run in runs(PLAN):
         steps = PLAN.whole_steps if run.budget is None else PLAN.steps
         found = made_up(run, *ACCURACY.get(run.arm, (0.65, 0.85)), steps)
@@ -129,6 +133,7 @@ def test_the_report_of_made_up_runs(work, monkeypatch) -> None:
     assert first[0].endswith("holds |") and "| 15 |" in first[0]
     assert "## Planned: primary" in text and "## Arms" in text
     # 100 steps and 20 s of scoring for 150 steps; 6,400 and 3,000 completions for 9,600
+    assert "| before training |  |  |  | 15.0 | 70.0 | 15.0 |" + "  |" * 5 in lines
     assert "| learn, cascade | 9.3 % |" + " 100, 20%, 2% |" * 4 in lines
     assert "| random, equal size | 9.3 % |" + " never |" * 4 in lines
     family = text.split("## By family")[1].splitlines()

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 import rap
 from rap.cli.commands import main
 from rap.errors import RapConfigError
-from rap.scores.bill import Prices, pays_after, saved_share
+from rap.scores.bill import Prices, _epochs, pays_after, saved_share
 from rap.scores.scores import Scores
 from rap.scores.table import table_from_rows
 
@@ -185,6 +185,12 @@ def test_large_numbers_are_written_out() -> None:
     assert "scoring costs C = 1,234 completions a sample" in said
     assert "it pays after 140 epochs: from epoch 141 on" in said
     assert "e+" not in said
+
+
+def test_an_epoch_is_not_rounded_up_to_the_one_it_pays_from() -> None:
+    said = [_epochs(n) for n in (14.96, 0.999, 1.0, 0.034, 139.6, 57_999.7, 1234567.0)]
+    whole = ["14.96 epochs", "0.999 epochs", "1 epoch", "0.034 epochs", "139.6 epochs"]
+    assert said == [*whole, "57999.7 epochs", "1,234,567 epochs"]
 
 
 def test_scores_that_count_nothing_are_said_to() -> None:

@@ -231,7 +231,9 @@ class Bill:
 
 
 def _epochs(n: float) -> str:
-    said = _short(n, 2)
+    """Two digits, or as many as rounding needs to stay below the next whole one."""
+    found = (_short(n, digits) for digits in range(2, 18))
+    said = next(x for x in found if int(float(x.replace(",", ""))) == int(n))
     return f"{said} epoch{'s' * (said != '1')}"
 
 
