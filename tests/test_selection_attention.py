@@ -100,9 +100,13 @@ def test_two_close_modes_and_ties_are_not_taken_for_captured_samples() -> None:
 
 
 def test_too_few_psi_calibrate_nothing() -> None:
-    selection = choose(scores_of([row(3, 5, 1, 5, log_psi=-1.0 * i) for i in range(19)]))
+    few = scores_of([row(3, 5, 1, 5, log_psi=-1.0 * i) for i in range(19)])
+    selection = choose(few, biased="drop")
     assert selection.settings["found"]["lambda_a"] is None
     assert any("not calibrated" in w for w in selection.warnings)
+    reported = choose(few)  # psi drops nothing anyway
+    assert not reported.warnings
+    assert "psi: no limit (too few to calibrate)" in reported.summary()
     selection = choose(scores_of([row(3, 5, 1, 5, log_psi=-1.0 * i) for i in range(20)]))
     # quartiles -14.25 and -4.75, and 1.5 times their difference above the upper one
     assert selection.settings["found"]["log_lambda_a"] == 9.5

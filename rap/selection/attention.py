@@ -36,10 +36,11 @@ class Attention:
     found: dict[str, Any]
     warnings: list[str]
 
-    def reported(self) -> Attention:
-        """The same where psi decides nothing: every sample passes."""
-        every = np.ones_like(self.passes)
-        return Attention(every, ~every, self.found | {"biased": "report"}, self.warnings)
+    def reported(self, asked: bool) -> Attention:
+        """The same where psi decides nothing: every sample passes, and what psi cannot say
+        is worth a warning only where a limit was ``asked`` for."""
+        every, found = np.ones_like(self.passes), self.found | {"biased": "report"}
+        return Attention(every, ~every, found, self.warnings if asked else [])
 
 
 def judge_attention(

@@ -245,7 +245,7 @@ def _attention(
         times=judged.psi_times,
     )
     if not config.drops_biased:
-        attention = attention.reported()
+        attention = attention.reported(asked=config.lambda_a is not None)
     judged.log_psi = np.empty(0, np.float32)
     for flag, mask in ((PASSES, attention.passes), (BIASED, attention.biased)):
         judged.flags |= mask.view(np.uint8) * np.uint8(flag)
