@@ -599,8 +599,8 @@ RULES = (
     Mutant(
         "rule-guard-rest",
         "rap/selection/learn.py",
-        "                size[i] += 1\n",
-        "                size[i] += 0\n",
+        "                found[i][name] += 1\n",
+        "                found[i][name] += 0\n",
         (
             "tests/test_learn.py::test_small_groups_have_the_guard_of_the_whole_by_largest_remainder",
         ),
@@ -608,10 +608,17 @@ RULES = (
     Mutant(
         "rule-guard-order",
         "rap/selection/learn.py",
-        "more.append((size[i] - as_fraction(name, share) * target, best, i))",
+        "more.append((size - as_fraction(name, share) * target, best, i))",
         "more.append((0, 0, i))",
         (
             "tests/test_learn.py::test_small_groups_have_the_guard_of_the_whole_by_largest_remainder",
         ),
+    ),
+    Mutant(
+        "rule-guards-beyond",
+        "rap/selection/learn.py",
+        "                if size < len(worth) and sum(found[i].values()) < target:",
+        "                if size < len(worth) and size < target:",
+        ("tests/test_learn.py",),
     ),
 )
