@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -23,6 +26,7 @@ from rap.errors import RapConfigError, RapInputError, RapModelError  # noqa: E40
 from rap.model.cutting import NONE, cut_logits  # noqa: E402
 from rap.model.driver import ModelDriver  # noqa: E402
 from rap.samples.sample import Sample  # noqa: E402
+from rap.scores.completions import HeldCompletions  # noqa: E402
 from rap.scoring import causal  # noqa: E402
 
 SAMPLE = Sample(0, "one", "Which number?", "A", (), (), None, {})
@@ -210,6 +214,32 @@ def test_verdicts_by_the_interval():
         assert verdict(*[(1.0, 0.1)] * n) == f"{n} of at least 6 samples: too few to say"
 
 
+def test_the_response_is_the_first_right_completion_with_the_image(monkeypatch):
+    """Read for as many samples as are looked at: of the others nothing is kept."""
+    said = [
+        ("a", "image", 2, True, [2]),
+        ("a", "image", 1, True, [1]),
+        ("a", "image", 0, False, [0]),
+        ("b", "text", 0, True, [3]),
+        ("b", "image", 0, None, [4]),
+        ("c", "image", 0, True, None),
+        ("d", "image", 5, True, [5]),
+    ]
+    names = ("id", "arm", "number", "correct", "token_ids")
+    table = pa.Table.from_pylist([dict(zip(names, one, strict=True)) for one in said])
+    scores = SimpleNamespace(completions=HeldCompletions(table))
+    asked, read = [], causal._responses
+    monkeypatch.setattr(
+        causal,
+        "_responses",
+        lambda scores, wanted: asked.append(wanted.to_pylist()) or read(scores, wanted),
+    )
+    found = causal._with_responses(scores, pa.table({"id": list("adbc")}), 2)
+    assert [next(found)[1], next(found)[1]] == [[1], [5]] and asked == [["a", "d"]]
+    assert [response for _, response in found] == [None, None]
+    assert asked == [["a", "d"], ["b", "c"]]
+
+
 def test_scores_that_have_nothing_to_cut(scored, tmp_path):
     model, processor, path, store = scored
     scores = rap.Scores.load(store)
@@ -237,7 +267,8 @@ def test_a_prompt_that_was_scored_otherwise_is_refused(scored, monkeypatch):
     model, processor, path, store = scored
     scores = rap.Scores.load(store)
     rows = causal._rows(scores)
-    longer = [row | {"n_prompt": row["n_prompt"] + 1} for row in rows]
+    at, more = rows.column_names.index("n_prompt"), pc.add(rows["n_prompt"], 1)
+    longer = rows.set_column(at, "n_prompt", more)
     with pytest.raises(RapConfigError, match="seed = -1"):
         rap.cut(model, processor, path, scores, seed=-1)
     monkeypatch.setattr(causal, "_rows", lambda _: longer)

@@ -9,14 +9,15 @@ more than cutting any other, the flag says nothing about the answer.
 from __future__ import annotations
 
 import dataclasses
-import math
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from ..config import ScoreConfig
 from ..errors import RapConfigError, RapInputError
@@ -183,7 +184,7 @@ def cut(
         if isinstance(value, bool) or not isinstance(value, int) or value < low:
             raise RapConfigError(f"{name} = {value!r}: expected an integer >= {low}")
     rows = _rows(scores)
-    said = _responses(scores, {row["id"] for row in rows})
+    _require_completions(scores)
     from ..model.capture import UnsupportedModelError, unsupported
     from ..model.driver import ModelDriver
 
@@ -193,11 +194,11 @@ def cut(
     opened = data if isinstance(data, SampleSet) else open_samples(data)
     found: list[CutSample] = []
     skipped = 0
-    for row in rows:
+    for row, response in _with_responses(scores, rows, 4 * samples):
         if len(found) == samples:
             break
         job = prepare_job(opened, driver, config, _index(opened, row))
-        if job.image is None or row["id"] not in said:
+        if job.image is None or response is None:
             skipped += 1
             continue
         if row["n_prompt"] not in (None, job.image.n_prompt):
@@ -206,7 +207,7 @@ def cut(
                 f"{row['n_prompt']} where it was scored: it is not the prompt that was "
                 "scored"
             )
-        prepared = driver.with_response(job.image, said[row["id"]])
+        prepared = driver.with_response(job.image, response)
         assert job.sample is not None  # it has an image prompt
         rng = random.Random(f"rap cut {seed} {row['id']}")
         try:
@@ -253,34 +254,49 @@ def _require_its_model(driver: ModelDriver, scores: Scores) -> None:
         )
 
 
-def _rows(scores: Scores) -> list[dict[str, Any]]:
+def _rows(scores: Scores) -> pa.Table:
     """The samples with a finite psi, the largest first."""
     names = ["id", "index", "log_psi", "psi_position", "psi_token", "n_prompt"]
-    rows = [
-        row
-        for batch in scores.reader.batches(names)
-        for row in batch.to_pylist()
-        if row["log_psi"] is not None and math.isfinite(row["log_psi"])
-    ]
-    if not rows:
+    parts = (t.filter(pc.is_finite(t["log_psi"])) for t in scores.reader.batches(names))
+    rows = pa.concat_tables(parts).combine_chunks()
+    if not rows.num_rows:
         raise RapInputError("these scores have no psi: there is no token to cut")
-    return sorted(rows, key=lambda row: (-row["log_psi"], row["index"]))
+    return rows.sort_by([("log_psi", "descending"), ("index", "ascending")])
 
 
-def _responses(scores: Scores, wanted: set[str]) -> dict[str, list[int]]:
-    """Tokens of the first right completion with the image, by sample."""
-    if scores.rollouts is None or "token_ids" not in scores.rollouts.column_names:
+def _require_completions(scores: Scores) -> None:
+    there = scores.completions
+    if there is None or "token_ids" not in there.column_names:
         raise RapInputError(
             "these scores hold no completions, so the response that psi was read from is "
             "not known; evidence rollouts and cascade keep them"
         )
-    names = ["id", "arm", "number", "correct", "token_ids"]
+
+
+def _with_responses(
+    scores: Scores, rows: pa.Table, many: int
+) -> Iterator[tuple[dict[str, Any], list[int] | None]]:
+    """(row, tokens of its response; None: no completion is right), read for so ``many``
+    rows at a time: of a large store few are wanted."""
+    for start in range(0, rows.num_rows, many):
+        block = rows.slice(start, many)
+        said = _responses(scores, block["id"])
+        for row in block.to_pylist():
+            yield row, said.get(row["id"])
+
+
+def _responses(scores: Scores, wanted: pa.ChunkedArray) -> dict[str, list[int]]:
+    """Tokens of the first right completion with the image, by sample."""
     first: dict[str, tuple[int, list[int]]] = {}
-    for r in scores.rollouts.select(names).to_pylist():
-        if r["arm"] != IMAGE_ARM or not r["correct"] or r["token_ids"] is None:
-            continue
-        if r["id"] in wanted and (r["id"] not in first or r["number"] < first[r["id"]][0]):
-            first[r["id"]] = (r["number"], r["token_ids"])
+    assert scores.completions is not None
+    for table in scores.completions.tables():
+        asked = pc.and_kleene(pc.equal(table["arm"], IMAGE_ARM), table["correct"])
+        asked = pc.and_kleene(asked, pc.is_in(table["id"], value_set=wanted))
+        for r in table.filter(asked).select(["id", "number", "token_ids"]).to_pylist():
+            if r["token_ids"] is None:
+                continue
+            if r["id"] not in first or r["number"] < first[r["id"]][0]:
+                first[r["id"]] = (r["number"], r["token_ids"])
     return {id: ids for id, (_, ids) in first.items()}
 
 
