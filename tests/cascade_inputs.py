@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from model_inputs import png
+from scoring_inputs import question_row
 
 from rap.config import ScoreConfig
 from rap.model.rollouts import Completion
@@ -15,17 +16,7 @@ from rap.stopwatch import IDLE
 
 
 def make_rows(n: int) -> list[dict]:
-    return [
-        {
-            "id": f"s{i}",
-            "question": "Which number replaces the " + "very " * (i % 6) + f"mark {i}?",
-            "answer": "BCA"[i % 3],
-            "choices": ["4", "12", "35"],
-            "image": {"bytes": png(i), "path": None},
-            "source": "ab"[i % 2],
-        }
-        for i in range(n)
-    ]
+    return [question_row(i, png(i)) for i in range(n)]
 
 
 class Scripted:

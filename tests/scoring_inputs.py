@@ -23,19 +23,21 @@ def png(i: int) -> bytes:
     return file.getvalue()
 
 
+def question_row(i: int, picture: bytes) -> dict:
+    return {
+        "id": f"s{i}",
+        "question": "Which number replaces the " + "very " * (i % 6) + f"mark {i}?",
+        "answer": "BCA"[i % 3],
+        "choices": ["4", "12", "35"],
+        "image": {"bytes": picture, "path": None},
+        "source": "ab"[i % 2],
+    }
+
+
 def make_rows(n: int) -> list[dict]:
+    solution = "Let x be the length, then x^2 + y^2 = 169, so it is "
     return [
-        {
-            "id": f"s{i}",
-            "question": "Which number replaces the " + "very " * (i % 6) + f"mark {i}?",
-            "answer": "BCA"[i % 3],
-            "choices": ["4", "12", "35"],
-            "image": {"bytes": png(i), "path": None},
-            "source": "ab"[i % 2],
-            "solution": "Let x be the length, then x^2 + y^2 = 169, so it is "
-            + "BCA"[i % 3],
-        }
-        for i in range(n)
+        question_row(i, png(i)) | {"solution": solution + "BCA"[i % 3]} for i in range(n)
     ]
 
 

@@ -7,13 +7,12 @@ import json
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from selection_inputs import scores_of
 
 import rap
 from rap.cli.commands import main
 from rap.errors import RapConfigError
 from rap.scores.bill import Prices, _epochs, pays_after, saved_share
-from rap.scores.scores import Scores
-from rap.scores.table import table_from_rows
 
 PAPER = {"group": 5, "training_share": 0.5665}
 """52.8 h against 93.2 h, 5 completions a prompt (arXiv 2506.04755)."""
@@ -67,12 +66,6 @@ def test_the_table_of_bills_comes_from_the_counts_of_a_run(scheme: str) -> None:
 def row(**more: object) -> dict:
     cost = {"generated_tokens": 100, "seconds": 0.5}
     return {"status": "scored"} | cost | more
-
-
-def scores_of(rows: list[dict]) -> Scores:
-    return Scores(
-        table_from_rows([{"id": f"s{i}", "index": i} | r for i, r in enumerate(rows)])
-    )
 
 
 COUNTED = {"c1": 2, "m1": 5, "c0": 0, "m0": 5, "n_drawn": 10, "forwards": 1}

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from selection_inputs import BAD, reasons, row, scores_of
 
 import rap
 from rap import reference
@@ -30,11 +31,6 @@ from rap.selection.groups import budget_size
 from rap.selection.selection import Selection, load
 
 
-def row(c1: int, m1: int, c0: int, m0: int, **more: object) -> dict:
-    counts = {"c1": c1, "m1": m1, "c0": c0, "m0": m0}
-    return {"status": "scored", "evidence": "rollouts"} | counts | more
-
-
 def answer(p1: float | None, p0: float | None, js: float | None, **more: object) -> dict:
     p = {"p_answer1": p1, "p_answer0": p0, "js": js}
     return {"status": "scored", "evidence": "answer"} | p | more
@@ -50,18 +46,6 @@ def cascade(p1: float, p0: float, counts: tuple[int, ...] = (), **more: object) 
         found |= dict(zip(("c1", "m1", "c0", "m0"), counts, strict=True))
         found |= {"decided_by": "text" if counts[3] else "image"}
     return found | more
-
-
-BAD = {"status": "quarantined", "stage": "image", "code": "image_missing"}
-
-
-def scores_of(rows: list[dict], **meta: object) -> Scores:
-    numbered = [{"id": f"s{i}", "index": i} | r for i, r in enumerate(rows)]
-    return Scores(table_from_rows(numbered), meta)
-
-
-def reasons(selection: Selection) -> list[str]:
-    return selection.table["reason"].to_pylist()
 
 
 def learned(selection: Selection) -> dict:
@@ -752,9 +736,9 @@ def test_the_state_of_a_prompt_is_the_mean_over_its_tokens() -> None:
     for side in ("right", "left"):
         batch = [prepared(3, 2), prepared(2, 1)]
         first = torch.full((2, 5, 6), float("nan"))
-        for row, one in enumerate(batch):
+        for k, one in enumerate(batch):
             start = 5 - len(one) if side == "left" else 0
-            first[row, start : start + len(one)] = tokens[row, : len(one)]
+            first[k, start : start + len(one)] = tokens[k, : len(one)]
         keep(batch, SimpleNamespace(first=first), side)
         wanted = [tokens[0, :3].mean(0), tokens[1, :2].mean(0)]
         for one, mean in zip(batch, wanted, strict=True):

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from model_inputs import png
+from scoring_inputs import question_row
 from tiny_models import build
 
 import rap
@@ -40,13 +41,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 def make_rows(start: int = 0, end: int = N) -> list[dict]:
     return [
-        {
-            "id": f"s{i}",
-            "question": "Which number replaces the " + "very " * (i % 6) + f"mark {i}?",
-            "answer": "BCA"[i % 3],
-            "choices": ["4", "12", "35"],
-            "image": {"bytes": png(i), "path": None},
-            "source": "ab"[i % 2],
+        question_row(i, png(i))
+        | {
             "category": "xyz"[i % 3],
             "solution": f"Let x be the length, then it is {i}, so " + "BCA"[i % 3],
         }
