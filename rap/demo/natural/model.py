@@ -150,7 +150,7 @@ def natural_model_folder() -> Path:
     key = sha256_of_texts(expected, *SHA256.values())[:12]
     folder = cache_folder() / f"natural-{key}"
     if folder.exists() and not (folder / "model.safetensors").is_file():
-        raise _damaged(folder, "it has no model.safetensors")
+        raise _unreadable(folder, "it has no model.safetensors")
     if not folder.exists():
         _assemble(trained, folder)
     return folder
@@ -168,10 +168,10 @@ def _hash_of_trained(trained: Path) -> str:
     return str(expected)
 
 
-def _damaged(folder: Path, why: str) -> RapModelError:
+def _unreadable(folder: Path, why: str) -> RapModelError:
     return RapModelError(
-        f"the natural world's model is damaged, {why}: rm -r {folder}, and the next call "
-        "makes it again"
+        f"the natural world's model cannot be read, {why}: rm -r {folder}, and the next "
+        "call makes it again"
     )
 
 
@@ -220,5 +220,5 @@ def load_natural_model() -> tuple[Any, Any]:
         )
         processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise _damaged(folder, first_line(error)) from error
+        raise _unreadable(folder, first_line(error)) from error
     return model.eval(), processor
